@@ -1,0 +1,1 @@
+"""The state machine that measures, decides, answers, judges and reverts; its results; the command line."""

@@ -1,0 +1,1 @@
+"""Strategies: one way to answer a task per file, and the registry that finds them."""

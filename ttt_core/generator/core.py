@@ -1,0 +1,102 @@
+"""What a primitive, a domain and a family are, and how a task is drawn from a family. Knows no primitive itself.
+
+A domain (lists, rows, grids, strings) offers scenes, which draw inputs, and primitives, which draw a concrete operation.
+A family is a named scene and chain of primitives; a task is a family with its parameters and inputs drawn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Operation = Callable[[Any], Any]
+"""From one value to another. Raises `Reject` where it makes no sense on this value."""
+
+
+class Reject(Exception):
+    """This draw makes no sense (an empty selection, an output too large); draw again."""
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One general operation with its parameters still open."""
+
+    name: str
+    """Unique within the domain, such as `rotate`."""
+    draw: Callable[[random.Random], Operation]
+    """Draws the parameters of one task and returns the operation, which must be deterministic."""
+    scenes: tuple[str, ...] = ()
+    """Scenes whose inputs suit it, where not all do."""
+    held_out: bool = False
+    """Never used in pre-training: kept for policy training."""
+    weight: float = 1.0
+    """How often it is drawn, against the others of its domain."""
+    also_benchmark: str = ""
+    """The public benchmark that has a family of this name, where one does."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Everything drawn for one kind of task."""
+
+    name: str
+    kind: str
+    """The kind of task (see `autottt.ttt_core.kinds`) that its values become."""
+    scenes: Mapping[str, Callable[[random.Random], Callable[[], Any]]]
+    """Name -> draws what is common to a task (such as a range of values), returns a sampler of inputs."""
+    primitives: tuple[Primitive, ...]
+    to_value: Callable[[Any], Any]
+    """From the domain's own representation to the kind's canonical value."""
+    valid: Callable[[Any], bool]
+    """Whether a value is small enough and of the right form to be an input or an output."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A scene and a chain of primitives."""
+
+    domain: Domain
+    scene: str
+    chain: tuple[Primitive, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain.name}/{self.scene}/" + ">".join(p.name for p in self.chain)
+
+
+def draw_pairs(family: Family, count: int, rng: random.Random) -> list[tuple[Any, Any]]:
+    """`count` input-output pairs of one task of the family, in canonical values, all inputs different.
+
+    Raises `Reject` when the task is trivial (outputs equal to inputs), constant, or cannot be drawn.
+    """
+    sample = family.domain.scenes[family.scene](rng)
+    operations = [p.draw(rng) for p in family.chain]
+    pairs: dict[Any, Any] = {}
+    unchanged = 0
+    for _ in range(4 * count + 8):
+        value = sample()
+        source = family.domain.to_value(value)
+        if source in pairs:
+            continue
+        try:
+            for operation in operations:
+                value = operation(value)
+        except Reject:
+            continue
+        if not family.domain.valid(value):
+            continue
+        target = family.domain.to_value(value)
+        if target == source:
+            unchanged += 1
+            if unchanged > 1 + count // 4:
+                raise Reject("trivial")
+        pairs[source] = target
+        if len(pairs) == count:
+            break
+    else:
+        raise Reject("too few valid inputs")
+    if len(set(pairs.values())) <= max(1, count // 3):
+        raise Reject("constant")
+    return list(pairs.items())
