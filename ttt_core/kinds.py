@@ -5,6 +5,8 @@ Knows nothing about models. A notation says how values are spelled; the bundled 
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -139,12 +141,12 @@ class ListTransformation:
 
     def apply(self, value: Value) -> Value:
         table = dict(self.symbols)
-        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type,call-overload]
+        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
         return mapped[::-1] if self.reverse else mapped
 
     def invert(self, value: Value) -> Value:
         table = {b: a for a, b in self.symbols}
-        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type,call-overload]
+        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
         return mapped[::-1] if self.reverse else mapped
 
 
@@ -199,11 +201,12 @@ class GridKind:
         shapes = [(t, f) for t in range(1 if self.one_row else 4) for f in (False, True)]
         rng.shuffle(shapes)
         plain = tuple(range(10))
-        found: dict[GridTransformation, None] = {}
+        found: dict[Transformation, None] = {}
         for index in range(4 * count):
             turns, flip = shapes[index % len(shapes)]
             colours = plain if index < len(shapes) and (turns or flip) else _colour_permutation(task, rng)
-            found[GridTransformation(turns, flip, colours)] = None
+            if turns or flip or colours != plain:
+                found[GridTransformation(turns, flip, colours)] = None
             if len(found) == count:
                 break
         return list(found)
@@ -236,16 +239,21 @@ class ListKind:
         parts = body.split(notation.list_separator.strip() or None)
         if not parts or not all(re.fullmatch(r"\s*-?\d+\s*", p) for p in parts):
             raise ParseError(f"not a list of integers: {_short(text)}")
-        return tuple(int(p) for p in parts)
+        try:
+            return tuple(int(p) for p in parts)
+        except ValueError as error:  # more digits than Python converts
+            raise ParseError(f"not a list of integers: {_short(text)} ({error})") from None
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         numbers: list[int] = sorted({x for v in _values(task) for x in v})  # type: ignore[misc]
-        found: dict[ListTransformation, None] = {ListTransformation(True, ()): None}
-        for index in range(4 * count):
-            if len(numbers) < 2 or len(found) >= count:
+        found: dict[Transformation, None] = {ListTransformation(True, ()): None}
+        possible = 2 * math.factorial(len(numbers)) - 1
+        for index in itertools.count():
+            if len(found) >= min(count, possible):
                 break
             shuffled = rng.sample(numbers, len(numbers))
-            found[ListTransformation(index % 2 == 1, tuple(zip(numbers, shuffled, strict=True)))] = None
+            if shuffled != numbers:
+                found[ListTransformation(index % 2 == 1, tuple(zip(numbers, shuffled, strict=True)))] = None
         return list(found)[:count]
 
 
@@ -258,6 +266,8 @@ class TextKind:
     def check(self, raw: object) -> Value:
         if not isinstance(raw, str):
             raise TaskError(f"expected a text; received {_short(raw)}")
+        if any("\ud800" <= c <= "\udfff" for c in raw):
+            raise TaskError(f"expected a text that can be written as UTF-8; received {_short(raw)}")
         return raw
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -333,11 +343,14 @@ def make_task(
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists thousands deep
+        return f"a value of type {type(value).__name__} that cannot be printed"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 __all__ = [
-    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "GridTransformation", "Identity", "IntList", "Kind", "ListTransformation",
-    "Notation", "Transformation", "guess_kind", "kind_of", "make_task",
+    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "GridTransformation", "Identity", "IntList", "Kind",
+    "ListTransformation", "Notation", "Transformation", "guess_kind", "kind_of", "make_task",
 ]  # fmt: skip

@@ -90,7 +90,7 @@ def draw_pairs(family: Family, count: int, rng: random.Random) -> list[tuple[Any
         target = family.domain.to_value(value)
         if target == source:
             unchanged += 1
-            if unchanged > 1 + count // 4:
+            if unchanged > 1 + count // 2:
                 raise Reject("trivial")
         pairs[source] = target
         if len(pairs) == count:

@@ -1,0 +1,355 @@
+"""Pre-trains the bundled model from scratch on random few-shot programs, and saves it in Hugging Face format.
+
+Needs torch, transformers, tokenizers and safetensors alone. One row is one task: as many worked examples as fit, with the
+loss on every answer after the first. Batch i depends on the seed and i only, so an interrupted run continues exactly:
+
+    python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
+    python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .generator.families import MIXTURE, Split, draw_task_pairs
+from .kinds import KINDS
+from .prompts import COMPACT_FORMAT
+from .tasks import Demonstration, Task
+from .tokenizer import build_tokenizer
+
+IGNORED = -100
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Token ids [B, T] and labels [B, T] (IGNORED where nothing is learned)."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the weights, but the number of steps."""
+
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 4
+    intermediate: int = 640
+    context: int = 1024
+    """Longest sequence the model will be asked to read, in tokens; rows are at most this long."""
+    tokens: int = 6144
+    """Tokens in a batch."""
+    lr: float = 2e-3
+    warmup: int = 200
+    """Steps."""
+    weight_decay: float = 0.05
+    seed: int = 0
+    rows: tuple[tuple[int, float], ...] = ((192, 0.5), (320, 0.3), (640, 0.14), (1024, 0.06))
+    """Length of a row in tokens, and its share of the batches."""
+
+
+def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The model with random weights (fp32)."""
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            max_position_embeddings=config.context,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+class Stream:
+    """Batches of tasks from a split of the generator."""
+
+    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, split: Split = "pretrain") -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.split = split
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`; the same every time."""
+        rng = random.Random(f"{self.config.seed}-{self.split}-{step}")
+        lengths, shares = zip(*self.config.rows, strict=True)
+        length = rng.choices(lengths, shares)[0]
+        rows = [self._row(rng, length) for _ in range(max(1, self.config.tokens // length))]
+        return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+
+    def _row(self, rng: random.Random, length: int, domain: str | None = None) -> tuple[list[int], list[int]]:
+        """One task's ids and labels, padded to `length`; at least three worked examples."""
+        while True:
+            name = domain or _domain(rng, length)
+            want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
+            family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name)
+            kind = KINDS[family.domain.kind]
+            (source, target), rest = pairs[-1], pairs[:-1]
+            task = Task(kind.name, tuple(Demonstration(a, b) for a, b in rest), source)
+            ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
+            answers = 0
+            for piece in COMPACT_FORMAT.pieces(task, target):
+                new = self.tokenizer.encode(piece.text, add_special_tokens=False)
+                if len(ids) + len(new) > length:
+                    break
+                ids += new
+                labels += new if piece.role != "context" and answers else [IGNORED] * len(new)
+                answers += piece.role == "end"
+            if answers >= 3:
+                pad = length - len(ids)
+                return ids + [self.tokenizer.pad_token_id] * pad, labels + [IGNORED] * pad
+
+
+def _domain(rng: random.Random, length: int) -> str:
+    """Which domain fills a row: longer rows are for rows and grids."""
+    shares = dict(MIXTURE) if length < 500 else {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+class Trainer:
+    """fp32 weights with Muon (matrices) and AdamW (the rest), and a working copy of the model in the precision that computes fastest."""
+
+    def __init__(self, config: PretrainConfig, run: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
+        self.config = config
+        self.run = run
+        self.device = device
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(config, self.tokenizer).to(device)
+        self.masters = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.model.to(dtype)
+        hidden = [p for n, p in self.masters.items() if p.dim() > 1 and "embed" not in n]
+        rest = [p for n, p in self.masters.items() if p.dim() < 2 or "embed" in n]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                hidden, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        ]
+        self.step_model = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.step = 0
+        self.tokens = 0
+
+    def rate(self, step: int, decay_from: int | None, end: int) -> float:
+        """Learning rate: linear warm-up, constant, and from `decay_from` linear to 2% at `end`."""
+        scale = min(1.0, (step + 1) / self.config.warmup)
+        if decay_from is not None and step >= decay_from:
+            scale *= max(0.02, (end - step) / max(1, end - decay_from))
+        return self.config.lr * scale
+
+    def train_step(self, batch: Batch, rate: float) -> float:
+        """One step; returns the mean loss over the labelled tokens, in nats."""
+        ids, labels = (t.to(self.device, non_blocking=True) for t in batch)
+        logits = self.step_model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
+        loss.backward()
+        for name, parameter in self.model.named_parameters():
+            assert parameter.grad is not None
+            self.masters[name].grad = parameter.grad.float()
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self._copy_masters()
+        self.step += 1
+        self.tokens += ids.numel()
+        return float(loss.detach())
+
+    def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The optimizer's state of one parameter, to read or to fill."""
+        owner = self.optimizers[0] if any(parameter is p for g in self.optimizers[0].param_groups for p in g["params"]) else self.optimizers[1]
+        return owner.state[parameter]
+
+    def _copy_masters(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.masters[name])
+
+    def save(self) -> None:
+        """Writes a checkpoint: whole, or not at all."""
+        state = {f"param.{n}": p for n, p in self.masters.items()}
+        for name, parameter in self.masters.items():
+            for key, value in self._state_of(parameter).items():
+                state[f"{key}.{name}"] = value.clone()
+        facts = {"step": str(self.step), "tokens": str(self.tokens), "config": json.dumps(asdict(self.config))}
+        target = self.run / "checkpoint.safetensors"
+        partial = target.with_suffix(".partial")
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, partial, metadata=facts)
+        partial.replace(target)
+
+    def load(self) -> bool:
+        """Continues from the run's checkpoint, where there is one."""
+        target = self.run / "checkpoint.safetensors"
+        if not target.exists():
+            return False
+        facts = checkpoint_facts(self.run)
+        state = load_file(target, device=self.device)
+        for name, parameter in self.masters.items():
+            parameter.copy_(state[f"param.{name}"])
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if f"{k}.{name}" in state]
+            self._state_of(parameter).update({k: state[f"{k}.{name}"].clone() for k in keys})
+        self._copy_masters()
+        self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
+        return True
+
+    @torch.no_grad()
+    def evaluate(self, rows: int = 64) -> dict[str, float]:
+        """Share of last answers that greedy decoding would get right, per domain, on held-out compositions."""
+        stream = Stream(self.config, self.tokenizer, "test")
+        found = {}
+        for domain, length in (("lists", 192), ("rows", 320), ("grids", 640), ("strings", 192)):
+            rng = random.Random(f"evaluate-{domain}")
+            picked = [stream._row(rng, length, domain) for _ in range(rows)]
+            ids, labels = (torch.tensor([r[i] for r in picked], device=self.device) for i in (0, 1))
+            right = torch.cat(
+                [(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in zip(ids.split(16), labels.split(16))]  # noqa: B905
+            )
+            found[domain] = _last_answers_right(right, labels[:, 1:])
+        return found
+
+
+def _last_answers_right(right: torch.Tensor, labels: torch.Tensor) -> float:
+    """Of rows of per-token hits [B, T], the share whose last whole run of labelled tokens is all hits."""
+    total = 0
+    for hits, label in zip(right.tolist(), labels.tolist(), strict=True):
+        position = max(i for i, y in enumerate(label) if y != IGNORED)
+        good = True
+        while position >= 0 and label[position] != IGNORED:
+            good &= hits[position]
+            position -= 1
+        total += good
+    return total / len(right)
+
+
+def checkpoint_facts(run: Path) -> dict[str, str]:
+    """The metadata of a run's checkpoint: step, tokens, config."""
+    from safetensors import safe_open
+
+    with safe_open(run / "checkpoint.safetensors", "pt") as file:
+        return dict(file.metadata())
+
+
+def _batches(stream: Stream, start: int, workers: int) -> Iterator[Batch]:
+    """Batches in order from number `start`, made ahead by other processes."""
+    if workers == 0:
+        while True:
+            yield stream.batch(start)
+            start += 1
+    from torch.utils.data import DataLoader, Dataset
+
+    class Numbered(Dataset[Batch]):
+        def __len__(self) -> int:
+            return 1 << 40
+
+        def __getitem__(self, index: int) -> Batch:
+            return stream.batch(start + index)
+
+    order = iter(range(1 << 40))
+    yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)  # type: ignore[arg-type]
+
+
+def export(run: Path, target: Path) -> None:
+    """Writes the checkpoint's weights in Hugging Face format (bf16, shards under 15 MB) with the tokenizer."""
+    facts = checkpoint_facts(run)
+    config = _config_from(json.loads(facts["config"]))
+    tokenizer = build_tokenizer()
+    model = build_model(config, tokenizer)
+    state = load_file(run / "checkpoint.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[f"param.{name}"])
+    model.to(torch.bfloat16).save_pretrained(target, max_shard_size="15MB")
+    tokenizer.save_pretrained(target)
+    settings = {"prompt_format": "compact", "pretraining": {**asdict(config), "steps": int(facts["step"]), "tokens": int(facts["tokens"])}}
+    (target / "autottt.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _config_from(raw: dict[str, object]) -> PretrainConfig:
+    rows = tuple((int(a), float(b)) for a, b in raw.pop("rows"))  # type: ignore[attr-defined]
+    return PretrainConfig(**raw, rows=rows)  # type: ignore[arg-type]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--steps", type=int, default=0, help="train until this step")
+    parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
+    parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for field in ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed"):
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=getattr(PretrainConfig, field))
+    parser.add_argument("--lr", type=float, default=PretrainConfig.lr)
+    given = parser.parse_args(argv)
+    given.run.mkdir(parents=True, exist_ok=True)
+    if given.steps:
+        train(given)
+    if given.export:
+        export(given.run, given.export)
+
+
+def train(given: argparse.Namespace) -> None:
+    """Trains to `given.steps`, resuming where the run stands."""
+    resumed = (given.run / "checkpoint.safetensors").exists()
+    fields = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
+    config = PretrainConfig(**{f: getattr(given, f) for f in fields})
+    if resumed:
+        config = _config_from(json.loads(checkpoint_facts(given.run)["config"]))
+    dtype = torch.float32 if given.fp32 else torch.bfloat16
+    trainer = Trainer(config, given.run, given.device, dtype, given.compile)
+    trainer.load()
+    stop = False
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, ask_to_stop)
+    decay_from = given.steps - given.decay if given.decay else None
+    began = saved = time.monotonic()
+    losses: list[float] = []
+    with (given.run / "log.jsonl").open("a") as log:
+        for batch in _batches(Stream(config, trainer.tokenizer), trainer.step, given.workers):
+            if trainer.step >= given.steps or stop or time.monotonic() - began > 60 * given.minutes:
+                break
+            losses.append(trainer.train_step(batch, trainer.rate(trainer.step, decay_from, given.steps)))
+            if trainer.step % 50 == 0:
+                row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens, "loss": sum(losses) / len(losses)}
+                row["seconds"] = round(time.monotonic() - began, 1)
+                if trainer.step % 500 == 0:
+                    row["accuracy"] = trainer.evaluate()
+                print(json.dumps(row), file=log, flush=True)
+                print(row, flush=True)
+                losses.clear()
+            if time.monotonic() - saved > 120:
+                trainer.save()
+                saved = time.monotonic()
+    trainer.save()
+
+
+if __name__ == "__main__":
+    main()
