@@ -16,7 +16,8 @@ from .tasks import Task
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 
-ACCEPTED_FILES = f"""Accepted: .jsonl files (a task a line), .json files (a task, [task, ...] or {{id: task}}), folders of them.
+ACCEPTED_FILES = f"""\
+Accepted: .jsonl files (a task a line), .json files (a task, a list or {{id: task}}), folders of them.
 {ACCEPTED}"""
 
 
@@ -127,10 +128,10 @@ def _file(path: Path) -> list[_Entry]:
         return [Problem(str(path), "expected tasks; received an empty file")]
     ways = (_lines, _document) if path.suffix.lower() in LINE_SUFFIXES else (_document, _lines)
     likely = ways[0](text, path)
-    other = [] if _any_record(likely) else ways[1](text, path)
-    if _any_record(other):
-        return other
-    return likely if _any_record(likely) else likely[:1]
+    if _any_record(likely):
+        return likely
+    other = ways[1](text, path)
+    return other if _any_record(other) else likely[:1]
 
 
 def _lines(text: str, path: Path) -> list[_Entry]:
@@ -147,7 +148,7 @@ def _document(text: str, path: Path) -> list[_Entry]:
     data = _decode(text, path)
     if isinstance(data, Problem):
         return [data]
-    if isinstance(data, list):
+    if isinstance(data, list) and data:
         return [_record(x, f"{path}, task {i}", f"{path.stem}:{i}", path.stem) for i, x in enumerate(data)]
     whole = _record(data, str(path), path.stem, path.resolve().parent.name)
     if isinstance(whole, Problem) and isinstance(data, dict):

@@ -344,7 +344,12 @@ def _branch(rng: random.Random) -> Operation:
     ]  # fmt: skip
     test = _condition(rng)
     yes, no = rng.sample(simple, 2)
-    return lambda x: yes(x) if test(x) else no(x)
+
+    def operation(x: Ints) -> Ints:
+        _need(len(x) > 0)
+        return yes(x) if test(x) else no(x)
+
+    return operation
 
 
 def _reduce(rng: random.Random) -> Operation:
@@ -422,7 +427,7 @@ def _head_count(x: Ints) -> Ints:
 
 def _by_index(x: Ints) -> Ints:
     """The entry that the first entry points to."""
-    _need(len(x) > 0 and x[0] < len(x))
+    _need(len(x) > 0 and 0 <= x[0] < len(x))
     return [x[x[0]]]
 
 

@@ -1,0 +1,166 @@
+"""LoRA adapters as values: low-rank updates with a leading adapter axis, attached to a frozen model by hooks.
+
+Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T tokens, r rank. Hu et al. 2021,
+"LoRA: Low-Rank Adaptation of Large Language Models"; saved in the file format of the PEFT library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.save_and_load import load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .errors import ModelError
+from .recipes import Recipe
+
+Pair = tuple[Tensor, Tensor]
+"""Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
+
+
+def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear layers that `targets` name (by the last part of their path).
+
+    `all-linear`, or names of which the model has none, mean every linear layer but the output head.
+    """
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    named = {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets}
+    found = named or linear
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
+    return found
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """(d_in, d_out)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    assert isinstance(module, Conv1D)
+    return int(module.weight.shape[0]), int(module.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """The weights of A adapters of one shape, in fp32."""
+
+    pairs: Mapping[str, Pair]
+    """Module path -> its down- and up-projection."""
+    scaling: float
+    """What the update is multiplied by: alpha / rank."""
+
+    @classmethod
+    def initial(cls, model: PreTrainedModel, recipe: Recipe, seeds: Sequence[int]) -> LoraWeights:
+        """New adapters, one per seed: down-projections Kaiming-uniform as in PEFT, up-projections zero."""
+        pairs: dict[str, Pair] = {}
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        for name, module in target_modules(model, recipe.targets).items():
+            d_in, d_out = _sizes(module)
+            down = torch.empty(len(seeds), recipe.rank, d_in)
+            for row, generator in zip(down, generators, strict=True):
+                nn.init.kaiming_uniform_(row, a=math.sqrt(5), generator=generator)
+            up = torch.zeros(len(seeds), d_out, recipe.rank)
+            pairs[name] = down.to(model.device), up.to(model.device)
+        return cls(pairs, recipe.alpha / recipe.rank)
+
+    @property
+    def count(self) -> int:
+        """Number of adapters, A."""
+        return next(iter(self.pairs.values()))[0].shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for pair in self.pairs.values() for t in pair]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, in bytes."""
+        return sum(t.nbytes for t in self.tensors)
+
+    def select(self, index: int) -> LoraWeights:
+        """One of the adapters, on its own; its memory is its own."""
+        return LoraWeights(
+            {n: (a[index : index + 1].clone(), b[index : index + 1].clone()) for n, (a, b) in self.pairs.items()},
+            self.scaling,
+        )
+
+    def detached(self) -> LoraWeights:
+        """The same weights without gradients."""
+        return LoraWeights({n: (a.detach(), b.detach()) for n, (a, b) in self.pairs.items()}, self.scaling)
+
+    @contextmanager
+    def attached(self, model: nn.Module, dropout: float = 0.0) -> Iterator[None]:
+        """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order."""
+        modules = dict(model.named_modules())
+        handles = []
+        try:
+            for name, (down, up) in self.pairs.items():
+                hook = _Update(down, up, self.scaling, dropout)
+                handles.append(modules[name].register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def save(self, folder: Path, recipe: Recipe, base: str = "") -> None:
+        """Writes one adapter (A = 1) as a PEFT adapter folder, which `peft.PeftModel.from_pretrained` loads."""
+        if self.count != 1:
+            raise ModelError(f"one adapter is saved at a time; received {self.count}")
+        folder.mkdir(parents=True, exist_ok=True)
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(self.pairs),
+            task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
+        )  # fmt: skip
+        config.save_pretrained(str(folder))
+        named = {}
+        for name, (down, up) in self.pairs.items():
+            named[f"base_model.model.{name}.lora_A.weight"] = down[0].detach().cpu().contiguous()
+            named[f"base_model.model.{name}.lora_B.weight"] = up[0].detach().cpu().contiguous()
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> LoraWeights:
+        """Reads a PEFT LoRA adapter folder. Raises `ModelError` for other kinds of adapter."""
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        if config.use_dora or config.use_rslora or config.bias != "none" or config.modules_to_save:
+            raise ModelError(f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias or modules_to_save)")
+        raw = load_peft_weights(str(folder), device=str(device))
+        names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
+        pairs = {
+            n: (
+                raw[f"base_model.model.{n}.lora_A.weight"].float()[None],
+                raw[f"base_model.model.{n}.lora_B.weight"].float()[None],
+            )
+            for n in sorted(names)
+        }
+        return cls(pairs, config.lora_alpha / config.r)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """The forward hook that adds one layer's low-rank update."""
+
+    down: Tensor
+    up: Tensor
+    scaling: float
+    dropout: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x: Tensor = args[0]
+        if self.dropout and torch.is_grad_enabled():
+            x = nn.functional.dropout(x, self.dropout)
+        down, up = self.down.to(x.dtype), (self.up * self.scaling).to(x.dtype)
+        if down.shape[0] == 1:
+            return output + nn.functional.linear(nn.functional.linear(x, down[0]), up[0])
+        rows = x.reshape(down.shape[0], -1, x.shape[-1])
+        return output + (rows @ down.mT @ up.mT).view_as(output)

@@ -1,0 +1,141 @@
+"""Loads a causal language model and its tokenizer, and chooses device, precision and prompt format for them.
+
+Knows nothing about tasks. Weights are read from safetensors only, and no code from a model folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import ModelError
+from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
+from .recipes import PUBLISHED, Recipe
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Folder of the model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use, and what the package knows about it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    format: PromptFormat
+    recipes: Mapping[str, Recipe] = field(default_factory=lambda: PUBLISHED)
+    """Strategy name -> its recipe for this model."""
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens, that the model was made for."""
+        limits = (getattr(self.model.config, n, None) for n in ("max_position_embeddings", "n_positions"))
+        return next((int(n) for n in limits if n), 1 << 20)
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device asked for, or the first CUDA card, or Apple's GPU, or the CPU. Raises `ModelError`."""
+    if device is not None:
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"device: cannot use {device!r} ({str(error).splitlines()[0]}); try 'cpu'") from None
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
+    """The precision asked for, or bf16 where the hardware computes in it (CUDA, CPUs with AMX), or fp32."""
+    known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
+    if dtype is not None:
+        if dtype not in known:
+            raise ModelError(f"dtype: expected one of {', '.join(known)}; received {dtype!r}")
+        return known[dtype]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_model(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    prompt_format: str | None = None,
+) -> LoadedModel:
+    """Loads a model from a local folder or by its hub id; without `source`, the one that ships with the package.
+
+    `prompt_format` is `chat`, `standard` or `compact`; by default what the model folder says, else `chat` where the
+    tokenizer has a chat template, else `standard`. Raises `ModelError` with the reason and the remedy.
+    """
+    where = str(source or BUNDLED)
+    chosen = choose_device(device)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=choose_dtype(chosen, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"cannot load a causal language model from {where!r}: {str(error).strip().splitlines()[0]} "
+            "(expected a folder or hub id with config.json, a tokenizer and safetensors weights)"
+        ) from error
+    settings = _settings(Path(where))
+    recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
+    name = "bundled" if source is None else where
+    return wrap_model(model.to(chosen), tokenizer, name=name, prompt_format=prompt_format or settings.get("prompt_format"), recipes=recipes)
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "",
+    prompt_format: str | None = None,
+    recipes: Mapping[str, Recipe] = PUBLISHED,
+) -> LoadedModel:
+    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format."""
+    wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
+    if wanted == "chat":
+        chosen: PromptFormat = ChatFormat(_template(tokenizer))
+    elif wanted in PLAIN_FORMATS:
+        chosen = PLAIN_FORMATS[wanted]
+    else:
+        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {wanted!r}")
+    return LoadedModel(name or type(model).__name__, model, tokenizer, chosen, recipes)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError("prompt_format 'chat' needs a tokenizer with a chat template; this one has none: use 'standard'")
+
+    def render(messages: Any, generation: bool) -> str:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        return str(text)
+
+    return render
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself to this package."""
+    file = folder / "autottt.json"
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: expected an object; received {type(found).__name__}")
+    return found
