@@ -71,12 +71,18 @@ class Fingerprint:
         now = state_tensors(model)
         if now.keys() != self._identities.keys():
             odd = sorted(now.keys() ^ self._identities.keys())
-            raise BaseChangedError(f"the base model's tensors are not those it was loaded with: {odd[:3]}; load the model again")
+            raise BaseChangedError(
+                f"the base model's tensors are not those it was loaded with: {odd[:3]}; load the model again"
+            )
         for name, tensor in now.items():
             if _identity(tensor) != self._identities[name]:
-                raise BaseChangedError(f"the base model's tensor {name!r} was replaced or written to; load the model again")
+                raise BaseChangedError(
+                    f"the base model's tensor {name!r} was replaced or written to; load the model again"
+                )
         if full and content_hash(model) != self.hash:
-            raise BaseChangedError("the base model's content hash changed although no tensor was replaced; load it again")
+            raise BaseChangedError(
+                "the base model's content hash changed although no tensor was replaced; load it again"
+            )
         return RevertProof("full" if full else "pointers", len(now), time.perf_counter() - began, self.hash)
 
 

@@ -133,7 +133,9 @@ class LoraWeights:
         """Reads a PEFT LoRA adapter folder. Raises `ModelError` for other kinds of adapter."""
         config: Any = LoraConfig.from_pretrained(str(folder))
         if config.use_dora or config.use_rslora or config.bias != "none" or config.modules_to_save:
-            raise ModelError(f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias or modules_to_save)")
+            raise ModelError(
+                f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias or modules_to_save)"
+            )
         raw = load_peft_weights(str(folder), device=str(device))
         names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
         pairs = {

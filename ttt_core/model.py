@@ -97,7 +97,13 @@ def load_model(
     settings = _settings(Path(where))
     recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
     name = "bundled" if source is None else where
-    return wrap_model(model.to(chosen), tokenizer, name=name, prompt_format=prompt_format or settings.get("prompt_format"), recipes=recipes)
+    return wrap_model(
+        model.to(chosen),
+        tokenizer,
+        name=name,
+        prompt_format=prompt_format or settings.get("prompt_format"),
+        recipes=recipes,
+    )
 
 
 def wrap_model(
@@ -121,7 +127,9 @@ def wrap_model(
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
     if not getattr(tokenizer, "chat_template", None):
-        raise ModelError("prompt_format 'chat' needs a tokenizer with a chat template; this one has none: use 'standard'")
+        raise ModelError(
+            "prompt_format 'chat' needs a tokenizer with a chat template; this one has none: use 'standard'"
+        )
 
     def render(messages: Any, generation: bool) -> str:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)

@@ -176,7 +176,11 @@ class Trainer:
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """The optimizer's state of one parameter, to read or to fill."""
-        owner = self.optimizers[0] if any(parameter is p for g in self.optimizers[0].param_groups for p in g["params"]) else self.optimizers[1]
+        owner = (
+            self.optimizers[0]
+            if any(parameter is p for g in self.optimizers[0].param_groups for p in g["params"])
+            else self.optimizers[1]
+        )
         return owner.state[parameter]
 
     def _copy_masters(self) -> None:
@@ -279,7 +283,10 @@ def export(run: Path, target: Path) -> None:
             parameter.copy_(state[f"param.{name}"])
     model.to(torch.bfloat16).save_pretrained(target, max_shard_size="15MB")
     tokenizer.save_pretrained(target)
-    settings = {"prompt_format": "compact", "pretraining": {**asdict(config), "steps": int(facts["step"]), "tokens": int(facts["tokens"])}}
+    settings = {
+        "prompt_format": "compact",
+        "pretraining": {**asdict(config), "steps": int(facts["step"]), "tokens": int(facts["tokens"])},
+    }
     (target / "autottt.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -338,7 +345,11 @@ def train(given: argparse.Namespace) -> None:
                 break
             losses.append(trainer.train_step(batch, trainer.rate(trainer.step, decay_from, given.steps)))
             if trainer.step % 50 == 0:
-                row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens, "loss": sum(losses) / len(losses)}
+                row: dict[str, object] = {
+                    "step": trainer.step,
+                    "tokens": trainer.tokens,
+                    "loss": sum(losses) / len(losses),
+                }
                 row["seconds"] = round(time.monotonic() - began, 1)
                 if trainer.step % 500 == 0:
                     row["accuracy"] = trainer.evaluate()

@@ -72,7 +72,9 @@ class PlainFormat:
             if target is not None:
                 text = " " + kind.render(target, self.notation)
                 if self.end in text:
-                    raise TaskError(f"{task.id}: an output contains {self.end!r}, which ends an answer in this prompt format")
+                    raise TaskError(
+                        f"{task.id}: an output contains {self.end!r}, which ends an answer in this prompt format"
+                    )
                 found.extend((Piece(text, "answer"), Piece(self.end, "end")))
 
         for demonstration in task.demonstrations:

@@ -290,7 +290,13 @@ def _scan(rng: random.Random) -> Operation:
 def _with_index(rng: random.Random) -> Operation:
     k = rng.randint(0, 2)
     f: Callable[[int, int], int] = rng.choice(
-        [lambda i, v: v + i + k, lambda i, v: v - i, lambda i, v: v * (i + 1), lambda i, v: i + k, lambda i, v: max(i, v)]
+        [
+            lambda i, v: v + i + k,
+            lambda i, v: v - i,
+            lambda i, v: v * (i + 1),
+            lambda i, v: i + k,
+            lambda i, v: max(i, v),
+        ]
     )
     return lambda x: [f(i, v) for i, v in enumerate(x)]
 

@@ -1,0 +1,198 @@
+"""Decoding: answers token by token, in batches, over a cached prefix that prompts share. Knows nothing about training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of
+from .model import LoadedModel
+
+TOKENS_A_BATCH = 16384
+"""Prompt tokens that are decoded side by side."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model thought of each token of a text, in order."""
+
+    log_probs: tuple[float, ...]
+    """Natural logarithm of the probability of the token itself."""
+    entropies: tuple[float, ...]
+    """Entropy of the distribution it was drawn from, in nats."""
+    margins: tuple[float, ...]
+    """Log-probability of the likeliest token minus that of the second."""
+    hits: tuple[bool, ...]
+    """Whether the token is the likeliest one."""
+
+    @property
+    def all_hit(self) -> bool:
+        """Greedy decoding would have produced exactly this text."""
+        return all(self.hits)
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text, in nats."""
+        return sum(self.log_probs)
+
+
+def token_scores(logits: Tensor, ids: Tensor) -> TokenScores:
+    """Scores of tokens `ids` [N] under `logits` [N, V]."""
+    log_probs = logits.log_softmax(-1)
+    chosen = log_probs.gather(-1, ids[:, None])[:, 0]
+    entropies = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
+    top = log_probs.topk(2, dim=-1)
+    return TokenScores(
+        tuple(chosen.tolist()),
+        tuple(entropies.tolist()),
+        tuple((top.values[:, 0] - top.values[:, 1]).tolist()),
+        tuple((top.indices[:, 0] == ids).tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was decoded for one prompt."""
+
+    text: str
+    """Up to, and without, the end of the answer."""
+    scores: TokenScores
+    """Of every decoded token, the end included."""
+    ended: bool
+    """Whether the model ended the answer itself; otherwise it ran out of room."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt's shared beginning, already read."""
+
+    ids: tuple[int, ...]
+    cache: Any
+    reading: tuple[TokenScores, ...]
+    """Scores of each demonstration's answer given the demonstrations before it."""
+
+
+def read_prefix(loaded: LoadedModel, prompt: Encoded) -> Prefix:
+    """Reads the part of a prompt that depends on the demonstrations alone."""
+    ids = prompt.ids[: prompt.shared]
+    cache = DynamicCache(config=loaded.model.config)
+    if not ids:
+        return Prefix(ids, cache, ())
+    batch = pad([ids], pad_id_of(loaded), loaded.model.device, left=True)
+    spans = [s for s in prompt.answers if s[1] <= prompt.shared and s[0] > 0]
+    chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
+    for begin, end in spans:
+        chosen[0, begin - 1 : end - 1] = True
+    chosen[0, -1] = True
+    logits = forward(loaded.model, batch, chosen, cache=cache)
+    reading, at = [], 0
+    for begin, end in spans:
+        reading.append(token_scores(logits[at : at + end - begin], batch.ids[0, begin:end]))
+        at += end - begin
+    return Prefix(ids, cache, tuple(reading))
+
+
+def decode(
+    loaded: LoadedModel,
+    prompts: Sequence[Encoded],
+    room: int,
+    *,
+    prefix: Prefix | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Generated]:
+    """Answers to the prompts, at most `room` tokens each. Greedy, or sampled at a temperature above 0.
+
+    With `prefix`, every prompt must begin with its ids.
+    """
+    known = len(prefix.ids) if prefix else 0
+    found: list[Generated | None] = [None] * len(prompts)
+    for group in chunks([len(p.ids) + room for p in prompts], TOKENS_A_BATCH):
+        rows = [prompts[i].ids[known:] for i in group]
+        for index, generated in zip(group, _decode(loaded, rows, room, prefix, temperature, generator), strict=True):
+            found[index] = generated
+    return [g for g in found if g is not None]
+
+
+def _decode(
+    loaded: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    room: int,
+    prefix: Prefix | None,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> list[Generated]:
+    device = loaded.model.device
+    batch = pad(rows, pad_id_of(loaded), device, left=True)
+    mask = batch.mask
+    cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+    if prefix is not None and prefix.ids:
+        if len(rows) > 1:
+            cache.batch_repeat_interleave(len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), len(prefix.ids)), mask], dim=1)
+        batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
+    writers = [_Writer(loaded) for _ in rows]
+    last = torch.zeros_like(batch.ids, dtype=torch.bool)
+    last[:, -1] = True
+    for _ in range(room):
+        logits = forward(loaded.model, batch, last, mask, cache)
+        if temperature > 0:
+            ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
+        else:
+            ids = logits.argmax(-1)
+        scores = token_scores(logits, ids)
+        for i, writer in enumerate(writers):
+            writer.add(int(ids[i]), scores, i)
+        if all(w.ended for w in writers):
+            break
+        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] + 1)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        last = torch.ones_like(batch.ids, dtype=torch.bool)
+    return [w.finish() for w in writers]
+
+
+class _Writer:
+    """Collects one row's tokens until its answer ends."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._tokenizer = loaded.tokenizer
+        self._ends = loaded.format.ends
+        self._stop_ids = _stop_ids(loaded)
+        self._ids: list[int] = []
+        self._scores: list[tuple[float, float, float, bool]] = []
+        self.text = ""
+        self.ended = False
+
+    def add(self, token: int, scores: TokenScores, row: int) -> None:
+        """Takes the next token, unless the answer has ended."""
+        if self.ended:
+            return
+        self._scores.append((scores.log_probs[row], scores.entropies[row], scores.margins[row], scores.hits[row]))
+        if token in self._stop_ids:
+            self.ended = True
+            return
+        self._ids.append(token)
+        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=False)
+        cuts = [at for end in self._ends if end and (at := self.text.find(end)) >= 0]
+        if cuts:
+            self.text = self.text[: min(cuts)]
+            self.ended = True
+
+    def finish(self) -> Generated:
+        columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())
+        return Generated(self.text, TokenScores(*columns), self.ended)
+
+
+def _stop_ids(loaded: LoadedModel) -> set[int]:
+    """Tokens that end a sequence by the model's own settings."""
+    found = {loaded.tokenizer.eos_token_id}
+    for config in (loaded.model.generation_config, loaded.model.config):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [ids])
+    return {int(i) for i in found if i is not None}

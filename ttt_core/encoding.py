@@ -1,0 +1,155 @@
+"""Encoded prompts: token ids with the places of their answers, and batches of them as tensors.
+
+Knows nothing about adapters or training. Axes: B rows, T tokens, V vocabulary, N chosen positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import ModelError, TooLongError
+from .model import LoadedModel
+from .tasks import Task, Value
+
+Span = tuple[int, int]
+"""First token and one past the last."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as token ids."""
+
+    ids: tuple[int, ...]
+    answers: tuple[Span, ...]
+    """Where each answer and its end stand, in the order of the prompt."""
+    shared: int
+    """Leading tokens that depend on the demonstrations alone, not on the query."""
+
+
+def start_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    """What the tokenizer puts before every text by itself (a BOS token, or nothing)."""
+    if loaded.format.name == "chat":
+        return ()
+    first = loaded.tokenizer.bos_token_id
+    return (first,) if first is not None and first in loaded.tokenizer("").input_ids else ()
+
+
+def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: int = 0) -> Encoded:
+    """The task's prompt; with `answer`, through its end. `room` tokens more must fit in the context.
+
+    Raises `TooLongError` with the lengths.
+    """
+    ids = list(start_ids(loaded))
+    answers: list[Span] = []
+    begin = shared = len(ids)
+    for piece in loaded.format.pieces(task, answer):
+        new = loaded.tokenizer.encode(piece.text, add_special_tokens=False)
+        if piece.role == "answer":
+            begin = len(ids)
+        ids += new
+        if piece.role == "end":
+            answers.append((begin, len(ids)))
+            if len(answers) <= len(task.demonstrations):
+                shared = len(ids)
+    if len(ids) + room > loaded.context:
+        raise TooLongError(
+            f"{task.id}: the prompt has {len(ids)} tokens and its answer may take {room}, more than the "
+            f"{loaded.context} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, or a model that reads more"
+        )
+    if not ids:
+        raise ModelError(
+            f"{task.id}: the prompt has no tokens; the tokenizer needs a BOS token for a task without demonstrations"
+        )
+    return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1))
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Rows of token ids."""
+
+    ids: Tensor
+    """[B, T]"""
+    mask: Tensor
+    """[B, T]; 1 on tokens, 0 on padding."""
+    positions: Tensor
+    """[B, T]; each token's place in its own row."""
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool) -> PaddedBatch:
+    """Rows of ids, padded to the longest."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        at = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, at] = torch.tensor(row)
+        mask[i, at] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return PaddedBatch(ids.to(device), mask.to(device), positions.to(device))
+
+
+def pad_id_of(loaded: LoadedModel) -> int:
+    """Any id will do for padding, since padding is masked; the tokenizer's own where it has one."""
+    found = loaded.tokenizer.pad_token_id
+    return int(found) if found is not None else 0
+
+
+@contextmanager
+def head_on(model: PreTrainedModel, chosen: Tensor) -> Iterator[None]:
+    """While inside, the output head sees the `chosen` positions (boolean, [B, T]) only: logits are [1, N, V].
+
+    For a large vocabulary this is most of the memory of a pass. Whatever a model does to its logits afterwards
+    (scaling, soft caps) still happens.
+    """
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][chosen][None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def accepts_positions(model: PreTrainedModel) -> bool:
+    """Whether the model takes explicit positions (some derive them from the mask)."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def forward(
+    model: PreTrainedModel, batch: PaddedBatch, chosen: Tensor, mask: Tensor | None = None, cache: Any = None
+) -> Tensor:
+    """Logits [N, V] in fp32 at the `chosen` positions. `mask` covers the cache as well, where there is one."""
+    extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
+    if cache is not None:
+        extra["past_key_values"] = cache
+    with head_on(model, chosen):
+        output = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask if mask is None else mask,
+            use_cache=cache is not None,
+            **extra,
+        )
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def chunks(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped so that longest * count of each group is within `budget` tokens; similar lengths together."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and lengths[index] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,313 @@
+"""The learner: a language model that answers tasks as it is or with an adapter, trains adapters, and proves it is unchanged.
+
+Knows nothing about which strategy is worth it. One learner serves one model; its methods may be called from several
+threads and take turns.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, token_scores
+from .encoding import Encoded, chunks, encode, forward, pad, pad_id_of
+from .errors import AdaptationError, BaseChangedError, ParseError
+from .fingerprint import Fingerprint, RevertProof, restored
+from .kinds import kind_of
+from .lora import LoraWeights
+from .model import LoadedModel, load_model, wrap_model
+from .recipes import Recipe
+from .tasks import Task, Value
+from .training import Training, train
+
+SCORING_TOKENS = 16384
+"""Tokens scored side by side."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What was learned from one task's demonstrations: a value, valid for the base it was trained on."""
+
+    weights: LoraWeights
+    recipe: Recipe
+    training: Training
+    base_hash: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one query."""
+
+    value: Value | None
+    """None where the text is not a value of the task's kind."""
+    text: str
+    scores: TokenScores
+    ended: bool
+    """Whether the model ended the answer, rather than running out of room."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was seen while reading a prompt: the scores of each demonstration's answer given those before it."""
+
+    answers: tuple[TokenScores, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that went through the model."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.forward - other.forward, self.backward - other.backward)
+
+    @property
+    def passes(self) -> int:
+        """Forward-token equivalents: a backward pass counts as two forward passes."""
+        return self.forward + 2 * self.backward
+
+
+class Learner:
+    """A model with everything that can be asked of it. Build one with `Learner.load` or from a model in memory."""
+
+    def __init__(
+        self, loaded: LoadedModel, *, verify: Literal["pointers", "full"] = "pointers", adapter_bytes: int = 1 << 27
+    ) -> None:
+        """`verify` is how the base is proven unchanged after each answer; `adapter_bytes` bounds remembered adapters."""
+        if verify not in ("pointers", "full"):
+            raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
+        self.loaded = loaded
+        self.verification = verify
+        self.work = Work()
+        """All work done so far; take differences."""
+        self._fingerprint = Fingerprint(loaded.model)
+        self._lock = threading.RLock()
+        self._changed: BaseChangedError | None = None
+        self._prefix: tuple[int, Prefix] | None = None
+        self._adapters: OrderedDict[object, Adapter] = OrderedDict()
+        self._adapter_bytes = adapter_bytes
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        prompt_format: str | None = None,
+        verify: Literal["pointers", "full"] = "pointers",
+    ) -> Learner:
+        """A learner around a local folder, a hub id, or the bundled model; see `autottt.ttt_core.model.load_model`."""
+        return cls(load_model(source, device=device, dtype=dtype, prompt_format=prompt_format), verify=verify)
+
+    @classmethod
+    def wrap(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompt_format: str | None = None
+    ) -> Learner:
+        """A learner around a model that a program already holds. The model is given back as it was after every call."""
+        return cls(wrap_model(model, tokenizer, prompt_format=prompt_format))
+
+    @property
+    def base_hash(self) -> str:
+        """Content hash of the base model, as loaded."""
+        return self._fingerprint.hash
+
+    def recipe(self, strategy: str) -> Recipe:
+        """The recipe of a strategy for this model, or the general default."""
+        return self.loaded.recipes.get(strategy, Recipe())
+
+    def encode(self, task: Task, answer: Value | None = None) -> Encoded:
+        """The task's prompt as ids. Raises `TooLongError` when it and its answer do not fit in the context."""
+        return encode(self.loaded, task, answer, 0 if answer is not None else self.room(task))
+
+    def room(self, task: Task) -> int:
+        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more."""
+        kind, notation = kind_of(task), self.loaded.format.notation
+        shown = [d.output for d in task.demonstrations] + [task.query]
+        longest = max(
+            len(self.loaded.tokenizer.encode(kind.render(v, notation), add_special_tokens=False)) for v in shown
+        )
+        return 2 * longest + 16
+
+    # --- answering -------------------------------------------------------------------------------------------------
+
+    def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
+        """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
+        with self._use(adapter):
+            return Reading(self._prefix_of(self.encode(task), adapter).reading)
+
+    def answer(
+        self,
+        tasks: Sequence[Task],
+        adapter: Adapter | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
+        if not tasks:
+            return []
+        with self._use(adapter):
+            prompts = [self.encode(t) for t in tasks]
+            first = prompts[0]
+            same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
+            prefix = self._prefix_of(first, adapter) if same else None
+            generated = decode(
+                self.loaded, prompts, max(map(self.room, tasks)),
+                prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+            skipped = len(prefix.ids) if prefix else 0
+            self._charge(
+                forward=sum(len(p.ids) - skipped + len(g.scores.hits) for p, g in zip(prompts, generated, strict=True))
+            )
+            return [self._as_answer(t, g) for t, g in zip(tasks, generated, strict=True)]
+
+    def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
+        """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
+
+        The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed.
+        """
+        with self._use(adapter):
+            prompts = [self.encode(t, _answer_of(t)) for t in tasks]
+            found: list[list[TokenScores]] = [[] for _ in tasks]
+            for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
+                for index, scores in zip(group, self._score([prompts[i] for i in group]), strict=True):
+                    found[index] = scores
+            return found
+
+    def _score(self, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
+        batch = pad([p.ids for p in prompts], pad_id_of(self.loaded), self.loaded.model.device, left=False)
+        chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
+        for i, prompt in enumerate(prompts):
+            for begin, end in prompt.answers:
+                chosen[i, max(0, begin - 1) : end - 1] = True
+        logits = forward(self.loaded.model, batch, chosen)
+        targets = batch.ids[:, 1:][chosen[:, :-1]]
+        self._charge(forward=sum(len(p.ids) for p in prompts))
+        scores, at = [], 0
+        for prompt in prompts:
+            row = []
+            for begin, end in prompt.answers:
+                size = end - max(1, begin)
+                row.append(token_scores(logits[at : at + size], targets[at : at + size]))
+                at += size
+            scores.append(row)
+        return scores
+
+    # --- learning --------------------------------------------------------------------------------------------------
+
+    def adapt(
+        self,
+        examples: Sequence[Task],
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        deadline: float = math.inf,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> Adapter:
+        """Trains one adapter on tasks whose answers are known. The base is not touched.
+
+        `deadline` is a time of `time.monotonic`. Raises `AdaptationError` (a loss that is not a number, no memory,
+        nothing to train on); whatever is raised, the model is as it was.
+        """
+        with self._use(None):
+            encoded = [self.encode(t, _answer_of(t)) for t in examples]
+            try:
+                weights, trainings = train(self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+            except RuntimeError as error:
+                if "can't allocate memory" in str(error):
+                    raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+                raise
+            self._charge(forward=trainings[0].tokens, backward=trainings[0].tokens)
+            return Adapter(weights, recipe, trainings[0], self.base_hash)
+
+    def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
+        """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept."""
+        with self._lock:
+            if key in self._adapters:
+                self._adapters.move_to_end(key)
+                return self._adapters[key], True
+            adapter = make()
+            if adapter.training.stopped == "finished":
+                self._adapters[key] = adapter
+            while sum(a.weights.nbytes for a in self._adapters.values()) > self._adapter_bytes:
+                self._adapters.popitem(last=False)
+            return adapter, False
+
+    def forget(self) -> None:
+        """Drops every remembered adapter and prefix."""
+        with self._lock:
+            self._adapters.clear()
+            self._prefix = None
+
+    # --- reverting -------------------------------------------------------------------------------------------------
+
+    def verify(self, *, full: bool | None = None) -> RevertProof:
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on the learner refuses to work."""
+        with self._lock:
+            self._refuse_if_changed()
+            try:
+                return self._fingerprint.verify(
+                    self.loaded.model, full=self.verification == "full" if full is None else full
+                )
+            except BaseChangedError as error:
+                self._changed = error
+                raise
+
+    def _refuse_if_changed(self) -> None:
+        if self._changed is not None:
+            raise BaseChangedError(
+                f"this learner's base model is not what was loaded, so it answers no more: {self._changed}"
+            )
+
+    @contextmanager
+    def _use(self, adapter: Adapter | None) -> Iterator[None]:
+        """The model in evaluation mode without gradients, with the adapter attached; all of it undone at the end."""
+        with self._lock:
+            self._refuse_if_changed()
+            if adapter is not None and adapter.base_hash != self.base_hash:
+                raise AdaptationError("this adapter was trained on another base model; train it again on this one")
+            model = self.loaded.model
+            with restored(model), torch.no_grad():
+                model.eval()
+                model.requires_grad_(False)
+                with adapter.weights.attached(model) if adapter is not None else nullcontext():
+                    yield
+
+    def _prefix_of(self, prompt: Encoded, adapter: Adapter | None) -> Prefix:
+        """The prompt's shared beginning, read now or just before."""
+        owner = id(adapter.weights) if adapter is not None else 0
+        ids = prompt.ids[: prompt.shared]
+        if self._prefix is None or self._prefix[0] != owner or self._prefix[1].ids != ids:
+            self._prefix = owner, read_prefix(self.loaded, prompt)
+            self._charge(forward=len(ids))
+        return self._prefix[1]
+
+    def _as_answer(self, task: Task, generated: Generated) -> Answer:
+        try:
+            value = self.loaded.format.read(task, generated.text) if generated.ended else None
+        except ParseError:
+            value = None
+        return Answer(value, generated.text, generated.scores, generated.ended)
+
+    def _charge(self, forward: int = 0, backward: int = 0) -> None:
+        self.work = replace(self.work, forward=self.work.forward + forward, backward=self.work.backward + backward)
+
+
+def _answer_of(task: Task) -> Value:
+    if task.answer is None:
+        raise AdaptationError(f"{task.id}: scoring and training need the right answer of the query; this task has none")
+    return task.answer
