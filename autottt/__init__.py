@@ -1,3 +1,58 @@
-"""A language model that knows when to learn: in-context answers where they are right, test-time training where it pays."""
+"""A language model that knows when to learn: in-context answers where they are right, test-time training where it pays.
+
+>>> from autottt import make_task
+>>> make_task([([1, 2], [2, 1]), ([3, 4, 5], [5, 4, 3])], [6, 7]).kind
+'list'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .controller.budget import Budget as Budget
+    from .controller.controller import Controller as Controller
+    from .controller.results import Result as Result
+    from .policies.policy import Decision as Decision
+    from .strategies.base import Attempt as Attempt
+    from .strategies.base import Cost as Cost
+    from .strategies.base import register as register
+    from .ttt_core.errors import AutotttError as AutotttError
+    from .ttt_core.kinds import make_task as make_task
+    from .ttt_core.learner import Learner as Learner
+    from .ttt_core.readers import read_tasks as read_tasks
+    from .ttt_core.recipes import Recipe as Recipe
+    from .ttt_core.tasks import Demonstration as Demonstration
+    from .ttt_core.tasks import Task as Task
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Attempt": "strategies.base",
+    "AutotttError": "ttt_core.errors",
+    "Budget": "controller.budget",
+    "Controller": "controller.controller",
+    "Cost": "strategies.base",
+    "Decision": "policies.policy",
+    "Demonstration": "ttt_core.tasks",
+    "Learner": "ttt_core.learner",
+    "Recipe": "ttt_core.recipes",
+    "Result": "controller.results",
+    "Task": "ttt_core.tasks",
+    "make_task": "ttt_core.kinds",
+    "read_tasks": "ttt_core.readers",
+    "register": "strategies.base",
+}
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import autottt` stays quick and does not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autottt' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

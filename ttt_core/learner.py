@@ -123,6 +123,11 @@ class Learner:
         """Content hash of the base model, as loaded."""
         return self._fingerprint.hash
 
+    @property
+    def threads(self) -> int:
+        """Threads that computing on the CPU uses."""
+        return torch.get_num_threads()
+
     def recipe(self, strategy: str) -> Recipe:
         """The recipe of a strategy for this model, or the general default."""
         return self.loaded.recipes.get(strategy, Recipe())

@@ -1,0 +1,47 @@
+# Everything is installed into .venv; no other environment is read or changed.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --require-virtualenv
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test clean
+.DELETE_ON_ERROR:
+unexport PYTHONPATH PYTHONHOME
+
+help:  ## List what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+setup: $(STAMP)  ## Install the package and its tests into .venv (minutes the first time, then nothing)
+
+demo: $(STAMP)  ## Solve the tasks that ship with the package and show every decision
+	@$(BIN)/autottt demo
+
+test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pytest
+
+clean:  ## Remove .venv and everything that can be made again
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first: pinned and on its own, it is the one build that was tried here, and what follows finds it installed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes the first time."
+	@$(PIP) install --constraint constraints.txt torch
+	@$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3); do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        exec "$$python" -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "autottt needs Python 3.11 or newer with its venv module; found: $$(python3 --version 2>&1)." >&2; \
+	echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make setup PYTHON=/path/to/python3" >&2; \
+	exit 1

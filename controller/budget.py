@@ -1,0 +1,39 @@
+"""Budgets: how much an answer may take. Knows nothing about what it is spent on."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ..ttt_core.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit for one query: in seconds, in multiples of its in-context time, or both."""
+
+    seconds: float = math.inf
+    multiples: float = math.inf
+    """Of the time that this query's in-context answer took."""
+
+    def __post_init__(self) -> None:
+        if not (self.seconds > 0 and self.multiples > 0):
+            raise BudgetError(f"a budget is above 0; received {self.seconds} seconds and {self.multiples} multiples")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """A budget from `10s` (seconds) or `20x` (multiples of the in-context time). Raises `BudgetError`.
+
+        >>> Budget.parse("20x").multiples
+        20.0
+        """
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([sx])\s*", text)
+        if not found or float(found[1]) <= 0:
+            raise BudgetError(f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; received {text!r}")
+        amount = float(found[1])
+        return cls(seconds=amount) if found[2] == "s" else cls(multiples=amount)
+
+    def total(self, in_context_seconds: float) -> float:
+        """The whole budget in seconds, once it is known what in-context took."""
+        return min(self.seconds, self.multiples * in_context_seconds)

@@ -1,0 +1,292 @@
+"""The command line: `autottt solve`, `evaluate`, `strategies`, `policy`, `collect`, `train-policy`, `doctor`, `demo`.
+
+Only wiring is here: every command reads its options, calls the package, and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..ttt_core.errors import AutotttError, TaskError
+
+if TYPE_CHECKING:
+    from ..ttt_core.readers import Reading
+    from .controller import Controller
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="A language model that knows when to learn from the examples it is given.",
+)  # fmt: skip
+policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
+app.add_typer(policy_app, name="policy")
+screen, errors = Console(), Console(stderr=True)
+
+Files = Annotated[list[Path], typer.Argument(help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages.")]
+Model = Annotated[str | None, typer.Option(help="Folder or hub id of a causal language model; default: the bundled one.")]
+PolicyOption = Annotated[Path | None, typer.Option(help="Folder of a policy bundle; default: the one that fits the model.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same answers.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use this many tasks of each file, drawn by the seed.")]
+Shown = Annotated[int | None, typer.Option("--demonstrations", min=1, help="Demonstrations to draw where a file leaves it open.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps ...; default: the best there is.")]
+Dtype = Annotated[str | None, typer.Option(help="bf16 or fp32; default: what the device computes fastest.")]
+Format = Annotated[str | None, typer.Option("--prompt-format", help="chat, standard or compact; default: what fits the model.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Runs a command; an error of the package, or of the file system, is one clear line."""
+    try:
+        app(standalone_mode=True)
+    except (AutotttError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        raise SystemExit(2) from None
+
+
+def _quiet() -> None:
+    """Keeps libraries from writing between our lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", module=r"(transformers|torch|langgraph|langchain_core)\b.*")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+
+
+def _controller(**options: Any) -> Controller:
+    _quiet()
+    from .controller import Controller
+
+    return Controller.from_pretrained(**options)
+
+
+def _read(files: list[Path], limit: int | None, seed: int, shown: int | None) -> Reading:
+    """The tasks; problems are printed as they are found."""
+    from ..ttt_core.readers import read_tasks
+
+    reading = read_tasks(files, limit=limit, seed=seed, demonstrations=shown)
+    for problem in reading.problems:
+        errors.print(f"problem: {problem}", style="yellow", markup=False, highlight=False)
+    return reading
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=errors, transient=True,
+    )  # fmt: skip
+
+
+@app.command()
+def solve(
+    files: Files,
+    out: Annotated[Path | None, typer.Option(help="Write answers here instead of to the screen.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Per query: 10s, or 20x the in-context time.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what --out holds and go on after it.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also write features, attempts and the trace.")] = False,
+    model: Model = None,
+    policy: PolicyOption = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    shown: Shown = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    prompt_format: Format = None,
+    debug: Debug = False,
+) -> None:
+    """Answer the queries of task files, one JSON line each.
+
+    Example: `autottt solve tasks.jsonl --budget 20x --out answers.jsonl`
+
+    Exits with 1 when a task could not be read, or did not fit in the model; the others are answered all the same.
+    """
+    from ..ttt_core.kinds import STANDARD, kind_of
+
+    if resume and out is None:
+        raise TaskError("--resume continues a file: name it with --out")
+    if out is not None and out.exists() and not resume:
+        raise TaskError(f"{out} exists; give --resume to continue it, or another --out")
+    reading = _read(files, limit, seed, shown)
+    controller = _controller(
+        model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
+        budget=budget, seed=seed,
+    )  # fmt: skip
+    done = _answered(out) if out is not None and resume else set()
+    waiting = [t for t in reading.tasks if t.id not in done]
+    refused = 0
+    stream = out.open("a", encoding="utf-8") if out is not None else sys.stdout
+    try:
+        with _progress() as progress:
+            bar = progress.add_task("solving", total=len(reading.tasks), completed=len(reading.tasks) - len(waiting))
+
+            def show(result: Any) -> None:
+                nonlocal refused
+                refused += result.status == "refused"
+                plain = result.to_plain()
+                if result.status == "refused":
+                    errors.print(f"refused: {result.error}", style="yellow", markup=False, highlight=False)
+                elif result.answer is not None and kind_of(result.task).name == "text":
+                    plain["text"] = kind_of(result.task).render(result.answer, STANDARD)
+                kept = plain if full else {k: plain[k] for k in _SHORT}
+                print(json.dumps(kept), file=stream, flush=True)
+                progress.advance(bar)
+
+            controller.solve_many(waiting, on_result=show)
+    finally:
+        if out is not None:
+            stream.close()
+    if reading.problems or refused:
+        raise typer.Exit(1)
+
+
+_SHORT = ("id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "multiples", "cost", "proof", "error")
+
+
+def _answered(out: Path) -> set[str]:
+    """Ids that a file of answers holds; a last line torn by an interruption is cut off."""
+    if not out.exists():
+        return set()
+    found, whole = set(), []
+    for line in out.read_text(encoding="utf-8").splitlines():
+        try:
+            found.add(str(json.loads(line)["id"]))
+            whole.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            errors.print(f"{out}: dropping a line that is not an answer", style="yellow")
+    out.write_text("".join(whole), encoding="utf-8")
+    return found
+
+
+@app.command()
+def evaluate(
+    files: Files,
+    strategies: Annotated[str, typer.Option(help="Names, separated by commas; `controller` is the policy's choice.")] = (
+        "in_context,ttt_in_context,controller"
+    ),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write summary and rows here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that an interrupted run left beside --json.")] = False,
+    model: Model = None,
+    policy: PolicyOption = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    shown: Shown = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    prompt_format: Format = None,
+    debug: Debug = False,
+) -> None:
+    """Measure strategies side by side: accuracy, seconds, cost as a multiple of in-context.
+
+    Example: `autottt evaluate tasks.jsonl --strategies in_context,ttt_in_context,controller --limit 20 --json out.json`
+    """
+    from ..strategies.base import get_strategy
+    from .display import show_summary
+    from .evaluation import CONTROLLER, evaluate, read_rows, report, summarise
+
+    names = [n.strip() for n in strategies.split(",") if n.strip()]
+    for name in names:
+        if name != CONTROLLER:
+            get_strategy(name)
+    reading = _read(files, limit, seed, shown)
+    controller = _controller(
+        model=model, policy=policy, device=device, dtype=dtype, prompt_format=prompt_format, seed=seed
+    )
+    partial = json_file.with_suffix(".rows.jsonl") if json_file else None
+    known = read_rows(partial) if partial and resume else []
+    seen = {(r.strategy, r.id) for r in known}
+    total = len(reading.tasks) * len(dict.fromkeys(["in_context", *names]))
+    stream = partial.open("a" if resume else "w", encoding="utf-8") if partial else None
+    try:
+        with _progress() as progress:
+            bar = progress.add_task("evaluating", total=total)
+
+            def on_row(row: Any) -> None:
+                progress.advance(bar)
+                if stream and (row.strategy, row.id) not in seen:
+                    print(json.dumps(asdict(row)), file=stream, flush=True)
+
+            rows = evaluate(controller, reading.tasks, names, seed=seed, known=known, on_row=on_row)
+    finally:
+        if stream:
+            stream.close()
+    screen.print(show_summary(summarise(rows)))
+    if json_file and partial:
+        settings = {"files": [f.name for f in files], "strategies": names, "limit": limit, "seed": seed}
+        json_file.write_text(json.dumps(report(controller, rows, settings), indent=1) + "\n")
+        partial.unlink()
+    if reading.problems:
+        raise typer.Exit(1)
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """List the strategies: what each does, when it wins and loses.
+
+    Example: `autottt strategies`
+    """
+    _quiet()
+    import inspect
+
+    from ..strategies.base import strategies
+
+    for name, strategy in strategies().items():
+        screen.print(f"[bold cyan]{name}[/]  ({strategy.cost_class}; needs {strategy.needs} demonstrations)")
+        screen.print(inspect.getdoc(type(strategy)) or "", markup=False, highlight=False)
+        screen.print()
+
+
+@policy_app.command("show")
+def policy_show(model: Model = None, policy: PolicyOption = None, debug: Debug = False) -> None:
+    """Show the policy that a model gets: what it was trained on and how well it decides.
+
+    Example: `autottt policy show`
+    """
+    controller = _controller(model=model, policy=policy)
+    screen.print_json(json.dumps({"policy": controller.policy.name, **controller.policy.card()}, default=str))
+
+
+@app.command()
+def doctor(model: Model = None, policy: PolicyOption = None, device: Device = None, dtype: Dtype = None, debug: Debug = False) -> None:
+    """Say what runs where, and test that the model comes back after training.
+
+    Example: `autottt doctor`
+    """
+    from .doctor import examine
+
+    controller = _controller(model=model, policy=policy, device=device, dtype=dtype)
+    healthy = True
+    for name, value, good in examine(controller):
+        healthy &= good
+        screen.print(f"[{'green' if good else 'red'}]{'ok ' if good else 'BAD'}[/] [bold]{name:14}[/] ", end="")
+        screen.print(value, markup=False, highlight=False)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    model: Model = None, policy: PolicyOption = None, seed: Seed = 0, limit: Limit = None, debug: Debug = False
+) -> None:
+    """Solve the example tasks that ship with the package and show every decision.
+
+    Example: `autottt demo`
+    """
+    from .demo import demo_tasks, run_demo
+
+    controller = _controller(model=model, policy=policy, seed=seed)
+    run_demo(controller, demo_tasks()[:limit], screen)

@@ -1,0 +1,103 @@
+"""Tasks, values and results for people, in colour where the terminal has it. Knows nothing about solving."""
+
+from __future__ import annotations
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..ttt_core.kinds import KINDS, STANDARD
+from ..ttt_core.tasks import Task, Value
+from .evaluation import Summary
+from .results import Result
+
+_COLOURS = ("grey11", "dodger_blue2", "red3", "green3", "gold1", "grey62", "magenta2", "dark_orange", "turquoise2", "dark_red")
+"""Backgrounds of cells 0-9."""
+_ON_DARK = "grey85"
+_ON_LIGHT = "grey7"
+
+
+def show_value(kind: str, value: Value | None) -> Text:
+    """A value: grids as coloured cells, the rest as text."""
+    if value is None:
+        return Text("(none)", style="dim")
+    if kind not in ("grid", "grid1d"):
+        return Text(KINDS[kind].render(value, STANDARD))
+    text = Text()
+    for index, row in enumerate(value):
+        if index:
+            text.append("\n")
+        for cell in row:  # type: ignore[union-attr]
+            colour = int(cell)
+            text.append(f"{colour} ", style=f"{_ON_DARK if colour in (0, 1, 2, 9) else _ON_LIGHT} on {_COLOURS[colour]}")
+    return text
+
+
+def show_pair(kind: str, source: Value, target: Value | None) -> RenderableType:
+    """One worked example."""
+    left, right = show_value(kind, source), show_value(kind, target)
+    if kind == "grid":
+        table = Table.grid(padding=(0, 1))
+        table.add_row(left, Text("->", style="dim"), right)
+        return table
+    if kind == "grid1d":
+        return Group(left, Text("-> ", style="dim") + right)
+    return left + Text("  ->  ", style="dim") + right
+
+
+def show_task(task: Task, most: int = 3) -> RenderableType:
+    """The demonstrations (the first `most` of them) and the query."""
+    shown: list[RenderableType] = [show_pair(task.kind, d.input, d.output) for d in task.demonstrations[:most]]
+    if left := len(task.demonstrations) - most:
+        if left > 0:
+            shown.append(Text(f"... and {left} more", style="dim"))
+    body: RenderableType = Columns(shown, padding=(0, 4)) if task.kind == "grid" else Group(*shown)
+    query = Group(Text("query", style="bold"), show_value(task.kind, task.query))
+    return Group(body, query)
+
+
+def mark(right: bool | None) -> Text:
+    """Right, wrong or not known."""
+    if right is None:
+        return Text("")
+    return Text("right", style="bold green") if right else Text("wrong", style="bold red")
+
+
+def show_result(result: Result) -> RenderableType:
+    """The in-context answer beside the final one, the decision and its reason, time, and the proof."""
+    table = Table.grid(padding=(0, 2))
+    known = result.task.answer is not None
+    before = result.in_context.value if result.in_context else None
+    table.add_row("in context", show_value(result.task.kind, before), mark(before == result.task.answer if known else None))
+    table.add_row(result.strategy, show_value(result.task.kind, result.answer), mark(result.right))
+    proof = f"weights proven back ({result.proof.tensors} tensors, {1e3 * result.proof.seconds:.1f} ms)" if result.proof else ""
+    trained = ""
+    if result.adaptation:
+        losses = result.adaptation.losses
+        trained = f", {result.adaptation.steps} training steps"
+        trained += f" (loss {losses[0]:.2f} -> {losses[-1]:.2f})" if losses else ""
+    facts = Text(f"{result.cost.seconds:.2f} s{trained}; {proof}", style="dim")
+    reason = Text.assemble(("decision  ", "bold"), (result.strategy, "bold cyan"), f": {result.reason}")
+    return Group(reason, Padding(table, (0, 0, 0, 2)), facts)
+
+
+def show_summary(summaries: list[Summary]) -> Table:
+    """The table of an evaluation."""
+    table = Table(title=None, header_style="bold")
+    for name in ("data set", "strategy"):
+        table.add_column(name)
+    for name in ("queries right", "tasks right", "queries", "tasks", "seconds", "cost", "work", "adapted", "over-long"):
+        table.add_column(name, justify="right")
+    last = ""
+    for s in summaries:
+        if last and s.dataset != last:
+            table.add_section()
+        table.add_row(
+            s.dataset if s.dataset != last else "", s.strategy, f"{100 * s.query_accuracy:.1f}%",
+            f"{100 * s.task_accuracy:.1f}%", str(s.queries), str(s.tasks), f"{s.seconds:.1f}", f"{s.cost:.1f}x",
+            f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%", str(s.refused),
+        )  # fmt: skip
+        last = s.dataset
+    return table

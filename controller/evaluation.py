@@ -1,0 +1,189 @@
+"""Measures strategies and the controller side by side on files of tasks whose answers are known.
+
+Knows nothing about the command line. Every row is kept, so that an interrupted evaluation continues.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..strategies.base import get_strategy, run
+from ..ttt_core.errors import BaseChangedError, TaskError, TooLongError
+from ..ttt_core.tasks import Task
+from .controller import Controller
+
+CONTROLLER = "controller"
+"""The name that stands for the controller's own choice, beside the strategies' names."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy on one query."""
+
+    dataset: str
+    family: str
+    group: str
+    id: str
+    strategy: str
+    right: bool
+    status: str
+    """`answered`, `unreadable`, `failed`, `no_answer`, or `refused` (over-long; counted wrong)."""
+    chosen: str
+    """The strategy whose answer it is."""
+    adapted: bool
+    seconds: float
+    work: int
+    """Forward-token equivalents: forward tokens and twice the backward tokens."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One strategy on one data set."""
+
+    dataset: str
+    strategy: str
+    query_accuracy: float
+    """Share of queries answered right, 0 to 1."""
+    task_accuracy: float
+    """Share of tasks with every query answered right, 0 to 1."""
+    queries: int
+    tasks: int
+    seconds: float
+    cost: float
+    """Seconds, as a multiple of those of `in_context` on the same queries in the same run."""
+    work: float
+    """Forward-token equivalents, as the same multiple: free of the machine's noise."""
+    adapted: float
+    """Share of queries that were answered by, or after, training; 0 to 1."""
+    refused: int
+    """Queries that were over-long."""
+
+
+def evaluate(
+    controller: Controller,
+    tasks: Sequence[Task],
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    known: Iterable[Row] = (),
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Rows for every query and strategy; `in_context` is always measured, since costs are multiples of it.
+
+    Queries of one task come one after the other and share the task's adapter, which its first query pays for. Raises
+    `TaskError` when an answer is not known.
+    """
+    for task in tasks:
+        if task.answer is None:
+            raise TaskError(f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)")
+    done = {(r.strategy, r.id): r for r in known}
+    wanted = list(dict.fromkeys(["in_context", *names]))
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
+    rows = []
+    for group in groups.values():
+        for name in wanted:
+            controller.learner.forget()
+            for task in group:
+                row = done.get((name, task.id)) or _row(controller, task, name, seed)
+                rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+    return rows
+
+
+def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
+    common = {"dataset": task.dataset, "family": task.family, "group": task.group, "id": task.id, "strategy": name}
+    try:
+        if name == CONTROLLER:
+            result = controller.solve(task, seed=seed)
+            return Row(
+                **common, right=bool(result.right), status=result.status, chosen=result.strategy, adapted=result.adapted,
+                seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
+            )  # fmt: skip
+        attempt = run(get_strategy(name), controller.learner, task, seed=seed)
+        controller.learner.verify()
+        return Row(
+            **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
+            adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes, error=attempt.error,
+        )  # fmt: skip
+    except BaseChangedError:
+        raise
+    except (TooLongError, LookupError) as error:
+        return Row(**common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error))
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Per data set and strategy, in the order of the rows."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row.dataset, row.strategy), []).append(row)
+    found = []
+    for (dataset, strategy), cell in cells.items():
+        base = cells[dataset, "in_context"]
+        groups: dict[str, bool] = {}
+        for row in cell:
+            groups[row.group] = groups.get(row.group, True) and row.right
+        found.append(
+            Summary(
+                dataset, strategy, sum(r.right for r in cell) / len(cell), sum(groups.values()) / len(groups),
+                len(cell), len(groups), sum(r.seconds for r in cell),
+                sum(r.seconds for r in cell) / max(1e-9, sum(r.seconds for r in base)),
+                sum(r.work for r in cell) / max(1, sum(r.work for r in base)),
+                sum(r.adapted for r in cell) / len(cell), sum(r.status == "refused" for r in cell),
+            )
+        )  # fmt: skip
+    return found
+
+
+def accuracy_interval(rows: Sequence[Row], repeats: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """90% interval of the query accuracy, by bootstrap over families."""
+    families: dict[str, list[bool]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row.right)
+    rng, names = random.Random(seed), list(families)
+    draws = []
+    for _ in range(repeats):
+        picked = [right for n in rng.choices(names, k=len(names)) for right in families[n]]
+        draws.append(sum(picked) / len(picked))
+    draws.sort()
+    return draws[int(0.05 * repeats)], draws[int(0.95 * repeats)]
+
+
+def report(controller: Controller, rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` writes: the summary, every row, and what it was measured with."""
+    learner = controller.learner
+    summaries = []
+    for summary in summarise(rows):
+        cell = [r for r in rows if (r.dataset, r.strategy) == (summary.dataset, summary.strategy)]
+        low, high = accuracy_interval(cell)
+        summaries.append({**asdict(summary), "query_accuracy_90": [low, high]})
+    return {
+        "summary": summaries,
+        "settings": settings,
+        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "versions": {n: version(n) for n in ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph")},
+        "model": {"name": learner.loaded.name, "hash": learner.base_hash, "device": str(learner.loaded.model.device)},
+        "policy": controller.policy.name,
+        "rows": [asdict(r) for r in rows],
+    }
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Rows of an interrupted evaluation; a line torn by the interruption is dropped."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return rows

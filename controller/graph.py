@@ -1,0 +1,47 @@
+"""The algorithm as a graph. All edges stand in `build_graph`; reading it is reading how a task is solved.
+
+```mermaid
+GRAPH
+```
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from ..strategies.base import strategies
+from .nodes import decide, judge, measure, revert, strategy_node
+from .state import Context, State
+
+Graph = CompiledStateGraph[State, Context, State, State]
+
+
+def build_graph(checkpointer: Any = None) -> Graph:
+    """The compiled graph. Its input is `{"task": ..., "seed": ...}`; its context is a `Context`."""
+    graph = StateGraph(State, context_schema=Context)
+    graph.add_node("measure", measure)
+    graph.add_node("decide", decide)
+    graph.add_node("judge", judge)
+    graph.add_node("revert", revert)
+    graph.add_edge(START, "measure")
+    graph.add_edge("measure", "decide")
+    for name, strategy in strategies().items():
+        graph.add_node(name, strategy_node(strategy))
+        graph.add_edge(name, "judge")
+    graph.add_conditional_edges("decide", chosen_strategy, list(strategies()))
+    graph.add_conditional_edges("judge", after_judging, ["decide", "revert"])
+    graph.add_edge("revert", END)
+    return graph.compile(checkpointer=checkpointer, name="autottt")
+
+
+def chosen_strategy(state: State) -> str:
+    """From `decide` to the node of the strategy that it chose."""
+    return str(state["decision"]["strategy"])
+
+
+def after_judging(state: State) -> Literal["decide", "revert"]:
+    """From `judge`: an accepted attempt ends; escalating and falling back decide anew."""
+    return "revert" if state["verdict"]["action"] == "accept" else "decide"

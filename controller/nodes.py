@@ -1,0 +1,168 @@
+"""The nodes of the graph: measure, decide, one per strategy, judge, revert. Knows no edges; see `graph`.
+
+No adapted weights outlive a node: a strategy adapts, answers and lets go inside its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
+
+from langgraph.runtime import Runtime
+
+from ..policies.features import Features, free_features, probe_features
+from ..policies.policy import Decision
+from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
+from ..ttt_core.tasks import Task
+from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
+
+Node = Callable[[State, Runtime[Context]], State]
+
+
+def traced(name: str) -> Callable[[Node], Node]:
+    """Adds the node's name, start and length to the trace, with what it returned said in short."""
+
+    def decorate(node: Node) -> Node:
+        @wraps(node)
+        def timed(state: State, runtime: Runtime[Context]) -> State:
+            began = time.monotonic()
+            found = node(state, runtime)
+            event = {
+                "node": name,
+                "at": round(began - found.get("started", state.get("started", began)), 6),
+                "seconds": round(time.monotonic() - began, 6),
+                "events": found.pop("trace", []),
+                **_shown(found),
+            }
+            return {**found, "trace": [event]}
+
+        return timed
+
+    return decorate
+
+
+def _shown(update: State) -> Plain:
+    """What an event of the trace says of a node's result."""
+    shown: Plain = {k: update[k] for k in ("decision", "verdict", "proof") if k in update}  # type: ignore[literal-required]
+    if "features" in update:
+        shown["stage"] = update["features"]["stage"]
+    for attempt in update.get("attempts", []):
+        shown |= {k: attempt[k] for k in ("strategy", "text", "confidence", "error", "cost")}
+    return shown
+
+
+@traced("measure")
+def measure(state: State, runtime: Runtime[Context]) -> State:
+    """Reads the prompt and answers in context; probes further while the policy says that it could change the choice."""
+    learner, policy = runtime.context.learner, runtime.context.policy
+    task, seed, started = task_from_plain(state["task"]), state.get("seed", 0), time.monotonic()
+    before = learner.work
+    reading = learner.read(task)
+    answer = learner.answer([task])[0]
+    done = learner.work - before
+    attempt = replace(
+        from_answer("in_context", answer), cost=Cost(time.monotonic() - started, done.forward, done.backward)
+    )
+    features = Features(0, free_features(task, answer, reading))
+    if policy.needs_more(features) and time.monotonic() < started + runtime.context.budget.total(attempt.cost.seconds):
+        features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
+    return {"started": started, "features": asdict(features), "in_context": asdict(attempt)}
+
+
+@traced("decide")
+def decide(state: State, runtime: Runtime[Context]) -> State:
+    """Asks the policy which strategy to use, among those that the task allows and the budget can pay."""
+    tried = [a["strategy"] for a in state.get("attempts", [])]
+    if state.get("verdict", {}).get("action") == "fall_back":
+        decision: Decision = replace(
+            _asked(state, runtime, ["in_context"], []), strategy="in_context", reason=state["verdict"]["reason"]
+        )
+    else:
+        decision = _affordable(state, runtime, [n for n in _possible(task_from_plain(state["task"])) if n not in tried])
+    return {"decision": asdict(decision)}
+
+
+def _possible(task: Task) -> list[str]:
+    """Strategies that the task has enough demonstrations for."""
+    return [name for name, s in strategies().items() if s.needs <= len(task.demonstrations)]
+
+
+def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
+    features = Features(state["features"]["stage"], state["features"]["values"])
+    return runtime.context.policy.decide(features, allowed, tried=tried)
+
+
+def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> Decision:
+    """The policy's best choice that what is left of the budget pays at least half of (training can stop early)."""
+    in_context = state["in_context"]["cost"]["seconds"]
+    left = remaining(state, runtime)
+    dropped: list[str] = []
+    while True:
+        decision = _asked(state, runtime, allowed, [])
+        price = decision.costs.get(decision.strategy, 1.0) * in_context
+        if decision.strategy == "in_context" or price / 2 <= left or allowed == ["in_context"]:
+            break
+        dropped.append(decision.strategy)
+        allowed = [n for n in allowed if n != decision.strategy]
+    if dropped:
+        note = f"{decision.reason} (the budget's remaining {max(0.0, left):.2f} s do not pay for {', '.join(dropped)})"
+        decision = replace(decision, reason=note)
+    return decision
+
+
+def remaining(state: State, runtime: Runtime[Context]) -> float:
+    """Seconds that are left of the budget."""
+    total = runtime.context.budget.total(state["in_context"]["cost"]["seconds"])
+    return state["started"] + total - time.monotonic()
+
+
+def strategy_node(strategy: Strategy) -> Node:
+    """The node of one strategy: adapts, answers and reverts inside."""
+
+    @traced(strategy.name)
+    def attempt(state: State, runtime: Runtime[Context]) -> State:
+        if strategy.name == "in_context":
+            return {"attempts": [{**state["in_context"], "cost": asdict(Cost())}]}
+        steps: list[Plain] = []
+
+        def on_step(step: int, loss: float) -> None:
+            steps.append({"step": step, "loss": loss})
+            runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
+
+        found: Attempt = run(
+            strategy, runtime.context.learner, task_from_plain(state["task"]),
+            seed=state.get("seed", 0), deadline=time.monotonic() + remaining(state, runtime), on_step=on_step,
+        )  # fmt: skip
+        return {"attempts": [asdict(found)], "trace": steps}
+
+    return attempt
+
+
+@traced("judge")
+def judge(state: State, runtime: Runtime[Context]) -> State:
+    """Accepts the attempt, or sends it back: to the next strategy while the budget lasts, else to the in-context answer."""
+    attempt = attempt_from_plain(state["attempts"][-1])
+    verdict = judged(attempt, len(state["attempts"]), remaining(state, runtime), bool(state["in_context"]["value"] is not None))
+    return {"verdict": asdict(verdict)}
+
+
+def judged(attempt: Attempt, attempts: int, left: float, in_context_answered: bool) -> Verdict:
+    """What to do after an attempt with `left` seconds of the budget, when `attempts` were made."""
+    if attempt.status == "answered":
+        return Verdict("accept", f"{attempt.strategy} gave an answer that can be read")
+    if attempt.strategy == "in_context" and attempts > 1:
+        return Verdict("accept", "no strategy gave an answer that can be read")
+    what = f"{attempt.strategy} failed ({attempt.error})" if attempt.error else f"{attempt.strategy}'s answer cannot be read"
+    if left > 0 and attempts < 3:
+        return Verdict("escalate", f"{what}; trying the next best")
+    if attempt.strategy == "in_context" or not in_context_answered:
+        return Verdict("accept", f"{what}; nothing is left to try")
+    return Verdict("fall_back", f"{what}; back to the in-context answer")
+
+
+@traced("revert")
+def revert(state: State, runtime: Runtime[Context]) -> State:
+    """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not."""
+    return {"proof": asdict(runtime.context.learner.verify())}

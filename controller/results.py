@@ -1,0 +1,100 @@
+"""What a solved task comes back as. Knows nothing about how it was solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..strategies.base import Attempt, Cost
+from ..ttt_core.fingerprint import RevertProof
+from ..ttt_core.tasks import Task, Value
+from ..ttt_core.training import Training
+from .state import State, attempt_from_plain
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer, and everything about how it came to be."""
+
+    task: Task
+    status: Literal["answered", "no_answer", "refused"]
+    """`refused`: the task could not be tried; `error` says why."""
+    answer: Value | None
+    text: str
+    """The answer as the model wrote it."""
+    strategy: str
+    """The strategy whose answer this is."""
+    reason: str
+    """Why that way, in words."""
+    difficulty: float
+    """Estimated chance that the in-context answer is wrong, 0 to 1."""
+    scores: Mapping[str, float]
+    """Estimated chance of a right answer per strategy."""
+    features: Mapping[str, float]
+    """What was measured."""
+    in_context: Attempt | None
+    """The unadapted answer."""
+    attempts: tuple[Attempt, ...]
+    adaptation: Training | None
+    """What training did, where the answer is an adapter's."""
+    cost: Cost
+    """Everything: measuring, attempts, judging, reverting."""
+    multiples: float
+    """`cost.seconds` over the seconds that the in-context answer took."""
+    proof: RevertProof | None
+    """That the base model is what was loaded."""
+    trace: tuple[Mapping[str, Any], ...]
+    """One event per node, in order, with its length in seconds."""
+    error: str = ""
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer is the task's; None where that is not known."""
+        return None if self.task.answer is None else self.answer == self.task.answer
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter was trained or used on the way."""
+        return any(a.training is not None for a in self.attempts)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The result as JSON can hold it."""
+        plain = asdict(self)
+        plain["id"] = self.task.id
+        del plain["task"]
+        return {"id": plain.pop("id"), **plain, "right": self.right, "adapted": self.adapted}
+
+
+def result_of(task: Task, state: State, cost: Cost) -> Result:
+    """The result that a finished run of the graph amounts to."""
+    attempts = tuple(attempt_from_plain(a) for a in state["attempts"])
+    in_context = attempt_from_plain(state["in_context"])
+    last = attempts[-1]
+    decision = state["decision"]
+    return Result(
+        task=task,
+        status="answered" if last.value is not None else "no_answer",
+        answer=last.value,
+        text=last.text,
+        strategy=last.strategy,
+        reason=decision["reason"],
+        difficulty=decision["difficulty"],
+        scores=decision["scores"],
+        features=state["features"]["values"],
+        in_context=in_context,
+        attempts=attempts,
+        adaptation=last.training,
+        cost=cost,
+        multiples=cost.seconds / max(in_context.cost.seconds, 1e-9),
+        proof=RevertProof(**state["proof"]),
+        trace=tuple(state["trace"]),
+        error=last.error,
+    )
+
+
+def refused(task: Task, error: Exception, proof: RevertProof | None, trace: Sequence[Mapping[str, Any]] = ()) -> Result:
+    """The result of a task that could not be tried."""
+    return Result(
+        task, "refused", None, "", "", "", 0.0, {}, {}, None, (), None, Cost(), 0.0, proof, tuple(trace), str(error)
+    )

@@ -1,0 +1,87 @@
+"""What flows through the graph: plain data only, so that it can be checkpointed, streamed and logged.
+
+The model and the policy are not in it; they travel in the `Context`.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, TypedDict
+
+from ..policies.policy import Policy
+from ..strategies.base import Attempt, Candidate, Cost
+from ..ttt_core.learner import Learner
+from ..ttt_core.tasks import Demonstration, Task
+from ..ttt_core.training import Training
+from .budget import Budget
+
+Plain = dict[str, Any]
+
+
+class State(TypedDict, total=False):
+    """The graph's state. `task` is the input; the rest is filled on the way."""
+
+    task: Plain
+    seed: int
+    started: float
+    """Time of `time.monotonic` when measuring began."""
+    features: Plain
+    """`stage` and `values`."""
+    in_context: Plain
+    """The in-context attempt, which measuring gives for nothing."""
+    decision: Plain
+    attempts: Annotated[list[Plain], operator.add]
+    """Every attempt, in order."""
+    verdict: Plain
+    """`action` (accept, escalate, fall_back) and `reason`."""
+    proof: Plain
+    trace: Annotated[list[Plain], operator.add]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the nodes work with."""
+
+    learner: Learner
+    policy: Policy
+    budget: Budget = Budget()
+
+
+Action = Literal["accept", "escalate", "fall_back"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` makes of an attempt."""
+
+    action: Action
+    reason: str
+
+
+def task_to_plain(task: Task) -> Plain:
+    """The task as plain data."""
+    return asdict(task)
+
+
+def task_from_plain(plain: Plain) -> Task:
+    """The task again, also after JSON or msgpack made lists of its tuples."""
+    values = {f.name: plain[f.name] for f in fields(Task) if f.name in plain}
+    values["demonstrations"] = tuple(Demonstration(_frozen(d["input"]), _frozen(d["output"])) for d in plain["demonstrations"])
+    values["query"] = _frozen(plain["query"])
+    values["answer"] = _frozen(plain.get("answer"))
+    return Task(**values)
+
+
+def attempt_from_plain(plain: Plain) -> Attempt:
+    """The attempt again."""
+    values = {f.name: plain[f.name] for f in fields(Attempt)}
+    values["value"] = _frozen(plain["value"])
+    values["candidates"] = tuple(Candidate(_frozen(c["value"]), c["share"]) for c in plain["candidates"])
+    values["training"] = Training(**{**plain["training"], "losses": tuple(plain["training"]["losses"])}) if plain["training"] else None
+    values["cost"] = Cost(**plain["cost"])
+    return Attempt(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,34 @@
+"""Trains a task's adapter, or finds it: shared by the strategies that learn. Not a strategy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..ttt_core.learner import Adapter, Learner
+from ..ttt_core.recipes import Recipe
+from ..ttt_core.tasks import Task
+from .base import Attempt, OnStep
+
+
+def adapter_for(
+    name: str,
+    learner: Learner,
+    task: Task,
+    recipe: Recipe,
+    examples: Callable[[], Sequence[Task]],
+    *,
+    seed: int,
+    deadline: float,
+    on_step: OnStep | None,
+) -> tuple[Adapter, bool]:
+    """The adapter of the task's demonstrations and whether it was known: queries of one task share it."""
+    key = (name, recipe, seed, task.kind, task.demonstrations, task.instruction)
+    return learner.remembered(
+        key, lambda: learner.adapt(examples(), recipe, seed=seed, deadline=deadline, on_step=on_step)
+    )
+
+
+def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:
+    """The attempt with what training did."""
+    return replace(attempt, training=adapter.training, reused=known)

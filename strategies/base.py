@@ -1,0 +1,188 @@
+"""What a strategy is, what it returns, and the registry that finds the strategies of this folder by itself.
+
+Knows no strategy by name. A new strategy is one file in this folder with a frozen dataclass under `@register`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, Protocol, TypeVar
+
+from ..ttt_core.errors import AdaptationError, StrategyError
+from ..ttt_core.learner import Answer, Learner
+from ..ttt_core.tasks import Task, Value
+from ..ttt_core.training import Training
+
+CostClass = Literal["read", "sample", "train"]
+"""One pass over the prompt; several; or training."""
+OnStep = Callable[[int, float], None]
+"""Called after each training step with its number (from 1) and its loss in nats."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took."""
+
+    seconds: float = 0.0
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Forward-token equivalents: a backward pass counts as two forward passes."""
+        return self.forward_tokens + 2 * self.backward_tokens
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.seconds + other.seconds,
+            self.forward_tokens + other.forward_tokens,
+            self.backward_tokens + other.backward_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that was voted for."""
+
+    value: Value
+    share: float
+    """Of the votes, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a strategy made of a task."""
+
+    strategy: str
+    value: Value | None
+    """The answer; None when there is none that can be read."""
+    text: str
+    """The answer as the model wrote it."""
+    confidence: float
+    """Probability that the model gives its answer, or the share of votes for it; 0 to 1."""
+    candidates: tuple[Candidate, ...] = ()
+    training: Training | None = None
+    reused: bool = False
+    """Whether the adapter was known already."""
+    error: str = ""
+    """Why there is no answer, where an attempt failed."""
+    cost: Cost = Cost()
+
+    @property
+    def status(self) -> Literal["answered", "unreadable", "failed"]:
+        """A failure is never dressed up as an answer."""
+        if self.error:
+            return "failed"
+        return "answered" if self.value is not None else "unreadable"
+
+
+class Strategy(Protocol):
+    """One way to answer a task. Fields of the dataclass are its settings; None means the model's own recipe."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cost_class(self) -> CostClass: ...
+
+    @property
+    def needs(self) -> int:
+        """Demonstrations without which it cannot run."""
+        ...
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        """Answers the task. The learner is as before when it returns or raises.
+
+        `deadline` is a time of `time.monotonic` by which training stops. Raises `StrategyError` when the task has too
+        few demonstrations and `TooLongError` when it does not fit; training that fails gives a failed attempt.
+        """
+        ...
+
+
+S = TypeVar("S")
+_REGISTRY: dict[str, Strategy] = {}
+
+
+def register(cls: type[S]) -> type[S]:
+    """Class decorator: makes a strategy, with its default settings, known by its name."""
+    strategy: Strategy = cls()  # type: ignore[assignment]
+    _REGISTRY[strategy.name] = strategy
+    return cls
+
+
+@cache
+def _discover() -> None:
+    package = __name__.rpartition(".")[0]
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def strategies() -> Mapping[str, Strategy]:
+    """Every strategy by name, cheapest cost class first."""
+    _discover()
+    order = ("read", "sample", "train")
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (order.index(item[1].cost_class), item[0])))
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of that name. Raises `StrategyError` with the names there are and the nearest."""
+    known = strategies()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise StrategyError(f"no strategy is called {name!r}{hint} Known: {', '.join(known)}")
+    return known[name]
+
+
+def run(
+    strategy: Strategy, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+) -> Attempt:
+    """Runs an attempt and adds what it cost. A training that failed becomes a failed attempt; other errors are raised."""
+    if len(task.demonstrations) < strategy.needs:
+        raise StrategyError(
+            f"{task.id}: {strategy.name} needs {strategy.needs} demonstrations; the task has {len(task.demonstrations)}"
+        )
+    began, before = time.perf_counter(), learner.work
+    try:
+        attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
+    except AdaptationError as error:
+        attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
+    done = learner.work - before
+    return replace(attempt, cost=Cost(time.perf_counter() - began, done.forward, done.backward))
+
+
+def from_answer(name: str, answer: Answer) -> Attempt:
+    """The attempt that a single decoded answer makes."""
+    return Attempt(name, answer.value, answer.text, math.exp(answer.scores.total))
+
+
+def hierarchical_vote(groups: Sequence[Sequence[Answer]], top: int = 3) -> tuple[Candidate, ...]:
+    """Votes within each group, then over the groups' first `top`; likeliest first among equals.
+
+    Each group holds the answers from one view of a task under several orders, mapped back to the task's own
+    representation (Akyürek et al. 2025, section 4.2).
+    """
+    votes: dict[Value, float] = {}
+    likelihood: dict[Value, float] = {}
+    for group in groups:
+        counts: dict[Value, int] = {}
+        for answer in group:
+            if answer.value is not None:
+                counts[answer.value] = counts.get(answer.value, 0) + 1
+                likelihood[answer.value] = max(likelihood.get(answer.value, -math.inf), answer.scores.total)
+        best = sorted(counts, key=lambda v: (-counts[v], -likelihood[v]))[:top]
+        for value in best:
+            votes[value] = votes.get(value, 0.0) + counts[value]
+    total = sum(votes.values())
+    ranked = sorted(votes, key=lambda v: (-votes[v], -likelihood[v]))
+    return tuple(Candidate(v, votes[v] / total) for v in ranked)

@@ -1,0 +1,70 @@
+"""Views of a task and the vote over them: shared by the strategies that answer more than once. Not a strategy itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..ttt_core.examples import shuffled
+from ..ttt_core.kinds import Identity, Transformation, kind_of
+from ..ttt_core.learner import Adapter, Answer, Learner
+from ..ttt_core.tasks import Task
+from .base import Attempt, hierarchical_vote
+
+ORDERS = 2
+"""Orders of the demonstrations under each transformation."""
+
+
+def changing(task: Task, count: int, rng: random.Random) -> list[Transformation]:
+    """Up to `count` transformations that make a difference to the task, and different ones."""
+    found: dict[Task, Transformation] = {}
+    for transformation in kind_of(task).transformations(task, 2 * count, rng):
+        seen = task.map(transformation.apply)
+        if seen != task and len(found) < count:
+            found.setdefault(seen, transformation)
+    return list(found.values())
+
+
+def vote(
+    name: str,
+    learner: Learner,
+    task: Task,
+    views: int,
+    transformations: Sequence[Transformation],
+    rng: random.Random,
+    adapter: Adapter | None = None,
+) -> Attempt:
+    """Answers the task under `views` views (the task as it is, other orders, transformations) and votes."""
+    sources: list[Transformation] = [Identity(), *transformations]
+    per = [ORDERS] * len(sources) if transformations else [views]
+    prompts: list[tuple[int, Task]] = []
+    for index, source in enumerate(sources):
+        base = task.map(source.apply)
+        prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
+    prompts = _first_unique(prompts)[:views]
+    answers = learner.answer([p for _, p in prompts], adapter)
+    groups: list[list[Answer]] = [[] for _ in sources]
+    for (index, _), answer in zip(prompts, answers, strict=True):
+        value = None if answer.value is None else sources[index].invert(answer.value)
+        groups[index].append(replace(answer, value=value))
+    candidates = hierarchical_vote(groups)
+    if not candidates:
+        return Attempt(name, None, answers[0].text, 0.0)
+    best = candidates[0]
+    text = kind_of(task).render(best.value, learner.loaded.format.notation)
+    return Attempt(name, best.value, text, best.share, candidates)
+
+
+def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]:
+    """Prompts without repetitions, one of every transformation before the second of any."""
+    seen: dict[Task, int] = {}
+    for index, prompt in prompts:
+        seen.setdefault(prompt, index)
+    unique = [(index, prompt) for prompt, index in seen.items()]
+    firsts: dict[int, int] = {}
+    ranks = []
+    for index, _ in unique:
+        ranks.append(firsts.get(index, 0))
+        firsts[index] = firsts.get(index, 0) + 1
+    return [unique[i] for i in sorted(range(len(unique)), key=lambda i: ranks[i])]

@@ -1,0 +1,29 @@
+"""`zero_shot`: the query alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..ttt_core.learner import Learner
+from ..ttt_core.tasks import Task
+from .base import Attempt, CostClass, OnStep, from_answer, register
+
+
+@register
+@dataclass(frozen=True)
+class ZeroShot:
+    """Idea: answer the query with the instruction, where there is one, and without the demonstrations.
+
+    Wins where demonstrations mislead (it beats in-context learning by 56 points on one BIG-Bench Hard sub-task of
+    Akyürek et al. 2025). Loses wherever the rule is told by the demonstrations alone, which is almost everywhere here.
+    """
+
+    name: str = "zero_shot"
+    cost_class: CostClass = "read"
+    needs: int = 0
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        return from_answer(self.name, learner.answer([task.with_demonstrations(())])[0])
