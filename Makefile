@@ -4,10 +4,10 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --require-virtualenv
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -24,6 +24,9 @@ test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest
+
+docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
+	@$(BIN)/python tests/test_docs.py
 
 clean:  ## Remove .venv and everything that can be made again
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,9 @@ class Budget:
         """
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([sx])\s*", text)
         if not found or float(found[1]) <= 0:
-            raise BudgetError(f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; received {text!r}")
+            raise BudgetError(
+                f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; received {text!r}"
+            )
         amount = float(found[1])
         return cls(seconds=amount) if found[2] == "s" else cls(multiples=amount)
 

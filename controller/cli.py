@@ -32,15 +32,25 @@ policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
 screen, errors = Console(), Console(stderr=True)
 
-Files = Annotated[list[Path], typer.Argument(help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages.")]
-Model = Annotated[str | None, typer.Option(help="Folder or hub id of a causal language model; default: the bundled one.")]
-PolicyOption = Annotated[Path | None, typer.Option(help="Folder of a policy bundle; default: the one that fits the model.")]
+Files = Annotated[
+    list[Path], typer.Argument(help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages.")
+]
+Model = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a causal language model; default: the bundled one.")
+]
+PolicyOption = Annotated[
+    Path | None, typer.Option(help="Folder of a policy bundle; default: the one that fits the model.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same answers.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use this many tasks of each file, drawn by the seed.")]
-Shown = Annotated[int | None, typer.Option("--demonstrations", min=1, help="Demonstrations to draw where a file leaves it open.")]
+Shown = Annotated[
+    int | None, typer.Option("--demonstrations", min=1, help="Demonstrations to draw where a file leaves it open.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps ...; default: the best there is.")]
 Dtype = Annotated[str | None, typer.Option(help="bf16 or fp32; default: what the device computes fastest.")]
-Format = Annotated[str | None, typer.Option("--prompt-format", help="chat, standard or compact; default: what fits the model.")]
+Format = Annotated[
+    str | None, typer.Option("--prompt-format", help="chat, standard or compact; default: what fits the model.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -154,7 +164,21 @@ def solve(
         raise typer.Exit(1)
 
 
-_SHORT = ("id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "multiples", "cost", "proof", "error")
+_SHORT = (
+    "id",
+    "status",
+    "answer",
+    "strategy",
+    "reason",
+    "difficulty",
+    "scores",
+    "right",
+    "adapted",
+    "multiples",
+    "cost",
+    "proof",
+    "error",
+)
 
 
 def _answered(out: Path) -> set[str]:
@@ -175,11 +199,13 @@ def _answered(out: Path) -> set[str]:
 @app.command()
 def evaluate(
     files: Files,
-    strategies: Annotated[str, typer.Option(help="Names, separated by commas; `controller` is the policy's choice.")] = (
-        "in_context,ttt_in_context,controller"
-    ),
+    strategies: Annotated[
+        str, typer.Option(help="Names, separated by commas; `controller` is the policy's choice.")
+    ] = ("in_context,ttt_in_context,controller"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write summary and rows here.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that an interrupted run left beside --json.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the rows that an interrupted run left beside --json.")
+    ] = False,
     model: Model = None,
     policy: PolicyOption = None,
     seed: Seed = 0,
@@ -261,7 +287,79 @@ def policy_show(model: Model = None, policy: PolicyOption = None, debug: Debug =
 
 
 @app.command()
-def doctor(model: Model = None, policy: PolicyOption = None, device: Device = None, dtype: Dtype = None, debug: Debug = False) -> None:
+def collect(
+    store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Task files or folders.")] = None,
+    generated: Annotated[int, typer.Option(min=0, help="Also this many tasks of the generator's policy families.")] = 0,
+    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
+        "in_context,in_context_vote,ttt_in_context,ttt_augmented"
+    ),
+    model: Model = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    shown: Shown = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    prompt_format: Format = None,
+    debug: Debug = False,
+) -> None:
+    """Run every strategy on every task and keep what each achieved and cost, to train a policy on.
+
+    Example: `autottt collect --generated 200 --store runs/outcomes`
+
+    Stop it when you like: the same command goes on where it was.
+    """
+    from ..policies.collect import collect
+    from ..policies.outcomes import OutcomeStore
+    from ..strategies.base import get_strategy
+    from ..ttt_core.generator.families import draw_tasks
+    from ..ttt_core.learner import Learner
+
+    chosen = [get_strategy(n.strip()) for n in strategies.split(",") if n.strip()]
+    reading = _read(files, limit, seed, shown) if files else None
+    tasks = [*(reading.tasks if reading else ()), *draw_tasks("policy", generated, seed)]
+    if not tasks:
+        raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
+    _quiet()
+    learner = Learner.load(model, device=device, dtype=dtype, prompt_format=prompt_format)
+    with _progress() as progress:
+        bar = progress.add_task("collecting", total=None)
+        collect(
+            learner, tasks, chosen, [seed], OutcomeStore(store),
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    if reading and reading.problems:
+        raise typer.Exit(1)
+
+
+@app.command("train-policy")
+def train_policy(
+    store: Annotated[Path, typer.Argument(help="Folder of outcomes, from `autottt collect`.")],
+    out: Annotated[Path, typer.Option(help="Folder that the policy bundle is written to.")],
+    price: Annotated[
+        float | None,
+        typer.Option(help="Accuracy that one in-context cost is worth; default: the dearest strategy costs 0.1."),
+    ] = None,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Learn from outcomes which strategy pays on which task, and judge that on families held out.
+
+    Example: `autottt train-policy runs/outcomes --out runs/policy`
+    """
+    from ..policies.bundle import save_bundle
+    from ..policies.outcomes import OutcomeStore
+    from ..policies.training import train_policy
+
+    trained = train_policy(OutcomeStore(store).read(), price=price, seed=seed)
+    save_bundle(trained, out)
+    screen.print_json(json.dumps(trained.scorecard, default=float))
+
+
+@app.command()
+def doctor(
+    model: Model = None, policy: PolicyOption = None, device: Device = None, dtype: Dtype = None, debug: Debug = False
+) -> None:
     """Say what runs where, and test that the model comes back after training.
 
     Example: `autottt doctor`

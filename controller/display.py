@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -9,11 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from ..ttt_core.kinds import KINDS, STANDARD
-from ..ttt_core.tasks import Task, Value
+from ..ttt_core.tasks import Grid, Task, Value
 from .evaluation import Summary
 from .results import Result
 
-_COLOURS = ("grey11", "dodger_blue2", "red3", "green3", "gold1", "grey62", "magenta2", "dark_orange", "turquoise2", "dark_red")
+_COLOURS = (
+    "grey11",
+    "dodger_blue2",
+    "red3",
+    "green3",
+    "gold1",
+    "grey62",
+    "magenta2",
+    "dark_orange",
+    "turquoise2",
+    "dark_red",
+)
 """Backgrounds of cells 0-9."""
 _ON_DARK = "grey85"
 _ON_LIGHT = "grey7"
@@ -26,12 +39,13 @@ def show_value(kind: str, value: Value | None) -> Text:
     if kind not in ("grid", "grid1d"):
         return Text(KINDS[kind].render(value, STANDARD))
     text = Text()
-    for index, row in enumerate(value):
+    for index, row in enumerate(cast(Grid, value)):
         if index:
             text.append("\n")
-        for cell in row:  # type: ignore[union-attr]
-            colour = int(cell)
-            text.append(f"{colour} ", style=f"{_ON_DARK if colour in (0, 1, 2, 9) else _ON_LIGHT} on {_COLOURS[colour]}")
+        for colour in row:
+            text.append(
+                f"{colour} ", style=f"{_ON_DARK if colour in (0, 1, 2, 9) else _ON_LIGHT} on {_COLOURS[colour]}"
+            )
     return text
 
 
@@ -70,9 +84,15 @@ def show_result(result: Result) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     known = result.task.answer is not None
     before = result.in_context.value if result.in_context else None
-    table.add_row("in context", show_value(result.task.kind, before), mark(before == result.task.answer if known else None))
+    table.add_row(
+        "in context", show_value(result.task.kind, before), mark(before == result.task.answer if known else None)
+    )
     table.add_row(result.strategy, show_value(result.task.kind, result.answer), mark(result.right))
-    proof = f"weights proven back ({result.proof.tensors} tensors, {1e3 * result.proof.seconds:.1f} ms)" if result.proof else ""
+    proof = (
+        f"weights proven back ({result.proof.tensors} tensors, {1e3 * result.proof.seconds:.1f} ms)"
+        if result.proof
+        else ""
+    )
     trained = ""
     if result.adaptation:
         losses = result.adaptation.losses

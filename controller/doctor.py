@@ -20,9 +20,17 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
     model = learner.loaded.model
     yield "python", platform.python_version(), True
     yield "versions", ", ".join(f"{n} {version(n)}" for n in _PACKAGES), True
-    yield "device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}, {learner.threads} threads of {os.cpu_count()} cores", True
+    yield (
+        "device",
+        f"{model.device}, {str(model.dtype).removeprefix('torch.')}, {learner.threads} threads of {os.cpu_count()} cores",
+        True,
+    )
     size = sum(p.numel() for p in model.parameters())
-    yield "model", f"{learner.loaded.name}: {type(model).__name__}, {size / 1e6:.1f}M parameters, hash {learner.base_hash}", True
+    yield (
+        "model",
+        f"{learner.loaded.name}: {type(model).__name__}, {size / 1e6:.1f}M parameters, hash {learner.base_hash}",
+        True,
+    )
     yield "prompts", f"{learner.loaded.format.name} format, context {learner.loaded.context} tokens", True
     yield "policy", controller.policy.name, True
     task = make_task([([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([7, 8, 9], [9, 8, 7])], [6, 2], id="doctor")

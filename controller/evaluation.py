@@ -83,7 +83,9 @@ def evaluate(
     """
     for task in tasks:
         if task.answer is None:
-            raise TaskError(f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)")
+            raise TaskError(
+                f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)"
+            )
     done = {(r.strategy, r.id): r for r in known}
     wanted = list(dict.fromkeys(["in_context", *names]))
     groups: dict[str, list[Task]] = {}
@@ -119,7 +121,9 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
     except BaseChangedError:
         raise
     except (TooLongError, LookupError) as error:
-        return Row(**common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error))
+        return Row(
+            **common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
+        )
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

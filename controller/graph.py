@@ -1,7 +1,24 @@
 """The algorithm as a graph. All edges stand in `build_graph`; reading it is reading how a task is solved.
 
 ```mermaid
-GRAPH
+graph TD;
+        __start__ --> measure;
+        decide -.-> in_context;
+        decide -.-> in_context_vote;
+        decide -.-> ttt_augmented;
+        decide -.-> ttt_direct;
+        decide -.-> ttt_in_context;
+        decide -.-> zero_shot;
+        in_context --> judge;
+        in_context_vote --> judge;
+        judge -.-> decide;
+        judge -.-> revert;
+        measure --> decide;
+        ttt_augmented --> judge;
+        ttt_direct --> judge;
+        ttt_in_context --> judge;
+        zero_shot --> judge;
+        revert --> __end__;
 ```
 """
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
+from typing import Protocol
 
 from langgraph.runtime import Runtime
 
@@ -18,7 +19,11 @@ from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strateg
 from ..ttt_core.tasks import Task
 from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
 
-Node = Callable[[State, Runtime[Context]], State]
+
+class Node(Protocol):
+    """What the graph calls; it returns the keys of the state that it changes."""
+
+    def __call__(self, state: State, runtime: Runtime[Context]) -> State: ...
 
 
 def traced(name: str) -> Callable[[Node], Node]:
@@ -144,7 +149,9 @@ def strategy_node(strategy: Strategy) -> Node:
 def judge(state: State, runtime: Runtime[Context]) -> State:
     """Accepts the attempt, or sends it back: to the next strategy while the budget lasts, else to the in-context answer."""
     attempt = attempt_from_plain(state["attempts"][-1])
-    verdict = judged(attempt, len(state["attempts"]), remaining(state, runtime), bool(state["in_context"]["value"] is not None))
+    verdict = judged(
+        attempt, len(state["attempts"]), remaining(state, runtime), bool(state["in_context"]["value"] is not None)
+    )
     return {"verdict": asdict(verdict)}
 
 
@@ -154,7 +161,11 @@ def judged(attempt: Attempt, attempts: int, left: float, in_context_answered: bo
         return Verdict("accept", f"{attempt.strategy} gave an answer that can be read")
     if attempt.strategy == "in_context" and attempts > 1:
         return Verdict("accept", "no strategy gave an answer that can be read")
-    what = f"{attempt.strategy} failed ({attempt.error})" if attempt.error else f"{attempt.strategy}'s answer cannot be read"
+    what = (
+        f"{attempt.strategy} failed ({attempt.error})"
+        if attempt.error
+        else f"{attempt.strategy}'s answer cannot be read"
+    )
     if left > 0 and attempts < 3:
         return Verdict("escalate", f"{what}; trying the next best")
     if attempt.strategy == "in_context" or not in_context_answered:

@@ -67,7 +67,9 @@ def task_to_plain(task: Task) -> Plain:
 def task_from_plain(plain: Plain) -> Task:
     """The task again, also after JSON or msgpack made lists of its tuples."""
     values = {f.name: plain[f.name] for f in fields(Task) if f.name in plain}
-    values["demonstrations"] = tuple(Demonstration(_frozen(d["input"]), _frozen(d["output"])) for d in plain["demonstrations"])
+    values["demonstrations"] = tuple(
+        Demonstration(_frozen(d["input"]), _frozen(d["output"])) for d in plain["demonstrations"]
+    )
     values["query"] = _frozen(plain["query"])
     values["answer"] = _frozen(plain.get("answer"))
     return Task(**values)
@@ -78,7 +80,9 @@ def attempt_from_plain(plain: Plain) -> Attempt:
     values = {f.name: plain[f.name] for f in fields(Attempt)}
     values["value"] = _frozen(plain["value"])
     values["candidates"] = tuple(Candidate(_frozen(c["value"]), c["share"]) for c in plain["candidates"])
-    values["training"] = Training(**{**plain["training"], "losses": tuple(plain["training"]["losses"])}) if plain["training"] else None
+    values["training"] = (
+        Training(**{**plain["training"], "losses": tuple(plain["training"]["losses"])}) if plain["training"] else None
+    )
     values["cost"] = Cost(**plain["cost"])
     return Attempt(**values)
 

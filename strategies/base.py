@@ -102,8 +102,8 @@ class Strategy(Protocol):
     ) -> Attempt:
         """Answers the task. The learner is as before when it returns or raises.
 
-        `deadline` is a time of `time.monotonic` by which training stops. Raises `StrategyError` when the task has too
-        few demonstrations and `TooLongError` when it does not fit; training that fails gives a failed attempt.
+        `deadline` is a time of `time.monotonic` by which training stops. Raises `TooLongError` when the task does not
+        fit and `AdaptationError` when training fails; `run` is the door that turns the latter into a failed attempt.
         """
         ...
 
@@ -145,9 +145,18 @@ def get_strategy(name: str) -> Strategy:
 
 
 def run(
-    strategy: Strategy, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    strategy: Strategy,
+    learner: Learner,
+    task: Task,
+    *,
+    seed: int = 0,
+    deadline: float = math.inf,
+    on_step: OnStep | None = None,
 ) -> Attempt:
-    """Runs an attempt and adds what it cost. A training that failed becomes a failed attempt; other errors are raised."""
+    """Runs an attempt and adds what it cost. Training that fails makes a failed attempt; other errors are raised.
+
+    Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
+    """
     if len(task.demonstrations) < strategy.needs:
         raise StrategyError(
             f"{task.id}: {strategy.name} needs {strategy.needs} demonstrations; the task has {len(task.demonstrations)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ttt_core.examples import reordered, transformed
 from ..ttt_core.learner import Learner
@@ -36,7 +36,9 @@ class TttAugmented:
     ) -> Attempt:
         recipe = self.recipe or learner.recipe(self.name)
         rng = random.Random(f"{self.name}-{seed}")
-        transformations = changing(task, recipe.transformations, rng)
+        # Drawn from the demonstrations alone: another query of theirs finds the same adapter.
+        shown = replace(task, query=task.demonstrations[0].input, answer=None)
+        transformations = changing(shown, recipe.transformations, rng)
 
         def examples() -> Sequence[Task]:
             return transformed(reordered(task, recipe.steps * recipe.batch, rng), transformations)
@@ -45,5 +47,5 @@ class TttAugmented:
             self.name, learner, task, recipe, examples, seed=seed, deadline=deadline, on_step=on_step
         )
         views = random.Random(f"{self.name}-views-{seed}")
-        shown = transformations[: max(0, recipe.views - 1)]
-        return learned(vote(self.name, learner, task, recipe.views, shown, views, adapter), adapter, known)
+        sources = transformations[: max(0, recipe.views - 1)]
+        return learned(vote(self.name, learner, task, recipe.views, sources, views, adapter), adapter, known)

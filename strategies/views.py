@@ -1,4 +1,4 @@
-"""Views of a task and the vote over them: shared by the strategies that answer more than once. Not a strategy itself."""
+"""Views of a task and the vote over them, shared by the strategies that answer more than once. Not a strategy."""
 
 from __future__ import annotations
 

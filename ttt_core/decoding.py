@@ -1,17 +1,18 @@
-"""Decoding: answers token by token, in batches, over a cached prefix that prompts share. Knows nothing about training."""
+"""Decoding: answers token by token, in batches, over a cached prefix that prompts share; knows nothing of training."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of
+from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of, stop_ids
 from .model import LoadedModel
 
 TOKENS_A_BATCH = 16384
@@ -29,7 +30,7 @@ class TokenScores:
     margins: tuple[float, ...]
     """Log-probability of the likeliest token minus that of the second."""
     hits: tuple[bool, ...]
-    """Whether the token is the likeliest one."""
+    """Whether the token is the likeliest one, and of several the one that greedy decoding takes."""
 
     @property
     def all_hit(self) -> bool:
@@ -52,7 +53,7 @@ def token_scores(logits: Tensor, ids: Tensor) -> TokenScores:
         tuple(chosen.tolist()),
         tuple(entropies.tolist()),
         tuple((top.values[:, 0] - top.values[:, 1]).tolist()),
-        tuple((top.indices[:, 0] == ids).tolist()),
+        tuple((logits.argmax(-1) == ids).tolist()),
     )
 
 
@@ -101,29 +102,44 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded) -> Prefix:
 def decode(
     loaded: LoadedModel,
     prompts: Sequence[Encoded],
-    room: int,
+    rooms: Sequence[int],
     *,
     prefix: Prefix | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[Generated]:
-    """Answers to the prompts, at most `room` tokens each. Greedy, or sampled at a temperature above 0.
+    """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
 
     With `prefix`, every prompt must begin with its ids.
     """
     known = len(prefix.ids) if prefix else 0
     found: list[Generated | None] = [None] * len(prompts)
-    for group in chunks([len(p.ids) + room for p in prompts], TOKENS_A_BATCH):
+    for group in _groups([len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)], prompts, prefix):
         rows = [prompts[i].ids[known:] for i in group]
-        for index, generated in zip(group, _decode(loaded, rows, room, prefix, temperature, generator), strict=True):
+        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator)
+        for index, generated in zip(group, answers, strict=True):
             found[index] = generated
     return [g for g in found if g is not None]
+
+
+def _groups(lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None) -> list[list[int]]:
+    """Indices of the prompts to decode side by side; `lengths` are theirs, with the room of their answers.
+
+    A sliding window counts places in the cache: padding between the prefix and a row would push tokens out of its
+    sight. Where a window is shorter than what is read, only prompts of one length go together.
+    """
+    groups = chunks(lengths, TOKENS_A_BATCH)
+    layers = prefix.cache.layers if prefix is not None and prefix.ids else []
+    if all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
+        return groups
+    tokens = [len(p.ids) for p in prompts]
+    return [list(same) for g in groups for _, same in groupby(sorted(g, key=tokens.__getitem__), tokens.__getitem__)]
 
 
 def _decode(
     loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
-    room: int,
+    rooms: Sequence[int],
     prefix: Prefix | None,
     temperature: float,
     generator: torch.Generator | None,
@@ -137,10 +153,10 @@ def _decode(
             cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), len(prefix.ids)), mask], dim=1)
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
-    writers = [_Writer(loaded) for _ in rows]
+    writers = [_Writer(loaded, room) for room in rooms]
     last = torch.zeros_like(batch.ids, dtype=torch.bool)
     last[:, -1] = True
-    for _ in range(room):
+    while True:
         logits = forward(loaded.model, batch, last, mask, cache)
         if temperature > 0:
             ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
@@ -149,29 +165,34 @@ def _decode(
         scores = token_scores(logits, ids)
         for i, writer in enumerate(writers):
             writer.add(int(ids[i]), scores, i)
-        if all(w.ended for w in writers):
-            break
-        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] + 1)
+        if all(w.done for w in writers):
+            return [w.finish() for w in writers]
+        going = torch.tensor([[not w.done] for w in writers], device=device)  # the others would leave the context
+        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] + going)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         last = torch.ones_like(batch.ids, dtype=torch.bool)
-    return [w.finish() for w in writers]
 
 
 class _Writer:
-    """Collects one row's tokens until its answer ends."""
+    """Collects one row's tokens until its answer ends or its room is used up."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, room: int) -> None:
         self._tokenizer = loaded.tokenizer
         self._ends = loaded.format.ends
-        self._stop_ids = _stop_ids(loaded)
+        self._stop_ids = stop_ids(loaded)
+        self._room = room
         self._ids: list[int] = []
         self._scores: list[tuple[float, float, float, bool]] = []
         self.text = ""
         self.ended = False
 
+    @property
+    def done(self) -> bool:
+        return self.ended or len(self._scores) >= self._room
+
     def add(self, token: int, scores: TokenScores, row: int) -> None:
-        """Takes the next token, unless the answer has ended."""
-        if self.ended:
+        """Takes the next token, unless the answer is done."""
+        if self.done:
             return
         self._scores.append((scores.log_probs[row], scores.entropies[row], scores.margins[row], scores.hits[row]))
         if token in self._stop_ids:
@@ -187,12 +208,3 @@ class _Writer:
     def finish(self) -> Generated:
         columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())
         return Generated(self.text, TokenScores(*columns), self.ended)
-
-
-def _stop_ids(loaded: LoadedModel) -> set[int]:
-    """Tokens that end a sequence by the model's own settings."""
-    found = {loaded.tokenizer.eos_token_id}
-    for config in (loaded.model.generation_config, loaded.model.config):
-        ids = getattr(config, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [ids])
-    return {int(i) for i in found if i is not None}

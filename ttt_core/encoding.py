@@ -42,12 +42,22 @@ def start_ids(loaded: LoadedModel) -> tuple[int, ...]:
     return (first,) if first is not None and first in loaded.tokenizer("").input_ids else ()
 
 
+def stop_ids(loaded: LoadedModel) -> set[int]:
+    """Tokens that end a sequence by the model's own settings."""
+    found = {loaded.tokenizer.eos_token_id}
+    for config in (loaded.model.generation_config, loaded.model.config):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [ids])
+    return {int(i) for i in found if i is not None}
+
+
 def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: int = 0) -> Encoded:
     """The task's prompt; with `answer`, through its end. `room` tokens more must fit in the context.
 
     Raises `TooLongError` with the lengths.
     """
     ids = list(start_ids(loaded))
+    stops = stop_ids(loaded)
     answers: list[Span] = []
     begin = shared = len(ids)
     for piece in loaded.format.pieces(task, answer):
@@ -56,13 +66,16 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: i
             begin = len(ids)
         ids += new
         if piece.role == "end":
-            answers.append((begin, len(ids)))
+            # Decoding stops at a token that ends a sequence; what the template puts after it belongs to no answer.
+            after = next((len(new) - 1 - i for i, token in enumerate(new) if token in stops), 0)
+            answers.append((begin, len(ids) - after))
             if len(answers) <= len(task.demonstrations):
                 shared = len(ids)
     if len(ids) + room > loaded.context:
         raise TooLongError(
             f"{task.id}: the prompt has {len(ids)} tokens and its answer may take {room}, more than the "
-            f"{loaded.context} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, or a model that reads more"
+            f"{loaded.context} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, or a "
+            "model that reads more"
         )
     if not ids:
         raise ModelError(

@@ -20,9 +20,9 @@ def single_pairs(task: Task) -> list[Task]:
 
 
 def reordered(task: Task, count: int, rng: random.Random) -> list[Task]:
-    """`count` leave-one-out tasks with their demonstrations in random orders; every demonstration is the query in turn."""
+    """`count` leave-one-out tasks, their demonstrations in random orders; every demonstration is the query in turn."""
     n = len(task.demonstrations)
-    found = []
+    found: list[Task] = []
     queries: list[int] = []
     while n and len(found) < count:
         queries = queries or rng.sample(range(n), n)

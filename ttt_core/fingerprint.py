@@ -1,4 +1,4 @@
-"""Proof that a base model is what it was: content hashes, pointers, version counters; and the guard that restores the rest.
+"""Proof that a base model is what it was (content hashes, pointers, version counters), and the guard for all the rest.
 
 Knows nothing about adapters or tasks. What is checked at each answer costs microseconds; the full hash is for when you
 want certainty about writes that bypass PyTorch's version counter (`tensor.data`, foreign code).
@@ -34,10 +34,21 @@ class RevertProof:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones once."""
-    found = dict(model.named_parameters())
-    found.update((n, b) for n, b in model.named_buffers() if b is not None)
+    """Every parameter and buffer by name, tied ones once.
+
+    Without the rotary frequencies that some models work out anew at each pass from the length of the prompt.
+    """
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    fleeting = {id(b) for m in model.modules() if _recomputes(m) for b in m.buffers(recurse=False)}
+    found.update((n, b) for n, b in model.named_buffers() if id(b) not in fleeting)
     return found
+
+
+def _recomputes(module: nn.Module) -> bool:
+    """Whether the module is a rotary embedding whose frequencies follow the prompt's length."""
+    kinds = getattr(module, "rope_type", "")
+    names = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any("dynamic" in n or n == "longrope" for n in names)
 
 
 def content_hash(model: nn.Module) -> str:
@@ -47,7 +58,7 @@ def content_hash(model: nn.Module) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().contiguous().view(-1)
         if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).cpu().numpy()))
+            digest.update(flat.view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -63,7 +74,9 @@ class Fingerprint:
 
     def __init__(self, model: nn.Module) -> None:
         self.hash = content_hash(model)
-        self._identities = {name: _identity(tensor) for name, tensor in state_tensors(model).items()}
+        # Aliases keep the memory in use, so that no other tensor can come to lie at a remembered address.
+        self._aliases = {name: tensor.detach() for name, tensor in state_tensors(model).items()}
+        self._identities = {name: _identity(tensor) for name, tensor in self._aliases.items()}
 
     def verify(self, model: nn.Module, *, full: bool = False) -> RevertProof:
         """Checks that every tensor is the one remembered. Raises `BaseChangedError` naming the first that is not."""
@@ -86,7 +99,10 @@ class Fingerprint:
         return RevertProof("full" if full else "pointers", len(now), time.perf_counter() - began, self.hash)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 
 
 @contextmanager
@@ -100,7 +116,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     modules = [(m, m.training, [dict(getattr(m, h)) for h in _HOOKS]) for m in model.modules()]
     grad_enabled = torch.is_grad_enabled()
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -111,8 +127,9 @@ def restored(model: nn.Module) -> Iterator[None]:
             module.training = training
             for name, before in zip(_HOOKS, hooks, strict=True):
                 current = getattr(module, name)
-                for key in [k for k in current if k not in before]:
-                    del current[key]
+                if list(current) != list(before):
+                    current.clear()
+                    current.update(before)
         torch.set_grad_enabled(grad_enabled)
         random.setstate(python)
         np.random.set_state(numpy)

@@ -1,4 +1,4 @@
-"""The learner: a language model that answers tasks as it is or with an adapter, trains adapters, and proves it is unchanged.
+"""The learner: a language model that answers tasks, as it is or adapted, trains adapters, and proves it is unchanged.
 
 Knows nothing about which strategy is worth it. One learner serves one model; its methods may be called from several
 threads and take turns.
@@ -84,7 +84,7 @@ class Learner:
     def __init__(
         self, loaded: LoadedModel, *, verify: Literal["pointers", "full"] = "pointers", adapter_bytes: int = 1 << 27
     ) -> None:
-        """`verify` is how the base is proven unchanged after each answer; `adapter_bytes` bounds remembered adapters."""
+        """`verify` is how `Learner.verify` proves the base unchanged; `adapter_bytes` bounds remembered adapters."""
         if verify not in ("pointers", "full"):
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
         self.loaded = loaded
@@ -94,7 +94,7 @@ class Learner:
         self._fingerprint = Fingerprint(loaded.model)
         self._lock = threading.RLock()
         self._changed: BaseChangedError | None = None
-        self._prefix: tuple[int, Prefix] | None = None
+        self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self._adapters: OrderedDict[object, Adapter] = OrderedDict()
         self._adapter_bytes = adapter_bytes
 
@@ -169,7 +169,7 @@ class Learner:
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
             prefix = self._prefix_of(first, adapter) if same else None
             generated = decode(
-                self.loaded, prompts, max(map(self.room, tasks)),
+                self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
             skipped = len(prefix.ids) if prefix else 0
@@ -229,14 +229,15 @@ class Learner:
         with self._use(None):
             encoded = [self.encode(t, _answer_of(t)) for t in examples]
             try:
-                weights, trainings = train(self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step)
+                weights, trainings = train(
+                    self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step, charge=self._charge
+                )
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
             except RuntimeError as error:
                 if "can't allocate memory" in str(error):
                     raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
                 raise
-            self._charge(forward=trainings[0].tokens, backward=trainings[0].tokens)
             return Adapter(weights, recipe, trainings[0], self.base_hash)
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
@@ -261,7 +262,7 @@ class Learner:
     # --- reverting -------------------------------------------------------------------------------------------------
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
-        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on the learner refuses to work."""
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; then the learner refuses all work."""
         with self._lock:
             self._refuse_if_changed()
             try:
@@ -286,7 +287,7 @@ class Learner:
             if adapter is not None and adapter.base_hash != self.base_hash:
                 raise AdaptationError("this adapter was trained on another base model; train it again on this one")
             model = self.loaded.model
-            with restored(model), torch.no_grad():
+            with restored(model), torch.inference_mode(False), torch.no_grad():
                 model.eval()
                 model.requires_grad_(False)
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
@@ -294,9 +295,9 @@ class Learner:
 
     def _prefix_of(self, prompt: Encoded, adapter: Adapter | None) -> Prefix:
         """The prompt's shared beginning, read now or just before."""
-        owner = id(adapter.weights) if adapter is not None else 0
+        owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared]
-        if self._prefix is None or self._prefix[0] != owner or self._prefix[1].ids != ids:
+        if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
             self._prefix = owner, read_prefix(self.loaded, prompt)
             self._charge(forward=len(ids))
         return self._prefix[1]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.save_and_load import load_peft_weights
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftConfig, PeftType
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -130,14 +129,19 @@ class LoraWeights:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> LoraWeights:
-        """Reads a PEFT LoRA adapter folder. Raises `ModelError` for other kinds of adapter."""
-        config: Any = LoraConfig.from_pretrained(str(folder))
-        if config.use_dora or config.use_rslora or config.bias != "none" or config.modules_to_save:
-            raise ModelError(
-                f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias or modules_to_save)"
-            )
-        raw = load_peft_weights(str(folder), device=str(device))
+        """Reads a PEFT LoRA adapter folder with safetensors weights. Raises `ModelError` for other kinds of adapter."""
+        weights = folder / "adapter_model.safetensors"
+        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+            raise ModelError(f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        raw = load_file(weights, device=str(device))
         names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
+        expected = {f"base_model.model.{n}.lora_{part}.weight" for n in names for part in "AB"}
+        if config.peft_type != PeftType.LORA or _beyond_plain(config) or raw.keys() != expected:
+            raise ModelError(
+                f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias, modules_to_save, patterns "
+                "of ranks or alphas, embeddings, or starts that change the base model)"
+            )
         pairs = {
             n: (
                 raw[f"base_model.model.{n}.lora_A.weight"].float()[None],
@@ -146,6 +150,18 @@ class LoraWeights:
             for n in sorted(names)
         }
         return cls(pairs, config.lora_alpha / config.r)
+
+
+_BEYOND_PLAIN = (
+    "use_dora", "use_rslora", "use_qalora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
+    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+)  # fmt: skip
+
+
+def _beyond_plain(config: Any) -> bool:
+    """Whether a LoRA configuration of PEFT means more than `x + scaling * up(down(x))` in every layer."""
+    harmless = config.init_lora_weights in (True, False, "gaussian", "eva", "orthogonal")
+    return not harmless or config.bias != "none" or any(getattr(config, name, None) for name in _BEYOND_PLAIN)
 
 
 @dataclass(frozen=True)

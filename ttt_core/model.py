@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import ModelError
@@ -83,15 +84,17 @@ def load_model(
     """
     where = str(source or BUNDLED)
     chosen = choose_device(device)
+    precision = choose_dtype(chosen, dtype)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=choose_dtype(chosen, dtype), trust_remote_code=False, use_safetensors=True
+            where, config=config, dtype=precision, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"cannot load a causal language model from {where!r}: {str(error).strip().splitlines()[0]} "
+            f"cannot load a causal language model from {where!r}: {reason} "
             "(expected a folder or hub id with config.json, a tokenizer and safetensors weights)"
         ) from error
     settings = _settings(Path(where))
@@ -143,7 +146,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "autottt.json"
     if not file.is_file():
         return {}
-    found = json.loads(file.read_text())
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: expected an object; received {type(found).__name__}")
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("recipes", {}), dict):
+        raise ModelError(f"{file}: expected an object, in which recipes is one too")
     return found

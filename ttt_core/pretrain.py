@@ -1,7 +1,7 @@
 """Pre-trains the bundled model from scratch on random few-shot programs, and saves it in Hugging Face format.
 
-Needs torch, transformers, tokenizers and safetensors alone. One row is one task: as many worked examples as fit, with the
-loss on every answer after the first. Batch i depends on the seed and i only, so an interrupted run continues exactly:
+Needs torch, transformers, tokenizers and safetensors alone. One row is one task: as many worked examples as fit, with
+the loss on every answer after the first. Batch i depends on the seed and i only, so an interrupted run goes on exactly:
 
     python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
     python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
@@ -14,10 +14,11 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,29 @@ from .tokenizer import build_tokenizer
 IGNORED = -100
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Token ids [B, T] and labels [B, T] (IGNORED where nothing is learned)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the stream is made of from a step on."""
+
+    start: int
+    """First step."""
+    rows: tuple[tuple[int, float], ...]
+    """Length of a row in tokens, and its share of the batches."""
+    mixture: tuple[tuple[str, float], ...]
+    """Domain, and its share of the tasks in rows under 500 tokens; longer rows are mostly grids."""
+
+
+PHASES = (
+    Phase(0, ((192, 0.5), (320, 0.3), (640, 0.14), (1024, 0.06)), tuple(MIXTURE.items())),
+    Phase(
+        1752,
+        ((192, 0.7), (320, 0.24), (640, 0.04), (1024, 0.02)),
+        (("lists", 0.58), ("rows", 0.24), ("grids", 0.08), ("strings", 0.1)),
+    ),
+)
+"""The shipped model's. The second phase is mostly short rows, which a CPU gets through faster."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,8 @@ class PretrainConfig:
     """Steps."""
     weight_decay: float = 0.05
     seed: int = 0
-    rows: tuple[tuple[int, float], ...] = ((192, 0.5), (320, 0.3), (640, 0.14), (1024, 0.06))
-    """Length of a row in tokens, and its share of the batches."""
+    phases: tuple[Phase, ...] = PHASES
+    """In order; the first starts at step 0."""
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -88,15 +112,17 @@ class Stream:
     def batch(self, step: int) -> Batch:
         """Batch number `step`; the same every time."""
         rng = random.Random(f"{self.config.seed}-{self.split}-{step}")
-        lengths, shares = zip(*self.config.rows, strict=True)
+        phase = next(p for p in reversed(self.config.phases) if p.start <= step)
+        lengths, shares = zip(*phase.rows, strict=True)
         length = rng.choices(lengths, shares)[0]
-        rows = [self._row(rng, length) for _ in range(max(1, self.config.tokens // length))]
+        mixture = dict(phase.mixture) if length < 500 else LONG_MIXTURE
+        rows = [self._row(rng, length, mixture) for _ in range(max(1, self.config.tokens // length))]
         return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
 
-    def _row(self, rng: random.Random, length: int, domain: str | None = None) -> tuple[list[int], list[int]]:
+    def _row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> tuple[list[int], list[int]]:
         """One task's ids and labels, padded to `length`; at least three worked examples."""
         while True:
-            name = domain or _domain(rng, length)
+            name = rng.choices(list(mixture), list(mixture.values()))[0]
             want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
             family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name)
             kind = KINDS[family.domain.kind]
@@ -116,14 +142,12 @@ class Stream:
                 return ids + [self.tokenizer.pad_token_id] * pad, labels + [IGNORED] * pad
 
 
-def _domain(rng: random.Random, length: int) -> str:
-    """Which domain fills a row: longer rows are for rows and grids."""
-    shares = dict(MIXTURE) if length < 500 else {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
-    return rng.choices(list(shares), list(shares.values()))[0]
+LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
+"""Domains in rows of 500 tokens and more."""
 
 
 class Trainer:
-    """fp32 weights with Muon (matrices) and AdamW (the rest), and a working copy of the model in the precision that computes fastest."""
+    """fp32 weights with Muon (matrices) and AdamW (the rest), and a working copy of the model in a faster precision."""
 
     def __init__(self, config: PretrainConfig, run: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
         self.config = config
@@ -159,7 +183,7 @@ class Trainer:
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, parameter in self.model.named_parameters():
             assert parameter.grad is not None
             self.masters[name].grad = parameter.grad.float()
@@ -181,7 +205,8 @@ class Trainer:
             if any(parameter is p for g in self.optimizers[0].param_groups for p in g["params"])
             else self.optimizers[1]
         )
-        return owner.state[parameter]
+        state: dict[str, torch.Tensor] = owner.state[parameter]
+        return state
 
     def _copy_masters(self) -> None:
         with torch.no_grad():
@@ -222,11 +247,10 @@ class Trainer:
         found = {}
         for domain, length in (("lists", 192), ("rows", 320), ("grids", 640), ("strings", 192)):
             rng = random.Random(f"evaluate-{domain}")
-            picked = [stream._row(rng, length, domain) for _ in range(rows)]
+            picked = [stream._row(rng, length, {domain: 1.0}) for _ in range(rows)]
             ids, labels = (torch.tensor([r[i] for r in picked], device=self.device) for i in (0, 1))
-            right = torch.cat(
-                [(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in zip(ids.split(16), labels.split(16))]  # noqa: B905
-            )
+            parts = zip(torch.split(ids, 16), torch.split(labels, 16), strict=True)
+            right = torch.cat([(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in parts])
             found[domain] = _last_answers_right(right, labels[:, 1:])
         return found
 
@@ -268,7 +292,7 @@ def _batches(stream: Stream, start: int, workers: int) -> Iterator[Batch]:
             return stream.batch(start + index)
 
     order = iter(range(1 << 40))
-    yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)  # type: ignore[arg-type]
+    yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)
 
 
 def export(run: Path, target: Path) -> None:
@@ -290,9 +314,13 @@ def export(run: Path, target: Path) -> None:
     (target / "autottt.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
-def _config_from(raw: dict[str, object]) -> PretrainConfig:
-    rows = tuple((int(a), float(b)) for a, b in raw.pop("rows"))  # type: ignore[attr-defined]
-    return PretrainConfig(**raw, rows=rows)  # type: ignore[arg-type]
+def _config_from(raw: dict[str, Any]) -> PretrainConfig:
+    """The configuration that a checkpoint holds, as JSON gave it."""
+    phases = tuple(
+        Phase(p["start"], tuple((n, x) for n, x in p["rows"]), tuple((n, x) for n, x in p["mixture"]))
+        for p in raw.pop("phases")
+    )
+    return PretrainConfig(**raw, phases=phases)
 
 
 def main(argv: list[str] | None = None) -> None:

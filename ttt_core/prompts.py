@@ -130,7 +130,12 @@ class ChatFormat:
             if target is not None:
                 content = kind.render(target, self.notation)
                 after = self._after(messages, content)
-                found.extend((Piece(content, "answer"), Piece(after[len(content) :], "end")))
+                end = after[len(content) :]
+                if end.strip() and end.strip() in content:
+                    raise TaskError(
+                        f"{task.id}: an output contains {end.strip()!r}, which ends an answer in this prompt format"
+                    )
+                found.extend((Piece(content, "answer"), Piece(end, "end")))
                 messages.append({"role": "assistant", "content": content})
                 done = before + after
         return found

@@ -1,7 +1,7 @@
 """Recipes: how an adapter is trained. Knows nothing about tasks; strategies hold one recipe each.
 
-`PUBLISHED` are the recipes of Akyürek et al. 2025 (see docs/strategies.md) for large models. A model folder may carry its
-own in `autottt.json`; the bundled model does.
+`PUBLISHED` are the recipes of Akyürek et al. 2025 (see docs/strategies.md) for large models. A model folder may carry
+its own in `autottt.json`; the bundled model does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Recipe:
         values = dict(settings)
         if "targets" in values:
             values["targets"] = tuple(values["targets"])
-        return replace(cls(), **values)
+        try:
+            return replace(cls(), **values)
+        except TypeError as error:
+            raise ModelError(f"a recipe's settings are of the wrong type ({error}); received {values}") from None
 
 
 _QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")

@@ -1,11 +1,12 @@
-"""Trains adapters on encoded examples: A adapters side by side in one batch. Knows nothing about tasks or strategies."""
+"""Trains adapters on encoded examples, A adapters side by side in one batch. Knows nothing of tasks and strategies."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +52,14 @@ def train(
     *,
     deadline: float = math.inf,
     on_step: Callable[[int, float], None] | None = None,
+    charge: Callable[[int, int], None] | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
-    """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone.
+    """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone, but for
+    the places where dropout falls.
 
-    `deadline` is a time of `time.monotonic`; training stops before the step that would pass it. Raises
-    `AdaptationError` when there is nothing to train on or a loss is not a number.
+    `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
+    no step change nothing. `charge` is told the tokens that go forward and backward before they go. Raises
+    `AdaptationError` when there is nothing to train on, or a loss or a weight is not a number.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
@@ -69,7 +73,7 @@ def train(
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
     tokens, stopped, slowest = 0, "finished", 0.0
-    with torch.enable_grad(), weights.attached(loaded.model, recipe.dropout):
+    with _dropout_from(seeds, loaded.model.device), torch.enable_grad(), weights.attached(loaded.model, recipe.dropout):
         for step in range(recipe.steps):
             at = time.monotonic()
             if at + slowest > deadline:
@@ -78,6 +82,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, recipe)
             rows = [e[next(o)] for e, o in zip(examples, orders, strict=True) for _ in range(recipe.batch)]
+            read = sum(len(r.ids) for r in rows)
+            if charge is not None:
+                charge(read, read)
             each = _losses(loaded, rows, recipe, len(seeds))
             values = each.detach().tolist()
             if not all(map(math.isfinite, values)):
@@ -85,15 +92,19 @@ def train(
                     f"the training loss is not a number at step {step + 1}: {values}; a lower learning rate may help"
                 )
             optimizer.zero_grad()
-            each.sum().backward()
+            each.sum().backward()  # type: ignore[no-untyped-call]
             _clip(weights, recipe.clip)
             optimizer.step()
             for history, value in zip(losses, values, strict=True):
                 history.append(value)
-            tokens += sum(len(r.ids) for r in rows)
+            tokens += read
             slowest = max(slowest, time.monotonic() - at)
             if on_step is not None:
                 on_step(step + 1, sum(values) / len(values))
+    if not all(bool(t.isfinite().all()) for t in weights.tensors):
+        raise AdaptationError(
+            f"the adapter's weights are not numbers after {len(losses[0])} steps; a lower learning rate may help"
+        )
     seconds = time.monotonic() - began
     share = tokens // len(seeds)
     return weights.detached(), [Training(len(h), tuple(h), seconds, share, stopped) for h in losses]
@@ -113,7 +124,15 @@ def _losses(loaded: LoadedModel, rows: Sequence[Encoded], recipe: Recipe, adapte
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     per = len(rows) // adapters
     sizes = [sum(counts[a * per : (a + 1) * per]) for a in range(adapters)]
-    return torch.stack([part.mean() for part in losses.split(sizes)])
+    return torch.stack([part.mean() for part in torch.split(losses, sizes)])
+
+
+@contextmanager
+def _dropout_from(seeds: Sequence[int], device: torch.device) -> Iterator[None]:
+    """While inside, dropout follows the seeds; the random state of torch comes back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(random.Random(repr(tuple(seeds))).getrandbits(63))
+        yield
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

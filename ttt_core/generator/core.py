@@ -1,6 +1,6 @@
 """What a primitive, a domain and a family are, and how a task is drawn from a family. Knows no primitive itself.
 
-A domain (lists, rows, grids, strings) offers scenes, which draw inputs, and primitives, which draw a concrete operation.
+A domain (lists, rows, grids, strings) offers scenes, which draw inputs, and primitives, which draw one operation.
 A family is a named scene and chain of primitives; a task is a family with its parameters and inputs drawn.
 """
 

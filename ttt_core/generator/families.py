@@ -48,7 +48,7 @@ def split_of(family: Family) -> Split:
 
 def draw_family(domain: Domain, split: Split, rng: random.Random) -> Family:
     """A family of the split, drawn by the weights of its primitives."""
-    depths, shares = zip(*DEPTHS, strict=True)
+    depths, shares = [d for d, _ in DEPTHS], [s for _, s in DEPTHS]
     pool, weights = _pool(domain.name)
     while True:
         depth = rng.choices(depths, shares)[0]

@@ -15,14 +15,16 @@ from .core import Domain, Operation, Primitive, Reject
 Ints = Sequence[int]
 Scalar = Callable[[int], int]
 Predicate = Callable[[int], bool]
+Combination = Callable[[int, int], int]
+Sampler = Callable[[], list[int]]
 LIMIT = 99
 LONGEST = 16
 
 
-def _scene(low: int, high: int, shortest: int, longest: int, repeats: float) -> Callable[[random.Random], Operation]:
+def _scene(low: int, high: int, shortest: int, longest: int, repeats: float) -> Callable[[random.Random], Sampler]:
     """Lists with entries in [low, high]; with chance `repeats` an entry repeats an earlier one."""
 
-    def scene(rng: random.Random) -> Operation:
+    def scene(rng: random.Random) -> Sampler:
         def sample() -> list[int]:
             values: list[int] = []
             for _ in range(rng.randint(shortest, longest)):
@@ -30,7 +32,7 @@ def _scene(low: int, high: int, shortest: int, longest: int, repeats: float) -> 
                 values.append(rng.choice(values) if again else rng.randint(low, high))
             return values
 
-        return sample  # type: ignore[return-value]
+        return sample
 
     return scene
 
@@ -258,7 +260,8 @@ def _blocks(rng: random.Random) -> Operation:
 
 def _occurring(rng: random.Random) -> Operation:
     """Keeps the values that occur once, or more than once, or at least three times."""
-    test = rng.choice([lambda c: c == 1, lambda c: c > 1, lambda c: c == 2, lambda c: c >= 3])
+    tests: list[Operation] = [lambda c: c == 1, lambda c: c > 1, lambda c: c == 2, lambda c: c >= 3]
+    test = rng.choice(tests)
     return lambda x: [v for v in x if test(x.count(v))]
 
 
@@ -276,37 +279,36 @@ def _neighbours(rng: random.Random) -> Operation:
 
 
 def _pairs(rng: random.Random) -> Operation:
-    f: Callable[[int, int], int] = rng.choice(
-        [lambda a, b: a + b, lambda a, b: abs(a - b), max, min, lambda a, b: b - a, lambda a, b: (a + b) // 2]
-    )
+    table: list[Combination] = [
+        lambda a, b: a + b, lambda a, b: abs(a - b), max, min, lambda a, b: b - a, lambda a, b: (a + b) // 2
+    ]  # fmt: skip
+    f = rng.choice(table)
     return lambda x: [f(a, b) for a, b in pairwise(x)]
 
 
 def _scan(rng: random.Random) -> Operation:
-    f: Callable[[int, int], int] = rng.choice([lambda a, b: a + b, max, min, lambda a, b: abs(a - b)])
+    table: list[Combination] = [lambda a, b: a + b, max, min, lambda a, b: abs(a - b)]
+    f = rng.choice(table)
     return lambda x: list(accumulate(x, f))
 
 
 def _with_index(rng: random.Random) -> Operation:
     k = rng.randint(0, 2)
-    f: Callable[[int, int], int] = rng.choice(
-        [
-            lambda i, v: v + i + k,
-            lambda i, v: v - i,
-            lambda i, v: v * (i + 1),
-            lambda i, v: i + k,
-            lambda i, v: max(i, v),
-        ]
-    )
+    table: list[Combination] = [
+        lambda i, v: v + i + k, lambda i, v: v - i, lambda i, v: v * (i + 1), lambda i, v: i + k, lambda i, v: max(i, v)
+    ]  # fmt: skip
+    f = rng.choice(table)
     return lambda x: [f(i, v) for i, v in enumerate(x)]
 
 
 def _combine_scalar(rng: random.Random) -> Operation:
     """Combines every entry with one number of the list: its head, last, maximum, minimum or length."""
-    pick: Operation = rng.choice([_head, lambda x: x[-1], max, min, len])
-    f: Callable[[int, int], int] = rng.choice(
-        [lambda v, s: v + s, lambda v, s: abs(v - s), lambda v, s: s, max, min, lambda v, s: v * s, lambda v, s: s - v]
-    )
+    picks: list[Operation] = [_head, lambda x: x[-1], max, min, len]
+    pick = rng.choice(picks)
+    table: list[Combination] = [
+        lambda v, s: v + s, lambda v, s: abs(v - s), lambda v, s: s, max, min, lambda v, s: v * s, lambda v, s: s - v
+    ]  # fmt: skip
+    f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 0)
@@ -317,12 +319,14 @@ def _combine_scalar(rng: random.Random) -> Operation:
 
 
 def _zip_reversed(rng: random.Random) -> Operation:
-    f: Callable[[int, int], int] = rng.choice([lambda a, b: a + b, max, min, lambda a, b: abs(a - b)])
+    table: list[Combination] = [lambda a, b: a + b, max, min, lambda a, b: abs(a - b)]
+    f = rng.choice(table)
     return lambda x: [f(a, b) for a, b in zip(x, x[::-1], strict=True)]
 
 
 def _sort_by(rng: random.Random) -> Operation:
-    key: Operation = rng.choice([lambda v: v % 10, lambda v: v // 10, lambda v: v % 2, lambda v: v % 3, lambda v: -v])
+    keys: list[Operation] = [lambda v: v % 10, lambda v: v // 10, lambda v: v % 2, lambda v: v % 3, lambda v: -v]
+    key = rng.choice(keys)
     return lambda x: sorted(x, key=key)
 
 
@@ -353,7 +357,8 @@ def _branch(rng: random.Random) -> Operation:
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 0)
-        return yes(x) if test(x) else no(x)
+        result: Ints = yes(x) if test(x) else no(x)
+        return result
 
     return operation
 
@@ -385,7 +390,8 @@ def _count_value(v: int) -> Operation:
 
 
 def _append_statistic(rng: random.Random) -> Operation:
-    f: Operation = rng.choice([len, max, min, _head, lambda x: x[-1], lambda x: len(set(x)), sum])
+    table: list[Operation] = [len, max, min, _head, lambda x: x[-1], lambda x: len(set(x)), sum]
+    f = rng.choice(table)
     front = rng.random() < 0.5
 
     def operation(x: Ints) -> Ints:
@@ -397,7 +403,8 @@ def _append_statistic(rng: random.Random) -> Operation:
 
 def _move(rng: random.Random) -> Operation:
     """Moves the largest, the smallest or the most frequent entry to the front or the end."""
-    f: Operation = rng.choice([max, min, lambda x: Counter(x).most_common(1)[0][0], lambda x: x[len(x) // 2]])
+    table: list[Operation] = [max, min, lambda x: Counter(x).most_common(1)[0][0], lambda x: x[len(x) // 2]]
+    f = rng.choice(table)
     front = rng.random() < 0.5
 
     def operation(x: Ints) -> Ints:
@@ -411,8 +418,10 @@ def _move(rng: random.Random) -> Operation:
 
 def _iota(rng: random.Random) -> Operation:
     """A run of numbers told by one number of the list."""
-    f: Operation = rng.choice([len, _head, lambda x: x[-1], min, lambda x: len(set(x))])
-    make: Operation = rng.choice([lambda n: range(n), lambda n: range(1, n + 1), lambda n: range(n, 0, -1)])
+    table: list[Operation] = [len, _head, lambda x: x[-1], min, lambda x: len(set(x))]
+    f = rng.choice(table)
+    makes: list[Operation] = [lambda n: range(n), lambda n: range(1, n + 1), lambda n: range(n, 0, -1)]
+    make = rng.choice(makes)
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 0 and f(x) <= LONGEST)
@@ -431,6 +440,11 @@ def _head_count(x: Ints) -> Ints:
     return [x[1]] * x[0]
 
 
+def _mirror(rng: random.Random) -> Operation:
+    """The list and its reverse, either first."""
+    return (lambda x: [*x, *x[::-1]]) if rng.random() < 0.5 else (lambda x: [*x[::-1], *x])
+
+
 def _by_index(x: Ints) -> Ints:
     """The entry that the first entry points to."""
     _need(len(x) > 0 and 0 <= x[0] < len(x))
@@ -438,12 +452,16 @@ def _by_index(x: Ints) -> Ints:
 
 
 def _runs(rng: random.Random) -> Operation:
-    f: Operation = rng.choice([lambda v, n: [v], lambda v, n: [n], lambda v, n: [v, n], lambda v, n: [v] * (n + 1)])
+    table: list[Callable[[int, int], Ints]] = [
+        lambda v, n: [v], lambda v, n: [n], lambda v, n: [v, n], lambda v, n: [v] * (n + 1)
+    ]  # fmt: skip
+    f = rng.choice(table)
     return lambda x: [w for v, g in groupby(x) for w in f(v, len(list(g)))]
 
 
 def _rotate_to(rng: random.Random) -> Operation:
-    f: Operation = rng.choice([max, min])
+    table: list[Operation] = [max, min]
+    f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 1)
@@ -455,7 +473,8 @@ def _rotate_to(rng: random.Random) -> Operation:
 
 def _constant_tail(rng: random.Random) -> Operation:
     v = rng.randint(0, LIMIT)
-    f: Operation = rng.choice([len, lambda x: x[0] % 8, lambda x: len(set(x))])
+    table: list[Operation] = [len, lambda x: x[0] % 8, lambda x: len(set(x))]
+    f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 0)
@@ -470,7 +489,8 @@ def _dedupe(rng: random.Random) -> Operation:
 
 
 def _remove_value(rng: random.Random) -> Operation:
-    f: Operation = rng.choice([max, min, _head, lambda x: x[-1]])
+    table: list[Operation] = [max, min, _head, lambda x: x[-1]]
+    f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
         _need(len(x) > 1)
@@ -519,7 +539,7 @@ PRIMITIVES = (
     Primitive("interleave", _interleave, held_out=True),
     Primitive("repeat", _with_int(2, 3, lambda k: lambda x: [*x] * k), ("short",)),
     Primitive("repeat_each", _with_int(2, 3, _repeat_each), ("short",)),
-    Primitive("mirror", lambda rng: (lambda x: [*x, *x[::-1]]) if rng.random() < 0.5 else (lambda x: [*x[::-1], *x]), ("short",)),
+    Primitive("mirror", _mirror, ("short",)),
     Primitive("blocks", _blocks),
     Primitive("branch", _branch, weight=2.0),
     Primitive("reduce", _reduce, weight=2.5, also_benchmark="list functions"),

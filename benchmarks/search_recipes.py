@@ -1,0 +1,93 @@
+"""Searches the strategies' recipes for a model on the generator's held-out families; prints a table and writes JSON.
+
+    python benchmarks/search_recipes.py --model ttt_core/bundled --strategy ttt_in_context --domains lists,rows \
+        --tasks 20 --grid '{"steps": [16, 32], "learning_rate": [0.001, 0.003]}' --json benchmarks/results/recipes.json
+
+Every recipe sees the same tasks (split `policy`, which pre-training never saw), so differences are paired. The public
+benchmarks play no part in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core.errors import AutotttError
+from autottt.ttt_core.generator.families import draw_tasks
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+
+
+def measure(learner: Learner, name: str, recipe: Recipe | None, tasks: list[Task]) -> dict[str, float]:
+    """Share of queries right per domain and over all, and mean seconds a query."""
+    strategy = get_strategy(name)
+    if recipe is not None:
+        strategy = replace(strategy, recipe=recipe)  # type: ignore[type-var]
+    right: dict[str, list[bool]] = {}
+    began = time.perf_counter()
+    learner.forget()
+    for task in tasks:
+        try:
+            value = run(strategy, learner, task).value
+        except AutotttError:
+            value = None
+        right.setdefault(task.family.split("/")[0], []).append(value == task.answer)
+    found = {domain: sum(hits) / len(hits) for domain, hits in right.items()}
+    found["all"] = sum(map(sum, right.values())) / len(tasks)
+    found["seconds"] = (time.perf_counter() - began) / len(tasks)
+    return found
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--strategy", default="ttt_in_context")
+    parser.add_argument("--domains", default="lists,rows,grids,strings")
+    parser.add_argument("--split", default="policy")
+    parser.add_argument("--tasks", type=int, default=16, help="tasks of each domain")
+    parser.add_argument("--queries", type=int, default=2, help="queries of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", default="{}", help="recipe settings that all trials share (JSON)")
+    parser.add_argument("--grid", default="{}", help="settings to try: name -> list of values (JSON)")
+    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    given = parser.parse_args()
+    learner = Learner.load(given.model)
+    tasks = [
+        t for d in given.domains.split(",") for t in draw_tasks(given.split, given.tasks, given.seed, d, given.queries)
+    ]
+    grid = json.loads(given.grid)
+    base = json.loads(given.base)
+    trials: list[Recipe | None] = [
+        Recipe.from_settings({**base, **dict(zip(grid, values, strict=True))})
+        for values in itertools.product(*grid.values())
+    ]
+    rows = [{"strategy": "in_context", "recipe": {}, **measure(learner, "in_context", None, tasks)}]
+    print(rows[0], flush=True)
+    for recipe in trials:
+        row = {"strategy": given.strategy, "recipe": asdict(recipe) if recipe else {}}
+        row |= measure(learner, given.strategy, recipe, tasks)
+        rows.append(row)
+        varied = {k: row["recipe"][k] for k in grid}  # type: ignore[index]
+        print(varied, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
+    if given.json:
+        facts = {
+            "hash": learner.base_hash,
+            "split": given.split,
+            "tasks": given.tasks,
+            "queries": given.queries,
+            "seed": given.seed,
+        }
+        kept = json.loads(given.json.read_text()) if given.json.exists() else []
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps([*kept, {**facts, "rows": rows}], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

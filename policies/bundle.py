@@ -1,0 +1,179 @@
+"""Bundles: a trained policy as a folder that executes nothing when it is read.
+
+`card.json` is for people and programs; `heads.skops` holds the fitted heads. What the second may consist of is a
+literal list here: a file that names any other type, or any other way to build one, is refused before anything is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import skops
+import skops.io
+
+from ..ttt_core.errors import PolicyError
+from .features import FEATURES_VERSION, NAMES
+from .heads import Head
+from .trained import TrainedPolicy
+
+FORMAT = 1
+CARD, HEADS = "card.json", "heads.skops"
+
+TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
+"""What skops does not trust by itself: the trees of boosting, which are arrays of numbers."""
+TYPES = frozenset({
+    "builtins.dict", "builtins.list", "builtins.str", "builtins.tuple",
+    "numpy.float64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
+    "sklearn._loss._loss.CyHalfBinomialLoss", "sklearn._loss.link.Interval", "sklearn._loss.link.LogitLink",
+    "sklearn._loss.loss.HalfBinomialLoss", "sklearn.dummy.DummyClassifier",
+    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
+    "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier",
+    "sklearn.linear_model._logistic.LogisticRegression", "sklearn.pipeline.Pipeline",
+    "sklearn.preprocessing._data.StandardScaler", "sklearn.preprocessing._label.LabelEncoder", *TRUSTED,
+})  # fmt: skip
+"""Everything that the heads consist of."""
+LOADERS = frozenset({
+    "DictNode", "JsonNode", "ListNode", "LossNode", "NdArrayNode", "ObjectNode", "RandomGeneratorNode", "TupleNode",
+    "TypeNode",
+})  # fmt: skip
+"""The ways in which skops builds them; none calls a function that the file names."""
+
+
+def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str]) -> None:
+    """Writes the folder; what was in these two files before is replaced."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    named = _named(policy)
+    skops.io.dump(
+        {name: head.estimator for name, head in named.items()},
+        path / HEADS, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
+    )  # fmt: skip
+    card = card_of(policy) | {
+        "calibration": {name: [head.slope, head.intercept] for name, head in named.items()},
+        "heads_sha256": _sha256(path / HEADS),
+    }
+    (path / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+
+
+def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
+    """The policy in a folder. Raises `PolicyError` with the reason and the remedy; executes nothing of the folder's."""
+    path = Path(folder)
+    card = _read_card(path)
+    estimators = _read_heads(path, card.get("heads_sha256"))
+    try:
+        heads = {name: Head(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()}
+        return TrainedPolicy(
+            base_hash=str(card["base_hash"]),
+            strategies=tuple(card["strategies"]),
+            heads={stage: tuple(heads[f"{stage}/{name}"] for name in card["strategies"]) for stage in NAMES},
+            costs={kind: tuple(map(float, costs)) for kind, costs in card["costs"].items()},
+            price=float(card["price"]),
+            enough=float(card["enough"]),
+            ranking=tuple(card["ranking"]),
+            lowest=tuple(map(float, card["lowest"])),
+            highest=tuple(map(float, card["highest"])),
+            families=tuple(card["families"]),
+            datasets=tuple(card["datasets"]),
+            seed=int(card["seed"]),
+            scorecard=dict(card["scorecard"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _refused(path, f"{CARD} is not what it has to be: {type(error).__name__}: {error}") from None
+
+
+def card_of(policy: TrainedPolicy) -> dict[str, Any]:
+    """What a policy is and how it was judged: the card without what only the files need."""
+    return {
+        "format": FORMAT,
+        "features_version": FEATURES_VERSION,
+        "features": NAMES[max(NAMES)],
+        "base_hash": policy.base_hash,
+        "strategies": policy.strategies,
+        "costs": policy.costs,
+        "price": policy.price,
+        "enough": policy.enough,
+        "ranking": policy.ranking,
+        "seed": policy.seed,
+        "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__},
+        "scorecard": policy.scorecard,
+        "datasets": policy.datasets,
+        "families": policy.families,
+        "lowest": policy.lowest,
+        "highest": policy.highest,
+    }
+
+
+def _named(policy: TrainedPolicy) -> dict[str, Head]:
+    return {
+        f"{stage}/{name}": head
+        for stage, heads in policy.heads.items()
+        for name, head in zip(policy.strategies, heads, strict=True)
+    }
+
+
+def _read_card(path: Path) -> Mapping[str, Any]:
+    try:
+        card = json.loads((path / CARD).read_text("utf-8"))
+    except OSError as error:
+        raise _refused(path, f"{CARD} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise _refused(path, f"{CARD} is not JSON ({error})") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise _refused(path, f"{CARD} is not of format {FORMAT}")
+    if card.get("features_version") != FEATURES_VERSION or tuple(card.get("features", ())) != NAMES[max(NAMES)]:
+        raise _refused(
+            path,
+            f"it was trained on features of version {card.get('features_version')}, and this package measures "
+            f"version {FEATURES_VERSION}",
+        )
+    return card
+
+
+def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
+    file = path / HEADS
+    try:
+        with zipfile.ZipFile(file) as archive:
+            nodes = list(_nodes(json.loads(archive.read("schema.json"))))
+        odd = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
+        odd |= {str(n.get("__loader__")) for n in nodes} - LOADERS
+        if odd:
+            raise _refused(path, f"{HEADS} holds what no policy consists of: {', '.join(sorted(odd))}")
+        if _sha256(file) != sha256:
+            raise _refused(path, f"{HEADS} is not the one that {CARD} describes")
+        estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
+        return estimators
+    except OSError as error:
+        raise _refused(path, f"{HEADS} cannot be read ({error.strerror})") from None
+    except PolicyError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes of zipfile, json and skops
+        raise _refused(path, f"{HEADS} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Every part of a skops schema that says what to build."""
+    if isinstance(schema, dict):
+        if schema.keys() & {"__class__", "__module__", "__loader__"}:
+            yield schema
+        for value in schema.values():
+            yield from _nodes(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _nodes(value)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _refused(path: Path, reason: str) -> PolicyError:
+    return PolicyError(
+        f"{path}: not a policy that can be used: {reason}. Make one with `autottt train-policy STORE --out {path}`"
+    )

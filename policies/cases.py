@@ -1,0 +1,119 @@
+"""Cases: outcomes as a table, one row per query and seed, one column per strategy. Knows nothing about learning.
+
+Axes: N cases, S strategies, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ttt_core.errors import PolicyError
+from .features import FEATURES_VERSION, NAMES
+from .heads import Floats
+from .outcomes import Outcome
+
+BASE = "in_context"
+"""The strategy that measuring runs anyway: always the first, and paid for before anything is decided."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What happened, as arrays."""
+
+    base_hash: str
+    strategies: tuple[str, ...]
+    """`in_context` first, then by mean cost."""
+    families: tuple[str, ...]
+    """[N]; a query without a family is its own."""
+    datasets: tuple[str, ...]
+    """[N]"""
+    tasks: tuple[str, ...]
+    """[N]"""
+    kinds: tuple[str, ...]
+    """[N]"""
+    rows: Floats
+    """[N, F], all stages."""
+    right: Floats
+    """[N, S], 0 or 1."""
+    costs: Floats
+    """[N, S], multiples of in-context."""
+    probe: Floats
+    """[N], what measuring stage 1 took, in the same unit."""
+
+    def __len__(self) -> int:
+        return len(self.families)
+
+    def stage(self, stage: int) -> Floats:
+        """The features known after a stage."""
+        return self.rows[:, : len(NAMES[stage])]
+
+    def utilities(self, price: float) -> Floats:
+        """[N, S]: what each strategy would have been worth without a policy."""
+        return self.right - price * self.costs
+
+    def take(self, chosen: NDArray[np.int64]) -> Cases:
+        """The cases at these indices."""
+        families, datasets, tasks, kinds = (
+            tuple(column[i] for i in chosen) for column in (self.families, self.datasets, self.tasks, self.kinds)
+        )
+        numbers = (a[chosen] for a in (self.rows, self.right, self.costs, self.probe))
+        return Cases(self.base_hash, self.strategies, families, datasets, tasks, kinds, *numbers)
+
+
+def cases_of(outcomes: Iterable[Outcome]) -> Cases:
+    """The table of all queries that every strategy has an outcome for and that features were measured on.
+
+    Raises `PolicyError` when the outcomes are of several models or another feature version, or too few to learn from.
+    """
+    found = list(outcomes)
+    hashes = sorted({o.base_hash for o in found})
+    if len(hashes) > 1:
+        raise PolicyError(
+            f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); train on one's only"
+        )
+    grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
+    for outcome in found:
+        grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
+    strategies = {o.strategy for o in found}
+    complete = [by for by in grouped.values() if by.keys() == strategies and BASE in by and by[BASE].features]
+    _check(complete, strategies)
+    return _table(hashes[0], complete, strategies)
+
+
+def _check(complete: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
+    collect = "collect more with `autottt collect`"
+    if len(strategies) < 2 or BASE not in strategies:
+        raise PolicyError(
+            f"a policy chooses between {BASE} and others; the outcomes are of {sorted(strategies)}; {collect}"
+        )
+    if not complete:
+        raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
+    for by in complete:
+        base = by[BASE]
+        if base.features_version != FEATURES_VERSION or set(base.features) != set(NAMES[1]):
+            raise PolicyError(
+                f"{base.task_id}: features of version {base.features_version}; this package measures "
+                f"version {FEATURES_VERSION}; collect again into a new store"
+            )
+
+
+def _table(base_hash: str, complete: Sequence[dict[str, Outcome]], strategies: set[str]) -> Cases:
+    mean_cost = {s: np.mean([by[s].cost for by in complete]) for s in strategies}
+    names = (BASE, *sorted(strategies - {BASE}, key=lambda s: (mean_cost[s], s)))
+    bases = [by[BASE] for by in complete]
+    return Cases(
+        base_hash,
+        names,
+        families=tuple(b.family or b.group or b.task_id for b in bases),
+        datasets=tuple(b.dataset for b in bases),
+        tasks=tuple(b.task_id for b in bases),
+        kinds=tuple(b.kind for b in bases),
+        rows=np.array([[b.features[name] for name in NAMES[1]] for b in bases]),
+        right=np.array([[by[s].correct for s in names] for by in complete]),
+        costs=np.array([[by[s].cost for s in names] for by in complete]),
+        probe=np.array([b.probe_cost for b in bases]),
+    )

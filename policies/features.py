@@ -1,0 +1,217 @@
+"""Features: what is known of a task before anything is decided, as plain floats in stages of rising price.
+
+Stage 0 is free: it comes with the in-context answer. Stage 1 is one more batched scoring pass, with no decoding. Knows
+nothing about policies. Likelihoods are natural logarithms; sizes are counts of cells, numbers or characters, and enter
+as logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..strategies.views import changing
+from ..ttt_core.errors import TooLongError
+from ..ttt_core.examples import leave_one_out, shuffled, single_pairs
+from ..ttt_core.kinds import KINDS
+from ..ttt_core.tasks import Task, Value
+
+if TYPE_CHECKING:
+    from ..ttt_core.decoding import TokenScores
+    from ..ttt_core.learner import Answer, Learner, Reading
+
+FEATURES_VERSION = 1
+"""Rises when a feature's name or meaning changes; a policy reads the version that it was trained on only."""
+
+FLOOR = -20.0
+"""Log-probabilities below this tell nothing more."""
+NEUTRAL = -2.0
+"""Log-probability per token where there is nothing to measure it on: neither sure nor hopeless."""
+VIEWS = 3
+"""Other orders of the demonstrations, and transformations, under which the in-context answer is scored again."""
+
+SHAPE = (
+    "demonstrations", "instruction", "kind_grid", "kind_grid1d", "kind_list", "kind_text",
+    "input_size", "output_size", "query_size", "growth", "query_beyond", "same_shape",
+)  # fmt: skip
+ANSWER = (
+    "answer_total", "answer_mean", "answer_q00", "answer_q10", "answer_q25", "answer_q50",
+    "answer_entropy_max", "answer_entropy_mean", "answer_margin_min", "answer_readable", "answer_ended",
+    "answer_beyond", "answer_is_query", "answer_is_shown",
+)  # fmt: skip
+READING = ("reading_hits", "reading_hits_late", "reading_hit_last", "reading_mean", "reading_last", "reading_slope")
+STAGE_0: tuple[str, ...] = SHAPE + ANSWER + READING
+"""Names of the free features, in order."""
+STAGE_1: tuple[str, ...] = (
+    "loo_possible", "loo_hits", "loo_mean", "loo_min", "shots_gain",
+    "orders_hits", "orders_mean", "orders_min", "turns_hits", "turns_mean", "turns_min",
+)  # fmt: skip
+"""Names of what the probe adds, in order."""
+NAMES: Mapping[int, tuple[str, ...]] = {0: STAGE_0, 1: STAGE_0 + STAGE_1}
+"""Every name that is known after a stage."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What has been measured so far."""
+
+    stage: int
+    """0 or 1: the last stage that was measured."""
+    values: Mapping[str, float]
+    """`NAMES[stage]`, each finite."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the task, empty if it is none of those that have a feature."""
+        return next((k for k in KINDS if self.values.get(f"kind_{k}") == 1.0), "")
+
+
+# --- stage 0: free ---------------------------------------------------------------------------------------------------
+
+
+def free_features(task: Task, answer: Answer, reading: Reading) -> dict[str, float]:
+    """`STAGE_0`: the form of the task, the likelihood of the in-context answer, and how the prompt was understood."""
+    return {**_shape(task), **_answer(task, answer), **_reading(reading.answers)}
+
+
+def _shape(task: Task) -> dict[str, float]:
+    inputs = [_size(d.input) for d in task.demonstrations]
+    outputs = [_size(d.output) for d in task.demonstrations]
+    query = _size(task.query)
+    same = [_dimensions(d.input) == _dimensions(d.output) for d in task.demonstrations]
+    return {
+        "demonstrations": float(len(task.demonstrations)),
+        "instruction": float(bool(task.instruction)),
+        **{f"kind_{k}": float(task.kind == k) for k in ("grid", "grid1d", "list", "text")},
+        "input_size": math.log1p(_mean(inputs)),
+        "output_size": math.log1p(_mean(outputs)),
+        "query_size": math.log1p(query),
+        "growth": math.log1p(_mean(outputs)) - math.log1p(_mean(inputs)),
+        "query_beyond": math.log1p(query) - math.log1p(max(inputs, default=query)),
+        "same_shape": _mean(same),
+    }
+
+
+def _answer(task: Task, answer: Answer) -> dict[str, float]:
+    scores = answer.scores
+    likelihoods = _clipped(scores) or [NEUTRAL]
+    longest = max((_size(d.output) for d in task.demonstrations), default=0)
+    quantiles = np.quantile(likelihoods, (0.0, 0.1, 0.25, 0.5)).tolist()
+    return {
+        "answer_total": sum(likelihoods),
+        "answer_mean": fmean(likelihoods),
+        **dict(zip(("answer_q00", "answer_q10", "answer_q25", "answer_q50"), quantiles, strict=True)),
+        "answer_entropy_max": max(scores.entropies, default=0.0),
+        "answer_entropy_mean": _mean(scores.entropies),
+        "answer_margin_min": min((min(m, -FLOOR) for m in scores.margins), default=0.0),
+        "answer_readable": float(answer.value is not None),
+        "answer_ended": float(answer.ended),
+        "answer_beyond": 0.0 if answer.value is None else math.log1p(_size(answer.value)) - math.log1p(longest),
+        "answer_is_query": float(answer.value == task.query),
+        "answer_is_shown": float(any(answer.value == d.output for d in task.demonstrations)),
+    }
+
+
+def _reading(answers: Sequence[TokenScores]) -> dict[str, float]:
+    """How well each demonstration was foreseen from those before it. Without any: no hits, `NEUTRAL`, no slope."""
+    hits = [float(a.all_hit) for a in answers] or [0.0]
+    means = [_per_token(a) for a in answers] or [NEUTRAL]
+    steps = np.linspace(-0.5, 0.5, len(means))
+    slope = float(steps @ np.asarray(means) / (steps @ steps)) if len(means) > 1 else 0.0
+    return {
+        "reading_hits": fmean(hits),
+        "reading_hits_late": fmean(hits[len(hits) // 2 :]),
+        "reading_hit_last": hits[-1],
+        "reading_mean": fmean(means),
+        "reading_last": means[-1],
+        "reading_slope": slope,
+    }
+
+
+# --- stage 1: one scoring pass ---------------------------------------------------------------------------------------
+
+
+def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> dict[str, float]:
+    """`STAGE_1`: does leaving each demonstration out leave the rule, and does the answer survive other views?
+
+    - `loo_*`: each demonstration answered from the others: hits, likelihood per token (mean and worst).
+    - `shots_gain`: that likelihood minus the one without any demonstration.
+    - `orders_*`: the in-context answer scored again under other orders: hits are the share of orders whose own greedy
+      answer it is.
+    - `turns_*`: the same under invertible transformations; for a kind without any, the orders stand in.
+
+    With fewer than two demonstrations nothing can be left out: `loo_possible` is 0, hits and gain are 0, likelihoods
+    are `NEUTRAL`. The same holds for the orders and turns of an answer that cannot be read.
+    """
+    if len(task.demonstrations) < 2:
+        return {name: NEUTRAL if name.endswith(("_mean", "_min")) else 0.0 for name in STAGE_1}
+    rng = random.Random(f"probe-{seed}")
+    held, alone = leave_one_out(task), single_pairs(task)
+    orders, turns = _views(learner, task, answer.value, rng) if answer.value is not None else ([], [])
+    scores = iter([row[-1] for row in learner.score([*held, *alone, *orders, *turns])])
+    from_others = [next(scores) for _ in held]
+    from_nothing = [next(scores) for _ in alone]
+    by_order = _agreement("orders", [next(scores) for _ in orders])
+    by_turn = _agreement("turns", list(scores)) if turns else _renamed(by_order, "orders", "turns")
+    loo = _agreement("loo", from_others)
+    gain = loo["loo_mean"] - fmean(map(_per_token, from_nothing))
+    return {"loo_possible": 1.0, **loo, "shots_gain": gain, **by_order, **by_turn}
+
+
+def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:
+    """Other orders and transformations of the task with the in-context answer as the right one."""
+    answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
+    orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
+    orders.pop(answered, None)
+    turns = [answered.map(t.apply) for t in changing(task, VIEWS, rng)]
+    return list(orders)[:VIEWS] or [answered], [t for t in turns if _fits(learner, t)]
+
+
+def _fits(learner: Learner, task: Task) -> bool:
+    """A transformed task may need more tokens than the task itself."""
+    try:
+        learner.encode(task, task.answer)
+    except TooLongError:
+        return False
+    return True
+
+
+def _agreement(name: str, scores: Sequence[TokenScores]) -> dict[str, float]:
+    means = [_per_token(s) for s in scores] or [NEUTRAL]
+    return {f"{name}_hits": _mean([s.all_hit for s in scores]), f"{name}_mean": fmean(means), f"{name}_min": min(means)}
+
+
+def _renamed(values: Mapping[str, float], old: str, new: str) -> dict[str, float]:
+    return {new + name.removeprefix(old): value for name, value in values.items()}
+
+
+# --- small measures --------------------------------------------------------------------------------------------------
+
+
+def _dimensions(value: Value) -> tuple[int, ...]:
+    """Rows and columns of a grid; the length of anything else."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return len(value), len(value[0])
+    return (len(value),)
+
+
+def _size(value: Value) -> int:
+    return math.prod(_dimensions(value))
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return float(fmean(numbers)) if numbers else 0.0
+
+
+def _clipped(scores: TokenScores) -> list[float]:
+    return [max(x, FLOOR) for x in scores.log_probs]
+
+
+def _per_token(scores: TokenScores) -> float:
+    return fmean(_clipped(scores)) if scores.log_probs else NEUTRAL

@@ -1,0 +1,238 @@
+"""Policies: what to do with a task, given what has been measured. Knows nothing about models or how strategies work.
+
+| policy | decides by |
+|---|---|
+| `LearnedPolicy` | the chance of a right answer and the cost of each strategy, learned offline |
+| `HeuristicPolicy` | a rule of thumb, for a model that no policy was trained for |
+| `FixedPolicy` | nothing: one strategy for everything |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..ttt_core.errors import PolicyError
+from .bundle import card_of, load_bundle
+from .cases import BASE
+from .features import NAMES, STAGE_0, Features
+from .heads import Floats, one_thread
+from .trained import TrainedPolicy
+
+BUNDLED = Path(__file__).parent / "bundles" / "bundled"
+"""The policy for the bundled model."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, and why. Chances are 0 to 1, costs multiples of an in-context answer."""
+
+    strategy: str
+    difficulty: float
+    """Chance that the in-context answer is wrong."""
+    scores: Mapping[str, float]
+    """Chance that each strategy is right, where it is known."""
+    costs: Mapping[str, float]
+    """What each strategy would cost from here on; the in-context answer is paid for. Empty where nothing is known."""
+    utilities: Mapping[str, float]
+    """Chance minus the price of the cost."""
+    reason: str
+    """In words, with the numbers."""
+    stage: int
+    """The last stage of features that was used."""
+
+
+class Policy(Protocol):
+    """Decides what to do with a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    def needs_more(self, features: Features) -> bool:
+        """Whether measuring the next stage could change the choice."""
+        ...
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        """The best of the allowed strategies that were not tried. Raises `PolicyError` when none is left."""
+        ...
+
+    def card(self) -> Mapping[str, Any]:
+        """What the policy is and how it was judged, as plain JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearnedPolicy:
+    """Picks the best chance minus price times cost; far from its training tasks, what was best there on average."""
+
+    trained: TrainedPolicy
+    name: str = "learned"
+
+    def needs_more(self, features: Features) -> bool:
+        if features.stage > 0 or self._strange(features):
+            return False
+        chances, costs = self._judge(features)
+        return not bool(self.trained.settled(chances, self.trained.utilities(chances, costs))[0])
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        left = _left(allowed, tried)
+        trained = self.trained
+        chances, costs = self._judge(features)
+        utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
+        scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
+        difficulty = 1 - scores[BASE]
+        known = [s for s in trained.strategies if s in left]
+        if not known:
+            choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
+        elif self._strange(features):
+            choice = next(s for s in trained.ranking if s in known)
+            reason = f"unlike the tasks that the policy was trained on; {choice} was best there on average"
+        else:
+            choice = max(known, key=lambda s: utilities[s])
+            reason = _in_words(choice, difficulty, scores, prices, utilities, known)
+        return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage)
+
+    def card(self) -> Mapping[str, Any]:
+        return card_of(self.trained)
+
+    def _judge(self, features: Features) -> tuple[Floats, Floats]:
+        """Chances and costs, [1, S] each."""
+        row = np.array([[features.values[name] for name in NAMES[features.stage]]])
+        with one_thread():
+            return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
+
+    def _strange(self, features: Features) -> bool:
+        free = np.array([[features.values[name] for name in STAGE_0]])
+        return bool(self.trained.strange(free, [features.kind])[0])
+
+    def _by_name(self, numbers: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self.trained.strategies, numbers, strict=True))
+
+
+@dataclass(frozen=True)
+class FixedPolicy:
+    """Always the same strategy; where it cannot be used, the in-context answer."""
+
+    strategy: str
+
+    @property
+    def name(self) -> str:
+        return f"always {self.strategy}"
+
+    def needs_more(self, features: Features) -> bool:
+        return False
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        left = _left(allowed, tried)
+        chance = _rule_of_thumb(features)
+        choice, reason = self.strategy, f"{self.strategy} was asked for"
+        if self.strategy not in left:
+            choice = BASE if BASE in left else left[0]
+            reason += f", but cannot be used here; {choice} instead"
+        return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)
+
+    def card(self) -> Mapping[str, Any]:
+        return {"strategy": self.strategy}
+
+
+@dataclass(frozen=True)
+class HeuristicPolicy:
+    """Keeps the in-context answer where the model finds the demonstrations from each other, and trains otherwise.
+
+    The test-time training of Akyürek et al. 2025 is worth most on grids with transformations, elsewhere without.
+    """
+
+    note: str = ""
+    """Why there is nothing better, for the reasons."""
+    name: str = "rule of thumb"
+    sure: float = 0.9
+    """Estimated chance from which nothing more is measured."""
+    enough: float = 0.6
+    """Estimated chance from which the in-context answer is kept."""
+    learners: Mapping[str, Sequence[str]] = field(
+        default_factory=lambda: {"grid": ("ttt_augmented",), "grid1d": ("ttt_augmented",)}
+    )
+    """Kind -> what to do about a difficult task of it, before `ttt_in_context`."""
+
+    def needs_more(self, features: Features) -> bool:
+        return features.stage == 0 and _rule_of_thumb(features) < self.sure
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        left = _left(allowed, tried)
+        chance = _rule_of_thumb(features)
+        training = [*self.learners.get(features.kind, ()), "ttt_in_context", "ttt_augmented", "in_context_vote"]
+        order = [BASE, *training] if chance >= self.enough else [*training, BASE]
+        choice = next((s for s in order if s in left), left[0])
+        likely = f"the in-context answer is right at about {chance:.2f}"
+        verdict = "keep it" if choice == BASE else f"try {choice}"
+        parts = ["by rule of thumb", likely, verdict, self.note]
+        reason = "; ".join(part for part in parts if part)
+        return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)
+
+    def card(self) -> Mapping[str, Any]:
+        return {"note": self.note, "sure": self.sure, "enough": self.enough}
+
+
+def load_policy(source: str | os.PathLike[str] | None = None, *, base_hash: str) -> Policy:
+    """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
+
+    Raises `PolicyError` for a folder that cannot be used or that was trained for another model.
+    """
+    if source is None and not BUNDLED.exists():
+        return HeuristicPolicy(note="no policy was trained")
+    trained = load_bundle(BUNDLED if source is None else source)
+    if trained.base_hash == base_hash:
+        return LearnedPolicy(trained)
+    if source is None:
+        return HeuristicPolicy(note="the shipped policy was trained for another model")
+    raise PolicyError(
+        f"{os.fspath(source)}: this policy was trained for the model {trained.base_hash}, and this one is {base_hash}. "
+        "Train one for it: `autottt collect`, then `autottt train-policy`"
+    )
+
+
+def _left(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:
+    left = [s for s in allowed if s not in tried]
+    if not left:
+        raise PolicyError(f"no strategy is left to decide on: allowed are {list(allowed)}, tried were {list(tried)}")
+    return left
+
+
+def _rule_of_thumb(features: Features) -> float:
+    """A guess at the chance that the in-context answer is right.
+
+    With stage 1, the mean of how often demonstrations follow from the others and how often the answer survives another
+    order; without, the mean of how often demonstrations were foreseen lately and the probability of the answer.
+    """
+    values = features.values
+    if features.stage > 0 and values["loo_possible"]:
+        return (values["loo_hits"] + values["orders_hits"]) / 2
+    return (values["reading_hits_late"] + float(np.exp(values["answer_total"]))) / 2
+
+
+def _in_words(
+    choice: str,
+    difficulty: float,
+    scores: Mapping[str, float],
+    costs: Mapping[str, float],
+    utilities: Mapping[str, float],
+    known: Sequence[str],
+) -> str:
+    likely = "likely wrong" if difficulty >= 0.5 else "likely right"
+    begin = f"in context is {likely} (difficulty {difficulty:.2f})"
+    if choice == BASE:
+        others = [s for s in known if s != BASE]
+        if not others:
+            return f"{begin}; nothing else is left"
+        best = max(others, key=lambda s: utilities[s])
+        return f"{begin}; {best}, right at {scores[best]:.2f} for {costs[best]:.0f}x the cost, is not worth it"
+    gain = utilities[choice] - utilities[BASE]
+    return (
+        f"{begin}; {choice} is expected right at {scores[choice]:.2f} for {costs[choice]:.0f}x the cost of in-context: "
+        f"{gain:+.2f} utility"
+    )

@@ -1,0 +1,156 @@
+"""The scorecard: what a policy was worth on families held out, beside everything simple that it has to beat.
+
+Knows nothing about how the policy came about. Whatever a policy measured is charged to it. Axes: N cases, S strategies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from .cases import Cases
+from .features import STAGE_0
+from .heads import Floats
+
+RESAMPLES = 2000
+"""Of the bootstrap over families."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What was decided for each case by something trained on other families; strategies as indices [N]."""
+
+    choice: NDArray[np.int64]
+    single: NDArray[np.int64]
+    """The single best strategy of the training families."""
+    by_rule: NDArray[np.int64]
+    """What the best one-feature threshold of the training families does."""
+    free_chance: Floats
+    """That the in-context answer is right, from stage 0."""
+    chance: Floats
+    """The same from stage 1."""
+    measured: NDArray[np.bool_]
+    """Whether stage 1 was measured."""
+    rule_measured: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, n: int) -> HeldOut:
+        """Arrays for `n` cases, to be filled fold by fold."""
+
+        def choices() -> NDArray[np.int64]:
+            return np.zeros(n, dtype=np.int64)
+
+        return cls(choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Beyond a threshold of one feature another strategy, otherwise in-context."""
+
+    feature: int
+    threshold: float
+    above: bool
+    other: int
+
+    @property
+    def measures(self) -> bool:
+        """Whether it needs stage 1."""
+        return self.feature >= len(STAGE_0)
+
+    def choose(self, cases: Cases) -> NDArray[np.int64]:
+        column = cases.rows[:, self.feature]
+        return np.where((column > self.threshold) == self.above, self.other, 0)
+
+
+def best_rule(cases: Cases, price: float) -> Rule:
+    """The one-feature threshold that would have been worth most on these cases."""
+    gains = cases.utilities(price)[:, 1:] - cases.right[:, :1]  # the in-context answer is paid for either way
+    best, found = -np.inf, Rule(0, np.inf, True, 1)
+    for feature, column in enumerate(cases.rows.T):
+        measuring = price * cases.probe.mean() if feature >= len(STAGE_0) else 0.0
+        for threshold in np.unique(np.quantile(column, np.linspace(0, 1, 11))):
+            for above in (True, False):
+                worth = gains[(column > threshold) == above].sum(axis=0) / len(cases) - measuring
+                if worth.max() > best:
+                    best, found = worth.max(), Rule(feature, float(threshold), above, 1 + int(worth.argmax()))
+    return found
+
+
+def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[str, Any]:
+    """The numbers as plain JSON. Shares and accuracies are 0 to 1, costs multiples of in-context."""
+    index = np.arange(len(cases))
+
+    def fixed(choice: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        return cases.right[index, choice], cases.costs[index, choice]
+
+    def after_measuring(choice: NDArray[np.int64], measured: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        right, costs = fixed(choice)
+        return right, costs + (choice != 0) * cases.costs[:, 0] + measured * cases.probe
+
+    shares = np.bincount(held_out.choice, minlength=len(cases.strategies)) / len(cases)
+    arms = {
+        "policy": after_measuring(held_out.choice, held_out.measured),
+        **{name: (cases.right[:, s], cases.costs[:, s]) for s, name in enumerate(cases.strategies)},
+        "single_best": fixed(held_out.single),
+        "best_of_each": fixed(cases.utilities(price).argmax(axis=1)),
+        "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
+        "one_feature": after_measuring(held_out.by_rule, held_out.rule_measured),
+    }
+    worth = {name: right - price * cost for name, (right, cost) in arms.items()}
+    wrong = 1 - cases.right[:, 0]
+    return {
+        "families": len(set(cases.families)),
+        "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
+        "cases": len(cases),
+        "price": price,
+        "arms": {name: _arm(right, cost, worth[name]) for name, (right, cost) in arms.items()},
+        **_against_single(cases, worth, seed),
+        "difficulty": _classifier(wrong, 1 - held_out.chance),
+        "difficulty_free": _classifier(wrong, 1 - held_out.free_chance),
+        "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
+        "measured_share": float(held_out.measured.mean()),
+        "harm_share": float((arms["policy"][0] < cases.right[:, 0]).mean()),
+    }
+
+
+def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:
+    return {"accuracy": float(right.mean()), "cost": float(cost.mean()), "utility": float(worth.mean())}
+
+
+def _against_single(cases: Cases, worth: dict[str, Floats], seed: int) -> dict[str, Any]:
+    """Utility beyond the single best strategy, and the share of what could be gained; 90% by families drawn again."""
+    names, family = np.unique(np.array(cases.families), return_inverse=True)
+
+    def per_family(values: Floats) -> Floats:
+        sums: Floats = np.bincount(family, weights=values, minlength=len(names)).astype(np.float64)
+        return sums
+
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    weights = np.vstack([np.ones(len(names)), drawn])
+    sizes = weights @ per_family(np.ones(len(cases)))
+    gained = weights @ per_family(worth["policy"] - worth["single_best"]) / sizes
+    possible = weights @ per_family(worth["best_of_each"] - worth["single_best"]) / sizes
+    share = gained[possible > 1e-9] / possible[possible > 1e-9]
+    return {
+        "gain_over_single_best": {"value": float(gained[0]), "interval_90": _interval(gained[1:])},
+        "gap_closed": {"value": float(share[0]), "interval_90": _interval(share[1:])} if possible[0] > 1e-9 else None,
+    }
+
+
+def _interval(values: Floats) -> list[float]:
+    return [float(x) for x in np.quantile(values, (0.05, 0.95))] if len(values) else []
+
+
+def _classifier(truth: Floats, chances: Floats) -> dict[str, float | None]:
+    bins = np.minimum((chances * 10).astype(int), 9)
+    gaps = [abs((truth - chances)[bins == b].sum()) for b in range(10)]
+    both = 0 < truth.sum() < len(truth)
+    return {
+        "auroc": float(roc_auc_score(truth, chances)) if both else None,
+        "brier": float(brier_score_loss(truth, chances, labels=[0, 1], pos_label=1)),
+        "ece": float(sum(gaps) / len(truth)),
+    }

@@ -1,0 +1,79 @@
+"""What training makes and a bundle holds: the learned judgement, and the one rule by which it chooses.
+
+Training judges itself with the same methods that answer a single query. Axes: N cases, S strategies, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .heads import Floats, Head
+
+Booleans = NDArray[np.bool_]
+
+MARGIN = 0.25
+"""A feature is outside when it is further from the training range than this share of the range."""
+OUTSIDE_SHARE = 0.1
+"""A query is unlike the training tasks when more than this share of its free features are outside."""
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """Everything that was learned, as plain data and fitted heads."""
+
+    base_hash: str
+    """Content hash of the model whose outcomes were learned from."""
+    strategies: tuple[str, ...]
+    """`in_context` first."""
+    heads: Mapping[int, tuple[Head, ...]]
+    """Stage -> for each strategy, the chance that its answer is right."""
+    costs: Mapping[str, tuple[float, ...]]
+    """Kind -> mean cost of each strategy as a multiple of in-context; the empty kind is the mean of all."""
+    price: float
+    """Accuracy that one in-context cost is worth."""
+    enough: float
+    """Chance of a right in-context answer from which stage 1 is not measured; 1 means that it always is."""
+    ranking: tuple[str, ...]
+    """Strategies by their mean utility in training, best first: what to do with a query unlike the training tasks."""
+    lowest: tuple[float, ...]
+    """Of each free feature in training."""
+    highest: tuple[float, ...]
+    families: tuple[str, ...]
+    """That were trained on."""
+    datasets: tuple[str, ...]
+    seed: int
+    scorecard: Mapping[str, Any] = field(default_factory=dict)
+    """How it did on families held out; plain JSON."""
+
+    def chances(self, stage: int, rows: Floats) -> Floats:
+        """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
+        return np.stack([head.chances(rows) for head in self.heads[stage]], axis=1)
+
+    def expected_costs(self, kinds: Sequence[str]) -> Floats:
+        """What each strategy would cost from here on [N, S]; the in-context answer is paid for already."""
+        table = np.array([self.costs.get(kind, self.costs[""]) for kind in kinds])
+        table[:, 0] = 0.0
+        return table
+
+    def utilities(self, chances: Floats, costs: Floats) -> Floats:
+        """Chance of a right answer minus the price of the cost [N, S]."""
+        return chances - self.price * costs
+
+    def settled(self, chances: Floats, utilities: Floats) -> Booleans:
+        """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""
+        settled: Booleans = (utilities.argmax(axis=1) == 0) & (chances[:, 0] >= self.enough)
+        return settled
+
+    def strange(self, free: Floats, kinds: Sequence[str]) -> Booleans:
+        """Whether queries are unlike the training tasks [N], from their free features [N, F] and kinds."""
+        low, high = np.array(self.lowest), np.array(self.highest)
+        slack = MARGIN * (high - low) + 1e-9
+        outside = (free < low - slack) | (free > high + slack)
+        unknown = np.array([kind not in self.costs for kind in kinds])
+        strange: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
+        return strange

@@ -1,0 +1,138 @@
+"""Training: outcomes become a policy, judged on families that it has not seen. Knows nothing about files.
+
+Everything that is chosen (the kind of each head, its calibration, the threshold, the single best strategy) is chosen
+within the training side of every outer split, so that the scorecard is of the whole procedure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ttt_core.errors import PolicyError
+from .cases import Cases, cases_of
+from .features import NAMES
+from .heads import CANDIDATES, Floats, fit_head, folds, one_thread
+from .outcomes import Outcome
+from .scorecard import HeldOut, best_rule, scorecard
+from .trained import TrainedPolicy
+
+TOP_PRICE = 0.1
+"""Accuracy that the most expensive strategy costs at the default price."""
+LOSS_ALLOWED = 0.005
+"""Accuracy that not measuring stage 1 may cost."""
+LEAST_FAMILIES = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a policy is fitted."""
+
+    price: float
+    seed: int
+    folds: int
+    candidates: tuple[str, ...]
+
+
+def train_policy(
+    outcomes: Iterable[Outcome],
+    *,
+    price: float | None = None,
+    seed: int = 0,
+    fold_count: int = 5,
+    candidates: Sequence[str] = tuple(CANDIDATES),
+) -> TrainedPolicy:
+    """A policy for the model that the outcomes are of, with its scorecard.
+
+    `price` is the accuracy that one in-context cost is worth; by default the most expensive strategy costs 0.1 on
+    average. The same outcomes and seed give the same policy. Raises `PolicyError` when there is too little to learn
+    from.
+    """
+    cases = cases_of(outcomes)
+    if len(set(cases.families)) < LEAST_FAMILIES:
+        raise PolicyError(
+            f"{len(set(cases.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
+            "(and some dozens to be worth something); collect more with `autottt collect`"
+        )
+    worth = TOP_PRICE / float(cases.costs.mean(axis=0).max()) if price is None else price
+    settings = Settings(worth, seed, fold_count, tuple(candidates))
+    with one_thread():
+        held_out = _held_out(cases, settings)
+        return replace(_fit(cases, settings), scorecard=scorecard(cases, held_out, worth, seed))
+
+
+def _held_out(cases: Cases, settings: Settings) -> HeldOut:
+    """What a policy trained on the other families does with each case."""
+    found = HeldOut.empty(len(cases))
+    for learn, held in folds(cases.families, settings.folds, settings.seed):
+        known, unseen = cases.take(learn), cases.take(held)
+        policy = _fit(known, settings)
+        chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
+        found.choice[held], found.measured[held] = _choose(policy, unseen.kinds, chances)
+        found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
+        found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
+        rule = best_rule(known, settings.price)
+        found.by_rule[held], found.rule_measured[held] = rule.choose(unseen), rule.measures
+    return found
+
+
+def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
+    splits = folds(cases.families, settings.folds, settings.seed)
+    fitted = {
+        stage: [
+            fit_head(cases.stage(stage), right, splits, settings.seed, settings.candidates) for right in cases.right.T
+        ]
+        for stage in NAMES
+    }
+    worth = cases.utilities(settings.price).mean(axis=0)
+    free = cases.stage(0)
+    policy = TrainedPolicy(
+        base_hash=cases.base_hash,
+        strategies=cases.strategies,
+        heads={stage: tuple(head for head, _ in pairs) for stage, pairs in fitted.items()},
+        costs=_mean_costs(cases),
+        price=settings.price,
+        enough=1.0,
+        ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
+        lowest=tuple(free.min(axis=0).tolist()),
+        highest=tuple(free.max(axis=0).tolist()),
+        families=tuple(sorted(set(cases.families))),
+        datasets=tuple(sorted(set(cases.datasets))),
+        seed=settings.seed,
+    )
+    held_out = {stage: np.stack([chances for _, chances in pairs], axis=1) for stage, pairs in fitted.items()}
+    return replace(policy, enough=_enough(policy, cases, held_out))
+
+
+def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
+    kinds = np.array(cases.kinds)
+    costs = {kind: tuple(cases.costs[kinds == kind].mean(axis=0).tolist()) for kind in sorted(set(cases.kinds))}
+    return {"": tuple(cases.costs.mean(axis=0).tolist()), **costs}
+
+
+def _choose(
+    policy: TrainedPolicy, kinds: Sequence[str], chances: Mapping[int, Floats]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
+    costs = policy.expected_costs(kinds)
+    settled = policy.settled(chances[0], policy.utilities(chances[0], costs))
+    return np.where(settled, 0, policy.utilities(chances[1], costs).argmax(axis=1)), ~settled
+
+
+def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) -> float:
+    """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
+    index = np.arange(len(cases))
+
+    def accuracy(enough: float) -> float:
+        choice, _ = _choose(replace(policy, enough=enough), cases.kinds, chances)
+        return float(cases.right[index, choice].mean())
+
+    lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
+    for threshold in np.linspace(0.99, 0.0, 100).round(2).tolist():
+        if accuracy(threshold) < needed:
+            break
+        lowest = threshold
+    return lowest

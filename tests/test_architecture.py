@@ -1,0 +1,148 @@
+"""What the code as a whole keeps to: who imports whom, what importing costs, what stands in the repository."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autottt
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("ttt_core", "strategies", "policies", "controller")
+"""From the bottom up: each may import those before it."""
+OWNERS = {
+    "torch": "ttt_core",
+    "transformers": "ttt_core",
+    "peft": "ttt_core",
+    "safetensors": "ttt_core",
+    "tokenizers": "ttt_core",
+    "sklearn": "policies",
+    "skops": "policies",
+    "langgraph": "controller",
+    "langchain_core": "controller",
+    "typer": "controller",
+    "rich": "controller",
+}
+"""Heavy dependencies, each with the one package that imports it."""
+HEAVY = {"torch", "transformers", "peft", "sklearn", "skops", "langgraph", "langchain_core", "numpy", "typer", "rich"}
+LARGEST = 16 * 2**20
+"""Bytes in a file of the repository."""
+
+MODULES = {
+    "autottt." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for layer in LAYERS
+    for path in sorted((ROOT / layer).rglob("*.py"))
+}
+TOP = {"autottt." + p.stem if p.stem != "__init__" else "autottt": p for p in sorted((ROOT / "autottt").glob("*.py"))}
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Full names of the modules that a module imports, anywhere in it; relative ones resolved, with a leading dot."""
+    found: set[str] = set()
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            prefix = ".".join(part for part in base if part)
+            found |= {"." + prefix} if node.module else {f".{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer_of(name: str) -> str:
+    return name.removeprefix(".").split(".")[1]
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, and those that would be added to it."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.decode().split("\0") if name]
+    return [p for p in paths if p.is_file() and not p.is_symlink()]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downwards_only(name):
+    allowed = LAYERS[: LAYERS.index(layer_of(name)) + 1]
+    upwards = [i for i in imports(name, MODULES[name]) if i.startswith(".") and layer_of(i) not in allowed]
+    assert not upwards, f"{name} imports {upwards}; {layer_of(name)} may import {allowed}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_siblings_are_imported_relatively(name):
+    """An application that embeds the package may have a `controller` of its own."""
+    roots = {i.split(".")[0] for i in imports(name, MODULES[name]) if not i.startswith(".")}
+    assert not roots & {"autottt", *LAYERS}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_heavy_dependency_has_one_owner(name):
+    roots = {i.split(".")[0] for i in imports(name, MODULES[name]) if not i.startswith(".")}
+    foreign = {root: OWNERS[root] for root in roots if OWNERS.get(root, layer_of(name)) != layer_of(name)}
+    assert not foreign, f"{name} imports {foreign}: each belongs to the package named"
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_the_root_imports_no_dependency_itself(name):
+    assert not {i.split(".")[0] for i in imports(name, TOP[name])} & OWNERS.keys()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, autottt; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
+
+
+def test_importing_the_package_takes_less_than_half_a_second():
+    code = "import time; began = time.perf_counter(); import autottt; print(time.perf_counter() - began)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(5)]
+    assert min(float(run.stdout) for run in runs) < 0.5
+
+
+@pytest.mark.parametrize("name", autottt.__all__)
+def test_public_names_can_be_imported(name):
+    assert getattr(autottt, name) is not None
+    assert name in dir(autottt)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = autottt.no_such_name
+
+
+@pytest.mark.parametrize("name", {**TOP, **MODULES})
+def test_every_module_says_what_it_does(name):
+    assert ast.get_docstring(ast.parse({**TOP, **MODULES}[name].read_text("utf-8")))
+
+
+def test_links_stand_for_the_folders_of_the_same_name():
+    for layer in LAYERS:
+        assert (ROOT / "autottt" / layer).resolve() == ROOT / layer
+
+
+def test_no_file_is_too_large_for_the_repository():
+    assert not [p for p in tracked() if p.stat().st_size > LARGEST]
+
+
+def test_no_file_names_a_path_of_this_machine():
+    """Neither this checkout's place nor anyone's home folder."""
+    places = re.compile(rf"{re.escape(str(ROOT))}\b|/(?:root|home|Users|work)/\w".encode())
+    found = {p: hit.group() for p in tracked() if (hit := places.search(p.read_bytes()))}
+    assert not found
+
+
+def test_no_file_that_installs_names_a_registry():
+    installing = ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run")
+    for name in installing:
+        assert not re.search(r"https?://|index-url|find-links", (ROOT / name).read_text("utf-8")), name

@@ -1,0 +1,159 @@
+"""A bundle gives back the policy that was saved, executes nothing, and says why when it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
+from autottt.policies.features import NAMES
+from autottt.policies.heads import CANDIDATES, Head, fit_head, folds
+from autottt.policies.trained import TrainedPolicy
+from autottt.ttt_core.errors import PolicyError
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(120, len(NAMES[1])))
+RIGHT = (ROWS[:, 0] + 0.3 * RNG.normal(size=120) > 0).astype(float)
+SPLITS = folds([f"f{i % 12}" for i in range(120)], 3, 0)
+
+
+def head(name: str, stage: int, right=RIGHT) -> Head:
+    return fit_head(ROWS[:, : len(NAMES[stage])], right, SPLITS, 0, (name,))[0]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    free = len(NAMES[0])
+    heads = {s: (head("logistic", s), head("boosting", s), head("logistic", s, np.zeros(120))) for s in NAMES}
+    return TrainedPolicy(
+        "base", ("in_context", "ttt_in_context", "never_right"), heads,
+        {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
+        (-3.0,) * free, (3.0,) * free, ("a", "b"), ("made",), 7, {"families": 2},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    save_bundle(policy, tmp_path)
+    return tmp_path
+
+
+def edit_card(folder, **changed):
+    card = json.loads((folder / CARD).read_text()) | changed
+    (folder / CARD).write_text(json.dumps(card))
+
+
+def replace_heads(folder, estimators):
+    """What a forger would do: other heads, with the card's checksum made to fit."""
+    skops.io.dump(estimators, folder / HEADS)
+    edit_card(folder, heads_sha256=hashlib.sha256((folder / HEADS).read_bytes()).hexdigest())
+
+
+def test_what_was_saved_is_loaded(policy, folder):
+    loaded = load_bundle(folder)
+    for stage, names in NAMES.items():
+        rows = ROWS[:, : len(names)]
+        np.testing.assert_array_equal(loaded.chances(stage, rows), policy.chances(stage, rows))
+    assert dataclasses.replace(loaded, heads={}) == dataclasses.replace(policy, heads={})
+
+
+def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
+    for name in CANDIDATES:
+        made = {stage: (head(name, stage),) for stage in NAMES}
+        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made), tmp_path / name)
+        assert load_bundle(tmp_path / name).heads.keys() == NAMES.keys()
+
+
+def test_the_card_can_be_read_by_people_and_programs(folder):
+    card = json.loads((folder / CARD).read_text())
+    assert card["base_hash"] == "base"
+    assert card["features"] == list(NAMES[1])
+    assert card["versions"].keys() == {"scikit-learn", "skops"}
+    assert sorted(p.name for p in folder.iterdir()) == [CARD, HEADS]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        make_pipeline(FunctionTransformer(np.exp), LogisticRegression()),
+        np.random.RandomState(0),
+        LogisticRegression,
+        {"f": np.exp},
+    ],
+    ids=["function transformer", "random state", "a class", "a function"],
+)
+def test_heads_of_a_foreign_type_are_refused(folder, foreign):
+    replace_heads(folder, {"0/in_context": foreign})
+    with pytest.raises(PolicyError, match="holds what no policy consists of|Untrusted types"):
+        load_bundle(folder)
+
+
+def test_a_call_hidden_behind_a_known_type_is_refused(folder):
+    with zipfile.ZipFile(folder / HEADS) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(files["schema.json"])
+    schema["__loader__"] = "OperatorFuncNode"
+    with zipfile.ZipFile(folder / HEADS, "w") as archive:
+        for name, data in (files | {"schema.json": json.dumps(schema).encode()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(PolicyError, match="OperatorFuncNode"):
+        load_bundle(folder)
+
+
+def test_heads_that_the_card_does_not_describe_are_refused(folder):
+    skops.io.dump({"0/in_context": StandardScaler()}, folder / HEADS)
+    with pytest.raises(PolicyError, match=r"is not the one that card\.json describes"):
+        load_bundle(folder)
+
+
+def test_a_head_that_is_missing_is_named(folder):
+    replace_heads(folder, {"0/in_context": HistGradientBoostingClassifier(max_iter=1).fit(ROWS, RIGHT)})
+    with pytest.raises(PolicyError, match="is not what it has to be"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [CARD, HEADS])
+def test_a_missing_file_is_named_with_the_remedy(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(PolicyError, match=rf"{name} cannot be read.*train-policy"):
+        load_bundle(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [CARD, HEADS])
+def test_a_damaged_file_is_refused(folder, name):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(PolicyError, match=name):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"format": 99}, "not of format"),
+        ({"features_version": 99}, "features of version 99"),
+        ({"features": ["other"]}, "trained on features of version"),
+        ({"costs": None}, "is not what it has to be"),
+        ({"price": "high"}, "is not what it has to be"),
+        ({"calibration": {"0/in_context": [1]}}, "is not what it has to be"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(folder, changed, reason):
+    edit_card(folder, **changed)
+    with pytest.raises(PolicyError, match=reason):
+        load_bundle(folder)

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from autottt.controller import graph as graph_module
+from autottt.controller.budget import Budget
+from autottt.controller.controller import Controller
+from autottt.controller.graph import build_graph
+from autottt.controller.nodes import judged
+from autottt.controller.results import Result
+from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
+from autottt.policies.policy import Decision, FixedPolicy
+from autottt.strategies.base import Attempt, Cost, run, strategies
+from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
+from autottt.ttt_core.kinds import make_task
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, steps=3, batch=2, transformations=2, views=3)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    found = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    found.loaded = replace(found.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return found
+
+
+@dataclass
+class Scripted:
+    """A policy that says what it is told to, in turn."""
+
+    says: list[str]
+    more: bool = False
+    name: str = "scripted"
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def needs_more(self, features):
+        return self.more
+
+    def decide(self, features, allowed, *, tried=()):
+        self.asked.append(tuple(allowed))
+        wanted = next((s for s in self.says if s in allowed), "in_context")
+        costs = {s: (1.0 if s == "in_context" else 1000.0) for s in allowed}
+        return Decision(
+            wanted, 0.5, dict.fromkeys(allowed, 0.5), costs, dict.fromkeys(allowed, 0.1), "as scripted", features.stage
+        )
+
+    def card(self):
+        return {}
+
+
+def test_the_drawing_in_the_docstring_and_the_readme_is_the_graph():
+    drawing = build_graph().get_graph().draw_mermaid(with_styles=False).strip()
+    assert drawing in (graph_module.__doc__ or "")
+    assert drawing in (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_every_strategy_has_a_node_and_leads_to_judge():
+    edges = build_graph().get_graph().edges
+    for name in strategies():
+        assert {e.target for e in edges if e.source == name} == {"judge"}
+        assert "decide" in {e.source for e in edges if e.target == name}
+
+
+def test_revert_is_on_every_path_to_the_end():
+    assert {e.source for e in build_graph().get_graph().edges if e.target == "__end__"} == {"revert"}
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_a_decided_strategy_answers_and_the_trace_tells_the_path(learner, name):
+    result = Controller(learner, Scripted([name])).solve(TASK)
+    assert isinstance(result, Result)
+    nodes = [e["node"] for e in result.trace]
+    assert nodes[:2] == ["measure", "decide"]
+    assert nodes[-1] == "revert"
+    assert name in nodes
+    assert result.proof is not None
+    assert result.proof.hash == learner.base_hash
+    assert result.cost.seconds > 0
+    if strategies()[name].cost_class == "train":
+        assert result.attempts[0].training is not None
+        assert result.attempts[0].training.steps == QUICK.steps
+
+
+def test_an_in_context_decision_costs_no_second_pass(learner):
+    learner.forget()
+    result = Controller(learner, Scripted(["in_context"])).solve(TASK)
+    assert result.attempts[0].cost == Cost()
+    assert result.in_context is not None
+    assert result.cost.forward_tokens == result.in_context.cost.forward_tokens
+
+
+def test_probing_is_charged_and_shows_in_the_features(learner):
+    plain = Controller(learner, Scripted(["in_context"])).solve(TASK)
+    probed = Controller(learner, Scripted(["in_context"], more=True)).solve(TASK)
+    assert set(plain.features) < set(probed.features)
+    assert probed.cost.passes > plain.cost.passes
+
+
+def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AdaptationError("no memory")
+
+    learner.forget()
+    monkeypatch.setattr(learner, "adapt", fail)
+    policy = Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])
+    result = Controller(learner, policy).solve(TASK)
+    assert [a.status for a in result.attempts[:3]] == ["failed"] * 3
+    assert all(a.value is None for a in result.attempts[:3])
+    assert "ttt_in_context" not in policy.asked[1]
+    assert len(result.attempts) <= 4
+
+
+def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(learner, monkeypatch):
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    learner.forget()
+    readable = Attempt("in_context", (1,), "1", 0.5)
+    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: readable)
+    result = Controller(learner, Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])).solve(TASK)
+    assert result.strategy == "in_context"
+    assert result.answer == (1,)
+    assert "no memory" in result.reason
+
+
+def test_what_judge_does():
+    good, bad = Attempt("ttt_direct", (1,), "1", 0.5), Attempt("ttt_direct", None, "?", 0.5)
+    failed = Attempt("ttt_direct", None, "", 0.0, error="no memory")
+    assert judged(good, 1, 0.0, True).action == "accept"
+    assert judged(bad, 1, 10.0, True).action == "escalate"
+    assert judged(failed, 1, 10.0, True).action == "escalate"
+    assert judged(failed, 1, -1.0, True).action == "fall_back"
+    assert judged(failed, 3, 10.0, True).action == "fall_back"
+    assert judged(failed, 3, 10.0, False).action == "accept"
+    assert judged(Attempt("in_context", None, "?", 0.1), 1, 0.0, False).action == "accept"
+
+
+def test_a_budget_that_pays_for_no_training_keeps_the_in_context_answer(learner):
+    result = Controller(learner, Scripted(["ttt_in_context"])).solve(TASK, budget="2x")
+    assert result.strategy == "in_context"
+    assert "budget" in result.reason
+
+
+def test_training_stops_when_the_budget_ends(learner, monkeypatch):
+    learner.forget()
+    long = replace(QUICK, steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    policy = FixedPolicy("ttt_in_context")
+    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=1.0))
+    assert result.attempts[0].training is not None
+    assert result.attempts[0].training.stopped == "deadline"
+    assert 0 < result.attempts[0].training.steps < 100_000
+
+
+def test_an_over_long_task_is_refused_with_its_lengths_and_others_are_answered(learner):
+    long = make_task([([1] * 900, [2]), ([1], [2])], [3], id="long")
+    controller = Controller(learner, Scripted(["in_context"]))
+    with pytest.raises(TooLongError, match="tokens"):
+        controller.solve(long)
+    first, second = controller.solve_many([long, TASK])
+    assert first.status == "refused"
+    assert "long" in first.error
+    assert first.answer is None
+    assert second.status != "refused"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("boom")])
+def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypatch, error):
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    before = learner.verify(full=True)
+    learner.forget()
+
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(learner, "adapt", broken)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        controller.solve(TASK)
+    assert learner.verify(full=True).hash == before.hash
+
+
+def test_a_changed_base_is_raised_even_when_a_node_fails_first():
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+
+    def vandal(*args, **kwargs):
+        next(learner.loaded.model.parameters()).data = next(learner.loaded.model.parameters()).data.clone()
+        raise RuntimeError("and an error of its own")
+
+    learner.adapt = vandal  # type: ignore[method-assign]
+    with pytest.raises(BaseChangedError):
+        Controller(learner, Scripted(["ttt_in_context"])).solve(TASK)
+    with pytest.raises(BaseChangedError):
+        learner.answer([TASK])
+
+
+def test_streaming_gives_nodes_steps_and_the_result(learner):
+    learner.forget()
+    seen = list(Controller(learner, Scripted(["ttt_in_context"])).stream(TASK))
+    assert isinstance(seen[-1], Result)
+    steps = [e for e in seen[:-1] if e["event"] == "step"]
+    assert [e["step"] for e in steps] == [1, 2, 3]
+    assert {"measure", "decide", "ttt_in_context", "judge", "revert"} <= {k for e in seen[:-1] for k in e}
+
+
+def test_the_same_seed_gives_the_same_result(learner):
+    def solved():
+        learner.forget()
+        return Controller(learner, Scripted(["ttt_augmented"]), seed=3).solve(TASK)
+
+    one, two = solved(), solved()
+    assert one.text == two.text
+    assert one.adaptation is not None
+    assert two.adaptation is not None
+    assert one.adaptation.losses == two.adaptation.losses
+
+
+def test_the_graph_runs_by_itself_and_its_state_is_json(learner):
+    import json
+
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    state = controller.graph.invoke({"task": task_to_plain(TASK)}, context=controller.context())
+    back = json.loads(json.dumps(state))
+    assert task_from_plain(back["task"]) == TASK
+    assert attempt_from_plain(back["attempts"][0]).strategy == "ttt_in_context"
+
+
+def test_a_result_as_json_holds_what_is_promised(learner):
+    import json
+
+    result = Controller(learner, Scripted(["ttt_in_context"])).solve(TASK)
+    plain = json.loads(json.dumps(result.to_plain()))
+    for key in (
+        "id",
+        "answer",
+        "strategy",
+        "scores",
+        "reason",
+        "features",
+        "cost",
+        "adaptation",
+        "proof",
+        "trace",
+        "right",
+    ):
+        assert key in plain
+    assert plain["id"] == "reverse"
+
+
+def test_reusing_an_adapter_for_a_second_query_is_told(learner):
+    learner.forget()
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    first, second = controller.solve_many([TASK, replace(TASK, query=(9, 1), answer=(1, 9))])
+    assert not first.attempts[0].reused
+    assert second.attempts[0].reused
+    assert second.cost.backward_tokens == 0
+
+
+def test_run_refuses_too_few_demonstrations_in_the_graph_too(learner):
+    bare = make_task([], [1, 2], kind="list", id="bare")
+    policy = Scripted(["ttt_in_context"])
+    result = Controller(learner, policy).solve(bare)
+    assert set(policy.asked[0]) == {"in_context", "zero_shot"}
+    assert result.status in ("answered", "no_answer")
+    assert run(strategies()["zero_shot"], learner, bare).strategy == "zero_shot"

@@ -1,0 +1,311 @@
+"""A policy picks the best chance minus price times cost, says why, and is judged on families it has not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from autottt.policies import policy as policy_module
+from autottt.policies.bundle import save_bundle
+from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
+from autottt.policies.heads import fit_head, folds
+from autottt.policies.outcomes import Outcome
+from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
+from autottt.policies.training import train_policy
+from autottt.ttt_core.errors import PolicyError
+
+COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
+ALL = list(COSTS)
+
+
+def values_of(level: float, rng: np.random.Generator) -> dict[str, float]:
+    """Features of a list task; how likely the in-context answer is right, -1 to 1, shows in three of them."""
+    values = {name: float(rng.normal()) for name in NAMES[1]}
+    values |= {"instruction": 0.0, "kind_grid": 0.0, "kind_grid1d": 0.0, "kind_list": 1.0, "kind_text": 0.0}
+    values |= {"answer_mean": level + 0.5 * rng.normal(), "loo_hits": level + 0.3 * rng.normal(), "loo_possible": 1.0}
+    return values | {"reading_hits": level + 0.4 * rng.normal()}
+
+
+def made(families: int = 24, each: int = 10, seed: int = 0) -> list[Outcome]:
+    """Outcomes where reading suffices above a level, training helps below, nothing far below; training may fail anywhere."""
+    rng = np.random.default_rng(seed)
+    outcomes = []
+    for family in range(families):
+        for number in range(each):
+            level = rng.uniform(-1, 1)
+            easy = level + 0.2 * rng.normal() > 0.1
+            learnable = level + 0.2 * rng.normal() > -0.5 and rng.uniform() < 0.8
+            right = {"in_context": easy, "in_context_vote": easy, "ttt_in_context": learnable}
+            for strategy, cost in COSTS.items():
+                base = strategy == "in_context"
+                outcomes.append(
+                    Outcome(
+                        f"t{family}-{number}", f"t{family}-{number}", f"family{family}", "made", "list", strategy, 0,
+                        "answered", float(right[strategy]), cost / 10, int(100 * cost), cost, "base",
+                        features=values_of(level, rng) if base else {},
+                        features_version=FEATURES_VERSION if base else 0, probe_cost=2.0 if base else 0.0,
+                    )
+                )  # fmt: skip
+    return outcomes
+
+
+OUTCOMES = made()
+
+
+def trained(outcomes=OUTCOMES, **settings):
+    return train_policy(outcomes, fold_count=3, **{"candidates": ("logistic",), **settings})
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return LearnedPolicy(trained())
+
+
+def at(level: float, stage: int = 1, **changed: float) -> Features:
+    """Features without noise."""
+    values = dict.fromkeys(NAMES[stage], 0.0) | {"kind_list": 1.0, "answer_mean": level, "reading_hits": level}
+    return Features(stage, values | ({"loo_hits": level, "loo_possible": 1.0} if stage else {}) | changed)
+
+
+# --- deciding --------------------------------------------------------------------------------------------------------
+
+
+def test_an_easy_query_keeps_its_in_context_answer(learned):
+    decision = learned.decide(at(1.0), ALL)
+    assert decision.strategy == "in_context"
+    assert decision.difficulty < 0.2
+    assert "likely right" in decision.reason
+    assert "not worth it" in decision.reason
+
+
+def test_a_query_that_training_helps_is_trained_on(learned):
+    decision = learned.decide(at(-0.25), ALL)
+    assert decision.strategy == "ttt_in_context"
+    assert decision.difficulty == pytest.approx(1 - decision.scores["in_context"])
+    assert decision.reason.startswith("in context is likely wrong (difficulty")
+    assert "for 60x the cost" in decision.reason
+
+
+def test_what_is_paid_for_is_free(learned):
+    decision = learned.decide(at(0.0), ALL)
+    assert decision.costs["in_context"] == 0
+    assert decision.utilities["in_context"] == decision.scores["in_context"]
+    price = learned.trained.price
+    assert price == pytest.approx(0.1 / 60)
+    assert decision.utilities["ttt_in_context"] == pytest.approx(decision.scores["ttt_in_context"] - 60 * price)
+
+
+def test_what_was_tried_or_is_not_allowed_is_not_chosen_again(learned):
+    assert learned.decide(at(-0.25), ALL, tried=["ttt_in_context"]).strategy != "ttt_in_context"
+    assert learned.decide(at(-0.25), ["in_context"]).strategy == "in_context"
+    with pytest.raises(PolicyError, match="no strategy is left"):
+        learned.decide(at(0.0), ["in_context"], tried=["in_context"])
+
+
+def test_a_strategy_that_nothing_was_learned_about_is_the_last_resort(learned):
+    assert learned.decide(at(-0.25), [*ALL, "brand_new"]).strategy == "ttt_in_context"
+    decision = learned.decide(at(-0.25), ["brand_new"])
+    assert decision.strategy == "brand_new"
+    assert "nothing was learned" in decision.reason
+
+
+def test_no_more_is_measured_where_the_free_features_suffice(learned):
+    assert 0 < learned.trained.enough < 1
+    assert not learned.needs_more(at(3.0, stage=0))
+    assert learned.needs_more(at(-0.25, stage=0))
+    assert not learned.needs_more(at(-0.25))
+    assert 0 < learned.trained.scorecard["measured_share"] < 1
+
+
+def test_a_query_unlike_the_training_tasks_gets_what_was_best_there(learned):
+    far = at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0))
+    decision = learned.decide(far, ALL)
+    assert decision.strategy == learned.trained.ranking[0] == "ttt_in_context"
+    assert "unlike the tasks" in decision.reason
+    assert not learned.needs_more(Features(0, {name: far.values[name] for name in STAGE_0}))
+
+
+def test_a_kind_that_was_not_trained_on_is_unlike_the_training_tasks(learned):
+    assert "unlike the tasks" in learned.decide(at(1.0, kind_list=0.0, kind_text=1.0), ALL).reason
+
+
+def test_deciding_takes_under_five_milliseconds(learned):
+    learned.decide(at(0.0), ALL)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        learned.decide(at(0.0), ALL)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.005
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_training_twice_gives_equal_policies():
+    again = [trained(made(6, 8), candidates=("logistic", "boosting")) for _ in range(2)]
+    rows = np.random.default_rng(0).normal(size=(20, len(NAMES[1])))
+    np.testing.assert_array_equal(*(t.chances(1, rows) for t in again))
+    assert again[0].scorecard == again[1].scorecard
+
+
+def test_families_never_straddle_folds():
+    families = [f"f{i % 11}" for i in range(200)]
+    splits = folds(families, 5, seed=3)
+    assert len(splits) == 5
+    assert sorted(i for _, held in splits for i in held) == list(range(200))
+    for learn, held in splits:
+        assert not {families[i] for i in learn} & {families[i] for i in held}
+
+
+def test_chances_are_calibrated_on_held_out_families():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 5))
+    right = (rng.uniform(size=600) < 1 / (1 + np.exp(-2 * rows[:, 0]))).astype(float)
+    head, held_out = fit_head(rows, right, folds([f"f{i % 20}" for i in range(600)], 5, 0), seed=0)
+    assert held_out.mean() == pytest.approx(right.mean(), abs=0.01)
+    sure = head.chances(np.array([[3.0, 0, 0, 0, 0], [-3.0, 0, 0, 0, 0]]))
+    assert sure[0] > 0.95
+    assert sure[1] < 0.05
+
+
+def test_the_policy_beats_every_fixed_strategy_where_features_tell(learned):
+    card = learned.trained.scorecard
+    arms = card["arms"]
+    assert all(arms["policy"]["utility"] > arms[s]["utility"] for s in [*ALL, "single_best", "random_at_equal_share"])
+    assert arms["best_of_each"]["utility"] > arms["policy"]["utility"]
+    assert 0 < card["gap_closed"]["value"] < 1
+    low, high = card["gain_over_single_best"]["interval_90"]
+    assert 0 < low < card["gain_over_single_best"]["value"] < high
+    assert card["difficulty"]["auroc"] > 0.85
+    assert card["difficulty"]["ece"] < 0.15
+    assert (card["families"], card["tasks"]) == (24, 240)
+    assert sum(card["shares"].values()) == pytest.approx(1)
+
+
+def test_features_that_tell_nothing_close_no_gap():
+    rng = np.random.default_rng(1)
+    blind = [dataclasses.replace(o, features=values_of(0.0, rng)) if o.features else o for o in OUTCOMES]
+    gain = trained(blind).scorecard["gain_over_single_best"]
+    assert gain["interval_90"][0] < 0.01
+
+
+def test_measuring_is_charged_to_the_policy():
+    dear = [dataclasses.replace(o, probe_cost=30.0) if o.features else o for o in OUTCOMES]
+    cheap, expensive = trained().scorecard, trained(dear).scorecard
+    extra = expensive["arms"]["policy"]["cost"] - cheap["arms"]["policy"]["cost"]
+    assert extra == pytest.approx(28 * cheap["measured_share"])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_strategy_that_is_always_wrong_or_always_right_gets_a_constant_chance(value):
+    outcomes = [dataclasses.replace(o, correct=value) if o.strategy == "in_context_vote" else o for o in OUTCOMES]
+    policy = LearnedPolicy(trained(outcomes))
+    scores = {policy.decide(at(level), ALL).scores["in_context_vote"] for level in (-1.0, 1.0)}
+    assert len(scores) == 1
+    assert scores.pop() == pytest.approx(value, abs=0.01)
+
+
+def test_nothing_to_choose_between_still_gives_a_scorecard():
+    same = [dataclasses.replace(o, correct=0.0) for o in OUTCOMES]
+    card = trained(same).scorecard
+    assert card["difficulty"]["auroc"] is None
+    assert card["shares"]["in_context"] == 1.0
+    assert card["harm_share"] == 0.0
+
+
+def test_a_query_that_lacks_a_strategy_is_left_out():
+    assert trained(OUTCOMES[:-1]).scorecard["cases"] == 239
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "reason"),
+    [
+        ([], "a policy chooses between"),
+        ([o for o in OUTCOMES if o.strategy == "in_context"], "a policy chooses between"),
+        ([o for o in OUTCOMES if o.strategy != "in_context"], "a policy chooses between"),
+        ([*OUTCOMES, dataclasses.replace(OUTCOMES[0], base_hash="other")], "outcomes of 2 models"),
+        ([dataclasses.replace(o, features_version=99) for o in OUTCOMES], "features of version 99"),
+        (made(families=3), "3 families"),
+        ([o for i, o in enumerate(OUTCOMES[:3])][:2] + OUTCOMES[5:6], "no query has an outcome for each"),
+    ],
+)
+def test_outcomes_that_nothing_can_be_learned_from_are_refused(outcomes, reason):
+    with pytest.raises(PolicyError, match=reason):
+        trained(outcomes)
+
+
+# --- the other policies ----------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_policy_measures_nothing_and_does_what_it_was_told():
+    fixed = FixedPolicy("ttt_direct")
+    assert not fixed.needs_more(thumb(0.0))
+    assert fixed.decide(thumb(0.9), ["in_context", "ttt_direct"]).strategy == "ttt_direct"
+    instead = fixed.decide(thumb(0.9), ["in_context", "ttt_in_context"])
+    assert instead.strategy == "in_context"
+    assert "asked for, but cannot be used" in instead.reason
+
+
+def thumb(agreement: float, kind: str = "list", stage: int = 1) -> Features:
+    values = dict.fromkeys(NAMES[stage], 0.0) | {f"kind_{kind}": 1.0}
+    values |= {"reading_hits_late": agreement, "answer_total": float(np.log(agreement + 1e-9))}
+    more = {"loo_possible": 1.0, "loo_hits": agreement, "orders_hits": agreement}
+    return Features(stage, values | (more if stage else {}))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "kind", "choice"),
+    [
+        (0.9, "list", "in_context"),
+        (0.9, "grid", "in_context"),
+        (0.2, "list", "ttt_in_context"),
+        (0.2, "text", "ttt_in_context"),
+        (0.2, "grid", "ttt_augmented"),
+    ],
+)
+def test_the_rule_of_thumb_trains_where_demonstrations_do_not_follow_from_each_other(agreement, kind, choice):
+    decision = HeuristicPolicy().decide(thumb(agreement, kind), ["in_context", "ttt_in_context", "ttt_augmented"])
+    assert decision.strategy == choice
+    assert "rule of thumb" in decision.reason
+    assert decision.difficulty == pytest.approx(1 - agreement)
+
+
+def test_the_rule_of_thumb_measures_more_unless_it_is_sure():
+    assert HeuristicPolicy().needs_more(thumb(0.5, stage=0))
+    assert not HeuristicPolicy().needs_more(thumb(0.99, stage=0))
+    assert not HeuristicPolicy().needs_more(thumb(0.5))
+
+
+def test_the_rule_of_thumb_takes_what_there_is():
+    assert HeuristicPolicy().decide(thumb(0.1), ["zero_shot"]).strategy == "zero_shot"
+    assert HeuristicPolicy().decide(
+        thumb(0.1), ["in_context", "ttt_in_context"], tried=["ttt_in_context"]
+    ).strategy == ("in_context")
+
+
+def test_a_policy_for_this_model_is_loaded(learned, tmp_path):
+    save_bundle(learned.trained, tmp_path)
+    loaded = load_policy(tmp_path, base_hash="base")
+    assert loaded.decide(at(-0.25), ALL) == learned.decide(at(-0.25), ALL)
+    assert loaded.card()["scorecard"] == learned.trained.scorecard
+
+
+def test_a_policy_that_was_asked_for_but_is_for_another_model_is_refused(learned, tmp_path):
+    save_bundle(learned.trained, tmp_path)
+    with pytest.raises(PolicyError, match=r"trained for the model base, and this one is other\..*train-policy"):
+        load_policy(tmp_path, base_hash="other")
+
+
+def test_without_a_shipped_policy_for_the_model_the_rule_of_thumb_says_why(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundled")
+    missing = load_policy(base_hash="base")
+    assert "no policy was trained" in missing.decide(thumb(0.9), ALL).reason
+    save_bundle(learned.trained, tmp_path / "bundled")
+    assert load_policy(base_hash="base").name == "learned"
+    other = load_policy(base_hash="other")
+    assert other.name == "rule of thumb"
+    assert "another model" in other.decide(thumb(0.9), ALL).reason
