@@ -19,11 +19,12 @@ setup: $(STAMP)  ## Install the package and its tests into .venv (minutes the fi
 demo: $(STAMP)  ## Solve the tasks that ship with the package and show every decision
 	@$(BIN)/autottt demo
 
+# One thread: the models in the tests are so small that a second one costs more than it gives, most of all beside others.
 test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python tests/test_docs.py

@@ -31,7 +31,8 @@ class Budget:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([sx])\s*", text)
         if not found or float(found[1]) <= 0:
             raise BudgetError(
-                f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; received {text!r}"
+                f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; "
+                f"received {text!r}"
             )
         amount = float(found[1])
         return cls(seconds=amount) if found[2] == "s" else cls(multiples=amount)
@@ -39,3 +40,6 @@ class Budget:
     def total(self, in_context_seconds: float) -> float:
         """The whole budget in seconds, once it is known what in-context took."""
         return min(self.seconds, self.multiples * in_context_seconds)
+
+
+UNLIMITED = Budget()

@@ -351,7 +351,10 @@ def train_policy(
     from ..policies.outcomes import OutcomeStore
     from ..policies.training import train_policy
 
-    trained = train_policy(OutcomeStore(store).read(), price=price, seed=seed)
+    outcomes = OutcomeStore(store).read()
+    if not outcomes:
+        raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
+    trained = train_policy(outcomes, price=price, seed=seed)
     save_bundle(trained, out)
     screen.print_json(json.dumps(trained.scorecard, default=float))
 

@@ -1,4 +1,4 @@
-"""The object that other programs hold: `Controller.from_pretrained().solve(task)`. The algorithm itself is in `graph`."""
+"""The object that other programs hold: `Controller.from_pretrained().solve(task)`. The algorithm is in `graph`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Controller:
         budget: Budget | str | None = None,
         seed: int = 0,
     ) -> Controller:
-        """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits the model).
+        """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer. Raises
         `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
@@ -80,7 +80,7 @@ class Controller:
         seed: int | None = None,
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Result]:
-        """Answers tasks one after the other, in order. One that cannot be tried gives a result with status `refused`."""
+        """Answers tasks in order. One that cannot be tried gives a result with status `refused`."""
         found = []
         for task in tasks:
             try:

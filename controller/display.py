@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -64,9 +65,8 @@ def show_pair(kind: str, source: Value, target: Value | None) -> RenderableType:
 def show_task(task: Task, most: int = 3) -> RenderableType:
     """The demonstrations (the first `most` of them) and the query."""
     shown: list[RenderableType] = [show_pair(task.kind, d.input, d.output) for d in task.demonstrations[:most]]
-    if left := len(task.demonstrations) - most:
-        if left > 0:
-            shown.append(Text(f"... and {left} more", style="dim"))
+    if (left := len(task.demonstrations) - most) > 0:
+        shown.append(Text(f"... and {left} more", style="dim"))
     body: RenderableType = Columns(shown, padding=(0, 4)) if task.kind == "grid" else Group(*shown)
     query = Group(Text("query", style="bold"), show_value(task.kind, task.query))
     return Group(body, query)
@@ -105,19 +105,19 @@ def show_result(result: Result) -> RenderableType:
 
 def show_summary(summaries: list[Summary]) -> Table:
     """The table of an evaluation."""
-    table = Table(title=None, header_style="bold")
-    for name in ("data set", "strategy"):
-        table.add_column(name)
-    for name in ("queries right", "tasks right", "queries", "tasks", "seconds", "cost", "work", "adapted", "over-long"):
-        table.add_column(name, justify="right")
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for name in ("queries right", "tasks right", "seconds", "cost", "work", "adapted"):
+        table.add_column(name, justify="right", no_wrap=True)
     last = ""
     for s in summaries:
-        if last and s.dataset != last:
+        if s.dataset != last:
             table.add_section()
+            note = f" ({s.refused} queries over-long)" if s.refused else ""
+            table.add_row(Text(s.dataset + note, style="bold"))
+            last = s.dataset
         table.add_row(
-            s.dataset if s.dataset != last else "", s.strategy, f"{100 * s.query_accuracy:.1f}%",
-            f"{100 * s.task_accuracy:.1f}%", str(s.queries), str(s.tasks), f"{s.seconds:.1f}", f"{s.cost:.1f}x",
-            f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%", str(s.refused),
+            s.strategy, f"{100 * s.query_accuracy:.1f}% of {s.queries}", f"{100 * s.task_accuracy:.1f}% of {s.tasks}",
+            f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%",
         )  # fmt: skip
-        last = s.dataset
     return table

@@ -22,7 +22,7 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
     yield "versions", ", ".join(f"{n} {version(n)}" for n in _PACKAGES), True
     yield (
         "device",
-        f"{model.device}, {str(model.dtype).removeprefix('torch.')}, {learner.threads} threads of {os.cpu_count()} cores",
+        f"{model.device}, {learner.precision}, {learner.threads} threads of {os.cpu_count()} cores",
         True,
     )
     size = sum(p.numel() for p in model.parameters())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..strategies.base import get_strategy, run
-from ..ttt_core.errors import BaseChangedError, TaskError, TooLongError
+from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
 from ..ttt_core.tasks import Task
 from .controller import Controller
 
@@ -109,18 +109,19 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         if name == CONTROLLER:
             result = controller.solve(task, seed=seed)
             return Row(
-                **common, right=bool(result.right), status=result.status, chosen=result.strategy, adapted=result.adapted,
-                seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
+                **common, right=bool(result.right), status=result.status, chosen=result.strategy,
+                adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
             )  # fmt: skip
         attempt = run(get_strategy(name), controller.learner, task, seed=seed)
         controller.learner.verify()
         return Row(
             **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
-            adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes, error=attempt.error,
+            adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
+            error=attempt.error,
         )  # fmt: skip
     except BaseChangedError:
         raise
-    except (TooLongError, LookupError) as error:
+    except (TooLongError, StrategyError) as error:
         return Row(
             **common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
         )

@@ -50,7 +50,7 @@ def traced(name: str) -> Callable[[Node], Node]:
 
 def _shown(update: State) -> Plain:
     """What an event of the trace says of a node's result."""
-    shown: Plain = {k: update[k] for k in ("decision", "verdict", "proof") if k in update}  # type: ignore[literal-required]
+    shown: Plain = {k: v for k, v in update.items() if k in ("decision", "verdict", "proof")}
     if "features" in update:
         shown["stage"] = update["features"]["stage"]
     for attempt in update.get("attempts", []):
@@ -147,7 +147,7 @@ def strategy_node(strategy: Strategy) -> Node:
 
 @traced("judge")
 def judge(state: State, runtime: Runtime[Context]) -> State:
-    """Accepts the attempt, or sends it back: to the next strategy while the budget lasts, else to the in-context answer."""
+    """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
     attempt = attempt_from_plain(state["attempts"][-1])
     verdict = judged(
         attempt, len(state["attempts"]), remaining(state, runtime), bool(state["in_context"]["value"] is not None)

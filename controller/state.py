@@ -14,7 +14,7 @@ from ..strategies.base import Attempt, Candidate, Cost
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Demonstration, Task
 from ..ttt_core.training import Training
-from .budget import Budget
+from .budget import UNLIMITED, Budget
 
 Plain = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Context:
 
     learner: Learner
     policy: Policy
-    budget: Budget = Budget()
+    budget: Budget = UNLIMITED
 
 
 Action = Literal["accept", "escalate", "fall_back"]

@@ -30,7 +30,7 @@ RAREST = 4
 """With fewer cases of the rarer outcome there is nothing to learn: the head is a constant."""
 
 CANDIDATES: Mapping[str, Callable[[int], Any]] = {
-    "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)),
+    "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, solver="newton-cholesky")),
     "boosting": lambda seed: HistGradientBoostingClassifier(
         learning_rate=0.06, max_iter=60, max_leaf_nodes=8, min_samples_leaf=15, l2_regularization=1.0,
         early_stopping=False, random_state=seed,
@@ -51,7 +51,8 @@ class Head:
 
     def chances(self, rows: Floats) -> Floats:
         """The chance of a yes for each row [N, F] -> [N]."""
-        return _sigmoid(self.slope * _log_odds(_yes(self.estimator, rows)) + self.intercept)
+        with one_thread():
+            return _sigmoid(self.slope * _log_odds(_yes(self.estimator, rows)) + self.intercept)
 
 
 def fit_head(
@@ -61,15 +62,13 @@ def fit_head(
 
     `right` is 0 or 1 per case. A question with nearly always the same answer gets a constant.
     """
-    found: list[tuple[float, str, Floats]] = []
-    for name in candidates:
-        held_out = _held_out(name, rows, right, splits, seed)
-        found.append((log_loss(right, held_out, labels=[0, 1]), name, held_out))
-    _, name, held_out = min(found, key=lambda f: f[0])
-    estimator = _fit(name, rows, right, seed)
-    if isinstance(estimator, DummyClassifier):
-        return Head(estimator), held_out
-    slope, intercept = _calibration(held_out, right)
+    with one_thread():
+        held_outs = {name: _held_out(name, rows, right, splits, seed) for name in candidates}
+        name = min(candidates, key=lambda n: log_loss(right, held_outs[n], labels=[0, 1]))
+        estimator, held_out = _fit(name, rows, right, seed), held_outs[name]
+        if isinstance(estimator, DummyClassifier):
+            return Head(estimator), held_out
+        slope, intercept = _calibration(held_out, right)
     return Head(estimator, slope, intercept), _sigmoid(slope * _log_odds(held_out) + intercept)
 
 
@@ -82,7 +81,7 @@ def folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps scikit-learn from starting threads for what takes less time than starting them."""
+    """Keeps scikit-learn from using threads: with so little data it would wait for them a thousand times longer."""
     with _threadpools().limit(limits=1):
         yield
 
@@ -112,7 +111,7 @@ def _constant(chance: float, rows: Floats) -> DummyClassifier:
 
 def _calibration(chances: Floats, right: Floats) -> tuple[float, float]:
     """Slope and intercept of Platt's sigmoid; a slope that would turn the order around becomes 0."""
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_log_odds(chances)[:, None], right.astype(int))
+    fitted = LogisticRegression(solver="newton-cholesky").fit(_log_odds(chances)[:, None], right.astype(int))
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     share = (right.sum() + 1) / (len(right) + 2)
     return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([share]))[0]))

@@ -21,7 +21,7 @@ from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
 from .cases import BASE
 from .features import NAMES, STAGE_0, Features
-from .heads import Floats, one_thread
+from .heads import Floats
 from .trained import TrainedPolicy
 
 BUNDLED = Path(__file__).parent / "bundles" / "bundled"
@@ -103,8 +103,7 @@ class LearnedPolicy:
     def _judge(self, features: Features) -> tuple[Floats, Floats]:
         """Chances and costs, [1, S] each."""
         row = np.array([[features.values[name] for name in NAMES[features.stage]]])
-        with one_thread():
-            return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
+        return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
 
     def _strange(self, features: Features) -> bool:
         free = np.array([[features.values[name] for name in STAGE_0]])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..ttt_core.errors import PolicyError
 from .cases import Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, fit_head, folds, one_thread
+from .heads import CANDIDATES, Floats, fit_head, folds
 from .outcomes import Outcome
 from .scorecard import HeldOut, best_rule, scorecard
 from .trained import TrainedPolicy
@@ -59,9 +59,8 @@ def train_policy(
         )
     worth = TOP_PRICE / float(cases.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates))
-    with one_thread():
-        held_out = _held_out(cases, settings)
-        return replace(_fit(cases, settings), scorecard=scorecard(cases, held_out, worth, seed))
+    judged = scorecard(cases, _held_out(cases, settings), worth, seed)
+    return replace(_fit(cases, settings), scorecard=judged)
 
 
 def _held_out(cases: Cases, settings: Settings) -> HeldOut:
@@ -71,7 +70,7 @@ def _held_out(cases: Cases, settings: Settings) -> HeldOut:
         known, unseen = cases.take(learn), cases.take(held)
         policy = _fit(known, settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
-        found.choice[held], found.measured[held] = _choose(policy, unseen.kinds, chances)
+        found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
         rule = best_rule(known, settings.price)
@@ -114,12 +113,14 @@ def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
 
 
 def _choose(
-    policy: TrainedPolicy, kinds: Sequence[str], chances: Mapping[int, Floats]
+    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
-    costs = policy.expected_costs(kinds)
+    costs = policy.expected_costs(cases.kinds)
     settled = policy.settled(chances[0], policy.utilities(chances[0], costs))
-    return np.where(settled, 0, policy.utilities(chances[1], costs).argmax(axis=1)), ~settled
+    strange = policy.strange(cases.stage(0), cases.kinds)
+    choice = np.where(settled, 0, policy.utilities(chances[1], costs).argmax(axis=1))
+    return np.where(strange, policy.strategies.index(policy.ranking[0]), choice), ~settled & ~strange
 
 
 def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) -> float:
@@ -127,7 +128,7 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) 
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice, _ = _choose(replace(policy, enough=enough), cases.kinds, chances)
+        choice, _ = _choose(replace(policy, enough=enough), cases, chances)
         return float(cases.right[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED

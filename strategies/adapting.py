@@ -11,6 +11,15 @@ from ..ttt_core.tasks import Task
 from .base import Attempt, OnStep
 
 
+MOST_EXAMPLES = 250
+"""Different prompts that an adapter is trained on, as in Akyürek et al. 2025; more steps see them again."""
+
+
+def examples_of(recipe: Recipe) -> int:
+    """How many prompts the steps of a recipe use, up to `MOST_EXAMPLES`."""
+    return min(MOST_EXAMPLES, recipe.steps * recipe.batch)
+
+
 def adapter_for(
     name: str,
     learner: Learner,

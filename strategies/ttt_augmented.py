@@ -11,7 +11,7 @@ from ..ttt_core.examples import reordered, transformed
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import adapter_for, learned
+from .adapting import adapter_for, examples_of, learned
 from .base import Attempt, CostClass, OnStep, register
 from .views import changing, vote
 
@@ -41,7 +41,7 @@ class TttAugmented:
         transformations = changing(shown, recipe.transformations, rng)
 
         def examples() -> Sequence[Task]:
-            return transformed(reordered(task, recipe.steps * recipe.batch, rng), transformations)
+            return transformed(reordered(task, examples_of(recipe), rng), transformations)
 
         adapter, known = adapter_for(
             self.name, learner, task, recipe, examples, seed=seed, deadline=deadline, on_step=on_step

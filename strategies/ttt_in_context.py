@@ -10,7 +10,7 @@ from ..ttt_core.examples import reordered
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import adapter_for, learned
+from .adapting import adapter_for, examples_of, learned
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -35,7 +35,7 @@ class TttInContext:
         recipe = self.recipe or learner.recipe(self.name)
         rng = random.Random(f"{self.name}-{seed}")
         adapter, known = adapter_for(
-            self.name, learner, task, recipe, lambda: reordered(task, recipe.steps * recipe.batch, rng),
+            self.name, learner, task, recipe, lambda: reordered(task, examples_of(recipe), rng),
             seed=seed, deadline=deadline, on_step=on_step,
         )  # fmt: skip
         return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)

@@ -1,4 +1,4 @@
-"""Fixtures that several modules share: learners around tiny models, a task, and a witness of what a run left changed."""
+"""Fixtures that several modules share: learners around tiny models, a task, and a witness of what a run changed."""
 
 from __future__ import annotations
 

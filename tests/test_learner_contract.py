@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,13 @@ CASES = [
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 pytestmark = pytest.mark.usefixtures("one_thread")
+real_room = Learner.room
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of random models do not end; a few tokens show as much as many."""
+    monkeypatch.setattr(Learner, "room", lambda self, task: min(10, real_room(self, task)))
 
 
 def queries(task: Task) -> list[Task]:
@@ -100,7 +108,7 @@ def test_the_cases_cover_every_pair() -> None:
         assert {(getattr(c, one), getattr(c, other)) for c in CASES} == set(itertools.product(*values))
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------------------------
 
 
 @every_case
@@ -196,15 +204,15 @@ def test_all_tokens_hit_exactly_when_greedy_decoding_gives_that_answer(architect
     assert {True, False} == set(told)
 
 
-# --- adapters ----------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------------------------
 
 
 @every_case
 def test_an_adapter_learns_and_acts_only_while_it_is_attached(case: Case, task: Task) -> None:
     learner = case.learner()
     before = learner.score([task])
-    adapter = learner.adapt(leave_one_out(task), replace(QUICK, steps=16, batch=3))
-    assert adapter.training.steps == 16
+    adapter = learner.adapt(leave_one_out(task), replace(QUICK, steps=10, batch=3))
+    assert adapter.training.steps == 10
     assert adapter.training.stopped == "finished"
     assert adapter.training.losses[-1] < 0.7 * adapter.training.losses[0]
     adapted = learner.score([task], adapter)
@@ -302,7 +310,7 @@ def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -
     assert done.forward == done.backward == adapter.training.tokens > 0
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @every_architecture
@@ -322,8 +330,11 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
     assert learner.work.forward == 0
 
 
-@every_architecture
-def test_a_batch_never_leaves_the_context_for_the_room_of_another(architecture: str) -> None:
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_batch_never_leaves_the_context_for_the_room_of_another(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "room", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     full = make_task([("a" * 40, "b")] * 6, "a" * 40)
     filled = len(learner.encode(full).ids)
@@ -331,9 +342,7 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(architecture: 
     assert filled + 96 <= CONTEXT < filled + 196
     roomy = make_task([("a", "b" * 90)], "a")
     together = learner.answer([full, roomy])
-    assert together == [learner.answer([full])[0], learner.answer([roomy])[0]] or all(
-        a.text == b.text for a, b in zip(together, (learner.answer([t])[0] for t in (full, roomy)), strict=True)
-    )
+    assert [a.text for a in together] == [learner.answer([t])[0].text for t in (full, roomy)]
 
 
 def test_scoring_and_training_need_an_answer(task: Task) -> None:
@@ -343,7 +352,7 @@ def test_scoring_and_training_need_an_answer(task: Task) -> None:
             use(replace(task, answer=None))
 
 
-# --- the base comes back -----------------------------------------------------------------------------------------------
+# --- the base comes back --------------------------------------------------------------------------------------------
 
 
 def odd(model: nn.Module) -> None:
@@ -421,7 +430,6 @@ ERRORS: list[BaseException] = [
     RuntimeError("a fault"),
     KeyboardInterrupt(),
     torch.OutOfMemoryError("out of memory"),
-    MemoryError("out of memory"),
 ]
 
 
@@ -434,19 +442,29 @@ def work(learner: Learner, task: Task, adapter: Adapter) -> dict[str, Callable[[
     }
 
 
+@cache
+def of_old(architecture: str, task: Task) -> tuple[Any, ...]:
+    """How a learner behaves to which nothing has happened."""
+    learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer(pad=False))
+    return behaviour(learner, task, learner.adapt(leave_one_out(task), QUICK))
+
+
 def behaviour(learner: Learner, task: Task, adapter: Adapter) -> tuple[Any, ...]:
-    trained = learner.adapt(leave_one_out(task), QUICK, seed=2)
+    trained = learner.adapt(leave_one_out(task), replace(QUICK, steps=1), seed=2)
     return (
-        learner.answer(queries(task)),
-        learner.answer(queries(task), adapter),
+        learner.answer([task]),
+        learner.answer([task], adapter),
         learner.score([task], adapter),
         trained.training.losses,
         [t.tolist() for t in trained.weights.tensors],
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    ("architecture", "error"),
+    [*(("llama", e) for e in ERRORS), ("gpt2", ERRORS[1])],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
 @pytest.mark.parametrize(("action", "fault"), [(a, f) for a, found in FAULTS.items() for f in found], ids=str)
 def test_everything_comes_back_after_an_error(
     architecture: str, error: BaseException, action: str, fault: Fault, task: Task, unchanged: Any,
@@ -455,8 +473,6 @@ def test_everything_comes_back_after_an_error(
     model = tiny_model(architecture)
     learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    before = behaviour(learner, task, adapter)
-    learner.forget()
     odd(model)
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     expected = AdaptationError if action == "adapt" and no_memory else type(error)
@@ -471,7 +487,7 @@ def test_everything_comes_back_after_an_error(
                 work(learner, task, adapter)[action]()
             assert hits
         proof = learner.verify(full=True)
-        assert behaviour(learner, task, adapter) == before
+        assert behaviour(learner, task, adapter) == of_old(architecture, task)
     assert proof.method == "full"
     assert proof.hash == learner.base_hash
 
@@ -500,9 +516,8 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     architecture: str, stage: str, task: Task, unchanged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(architecture)
-    learner = Learner.wrap(model, tiny_tokenizer())
+    learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    before = behaviour(learner, task, adapter)
     odd(model)
     real_clip, real_step = training._clip, torch.optim.AdamW.step
 
@@ -523,10 +538,23 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
             else:
                 patch.setattr(torch.optim.AdamW, "step", step)
             one_step = replace(QUICK, steps=2 if stage == "forward" else 1)
-            with pytest.raises(AdaptationError, match="not a number|not numbers"):
+            with pytest.raises(AdaptationError, match=r"not a number|not numbers"):
                 learner.adapt(leave_one_out(task), one_step)
         learner.verify(full=True)
-        assert behaviour(learner, task, adapter) == before
+        assert behaviour(learner, task, adapter) == of_old(architecture, task)
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), RuntimeError("[enforce fail] can't allocate memory")])
+def test_memory_that_runs_out_fails_the_training(error: Exception, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    learner = Learner.wrap(model, tiny_tokenizer())
+
+    def fail(_: Any) -> None:
+        raise error
+
+    Fault("", 1, layer, "forward").set(monkeypatch, model, fail)
+    with pytest.raises(AdaptationError, match=r"out of memory while training \(batch 2\)"):
+        learner.adapt(leave_one_out(task), QUICK)
 
 
 def test_a_failing_callback_fails_the_training_and_everything_comes_back(task: Task, unchanged: Any) -> None:
@@ -552,7 +580,7 @@ def test_a_model_handed_in_while_training_is_given_back_so(task: Task, unchanged
     assert all(p.requires_grad for p in model.parameters())
 
 
-# --- the proof ---------------------------------------------------------------------------------------------------------
+# --- the proof ------------------------------------------------------------------------------------------------------
 
 
 def write_in_place(model: nn.Module) -> None:

@@ -124,6 +124,11 @@ class Learner:
         return self._fingerprint.hash
 
     @property
+    def precision(self) -> str:
+        """Type of the weights, such as bfloat16."""
+        return str(self.loaded.model.dtype).removeprefix("torch.")
+
+    @property
     def threads(self) -> int:
         """Threads that computing on the CPU uses."""
         return torch.get_num_threads()

@@ -104,6 +104,8 @@ class LoraWeights:
         handles = []
         try:
             for name, (down, up) in self.pairs.items():
+                if name not in modules:
+                    raise ModelError(f"the adapter does not fit: {type(model).__name__} has no layer {name!r}")
                 hook = _Update(down, up, self.scaling, dropout)
                 handles.append(modules[name].register_forward_hook(hook))
             yield

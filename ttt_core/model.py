@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -135,8 +136,12 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
         )
 
     def render(messages: Any, generation: bool) -> str:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        return str(text)
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+        except TemplateError as error:
+            raise ModelError(
+                f"the tokenizer's chat template refuses these messages ({error}); use prompt_format='standard'"
+            ) from None
 
     return render
 

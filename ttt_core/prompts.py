@@ -124,7 +124,6 @@ class ChatFormat:
             messages.append({"role": "user", "content": kind.render(source, self.notation)})
             before = self.template(messages, True)
             if not before.startswith(done):
-                self._after(messages[:1], "2")
                 raise ModelError("the tokenizer's chat template rewrites earlier turns; use prompt_format='standard'")
             found.append(Piece(before[len(done) :], "context"))
             if target is not None:

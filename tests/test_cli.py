@@ -1,0 +1,248 @@
+"""The command line as a user meets it: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from autottt.controller import cli
+from autottt.strategies.base import strategies
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+GOOD = {
+    "id": "swap",
+    "kind": "list",
+    "demonstrations": [{"input": [1, 2], "output": [2, 1]}, {"input": [3, 4], "output": [4, 3]}],
+}
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    quick = {"rank": 2, "alpha": 2, "dropout": 0, "steps": 2, "batch": 2, "views": 2, "transformations": 1}
+    settings = {"prompt_format": "compact", "recipes": dict.fromkeys(strategies(), quick)}
+    (folder / "autottt.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def tasks_file(folder: Path, *lines: object) -> str:
+    file = folder / "tasks.jsonl"
+    file.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return str(file)
+
+
+def task(name: str, **more: object) -> dict[str, object]:
+    return {**GOOD, "id": name, "family": name, "queries": [{"input": [5, 6], "output": [6, 5]}], **more}
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error, through `main` as the installed command runs it."""
+    import contextlib
+    import io
+    import sys
+
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["autottt", *words]
+    cli.errors.file, cli.screen.file = err, out
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        sys.argv = before
+        cli.errors.file = cli.screen.file = None  # type: ignore[assignment]
+    return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def test_solve_writes_one_json_line_per_query(tmp_path, model):
+    code, out, _ = call("solve", tasks_file(tmp_path, task("a"), task("b")), "--model", model)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["id"] for line in lines] == ["a", "b"]
+    assert {"answer", "strategy", "reason", "difficulty", "cost", "proof", "right"} <= lines[0].keys()
+    assert lines[0]["proof"]["tensors"] > 0
+
+
+@pytest.mark.parametrize("name", ["in_context", "ttt_in_context"])
+def test_a_strategy_can_be_forced(tmp_path, model, name):
+    code, out, _ = call("solve", tasks_file(tmp_path, task("a")), "--model", model, "--strategy", name, "--full")
+    assert code == 0
+    assert json.loads(out)["attempts"][0]["strategy"] == name
+
+
+def test_bad_tasks_are_reported_the_others_answered_and_the_exit_is_1(tmp_path, model):
+    file = tasks_file(
+        tmp_path,
+        task("a"),
+        "{not json",
+        task("b", queries=[{"input": "text"}]),
+        task("long", queries=[{"input": [1] * 900}]),
+        task("c"),
+    )
+    code, out, err = call("solve", file, "--model", model)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [line["id"] for line in lines] == ["a", "long", "c"]
+    assert lines[1]["status"] == "refused"
+    assert "tasks.jsonl:2" in err
+    assert "tasks.jsonl:3" in err
+    assert "tokens" in err
+
+
+def test_resuming_answers_only_what_is_missing(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    assert call("solve", file, "--model", model, "--out", str(out))[0] == 0
+    whole = out.read_text()
+    first, second = whole.splitlines(keepends=True)
+    out.write_text(first + second[:20])
+    code, _, err = call("solve", file, "--model", model, "--out", str(out), "--resume")
+    assert code == 0
+    assert "dropping" in err
+    assert [json.loads(x)["id"] for x in out.read_text().splitlines()] == ["a", "b"]
+    assert out.read_text().startswith(first)
+
+
+def test_an_existing_file_of_answers_is_not_overwritten(tmp_path, model):
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+    code, _, err = call("solve", tasks_file(tmp_path, task("a")), "--model", model, "--out", str(out))
+    assert code == 2
+    assert "--resume" in err
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["solve", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["solve", "TASKS", "--strategy", "in_contxt"], "did you mean 'in_context'"),
+        (["solve", "TASKS", "--budget", "soon"], "such as 10s"),
+        (["solve", "TASKS", "--model", "no/such/folder"], "no/such/folder"),
+        (["solve", "TASKS", "--device", "abacus"], "abacus"),
+        (["solve", "TASKS", "--dtype", "int3"], "bf16"),
+        (["solve", "TASKS", "--policy", "no-policy"], "no-policy"),
+        (["evaluate", "TASKS", "--strategies", "magic"], "magic"),
+        (["collect", "--store", "s"], "--generated"),
+        (["train-policy", "no-store", "--out", "o"], "no-store"),
+    ],
+)
+def test_an_error_is_one_clear_line_and_exit_2(tmp_path, model, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    given = [tasks_file(tmp_path, task("a")) if w == "TASKS" else w for w in words]
+    if "--model" not in given and given[0] != "train-policy":
+        given += ["--model", model]
+    code, out, err = call(*given)
+    assert code == 2
+    assert says in err.replace("\n", " ").replace("  ", " ")
+    assert "Traceback" not in err + out
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    import sys
+
+    before = sys.argv
+    sys.argv = ["autottt", "solve", str(tmp_path / "none.jsonl"), "--debug"]
+    try:
+        with pytest.raises(Exception, match=r"none\.jsonl"):
+            cli.main()
+    finally:
+        sys.argv = before
+
+
+def test_evaluate_prints_a_table_and_writes_json(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
+    code, shown, _ = call(
+        "evaluate", file, "--model", model, "--strategies", "in_context,ttt_in_context,controller", "--json", str(out)
+    )
+    report = json.loads(out.read_text())
+    assert code == 0
+    assert "ttt_in_context" in shown
+    assert [s["strategy"] for s in report["summary"]] == ["in_context", "ttt_in_context", "controller"]
+    for key in ("query_accuracy", "task_accuracy", "queries", "tasks", "seconds", "cost", "adapted"):
+        assert key in report["summary"][0]
+    assert report["summary"][0]["cost"] == 1.0
+    assert report["summary"][1]["adapted"] == 1.0
+    assert len(report["rows"]) == 6
+    assert not list(tmp_path.glob("*.rows.jsonl"))
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
+    from autottt.controller import evaluation
+
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
+    words = ["evaluate", file, "--model", model, "--strategies", "in_context", "--json", str(out)]
+    real, calls = evaluation._row, []
+
+    def interrupted(controller, task, name, seed):
+        calls.append(task.id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(controller, task, name, seed)
+
+    monkeypatch.setattr(evaluation, "_row", interrupted)
+    code, _, _ = call(*words)
+    assert code != 0
+    assert not out.exists()
+    assert call(*words, "--resume")[0] == 0
+    assert calls == ["a", "b", "b"]
+    assert {r["id"] for r in json.loads(out.read_text())["rows"]} == {"a", "b"}
+
+
+def test_evaluating_tasks_without_answers_is_an_error(tmp_path, model):
+    code, _, err = call("evaluate", tasks_file(tmp_path, task("a", queries=[{"input": [1]}])), "--model", model)
+    assert code == 2
+    assert "right answer" in err
+
+
+def test_strategies_lists_every_one():
+    code, out, _ = call("strategies")
+    assert code == 0
+    assert all(name in out for name in strategies())
+
+
+def test_doctor_examines_and_tests_the_revert(model):
+    code, out, _ = call("doctor", "--model", model)
+    assert code == 0
+    assert "content hash" in out
+    assert "BAD" not in out
+
+
+def test_policy_show_is_json(model):
+    code, out, _ = call("policy", "show", "--model", model)
+    assert code == 0
+    assert "policy" in json.loads(out)
+
+
+def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
+    families = [task(f"t{i}", family=f"f{i}") for i in range(6)]
+    store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
+    file = tasks_file(tmp_path, *families)
+    assert call("collect", file, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    code, out, _ = call("train-policy", store, "--out", bundle)
+    assert code == 0
+    assert json.loads(out)
+    code, out, _ = call("solve", file, "--model", model, "--policy", bundle)
+    assert code == 0
+    assert len(out.splitlines()) == 6
+
+
+def test_demo_shows_decisions_and_the_proof(model):
+    code, out, _ = call("demo", "--model", model, "--limit", "2")
+    assert code == 0
+    assert "decision" in out
+    assert "content hash" in out
+
+
+@pytest.mark.parametrize(
+    "command", ["solve", "evaluate", "strategies", "doctor", "demo", "collect", "train-policy", "policy show"]
+)
+def test_every_command_has_help_with_an_example(command):
+    result = runner.invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output

@@ -1,0 +1,135 @@
+"""Decoding: when an answer ends, what is scored, and what a sampled token comes from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from autottt.ttt_core import decoding
+from autottt.ttt_core.decoding import Generated, TokenScores, decode, read_prefix, token_scores
+from autottt.ttt_core.encoding import Encoded, PaddedBatch, encode
+from autottt.ttt_core.kinds import make_task
+from autottt.ttt_core.model import LoadedModel, wrap_model
+from autottt.ttt_core.testing import VOCABULARY, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    return wrap_model(tiny_model("llama"), tiny_tokenizer())
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, rows: list[str], sure: float = 30.0) -> list[Any]:
+    """The model writes these texts, a token a step, then `z` for ever. Returns the batches that it was given."""
+    scripts = [loaded.tokenizer.encode(text, add_special_tokens=False) for text in rows]
+    (rest,) = loaded.tokenizer.encode("z", add_special_tokens=False)
+    seen: list[PaddedBatch] = []
+
+    def forward(model: Any, batch: PaddedBatch, *_: Any) -> torch.Tensor:
+        step = len(seen)
+        seen.append(batch)
+        logits = torch.zeros(len(scripts), VOCABULARY)
+        for row, script in zip(logits, scripts, strict=True):
+            row[script[step] if step < len(script) else rest] = sure
+        return logits
+
+    monkeypatch.setattr(decoding, "forward", forward)
+    return seen
+
+
+def written(loaded: LoadedModel, rooms: list[int], **settings: Any) -> list[Generated]:
+    prompts = [Encoded(tuple(range(5 + i)), (), 1) for i in range(len(rooms))]
+    return decode(loaded, prompts, rooms, **settings)
+
+
+@pytest.mark.parametrize(
+    ("script", "text", "tokens"),
+    [
+        ("ab\n\ncd", "ab", 4), ("a<eos>b", "a", 2), ("\n\n", "", 2), ("a\nb\n\n", "a\nb", 5), ("é\n\n", "é", 4),
+        ("<eos>", "", 1),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_at_the_end_marker_or_at_an_end_token(
+    script: str, text: str, tokens: int, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = scripted(monkeypatch, loaded, [script])
+    (found,) = written(loaded, [20])
+    assert (found.text, found.ended, len(found.scores.hits)) == (text, True, tokens)
+    assert len(seen) == tokens, "nothing is decoded after the end"
+
+
+def test_the_models_own_settings_name_more_end_tokens(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    (q,) = loaded.tokenizer.encode("q", add_special_tokens=False)
+    loaded.model.generation_config.eos_token_id = [q, 3]
+    scripted(monkeypatch, loaded, ["abqc"])
+    assert written(loaded, [20])[0].text == "ab"
+
+
+def test_rows_end_each_in_their_own_time_and_room(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = scripted(monkeypatch, loaded, ["a\n\n", "abcdef\n\n", "abcdef"])
+    found = written(loaded, [20, 20, 4])
+    assert [(g.text, g.ended, len(g.scores.hits)) for g in found] == [
+        ("a", True, 3), ("abcdef", True, 8), ("abcd", False, 4)
+    ]  # fmt: skip
+    assert len(seen) == 8
+    # A row that is done stays where it is: its positions would leave the context.
+    assert [b.positions[:, -1].tolist() for b in seen] == [
+        [4, 5, 6], [5, 6, 7], [6, 7, 8], [6, 8, 9], [6, 9, 9], [6, 10, 9], [6, 11, 9], [6, 12, 9],
+    ]  # fmt: skip
+
+
+def test_answers_come_in_the_order_of_the_prompts(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_A_BATCH", 1)
+    prompts = [Encoded(tuple(range(n)), (), 1) for n in (9, 3, 6)]
+    alone = [decode(loaded, [p], [4])[0].text for p in prompts]
+    assert [g.text for g in decode(loaded, prompts, [4, 4, 4])] == alone
+    assert len(set(alone)) == 3
+
+
+def test_temperature_flattens_and_the_generator_decides(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampled(temperature: float, seed: int) -> str:
+        scripted(monkeypatch, loaded, ["abcdefgh"], sure=8.0)
+        generator = torch.Generator().manual_seed(seed)
+        return written(loaded, [8], temperature=temperature, generator=generator)[0].text
+
+    assert sampled(0.1, 0) == "abcdefgh"
+    assert sampled(5.0, 0) == sampled(5.0, 0) != sampled(5.0, 1)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert sampled(5.0, 0) != "abcdefgh"
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_scores_are_log_probability_entropy_and_margin() -> None:
+    chances = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    scores = token_scores(chances.log(), torch.tensor([0, 2]))
+    assert scores.log_probs == pytest.approx((math.log(0.5), math.log(0.3)))
+    assert scores.entropies == pytest.approx((1.5 * math.log(2), -sum(p * math.log(p) for p in (0.1, 0.2, 0.3, 0.4))))
+    assert scores.margins == pytest.approx((math.log(2), math.log(4 / 3)))
+    assert scores.hits == (True, False)
+    assert not scores.all_hit
+    assert scores.total == pytest.approx(math.log(0.15))
+    assert TokenScores((), (), (), ()).all_hit
+
+
+def test_among_equals_the_token_that_greedy_decoding_takes_is_the_hit() -> None:
+    logits = torch.zeros(4, 300)
+    logits[:, [40, 7, 200]] = 5.0
+    taken = logits.argmax(-1)
+    assert token_scores(logits, taken).hits == (True,) * 4
+    assert token_scores(logits, torch.full((4,), 200)).hits == (False,) * 4
+
+
+def test_reading_a_prefix_scores_the_demonstrations_and_decoding_leaves_it_as_it_was(loaded: LoadedModel) -> None:
+    prompt = encode(loaded, make_task([("a", "b"), ("c", "de")], "f"))
+    with torch.no_grad():
+        prefix = read_prefix(loaded, prompt)
+        assert prefix.ids == prompt.ids[: prompt.shared]
+        assert [len(s.hits) for s in prefix.reading] == [end - begin for begin, end in prompt.answers]
+        first = decode(loaded, [prompt, prompt], [5, 5], prefix=prefix)
+        assert prefix.cache.get_seq_length() == len(prefix.ids)
+        assert decode(loaded, [prompt], [5], prefix=prefix) == first[:1]
