@@ -72,9 +72,9 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module=r"(transformers|torch|langgraph|langchain_core)\b.*")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils import logging as hf_logging
+    from ..ttt_core.model import without_progress_bars
 
-    hf_logging.disable_progress_bar()
+    without_progress_bars()
 
 
 def _controller(**options: Any) -> Controller:

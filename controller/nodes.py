@@ -89,6 +89,10 @@ def decide(state: State, runtime: Runtime[Context]) -> State:
     return {"decision": asdict(decision)}
 
 
+USUAL_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
+"""Multiples of the in-context cost by cost class, for policies that know no costs."""
+
+
 def _possible(task: Task) -> list[str]:
     """Strategies that the task has enough demonstrations for."""
     return [name for name, s in strategies().items() if s.needs <= len(task.demonstrations)]
@@ -106,7 +110,8 @@ def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> 
     dropped: list[str] = []
     while True:
         decision = _asked(state, runtime, allowed, [])
-        price = decision.costs.get(decision.strategy, 1.0) * in_context
+        usual = USUAL_COST[strategies()[decision.strategy].cost_class]
+        price = decision.costs.get(decision.strategy, usual) * in_context
         if decision.strategy == "in_context" or price / 2 <= left or allowed == ["in_context"]:
             break
         dropped.append(decision.strategy)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..strategies.views import changing
-from ..ttt_core.errors import TooLongError
 from ..ttt_core.examples import leave_one_out, shuffled, single_pairs
 from ..ttt_core.kinds import KINDS
 from ..ttt_core.tasks import Task, Value
@@ -169,17 +168,8 @@ def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tu
     answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
     orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
     orders.pop(answered, None)
-    turns = [answered.map(t.apply) for t in changing(task, VIEWS, rng)]
-    return list(orders)[:VIEWS] or [answered], [t for t in turns if _fits(learner, t)]
-
-
-def _fits(learner: Learner, task: Task) -> bool:
-    """A transformed task may need more tokens than the task itself."""
-    try:
-        learner.encode(task, task.answer)
-    except TooLongError:
-        return False
-    return True
+    turns = [answered.map(t.apply) for t in changing(learner, answered, VIEWS, rng)]
+    return list(orders)[:VIEWS] or [answered], turns
 
 
 def _agreement(name: str, scores: Sequence[TokenScores]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .base import Attempt, OnStep
 
-
 MOST_EXAMPLES = 250
 """Different prompts that an adapter is trained on, as in Akyürek et al. 2025; more steps see them again."""
 

@@ -33,4 +33,4 @@ class InContextVote:
     ) -> Attempt:
         recipe = self.recipe or learner.recipe(self.name)
         rng = random.Random(f"{self.name}-{seed}")
-        return vote(self.name, learner, task, recipe.views, changing(task, recipe.views - 1, rng), rng)
+        return vote(self.name, learner, task, recipe.views, changing(learner, task, recipe.views - 1, rng), rng)

@@ -38,7 +38,7 @@ class TttAugmented:
         rng = random.Random(f"{self.name}-{seed}")
         # Drawn from the demonstrations alone: another query of theirs finds the same adapter.
         shown = replace(task, query=task.demonstrations[0].input, answer=None)
-        transformations = changing(shown, recipe.transformations, rng)
+        transformations = changing(learner, shown, recipe.transformations, rng)
 
         def examples() -> Sequence[Task]:
             return transformed(reordered(task, examples_of(recipe), rng), transformations)

@@ -16,12 +16,12 @@ ORDERS = 2
 """Orders of the demonstrations under each transformation."""
 
 
-def changing(task: Task, count: int, rng: random.Random) -> list[Transformation]:
-    """Up to `count` transformations that make a difference to the task, and different ones."""
+def changing(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+    """Up to `count` transformations that each make a different task of it, and one that still fits in the context."""
     found: dict[Task, Transformation] = {}
     for transformation in kind_of(task).transformations(task, 2 * count, rng):
         seen = task.map(transformation.apply)
-        if seen != task and len(found) < count:
+        if len(found) < count and seen != task and learner.fits(seen):
             found.setdefault(seen, transformation)
     return list(found.values())
 
@@ -42,7 +42,8 @@ def vote(
     for index, source in enumerate(sources):
         base = task.map(source.apply)
         prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
-    prompts = _first_unique(prompts)[:views]
+    fitting = [p for p in _first_unique(prompts) if p[1] == task or learner.fits(p[1])]
+    prompts = fitting[:views]
     answers = learner.answer([p for _, p in prompts], adapter)
     groups: list[list[Answer]] = [[] for _ in sources]
     for (index, _), answer in zip(prompts, answers, strict=True):

@@ -9,7 +9,6 @@ import pytest
 
 from autottt.policies.features import FLOOR, NEUTRAL, STAGE_0, STAGE_1, VIEWS, Features, free_features, probe_features
 from autottt.ttt_core.decoding import TokenScores
-from autottt.ttt_core.errors import TooLongError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Answer, Reading
 
@@ -38,7 +37,7 @@ class Scorer:
 
     def __init__(self, likelihood, *, fits: bool = True) -> None:
         self.likelihood = likelihood
-        self.fits = fits
+        self._fits = fits
         self.asked = []
 
     def score(self, tasks):
@@ -49,9 +48,8 @@ class Scorer:
             found.append([*(scores(-9.0) for _ in task.demonstrations), scores(value, value, hit=value > -0.7)])
         return found
 
-    def encode(self, task, answer):
-        if not self.fits:
-            raise TooLongError("too long")
+    def fits(self, task):
+        return self._fits
 
 
 # --- stage 0 ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, token_scores
 from .encoding import Encoded, chunks, encode, forward, pad, pad_id_of
-from .errors import AdaptationError, BaseChangedError, ParseError
+from .errors import AdaptationError, BaseChangedError, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .kinds import kind_of
 from .lora import LoraWeights
@@ -140,6 +140,14 @@ class Learner:
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
         """The task's prompt as ids. Raises `TooLongError` when it and its answer do not fit in the context."""
         return encode(self.loaded, task, answer, 0 if answer is not None else self.room(task))
+
+    def fits(self, task: Task) -> bool:
+        """Whether the task's prompt and its answer fit in the context."""
+        try:
+            self.encode(task)
+        except TooLongError:
+            return False
+        return True
 
     def room(self, task: Task) -> int:
         """Tokens that an answer may take: twice the longest output shown or the query, and 16 more."""

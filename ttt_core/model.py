@@ -43,6 +43,13 @@ class LoadedModel:
         return next((int(n) for n in limits if n), 1 << 20)
 
 
+def without_progress_bars() -> None:
+    """Keeps transformers from drawing bars while it loads weights, for programs that own the screen."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def choose_device(device: str | None = None) -> torch.device:
     """The device asked for, or the first CUDA card, or Apple's GPU, or the CPU. Raises `ModelError`."""
     if device is not None:
