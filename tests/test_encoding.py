@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,9 +62,6 @@ def test_ids_do_not_depend_on_what_comes_after(name: str, task: Task) -> None:
     prompt, answered = encode(loaded, task), encode(loaded, task, task.answer)
     assert answered.ids[: len(prompt.ids)] == prompt.ids
     assert answered.answers[:-1] == prompt.answers
-    other = make_task([(d.input, d.output) for d in task.demonstrations], task.query, instruction=task.instruction)
-    longer = other.map(lambda v: v).with_demonstrations(task.demonstrations)
-    assert encode(loaded, longer).ids == prompt.ids
 
 
 @every_tokenizer
@@ -71,7 +69,8 @@ def test_ids_do_not_depend_on_what_comes_after(name: str, task: Task) -> None:
 def test_what_is_shared_depends_on_the_demonstrations_alone(name: str, task: Task) -> None:
     loaded = loaded_with(name)
     first = encode(loaded, task)
-    second = encode(loaded, Task(task.kind, task.demonstrations, task.demonstrations[0].input if task.demonstrations else (7, 8), instruction=task.instruction))  # fmt: skip  # noqa: E501
+    query = task.demonstrations[0].input if task.demonstrations else (7, 8)
+    second = encode(loaded, replace(task, query=query))
     assert first.shared == second.shared < min(len(first.ids), len(second.ids))
     assert first.ids[: first.shared] == second.ids[: first.shared]
     if task.demonstrations:
@@ -136,5 +135,5 @@ def test_chunks_keep_to_their_budget_and_leave_nothing_out() -> None:
     groups = chunks(lengths, 12)
     assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
     assert all(max(lengths[i] for i in g) * len(g) <= 12 or len(g) == 1 for g in groups)
-    assert [len(g) for g in groups] == [3, 2, 1, 1][: len(groups)] or len(groups) <= 5
+    assert [sorted(lengths[i] for i in g) for g in groups] == [[1, 2, 4], [4, 5], [9], [30]]
     assert chunks([], 12) == []

@@ -38,7 +38,8 @@ def whole(form: PromptFormat, task: Task, answer: Any = None) -> str:
 
 def test_the_standard_format_is_text_with_blank_lines() -> None:
     assert whole(STANDARD_FORMAT, TASKS[0], (14, 3)) == (
-        "Reverse the list.\n\nInput: [1, 2]\nOutput: [2, 1]\n\nInput: []\nOutput: []\n\nInput: [3, 14]\nOutput: [14, 3]\n\n"
+        "Reverse the list.\n\n"
+        "Input: [1, 2]\nOutput: [2, 1]\n\nInput: []\nOutput: []\n\nInput: [3, 14]\nOutput: [14, 3]\n\n"
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .errors import ModelError
 from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .recipes import PUBLISHED, Recipe
+
+_UNLOADABLE = (
+    OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
+)  # fmt: skip
+"""What the libraries raise about a folder that is no model."""
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Folder of the model that ships with the package."""
@@ -99,7 +105,7 @@ def load_model(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=precision, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except _UNLOADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"cannot load a causal language model from {where!r}: {reason} "

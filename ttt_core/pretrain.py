@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .generator.families import MIXTURE, Split, draw_task_pairs
 from .kinds import KINDS
 from .prompts import COMPACT_FORMAT
+from .recipes import BUNDLED
 from .tasks import Demonstration, Task
 from .tokenizer import build_tokenizer
 
@@ -309,9 +310,12 @@ def export(run: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
     settings = {
         "prompt_format": "compact",
+        "recipes": {name: asdict(recipe) for name, recipe in BUNDLED.items()},
         "pretraining": {**asdict(config), "steps": int(facts["step"]), "tokens": int(facts["tokens"])},
     }
     (target / "autottt.json").write_text(json.dumps(settings, indent=1) + "\n")
+    for file in target.iterdir():
+        file.chmod(0o644)
 
 
 def _config_from(raw: dict[str, Any]) -> PretrainConfig:

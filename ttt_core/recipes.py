@@ -61,6 +61,16 @@ class Recipe:
             raise ModelError(f"a recipe's settings are of the wrong type ({error}); received {values}") from None
 
 
+_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=1e-3, steps=20, batch=8)
+
+BUNDLED: Mapping[str, Recipe] = {
+    "in_context_vote": replace(_SMALL, views=8),
+    "ttt_direct": replace(_SMALL, loss="last"),
+    "ttt_in_context": _SMALL,
+    "ttt_augmented": replace(_SMALL, transformations=7, views=8),
+}
+"""For the bundled model: the best of a search on held-out families of the generator (benchmarks/search_recipes.py)."""
+
 _QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
 PUBLISHED: Mapping[str, Recipe] = {

@@ -1,0 +1,49 @@
+"""What an evaluation says of its rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autottt.controller.evaluation import Row, accuracy_interval, read_rows, summarise
+
+
+def row(group: str, query: int, strategy: str, right: bool, **more: object) -> Row:
+    given = {"seconds": 1.0, "work": 10, "adapted": False, "status": "answered", **more}
+    return Row("set", group, group, f"{group}#{query}", strategy, right, chosen=strategy, **given)  # type: ignore[arg-type]
+
+
+def test_a_task_is_right_when_all_its_queries_are():
+    rows = [row("a", 0, "in_context", True), row("a", 1, "in_context", False), row("b", 0, "in_context", True)]
+    (summary,) = summarise(rows)
+    assert summary.query_accuracy == pytest.approx(2 / 3)
+    assert summary.task_accuracy == pytest.approx(1 / 2)
+    assert (summary.queries, summary.tasks, summary.cost) == (3, 2, 1.0)
+
+
+def test_costs_are_multiples_of_in_context_on_the_same_queries():
+    rows = [row("a", 0, "in_context", True), row("a", 0, "ttt_direct", True, seconds=7.0, work=300, adapted=True)]
+    summary = summarise(rows)[1]
+    assert (summary.cost, summary.work, summary.adapted) == (7.0, 30.0, 1.0)
+
+
+def test_refused_queries_are_counted_and_wrong():
+    (summary,) = summarise([row("a", 0, "in_context", False, status="refused"), row("b", 0, "in_context", True)])
+    assert (summary.refused, summary.query_accuracy) == (1, 0.5)
+
+
+def test_the_interval_comes_from_whole_families():
+    one = [row("a", i, "in_context", True) for i in range(50)]
+    assert accuracy_interval(one) == (1.0, 1.0)
+    low, high = accuracy_interval([*one, *(row("b", i, "in_context", False) for i in range(50))])
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_a_torn_row_of_an_interrupted_run_is_dropped(tmp_path):
+    from dataclasses import asdict
+
+    whole = json.dumps(asdict(row("a", 0, "in_context", True)))
+    (tmp_path / "rows").write_text(whole + "\n" + whole[:30])
+    assert read_rows(tmp_path / "rows") == [row("a", 0, "in_context", True)]
+    assert read_rows(tmp_path / "none") == []

@@ -1,0 +1,270 @@
+"""One contract over every strategy that the registry finds, and what some of them promise besides."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autottt import strategies as package
+from autottt.strategies import base
+from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, run, strategies
+from autottt.ttt_core.decoding import TokenScores
+from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
+from autottt.ttt_core.kinds import KINDS, make_task
+from autottt.ttt_core.learner import Answer, Learner
+from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = list(strategies())
+TRAINED = [n for n, s in strategies().items() if s.cost_class == "train"]
+QUICK = Recipe(
+    rank=4, alpha=8.0, dropout=0.1, learning_rate=1e-2, steps=2, batch=2, transformations=2, views=3
+)  # fmt: skip
+TASKS = {
+    "grid": make_task([([[1, 0]], [[0, 1]]), ([[2, 0]], [[0, 2]]), ([[3, 3], [4, 0]], [[3, 3], [0, 4]])], [[5, 0]]),
+    "grid1d": make_task([([[1, 0]], [[0, 1]]), ([[2, 0]], [[0, 2]]), ([[0, 3]], [[3, 0]])], [[5, 0]], kind="grid1d"),
+    "list": make_task([([1, 2], [2, 1]), ([3], [3]), ([4, 5], [5, 4])], [6, 7]),
+    "text": make_task([("ab", "ba"), ("cd", "dc"), ("e", "e")], "fg", instruction="Reverse."),
+}  # fmt: skip
+every_strategy = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture
+def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
+    """Quick recipes for every strategy, and answers of a few tokens."""
+    real = Learner.room
+    monkeypatch.setattr(Learner, "room", lambda self, task: min(8, real(self, task)))
+    recipes = dict.fromkeys(NAMES, QUICK)
+    return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes=recipes))
+
+
+def timeless(attempt: Attempt) -> Attempt:
+    """Without what a clock says."""
+    training = attempt.training and replace(attempt.training, seconds=0.0)
+    return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training=training)
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+@every_strategy
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attempt_keeps_the_contract(name: str, kind: str, learner: Learner, unchanged: Any) -> None:
+    task = TASKS[kind]
+    steps: list[int] = []
+    with unchanged(learner.loaded.model):
+        attempt = run(get_strategy(name), learner, task, seed=3, on_step=lambda step, loss: steps.append(step))
+        learner.verify(full=True)
+    assert attempt.strategy == name
+    assert attempt.status == ("answered" if attempt.value is not None else "unreadable")
+    assert attempt.error == ""
+    assert 0 <= attempt.confidence <= 1
+    assert attempt.cost.seconds > 0
+    assert attempt.cost.forward_tokens >= len(learner.encode(task.with_demonstrations(())).ids)
+    assert (attempt.cost.backward_tokens > 0) == (attempt.training is not None) == (name in TRAINED)
+    assert steps == ([1, 2] if name in TRAINED else [])
+    if attempt.value is not None:
+        assert KINDS[kind].check(attempt.value) == attempt.value
+    learner.forget()
+    assert timeless(run(get_strategy(name), learner, task, seed=3)) == timeless(attempt)
+
+
+@every_strategy
+def test_an_answer_does_not_depend_on_what_was_answered_before(name: str, learner: Learner) -> None:
+    first = TASKS["list"]
+    second = replace(first, query=(8, 9, 4), id="second")
+    alone = run(get_strategy(name), learner, second)
+    learner.forget()
+    run(get_strategy(name), learner, first)
+    after = run(get_strategy(name), learner, second)
+    assert (after.value, after.text, after.candidates) == (alone.value, alone.text, alone.candidates)
+    assert after.confidence == pytest.approx(alone.confidence, rel=1e-3)
+
+
+@every_strategy
+def test_too_few_demonstrations_are_refused(name: str, learner: Learner) -> None:
+    strategy = get_strategy(name)
+    few = TASKS["list"].with_demonstrations(TASKS["list"].demonstrations[: max(0, strategy.needs - 1)])
+    if strategy.needs:
+        with pytest.raises(StrategyError, match=rf"task: {name} needs {strategy.needs} .* has {strategy.needs - 1}"):
+            run(strategy, learner, few)
+    enough = few.with_demonstrations(TASKS["list"].demonstrations[: strategy.needs])
+    assert run(strategy, learner, enough).status in ("answered", "unreadable")
+
+
+@every_strategy
+def test_a_failure_to_adapt_is_a_failed_attempt_and_never_an_answer(
+    name: str, learner: Learner, monkeypatch: pytest.MonkeyPatch, unchanged: Any
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AdaptationError("the loss is not a number")
+
+    monkeypatch.setattr(Learner, "adapt" if name in TRAINED else "answer", fail)
+    with unchanged(learner.loaded.model):
+        attempt = run(get_strategy(name), learner, TASKS["grid"])
+    assert attempt.status == "failed"
+    assert (attempt.value, attempt.text, attempt.confidence) == (None, "", 0.0)
+    assert attempt.error == "the loss is not a number"
+
+
+@every_strategy
+def test_other_errors_are_raised_and_the_model_is_as_it_was(name: str, learner: Learner, unchanged: Any) -> None:
+    long = make_task([("a" * 200, "b" * 200)] * 3, "c" * 600)
+    with unchanged(learner.loaded.model), pytest.raises(TooLongError):
+        run(get_strategy(name), learner, long)
+    assert learner.verify(full=True).method == "full"
+
+
+@every_strategy
+def test_a_deadline_that_has_passed_leaves_no_time_to_train(name: str, learner: Learner) -> None:
+    attempt = run(get_strategy(name), learner, TASKS["list"], deadline=time.monotonic() - 1)
+    assert attempt.cost.backward_tokens == 0
+    if name in TRAINED:
+        assert attempt.training is not None
+        assert (attempt.training.steps, attempt.training.stopped) == (0, "deadline")
+
+
+@every_strategy
+def test_its_docstring_says_the_idea_when_it_wins_when_it_loses_and_the_folder_lists_it(name: str) -> None:
+    strategy = get_strategy(name)
+    doc = str(type(strategy).__doc__)
+    assert doc.startswith("Idea: ")
+    assert " Wins " in doc.replace("\n", " ")
+    assert " Loses " in doc.replace("\n", " ")
+    assert f"| `{name}` | {strategy.cost_class} | {strategy.needs} |" in str(package.__doc__)
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+def test_strategies_come_cheapest_first() -> None:
+    order = ["read", "sample", "train"]
+    ranks = [order.index(s.cost_class) for s in strategies().values()]
+    assert ranks == sorted(ranks)
+    assert {"zero_shot", "in_context", "in_context_vote", *TRAINED} <= set(NAMES)
+    assert all(strategy.name == name for name, strategy in strategies().items())
+
+
+def test_an_unknown_name_gives_the_nearest_and_all_there_are() -> None:
+    with pytest.raises(StrategyError, match=r"'ttt_incontext'; did you mean 'ttt_in_context'\? Known: .*zero_shot"):
+        get_strategy("ttt_incontext")
+    with pytest.raises(StrategyError, match=r"'xyz' Known: "):
+        get_strategy("xyz")
+
+
+NEW = '''
+"""`echo`: gives the query back."""
+from dataclasses import dataclass
+from .base import Attempt, register
+
+@register
+@dataclass(frozen=True)
+class Echo:
+    name: str = "echo"
+    cost_class: str = "read"
+    needs: int = 0
+
+    def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
+        return Attempt(self.name, task.query, "", 1.0)
+'''
+
+
+@pytest.fixture
+def with_echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "echo.py").write_text(NEW)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    base._discover.cache_clear()
+    yield
+    sys.modules.pop(f"{package.__name__}.echo", None)
+    if hasattr(package, "echo"):
+        del package.echo
+    base._discover.cache_clear()
+
+
+def test_a_strategy_is_one_file(with_echo: None, learner: Learner) -> None:
+    assert set(strategies()) == {*NAMES, "echo"}
+    assert run(get_strategy("echo"), learner, TASKS["list"]).value == (6, 7)
+
+
+# --- adapters that are known ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_another_query_of_the_same_demonstrations_finds_the_adapter(name: str, learner: Learner) -> None:
+    strategy, task = get_strategy(name), TASKS["list"]
+    first = run(strategy, learner, task)
+    second = run(strategy, learner, replace(task, query=(1, 9), id="second"))
+    assert (first.reused, second.reused) == (False, True)
+    assert second.training == first.training
+    assert first.cost.backward_tokens > 0 == second.cost.backward_tokens
+    for other in (
+        lambda: run(strategy, learner, task, seed=1),
+        lambda: run(strategy, learner, replace(task, instruction="Reverse.")),
+        lambda: run(strategy, learner, task.with_demonstrations(task.demonstrations[::-1])),
+        lambda: run(replace(strategy, recipe=replace(QUICK, rank=2)), learner, task),  # type: ignore[type-var]
+    ):
+        assert not other().reused
+
+
+# --- votes ----------------------------------------------------------------------------------------------------------
+
+
+def answer(value: Any, total: float = -1.0) -> Answer:
+    return Answer(value, str(value), TokenScores((total,), (0.0,), (0.0,), (True,)), True)
+
+
+def test_votes_are_counted_within_groups_and_then_over_their_first_three() -> None:
+    many = [answer("a")] * 4 + [answer("b", -0.5)] * 3 + [answer("c")] * 2 + [answer("d")]
+    ranked = hierarchical_vote([many, [answer("d"), answer("b")]])
+    assert [(c.value, round(c.share * 11, 9)) for c in ranked] == [("b", 4), ("a", 4), ("c", 2), ("d", 1)]
+
+
+def test_the_likeliest_of_equals_comes_first() -> None:
+    groups = [[answer("a", -3.0), answer("b", -0.5)], [answer("b", -9.0), answer("a", -2.0)]]
+    assert hierarchical_vote(groups) == (Candidate("b", 0.5), Candidate("a", 0.5))
+    likely = [[answer("x", -4.0), answer("y", -3.0), answer("z", -2.0), answer("w", -1.0)]]
+    assert [c.value for c in hierarchical_vote(likely, top=2)] == ["w", "z"]
+
+
+def test_what_cannot_be_read_has_no_vote() -> None:
+    assert hierarchical_vote([[answer(None, 0.0)] * 5, [answer((1,))]]) == (Candidate((1,), 1.0),)
+    assert hierarchical_vote([[answer(None)]]) == hierarchical_vote([]) == ()
+
+
+def test_views_are_mapped_back_before_they_vote(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def right(self: Learner, tasks: list[Task], *_: Any, **__: Any) -> list[Answer]:
+        return [answer(tuple(row[::-1] for row in t.query)) for t in tasks]  # type: ignore[union-attr]
+
+    monkeypatch.setattr(Learner, "answer", right)
+    task = make_task([([[1, 0, 2]], [[2, 0, 1]]), ([[3, 4]], [[4, 3]])], [[5, 6, 0]], kind="grid1d")
+    for name in ("in_context_vote", "ttt_augmented"):
+        strategy: Any = get_strategy(name)
+        views = replace(strategy, recipe=replace(QUICK, views=6, transformations=4))
+        attempt = run(views, learner, task)
+        assert attempt.candidates == (Candidate(((0, 6, 5),), 1.0),)
+        assert (attempt.value, attempt.text, attempt.confidence) == (((0, 6, 5),), "0 6 5", 1.0)
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1.0, 2, 3) + Cost(0.5, 20, 30) == Cost(1.5, 22, 33)
+
+
+def test_confidence_is_the_probability_of_the_greedy_answer(learner: Learner) -> None:
+    attempt = run(get_strategy("in_context"), learner, TASKS["list"])
+    (given,) = learner.answer([TASKS["list"]])
+    assert attempt.confidence == pytest.approx(math.exp(given.scores.total))
+    assert attempt.text == given.text

@@ -1,0 +1,217 @@
+"""Training: what is learned, how fast, until when; and each adapter by itself."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autottt.ttt_core import training
+from autottt.ttt_core.encoding import Encoded, encode
+from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.examples import leave_one_out
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora import LoraWeights
+from autottt.ttt_core.model import LoadedModel, wrap_model
+from autottt.ttt_core.recipes import Loss, Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.training import _clip, _losses, _schedule, learned, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPE = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=2)
+THREE = Encoded(tuple(range(20)), ((4, 6), (9, 12), (16, 20)), 12)
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    return wrap_model(tiny_model("llama").requires_grad_(False), tiny_tokenizer())
+
+
+@pytest.fixture
+def examples(loaded: LoadedModel, task: Task) -> list[Encoded]:
+    return [encode(loaded, t, t.answer) for t in leave_one_out(task)]
+
+
+# --- what is learned ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("example", "loss", "positions"),
+    [
+        (THREE, "all", [9, 10, 11, 16, 17, 18, 19]),
+        (THREE, "last", [16, 17, 18, 19]),
+        (THREE, "inputs", list(range(1, 20))),
+        (replace(THREE, answers=((4, 6),)), "all", [4, 5]),
+        (replace(THREE, answers=((0, 3),)), "last", [1, 2]),
+    ],
+)
+def test_the_loss_says_which_tokens_are_learned(example: Encoded, loss: Loss, positions: list[int]) -> None:
+    assert learned(example, loss) == positions
+
+
+@pytest.mark.parametrize("loss", ["all", "last", "inputs"])
+@torch.no_grad()
+def test_the_loss_is_the_mean_over_the_learned_tokens_of_each_adapter(
+    loss: Loss, loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    short = replace(examples[0], ids=examples[0].ids[: examples[0].answers[0][1]], answers=examples[0].answers[:1])
+    rows = [examples[0], short, examples[1], examples[2]]
+    found = _losses(loaded, rows, replace(RECIPE, loss=loss), adapters=2)
+    expected = []
+    for group in (rows[:2], rows[2:]):
+        each = []
+        for row in group:
+            log_probs = loaded.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+            each += [-float(log_probs[p - 1, row.ids[p]]) for p in learned(row, loss)]
+        expected.append(sum(each) / len(each))
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["all", "last", "inputs"])
+def test_every_loss_can_be_trained(loss: Loss, loaded: LoadedModel, examples: list[Encoded]) -> None:
+    _, (done,) = train(loaded, [examples], replace(RECIPE, loss=loss, steps=6, batch=3), [0])
+    assert done.losses[-1] < done.losses[0]
+
+
+@pytest.mark.parametrize("examples_of", [[], [[]], [[THREE], []]])
+def test_without_examples_there_is_nothing_to_train_on(examples_of: list[list[Encoded]], loaded: LoadedModel) -> None:
+    with pytest.raises(AdaptationError, match="nothing to train on"):
+        train(loaded, examples_of, RECIPE, [0] * len(examples_of))
+
+
+# --- how fast -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_to_its_full_height_and_falls_to_nothing() -> None:
+    rates = [_schedule(step, replace(RECIPE, steps=20, warmup=0.2)) for step in range(20)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert rates[12] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.02
+
+
+def test_without_warm_up_the_rate_begins_at_its_full_height() -> None:
+    assert _schedule(0, replace(RECIPE, warmup=0.0)) == 1.0
+    assert _schedule(0, replace(RECIPE, warmup=0.1, steps=1)) == 1.0
+
+
+def test_the_schedule_sets_the_rate_of_every_step(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_schedule", lambda step, recipe: float(step == 1))
+    still, _ = train(loaded, [examples], replace(RECIPE, steps=1), [0])
+    moved, _ = train(loaded, [examples], replace(RECIPE, steps=2), [0])
+    ups = [torch.stack([up.abs().sum() for _, up in w.pairs.values()]).sum() for w in (still, moved)]
+    assert ups[0] == 0 < ups[1]
+
+
+def test_gradients_are_clipped_for_each_adapter_by_itself(loaded: LoadedModel) -> None:
+    weights = LoraWeights.initial(loaded.model, RECIPE, [0, 1])
+    for tensor in weights.tensors:
+        tensor.grad = torch.ones_like(tensor)
+        tensor.grad[1] *= 1e-4
+    before = [t.grad.clone() for t in weights.tensors if t.grad is not None]
+    count = sum(t[0].numel() for t in weights.tensors)
+    _clip(weights, 0.5)
+    for tensor, grad in zip(weights.tensors, before, strict=True):
+        assert tensor.grad is not None
+        assert torch.allclose(tensor.grad[0], grad[0] * 0.5 / math.sqrt(count))
+        assert torch.equal(tensor.grad[1], grad[1])
+
+
+def test_weight_decay_draws_the_weights_towards_nothing(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    free, held = (
+        train(loaded, [examples], replace(RECIPE, warmup=0.0, weight_decay=w), [0])[0].pairs for w in (0.0, 20.0)
+    )
+    assert sum(float(down.abs().sum()) for down, _ in held.values()) < 0.9 * sum(
+        float(down.abs().sum()) for down, _ in free.values()
+    )
+
+
+# --- until when -----------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_that_has_passed_trains_no_step_and_the_adapter_changes_nothing(task: Task) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    adapter = learner.adapt(leave_one_out(task), RECIPE, deadline=time.monotonic() - 1)
+    assert (adapter.training.steps, adapter.training.stopped, adapter.training.losses) == (0, "deadline", ())
+    assert adapter.training.tokens == learner.work.passes == 0
+    assert learner.score([task], adapter) == learner.score([task])
+
+
+def test_a_deadline_stops_before_the_step_that_would_pass_it(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def clip(weights: LoraWeights, limit: float) -> None:
+        now[0] += 10.0 if now[0] == 1.0 else 1.0  # the second step is slow
+
+    monkeypatch.setattr(training, "_clip", clip)
+
+    def trained(deadline: float) -> tuple[int, str]:
+        now[0] = 0.0
+        _, (done,) = train(loaded, [examples], replace(RECIPE, steps=4), [0], deadline=deadline)
+        return done.steps, done.stopped
+
+    assert trained(math.inf) == trained(31.0) == (4, "finished")
+    assert trained(20.5) == (2, "deadline"), "a third step as slow as the second would end at 21"
+    assert trained(-1.0) == (0, "deadline")
+
+
+def test_every_step_is_told_and_charged(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    told: list[tuple[int, float]] = []
+    charged: list[tuple[int, int]] = []
+    recipe = replace(RECIPE, batch=3)
+    _, done = train(
+        loaded, [examples, examples], recipe, [0, 1],
+        on_step=lambda *a: told.append(a), charge=lambda *a: charged.append(a),
+    )  # fmt: skip
+    assert [step for step, _ in told] == [1, 2, 3]
+    means = [sum(pair) / 2 for pair in zip(done[0].losses, done[1].losses, strict=True)]
+    assert [loss for _, loss in told] == pytest.approx(means)
+    a_round = sum(len(e.ids) for e in examples)
+    assert charged == [(2 * a_round, 2 * a_round)] * 3
+    assert [d.tokens for d in done] == [3 * a_round] * 2
+    assert all(d.seconds > 0 for d in done)
+
+
+# --- order and chance -----------------------------------------------------------------------------------------------
+
+
+def test_every_example_is_met_once_a_round() -> None:
+    source = training._endless(5, random.Random(0))
+    drawn = [next(source) for _ in range(20)]
+    assert all(count == 4 for count in Counter(drawn).values())
+    assert len({tuple(drawn[i : i + 5]) for i in (0, 5, 10, 15)}) > 1
+
+
+def test_dropout_follows_the_seed_and_leaves_the_random_state_alone(
+    loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    recipe = replace(RECIPE, dropout=0.4)
+    before = torch.get_rng_state()
+    first = train(loaded, [examples], recipe, [0])[0].tensors
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert all(map(torch.equal, first, train(loaded, [examples], recipe, [0])[0].tensors))
+    without = train(loaded, [examples], RECIPE, [0])[0].tensors
+    assert not all(map(torch.equal, first, without))
+    torch.set_rng_state(before)
+
+
+def test_an_adapter_of_bf16_models_is_trained_in_fp32(task: Task) -> None:
+    loaded = wrap_model(tiny_model("llama", dtype=torch.bfloat16).requires_grad_(False), tiny_tokenizer())
+    rows = [encode(loaded, t, t.answer) for t in leave_one_out(task)]
+    weights, _ = train(loaded, [rows], RECIPE, [0])
+    assert {t.dtype for t in weights.tensors} == {torch.float32}
+    assert not any(t.requires_grad for t in weights.tensors)
