@@ -89,6 +89,8 @@ def test_an_answer_does_not_depend_on_what_was_answered_before(name: str, learne
     after = run(get_strategy(name), learner, second)
     assert (after.value, after.text, after.candidates) == (alone.value, alone.text, alone.candidates)
     assert after.confidence == pytest.approx(alone.confidence, rel=1e-3)
+    losses = [a.training.losses if a.training is not None else () for a in (after, alone)]
+    assert losses[0] == losses[1]
 
 
 @every_strategy
