@@ -61,7 +61,7 @@ class Recipe:
             raise ModelError(f"a recipe's settings are of the wrong type ({error}); received {values}") from None
 
 
-_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=1e-3, steps=20, batch=8)
+_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8)
 
 BUNDLED: Mapping[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),
