@@ -113,8 +113,14 @@ _REGISTRY: dict[str, Strategy] = {}
 
 
 def register(cls: type[S]) -> type[S]:
-    """Class decorator: makes a strategy, with its default settings, known by its name."""
+    """Class decorator: makes a strategy, with its default settings, known by its name.
+
+    Raises `StrategyError` when the name is taken.
+    """
     strategy: Strategy = cls()  # type: ignore[assignment]
+    other = type(_REGISTRY.get(strategy.name, strategy))
+    if other.__qualname__ != cls.__qualname__:
+        raise StrategyError(f"two strategies are called {strategy.name!r}: {other.__qualname__} and {cls.__qualname__}")
     _REGISTRY[strategy.name] = strategy
     return cls
 

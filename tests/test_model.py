@@ -222,3 +222,15 @@ def test_what_a_folder_says_wrongly_is_refused(settings: str, message: str, make
     (folder / "autottt.json").write_text(settings)
     with pytest.raises(ModelError, match=message):
         load_model(folder, device="cpu")
+
+
+def test_weights_that_lack_tensors_are_refused_not_filled_at_random(make_folder: MakeFolder) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_folder()
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in weights if "mlp" in n)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=re.escape(name)):
+        load_model(folder, device="cpu")

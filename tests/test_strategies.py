@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +270,14 @@ def test_confidence_is_the_probability_of_the_greedy_answer(learner: Learner) ->
     (given,) = learner.answer([TASKS["list"]])
     assert attempt.confidence == pytest.approx(math.exp(given.scores.total))
     assert attempt.text == given.text
+
+
+def test_a_name_that_is_taken_is_refused_when_a_strategy_registers():
+    with pytest.raises(StrategyError, match="two strategies are called 'in_context'"):
+
+        @base.register
+        @dataclass(frozen=True)
+        class Rival:
+            name: str = "in_context"
+            cost_class: str = "read"
+            needs: int = 0

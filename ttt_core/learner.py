@@ -113,10 +113,15 @@ class Learner:
 
     @classmethod
     def wrap(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompt_format: str | None = None
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_format: str | None = None,
+        verify: Literal["pointers", "full"] = "pointers",
     ) -> Learner:
         """A learner around a model that a program already holds. The model is given back as it was after every call."""
-        return cls(wrap_model(model, tokenizer, prompt_format=prompt_format))
+        return cls(wrap_model(model, tokenizer, prompt_format=prompt_format), verify=verify)
 
     @property
     def base_hash(self) -> str:

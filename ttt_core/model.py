@@ -102,8 +102,14 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=precision, trust_remote_code=False, use_safetensors=True
+        model: PreTrainedModel
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            dtype=precision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except _UNLOADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -111,6 +117,11 @@ def load_model(
             f"cannot load a causal language model from {where!r}: {reason} "
             "(expected a folder or hub id with config.json, a tokenizer and safetensors weights)"
         ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
+            "the folder holds another kind of model, or not all of it"
+        )
     settings = _settings(Path(where))
     recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
     name = "bundled" if source is None else where
