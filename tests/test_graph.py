@@ -12,7 +12,7 @@ from autottt.controller.graph import build_graph
 from autottt.controller.nodes import judged
 from autottt.controller.results import Result
 from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
-from autottt.policies.policy import Decision, FixedPolicy
+from autottt.policies.policy import Decision
 from autottt.strategies.base import Attempt, Cost, run, strategies
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
 from autottt.ttt_core.kinds import make_task
@@ -37,6 +37,7 @@ class Scripted:
 
     says: list[str]
     more: bool = False
+    price: float = 1000.0
     name: str = "scripted"
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -46,7 +47,7 @@ class Scripted:
     def decide(self, features, allowed, *, tried=()):
         self.asked.append(tuple(allowed))
         wanted = next((s for s in self.says if s in allowed), "in_context")
-        costs = {s: (1.0 if s == "in_context" else 1000.0) for s in allowed}
+        costs = {s: (1.0 if s == "in_context" else self.price) for s in allowed}
         return Decision(
             wanted, 0.5, dict.fromkeys(allowed, 0.5), costs, dict.fromkeys(allowed, 0.1), "as scripted", features.stage
         )
@@ -155,8 +156,8 @@ def test_training_stops_when_the_budget_ends(learner, monkeypatch):
     learner.forget()
     long = replace(QUICK, steps=100_000)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
-    policy = FixedPolicy("ttt_in_context")
-    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=1.0))
+    policy = Scripted(["ttt_in_context"], price=0.0)
+    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=4.0))
     assert result.attempts[0].training is not None
     assert result.attempts[0].training.stopped == "deadline"
     assert 0 < result.attempts[0].training.steps < 100_000
