@@ -105,9 +105,9 @@ def show_result(result: Result) -> RenderableType:
 
 def show_summary(summaries: list[Summary]) -> Table:
     """The table of an evaluation."""
-    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("queries right", "tasks right", "seconds", "cost", "work", "adapted"):
+    for name in ("queries\nright", "tasks\nright", "seconds", "cost", "work", "adapted"):
         table.add_column(name, justify="right", no_wrap=True)
     last = ""
     for s in summaries:
