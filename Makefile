@@ -7,12 +7,12 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs clean
+.PHONY: help setup demo test bench-model docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
 help:  ## List what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## Install the package and its tests into .venv (minutes the first time, then nothing)
 
@@ -25,6 +25,12 @@ test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# DATA=folder that holds open/*.jsonl; QUICK=1 for a few tasks of each set. Interrupted, it goes on.
+DATA ?= ../shared/data
+bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=folder, QUICK=1 for a short run)
+	@$(BIN)/python benchmarks/model.py $(DATA) --json $(if $(QUICK),runs,benchmarks/results)/model.json \
+		--rows runs/model$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python tests/test_docs.py

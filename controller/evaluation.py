@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..strategies.base import get_strategy, run
+from ..strategies.base import Attempt, get_strategy, run
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
 from ..ttt_core.tasks import Task
 from .controller import Controller
@@ -42,6 +42,8 @@ class Row:
     work: int
     """Forward-token equivalents: forward tokens and twice the backward tokens."""
     error: str = ""
+    in_two: bool = False
+    """Right, or right by the second of the answers that were voted for: two attempts, as ARC allows."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,27 @@ def evaluate(
 
 
 def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
-    common = {"dataset": task.dataset, "family": task.family, "group": task.group, "id": task.id, "strategy": name}
+    common: dict[str, Any] = {
+        "dataset": task.dataset,
+        "family": task.family,
+        "group": task.group,
+        "id": task.id,
+        "strategy": name,
+    }
     try:
         if name == CONTROLLER:
             result = controller.solve(task, seed=seed)
             return Row(
                 **common, right=bool(result.right), status=result.status, chosen=result.strategy,
                 adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
+                in_two=bool(result.right) or (bool(result.attempts) and _in_two(result.attempts[-1], task)),
             )  # fmt: skip
         attempt = run(get_strategy(name), controller.learner, task, seed=seed)
         controller.learner.verify()
         return Row(
             **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
             adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
-            error=attempt.error,
+            error=attempt.error, in_two=attempt.value == task.answer or _in_two(attempt, task),
         )  # fmt: skip
     except BaseChangedError:
         raise
@@ -125,6 +134,10 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         return Row(
             **common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
         )
+
+
+def _in_two(attempt: Attempt, task: Task) -> bool:
+    return any(c.value == task.answer for c in attempt.candidates[:2])
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

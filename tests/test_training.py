@@ -168,6 +168,27 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     assert trained(-1.0) == (0, "deadline")
 
 
+def test_an_adapter_that_has_learned_its_examples_stops_and_the_others_go_on(
+    loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    recipe = replace(RECIPE, steps=12, warmup=0.0)
+    _, (whole,) = train(loaded, [examples], recipe, [0])
+    assert whole.stopped == "finished"
+    limit = max(whole.losses[5:7]) + 1e-6
+    recipe = replace(recipe, stop_loss=limit)
+    alone, (first,) = train(loaded, [examples], recipe, [0])
+    assert (first.stopped, first.losses) == ("converged", whole.losses[: first.steps])
+    assert first.steps <= 7
+    assert max(first.losses[-2:]) < limit
+    assert not any(max(pair) < limit for pair in pairwise(first.losses[:-1]))
+    both, (same, other) = train(loaded, [examples, examples[:1]], recipe, [0, 1])
+    assert (same.steps, same.tokens) == (first.steps, first.tokens)
+    assert other.steps != first.steps
+    for name, pair in alone.pairs.items():
+        for one, two in zip(pair, both.pairs[name], strict=True):
+            torch.testing.assert_close(one[0], two[0], atol=1e-4, rtol=1e-3)
+
+
 def test_every_step_is_told_and_charged(loaded: LoadedModel, examples: list[Encoded]) -> None:
     told: list[tuple[int, float]] = []
     charged: list[tuple[int, int]] = []

@@ -265,7 +265,7 @@ class Learner:
                 self._adapters.move_to_end(key)
                 return self._adapters[key], True
             adapter = make()
-            if adapter.training.stopped == "finished":
+            if adapter.training.stopped != "deadline":
                 self._adapters[key] = adapter
             while sum(a.weights.nbytes for a in self._adapters.values()) > self._adapter_bytes:
                 self._adapters.popitem(last=False)

@@ -93,6 +93,11 @@ class LoraWeights:
             self.scaling,
         )
 
+    def put(self, index: int, one: LoraWeights) -> None:
+        """Overwrites adapter `index` with the weights of `one`."""
+        for name, (down, up) in self.pairs.items():
+            down[index], up[index] = one.pairs[name][0][0], one.pairs[name][1][0]
+
     def detached(self) -> LoraWeights:
         """The same weights without gradients."""
         return LoraWeights({n: (a.detach(), b.detach()) for n, (a, b) in self.pairs.items()}, self.scaling)

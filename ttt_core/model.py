@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .attention import use_cpu_attention
 from .errors import ModelError
 from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .recipes import PUBLISHED, Recipe
@@ -71,7 +72,8 @@ def choose_device(device: str | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
-    """The precision asked for, or bf16 where the hardware computes in it (CUDA, CPUs with AMX), or fp32."""
+    """The precision asked for, or bf16 where the hardware computes in it (CUDA, CPUs with AMX or AVX512-BF16), or
+    fp32."""
     known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
     if dtype is not None:
         if dtype not in known:
@@ -79,7 +81,7 @@ def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
         return known[dtype]
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return torch.bfloat16
     return torch.float32
 
@@ -122,6 +124,8 @@ def load_model(
             f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
             "the folder holds another kind of model, or not all of it"
         )
+    if chosen.type == "cpu":
+        use_cpu_attention(model)
     settings = _settings(Path(where))
     recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
     name = "bundled" if source is None else where

@@ -5,16 +5,18 @@ the loss on every answer after the first. Batch i depends on the seed and i only
 
     python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
     python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
+    python -m autottt.ttt_core.pretrain --run runs/next --init DIR --steps 4000 # further, with a fresh optimizer
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .generator.families import MIXTURE, Split, draw_task_pairs
-from .kinds import KINDS
+from .meta import MetaTask, adapted_backward, meta_task
 from .prompts import COMPACT_FORMAT
-from .recipes import BUNDLED
+from .recipes import BUNDLED, Recipe
 from .tasks import Demonstration, Task
 from .tokenizer import build_tokenizer
 
@@ -56,7 +58,16 @@ PHASES = (
         (("lists", 0.58), ("rows", 0.24), ("grids", 0.08), ("strings", 0.1)),
     ),
 )
-"""The shipped model's. The second phase is mostly short rows, which a CPU gets through faster."""
+"""From random weights. The second phase is mostly short rows, which a CPU gets through faster."""
+
+FURTHER = (
+    Phase(
+        0,
+        ((192, 0.64), (320, 0.26), (640, 0.08), (1024, 0.02)),
+        (("lists", 0.46), ("rows", 0.28), ("grids", 0.12), ("strings", 0.14)),
+    ),
+)
+"""From the weights of an earlier model."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class PretrainConfig:
     seed: int = 0
     phases: tuple[Phase, ...] = PHASES
     """In order; the first starts at step 0."""
+    meta: bool = False
+    """Every step is one for trainability (see `meta`), on the tasks of `Stream.meta_tasks`."""
+    init: str | None = None
+    """SHA-256 of the weights that training began with (all shards, in order of their names); None: random weights."""
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -100,6 +115,19 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> L
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors shards of a model's folder, in order of their names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no *.safetensors in {folder}: give the folder of a model that --export has written")
+    return files
+
+
+def weights_digest(folder: Path) -> str:
+    """What `PretrainConfig.init` says of the weights in a folder."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in weight_files(folder))).hexdigest()
 
 
 class Stream:
@@ -126,22 +154,55 @@ class Stream:
             name = rng.choices(list(mixture), list(mixture.values()))[0]
             want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
             family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name)
-            kind = KINDS[family.domain.kind]
-            (source, target), rest = pairs[-1], pairs[:-1]
-            task = Task(kind.name, tuple(Demonstration(a, b) for a, b in rest), source)
-            ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
-            answers = 0
-            for piece in COMPACT_FORMAT.pieces(task, target):
-                new = self.tokenizer.encode(piece.text, add_special_tokens=False)
-                if len(ids) + len(new) > length:
-                    break
-                ids += new
-                labels += new if piece.role != "context" and answers else [IGNORED] * len(new)
-                answers += piece.role == "end"
+            ids, labels, answers = self._encode(family.domain.kind, pairs, 1, length)
             if answers >= 3:
                 pad = length - len(ids)
                 return ids + [self.tokenizer.pad_token_id] * pad, labels + [IGNORED] * pad
 
+    def _encode(
+        self, kind: str, pairs: list[tuple[Any, Any]], unlabelled: int, length: int
+    ) -> tuple[list[int], list[int], int]:
+        """Ids, labels and the number of labelled answers of as many pairs as fit in `length` tokens; the answers of
+        the first `unlabelled` pairs are not learned."""
+        (source, target), rest = pairs[-1], pairs[:-1]
+        task = Task(kind, tuple(Demonstration(a, b) for a, b in rest), source)
+        ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
+        answers = 0
+        for piece in COMPACT_FORMAT.pieces(task, target):
+            new = self.tokenizer.encode(piece.text, add_special_tokens=False)
+            if len(ids) + len(new) > length:
+                break
+            ids += new
+            labels += new if piece.role != "context" and answers >= unlabelled else [IGNORED] * len(new)
+            answers += piece.role == "end"
+        return ids, labels, answers
+
+    def meta_tasks(self, step: int) -> list[MetaTask]:
+        """The tasks of meta-step number `step`; the same every time. All of one domain, so that lengths are alike."""
+        rng = random.Random(f"{self.config.seed}-{self.split}-meta-{step}")
+        mixture = {"lists": 0.6, "rows": 0.25, "strings": 0.15}
+        name = rng.choices(list(mixture), list(mixture.values()))[0]
+        tasks: list[MetaTask] = []
+        while len(tasks) < META_TASKS:
+            shown = rng.randint(3, 4) if name == "rows" else rng.randint(4, 8)
+            family, pairs = draw_task_pairs(self.split, shown + 4, rng, name)
+            kind = family.domain.kind
+            if self._encode(kind, pairs, 1, self.config.context)[2] < len(pairs):
+                continue
+            if len(self._encode(kind, pairs, 1, self.config.context)[0]) > 240:
+                continue
+
+            def to_row(chosen: list[tuple[Any, Any]], unlabelled: int, kind: str = kind) -> tuple[list[int], list[int]]:
+                return self._encode(kind, chosen, unlabelled, self.config.context)[:2]
+
+            tasks.append(meta_task(pairs, shown, (INNER.steps * INNER.batch, META_ROWS), to_row, rng))
+        return tasks
+
+
+INNER = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=5e-3, steps=5, batch=4)
+"""The inner adaptation of a meta-step: a shorter and faster one than the shipped recipe's."""
+META_TASKS, META_ROWS = 6, 3
+"""Tasks of a meta-step, and rows of new queries of each."""
 
 LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
 """Domains in rows of 500 tokens and more."""
@@ -166,6 +227,8 @@ class Trainer:
             ),
             torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
+        if device == "cpu":
+            self.model.set_attn_implementation("eager")  # the backward pass of SDPA is slow there
         self.step_model = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.step = 0
         self.tokens = 0
@@ -185,6 +248,21 @@ class Trainer:
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
         loss.backward()  # type: ignore[no-untyped-call]
+        self._apply(rate)
+        self.step += 1
+        self.tokens += ids.numel()
+        return float(loss.detach())
+
+    def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
+        """A step for trainability (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
+        loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
+        self._apply(rate)
+        self.step += 1
+        self.tokens += sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer)
+        return loss
+
+    def _apply(self, rate: float) -> None:
+        """Moves the gradients to the master weights and takes the optimizers' step."""
         for name, parameter in self.model.named_parameters():
             assert parameter.grad is not None
             self.masters[name].grad = parameter.grad.float()
@@ -195,9 +273,6 @@ class Trainer:
                 group["lr"] = rate
             optimizer.step()
         self._copy_masters()
-        self.step += 1
-        self.tokens += ids.numel()
-        return float(loss.detach())
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """The optimizer's state of one parameter, to read or to fill."""
@@ -241,6 +316,18 @@ class Trainer:
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         return True
 
+    def begin_with(self, folder: Path) -> None:
+        """Takes the weights of an exported model of the same shape; the optimizer starts afresh."""
+        given = {name: value for file in weight_files(folder) for name, value in load_file(file).items()}
+        if set(given) != set(self.masters):
+            raise ValueError(
+                f"{folder} is not a model of this shape: it has {len(given)} tensors, {len(self.masters)} are needed; "
+                f"they differ in {sorted(set(given) ^ set(self.masters))[:4]}"
+            )
+        self.model.load_state_dict(given, strict=False)
+        for name, parameter in self.model.named_parameters():
+            self.masters[name].copy_(parameter.detach().float())
+
     @torch.no_grad()
     def evaluate(self, rows: int = 64) -> dict[str, float]:
         """Share of last answers that greedy decoding would get right, per domain, on held-out compositions."""
@@ -277,20 +364,20 @@ def checkpoint_facts(run: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def _batches(stream: Stream, start: int, workers: int) -> Iterator[Batch]:
-    """Batches in order from number `start`, made ahead by other processes."""
+def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
+    """What `draw` gives for number `start` and on, in order, made ahead by other processes."""
     if workers == 0:
         while True:
-            yield stream.batch(start)
+            yield draw(start)
             start += 1
     from torch.utils.data import DataLoader, Dataset
 
-    class Numbered(Dataset[Batch]):
+    class Numbered(Dataset[Any]):
         def __len__(self) -> int:
             return 1 << 40
 
-        def __getitem__(self, index: int) -> Batch:
-            return stream.batch(start + index)
+        def __getitem__(self, index: int) -> Any:
+            return draw(start + index)
 
     order = iter(range(1 << 40))
     yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)
@@ -333,10 +420,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
     parser.add_argument("--steps", type=int, default=0, help="train until this step")
     parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
+    parser.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
     parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed"):
@@ -354,12 +443,15 @@ def train(given: argparse.Namespace) -> None:
     """Trains to `given.steps`, resuming where the run stands."""
     resumed = (given.run / "checkpoint.safetensors").exists()
     fields = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
-    config = PretrainConfig(**{f: getattr(given, f) for f in fields})
+    init = weights_digest(given.init) if given.init else None
+    phases = FURTHER if init else PHASES
+    config = PretrainConfig(**{f: getattr(given, f) for f in fields}, init=init, meta=given.meta, phases=phases)
     if resumed:
         config = _config_from(json.loads(checkpoint_facts(given.run)["config"]))
     dtype = torch.float32 if given.fp32 else torch.bfloat16
     trainer = Trainer(config, given.run, given.device, dtype, given.compile)
-    trainer.load()
+    if not trainer.load() and given.init:
+        trainer.begin_with(given.init)
     stop = False
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -372,10 +464,13 @@ def train(given: argparse.Namespace) -> None:
     began = saved = time.monotonic()
     losses: list[float] = []
     with (given.run / "log.jsonl").open("a") as log:
-        for batch in _batches(Stream(config, trainer.tokenizer), trainer.step, given.workers):
+        stream = Stream(config, trainer.tokenizer)
+        draw = stream.meta_tasks if config.meta else stream.batch
+        for batch in _batches(draw, trainer.step, given.workers):
             if trainer.step >= given.steps or stop or time.monotonic() - began > 60 * given.minutes:
                 break
-            losses.append(trainer.train_step(batch, trainer.rate(trainer.step, decay_from, given.steps)))
+            take = trainer.meta_step if config.meta else trainer.train_step
+            losses.append(take(batch, trainer.rate(trainer.step, decay_from, given.steps)))
             if trainer.step % 50 == 0:
                 row: dict[str, object] = {
                     "step": trainer.step,

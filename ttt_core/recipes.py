@@ -41,6 +41,8 @@ class Recipe:
     """Prompts that vote on the answer."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    stop_loss: float = 0.0
+    """Training stops early once two steps in a row had a loss below this, in nats; 0 takes every step."""
 
     def __post_init__(self) -> None:
         if min(self.rank, self.steps, self.batch, self.views) < 1:

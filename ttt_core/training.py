@@ -30,7 +30,7 @@ class Training:
     tokens: int
     """Tokens read, forward and backward each."""
     stopped: str
-    """`finished`, or `deadline` when the time was up."""
+    """`finished`, `converged` when the recipe's `stop_loss` was reached, or `deadline` when the time was up."""
 
 
 def learned(example: Encoded, loss: Loss) -> list[int]:
@@ -72,7 +72,9 @@ def train(
     )
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
-    tokens, stopped, slowest = 0, "finished", 0.0
+    tokens = [0] * len(seeds)
+    stopped, slowest = "finished", 0.0
+    done: dict[int, LoraWeights] = {}
     with _dropout_from(seeds, loaded.model.device), torch.enable_grad(), weights.attached(loaded.model, recipe.dropout):
         for step in range(recipe.steps):
             at = time.monotonic()
@@ -95,19 +97,29 @@ def train(
             each.sum().backward()  # type: ignore[no-untyped-call]
             _clip(weights, recipe.clip)
             optimizer.step()
-            for history, value in zip(losses, values, strict=True):
-                history.append(value)
-            tokens += read
+            for index, (history, value) in enumerate(zip(losses, values, strict=True)):
+                if index not in done:
+                    history.append(value)
+                    tokens[index] += sum(len(r.ids) for r in rows[index * recipe.batch : (index + 1) * recipe.batch])
+                    if len(history) > 1 and max(history[-2:]) < recipe.stop_loss:
+                        done[index] = weights.select(index).detached()
             slowest = max(slowest, time.monotonic() - at)
             if on_step is not None:
                 on_step(step + 1, sum(values) / len(values))
+            if len(done) == len(seeds):
+                break
     if not all(bool(t.isfinite().all()) for t in weights.tensors):
         raise AdaptationError(
             f"the adapter's weights are not numbers after {len(losses[0])} steps; a lower learning rate may help"
         )
+    weights = weights.detached()
+    for index, kept in done.items():
+        weights.put(index, kept)
     seconds = time.monotonic() - began
-    share = tokens // len(seeds)
-    return weights.detached(), [Training(len(h), tuple(h), seconds, share, stopped) for h in losses]
+    return weights, [
+        Training(len(h), tuple(h), seconds, read, "converged" if i in done else stopped)
+        for i, (h, read) in enumerate(zip(losses, tokens, strict=True))
+    ]
 
 
 def _losses(loaded: LoadedModel, rows: Sequence[Encoded], recipe: Recipe, adapters: int) -> Tensor:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, Literal
 
 from ..tasks import Demonstration, Task
+from .contamination import known_pairs
 from .core import Domain, Family, Primitive, Reject, draw_pairs
 
 Split = Literal["pretrain", "policy", "test"]
@@ -66,16 +67,21 @@ def _pool(name: str) -> tuple[tuple[Primitive, ...], tuple[float, ...]]:
 
 
 def draw_task_pairs(
-    split: Split, count: int, rng: random.Random, domain: str | None = None
+    split: Split, count: int, rng: random.Random, domain: str | None = None, filtered: bool = True
 ) -> tuple[Family, list[tuple[Any, Any]]]:
-    """A family of the split and `count` pairs of one task of it. The domain is drawn by `MIXTURE` unless named."""
+    """A family of the split and `count` pairs of one task of it. The domain is drawn by `MIXTURE` unless named.
+
+    Tasks that repeat a public benchmark's are drawn again, unless not `filtered`.
+    """
     name = domain or rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
     while True:
         family = draw_family(domains()[name], split, rng)
         try:
-            return family, draw_pairs(family, count, rng)
+            pairs = draw_pairs(family, count, rng)
         except Reject:
             continue
+        if not (filtered and known_pairs().contaminates(family.domain.kind, pairs)):
+            return family, pairs
 
 
 def draw_tasks(split: Split, count: int, seed: int, domain: str | None = None, queries: int = 1) -> list[Task]:

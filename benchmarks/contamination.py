@@ -1,0 +1,72 @@
+"""Draws pairs from the generator and looks for pairs of public benchmarks among them; prints a table.
+
+    python benchmarks/contamination.py DATA... --pairs 10000000 --json benchmarks/results/contamination.json
+    python benchmarks/contamination.py DATA... --write     # what the generator leaves out: known_pairs.bin
+
+DATA are files or folders that `autottt evaluate` reads. The sample is drawn without the generator's own filter, so that
+the table says what the filter has to do, and what is left after it: with the filter on, no task may remain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair
+from autottt.ttt_core.generator.families import draw_task_pairs
+from autottt.ttt_core.readers import read_tasks
+
+
+def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
+    """Kind and pairs, demonstrations and queries, of every task."""
+    found: dict[str, tuple[str, list[Pair]]] = {}
+    for task in read_tasks(paths).tasks:
+        _, pairs = found.setdefault(f"{task.dataset}/{task.group or task.id}", (task.kind, []))
+        if not pairs:
+            pairs += [(d.input, d.output) for d in task.demonstrations]
+        pairs.append((task.query, task.answer))
+    return list(found.values())
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", type=Path)
+    parser.add_argument("--pairs", type=int, default=10_000_000, help="generated pairs to look at")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help=f"write {FILE.name} and stop")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    known = KnownPairs.of(benchmark_tasks(given.data))
+    print(f"{len(known):,} different pairs of benchmarks, symmetries counted")
+    if given.write:
+        known.save()
+        return
+    rng = random.Random(f"contamination-{given.seed}")
+    drawn: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    began = time.monotonic()
+    while drawn.total() < given.pairs:
+        family, pairs = draw_task_pairs("pretrain", rng.randint(4, 14), rng, filtered=False)
+        name, kind = family.domain.name, family.domain.kind
+        drawn[name] += len(pairs)
+        hits[name] += len(known.hits(kind, pairs))
+        bad[name] += known.contaminates(kind, pairs)
+    seconds = time.monotonic() - began
+    print(f"{drawn.total():,} pairs in {seconds:.0f} s")
+    rows = [
+        {"domain": n, "pairs": drawn[n], "known_pairs": hits[n], "contaminated_tasks": bad[n]} for n in sorted(drawn)
+    ]
+    for row in rows:
+        print(row)
+    if given.json:
+        given.json.write_text(json.dumps({"seed": given.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

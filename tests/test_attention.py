@@ -1,0 +1,62 @@
+"""The attention for CPUs is SDPA: the same outputs and the same gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from autottt.ttt_core import attention as module
+from autottt.ttt_core.attention import NAME, attention, use_cpu_attention
+from autottt.ttt_core.testing import tiny_model
+
+
+class _Layer(nn.Module):
+    is_causal = True
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_and_gradients_are_those_of_sdpa(groups: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 7, 8)
+    key, value = torch.randn(2, 2, 4 // groups, 7, 8)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
+    mask[1, :, :, :3] = False  # padding on the left: its own rows see nothing
+    found = []
+    for function in (sdpa_attention_forward, attention):
+        if function is attention:
+            monkeypatch.setattr(module, "sdpa_attention_forward", None)  # its own path, not the fallback
+        leaves = [t.clone().requires_grad_(True) for t in (query, key, value)]
+        output, _ = function(_Layer(groups), *leaves, mask if masked else None, scaling=0.3, use_cache=False)
+        seen = output[1, 3:] if masked else output
+        seen.square().sum().backward()
+        found.append([seen.detach(), *(t.grad for t in leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"is_causal": False}, {"s_aux": torch.ones(4)}])
+def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(module, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
+    states = torch.randn(1, 2, 5, 4, requires_grad=True)
+    attention(_Layer(1), states, states, states, None, **settings)
+    attention(_Layer(1), states[:, :, -1:], states, states, None)  # decoding
+    attention(_Layer(1), states.detach(), states, states, None)  # no gradients
+    assert len(calls) == 3
+
+
+def test_models_with_an_attention_of_their_own_keep_it() -> None:
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    use_cpu_attention(model)
+    assert model.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    use_cpu_attention(model)
+    assert model.config._attn_implementation == NAME

@@ -1,0 +1,90 @@
+"""Recognizes pairs of public benchmarks in what the generator draws, so that no model is pre-trained on them.
+
+`known_pairs.bin` holds hashes only, written by benchmarks/contamination.py from the benchmarks' files. Grids and rows
+are the same up to a permutation of the colours and the symmetries of the square; lists and texts when they are equal.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+Pair = tuple[Any, Any]
+"""Canonical values of an input and its output."""
+FILE = Path(__file__).with_name("known_pairs.bin")
+_ENTRY = struct.Struct("<QI")
+_GRIDS = ("grid", "grid1d")
+
+
+def hash_of(kind: str, pair: Pair) -> int:
+    """64-bit hash of a pair; the same for grids that differ by a permutation of the colours."""
+    if kind not in _GRIDS:
+        return int.from_bytes(blake2b(repr((kind, pair)).encode(), digest_size=8).digest(), "little")
+    source, target = pair
+    flat = bytes(c for grid in pair for row in grid for c in row)
+    colours = dict.fromkeys(flat)
+    table = bytes.maketrans(bytes(colours), bytes(range(len(colours))))
+    shape = bytes((len(source), len(source[0]), len(target), len(target[0])))
+    return int.from_bytes(blake2b(shape + flat.translate(table), digest_size=8).digest(), "little")
+
+
+def symmetric(pair: Pair) -> Iterator[Pair]:
+    """A pair of grids under the eight symmetries of the square, both grids under the same."""
+    for flip in (False, True):
+        source, target = (tuple(zip(*g, strict=True)) if flip else g for g in pair)
+        for _ in range(4):
+            source, target = (tuple(zip(*g[::-1], strict=True)) for g in (source, target))
+            yield source, target
+
+
+class KnownPairs:
+    """Pairs of benchmark tasks, as hashes."""
+
+    def __init__(self, tasks: Mapping[int, int]) -> None:
+        """`tasks`: the hash of a pair, and a number that pairs of one task share."""
+        self._tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @classmethod
+    def of(cls, tasks: Iterable[tuple[str, Sequence[Pair]]]) -> KnownPairs:
+        """From the kind and the pairs of each benchmark task."""
+        found: dict[int, int] = {}
+        for number, (kind, pairs) in enumerate(tasks):
+            for pair in pairs:
+                for same in symmetric(pair) if kind in _GRIDS else (pair,):
+                    found.setdefault(hash_of(kind, same), number)
+        return cls(found)
+
+    @classmethod
+    def load(cls, file: Path = FILE) -> KnownPairs:
+        """Reads what `save` wrote."""
+        return cls(dict(_ENTRY.iter_unpack(file.read_bytes())))
+
+    def save(self, file: Path = FILE) -> None:
+        file.write_bytes(b"".join(_ENTRY.pack(*entry) for entry in sorted(self._tasks.items())))
+
+    def hits(self, kind: str, pairs: Iterable[Pair]) -> list[int]:
+        """The task's number for each pair that is known."""
+        found = (self._tasks.get(hash_of(kind, pair)) for pair in pairs)
+        return [number for number in found if number is not None]
+
+    def contaminates(self, kind: str, pairs: Iterable[Pair]) -> bool:
+        """Whether a generated task repeats a benchmark's: one pair of grids, or two pairs of one task of other kinds.
+
+        Single pairs of short lists coincide by chance; two of one task hardly do.
+        """
+        hits = self.hits(kind, pairs)
+        return bool(hits) and (kind in _GRIDS or max(Counter(hits).values()) > 1)
+
+
+@cache
+def known_pairs() -> KnownPairs:
+    """The pairs that the generator never draws."""
+    return KnownPairs.load()
