@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.pretrain import IGNORED, Phase, PretrainConfig, Stream, Trainer, main
+from autottt.ttt_core.pretrain import (
+    IGNORED,
+    Phase,
+    PretrainConfig,
+    Stream,
+    Trainer,
+    checkpoint_facts,
+    main,
+    weights_digest,
+)
 from autottt.ttt_core.tokenizer import build_tokenizer
 
 TINY = ["--hidden", "32", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--intermediate", "32"]
@@ -41,9 +50,31 @@ def test_the_exported_model_loads_with_its_format_and_recipes(tmp_path):
     assert learner.loaded.format.name == "compact"
     assert learner.loaded.context == 1024
     assert learner.recipe("ttt_in_context").steps < 100
-    facts = json.loads((tmp_path / "model" / "autottt.json").read_text())["pretraining"]
-    assert facts["steps"] == 2
+    (facts,) = json.loads((tmp_path / "model" / "autottt.json").read_text())["pretraining"]
+    assert (facts["steps"], facts["batch_tokens"], facts["init"]) == (2, 192, None)
     assert facts["tokens"] > 0
+
+
+def test_training_goes_on_from_exported_weights_and_says_which(tmp_path):
+    run(tmp_path / "first", "--steps", "2", "--export", str(tmp_path / "model"))
+    run(tmp_path / "second", "--init", str(tmp_path / "model"), "--steps", "1", "--lr", "0", "--seed", "1")
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    second = weights(tmp_path / "second")
+    assert all(torch.equal(second[f"param.{k}"], v.float()) for k, v in exported.items())
+    config = json.loads(checkpoint_facts(tmp_path / "second")["config"])
+    assert config["init"] == weights_digest(tmp_path / "model")
+    with pytest.raises(ValueError, match="is not a model of this shape"):
+        run(tmp_path / "third", "--init", str(tmp_path / "model"), "--steps", "1", "--layers", "2")
+
+
+def test_several_runs_are_exported_as_their_mean(tmp_path):
+    for name, seed in (("a", "0"), ("b", "1")):
+        run(tmp_path / name, "--steps", "2", "--seed", seed)
+    run(tmp_path / "a", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "b"))
+    a, b, mean = weights(tmp_path / "a"), weights(tmp_path / "b"), load_file(tmp_path / "mean" / "model.safetensors")
+    for name, value in mean.items():
+        torch.testing.assert_close(value, ((a[f"param.{name}"] + b[f"param.{name}"]) / 2).bfloat16())
+    assert len(json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]) == 2
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone():
@@ -72,6 +103,34 @@ def test_a_later_phase_changes_the_rows():
     stream = Stream(PretrainConfig(tokens=640, phases=phases), build_tokenizer())
     assert stream.batch(9)[0].shape == (3, 192)
     assert stream.batch(10)[0].shape == (2, 320)
+
+
+def test_a_run_for_trainability_resumes_exactly(tmp_path):
+    run(tmp_path / "whole", "--meta", "--steps", "2")
+    run(tmp_path / "parts", "--meta", "--steps", "1")
+    run(tmp_path / "parts", "--steps", "2")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_meta_tasks_show_the_adapter_the_demonstrations_alone():
+    tokenizer = build_tokenizer()
+    stream = Stream(PretrainConfig(), tokenizer)
+    tasks = stream.meta_tasks(0)
+    assert tasks == stream.meta_tasks(0) != stream.meta_tasks(1)
+
+    def lines(ids: list[int]) -> list[str]:
+        return tokenizer.decode(ids[1:]).splitlines()
+
+    for task in tasks:
+        shown = {tuple(sorted(lines(ids))) for ids, _ in task.inner}
+        assert len(shown) == 1, "every inner row holds the same demonstrations"
+        (demonstrations,) = shown
+        for ids, labels in task.outer:
+            assert set(lines(ids)) > set(demonstrations)
+            learned = tokenizer.decode([y for y in labels if y != IGNORED]).splitlines()
+            new = [line for line in lines(ids)[len(demonstrations) :] if line.startswith("O")]
+            assert learned == [line[1:] for line in new]
 
 
 def test_the_rate_warms_up_stays_and_decays(tmp_path):

@@ -16,7 +16,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -383,24 +383,32 @@ def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[A
     yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)
 
 
-def export(run: Path, target: Path) -> None:
-    """Writes the checkpoint's weights in Hugging Face format (bf16, shards under 15 MB) with the tokenizer."""
-    facts = checkpoint_facts(run)
-    config = _config_from(json.loads(facts["config"]))
+def export(runs: Sequence[Path], target: Path) -> None:
+    """Writes the weights of a run in Hugging Face format (bf16, shards under 15 MB) with the tokenizer.
+
+    Of several runs that began with the same weights, their mean: Wortsman et al. 2022, "Model soups".
+    """
+    facts = [checkpoint_facts(run) for run in runs]
+    config = _config_from(json.loads(facts[0]["config"]))
     tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
-    state = load_file(run / "checkpoint.safetensors")
+    states = [load_file(run / "checkpoint.safetensors") for run in runs]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(state[f"param.{name}"])
+            parameter.copy_(torch.stack([state[f"param.{name}"] for state in states]).mean(0))
     model.to(torch.bfloat16).save_pretrained(target, max_shard_size="15MB")
     tokenizer.save_pretrained(target)
-    settings = {
+    pretraining = []
+    for fact in facts:
+        settings = asdict(_config_from(json.loads(fact["config"])))
+        settings["batch_tokens"] = settings.pop("tokens")
+        pretraining.append({**settings, "steps": int(fact["step"]), "tokens": int(fact["tokens"])})
+    written = {
         "prompt_format": "compact",
         "recipes": {name: asdict(recipe) for name, recipe in BUNDLED.items()},
-        "pretraining": {**asdict(config), "steps": int(facts["step"]), "tokens": int(facts["tokens"])},
+        "pretraining": pretraining,
     }
-    (target / "autottt.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (target / "autottt.json").write_text(json.dumps(written, indent=1) + "\n")
     for file in target.iterdir():
         file.chmod(0o644)
 
@@ -423,6 +431,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
     parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
+    parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
@@ -436,7 +445,7 @@ def main(argv: list[str] | None = None) -> None:
     if given.steps:
         train(given)
     if given.export:
-        export(given.run, given.export)
+        export([given.run, *given.average], given.export)
 
 
 def train(given: argparse.Namespace) -> None:
