@@ -30,11 +30,17 @@ def adapter_for(
     deadline: float,
     on_step: OnStep | None,
 ) -> tuple[Adapter, bool]:
-    """The adapter of the task's demonstrations and whether it was known: queries of one task share it."""
-    key = (name, recipe, seed, task.kind, task.demonstrations, task.instruction)
-    return learner.remembered(
-        key, lambda: learner.adapt(examples(), recipe, seed=seed, deadline=deadline, on_step=on_step)
-    )
+    """The adapter of the task's demonstrations and whether it was known: queries of one task share it.
+
+    No prompt is twice in a step: of few demonstrations there are fewer prompts than the recipe's batch.
+    """
+
+    def train() -> Adapter:
+        different = list(dict.fromkeys(examples()))
+        fitting = replace(recipe, batch=max(1, min(recipe.batch, len(different))))
+        return learner.adapt(different, fitting, seed=seed, deadline=deadline, on_step=on_step)
+
+    return learner.remembered((name, recipe, seed, task.kind, task.demonstrations, task.instruction), train)
 
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:

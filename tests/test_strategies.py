@@ -54,6 +54,22 @@ def timeless(attempt: Attempt) -> Attempt:
     return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training=training)
 
 
+def test_no_prompt_is_twice_in_a_step(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two demonstrations make two leave-one-out prompts, each in one order."""
+    seen: list[tuple[int, int]] = []
+    real = Learner.adapt
+
+    def adapt(self: Learner, examples: Any, recipe: Recipe, **settings: Any) -> Any:
+        seen.append((len(examples), recipe.batch))
+        return real(self, examples, recipe, **settings)
+
+    monkeypatch.setattr(Learner, "adapt", adapt)
+    task = replace(TASKS["list"], demonstrations=TASKS["list"].demonstrations[:2])
+    strategy = replace(get_strategy("ttt_in_context"), recipe=replace(QUICK, batch=6))  # type: ignore[type-var]
+    assert run(strategy, learner, task).training is not None
+    assert seen == [(2, 2)]
+
+
 # --- the contract ---------------------------------------------------------------------------------------------------
 
 
