@@ -9,15 +9,16 @@ import torch
 from transformers import LlamaForCausalLM
 
 from autottt.ttt_core import meta
-from autottt.ttt_core.meta import IGNORED, MetaTask, adapt_inner, adapted_backward, meta_task, padded
+from autottt.ttt_core.meta import adapt_inner, adapted_backward
 from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.stream import IGNORED, MetaTask, Row, padded
 from autottt.ttt_core.testing import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(rank=4, alpha=4.0, dropout=0.0, learning_rate=2e-2, steps=6, batch=2)
 
 
-def to_row(pairs: list[tuple[int, int]], unlabelled: int) -> tuple[list[int], list[int]]:
+def to_row(pairs: list[tuple[int, int]], unlabelled: int) -> Row:
     ids, labels = [1], [IGNORED]
     for index, (source, target) in enumerate(pairs):
         ids += [source, target]
@@ -38,7 +39,8 @@ def tasks() -> list[MetaTask]:
     made = []
     for offset in (20, 40):
         pairs = [(i, offset + i) for i in range(3, 11)]
-        made.append(meta_task(pairs, 5, (RECIPE.steps * RECIPE.batch, 2), to_row, rng))
+        inner = [to_row(rng.sample(pairs[:5], 5), 1) for _ in range(RECIPE.steps * RECIPE.batch)]
+        made.append(MetaTask(inner, [to_row(pairs, 5) for _ in range(2)]))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.pretrain import (
-    IGNORED,
-    Phase,
-    PretrainConfig,
-    Stream,
-    Trainer,
-    checkpoint_facts,
-    main,
-    weights_digest,
-)
+from autottt.ttt_core.pretrain import Trainer, build_model, checkpoint_facts, main, weights_digest
+from autottt.ttt_core.stream import IGNORED, Phase, PretrainConfig, Stream, packed_mask
 from autottt.ttt_core.tokenizer import build_tokenizer
 
 TINY = ["--hidden", "32", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--intermediate", "32"]
@@ -67,6 +60,19 @@ def test_training_goes_on_from_exported_weights_and_says_which(tmp_path):
         run(tmp_path / "third", "--init", str(tmp_path / "model"), "--steps", "1", "--layers", "2")
 
 
+def test_a_log_is_drawn(tmp_path):
+    rows = [
+        {"step": 50, "tokens": 1e6, "loss": 2.0},
+        {"step": 500, "tokens": 1e7, "loss": 1.0, "accuracy": {"lists": 0.5}},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    main(["--run", str(tmp_path), "--picture", str(tmp_path / "curve.svg")])
+    assert "</svg>" in (tmp_path / "curve.svg").read_text()
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="is empty"):
+        main(["--run", str(tmp_path), "--picture", str(tmp_path / "curve.svg")])
+
+
 def test_several_runs_are_exported_as_their_mean(tmp_path):
     for name, seed in (("a", "0"), ("b", "1")):
         run(tmp_path / name, "--steps", "2", "--seed", seed)
@@ -89,7 +95,8 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone():
 
 def test_every_answer_but_the_first_is_learned_and_nothing_else():
     tokenizer = build_tokenizer()
-    ids, labels = Stream(PretrainConfig(tokens=192), tokenizer).batch(0)
+    rows = Stream(PretrainConfig(), tokenizer)
+    ids, labels = (torch.tensor([x]) for x in rows.row(random.Random(0), 192, {"lists": 1.0}))
     text = tokenizer.decode([i for i, y in zip(ids[0].tolist(), labels[0].tolist(), strict=True) if y != IGNORED])
     whole = tokenizer.decode([i for i in ids[0].tolist() if i != tokenizer.pad_token_id])
     answers = [line[1:] for line in whole.splitlines() if line.startswith("O")]
@@ -98,11 +105,30 @@ def test_every_answer_but_the_first_is_learned_and_nothing_else():
     assert bool((labels[labels != IGNORED] == ids[labels != IGNORED]).all())
 
 
+def test_tasks_that_share_a_row_do_not_see_each_other():
+    tokenizer = build_tokenizer()
+    config = PretrainConfig(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=32, tokens=4096)
+    batch = Stream(config, tokenizer).batch(1)
+    filled = (batch.ids != tokenizer.pad_token_id).float().mean()
+    assert filled > 0.9
+    row = int((batch.positions == 0).logical_and(batch.ids == tokenizer.bos_token_id).sum(1).argmax())
+    starts = (batch.ids[row] == tokenizer.bos_token_id).nonzero()[:, 0].tolist()
+    assert len(starts) > 1
+    model = build_model(config, tokenizer).eval()
+    ids, positions = batch.ids[row][None], batch.positions[row][None]
+    with torch.no_grad():
+        packed = model(ids, attention_mask=packed_mask(positions, torch.float32), position_ids=positions).logits[0]
+        for begin, end in zip(starts, [*starts[1:], None], strict=True):
+            alone = ids[:, begin:end][ids[:, begin:end] != tokenizer.pad_token_id][None]
+            found = packed[begin:end][: alone.shape[1]]
+            torch.testing.assert_close(found, model(alone).logits[0], atol=1e-5, rtol=1e-4)
+
+
 def test_a_later_phase_changes_the_rows():
     phases = (Phase(0, ((192, 1.0),), (("lists", 1.0),)), Phase(10, ((320, 1.0),), (("rows", 1.0),)))
     stream = Stream(PretrainConfig(tokens=640, phases=phases), build_tokenizer())
-    assert stream.batch(9)[0].shape == (3, 192)
-    assert stream.batch(10)[0].shape == (2, 320)
+    assert stream.batch(9).ids.shape == (3, 192)
+    assert stream.batch(10).ids.shape == (2, 320)
 
 
 def test_a_run_for_trainability_resumes_exactly(tmp_path):

@@ -7,54 +7,13 @@ adapters are attached and the base learns to answer new queries of the same task
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from .lora import LoraWeights
 from .recipes import Recipe
-
-IGNORED = -100
-Rows = list[tuple[list[int], list[int]]]
-"""Token ids and labels (IGNORED where nothing is learned) of each row."""
-
-
-@dataclass(frozen=True)
-class MetaTask:
-    """One task: what the adapter learns from, and what the base learns from once it has."""
-
-    inner: Rows
-    """steps * batch rows: the demonstrations in random orders, every answer but the first labelled."""
-    outer: Rows
-    """The demonstrations in random orders, then new pairs, whose answers alone are labelled."""
-
-
-def meta_task(
-    pairs: list[tuple[Any, Any]],
-    shown: int,
-    rows: tuple[int, int],
-    to_row: Callable[[list[tuple[Any, Any]], int], tuple[list[int], list[int]]],
-    rng: random.Random,
-) -> MetaTask:
-    """Of `pairs`, the first `shown` are the demonstrations. `rows` are the inner and the outer rows; `to_row` makes a
-    row of pairs whose first n are not labelled."""
-    demonstrations, new = pairs[:shown], pairs[shown:]
-    inner = [to_row(rng.sample(demonstrations, shown), 1) for _ in range(rows[0])]
-    outer = [to_row(rng.sample(demonstrations, shown) + rng.sample(new, len(new)), shown) for _ in range(rows[1])]
-    return MetaTask(inner, outer)
-
-
-def padded(rows: Rows, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels [B, T], padded to the longest row."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([i + [pad_id] * (longest - len(i)) for i, _ in rows])
-    labels = torch.tensor([y + [IGNORED] * (longest - len(y)) for _, y in rows])
-    return ids, labels
+from .stream import IGNORED, MetaTask, padded
 
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:

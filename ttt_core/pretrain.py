@@ -1,7 +1,7 @@
 """Pre-trains the bundled model from scratch on random few-shot programs, and saves it in Hugging Face format.
 
-Needs torch, transformers, tokenizers and safetensors alone. One row is one task: as many worked examples as fit, with
-the loss on every answer after the first. Batch i depends on the seed and i only, so an interrupted run goes on exactly:
+Needs torch, transformers, tokenizers and safetensors alone (and peft for --meta). What it reads is in `stream`: as many
+worked examples of a task as fit, with the loss on every answer after the first. An interrupted run goes on exactly:
 
     python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
     python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
@@ -16,8 +16,8 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,74 +26,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .generator.families import MIXTURE, Split, draw_task_pairs
-from .meta import MetaTask, adapted_backward, meta_task
-from .prompts import COMPACT_FORMAT
-from .recipes import BUNDLED, Recipe
-from .tasks import Demonstration, Task
+from .recipes import BUNDLED
+from .stream import (
+    FURTHER,
+    IGNORED,
+    INNER,
+    PHASES,
+    Batch,
+    MetaTask,
+    PretrainConfig,
+    Stream,
+    config_from,
+    packed_mask,
+    padded,
+)
 from .tokenizer import build_tokenizer
-
-IGNORED = -100
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Token ids [B, T] and labels [B, T] (IGNORED where nothing is learned)."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What the stream is made of from a step on."""
-
-    start: int
-    """First step."""
-    rows: tuple[tuple[int, float], ...]
-    """Length of a row in tokens, and its share of the batches."""
-    mixture: tuple[tuple[str, float], ...]
-    """Domain, and its share of the tasks in rows under 500 tokens; longer rows are mostly grids."""
-
-
-PHASES = (
-    Phase(0, ((192, 0.5), (320, 0.3), (640, 0.14), (1024, 0.06)), tuple(MIXTURE.items())),
-    Phase(
-        1752,
-        ((192, 0.7), (320, 0.24), (640, 0.04), (1024, 0.02)),
-        (("lists", 0.58), ("rows", 0.24), ("grids", 0.08), ("strings", 0.1)),
-    ),
-)
-"""From random weights. The second phase is mostly short rows, which a CPU gets through faster."""
-
-FURTHER = (
-    Phase(
-        0,
-        ((192, 0.64), (320, 0.26), (640, 0.08), (1024, 0.02)),
-        (("lists", 0.46), ("rows", 0.28), ("grids", 0.12), ("strings", 0.14)),
-    ),
-)
-"""From the weights of an earlier model."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides the weights, but the number of steps."""
-
-    hidden: int = 256
-    layers: int = 6
-    heads: int = 4
-    kv_heads: int = 4
-    intermediate: int = 640
-    context: int = 1024
-    """Longest sequence the model will be asked to read, in tokens; rows are at most this long."""
-    tokens: int = 6144
-    """Tokens in a batch."""
-    lr: float = 2e-3
-    warmup: int = 200
-    """Steps."""
-    weight_decay: float = 0.05
-    seed: int = 0
-    phases: tuple[Phase, ...] = PHASES
-    """In order; the first starts at step 0."""
-    meta: bool = False
-    """Every step is one for trainability (see `meta`), on the tasks of `Stream.meta_tasks`."""
-    init: str | None = None
-    """SHA-256 of the weights that training began with (all shards, in order of their names); None: random weights."""
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -130,84 +77,6 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in weight_files(folder))).hexdigest()
 
 
-class Stream:
-    """Batches of tasks from a split of the generator."""
-
-    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, split: Split = "pretrain") -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.split = split
-
-    def batch(self, step: int) -> Batch:
-        """Batch number `step`; the same every time."""
-        rng = random.Random(f"{self.config.seed}-{self.split}-{step}")
-        phase = next(p for p in reversed(self.config.phases) if p.start <= step)
-        lengths, shares = zip(*phase.rows, strict=True)
-        length = rng.choices(lengths, shares)[0]
-        mixture = dict(phase.mixture) if length < 500 else LONG_MIXTURE
-        rows = [self._row(rng, length, mixture) for _ in range(max(1, self.config.tokens // length))]
-        return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-
-    def _row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> tuple[list[int], list[int]]:
-        """One task's ids and labels, padded to `length`; at least three worked examples."""
-        while True:
-            name = rng.choices(list(mixture), list(mixture.values()))[0]
-            want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
-            family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name)
-            ids, labels, answers = self._encode(family.domain.kind, pairs, 1, length)
-            if answers >= 3:
-                pad = length - len(ids)
-                return ids + [self.tokenizer.pad_token_id] * pad, labels + [IGNORED] * pad
-
-    def _encode(
-        self, kind: str, pairs: list[tuple[Any, Any]], unlabelled: int, length: int
-    ) -> tuple[list[int], list[int], int]:
-        """Ids, labels and the number of labelled answers of as many pairs as fit in `length` tokens; the answers of
-        the first `unlabelled` pairs are not learned."""
-        (source, target), rest = pairs[-1], pairs[:-1]
-        task = Task(kind, tuple(Demonstration(a, b) for a, b in rest), source)
-        ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
-        answers = 0
-        for piece in COMPACT_FORMAT.pieces(task, target):
-            new = self.tokenizer.encode(piece.text, add_special_tokens=False)
-            if len(ids) + len(new) > length:
-                break
-            ids += new
-            labels += new if piece.role != "context" and answers >= unlabelled else [IGNORED] * len(new)
-            answers += piece.role == "end"
-        return ids, labels, answers
-
-    def meta_tasks(self, step: int) -> list[MetaTask]:
-        """The tasks of meta-step number `step`; the same every time. All of one domain, so that lengths are alike."""
-        rng = random.Random(f"{self.config.seed}-{self.split}-meta-{step}")
-        mixture = {"lists": 0.6, "rows": 0.25, "strings": 0.15}
-        name = rng.choices(list(mixture), list(mixture.values()))[0]
-        tasks: list[MetaTask] = []
-        while len(tasks) < META_TASKS:
-            shown = rng.randint(3, 4) if name == "rows" else rng.randint(4, 8)
-            family, pairs = draw_task_pairs(self.split, shown + 4, rng, name)
-            kind = family.domain.kind
-            if self._encode(kind, pairs, 1, self.config.context)[2] < len(pairs):
-                continue
-            if len(self._encode(kind, pairs, 1, self.config.context)[0]) > 240:
-                continue
-
-            def to_row(chosen: list[tuple[Any, Any]], unlabelled: int, kind: str = kind) -> tuple[list[int], list[int]]:
-                return self._encode(kind, chosen, unlabelled, self.config.context)[:2]
-
-            tasks.append(meta_task(pairs, shown, (INNER.steps * INNER.batch, META_ROWS), to_row, rng))
-        return tasks
-
-
-INNER = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=5e-3, steps=5, batch=4)
-"""The inner adaptation of a meta-step: a shorter and faster one than the shipped recipe's."""
-META_TASKS, META_ROWS = 6, 3
-"""Tasks of a meta-step, and rows of new queries of each."""
-
-LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
-"""Domains in rows of 500 tokens and more."""
-
-
 class Trainer:
     """fp32 weights with Muon (matrices) and AdamW (the rest), and a working copy of the model in a faster precision."""
 
@@ -242,8 +111,9 @@ class Trainer:
 
     def train_step(self, batch: Batch, rate: float) -> float:
         """One step; returns the mean loss over the labelled tokens, in nats."""
-        ids, labels = (t.to(self.device, non_blocking=True) for t in batch)
-        logits = self.step_model(input_ids=ids, use_cache=False).logits
+        ids, labels, positions = (t.to(self.device, non_blocking=True) for t in batch)
+        mask = packed_mask(positions, self.model.dtype)
+        logits = self.step_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
@@ -255,6 +125,8 @@ class Trainer:
 
     def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
         """A step for trainability (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
+        from .meta import adapted_backward
+
         loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
         self._apply(rate)
         self.step += 1
@@ -335,8 +207,8 @@ class Trainer:
         found = {}
         for domain, length in (("lists", 192), ("rows", 320), ("grids", 640), ("strings", 192)):
             rng = random.Random(f"evaluate-{domain}")
-            picked = [stream._row(rng, length, {domain: 1.0}) for _ in range(rows)]
-            ids, labels = (torch.tensor([r[i] for r in picked], device=self.device) for i in (0, 1))
+            picked = [stream.row(rng, length, {domain: 1.0}) for _ in range(rows)]
+            ids, labels = (t.to(self.device) for t in padded(picked, self.tokenizer.pad_token_id))
             parts = zip(torch.split(ids, 16), torch.split(labels, 16), strict=True)
             right = torch.cat([(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in parts])
             found[domain] = _last_answers_right(right, labels[:, 1:])
@@ -389,7 +261,7 @@ def export(runs: Sequence[Path], target: Path) -> None:
     Of several runs that began with the same weights, their mean: Wortsman et al. 2022, "Model soups".
     """
     facts = [checkpoint_facts(run) for run in runs]
-    config = _config_from(json.loads(facts[0]["config"]))
+    config = config_from(json.loads(facts[0]["config"]))
     tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
     states = [load_file(run / "checkpoint.safetensors") for run in runs]
@@ -400,7 +272,7 @@ def export(runs: Sequence[Path], target: Path) -> None:
     tokenizer.save_pretrained(target)
     pretraining = []
     for fact in facts:
-        settings = asdict(_config_from(json.loads(fact["config"])))
+        settings = asdict(config_from(json.loads(fact["config"])))
         settings["batch_tokens"] = settings.pop("tokens")
         pretraining.append({**settings, "steps": int(fact["step"]), "tokens": int(fact["tokens"])})
     written = {
@@ -413,13 +285,29 @@ def export(runs: Sequence[Path], target: Path) -> None:
         file.chmod(0o644)
 
 
-def _config_from(raw: dict[str, Any]) -> PretrainConfig:
-    """The configuration that a checkpoint holds, as JSON gave it."""
-    phases = tuple(
-        Phase(p["start"], tuple((n, x) for n, x in p["rows"]), tuple((n, x) for n, x in p["mixture"]))
-        for p in raw.pop("phases")
-    )
-    return PretrainConfig(**raw, phases=phases)
+def draw(run: Path, file: Path) -> None:
+    """Draws a run's log, loss and accuracy against tokens, as a picture (PNG, SVG or PDF by the file's name).
+
+    Needs matplotlib, which `pip install autottt[plots]` brings.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("--picture needs matplotlib: pip install 'autottt[plots]'") from None
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if not rows:
+        raise SystemExit(f"{run / 'log.jsonl'} is empty: the first row comes after 50 steps")
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([r["tokens"] / 1e6 for r in rows], [r["loss"] for r in rows])
+    left.set(xlabel="tokens (millions)", ylabel="loss on the stream (nats)", yscale="log")
+    judged = [r for r in rows if "accuracy" in r]
+    for domain in judged[0]["accuracy"] if judged else ():
+        right.plot([r["tokens"] / 1e6 for r in judged], [r["accuracy"][domain] for r in judged], "o-", label=domain)
+    right.set(xlabel="tokens (millions)", ylabel="last answers right, split `test`", ylim=(0, 1))
+    if judged:
+        right.legend()
+    figure.savefig(file)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -432,6 +320,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
     parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
+    parser.add_argument("--picture", type=Path, help="then draw the log here (needs matplotlib)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
@@ -444,6 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     given.run.mkdir(parents=True, exist_ok=True)
     if given.steps:
         train(given)
+    if given.picture:
+        draw(given.run, given.picture)
     if given.export:
         export([given.run, *given.average], given.export)
 
@@ -456,7 +347,7 @@ def train(given: argparse.Namespace) -> None:
     phases = FURTHER if init else PHASES
     config = PretrainConfig(**{f: getattr(given, f) for f in fields}, init=init, meta=given.meta, phases=phases)
     if resumed:
-        config = _config_from(json.loads(checkpoint_facts(given.run)["config"]))
+        config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
     dtype = torch.float32 if given.fp32 else torch.bfloat16
     trainer = Trainer(config, given.run, given.device, dtype, given.compile)
     if not trainer.load() and given.init:
