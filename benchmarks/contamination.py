@@ -3,8 +3,9 @@
     python benchmarks/contamination.py DATA... --pairs 10000000 --json benchmarks/results/contamination.json
     python benchmarks/contamination.py DATA... --write     # what the generator leaves out: known_pairs.bin
 
-DATA are files or folders that `autottt evaluate` reads. The sample is drawn without the generator's own filter, so that
-the table says what the filter has to do, and what is left after it: with the filter on, no task may remain.
+DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. The
+sample is drawn without the generator's filter, which says how often chance repeats a benchmark. `left` counts the
+tasks that the filter lets through all the same: it must be 0, or the run ends with an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair
+from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair, known_pairs
 from autottt.ttt_core.generator.families import draw_task_pairs
 from autottt.ttt_core.readers import read_tasks
 
@@ -24,7 +25,10 @@ from autottt.ttt_core.readers import read_tasks
 def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
     """Kind and pairs, demonstrations and queries, of every task."""
     found: dict[str, tuple[str, list[Pair]]] = {}
-    for task in read_tasks(paths).tasks:
+    reading = read_tasks(paths)
+    if reading.problems:
+        raise SystemExit(f"{len(reading.problems)} tasks cannot be read, the first: {reading.problems[0]}")
+    for task in reading.tasks:
         _, pairs = found.setdefault(f"{task.dataset}/{task.group or task.id}", (task.kind, []))
         if not pairs:
             pairs += [(d.input, d.output) for d in task.demonstrations]
@@ -47,6 +51,8 @@ def main() -> None:
         known.save()
         return
     rng = random.Random(f"contamination-{given.seed}")
+    tasks: Counter[str] = Counter()
+    left: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     bad: Counter[str] = Counter()
@@ -54,18 +60,31 @@ def main() -> None:
     while drawn.total() < given.pairs:
         family, pairs = draw_task_pairs("pretrain", rng.randint(4, 14), rng, filtered=False)
         name, kind = family.domain.name, family.domain.kind
+        tasks[name] += 1
         drawn[name] += len(pairs)
         hits[name] += len(known.hits(kind, pairs))
-        bad[name] += known.contaminates(kind, pairs)
+        repeats = known.contaminates(kind, pairs)
+        bad[name] += repeats
+        left[name] += repeats and not known_pairs().contaminates(kind, pairs)
     seconds = time.monotonic() - began
     print(f"{drawn.total():,} pairs in {seconds:.0f} s")
     rows = [
-        {"domain": n, "pairs": drawn[n], "known_pairs": hits[n], "contaminated_tasks": bad[n]} for n in sorted(drawn)
+        {
+            "domain": n,
+            "tasks": tasks[n],
+            "pairs": drawn[n],
+            "known_pairs": hits[n],
+            "contaminated_tasks": bad[n],
+            "left": left[n],
+        }
+        for n in sorted(drawn)
     ]
     for row in rows:
         print(row)
     if given.json:
         given.json.write_text(json.dumps({"seed": given.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
+    if left.total():
+        raise SystemExit("the filter lets tasks through: run with --write, with all of the benchmarks")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from autottt.controller.evaluation import Row, accuracy_interval, evaluate, read
 from autottt.ttt_core.readers import read_tasks
 from autottt.ttt_core.tasks import Task
 
+TTT = "ttt_augmented"
+"""The strategy that stands for test-time training in the ratio, named beforehand; one attempt."""
 STRATEGIES = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented", "controller")
 QUICK = 12
 """Tasks of each set in a short run."""
@@ -56,8 +58,9 @@ def tasks_of(name: str, data: Path, limit: int | None, seed: int) -> list[Task]:
     return [t for t in tasks if t.group in kept]
 
 
-def share(rows: list[Row], two: bool) -> float:
-    return sum(r.in_two if two else r.right for r in rows) / len(rows)
+def share(rows: list[Row], two: bool = False) -> float:
+    """Share of queries right; with `two`, in one of two attempts (strategies that do not vote have but one)."""
+    return sum(r.right or (two and r.second) for r in rows) / len(rows)
 
 
 def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
@@ -79,16 +82,16 @@ def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
         goal, best = SETS[name], max(values, key=values.__getitem__)
         if goal is not None:
             found.append({
-                "name": f"{name}: best ({best}){', two attempts' if two else ''}",
+                "name": f"{name}: best of {len(values)}, chosen afterwards ({best}){', two attempts' if two else ''}",
                 "value": round(100 * values[best], 1),
                 "unit": "% of queries", "queries": len(cells[best]), "against": "goal", "goal": 100 * goal,
                 "holds": values[best] >= goal,
             })  # fmt: skip
-        plain += values["in_context"]
-        adapted += max(values["ttt_in_context"], values["ttt_augmented"])
+        plain += share(cells["in_context"])
+        adapted += share(cells[TTT])
     ratio = adapted / plain if plain else float("nan")
     found.append({
-        "name": "all sets: TTT over in-context accuracy, means of sets", "value": round(ratio, 2), "unit": "times",
+        "name": f"mean of {len(names)} sets: {TTT} over in_context", "value": round(ratio, 2), "unit": "times",
         "against": "in_context", "goal": 2.0, "holds": ratio >= 2.0,
     })  # fmt: skip
     return found
@@ -120,6 +123,12 @@ def main() -> None:
         parser.error(f"no such set: {', '.join(odd)} (looked for {given.data / 'open'}/NAME.jsonl)")
     controller = Controller.from_pretrained(model=given.model)
     given.rows.parent.mkdir(parents=True, exist_ok=True)
+    about = {"commit": commit(), "model": controller.learner.base_hash, "policy": controller.policy.name}
+    about |= {"quick": given.quick, "seed": given.seed}
+    first = given.rows.with_suffix(".about.json")
+    if given.rows.exists() and json.loads(first.read_text()) != about:
+        parser.error(f"{given.rows} was begun with {first.read_text()}, and this is {about}: remove it to begin anew")
+    first.write_text(json.dumps(about) + "\n")
     known = read_rows(given.rows)
     seen = {(r.strategy, r.id) for r in known}
     rows: list[Row] = []
@@ -136,9 +145,11 @@ def main() -> None:
     facts = report(controller, rows, {"quick": given.quick, "seed": given.seed, "sets": names})
     del facts["rows"], facts["summary"]
     facts["machine"]["cores"] = os.cpu_count()
-    facts |= {"commit": commit(), "date": datetime.now(UTC).date().isoformat(), "rows": numbers(rows, names)}
+    facts |= {"commit": about["commit"], "date": datetime.now(UTC).date().isoformat(), "rows": numbers(rows, names)}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    given.rows.unlink()
+    first.unlink()
     for row in facts["rows"]:
         goal = "" if row["goal"] is None else f"  goal {row['goal']:g}: {'holds' if row['holds'] else 'does not hold'}"
         print(f"{row['name']:<58}{row['value']:>7} {row['unit']}{goal}")

@@ -42,8 +42,8 @@ class Row:
     work: int
     """Forward-token equivalents: forward tokens and twice the backward tokens."""
     error: str = ""
-    in_two: bool = False
-    """Right, or right by the second of the answers that were voted for: two attempts, as ARC allows."""
+    second: bool = False
+    """Wrong, but the second of the answers that were voted for is right: ARC allows two attempts."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
             return Row(
                 **common, right=bool(result.right), status=result.status, chosen=result.strategy,
                 adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
-                in_two=bool(result.right) or (bool(result.attempts) and _in_two(result.attempts[-1], task)),
+                second=bool(result.attempts) and _second_is_right(result.attempts[-1], task),
             )  # fmt: skip
         attempt = run(get_strategy(name), controller.learner, task, seed=seed)
         controller.learner.verify()
         return Row(
             **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
             adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
-            error=attempt.error, in_two=attempt.value == task.answer or _in_two(attempt, task),
+            error=attempt.error, second=_second_is_right(attempt, task),
         )  # fmt: skip
     except BaseChangedError:
         raise
@@ -136,8 +136,8 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         )
 
 
-def _in_two(attempt: Attempt, task: Task) -> bool:
-    return any(c.value == task.answer for c in attempt.candidates[:2])
+def _second_is_right(attempt: Attempt, task: Task) -> bool:
+    return any(c.value == task.answer for c in attempt.candidates[1:2])
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

@@ -29,14 +29,21 @@ Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 RAREST = 4
 """With fewer cases of the rarer outcome there is nothing to learn: the head is a constant."""
 
-CANDIDATES: Mapping[str, Callable[[int], Any]] = {
-    "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, solver="newton-cholesky")),
-    "boosting": lambda seed: HistGradientBoostingClassifier(
+CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
+    "logistic": lambda seed, cases: make_pipeline(
+        StandardScaler(), LogisticRegression(C=1e-4 * cases, solver="newton-cholesky")
+    ),
+    "boosting": lambda seed, cases: HistGradientBoostingClassifier(
         learning_rate=0.06, max_iter=60, max_leaf_nodes=8, min_samples_leaf=15, l2_regularization=1.0,
         early_stopping=False, random_state=seed,
     ),
 }  # fmt: skip
-"""Estimators to choose from, simplest first, each made from a seed."""
+"""Estimators to choose from, simplest first, each made from a seed and the number of cases.
+
+The logistic regression is as strongly regularized, case for case, with a hundred cases as with a thousand.
+"""
+LEAST_CASES = {"boosting": 400}
+"""Cases that an estimator needs to be a candidate beside others: with fewer it wins by chance, and then loses."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def fit_head(
     `right` is 0 or 1 per case. A question with nearly always the same answer gets a constant.
     """
     with one_thread():
+        candidates = [n for n in candidates if len(right) >= LEAST_CASES.get(n, 0)] or list(candidates)
         held_outs = {name: _held_out(name, rows, right, splits, seed) for name in candidates}
         name = min(candidates, key=lambda n: log_loss(right, held_outs[n], labels=[0, 1]))
         estimator, held_out = _fit(name, rows, right, seed), held_outs[name]
@@ -101,7 +109,7 @@ def _held_out(name: str, rows: Floats, right: Floats, splits: Sequence[Split], s
 def _fit(name: str, rows: Floats, right: Floats, seed: int) -> Any:
     if min(right.sum(), len(right) - right.sum()) < RAREST:
         return _constant((right.sum() + 1) / (len(right) + 2), rows)
-    return CANDIDATES[name](seed).fit(rows, right.astype(int))
+    return CANDIDATES[name](seed, len(right)).fit(rows, right.astype(int))
 
 
 def _constant(chance: float, rows: Floats) -> DummyClassifier:

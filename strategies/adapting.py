@@ -32,7 +32,7 @@ def adapter_for(
 ) -> tuple[Adapter, bool]:
     """The adapter of the task's demonstrations and whether it was known: queries of one task share it.
 
-    No prompt is twice in a step: of few demonstrations there are fewer prompts than the recipe's batch.
+    A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
     """
 
     def train() -> Adapter:

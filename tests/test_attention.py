@@ -47,9 +47,15 @@ def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeyp
     monkeypatch.setattr(module, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
     states = torch.randn(1, 2, 5, 4, requires_grad=True)
     attention(_Layer(1), states, states, states, None, **settings)
+    assert len(calls) == 1
     attention(_Layer(1), states[:, :, -1:], states, states, None)  # decoding
     attention(_Layer(1), states.detach(), states, states, None)  # no gradients
-    assert len(calls) == 3
+    both_ways = _Layer(1)
+    both_ways.is_causal = False
+    attention(both_ways, states, states, states, None)
+    monkeypatch.setattr(module, "MOST_WEIGHTS", 49)
+    attention(_Layer(1), states, states, states, None)  # too large
+    assert len(calls) == 5
 
 
 def test_models_with_an_attention_of_their_own_keep_it() -> None:

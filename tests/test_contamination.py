@@ -50,12 +50,19 @@ def test_of_lists_two_pairs_of_one_task_are_too_many() -> None:
     assert not known.contaminates("list", [first, other])
     assert known.contaminates("list", [first, ((9,), (9,)), second])
     assert not known.contaminates("text", [first, second])
+    assert KnownPairs.of([("list", [first]), ("list", [first, second])]).contaminates("list", [first, second])
+
+
+def test_long_rows_have_a_hash() -> None:
+    row = ((1,) * 300,)
+    assert hash_of("grid1d", (row, row)) != hash_of("grid1d", (row, ((1,) * 299,)))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    known = KnownPairs.of([("list", [((1,), (2,)), ((3,), (4,))])])
+    known = KnownPairs.of([("list", [((1,), (2,)), ((3,), (4,))]), ("list", [((1,), (2,))])])
     known.save(tmp_path / "known.bin")
-    assert KnownPairs.load(tmp_path / "known.bin").hits("list", [((3,), (4,)), ((7,), (7,))]) == [0]
+    again = KnownPairs.load(tmp_path / "known.bin")
+    assert again.hits("list", [((3,), (4,)), ((7,), (7,)), ((1,), (2,))]) == [(0,), (0, 1)]
 
 
 def test_the_generator_draws_a_known_task_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from autottt.controller.evaluation import Row, accuracy_interval, read_rows, summarise
+from autottt.controller.evaluation import Row, _second_is_right, accuracy_interval, read_rows, summarise
+from autottt.strategies.base import Attempt, Candidate
+from autottt.ttt_core.kinds import make_task
 
 
 def row(group: str, query: int, strategy: str, right: bool, **more: object) -> Row:
@@ -38,6 +41,15 @@ def test_the_interval_comes_from_whole_families():
     assert accuracy_interval(one) == (1.0, 1.0)
     low, high = accuracy_interval([*one, *(row("b", i, "in_context", False) for i in range(50))])
     assert (low, high) == (0.0, 1.0)
+
+
+def test_a_second_attempt_is_the_second_of_the_answers_voted_for():
+    task = make_task([([1], [2]), ([3], [4])], [5], answer=[6])
+    shares = ((7,), 0.5), ((6,), 0.3), ((8,), 0.2)
+    attempt = Attempt("in_context_vote", (7,), "7", 0.5, tuple(Candidate(v, s) for v, s in shares))
+    assert _second_is_right(attempt, task)
+    assert not _second_is_right(replace(attempt, candidates=attempt.candidates[1:]), task)
+    assert not _second_is_right(replace(attempt, candidates=()), task)
 
 
 def test_a_torn_row_of_an_interrupted_run_is_dropped(tmp_path):

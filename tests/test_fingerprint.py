@@ -41,6 +41,20 @@ def test_equal_models_have_equal_hashes(architecture: str) -> None:
     assert content_hash(model) != content_hash(tiny_model(architecture, seed=1))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_the_same_numbers_have_the_same_hash_in_every_precision_that_holds_them(
+    architecture: str, stored: torch.dtype
+) -> None:
+    narrow = tiny_model(architecture, dtype=stored)
+    wide = tiny_model(architecture)
+    with torch.no_grad():
+        for name, tensor in state_tensors(wide).items():
+            tensor.copy_(state_tensors(narrow)[name])
+    assert content_hash(wide) == content_hash(narrow)
+    assert content_hash(tiny_model(architecture)) != content_hash(narrow), "rounding is a change"
+
+
 def _transpose(model: Small) -> None:
     model.two.weight = nn.Parameter(model.two.weight.detach().reshape(2, 3))
 

@@ -57,11 +57,11 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         choose_device(device)
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_bf16_is_chosen_where_the_hardware_computes_in_it(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: able)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+@pytest.mark.parametrize("able", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", ""])
+def test_bf16_is_chosen_where_the_hardware_computes_in_it(able: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bool(able))
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == able)
     for device in (CPU, CUDA):
         assert choose_dtype(device) == (torch.bfloat16 if able else torch.float32)
         assert choose_dtype(device, "fp32") == choose_dtype(device, "float32") == torch.float32

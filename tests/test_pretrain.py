@@ -74,13 +74,28 @@ def test_a_log_is_drawn(tmp_path):
 
 
 def test_several_runs_are_exported_as_their_mean(tmp_path):
+    run(tmp_path / "first", "--steps", "1", "--export", str(tmp_path / "model"))
     for name, seed in (("a", "0"), ("b", "1")):
-        run(tmp_path / name, "--steps", "2", "--seed", seed)
+        run(tmp_path / name, "--init", str(tmp_path / "model"), "--steps", "2", "--seed", seed)
     run(tmp_path / "a", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "b"))
     a, b, mean = weights(tmp_path / "a"), weights(tmp_path / "b"), load_file(tmp_path / "mean" / "model.safetensors")
     for name, value in mean.items():
         torch.testing.assert_close(value, ((a[f"param.{name}"] + b[f"param.{name}"]) / 2).bfloat16())
     assert len(json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]) == 2
+
+
+def test_runs_that_began_with_different_weights_have_no_mean(tmp_path):
+    for name, seed in (("a", "0"), ("b", "1")):
+        run(tmp_path / name, "--steps", "1", "--seed", seed)
+    with pytest.raises(ValueError, match="began with the same weights"):
+        run(tmp_path / "a", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "b"))
+
+
+def test_a_resumed_run_refuses_other_settings(tmp_path):
+    run(tmp_path / "a", "--steps", "1")
+    for words in (["--lr", "0.5"], ["--meta"], ["--seed", "3"]):
+        with pytest.raises(SystemExit, match="is a run with other settings"):
+            run(tmp_path / "a", "--steps", "2", *words)
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone():

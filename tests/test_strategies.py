@@ -54,7 +54,9 @@ def timeless(attempt: Attempt) -> Attempt:
     return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training=training)
 
 
-def test_no_prompt_is_twice_in_a_step(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_has_no_more_prompts_than_there_are_different_ones(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two demonstrations make two leave-one-out prompts, each in one order."""
     seen: list[tuple[int, int]] = []
     real = Learner.adapt

@@ -11,8 +11,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "autottt_cpu"
-LONGEST = 1024
-"""Tokens in a row up to which the whole matrix of weights is kept: 2 MiB a head and row in bf16."""
+MOST_WEIGHTS = 1 << 23
+"""Attention weights in a layer (rows * heads * tokens * tokens) that are kept for the backward pass, at most: in bf16
+they take six bytes each, so 48 MiB a layer."""
 
 
 def attention(
@@ -24,9 +25,13 @@ def attention(
     kernel takes several times as long as those (benchmarks/LOG.md).
     """
     plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "cache_position"}
-    fits = query.shape[2] == key.shape[2] <= LONGEST and query.requires_grad
+    rows, heads, length, _ = query.shape
+    fits = length == key.shape[2] and rows * heads * length * length <= MOST_WEIGHTS and query.requires_grad
     odd = [k for k, v in settings.items() if k not in plain and v is not None and v is not False]
-    if not fits or settings.get("dropout") or settings.get("is_causal") is False or odd:
+    causal = settings.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if not fits or settings.get("dropout") or not causal or odd:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
     groups = query.shape[1] // key.shape[1]
@@ -34,7 +39,6 @@ def attention(
     scaling = settings.get("scaling")
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is None:
-        length = query.shape[2]
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     if attention_mask.dtype == torch.bool:
         # Rows that see nothing are padding; a finite value keeps them numbers.

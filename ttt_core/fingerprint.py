@@ -52,14 +52,26 @@ def _recomputes(module: nn.Module) -> bool:
 
 
 def content_hash(model: nn.Module) -> str:
-    """BLAKE2b over the names, types, shapes and bytes of every parameter and buffer; 32 hexadecimal digits."""
+    """BLAKE2b over the names, shapes and values of every parameter and buffer; 32 hexadecimal digits.
+
+    The same numbers have the same hash in every precision that holds them exactly: a bf16 model loaded in fp32, say.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(state_tensors(model).items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().contiguous().view(-1)
+        flat = _narrowest(tensor.detach()).contiguous().view(-1)
+        digest.update(f"{name}|{flat.dtype}|{tuple(tensor.shape)}|".encode())
         if flat.numel():
             digest.update(flat.view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
+
+
+def _narrowest(tensor: Tensor) -> Tensor:
+    """The tensor in the first of bf16 and fp16 that holds its values exactly, else as it is."""
+    if tensor.dtype in (torch.float32, torch.float16):
+        for dtype in (torch.bfloat16, torch.float16):
+            if tensor.dtype != dtype and torch.equal((narrow := tensor.to(dtype)).to(tensor.dtype), tensor):
+                return narrow
+    return tensor
 
 
 Identity = tuple[int, int, tuple[int, ...], torch.dtype]

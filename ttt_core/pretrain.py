@@ -42,6 +42,11 @@ from .stream import (
 )
 from .tokenizer import build_tokenizer
 
+SETTINGS = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
+"""What the command line can set; a resumed run keeps its own."""
+SHAPE = ("hidden", "layers", "heads", "kv_heads", "intermediate", "context")
+"""The settings that decide the model's architecture."""
+
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The model with random weights (fp32)."""
@@ -261,7 +266,11 @@ def export(runs: Sequence[Path], target: Path) -> None:
     Of several runs that began with the same weights, their mean: Wortsman et al. 2022, "Model soups".
     """
     facts = [checkpoint_facts(run) for run in runs]
-    config = config_from(json.loads(facts[0]["config"]))
+    configs = [config_from(json.loads(fact["config"])) for fact in facts]
+    config = configs[0]
+    begun = {(c.init or c.seed, *(getattr(c, f) for f in SHAPE)) for c in configs}
+    if len(begun) > 1:
+        raise ValueError(f"only runs of one shape that began with the same weights have a mean; received {begun}")
     tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
     states = [load_file(run / "checkpoint.safetensors") for run in runs]
@@ -271,8 +280,8 @@ def export(runs: Sequence[Path], target: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(target, max_shard_size="15MB")
     tokenizer.save_pretrained(target)
     pretraining = []
-    for fact in facts:
-        settings = asdict(config_from(json.loads(fact["config"])))
+    for one, fact in zip(configs, facts, strict=True):
+        settings = asdict(one)
         settings["batch_tokens"] = settings.pop("tokens")
         pretraining.append({**settings, "steps": int(fact["step"]), "tokens": int(fact["tokens"])})
     written = {
@@ -285,7 +294,7 @@ def export(runs: Sequence[Path], target: Path) -> None:
         file.chmod(0o644)
 
 
-def draw(run: Path, file: Path) -> None:
+def plot_log(run: Path, file: Path) -> None:
     """Draws a run's log, loss and accuracy against tokens, as a picture (PNG, SVG or PDF by the file's name).
 
     Needs matplotlib, which `pip install autottt[plots]` brings.
@@ -322,19 +331,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
     parser.add_argument("--picture", type=Path, help="then draw the log here (needs matplotlib)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model (not with --meta)")
     parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for field in ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed"):
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=getattr(PretrainConfig, field))
-    parser.add_argument("--lr", type=float, default=PretrainConfig.lr)
+    for field in SETTINGS:
+        kind = type(getattr(PretrainConfig, field))
+        parser.add_argument(
+            f"--{field.replace('_', '-')}", type=kind, help=f"default: {getattr(PretrainConfig, field)}"
+        )
     given = parser.parse_args(argv)
     given.run.mkdir(parents=True, exist_ok=True)
     if given.steps:
         train(given)
     if given.picture:
-        draw(given.run, given.picture)
+        plot_log(given.run, given.picture)
     if given.export:
         export([given.run, *given.average], given.export)
 
@@ -342,12 +353,14 @@ def main(argv: list[str] | None = None) -> None:
 def train(given: argparse.Namespace) -> None:
     """Trains to `given.steps`, resuming where the run stands."""
     resumed = (given.run / "checkpoint.safetensors").exists()
-    fields = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
-    init = weights_digest(given.init) if given.init else None
-    phases = FURTHER if init else PHASES
-    config = PretrainConfig(**{f: getattr(given, f) for f in fields}, init=init, meta=given.meta, phases=phases)
+    asked = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None} | ({"meta": True} if given.meta else {})
     if resumed:
         config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
+        if other := {f: v for f, v in asked.items() if getattr(config, f) != v}:
+            raise SystemExit(f"{given.run} is a run with other settings: {other} were asked for; take another folder")
+    else:
+        init = weights_digest(given.init) if given.init else None
+        config = PretrainConfig(**asked, init=init, phases=FURTHER if init else PHASES)
     dtype = torch.float32 if given.fp32 else torch.bfloat16
     trainer = Trainer(config, given.run, given.device, dtype, given.compile)
     if not trainer.load() and given.init:

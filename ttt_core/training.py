@@ -89,7 +89,7 @@ def train(
                 charge(read, read)
             each = _losses(loaded, rows, recipe, len(seeds))
             values = each.detach().tolist()
-            if not all(map(math.isfinite, values)):
+            if not all(math.isfinite(v) for i, v in enumerate(values) if i not in done):
                 raise AdaptationError(
                     f"the training loss is not a number at step {step + 1}: {values}; a lower learning rate may help"
                 )
@@ -108,13 +108,13 @@ def train(
                 on_step(step + 1, sum(values) / len(values))
             if len(done) == len(seeds):
                 break
-    if not all(bool(t.isfinite().all()) for t in weights.tensors):
-        raise AdaptationError(
-            f"the adapter's weights are not numbers after {len(losses[0])} steps; a lower learning rate may help"
-        )
     weights = weights.detached()
     for index, kept in done.items():
         weights.put(index, kept)
+    if not all(bool(t.isfinite().all()) for t in weights.tensors):
+        raise AdaptationError(
+            f"the adapter's weights are not numbers after {max(map(len, losses))} steps; a lower learning rate may help"
+        )
     seconds = time.monotonic() - began
     return weights, [
         Training(len(h), tuple(h), seconds, read, "converged" if i in done else stopped)

@@ -29,7 +29,7 @@ def hash_of(kind: str, pair: Pair) -> int:
     flat = bytes(c for grid in pair for row in grid for c in row)
     colours = dict.fromkeys(flat)
     table = bytes.maketrans(bytes(colours), bytes(range(len(colours))))
-    shape = bytes((len(source), len(source[0]), len(target), len(target[0])))
+    shape = repr((len(source), len(source[0]), len(target), len(target[0]))).encode()
     return int.from_bytes(blake2b(shape + flat.translate(table), digest_size=8).digest(), "little")
 
 
@@ -45,8 +45,8 @@ def symmetric(pair: Pair) -> Iterator[Pair]:
 class KnownPairs:
     """Pairs of benchmark tasks, as hashes."""
 
-    def __init__(self, tasks: Mapping[int, int]) -> None:
-        """`tasks`: the hash of a pair, and a number that pairs of one task share."""
+    def __init__(self, tasks: Mapping[int, tuple[int, ...]]) -> None:
+        """`tasks`: the hash of a pair, and the numbers of the tasks that have it."""
         self._tasks = tasks
 
     def __len__(self) -> int:
@@ -55,25 +55,33 @@ class KnownPairs:
     @classmethod
     def of(cls, tasks: Iterable[tuple[str, Sequence[Pair]]]) -> KnownPairs:
         """From the kind and the pairs of each benchmark task."""
-        found: dict[int, int] = {}
-        for number, (kind, pairs) in enumerate(tasks):
-            for pair in pairs:
-                for same in symmetric(pair) if kind in _GRIDS else (pair,):
-                    found.setdefault(hash_of(kind, same), number)
-        return cls(found)
+        return cls._of_entries(
+            (hash_of(kind, same), number)
+            for number, (kind, pairs) in enumerate(tasks)
+            for pair in pairs
+            for same in (symmetric(pair) if kind in _GRIDS else (pair,))
+        )
+
+    @classmethod
+    def _of_entries(cls, entries: Iterable[tuple[int, int]]) -> KnownPairs:
+        found: dict[int, set[int]] = {}
+        for key, number in entries:
+            found.setdefault(key, set()).add(number)
+        return cls({key: tuple(sorted(numbers)) for key, numbers in found.items()})
 
     @classmethod
     def load(cls, file: Path = FILE) -> KnownPairs:
         """Reads what `save` wrote."""
-        return cls(dict(_ENTRY.iter_unpack(file.read_bytes())))
+        return cls._of_entries(_ENTRY.iter_unpack(file.read_bytes()))
 
     def save(self, file: Path = FILE) -> None:
-        file.write_bytes(b"".join(_ENTRY.pack(*entry) for entry in sorted(self._tasks.items())))
+        entries = [(key, number) for key, numbers in sorted(self._tasks.items()) for number in numbers]
+        file.write_bytes(b"".join(_ENTRY.pack(*entry) for entry in entries))
 
-    def hits(self, kind: str, pairs: Iterable[Pair]) -> list[int]:
-        """The task's number for each pair that is known."""
+    def hits(self, kind: str, pairs: Iterable[Pair]) -> list[tuple[int, ...]]:
+        """The numbers of the tasks that have it, for each pair that is known."""
         found = (self._tasks.get(hash_of(kind, pair)) for pair in pairs)
-        return [number for number in found if number is not None]
+        return [numbers for numbers in found if numbers is not None]
 
     def contaminates(self, kind: str, pairs: Iterable[Pair]) -> bool:
         """Whether a generated task repeats a benchmark's: one pair of grids, or two pairs of one task of other kinds.
@@ -81,7 +89,7 @@ class KnownPairs:
         Single pairs of short lists coincide by chance; two of one task hardly do.
         """
         hits = self.hits(kind, pairs)
-        return bool(hits) and (kind in _GRIDS or max(Counter(hits).values()) > 1)
+        return bool(hits) and (kind in _GRIDS or max(Counter(n for h in hits for n in h).values()) > 1)
 
 
 @cache
