@@ -71,7 +71,8 @@ BUNDLED: Mapping[str, Recipe] = {
     "ttt_in_context": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
 }
-"""For the bundled model: the best of a search on held-out families of the generator (benchmarks/search_recipes.py)."""
+"""For the bundled model, from searches on held-out families of the generator. Which differences were seen, and which
+are choices among equals, is in benchmarks/LOG.md."""
 
 _QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
