@@ -15,13 +15,12 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autottt import Controller
-from autottt.controller.evaluation import Row, accuracy_interval, evaluate, read_rows, report
+from autottt.controller.evaluation import Row, accuracy_interval, evaluate, report
 from autottt.ttt_core.readers import read_tasks
 from autottt.ttt_core.tasks import Task
 
@@ -129,19 +128,14 @@ def main() -> None:
     if given.rows.exists() and json.loads(first.read_text()) != about:
         parser.error(f"{given.rows} was begun with {first.read_text()}, and this is {about}: remove it to begin anew")
     first.write_text(json.dumps(about) + "\n")
-    known = read_rows(given.rows)
-    seen = {(r.strategy, r.id) for r in known}
     rows: list[Row] = []
-    with given.rows.open("a") as stream:
 
-        def keep(row: Row) -> None:
-            if (row.strategy, row.id) not in seen:
-                print(json.dumps(asdict(row)), file=stream, flush=True)
-                print(f"{row.dataset} {row.id} {row.strategy}: {row.status}", file=sys.stderr, flush=True)
+    def tell(row: Row) -> None:
+        print(f"{row.dataset} {row.id} {row.strategy}: {row.status}", file=sys.stderr, flush=True)
 
-        for name in names:
-            tasks = tasks_of(name, given.data, QUICK if given.quick else None, given.seed)
-            rows += evaluate(controller, tasks, STRATEGIES, seed=given.seed, known=known, on_row=keep)
+    for name in names:
+        tasks = tasks_of(name, given.data, QUICK if given.quick else None, given.seed)
+        rows += evaluate(controller, tasks, STRATEGIES, seed=given.seed, file=given.rows, on_row=tell)
     facts = report(controller, rows, {"quick": given.quick, "seed": given.seed, "sets": names})
     del facts["rows"], facts["summary"]
     facts["machine"]["cores"] = os.cpu_count()

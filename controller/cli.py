@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,7 +221,7 @@ def evaluate(
     """
     from ..strategies.base import get_strategy
     from .display import show_summary
-    from .evaluation import CONTROLLER, evaluate, read_rows, report, summarise
+    from .evaluation import CONTROLLER, evaluate, report, summarise
 
     names = [n.strip() for n in strategies.split(",") if n.strip()]
     for name in names:
@@ -233,23 +232,14 @@ def evaluate(
         model=model, policy=policy, device=device, dtype=dtype, prompt_format=prompt_format, seed=seed
     )
     partial = json_file.with_suffix(".rows.jsonl") if json_file else None
-    known = read_rows(partial) if partial and resume else []
-    seen = {(r.strategy, r.id) for r in known}
+    if partial and not resume:
+        partial.unlink(missing_ok=True)
     total = len(reading.tasks) * len(dict.fromkeys(["in_context", *names]))
-    stream = partial.open("a" if resume else "w", encoding="utf-8") if partial else None
-    try:
-        with _progress() as progress:
-            bar = progress.add_task("evaluating", total=total)
-
-            def on_row(row: Any) -> None:
-                progress.advance(bar)
-                if stream and (row.strategy, row.id) not in seen:
-                    print(json.dumps(asdict(row)), file=stream, flush=True)
-
-            rows = evaluate(controller, reading.tasks, names, seed=seed, known=known, on_row=on_row)
-    finally:
-        if stream:
-            stream.close()
+    with _progress() as progress:
+        bar = progress.add_task("evaluating", total=total)
+        rows = evaluate(
+            controller, reading.tasks, names, seed=seed, file=partial, on_row=lambda row: progress.advance(bar)
+        )
     screen.print(show_summary(summarise(rows)))
     if json_file and partial:
         settings = {"files": [f.name for f in files], "strategies": names, "limit": limit, "seed": seed}

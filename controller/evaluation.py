@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import platform
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,44 +76,44 @@ def evaluate(
     names: Sequence[str],
     *,
     seed: int = 0,
-    known: Iterable[Row] = (),
+    file: Path | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Rows for every query and strategy; `in_context` is always measured, since costs are multiples of it.
 
-    Queries of one task come one after the other and share the task's adapter, which its first query pays for. Raises
-    `TaskError` when an answer is not known.
+    Queries of one task come one after the other and share the task's adapter, which its first query pays for. Rows are
+    added to `file` as they come, and those that it holds are not measured again. Raises `TaskError` when an answer is
+    not known.
     """
     for task in tasks:
         if task.answer is None:
             raise TaskError(
                 f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)"
             )
-    done = {(r.strategy, r.id): r for r in known}
+    done = {(r.strategy, r.id): r for r in (read_rows(file) if file else ())}
     wanted = list(dict.fromkeys(["in_context", *names]))
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
     rows = []
-    for group in groups.values():
-        for name in wanted:
-            controller.learner.forget()
-            for task in group:
-                row = done.get((name, task.id)) or _row(controller, task, name, seed)
-                rows.append(row)
-                if on_row is not None:
-                    on_row(row)
+    with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
+        for group in groups.values():
+            for name in wanted:
+                controller.learner.forget()
+                for task in group:
+                    row = done.get((name, task.id))
+                    if row is None:
+                        row = _row(controller, task, name, seed)
+                        if stream is not None:
+                            print(json.dumps(asdict(row)), file=stream, flush=True)
+                    rows.append(row)
+                    if on_row is not None:
+                        on_row(row)
     return rows
 
 
 def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
-    common: dict[str, Any] = {
-        "dataset": task.dataset,
-        "family": task.family,
-        "group": task.group,
-        "id": task.id,
-        "strategy": name,
-    }
+    common: dict[str, Any] = {n: getattr(task, n) for n in ("dataset", "family", "group", "id")} | {"strategy": name}
     try:
         if name == CONTROLLER:
             result = controller.solve(task, seed=seed)

@@ -34,7 +34,7 @@ def attention(
     if not fits or settings.get("dropout") or not causal or odd:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
-    groups = query.shape[1] // key.shape[1]
+    groups = heads // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = settings.get("scaling")
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

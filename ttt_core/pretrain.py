@@ -178,20 +178,16 @@ class Trainer:
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, partial, metadata=facts)
         partial.replace(target)
 
-    def load(self) -> bool:
-        """Continues from the run's checkpoint, where there is one."""
-        target = self.run / "checkpoint.safetensors"
-        if not target.exists():
-            return False
+    def load(self) -> None:
+        """Continues from the run's checkpoint."""
         facts = checkpoint_facts(self.run)
-        state = load_file(target, device=self.device)
+        state = load_file(self.run / "checkpoint.safetensors", device=self.device)
         for name, parameter in self.masters.items():
             parameter.copy_(state[f"param.{name}"])
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if f"{k}.{name}" in state]
             self._state_of(parameter).update({k: state[f"{k}.{name}"].clone() for k in keys})
         self._copy_masters()
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
-        return True
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of an exported model of the same shape; the optimizer starts afresh."""
@@ -363,7 +359,9 @@ def train(given: argparse.Namespace) -> None:
         config = PretrainConfig(**asked, init=init, phases=FURTHER if init else PHASES)
     dtype = torch.float32 if given.fp32 else torch.bfloat16
     trainer = Trainer(config, given.run, given.device, dtype, given.compile)
-    if not trainer.load() and given.init:
+    if resumed:
+        trainer.load()
+    elif given.init:
         trainer.begin_with(given.init)
     stop = False
 
