@@ -162,6 +162,13 @@ def judge(state: State, runtime: Runtime[Context]) -> State:
 
 def judged(attempt: Attempt, attempts: int, left: float, in_context_answered: bool) -> Verdict:
     """What to do after an attempt with `left` seconds of the budget, when `attempts` were made."""
+    if attempt.status == "answered" and attempt.evidence and attempt.evidence.harmful and in_context_answered:
+        found = attempt.evidence
+        return Verdict(
+            "fall_back",
+            f"{attempt.strategy} learned worse than reading: of {len(found.before)} demonstrations held out, "
+            f"{sum(found.after)} right after training and {sum(found.before)} before; back to the in-context answer",
+        )
     if attempt.status == "answered":
         return Verdict("accept", f"{attempt.strategy} gave an answer that can be read")
     if attempt.strategy == "in_context" and attempts > 1:

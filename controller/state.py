@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from ..policies.policy import Policy
 from ..strategies.base import Attempt, Candidate, Cost
+from ..ttt_core.crossfit import Evidence
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Demonstration, Task
 from ..ttt_core.training import Training
@@ -83,6 +84,8 @@ def attempt_from_plain(plain: Plain) -> Attempt:
     values["training"] = (
         Training(**{**plain["training"], "losses": tuple(plain["training"]["losses"])}) if plain["training"] else None
     )
+    if plain["evidence"]:
+        values["evidence"] = Evidence(**{k: _frozen(v) for k, v in plain["evidence"].items()})
     values["cost"] = Cost(**plain["cost"])
     return Attempt(**values)
 

@@ -45,4 +45,4 @@ def adapter_for(
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:
     """The attempt with what training did."""
-    return replace(attempt, training=adapter.training, reused=known)
+    return replace(attempt, training=adapter.training, evidence=adapter.evidence, reused=known)

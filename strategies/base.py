@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, Protocol, TypeVar
 
+from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import AdaptationError, StrategyError
 from ..ttt_core.learner import Answer, Learner
 from ..ttt_core.tasks import Task, Value
@@ -69,6 +70,8 @@ class Attempt:
     """Probability that the model gives its answer, or the share of votes for it; 0 to 1."""
     candidates: tuple[Candidate, ...] = ()
     training: Training | None = None
+    evidence: Evidence | None = None
+    """Of cross-fitted training: what held-out demonstrations say of it."""
     reused: bool = False
     """Whether the adapter was known already."""
     error: str = ""

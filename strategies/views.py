@@ -35,7 +35,10 @@ def vote(
     rng: random.Random,
     adapter: Adapter | None = None,
 ) -> Attempt:
-    """Answers the task under `views` views (the task as it is, other orders, transformations) and votes."""
+    """Answers the task under `views` views (the task as it is, other orders, transformations) and votes.
+
+    Of a cross-fitted adapter every part has its vote on every view.
+    """
     sources: list[Transformation] = [Identity(), *transformations]
     per = [ORDERS] * len(sources) if transformations else [views]
     prompts: list[tuple[int, Task]] = []
@@ -44,14 +47,15 @@ def vote(
         prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
     fitting = [p for p in _first_unique(prompts) if p[1] == task or learner.fits(p[1])]
     prompts = fitting[:views]
-    answers = learner.answer([p for _, p in prompts], adapter)
+    answers = learner.answers([p for _, p in prompts], adapter)
     groups: list[list[Answer]] = [[] for _ in sources]
-    for (index, _), answer in zip(prompts, answers, strict=True):
-        value = None if answer.value is None else sources[index].invert(answer.value)
-        groups[index].append(replace(answer, value=value))
+    for each in answers:
+        for (index, _), answer in zip(prompts, each, strict=True):
+            value = None if answer.value is None else sources[index].invert(answer.value)
+            groups[index].append(replace(answer, value=value))
     candidates = hierarchical_vote(groups)
     if not candidates:
-        return Attempt(name, None, answers[0].text, 0.0)
+        return Attempt(name, None, answers[0][0].text, 0.0)
     best = candidates[0]
     text = kind_of(task).render(best.value, learner.loaded.format.notation)
     return Attempt(name, best.value, text, best.share, candidates)

@@ -129,7 +129,8 @@ def test_a_failure_to_adapt_is_a_failed_attempt_and_never_an_answer(
     def fail(*_: Any, **__: Any) -> None:
         raise AdaptationError("the loss is not a number")
 
-    monkeypatch.setattr(Learner, "adapt" if name in TRAINED else "answer", fail)
+    for door in ("adapt", "crossfit") if name in TRAINED else ("answers",):
+        monkeypatch.setattr(Learner, door, fail)
     with unchanged(learner.loaded.model):
         attempt = run(get_strategy(name), learner, TASKS["grid"])
     assert attempt.status == "failed"
@@ -263,12 +264,13 @@ def test_what_cannot_be_read_has_no_vote() -> None:
 
 
 def test_views_are_mapped_back_before_they_vote(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def right(self: Learner, tasks: list[Task], *_: Any, **__: Any) -> list[Answer]:
-        return [answer(tuple(row[::-1] for row in t.query)) for t in tasks]  # type: ignore[union-attr]
+    def right(self: Learner, tasks: list[Task], *_: Any, **__: Any) -> list[list[Answer]]:
+        return [[answer(tuple(row[::-1] for row in t.query)) for t in tasks]]  # type: ignore[union-attr]
 
-    monkeypatch.setattr(Learner, "answer", right)
-    task = make_task([([[1, 0, 2]], [[2, 0, 1]]), ([[3, 4]], [[4, 3]])], [[5, 6, 0]], kind="grid1d")
-    for name in ("in_context_vote", "ttt_augmented"):
+    monkeypatch.setattr(Learner, "answers", right)
+    shown = [([[1, 0, 2]], [[2, 0, 1]]), ([[3, 4]], [[4, 3]]), ([[7, 0]], [[0, 7]])]
+    task = make_task(shown, [[5, 6, 0]], kind="grid1d")
+    for name in ("in_context_vote", "ttt_augmented", "ttt_crossfit"):
         strategy: Any = get_strategy(name)
         views = replace(strategy, recipe=replace(QUICK, views=6, transformations=4))
         attempt = run(views, learner, task)

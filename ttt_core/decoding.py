@@ -75,22 +75,43 @@ class Prefix:
 
     ids: tuple[int, ...]
     cache: Any
+    """A row for each attached adapter, or one."""
     reading: tuple[TokenScores, ...]
-    """Scores of each demonstration's answer given the demonstrations before it."""
+    """Scores of each demonstration's answer given the demonstrations before it; by the first adapter of several."""
 
 
-def read_prefix(loaded: LoadedModel, prompt: Encoded) -> Prefix:
-    """Reads the part of a prompt that depends on the demonstrations alone."""
+def score_answers(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
+    """Teacher-forced scores of every answer in each prompt, in order; all prompts in one pass."""
+    batch = pad([p.ids for p in prompts], pad_id_of(loaded), loaded.model.device, left=False)
+    chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        for begin, end in prompt.answers:
+            chosen[i, max(0, begin - 1) : end - 1] = True
+    logits = forward(loaded.model, batch, chosen)
+    targets = batch.ids[:, 1:][chosen[:, :-1]]
+    scores, at = [], 0
+    for prompt in prompts:
+        row = []
+        for begin, end in prompt.answers:
+            size = end - max(1, begin)
+            row.append(token_scores(logits[at : at + size], targets[at : at + size]))
+            at += size
+        scores.append(row)
+    return scores
+
+
+def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1) -> Prefix:
+    """Reads the part of a prompt that depends on the demonstrations alone, with each of the attached adapters."""
     ids = prompt.ids[: prompt.shared]
     cache = DynamicCache(config=loaded.model.config)
     if not ids:
         return Prefix(ids, cache, ())
-    batch = pad([ids], pad_id_of(loaded), loaded.model.device, left=True)
+    batch = pad([ids] * adapters, pad_id_of(loaded), loaded.model.device, left=True)
     spans = [s for s in prompt.answers if s[1] <= prompt.shared and s[0] > 0]
     chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
     for begin, end in spans:
         chosen[0, begin - 1 : end - 1] = True
-    chosen[0, -1] = True
+    chosen[:, -1] = True
     logits = forward(loaded.model, batch, chosen, cache=cache)
     reading, at = [], 0
     for begin, end in spans:
@@ -107,28 +128,32 @@ def decode(
     prefix: Prefix | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    adapters: int = 1,
 ) -> list[Generated]:
     """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
 
-    With `prefix`, every prompt must begin with its ids.
+    Of several attached `adapters`, the answers of the first to all prompts, then those of the second, ... With
+    `prefix`, every prompt must begin with its ids.
     """
     known = len(prefix.ids) if prefix else 0
-    found: list[Generated | None] = [None] * len(prompts)
-    for group in _groups([len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)], prompts, prefix):
+    found: list[dict[int, Generated]] = [{} for _ in range(adapters)]
+    lengths = [len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)]
+    for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
         rows = [prompts[i].ids[known:] for i in group]
-        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator)
-        for index, generated in zip(group, answers, strict=True):
-            found[index] = generated
-    return [g for g in found if g is not None]
+        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters)
+        for adapter, one in enumerate(found):
+            mine = answers[adapter * len(group) : (adapter + 1) * len(group)]
+            one |= dict(zip(group, mine, strict=True))
+    return [one[i] for one in found for i in range(len(prompts))]
 
 
-def _groups(lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None) -> list[list[int]]:
+def _groups(lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int) -> list[list[int]]:
     """Indices of the prompts to decode side by side; `lengths` are theirs, with the room of their answers.
 
     A sliding window counts places in the cache: padding between the prefix and a row would push tokens out of its
     sight. Where a window is shorter than what is read, only prompts of one length go together.
     """
-    groups = chunks(lengths, TOKENS_A_BATCH)
+    groups = chunks(lengths, budget)
     layers = prefix.cache.layers if prefix is not None and prefix.ids else []
     if all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
         return groups
@@ -143,14 +168,18 @@ def _decode(
     prefix: Prefix | None,
     temperature: float,
     generator: torch.Generator | None,
+    adapters: int,
 ) -> list[Generated]:
+    """The answers to the rows by the first adapter, then by the second, ..."""
     device = loaded.model.device
+    each = len(rows)
+    rows, rooms = list(rows) * adapters, list(rooms) * adapters
     batch = pad(rows, pad_id_of(loaded), device, left=True)
     mask = batch.mask
     cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
     if prefix is not None and prefix.ids:
-        if len(rows) > 1:
-            cache.batch_repeat_interleave(len(rows))
+        if each > 1:
+            cache.batch_repeat_interleave(each)
         mask = torch.cat([mask.new_ones(len(rows), len(prefix.ids)), mask], dim=1)
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
     writers = [_Writer(loaded, room) for room in rooms]

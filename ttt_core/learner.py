@@ -18,8 +18,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, token_scores
-from .encoding import Encoded, chunks, encode, forward, pad, pad_id_of
+from .crossfit import Evidence, HeldOut, score_of
+from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from .encoding import Encoded, chunks, encode
 from .errors import AdaptationError, BaseChangedError, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .kinds import kind_of
@@ -27,7 +28,7 @@ from .lora import LoraWeights
 from .model import LoadedModel, load_model, wrap_model
 from .recipes import Recipe
 from .tasks import Task, Value
-from .training import Training, train
+from .training import Training, joint, train
 
 SCORING_TOKENS = 16384
 """Tokens scored side by side."""
@@ -38,9 +39,12 @@ class Adapter:
     """What was learned from one task's demonstrations: a value, valid for the base it was trained on."""
 
     weights: LoraWeights
+    """Of one adapter, or of several that were cross-fitted."""
     recipe: Recipe
     training: Training
     base_hash: str
+    evidence: Evidence | None = None
+    """Of a cross-fitted one: what held-out demonstrations say of it."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,22 @@ class Learner:
         seed: int = 0,
     ) -> list[Answer]:
         """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
+        if adapter is not None and adapter.weights.count != 1:
+            raise AdaptationError(f"{adapter.weights.count} adapters give as many answers: ask `answers`, not `answer`")
+        return self.answers(tasks, adapter, temperature=temperature, seed=seed)[0] if tasks else []
+
+    def answers(
+        self,
+        tasks: Sequence[Task],
+        adapter: Adapter | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[Answer]]:
+        """As `answer`, by each adapter of a cross-fitted one: [A][task]."""
+        count = 1 if adapter is None else adapter.weights.count
         if not tasks:
-            return []
+            return [[] for _ in range(count)]
         with self._use(adapter):
             prompts = [self.encode(t) for t in tasks]
             first = prompts[0]
@@ -188,13 +206,13 @@ class Learner:
             prefix = self._prefix_of(first, adapter) if same else None
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
-                prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed),
+                prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
             )  # fmt: skip
             skipped = len(prefix.ids) if prefix else 0
-            self._charge(
-                forward=sum(len(p.ids) - skipped + len(g.scores.hits) for p, g in zip(prompts, generated, strict=True))
-            )
-            return [self._as_answer(t, g) for t, g in zip(tasks, generated, strict=True)]
+            read = sum(len(p.ids) - skipped for p in prompts) * count
+            self._charge(forward=read + sum(len(g.scores.hits) for g in generated))
+            found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
+            return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
@@ -205,28 +223,11 @@ class Learner:
             prompts = [self.encode(t, _answer_of(t)) for t in tasks]
             found: list[list[TokenScores]] = [[] for _ in tasks]
             for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
-                for index, scores in zip(group, self._score([prompts[i] for i in group]), strict=True):
+                self._charge(forward=sum(len(prompts[i].ids) for i in group))
+                scored = score_answers(self.loaded, [prompts[i] for i in group])
+                for index, scores in zip(group, scored, strict=True):
                     found[index] = scores
             return found
-
-    def _score(self, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
-        batch = pad([p.ids for p in prompts], pad_id_of(self.loaded), self.loaded.model.device, left=False)
-        chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
-        for i, prompt in enumerate(prompts):
-            for begin, end in prompt.answers:
-                chosen[i, max(0, begin - 1) : end - 1] = True
-        logits = forward(self.loaded.model, batch, chosen)
-        targets = batch.ids[:, 1:][chosen[:, :-1]]
-        self._charge(forward=sum(len(p.ids) for p in prompts))
-        scores, at = [], 0
-        for prompt in prompts:
-            row = []
-            for begin, end in prompt.answers:
-                size = end - max(1, begin)
-                row.append(token_scores(logits[at : at + size], targets[at : at + size]))
-                at += size
-            scores.append(row)
-        return scores
 
     # --- learning --------------------------------------------------------------------------------------------------
 
@@ -244,19 +245,48 @@ class Learner:
         `deadline` is a time of `time.monotonic`. Raises `AdaptationError` (a loss that is not a number, no memory,
         nothing to train on); whatever is raised, the model is as it was.
         """
-        with self._use(None):
+        with self._use(None), _memory(recipe):
             encoded = [self.encode(t, _answer_of(t)) for t in examples]
-            try:
-                weights, trainings = train(
-                    self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step, charge=self._charge
-                )
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
-            except RuntimeError as error:
-                if "can't allocate memory" in str(error):
-                    raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
-                raise
+            weights, trainings = train(
+                self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step, charge=self._charge
+            )
             return Adapter(weights, recipe, trainings[0], self.base_hash)
+
+    def crossfit(
+        self,
+        examples: Sequence[Sequence[Task]],
+        held: Sequence[Sequence[Task]],
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        every: int = 2,
+        patience: int = 4,
+        deadline: float = math.inf,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> Adapter:
+        """Trains an adapter per fold, side by side: on its `examples`, judged by its `held` tasks every so many steps.
+
+        Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`.
+        """
+        with self._use(None), _memory(recipe):
+            learned = [[self.encode(t, _answer_of(t)) for t in fold] for fold in examples]
+            judged = [[self.encode(t, _answer_of(t)) for t in fold] for fold in held]
+            scores = iter(self.score([t for fold in held for t in fold]))
+            before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
+            watch = HeldOut(self.loaded, judged, before, every, patience)
+
+            def watched(step: int, weights: LoraWeights) -> bool:
+                if step % every == 0:
+                    self._charge(forward=sum(len(e.ids) for fold in judged for e in fold))
+                return watch(step, weights)
+
+            seeds = [seed + a for a in range(len(held))]
+            _, trainings = train(
+                self.loaded, learned, recipe, seeds,
+                deadline=deadline, on_step=on_step, watch=watched, charge=self._charge,
+            )  # fmt: skip
+            best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
+            return Adapter(best, recipe, joint(trainings), self.base_hash, watch.evidence())
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept."""
@@ -316,8 +346,9 @@ class Learner:
         owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared]
         if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
-            self._prefix = owner, read_prefix(self.loaded, prompt)
-            self._charge(forward=len(ids))
+            count = 1 if owner is None else owner.count
+            self._prefix = owner, read_prefix(self.loaded, prompt, count)
+            self._charge(forward=len(ids) * count)
         return self._prefix[1]
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
@@ -329,6 +360,19 @@ class Learner:
 
     def _charge(self, forward: int = 0, backward: int = 0) -> None:
         self.work = replace(self.work, forward=self.work.forward + forward, backward=self.work.backward + backward)
+
+
+@contextmanager
+def _memory(recipe: Recipe) -> Iterator[None]:
+    """Turns what running out of memory raises into an `AdaptationError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+        raise
 
 
 def _answer_of(task: Task) -> Value:

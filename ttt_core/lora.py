@@ -102,6 +102,12 @@ class LoraWeights:
         """The same weights without gradients."""
         return LoraWeights({n: (a.detach(), b.detach()) for n, (a, b) in self.pairs.items()}, self.scaling)
 
+    def copied(self) -> LoraWeights:
+        """The same weights without gradients, in memory of their own."""
+        return LoraWeights(
+            {n: (a.detach().clone(), b.detach().clone()) for n, (a, b) in self.pairs.items()}, self.scaling
+        )
+
     @contextmanager
     def attached(self, model: nn.Module, dropout: float = 0.0) -> Iterator[None]:
         """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order."""

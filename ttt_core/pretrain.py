@@ -6,6 +6,7 @@ worked examples of a task as fit, with the loss on every answer after the first.
     python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
     python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
     python -m autottt.ttt_core.pretrain --run runs/next --init DIR --steps 4000 # further, with a fresh optimizer
+    torchrun --nproc-per-node 2 -m autottt.ttt_core.pretrain --run runs/wide --steps 20000   # twice the tokens a step
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,10 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .recipes import BUNDLED
 from .stream import (
-    FURTHER,
     IGNORED,
     INNER,
-    PHASES,
+    STAGES,
     Batch,
     MetaTask,
     PretrainConfig,
@@ -125,7 +128,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self._apply(rate)
         self.step += 1
-        self.tokens += ids.numel()
+        self.tokens += ids.numel() * self.config.shards
         return float(loss.detach())
 
     def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
@@ -135,7 +138,7 @@ class Trainer:
         loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
         self._apply(rate)
         self.step += 1
-        self.tokens += sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer)
+        self.tokens += sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer) * self.config.shards
         return loss
 
     def _apply(self, rate: float) -> None:
@@ -144,6 +147,13 @@ class Trainer:
             assert parameter.grad is not None
             self.masters[name].grad = parameter.grad.float()
             parameter.grad = None
+        if self.config.shards > 1:
+            gradients = [p.grad for p in self.masters.values() if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            torch.distributed.all_reduce(flat)
+            flat /= self.config.shards
+            for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -322,6 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="train until this step")
     parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
     parser.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
+    parser.add_argument("--stage", choices=STAGES, help="what the stream is made of (see stream.py); default: first")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
     parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
@@ -338,25 +349,37 @@ def main(argv: list[str] | None = None) -> None:
         )
     given = parser.parse_args(argv)
     given.run.mkdir(parents=True, exist_ok=True)
+    shards, shard = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if shards > 1:
+        if given.device == "cuda":
+            given.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(given.device)
+        torch.distributed.init_process_group()
     if given.steps:
-        train(given)
+        train(given, shards, shard)
+    if shards > 1:
+        torch.distributed.destroy_process_group()
+    if shard:
+        return
     if given.picture:
         plot_log(given.run, given.picture)
     if given.export:
         export([given.run, *given.average], given.export)
 
 
-def train(given: argparse.Namespace) -> None:
-    """Trains to `given.steps`, resuming where the run stands."""
+def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
+    """Trains to `given.steps`, resuming where the run stands; of `shards` processes, only the first (0) writes."""
     resumed = (given.run / "checkpoint.safetensors").exists()
-    asked = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None} | ({"meta": True} if given.meta else {})
+    asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
+    asked |= {"meta": True} if given.meta else {}
+    asked |= {"phases": STAGES[given.stage]} if given.stage else {}
+    asked["shards"] = shards
     if resumed:
         config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
         if other := {f: v for f, v in asked.items() if getattr(config, f) != v}:
             raise SystemExit(f"{given.run} is a run with other settings: {other} were asked for; take another folder")
     else:
-        init = weights_digest(given.init) if given.init else None
-        config = PretrainConfig(**asked, init=init, phases=FURTHER if init else PHASES)
+        config = PretrainConfig(**asked, init=weights_digest(given.init) if given.init else None)
     dtype = torch.float32 if given.fp32 else torch.bfloat16
     trainer = Trainer(config, given.run, given.device, dtype, given.compile)
     if resumed:
@@ -374,14 +397,17 @@ def train(given: argparse.Namespace) -> None:
     decay_from = given.steps - given.decay if given.decay else None
     began = saved = time.monotonic()
     losses: list[float] = []
-    with (given.run / "log.jsonl").open("a") as log:
-        stream = Stream(config, trainer.tokenizer)
-        draw = stream.meta_tasks if config.meta else stream.batch
+    stream = Stream(config, trainer.tokenizer)
+    draw = partial(stream.meta_tasks if config.meta else stream.batch, shard=shard)
+    with (given.run / "log.jsonl").open("a") if not shard else nullcontext() as log:
         for batch in _batches(draw, trainer.step, given.workers):
-            if trainer.step >= given.steps or stop or time.monotonic() - began > 60 * given.minutes:
+            ending = stop or time.monotonic() - began > 60 * given.minutes
+            if trainer.step >= given.steps or _any_of(ending, shards, given.device):
                 break
             take = trainer.meta_step if config.meta else trainer.train_step
             losses.append(take(batch, trainer.rate(trainer.step, decay_from, given.steps)))
+            if log is None:
+                continue
             if trainer.step % 50 == 0:
                 row: dict[str, object] = {
                     "step": trainer.step,
@@ -397,7 +423,17 @@ def train(given: argparse.Namespace) -> None:
             if time.monotonic() - saved > 120:
                 trainer.save()
                 saved = time.monotonic()
-    trainer.save()
+    if not shard:
+        trainer.save()
+
+
+def _any_of(flag: bool, shards: int, device: str) -> bool:
+    """Whether the flag is set in any process."""
+    if shards == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(flags)
+    return bool(flags)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ BUNDLED: Mapping[str, Recipe] = {
     "ttt_direct": replace(_SMALL, loss="last"),
     "ttt_in_context": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
+    "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
 }
 """For the bundled model, from searches on held-out families of the generator. Which differences were seen, and which
 are choices among equals, is in benchmarks/LOG.md."""
@@ -80,6 +81,7 @@ PUBLISHED: Mapping[str, Recipe] = {
     "ttt_in_context": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5),
     "ttt_direct": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5, loss="last"),
     "ttt_augmented": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),
+    "ttt_crossfit": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),
     "in_context_vote": Recipe(views=10),
 }
 """The settings of Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""

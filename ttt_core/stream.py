@@ -1,6 +1,6 @@
 """What pre-training reads: packed rows of few-shot tasks from the generator, and the settings that decide them.
 
-Knows nothing about models. Batch i depends on the settings and i only. Axes: B rows, T tokens.
+Knows nothing about models. A batch depends on the settings and its number only. Axes: B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,19 @@ FURTHER = (
         (("lists", 0.46), ("rows", 0.28), ("grids", 0.12), ("strings", 0.14)),
     ),
 )
-"""From the weights of an earlier model."""
+"""From the weights of the first version."""
+
+BALANCED = (
+    Phase(
+        0,
+        ((192, 0.4), (320, 0.42), (640, 0.15), (1024, 0.03)),
+        (("lists", 0.34), ("rows", 0.14), ("grids", 0.3), ("strings", 0.22)),
+    ),
+)
+"""From the weights of the second version: more small grids and strings, which it had seen least of."""
+
+STAGES = {"first": PHASES, "further": FURTHER, "balanced": BALANCED}
+"""The phases of a run, by the name that the command line gives them."""
 
 LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
 """Domains in rows of 500 tokens and more."""
@@ -90,7 +102,9 @@ class PretrainConfig:
     context: int = 1024
     """Longest sequence the model will be asked to read, in tokens; rows are at most this long."""
     tokens: int = 6144
-    """Tokens in a batch."""
+    """Tokens in a batch of one process."""
+    shards: int = 1
+    """Processes; a step takes the mean of their gradients."""
     lr: float = 2e-3
     warmup: int = 200
     """Steps."""
@@ -131,12 +145,14 @@ class Stream:
         self.tokenizer = tokenizer
         self.split = split
 
-    def batch(self, step: int) -> Batch:
-        """Batch number `step`; the same every time."""
+    def batch(self, step: int, shard: int = 0) -> Batch:
+        """The batch of process `shard` at `step`; the same every time. Rows are as long in all processes."""
         rng = random.Random(f"{self.config.seed}-{self.split}-{step}")
         phase = next(p for p in reversed(self.config.phases) if p.start <= step)
         lengths, shares = zip(*phase.rows, strict=True)
         length = rng.choices(lengths, shares)[0]
+        if shard:
+            rng = random.Random(f"{self.config.seed}-{self.split}-{step}-{shard}")
         short = dict(phase.mixture)
         mixture = short if length < 500 else LONG_MIXTURE
         rows = [self._packed(rng, length, mixture, short) for _ in range(max(1, self.config.tokens // length))]
@@ -190,9 +206,9 @@ class Stream:
             answers += piece.role == "end"
         return ids, labels, answers
 
-    def meta_tasks(self, step: int) -> list[MetaTask]:
-        """The tasks of meta-step number `step`; the same every time. All of one domain, so that lengths are alike."""
-        rng = random.Random(f"{self.config.seed}-{self.split}-meta-{step}")
+    def meta_tasks(self, step: int, shard: int = 0) -> list[MetaTask]:
+        """The tasks of a meta-step; the same every time. All of one domain, so that lengths are alike."""
+        rng = random.Random(f"{self.config.seed}-{self.split}-meta-{step}" + (f"-{shard}" if shard else ""))
         name = rng.choices(list(META_MIXTURE), list(META_MIXTURE.values()))[0]
         tasks: list[MetaTask] = []
         while len(tasks) < META_TASKS:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -30,7 +32,20 @@ class Training:
     tokens: int
     """Tokens read, forward and backward each."""
     stopped: str
-    """`finished`, `converged` when the recipe's `stop_loss` was reached, or `deadline` when the time was up."""
+    """`finished`, `converged` when the recipe's `stop_loss` was reached, `watched` when whoever watched had seen
+    enough, or `deadline` when the time was up."""
+
+
+Watch = Callable[[int, LoraWeights], bool]
+"""Called after a step with the number of steps and the weights, which are attached; True stops the training."""
+
+
+def joint(trainings: Sequence[Training]) -> Training:
+    """One account of adapters that were trained side by side: mean losses, all tokens."""
+    longest = max(trainings, key=lambda t: t.steps)
+    losses = zip_longest(*(t.losses for t in trainings))
+    means = tuple(fmean(x for x in step if x is not None) for step in losses)
+    return Training(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), longest.stopped)
 
 
 def learned(example: Encoded, loss: Loss) -> list[int]:
@@ -52,6 +67,7 @@ def train(
     *,
     deadline: float = math.inf,
     on_step: Callable[[int, float], None] | None = None,
+    watch: Watch | None = None,
     charge: Callable[[int, int], None] | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
     """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone, but for
@@ -103,9 +119,12 @@ def train(
                     tokens[index] += sum(len(r.ids) for r in rows[index * recipe.batch : (index + 1) * recipe.batch])
                     if len(history) > 1 and max(history[-2:]) < recipe.stop_loss:
                         done[index] = weights.select(index).detached()
-            slowest = max(slowest, time.monotonic() - at)
             if on_step is not None:
                 on_step(step + 1, sum(values) / len(values))
+            if watch is not None and watch(step + 1, weights):
+                stopped = "watched"
+                break
+            slowest = max(slowest, time.monotonic() - at)
             if len(done) == len(seeds):
                 break
     weights = weights.detached()

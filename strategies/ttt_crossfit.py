@@ -1,0 +1,57 @@
+"""`ttt_crossfit`: an adapter per fold of the demonstrations, judged by those left out, and a vote of all."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+from ..ttt_core.crossfit import folds
+from ..ttt_core.examples import reordered, transformed
+from ..ttt_core.learner import Adapter, Learner
+from ..ttt_core.recipes import Recipe
+from ..ttt_core.tasks import Task
+from .adapting import examples_of, learned
+from .base import Attempt, CostClass, OnStep, register
+from .views import changing, vote
+
+
+@register
+@dataclass(frozen=True)
+class TttCrossfit:
+    """Idea: train as `ttt_augmented`, but one adapter for each fold of the demonstrations, without them; stop when
+    those left out are answered best; then let all adapters vote on the query, under several views.
+
+    Wins where one wants to know whether training helped: the held-out demonstrations say so, and the attempt carries it
+    as its evidence. Loses where demonstrations are few (each adapter has fewer still) and costs a training per fold.
+    Source: ours, of cross-validation and bagging; see `autottt.ttt_core.crossfit`.
+    """
+
+    name: str = "ttt_crossfit"
+    cost_class: CostClass = "train"
+    needs: int = 3
+    recipe: Recipe | None = None
+    folds: int = 4
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        recipe = self.recipe or learner.recipe(self.name)
+        rng = random.Random(f"{self.name}-{seed}")
+        shown = replace(task, query=task.demonstrations[0].input, answer=None)
+        transformations = changing(learner, shown, recipe.transformations, rng)
+
+        def train() -> Adapter:
+            parts = folds(task, self.folds, rng)
+            drawn = [transformed(reordered(f.shown, examples_of(recipe), rng), transformations) for f in parts]
+            examples = [list(dict.fromkeys(e)) for e in drawn]
+            fitting = replace(recipe, batch=max(1, min(recipe.batch, *map(len, examples))))
+            return learner.crossfit(
+                examples, [f.held for f in parts], fitting, seed=seed, deadline=deadline, on_step=on_step
+            )
+
+        key = (self.name, self.folds, recipe, seed, task.kind, task.demonstrations, task.instruction)
+        adapter, known = learner.remembered(key, train)
+        views = random.Random(f"{self.name}-views-{seed}")
+        sources = transformations[: max(0, recipe.views - 1)]
+        return learned(vote(self.name, learner, task, recipe.views, sources, views, adapter), adapter, known)

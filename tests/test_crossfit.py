@@ -1,0 +1,203 @@
+"""Cross-fitting: who learns from what, what held-out demonstrations say, and an ensemble that is its parts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autottt.controller.nodes import judged
+from autottt.strategies.base import Attempt, get_strategy, run
+from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds
+from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.examples import leave_one_out
+from autottt.ttt_core.kinds import make_task
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.training import Training, joint
+
+QUICK = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=3e-2, steps=6, batch=2)
+
+
+def task_of(count: int) -> Task:
+    return make_task([([i, i + 1], [i + 1, i]) for i in range(count)], [50, 60], answer=[60, 50])
+
+
+def crossfit(learner: Learner, task: Task, count: int = 3, recipe: Recipe = QUICK, **settings: Any) -> Any:
+    parts = folds(task, count, random.Random(0))
+    return learner.crossfit([leave_one_out(f.shown) for f in parts], [f.held for f in parts], recipe, **settings)
+
+
+@given(st.integers(2, 12), st.integers(2, 6), st.integers(0, 99))
+def test_every_demonstration_is_held_out_once_and_never_learned_there(count: int, wanted: int, seed: int) -> None:
+    task = task_of(count)
+    found = folds(task, wanted, random.Random(seed))
+    assert len(found) == min(wanted, count)
+    held = [(h.query, h.answer) for fold in found for h in fold.held]
+    assert sorted(held) == sorted((d.input, d.output) for d in task.demonstrations)
+    for fold in found:
+        shown = {d.input for d in fold.shown.demonstrations}
+        assert not shown & {h.query for h in fold.held}
+        assert len(shown) + len(fold.held) == count
+        assert all(h.demonstrations == fold.shown.demonstrations for h in fold.held)
+        assert fold.shown.query == task.query
+
+
+def test_one_demonstration_cannot_be_divided() -> None:
+    assert folds(task_of(1), 4, random.Random(0)) == []
+
+
+def watcher(looks: list[list[list[Score]]], patience: int = 9) -> tuple[HeldOut, list[bool]]:
+    """A watcher that has seen these looks [look][fold][demonstration], the first by the base; and what it said."""
+    later = iter(looks[1:])
+    watch = HeldOut(None, [[None]] * len(looks[0]), looks[0], every=2, patience=patience)  # type: ignore[arg-type, list-item]
+    watch._look = lambda: next(later)  # type: ignore[method-assign]
+
+    class Weights:
+        def copied(self) -> Any:
+            return self
+
+    said = [watch(step, Weights()) for step in range(1, 2 * len(looks) - 1)]  # type: ignore[arg-type]
+    return watch, said
+
+
+def test_a_fold_does_not_choose_the_step_that_it_is_judged_at() -> None:
+    """Only fold 0 is right at the first look and only the others at the second: all are judged at the second."""
+    base: list[list[Score]] = [[(False, -9.0)]] * 4
+    first: list[list[Score]] = [[(True, -1.0)], *[[(False, -2.0)]] * 3]
+    second: list[list[Score]] = [[(False, -3.0)], *[[(True, -1.0)]] * 3]
+    watch, _ = watcher([base, first, second])
+    found = watch.evidence()
+    assert found.steps == 4
+    assert found.after == (False, True, True, True)
+    assert found.likelihood_after == (-3.0, -1.0, -1.0, -1.0)
+    assert found.before == (False,) * 4
+    assert found.gain == pytest.approx(3 / 4)
+    assert not found.harmful
+
+
+def test_a_lucky_look_of_one_fold_is_no_evidence() -> None:
+    """The best look is so for fold 0 alone; the others would have stayed with the base."""
+    base: list[list[Score]] = [[(False, -2.0)], [(False, -1.0)], [(False, -1.0)]]
+    lucky: list[list[Score]] = [[(True, -1.0)], [(False, -2.0)], [(False, -2.0)]]
+    watch, _ = watcher([base, lucky])
+    assert watch.evidence().steps == 2
+    assert watch.evidence().gain == 0
+
+
+def test_training_that_only_harms_is_stopped_and_nothing_of_it_is_kept() -> None:
+    good: list[list[Score]] = [[(True, -0.1)], [(False, -0.1)]]
+    bad: list[list[Score]] = [[(False, -5.0)], [(False, -5.0)]]
+    watch, said = watcher([good, bad, bad, bad], patience=2)
+    assert said[:4] == [False, False, False, True]
+    assert watch.best is None
+    assert watch.evidence().steps == 0
+    assert watch.evidence().gain == 0
+
+
+def test_training_stops_where_every_held_out_demonstration_is_solved() -> None:
+    base: list[list[Score]] = [[(False, -1.0)], [(True, -1.0)]]
+    watch, said = watcher([base, [[(True, -0.5)], [(True, -0.5)]]])
+    assert said == [False, True]
+    assert watch.best is not None
+    assert watch.evidence().gain == 0.5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_adapters_answer_what_each_answers_alone(
+    architecture: str, dtype: torch.dtype, make_learner: Any
+) -> None:
+    learner = make_learner(architecture, dtype)
+    learner.room = lambda task: 6
+    task = task_of(4)
+    adapter = crossfit(learner, task, every=1, patience=9)
+    queries = [task, replace(task, query=(3, 1, 4)), replace(task, demonstrations=task.demonstrations[::-1])]
+    for asked in (queries[:2], queries):  # over a shared prefix, and without
+        together = learner.answers(asked, adapter)
+        assert len(together) == 3
+        for index, mine in enumerate(together):
+            one = replace(adapter, weights=adapter.weights.select(index))
+            for alone, joined in zip(learner.answer(asked, one), mine, strict=True):
+                assert joined.scores.log_probs[0] == pytest.approx(
+                    alone.scores.log_probs[0], abs=1e-4 if dtype == torch.float32 else 0.3
+                )
+                if dtype == torch.float32:
+                    assert joined.text == alone.text
+
+
+def test_a_cross_fitted_adapter_has_no_single_answer(make_learner: Any) -> None:
+    learner = make_learner()
+    with pytest.raises(AdaptationError, match="3 adapters give as many answers"):
+        learner.answer([task_of(3)], crossfit(learner, task_of(3)))
+
+
+def test_its_evidence_is_what_its_adapters_say_of_the_held_out_demonstrations(
+    make_learner: Any, unchanged: Any
+) -> None:
+    learner = make_learner()
+    task = task_of(5)
+    with unchanged(learner.loaded.model):
+        adapter = crossfit(learner, task, every=1, patience=99)
+    parts = folds(task, 3, random.Random(0))
+    before = [learner.score([h])[0][-1] for f in parts for h in f.held]
+    assert adapter.evidence.before == tuple(s.all_hit for s in before)
+    assert len(adapter.evidence.after) == 5
+    assert adapter.training.steps == 6
+    assert adapter.evidence.steps in range(7)
+    # the kept weights are those of the best step: more likely, summed over all, than before
+    now = [
+        learner.score(list(f.held), replace(adapter, weights=adapter.weights.select(a))) for a, f in enumerate(parts)
+    ]
+    likelihood = sum(s[-1].total / len(s[-1].hits) for fold in now for s in fold)
+    assert likelihood >= sum(adapter.evidence.likelihood_before) - 1e-6
+
+
+def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: Any) -> None:
+    learner = make_learner()
+    recipe = replace(QUICK, steps=3)
+    parts = folds(task_of(4), 2, random.Random(0))
+    examples = [leave_one_out(f.shown) for f in parts]
+    both = learner.crossfit(examples, [f.held for f in parts], recipe, every=3, patience=9)
+    for index in range(2):
+        alone = learner.adapt(examples[index], recipe, seed=index)
+        if both.evidence.steps == 3:
+            for name, (down, up) in alone.weights.pairs.items():
+                torch.testing.assert_close(both.weights.pairs[name][0][index], down[0], atol=1e-3, rtol=1e-3)
+                torch.testing.assert_close(both.weights.pairs[name][1][index], up[0], atol=1e-3, rtol=1e-3)
+        assert both.training.losses[0] == pytest.approx(
+            sum(learner.adapt(e, recipe, seed=i).training.losses[0] for i, e in enumerate(examples)) / 2, rel=1e-4
+        )
+
+
+def test_a_joint_account_of_trainings() -> None:
+    one, two = Training(2, (4.0, 2.0), 1.0, 10, "converged"), Training(3, (2.0, 2.0, 1.0), 1.0, 20, "finished")
+    assert joint([one, two]) == Training(3, (3.0, 2.0, 1.0), 1.0, 30, "finished")
+
+
+@pytest.mark.parametrize(("after", "action"), [((True, False), "accept"), ((False, False), "fall_back")])
+def test_the_judge_rejects_what_was_learned_worse_than_read(after: tuple[bool, ...], action: str) -> None:
+    evidence = Evidence((True, False), after, (-1.0, -1.0), (-1.0, -1.0), 4)
+    attempt = Attempt("ttt_crossfit", (1,), "1", 0.9, evidence=evidence)
+    verdict = judged(attempt, 1, 10.0, True)
+    assert verdict.action == action
+    assert judged(attempt, 1, 10.0, False).action == "accept"  # nothing to fall back on
+    if action == "fall_back":
+        assert "of 2 demonstrations held out, 0 right after training and 1 before" in verdict.reason
+
+
+def test_three_demonstrations_are_enough_and_the_attempt_carries_the_evidence(make_learner: Any) -> None:
+    learner = make_learner()
+    strategy: Any = replace(get_strategy("ttt_crossfit"), recipe=replace(QUICK, views=2))  # type: ignore[type-var]
+    attempt = run(strategy, learner, task_of(3))
+    assert attempt.evidence is not None
+    assert len(attempt.evidence.before) == 3
+    again = run(strategy, learner, replace(task_of(3), query=(9, 8)))
+    assert again.reused
+    assert again.evidence == attempt.evidence

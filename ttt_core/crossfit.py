@@ -1,0 +1,148 @@
+"""Cross-fitted training: adapters that each leave some demonstrations out, and what those say of it.
+
+Every demonstration is answered once by the adapter that never saw it, and by the base from the same prompt. The
+difference is an estimate of what training gains on this very task. Stone 1974, "Cross-validatory choice and assessment
+of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: A folds, each with its adapter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+
+from .decoding import TokenScores, score_answers
+from .encoding import Encoded
+from .lora import LoraWeights
+from .model import LoadedModel
+from .tasks import Task
+
+FLOOR = -20.0
+"""A log-probability below this counts as this."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The demonstrations that one adapter learns from, and those that it is judged by."""
+
+    shown: Task
+    """The task with the former alone."""
+    held: tuple[Task, ...]
+    """Each of the latter as a query after the former, with its answer."""
+
+
+def folds(task: Task, count: int, rng: random.Random) -> list[Fold]:
+    """At most `count` folds, each without an equal share of the demonstrations, drawn at random.
+
+    With three demonstrations there are three folds that hold one out each; fewer than two cannot be divided.
+    """
+    n = len(task.demonstrations)
+    order = rng.sample(range(n), n)
+    found = []
+    for fold in range(min(count, n) if n > 1 else 0):
+        held = set(order[fold :: min(count, n)])
+        shown = task.with_demonstrations(tuple(d for i, d in enumerate(task.demonstrations) if i not in held))
+        queries = tuple(task.leave_out(i).with_demonstrations(shown.demonstrations) for i in sorted(held))
+        found.append(Fold(shown, queries))
+    return found
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What held-out demonstrations say of a task's training: one entry each, paired."""
+
+    before: tuple[bool, ...]
+    """Whether the base answers it right from the demonstrations that the fold was shown."""
+    after: tuple[bool, ...]
+    """Whether the fold's adapter does, after as many steps as the other folds found best."""
+    likelihood_before: tuple[float, ...]
+    """Log-probability per token of the right answer, in nats."""
+    likelihood_after: tuple[float, ...]
+    steps: int
+    """After which the adapters were best, by all held-out demonstrations; they are kept as they were then."""
+
+    @property
+    def gain(self) -> float:
+        """Share of held-out demonstrations right after training, minus before; -1 to 1."""
+        return fmean(self.after) - fmean(self.before)
+
+    @property
+    def harmful(self) -> bool:
+        """Whether training seems to do more harm than good."""
+        return self.gain < 0
+
+
+Score = tuple[bool, float]
+"""Whether an answer is right, and its log-probability per token."""
+
+
+def score_of(scores: TokenScores) -> Score:
+    """The score of one teacher-forced answer."""
+    likelihoods = [max(x, FLOOR) for x in scores.log_probs]
+    return scores.all_hit, fmean(likelihoods) if likelihoods else FLOOR
+
+
+@dataclass
+class HeldOut:
+    """Watches a training of folds: scores the held-out demonstrations as it goes, and keeps the best adapters.
+
+    Looks every `every` steps. Stops when all are answered right, or when `patience` looks in a row were no better.
+    """
+
+    loaded: LoadedModel
+    held: Sequence[Sequence[Encoded]]
+    """Per fold."""
+    before: Sequence[Sequence[Score]]
+    """By the base, per fold."""
+    every: int
+    patience: int
+    best: LoraWeights | None = None
+    """The adapters at the best look so far; None while none was better than the base."""
+    _looks: list[list[list[Score]]] = field(default_factory=list)
+    _steps: list[int] = field(default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        self._looks.append([list(fold) for fold in self.before])
+
+    def __call__(self, step: int, weights: LoraWeights) -> bool:
+        """A `Watch` of `train`."""
+        if step % self.every:
+            return False
+        self._looks.append(self._look())
+        self._steps.append(step)
+        if self._best() == len(self._steps) - 1:
+            self.best = weights.copied()
+        solved = all(right for fold in self._looks[-1] for right, _ in fold)
+        return solved or len(self._steps) - 1 - self._best() >= self.patience
+
+    @torch.no_grad()
+    def _look(self) -> list[list[Score]]:
+        """Scores of the held-out demonstrations by their folds' adapters, which are attached."""
+        most = max(map(len, self.held))
+        rows = [fold[min(i, len(fold) - 1)] for fold in self.held for i in range(most)]
+        scores = [score_of(row[-1]) for row in score_answers(self.loaded, rows)]
+        return [scores[a * most : a * most + len(fold)] for a, fold in enumerate(self.held)]
+
+    def _best(self, without: int | None = None) -> int:
+        """The look with the most right answers, the likeliest of equals, by all folds but one."""
+
+        def merit(look: int) -> tuple[int, float]:
+            scores = [s for a, fold in enumerate(self._looks[look]) if a != without for s in fold]
+            return sum(right for right, _ in scores), sum(likelihood for _, likelihood in scores)
+
+        return max(range(len(self._looks)), key=merit)
+
+    def evidence(self) -> Evidence:
+        """What was seen. A fold's own answers do not choose the step that it is judged at."""
+        before = [s for fold in self._looks[0] for s in fold]
+        after = [s for a in range(len(self.held)) for s in self._looks[self._best(without=a)][a]]
+        return Evidence(
+            tuple(right for right, _ in before),
+            tuple(right for right, _ in after),
+            tuple(likelihood for _, likelihood in before),
+            tuple(likelihood for _, likelihood in after),
+            self._steps[self._best()],
+        )
