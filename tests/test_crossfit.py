@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,13 +58,8 @@ def watcher(looks: list[list[list[Score]]], patience: int = 9) -> tuple[HeldOut,
     """A watcher that has seen these looks [look][fold][demonstration], the first by the base; and what it said."""
     later = iter(looks[1:])
     watch = HeldOut(None, [[None]] * len(looks[0]), looks[0], every=2, patience=patience)  # type: ignore[arg-type, list-item]
-    watch._look = lambda: next(later)  # type: ignore[method-assign]
-
-    class Weights:
-        def copied(self) -> Any:
-            return self
-
-    said = [watch(step, Weights()) for step in range(1, 2 * len(looks) - 1)]  # type: ignore[arg-type]
+    watch._look = lambda weights: next(later)  # type: ignore[method-assign]
+    said = [watch(step, lambda: SimpleNamespace()) for step in range(1, 2 * len(looks) - 1)]  # type: ignore[arg-type, return-value]
     return watch, said
 
 

@@ -17,13 +17,14 @@ from autottt.ttt_core import training
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError
 from autottt.ttt_core.examples import leave_one_out
+from autottt.ttt_core.gradients import Buffer, Passes, clip, learned
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
 from autottt.ttt_core.recipes import Loss, Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
-from autottt.ttt_core.training import _clip, _losses, _schedule, learned, train
+from autottt.ttt_core.training import _schedule, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=2)
@@ -58,21 +59,23 @@ def test_the_loss_says_which_tokens_are_learned(example: Encoded, loss: Loss, po
 
 
 @pytest.mark.parametrize("loss", ["all", "last", "inputs"])
-@torch.no_grad()
 def test_the_loss_is_the_mean_over_the_learned_tokens_of_each_adapter(
     loss: Loss, loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
     short = replace(examples[0], ids=examples[0].ids[: examples[0].answers[0][1]], answers=examples[0].answers[:1])
     rows = [examples[0], short, examples[1], examples[2]]
-    found = _losses(loaded, rows, replace(RECIPE, loss=loss), adapters=2)
+    recipe = replace(RECIPE, loss=loss)
+    with Passes(loaded, recipe) as passes:
+        found = passes.losses(Buffer(LoraWeights.initial(loaded.model, recipe, [0, 1]), recipe), [rows[:2], rows[2:]])
     expected = []
     for group in (rows[:2], rows[2:]):
         each = []
         for row in group:
-            log_probs = loaded.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+            with torch.no_grad():
+                log_probs = loaded.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
             each += [-float(log_probs[p - 1, row.ids[p]]) for p in learned(row, loss)]
         expected.append(sum(each) / len(each))
-    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["all", "last", "inputs"])
@@ -113,18 +116,13 @@ def test_the_schedule_sets_the_rate_of_every_step(
     assert ups[0] == 0 < ups[1]
 
 
-def test_gradients_are_clipped_for_each_adapter_by_itself(loaded: LoadedModel) -> None:
-    weights = LoraWeights.initial(loaded.model, RECIPE, [0, 1])
-    for tensor in weights.tensors:
-        tensor.grad = torch.ones_like(tensor)
-        tensor.grad[1] *= 1e-4
-    before = [t.grad.clone() for t in weights.tensors if t.grad is not None]
-    count = sum(t[0].numel() for t in weights.tensors)
-    _clip(weights, 0.5)
-    for tensor, grad in zip(weights.tensors, before, strict=True):
-        assert tensor.grad is not None
-        assert torch.allclose(tensor.grad[0], grad[0] * 0.5 / math.sqrt(count))
-        assert torch.equal(tensor.grad[1], grad[1])
+def test_gradients_are_clipped_for_each_adapter_by_itself() -> None:
+    gradients = torch.ones(2, 50)
+    gradients[1] *= 1e-4
+    before = gradients.clone()
+    clip(gradients, 0.5)
+    assert torch.allclose(gradients[0], before[0] * 0.5 / math.sqrt(50))
+    assert torch.equal(gradients[1], before[1])
 
 
 def test_weight_decay_draws_the_weights_towards_nothing(loaded: LoadedModel, examples: list[Encoded]) -> None:
@@ -153,10 +151,10 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     now = [0.0]
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def clip(weights: LoraWeights, limit: float) -> None:
+    def step(buffer: Buffer, rate: float, limit: float) -> None:
         now[0] += 10.0 if now[0] == 1.0 else 1.0  # the second step is slow
 
-    monkeypatch.setattr(training, "_clip", clip)
+    monkeypatch.setattr(Buffer, "step", step)
 
     def trained(deadline: float) -> tuple[int, str]:
         now[0] = 0.0

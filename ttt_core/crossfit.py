@@ -8,7 +8,7 @@ of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -107,23 +107,25 @@ class HeldOut:
     def __post_init__(self) -> None:
         self._looks.append([list(fold) for fold in self.before])
 
-    def __call__(self, step: int, weights: LoraWeights) -> bool:
+    def __call__(self, step: int, current: Callable[[], LoraWeights]) -> bool:
         """A `Watch` of `train`."""
         if step % self.every:
             return False
-        self._looks.append(self._look())
+        weights = current()
+        self._looks.append(self._look(weights))
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
-            self.best = weights.copied()
+            self.best = weights
         solved = all(right for fold in self._looks[-1] for right, _ in fold)
         return solved or len(self._steps) - 1 - self._best() >= self.patience
 
     @torch.no_grad()
-    def _look(self) -> list[list[Score]]:
-        """Scores of the held-out demonstrations by their folds' adapters, which are attached."""
+    def _look(self, weights: LoraWeights) -> list[list[Score]]:
+        """Scores of the held-out demonstrations by their folds' adapters."""
         most = max(map(len, self.held))
         rows = [fold[min(i, len(fold) - 1)] for fold in self.held for i in range(most)]
-        scores = [score_of(row[-1]) for row in score_answers(self.loaded, rows)]
+        with weights.attached(self.loaded.model):
+            scores = [score_of(row[-1]) for row in score_answers(self.loaded, rows)]
         return [scores[a * most : a * most + len(fold)] for a, fold in enumerate(self.held)]
 
     def _best(self, without: int | None = None) -> int:

@@ -23,6 +23,7 @@ from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score
 from .encoding import Encoded, chunks, encode
 from .errors import AdaptationError, BaseChangedError, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
+from .gradients import out_of_memory
 from .kinds import kind_of
 from .lora import LoraWeights
 from .model import LoadedModel, load_model, wrap_model
@@ -275,10 +276,10 @@ class Learner:
             before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
             watch = HeldOut(self.loaded, judged, before, every, patience)
 
-            def watched(step: int, weights: LoraWeights) -> bool:
+            def watched(step: int, current: Callable[[], LoraWeights]) -> bool:
                 if step % every == 0:
                     self._charge(forward=sum(len(e.ids) for fold in judged for e in fold))
-                return watch(step, weights)
+                return watch(step, current)
 
             seeds = [seed + a for a in range(len(held))]
             _, trainings = train(
@@ -367,12 +368,10 @@ def _memory(recipe: Recipe) -> Iterator[None]:
     """Turns what running out of memory raises into an `AdaptationError`."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
         raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
-        raise
 
 
 def _answer_of(task: Task) -> Value:

@@ -93,10 +93,12 @@ class LoraWeights:
             self.scaling,
         )
 
-    def put(self, index: int, one: LoraWeights) -> None:
-        """Overwrites adapter `index` with the weights of `one`."""
-        for name, (down, up) in self.pairs.items():
-            down[index], up[index] = one.pairs[name][0][0], one.pairs[name][1][0]
+    @classmethod
+    def joined(cls, parts: Sequence[LoraWeights]) -> LoraWeights:
+        """Adapters of one shape side by side, in memory of their own and without gradients."""
+        names = parts[0].pairs
+        pairs = {n: tuple(torch.cat([p.pairs[n][i].detach() for p in parts]) for i in (0, 1)) for n in names}
+        return cls({n: (down, up) for n, (down, up) in pairs.items()}, parts[0].scaling)
 
     def detached(self) -> LoraWeights:
         """The same weights without gradients."""

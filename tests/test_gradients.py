@@ -1,0 +1,204 @@
+"""Gradients of many adapters: the same however the passes of a step are divided."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autottt.ttt_core import gradients
+from autottt.ttt_core.encoding import Encoded, encode
+from autottt.ttt_core.examples import reordered
+from autottt.ttt_core.gradients import Buffer, Pass, Passes, parts_of
+from autottt.ttt_core.lora import LoraWeights
+from autottt.ttt_core.model import LoadedModel, wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import ARCHITECTURES, tiny_model, tiny_tokenizer
+from autottt.ttt_core.training import train
+
+RECIPE = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=4)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """What PyTorch uses is the same afterwards."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
+def setting(architecture: str, dtype: torch.dtype, task: Task) -> tuple[LoadedModel, list[list[Encoded]]]:
+    """A model, and rows of three adapters of unequal lengths."""
+    loaded = wrap_model(tiny_model(architecture, 0, dtype).requires_grad_(False), tiny_tokenizer())
+    long = task.with_demonstrations((*task.demonstrations, *task.demonstrations[:1]))
+    tasks = [task, long, task.with_demonstrations(task.demonstrations[:2])]
+    return loaded, [[encode(loaded, x, x.answer) for x in reordered(t, 4, random.Random(0))] for t in tasks]
+
+
+def found(
+    loaded: LoadedModel, rows: list[list[Encoded]], workers: int = 1, stacked: bool = False, first: int = 0
+) -> Any:
+    """Losses and gradients [A, P] of one step; the seeds are `first` and those after it."""
+    seeds = list(range(first, first + len(rows)))
+    with Passes(loaded, RECIPE, workers) as passes:
+        passes._on_cpu = not stacked  # as an accelerator would divide it
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, seeds), RECIPE, passes.parts(len(rows)))
+        for _, up in buffer.weights().pairs.values():
+            for mine, seed in zip(up, seeds, strict=True):
+                mine.copy_(0.05 * torch.randn(mine.shape, generator=torch.Generator().manual_seed(seed)))
+        losses = passes.losses(buffer, rows)
+        return losses, buffer.gradients.sum(0)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_passes_side_by_side_and_one_after_the_other_are_those_alone(
+    architecture: str, dtype: torch.dtype, task: Task
+) -> None:
+    loaded, rows = setting(architecture, dtype, task)
+    exact = dtype == torch.float32
+    alone = [found(loaded, [mine], first=seed) for seed, mine in enumerate(rows)]
+    for workers, stacked in ((1, False), (2, False), (3, False), (1, True)):
+        losses, gradient = found(loaded, rows, workers, stacked)
+        assert losses == pytest.approx([one[0][0] for one in alone], rel=1e-5 if exact else 3e-2)
+        for mine, (_, expected) in zip(gradient, alone, strict=True):
+            assert float((mine - expected[0]).norm() / expected[0].norm()) < (1e-4 if exact else 3e-2)
+
+
+@pytest.mark.usefixtures("threads")
+def test_training_gives_the_same_adapters_whatever_the_threads(task: Task) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    one, two = (train(loaded, rows, RECIPE, [0, 1, 2], workers=w) for w in (1, 2))
+    for a, b in zip(one[0].tensors, two[0].tensors, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    again = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)
+    assert all(map(torch.equal, two[0].tensors, again[0].tensors)), "threads do not decide the order of sums"
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault")], ids=lambda e: type(e).__name__)
+def test_an_error_in_a_thread_is_raised_and_leaves_nothing_running(
+    error: BaseException, task: Task, monkeypatch: pytest.MonkeyPatch, unchanged: Any
+) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    real, calls = gradients._token_losses, []
+
+    def fail(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(gradients, "_token_losses", fail)
+    with unchanged(loaded.model), pytest.raises(type(error)):
+        train(loaded, rows, RECIPE, [0, 1, 2], workers=2)
+    stopped = len(calls)
+    assert stopped < 3 * 3 * 2
+    assert len(calls) == stopped
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("fits", [1, 2, 3])
+def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
+    stacked: bool, fits: int, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    losses, gradient = found(loaded, rows, stacked=stacked)
+    real: Callable[..., Any] = gradients._token_losses
+    sizes: list[int] = []
+
+    def narrow(model: LoadedModel, mine: list[Encoded], loss: Any) -> Any:
+        if len(mine) > fits:
+            raise torch.OutOfMemoryError("too much")
+        sizes.append(len(mine))
+        return real(model, mine, loss)
+
+    monkeypatch.setattr(gradients, "_token_losses", narrow)
+    halved = found(loaded, rows, stacked=stacked)
+    assert halved[0] == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(halved[1], gradient, atol=1e-6, rtol=1e-4)
+    assert max(sizes) <= fits
+    assert sum(sizes) == 12
+
+
+def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    losses, gradient = found(loaded, rows)
+    real, calls = torch.autograd.grad, []
+
+    def grad(*args: Any) -> Any:
+        done = real(*args)
+        calls.append(1)
+        if len(calls) in (2, 4):  # a whole pass, and the second half of it
+            raise torch.OutOfMemoryError("too late")
+        return done
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    again = found(loaded, rows)
+    assert again[0] == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(again[1], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_an_accelerator_is_given_as_many_adapters_at_once_as_fit(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    longest = [max(len(r.ids) for r in mine) for mine in rows]
+
+    def divided(budget: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(gradients, "PASS_TOKENS", budget)
+        passes = Passes(loaded, RECIPE)
+        passes._on_cpu = False
+        return [(p.begin, p.end) for p in passes._divided(rows)]
+
+    assert divided(10**6) == [(0, 3)]
+    assert divided(1) == [(0, 1), (1, 2), (2, 3)]
+    assert divided(4 * 2 * max(longest[:2])) == [(0, 2), (2, 3)]
+
+
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))
+def test_parts_leave_no_worker_idle_where_rows_suffice(adapters: int, batch: int, workers: int) -> None:
+    parts = parts_of(adapters, batch, workers)
+    assert 1 <= parts <= batch
+    if adapters >= 4 * workers:
+        assert parts == 1
+    elif batch >= workers:
+        assert adapters * parts % workers == 0
+
+
+def test_a_pass_of_one_row_has_no_halves() -> None:
+    assert Pass(2, 3, 1, 2).halves() is None
+    assert Pass(0, 3, 0, 2).halves() == (Pass(0, 1, 0, 2), Pass(1, 3, 0, 2))
+    assert Pass(0, 1, 0, 5, 1).halves() == (Pass(0, 1, 0, 2, 1), Pass(0, 1, 2, 5, 1))
+
+
+def test_adapters_that_are_put_aside_take_their_moments_along(task: Task) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    recipe = replace(RECIPE, steps=4)
+    whole, _ = train(loaded, [rows[0], rows[2]], recipe, [0, 2])
+    with Passes(loaded, recipe, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 1, 2]), recipe, 1)
+        for step in range(4):
+            mine = rows if step < 2 else [rows[0], rows[2]]
+            if step == 2:
+                buffer.keep([0, 2], 1)
+            passes.losses(buffer, mine)
+            buffer.step(1e-2, 1.0)
+        kept = buffer.weights().copied()
+    assert kept.count == whole.count == 2
+    # Neither order nor rate are those of `train`: what is compared is a run in which nothing was put aside.
+    with Passes(loaded, recipe, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 2]), recipe, 1)
+        for _ in range(4):
+            passes.losses(buffer, [rows[0], rows[2]])
+            buffer.step(1e-2, 1.0)
+    for a, b in zip(kept.tensors, buffer.weights().tensors, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

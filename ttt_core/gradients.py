@@ -1,0 +1,271 @@
+"""Gradients of many adapters: their weights in one buffer, and the passes of a step divided to fit the machine.
+
+Knows nothing about optimizers' schedules, tasks or when to stop. Axes: A adapters, P numbers in each, S parts.
+On an accelerator one pass takes many adapters. On a CPU, where one task's rows fill a core already and padding rows of
+different tasks to one length costs more than it gives, a pass takes one adapter and several passes go at once, a thread
+each, over copies of the model that share its weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .encoding import Encoded, forward, pad, pad_id_of
+from .lora import LoraWeights
+from .model import LoadedModel
+from .recipes import Loss, Recipe
+
+PASS_TOKENS = 1 << 16
+"""Padded tokens in one pass of an accelerator, at first; each time that memory does not suffice, half as many."""
+
+
+def learned(example: Encoded, loss: Loss) -> list[int]:
+    """Positions of the tokens whose prediction is trained.
+
+    Of several answers the first is left out: nothing before it tells what to do.
+    """
+    if loss == "inputs":
+        return list(range(1, len(example.ids)))
+    spans = example.answers[-1:] if loss == "last" else example.answers[1:] or example.answers
+    return [i for begin, end in spans for i in range(max(1, begin), end)]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    words = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return words or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+class Buffer:
+    """The weights of A adapters in one tensor, with their gradients and AdamW's moments.
+
+    Clipping, a step, or putting adapters aside is a few operations, whatever the number of layers.
+    """
+
+    def __init__(self, weights: LoraWeights, recipe: Recipe, parts: int = 1) -> None:
+        self._like = weights
+        self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1).requires_grad_(True)
+        """[A, P], fp32."""
+        self.gradients = self.values.new_zeros(parts, *self.values.shape)
+        """[S, A, P]; what passes add up, each in its own part, so that no two write to one place at once."""
+        self._optimizer = torch.optim.AdamW(
+            [self.values], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), fused=True
+        )
+
+    def weights(self, begin: int = 0, end: int | None = None) -> LoraWeights:
+        """Views of adapters `begin` to `end`."""
+        return self._views(self.values.detach()[begin:end])
+
+    def add(self, gradients: Sequence[Tensor], begin: int, end: int, part: int) -> None:
+        """Adds the gradients of the tensors of adapters `begin` to `end` to a part."""
+        for target, gradient in zip(self._views(self.gradients[part, begin:end]).tensors, gradients, strict=True):
+            target += gradient
+
+    def _views(self, rows: Tensor) -> LoraWeights:
+        """What rows [a, P] hold, tensor by tensor."""
+        at, pairs = 0, {}
+        for name, pair in self._like.pairs.items():
+            views = []
+            for like in pair:
+                views.append(rows[:, at : at + like[0].numel()].view(-1, *like.shape[1:]))
+                at += like[0].numel()
+            pairs[name] = views[0], views[1]
+        return LoraWeights(pairs, self._like.scaling)
+
+    def step(self, rate: float, limit: float) -> None:
+        """Scales each adapter's gradient to a norm of at most `limit`, and takes AdamW's step with it."""
+        gradient = self.gradients[0]
+        for other in self.gradients[1:]:
+            gradient += other
+        clip(gradient, limit)
+        self.values.grad = gradient
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self.gradients.zero_()
+
+    def keep(self, adapters: Sequence[int], parts: int) -> None:
+        """Lets go of all adapters but these."""
+        state = self._optimizer.state.pop(self.values)
+        index = torch.tensor(adapters, device=self.values.device)
+        self.values = self.values.detach()[index].requires_grad_(True)
+        self.gradients = self.values.new_zeros(parts, *self.values.shape)
+        self._optimizer.param_groups[0]["params"] = [self.values]
+        self._optimizer.state[self.values] = {k: v[index] if v.dim() else v for k, v in state.items()}
+
+
+def clip(gradients: Tensor, limit: float) -> None:
+    """Scales each row of [A, P] to a norm of at most `limit`."""
+    norms = gradients.norm(dim=1, keepdim=True)
+    gradients.mul_((limit / norms.clamp(min=1e-12)).clamp(max=1.0))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some rows of some adapters, forward and backward at once."""
+
+    begin: int
+    end: int
+    """Adapters, from and to."""
+    first: int
+    last: int
+    """Rows of each, from and to."""
+    part: int = 0
+    """Where its gradients go."""
+
+    def halves(self) -> tuple[Pass, Pass] | None:
+        """The same in two passes; None for a single row."""
+        if self.end - self.begin > 1:
+            middle = (self.begin + self.end) // 2
+            return replace(self, end=middle), replace(self, begin=middle)
+        if self.last - self.first > 1:
+            middle = (self.first + self.last) // 2
+            return replace(self, last=middle), replace(self, first=middle)
+        return None
+
+
+def parts_of(adapters: int, batch: int, workers: int) -> int:
+    """Into how many parts each adapter's rows go, so that the workers have equally much to do."""
+    if adapters >= 4 * workers:
+        return 1
+    return next((s for s in range(1, batch + 1) if adapters * s % workers == 0), min(batch, workers))
+
+
+class Passes:
+    """Does the passes of training steps. A context manager: the threads and the copies of the model end with it."""
+
+    def __init__(self, loaded: LoadedModel, recipe: Recipe, workers: int | None = None) -> None:
+        """`workers` is the number of threads on a CPU; None means as many as PyTorch would use.
+
+        Dropout draws from PyTorch's one source of chance; for it to follow the seed, passes go one after the other.
+        """
+        on_cpu = loaded.model.device.type == "cpu"
+        self._workers = 1 if not on_cpu or recipe.dropout else workers or torch.get_num_threads()
+        self._loaded, self._recipe = loaded, recipe
+        self._budget = PASS_TOKENS
+        self._on_cpu = on_cpu
+        self._pool: ThreadPoolExecutor | None = None
+        self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+        self._threads = torch.get_num_threads()
+
+    def __enter__(self) -> Passes:
+        if self._workers > 1:
+            self._pool = ThreadPoolExecutor(self._workers, "autottt", lambda: torch.set_num_threads(1))
+            for _ in range(self._workers):
+                self._models.put(replace(self._loaded, model=_copy_sharing_weights(self._loaded.model)))
+        else:
+            self._models.put(self._loaded)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
+
+    def parts(self, adapters: int) -> int:
+        """Parts that a `Buffer` of so many adapters needs."""
+        return parts_of(adapters, self._recipe.batch, self._workers) if self._on_cpu else 1
+
+    def losses(self, buffer: Buffer, rows: Sequence[Sequence[Encoded]]) -> list[float]:
+        """Mean loss over the learned tokens of each adapter's rows [A][batch], in nats; leaves the gradients of it.
+
+        A pass that memory does not suffice for is done in two halves.
+        """
+        counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
+        passes = self._divided(rows)
+
+        def run(one: Pass) -> list[float]:
+            return self._halving(buffer, rows, counts, one)
+
+        done = list(map(run, passes) if self._pool is None else self._pool.map(run, passes))
+        totals = [0.0] * len(rows)
+        for one, losses in zip(passes, done, strict=True):
+            for adapter, loss in zip(range(one.begin, one.end), losses, strict=True):
+                totals[adapter] += loss
+        return totals
+
+    def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[Pass]:
+        """The passes of a step. On an accelerator neighbours go together as long as they fit."""
+        batch = len(rows[0])
+        if self._on_cpu:
+            parts = self.parts(len(rows))
+            cuts = [batch * p // parts for p in range(parts + 1)]
+            return [Pass(a, a + 1, cuts[p], cuts[p + 1], p) for a in range(len(rows)) for p in range(parts)]
+        found, begin, longest = [], 0, 0
+        for adapter, mine in enumerate(rows):
+            longest = max(longest, *(len(r.ids) for r in mine))
+            if adapter > begin and longest * batch * (adapter + 1 - begin) > self._budget:
+                found.append(Pass(begin, adapter, 0, batch))
+                begin, longest = adapter, max(len(r.ids) for r in mine)
+        return [*found, Pass(begin, len(rows), 0, batch)]
+
+    def _halving(
+        self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
+    ) -> list[float]:
+        """The losses of a pass, in halves where memory does not suffice."""
+        losses = self._once(buffer, rows, counts, one)
+        if losses is not None:
+            return losses
+        halves = one.halves()
+        assert halves is not None
+        self._budget = max(1, self._budget // 2)
+        first, second = (self._halving(buffer, rows, counts, half) for half in halves)
+        if halves[0].end < one.end:
+            return first + second
+        return [a + b for a, b in zip(first, second, strict=True)]
+
+    def _once(
+        self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
+    ) -> list[float] | None:
+        """The losses of a pass; None where memory does not suffice, but may for less."""
+        mine = [r for a in range(one.begin, one.end) for r in rows[a][one.first : one.last]]
+        each = one.last - one.first
+        loaded = self._models.get()
+        try:
+            weights = buffer.weights(one.begin, one.end)
+            for tensor in weights.tensors:
+                tensor.requires_grad_(True)
+            with torch.enable_grad(), weights.attached(loaded.model, self._recipe.dropout):
+                try:
+                    losses, sizes = _token_losses(loaded, mine, self._recipe.loss)
+                    parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(mine), each)])
+                    totals = torch.stack([part.sum() for part in parts])
+                    means = totals / totals.new_tensor(counts[one.begin : one.end])
+                    gradients = torch.autograd.grad(means.sum(), weights.tensors)
+                except Exception as error:
+                    if len(mine) > 1 and out_of_memory(error):
+                        return None
+                    raise
+            buffer.add(gradients, one.begin, one.end, one.part)
+            found: list[float] = means.detach().tolist()
+            return found
+        finally:
+            self._models.put(loaded)
+
+
+def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> tuple[Tensor, list[int]]:
+    """Losses of the learned tokens of all rows, one after the other, and how many each row has."""
+    batch = pad([r.ids for r in rows], pad_id_of(loaded), loaded.model.device, left=False)
+    chosen = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    sizes = []
+    for i, row in enumerate(rows):
+        positions = learned(row, loss)
+        chosen[i, [p - 1 for p in positions]] = True
+        sizes.append(len(positions))
+    chosen = chosen.to(batch.ids.device)
+    logits = forward(loaded.model, batch, chosen)
+    targets = batch.ids[:, 1:][chosen[:, :-1]]
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), sizes
+
+
+def _copy_sharing_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """Modules of its own over the same parameters and buffers, so that hooks on it are its own too."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
