@@ -107,6 +107,9 @@ def solve(
     strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
     budget: Annotated[str | None, typer.Option(help="Per query: 10s, or 20x the in-context time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what --out holds and go on after it.")] = False,
+    adapters: Annotated[
+        Path | None, typer.Option(help="Keep trained adapters in this folder; find them again.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Also write features, attempts and the trace.")] = False,
     model: Model = None,
     policy: PolicyOption = None,
@@ -133,7 +136,7 @@ def solve(
     reading = _read(files, limit, seed, shown)
     controller = _controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
-        budget=budget, seed=seed,
+        budget=budget, seed=seed, adapters=adapters,
     )  # fmt: skip
     done = _answered(out) if out is not None and resume else set()
     waiting = [t for t in reading.tasks if t.id not in done]

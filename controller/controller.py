@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from ..policies.policy import FixedPolicy, Policy, load_policy
 from ..strategies.base import Cost, get_strategy
+from ..ttt_core.adapters import AdapterCache
 from ..ttt_core.errors import AutotttError, BaseChangedError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
@@ -45,15 +47,20 @@ class Controller:
         verify: Literal["pointers", "full"] = "pointers",
         budget: Budget | str | None = None,
         seed: int = 0,
+        adapters: str | os.PathLike[str] | None = None,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
-        `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer. Raises
+        `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
+        `adapters` is a folder where trained adapters are kept and found again, also by other processes. Raises
         `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
-        learner = Learner.load(model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify)
+        cache = AdapterCache(folder=None if adapters is None else Path(adapters))
+        learner = Learner.load(
+            model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache
+        )
         chosen = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
         return cls(learner, chosen, budget=budget, seed=seed)
 

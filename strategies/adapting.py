@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..ttt_core.learner import Adapter, Learner
+from ..ttt_core.adapters import Adapter
+from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .base import Attempt, OnStep

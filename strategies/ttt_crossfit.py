@@ -6,9 +6,10 @@ import math
 import random
 from dataclasses import dataclass, replace
 
+from ..ttt_core.adapters import Adapter
 from ..ttt_core.crossfit import folds
 from ..ttt_core.examples import reordered, transformed
-from ..ttt_core.learner import Adapter, Learner
+from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .adapting import examples_of, learned

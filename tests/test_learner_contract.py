@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from autottt.ttt_core import gradients
+from autottt.ttt_core.adapters import Adapter
 from autottt.ttt_core.decoding import TokenScores, decode
 from autottt.ttt_core.encoding import Encoded
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import Adapter, Answer, Learner
+from autottt.ttt_core.learner import Answer, Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
@@ -286,7 +287,7 @@ def test_remembered_adapters_are_bounded_and_those_cut_short_are_not_kept(task: 
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     adapter = learner.adapt(leave_one_out(task), QUICK)
     cut = replace(adapter, training=replace(adapter.training, stopped="deadline"))
-    learner._adapter_bytes = 2 * adapter.weights.nbytes
+    learner.adapters.memory_bytes = 2 * adapter.weights.nbytes
     assert learner.remembered("cut", lambda: cut) == (cut, False)
     assert learner.remembered("cut", lambda: adapter) == (adapter, False)
     assert learner.remembered("cut", lambda: cut) == (adapter, True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .crossfit import Evidence, HeldOut, score_of
+from .adapters import Adapter, AdapterCache
+from .crossfit import HeldOut, score_of
 from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, chunks, encode
 from .errors import AdaptationError, BaseChangedError, ParseError, TooLongError
@@ -29,23 +29,10 @@ from .lora import LoraWeights
 from .model import LoadedModel, load_model, wrap_model
 from .recipes import Recipe
 from .tasks import Task, Value
-from .training import Training, joint, train
+from .training import joint, train
 
 SCORING_TOKENS = 16384
 """Tokens scored side by side."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What was learned from one task's demonstrations: a value, valid for the base it was trained on."""
-
-    weights: LoraWeights
-    """Of one adapter, or of several that were cross-fitted."""
-    recipe: Recipe
-    training: Training
-    base_hash: str
-    evidence: Evidence | None = None
-    """Of a cross-fitted one: what held-out demonstrations say of it."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +74,13 @@ class Learner:
     """A model with everything that can be asked of it. Build one with `Learner.load` or from a model in memory."""
 
     def __init__(
-        self, loaded: LoadedModel, *, verify: Literal["pointers", "full"] = "pointers", adapter_bytes: int = 1 << 27
+        self,
+        loaded: LoadedModel,
+        *,
+        verify: Literal["pointers", "full"] = "pointers",
+        adapters: AdapterCache | None = None,
     ) -> None:
-        """`verify` is how `Learner.verify` proves the base unchanged; `adapter_bytes` bounds remembered adapters."""
+        """`verify` is how `Learner.verify` proves the base unchanged; `adapters` is where trained ones are kept."""
         if verify not in ("pointers", "full"):
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
         self.loaded = loaded
@@ -100,8 +91,8 @@ class Learner:
         self._lock = threading.RLock()
         self._changed: BaseChangedError | None = None
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
-        self._adapters: OrderedDict[object, Adapter] = OrderedDict()
-        self._adapter_bytes = adapter_bytes
+        self.adapters = adapters or AdapterCache()
+        """Adapters of demonstrations that were met before."""
 
     @classmethod
     def load(
@@ -112,9 +103,11 @@ class Learner:
         dtype: str | None = None,
         prompt_format: str | None = None,
         verify: Literal["pointers", "full"] = "pointers",
+        adapters: AdapterCache | None = None,
     ) -> Learner:
         """A learner around a local folder, a hub id, or the bundled model; see `autottt.ttt_core.model.load_model`."""
-        return cls(load_model(source, device=device, dtype=dtype, prompt_format=prompt_format), verify=verify)
+        loaded = load_model(source, device=device, dtype=dtype, prompt_format=prompt_format)
+        return cls(loaded, verify=verify, adapters=adapters)
 
     @classmethod
     def wrap(
@@ -292,20 +285,18 @@ class Learner:
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept."""
         with self._lock:
-            if key in self._adapters:
-                self._adapters.move_to_end(key)
-                return self._adapters[key], True
+            known = self.adapters.get(key, self.base_hash, self.loaded.model.device)
+            if known is not None:
+                return known, True
             adapter = make()
             if adapter.training.stopped != "deadline":
-                self._adapters[key] = adapter
-            while sum(a.weights.nbytes for a in self._adapters.values()) > self._adapter_bytes:
-                self._adapters.popitem(last=False)
+                self.adapters.put(key, adapter)
             return adapter, False
 
     def forget(self) -> None:
-        """Drops every remembered adapter and prefix."""
+        """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
         with self._lock:
-            self._adapters.clear()
+            self.adapters.clear()
             self._prefix = None
 
     # --- reverting -------------------------------------------------------------------------------------------------

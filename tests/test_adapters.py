@@ -1,0 +1,188 @@
+"""Adapters on disk and in memory: found again by the same key, bounded, safe beside other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from autottt.controller.cli import app
+from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core.adapters import ABANDONED, Adapter, AdapterCache
+from autottt.ttt_core.crossfit import Evidence
+from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora import LoraWeights
+from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.training import Training
+
+QUICK = Recipe(rank=2, alpha=4.0, dropout=0.0, steps=2, batch=2, targets=("q_proj", "v_proj"))
+
+
+def adapter(seed: int = 0, count: int = 1, base: str = "base") -> Adapter:
+    draw = torch.Generator().manual_seed(seed)
+    pairs = {
+        f"layers.{i}.q": (torch.randn(count, 2, 8, generator=draw), torch.randn(count, 8, 2, generator=draw))
+        for i in range(2)
+    }
+    evidence = Evidence((True, False), (True, True), (-1.0, -2.5), (-0.1, -0.2), 4) if count > 1 else None
+    training = Training(2, (1.0, 0.5), 0.1, 40, "finished")
+    return Adapter(LoraWeights(pairs, 0.5), QUICK, training, base, evidence)
+
+
+def same(a: Adapter | None, b: Adapter) -> bool:
+    assert a is not None
+    equal = all(map(torch.equal, a.weights.tensors, b.weights.tensors))
+    return equal and replace(a, weights=b.weights) == b and list(a.weights.pairs) == list(b.weights.pairs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_adapter_comes_back_from_its_file_as_it_was(count: int, tmp_path: Path) -> None:
+    one = adapter(count=count)
+    one.save(tmp_path / "one.safetensors")
+    back = Adapter.load(tmp_path / "one.safetensors")
+    assert same(back, one)
+    assert back.weights.scaling == 0.5
+    assert [f.name for f in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_another_process_finds_it_by_an_equal_key_for_the_same_base_only(tmp_path: Path) -> None:
+    key = ("ttt", QUICK, 3, ("text", "é"))
+    AdapterCache(folder=tmp_path).put(key, adapter())
+    other = AdapterCache(folder=tmp_path)
+    assert same(other.get(("ttt", replace(QUICK), 3, ("text", "é")), "base"), adapter())
+    assert other.get(key, "another base") is None
+    assert other.get(("ttt", QUICK, 4, ("text", "é")), "base") is None
+    assert other.get(("ttt", replace(QUICK, rank=3), 3, ("text", "é")), "base") is None
+    other.clear()
+    assert same(other.get(key, "base"), adapter()), "a folder outlives memory"
+
+
+@pytest.mark.parametrize("damage", [b"", b"not tensors", None])
+def test_a_damaged_file_counts_as_none_and_is_written_anew(damage: bytes | None, tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-7] if damage is None else damage)
+    cache = AdapterCache(folder=tmp_path)
+    assert cache.get("key", "base") is None
+    cache.put("key", adapter())
+    assert same(AdapterCache(folder=tmp_path).get("key", "base"), adapter())
+
+
+def test_memory_and_disk_let_go_of_what_was_used_longest_ago(tmp_path: Path) -> None:
+    size = adapter().weights.nbytes
+    cache = AdapterCache(memory_bytes=2 * size, folder=tmp_path, disk_bytes=10**9)
+    for name in "abc":
+        cache.put(name, adapter())
+    file_size = next(tmp_path.glob("*.safetensors")).stat().st_size
+    assert len(cache._kept) == 2
+    for age, name in enumerate("bca"):  # b was used longest ago
+        cache.clear()
+        assert cache.get(name, "base")
+        newest = max(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+        os.utime(newest, (time.time() - 100 + age,) * 2)
+    cache.disk_bytes = 3 * file_size + 10
+    cache.put("d", adapter())
+    fresh = AdapterCache(folder=tmp_path)
+    assert [bool(fresh.get(name, "base")) for name in "abcd"] == [True, False, True, True]
+
+
+def test_what_is_larger_than_the_bounds_is_still_kept_alone(tmp_path: Path) -> None:
+    cache = AdapterCache(memory_bytes=1, folder=tmp_path, disk_bytes=1)
+    cache.put("a", adapter())
+    cache.put("b", adapter(1))
+    assert same(cache.get("b", "base"), adapter(1))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_only_abandoned_parts_of_files_are_cleared_away(tmp_path: Path) -> None:
+    old, new = tmp_path / ".x.safetensors.1.partial", tmp_path / ".y.safetensors.2.partial"
+    old.write_bytes(b"x")
+    new.write_bytes(b"y")
+    os.utime(old, (time.time() - ABANDONED - 60,) * 2)
+    AdapterCache(folder=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [new.name]
+
+
+def test_many_writers_of_one_folder_leave_whole_files(tmp_path: Path) -> None:
+    caches = [AdapterCache(folder=tmp_path, disk_bytes=20_000) for _ in range(4)]
+
+    def use(index: int) -> None:
+        for round_ in range(10):
+            caches[index].put(round_ % 3, adapter(round_ % 3))
+            caches[index].clear()
+            found = caches[index].get((round_ + 1) % 3, "base")
+            assert found is None or same(found, adapter((round_ + 1) % 3))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AdapterCache(folder=tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Adapter, "save", fail)
+    cache.put("key", adapter())
+    assert same(cache.get("key", "base"), adapter())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["ttt_in_context", "ttt_crossfit"])
+def test_a_known_task_is_answered_without_training_in_a_new_process(
+    name: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learner() -> Learner:
+        model = wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes={name: replace(QUICK, steps=3)})
+        return Learner(model, adapters=AdapterCache(folder=tmp_path))
+
+    monkeypatch.setattr(Learner, "room", lambda self, task: 4)
+    first = run(get_strategy(name), learner(), task)
+    for door in ("adapt", "crossfit"):
+        monkeypatch.setattr(Learner, door, lambda *_, **__: pytest.fail("trained again"))
+    again = run(get_strategy(name), learner(), replace(task, query=task.query))
+    assert again.reused
+    assert (again.value, again.text, again.evidence) == (first.value, first.text, first.evidence)
+    assert again.cost.backward_tokens == 0 < first.cost.backward_tokens
+
+
+def test_the_command_line_keeps_adapters_in_a_folder(tmp_path: Path) -> None:
+    line = {
+        "id": "t", "dataset": "d", "family": "f", "kind": "list",
+        "demonstrations": [{"input": [i], "output": [i, i]} for i in range(3)],
+        "queries": [{"input": [7], "output": [7, 7]}],
+    }  # fmt: skip
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(line) + "\n")
+    words = [
+        "solve",
+        str(tmp_path / "tasks.jsonl"),
+        "--strategy",
+        "ttt_in_context",
+        "--adapters",
+        str(tmp_path / "kept"),
+    ]
+    first, again = (json.loads(CliRunner().invoke(app, words).stdout) for _ in range(2))
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
+    assert again["answer"] == first["answer"]
+    assert again["cost"]["backward_tokens"] == 0 < first["cost"]["backward_tokens"]
+
+
+def test_an_adapter_of_another_base_is_refused_even_from_a_file(task: Task, tmp_path: Path) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    adapter(base="another").save(tmp_path / "a.safetensors")
+    with pytest.raises(AdaptationError, match="another base model"):
+        learner.answer([task], Adapter.load(tmp_path / "a.safetensors"))
