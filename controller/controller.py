@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from langgraph.checkpoint.memory import InMemorySaver
 
 from ..policies.policy import FixedPolicy, Policy, load_policy
-from ..strategies.base import Cost, get_strategy
+from ..strategies.adapting import Lesson, Teaches, prepare
+from ..strategies.base import Cost, get_strategy, strategies
 from ..ttt_core.adapters import AdapterCache
 from ..ttt_core.errors import AutotttError, BaseChangedError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
-from .budget import Budget
+from .budget import UNLIMITED, Budget
 from .graph import Graph, build_graph
 from .results import Result, refused, result_of
 from .state import Context, State, task_to_plain
@@ -73,11 +80,11 @@ class Controller:
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
-        meter = self._meter()
+        spent = meter(self.learner)
         state: State = {}
         for update in self._run(task, budget, seed, "values"):
             state = update
-        return result_of(task, state, meter())
+        return result_of(task, state, spent())
 
     def solve_many(
         self,
@@ -85,58 +92,132 @@ class Controller:
         *,
         budget: Budget | str | None = None,
         seed: int | None = None,
+        together: int = 32,
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Result]:
-        """Answers tasks in order. One that cannot be tried gives a result with status `refused`."""
+        """Answers tasks in order. One that cannot be tried gives a result with status `refused`.
+
+        Up to `together` tasks are measured and decided on first; then the adapters that they need are trained side by
+        side. With a budget each task is solved by itself, so that none waits for others.
+        """
+        context = self.context(budget)
+        size = max(1, together) if context.budget == UNLIMITED else 1
         found = []
-        for task in tasks:
-            try:
-                result = self.solve(task, budget=budget, seed=seed)
-            except BaseChangedError:
-                raise
-            except AutotttError as error:
-                result = refused(task, error, self.learner.verify())
-            found.append(result)
-            if on_result is not None:
-                on_result(result)
+        waiting = iter(tasks)
+        while window := list(islice(waiting, size)):
+            for result in self._solved_together(window, context, self.seed if seed is None else seed):
+                found.append(result)
+                if on_result is not None:
+                    on_result(result)
         return found
+
+    def _solved_together(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
+        """The results of some tasks whose adapters are trained side by side."""
+        if len(tasks) == 1:
+            yield self._solved_or_refused(tasks[0], lambda: self.solve(tasks[0], budget=context.budget, seed=seed))
+            return
+        graph = build_graph(InMemorySaver())
+        begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
+        refusals: dict[int, Result] = {}
+        lessons: list[Lesson] = []
+        with self._proven():
+            for index, run in enumerate(begun):
+                try:
+                    strategy = get_strategy(run.to_the_decision())
+                except BaseChangedError:
+                    raise
+                except AutotttError as error:
+                    refusals[index] = refused(run.task, error, self.learner.verify())
+                else:
+                    lessons += [strategy.lesson(self.learner, run.task, seed)] if isinstance(strategy, Teaches) else []
+            prepare(self.learner, lessons)
+            for index, run in enumerate(begun):
+                yield refusals.get(index) or self._solved_or_refused(run.task, run.to_the_end)
+
+    def _solved_or_refused(self, task: Task, solve: Callable[[], Result]) -> Result:
+        try:
+            return solve()
+        except BaseChangedError:
+            raise
+        except AutotttError as error:
+            return refused(task, error, self.learner.verify())
 
     def stream(
         self, task: Task, *, budget: Budget | str | None = None, seed: int | None = None
     ) -> Iterator[dict[str, Any] | Result]:
         """What happens as it happens: a dictionary per finished node and training step, and the result at the end."""
-        meter = self._meter()
+        spent = meter(self.learner)
         state: State = {}
         for mode, data in self._run(task, budget, seed, ["updates", "custom", "values"]):
             if mode == "values":
                 state = data
             else:
                 yield {"event": "step" if mode == "custom" else "node", **data}
-        yield result_of(task, state, meter())
+        yield result_of(task, state, spent())
 
     def _run(self, task: Task, budget: Budget | str | None, seed: int | None, mode: Any) -> Iterator[Any]:
         """Runs the graph; the base is verified also when a node raises, since later nodes do not run then."""
         start: State = {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
+        with self._proven():
+            yield from self.graph.stream(start, context=self.context(budget), stream_mode=mode)
+
+    @contextmanager
+    def _proven(self) -> Iterator[None]:
+        """Verifies the base where what is inside does not come to its end: the node that would, does not run then."""
         finished = False
         try:
-            yield from self.graph.stream(start, context=self.context(budget), stream_mode=mode)
+            yield
             finished = True
         finally:
             if not finished:
                 self.learner.verify()
-
-    def _meter(self) -> Callable[[], Cost]:
-        """What has been spent since now, whenever it is asked."""
-        began, before = time.perf_counter(), self.learner.work
-
-        def spent() -> Cost:
-            done = self.learner.work - before
-            return Cost(time.perf_counter() - began, done.forward, done.backward)
-
-        return spent
 
 
 def _budget(budget: Budget | str | None) -> Budget:
     if budget is None:
         return Budget()
     return Budget.parse(budget) if isinstance(budget, str) else budget
+
+
+def meter(learner: Learner) -> Callable[[], Cost]:
+    """What has been spent since now, whenever it is asked. Training done ahead counts when it is made use of."""
+    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
+
+    def spent() -> Cost:
+        done = learner.work - before
+        return Cost(time.perf_counter() - began + learner.ahead - ahead, done.forward, done.backward)
+
+    return spent
+
+
+class _Run:
+    """One task's way through the graph, with a stop between the decision and what it leads to."""
+
+    def __init__(self, graph: Graph, task: Task, context: Context, seed: int, thread: str) -> None:
+        self.task = task
+        self._graph, self._context, self._learner = graph, context, context.learner
+        self._start: State = {"task": task_to_plain(task), "seed": seed}
+        self._config: Any = {"configurable": {"thread_id": thread}}
+        self._cost = Cost()
+
+    def to_the_decision(self) -> str:
+        """Measures and decides; returns the strategy."""
+        return str(self._go(self._start, list(strategies()))["decision"]["strategy"])
+
+    def to_the_end(self) -> Result:
+        """Does what was decided."""
+        state = self._go(None, None)
+        return result_of(self.task, state, self._cost)
+
+    def _go(self, start: State | None, stops: list[str] | None) -> State:
+        spent = meter(self._learner)
+        chance = random.getstate()  # checkpoints draw from it
+        try:
+            states = self._graph.stream(
+                start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
+            )  # fmt: skip
+            (state,) = deque(states, maxlen=1)
+        finally:
+            random.setstate(chance)
+        self._cost += spent()
+        return cast(State, state)

@@ -1,9 +1,10 @@
-"""Trains a task's adapter, or finds it: shared by the strategies that learn. Not a strategy itself."""
+"""What a task's adapter is to learn, and training it: shared by the strategies that learn. Not a strategy itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from ..ttt_core.adapters import Adapter
 from ..ttt_core.learner import Learner
@@ -20,28 +21,64 @@ def examples_of(recipe: Recipe) -> int:
     return min(MOST_EXAMPLES, recipe.steps * recipe.batch)
 
 
-def adapter_for(
-    name: str,
-    learner: Learner,
-    task: Task,
-    recipe: Recipe,
-    examples: Callable[[], Sequence[Task]],
-    *,
-    seed: int,
-    deadline: float,
-    on_step: OnStep | None,
-) -> tuple[Adapter, bool]:
-    """The adapter of the task's demonstrations and whether it was known: queries of one task share it.
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned from a task's demonstrations; queries that share them share it."""
 
-    A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
-    """
+    strategy: str
+    task: Task
+    recipe: Recipe
+    seed: int
+    draw: Callable[[], Sequence[Task]]
+    """Makes the prompts to train on; it is asked only where there is no adapter yet."""
+
+    @property
+    def key(self) -> object:
+        """What its adapter is kept under."""
+        task = self.task
+        return self.strategy, self.recipe, self.seed, task.kind, task.demonstrations, task.instruction
+
+    def examples(self) -> tuple[list[Task], Recipe]:
+        """The different prompts, and the recipe for as many.
+
+        A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
+        """
+        different = list(dict.fromkeys(self.draw()))
+        return different, replace(self.recipe, batch=max(1, min(self.recipe.batch, len(different))))
+
+
+@runtime_checkable
+class Teaches(Protocol):
+    """A strategy whose adapter can be trained beside those of other tasks."""
+
+    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson: ...
+
+
+def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnStep | None) -> tuple[Adapter, bool]:
+    """The lesson's adapter, and whether it was known."""
 
     def train() -> Adapter:
-        different = list(dict.fromkeys(examples()))
-        fitting = replace(recipe, batch=max(1, min(recipe.batch, len(different))))
-        return learner.adapt(different, fitting, seed=seed, deadline=deadline, on_step=on_step)
+        examples, recipe = lesson.examples()
+        return learner.adapt(examples, recipe, seed=lesson.seed, deadline=deadline, on_step=on_step)
 
-    return learner.remembered((name, recipe, seed, task.kind, task.demonstrations, task.instruction), train)
+    return learner.remembered(lesson.key, train)
+
+
+def prepare(learner: Learner, lessons: Sequence[Lesson]) -> int:
+    """Trains the adapters that are not known yet side by side, for the attempts that come; returns how many.
+
+    Each attempt then finds its adapter, and is charged what it cost. Lessons that fail are left to their attempts.
+    """
+    new = {lesson.key: lesson for lesson in lessons if not learner.knows(lesson.key)}
+    alike: dict[Recipe, list[tuple[Lesson, list[Task]]]] = {}
+    for lesson in new.values():
+        examples, recipe = lesson.examples()
+        alike.setdefault(recipe, []).append((lesson, examples))
+    for recipe, some in alike.items():
+        learner.prepare(
+            [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some]
+        )
+    return len(new)
 
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:

@@ -170,13 +170,14 @@ def run(
         raise StrategyError(
             f"{task.id}: {strategy.name} needs {strategy.needs} demonstrations; the task has {len(task.demonstrations)}"
         )
-    began, before = time.perf_counter(), learner.work
+    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
     try:
         attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except AdaptationError as error:
         attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
     done = learner.work - before
-    return replace(attempt, cost=Cost(time.perf_counter() - began, done.forward, done.backward))
+    seconds = time.perf_counter() - began + learner.ahead - ahead
+    return replace(attempt, cost=Cost(seconds, done.forward, done.backward))
 
 
 def from_answer(name: str, answer: Answer) -> Attempt:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..ttt_core.examples import reordered, transformed
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import adapter_for, examples_of, learned
+from .adapting import Lesson, adapter_of, examples_of, learned
 from .base import Attempt, CostClass, OnStep, register
-from .views import changing, vote
+from .views import demonstrated, vote
 
 
 @register
@@ -31,21 +31,27 @@ class TttAugmented:
     needs: int = 2
     recipe: Recipe | None = None
 
+    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+        recipe, rng = self._recipe(learner), self._chance(seed)
+        transformations = demonstrated(learner, task, recipe.transformations, rng)
+
+        def draw() -> Sequence[Task]:
+            return transformed(reordered(task, examples_of(recipe), rng), transformations)
+
+        return Lesson(self.name, task, recipe, seed, draw)
+
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
-        rng = random.Random(f"{self.name}-{seed}")
-        # Drawn from the demonstrations alone: another query of theirs finds the same adapter.
-        shown = replace(task, query=task.demonstrations[0].input, answer=None)
-        transformations = changing(learner, shown, recipe.transformations, rng)
-
-        def examples() -> Sequence[Task]:
-            return transformed(reordered(task, examples_of(recipe), rng), transformations)
-
-        adapter, known = adapter_for(
-            self.name, learner, task, recipe, examples, seed=seed, deadline=deadline, on_step=on_step
-        )
+        recipe = self._recipe(learner)
+        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
+        transformations = demonstrated(learner, task, recipe.transformations, self._chance(seed))
         views = random.Random(f"{self.name}-views-{seed}")
         sources = transformations[: max(0, recipe.views - 1)]
         return learned(vote(self.name, learner, task, recipe.views, sources, views, adapter), adapter, known)
+
+    def _recipe(self, learner: Learner) -> Recipe:
+        return self.recipe or learner.recipe(self.name)
+
+    def _chance(self, seed: int) -> random.Random:
+        return random.Random(f"{self.name}-{seed}")

@@ -14,7 +14,7 @@ from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .adapting import examples_of, learned
 from .base import Attempt, CostClass, OnStep, register
-from .views import changing, vote
+from .views import demonstrated, vote
 
 
 @register
@@ -39,8 +39,7 @@ class TttCrossfit:
     ) -> Attempt:
         recipe = self.recipe or learner.recipe(self.name)
         rng = random.Random(f"{self.name}-{seed}")
-        shown = replace(task, query=task.demonstrations[0].input, answer=None)
-        transformations = changing(learner, shown, recipe.transformations, rng)
+        transformations = demonstrated(learner, task, recipe.transformations, rng)
 
         def train() -> Adapter:
             parts = folds(task, self.folds, rng)

@@ -9,7 +9,7 @@ from ..ttt_core.examples import single_pairs
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import adapter_for, learned
+from .adapting import Lesson, adapter_of, learned
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -27,11 +27,12 @@ class TttDirect:
     needs: int = 1
     recipe: Recipe | None = None
 
+    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+        recipe = self.recipe or learner.recipe(self.name)
+        return Lesson(self.name, task, recipe, seed, lambda: single_pairs(task))
+
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
-        adapter, known = adapter_for(
-            self.name, learner, task, recipe, lambda: single_pairs(task), seed=seed, deadline=deadline, on_step=on_step
-        )
+        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
         return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)

@@ -10,7 +10,7 @@ from ..ttt_core.examples import reordered
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import adapter_for, examples_of, learned
+from .adapting import Lesson, adapter_of, examples_of, learned
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -29,13 +29,13 @@ class TttInContext:
     needs: int = 2
     recipe: Recipe | None = None
 
+    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+        recipe = self.recipe or learner.recipe(self.name)
+        rng = random.Random(f"{self.name}-{seed}")
+        return Lesson(self.name, task, recipe, seed, lambda: reordered(task, examples_of(recipe), rng))
+
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
-        rng = random.Random(f"{self.name}-{seed}")
-        adapter, known = adapter_for(
-            self.name, learner, task, recipe, lambda: reordered(task, examples_of(recipe), rng),
-            seed=seed, deadline=deadline, on_step=on_step,
-        )  # fmt: skip
+        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
         return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)

@@ -27,6 +27,11 @@ def changing(learner: Learner, task: Task, count: int, rng: random.Random) -> li
     return list(found.values())
 
 
+def demonstrated(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+    """As `changing`, drawn from the demonstrations alone: another query of theirs finds the same adapter."""
+    return changing(learner, replace(task, query=task.demonstrations[0].input, answer=None), count, rng)
+
+
 def vote(
     name: str,
     learner: Learner,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,13 @@ from autottt.controller.graph import build_graph
 from autottt.controller.nodes import judged
 from autottt.controller.results import Result
 from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
-from autottt.policies.policy import Decision
+from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies.base import Attempt, Cost, run, strategies
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Demonstration, Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
@@ -274,3 +276,85 @@ def test_run_refuses_too_few_demonstrations_in_the_graph_too(learner):
     assert set(policy.asked[0]) == {"in_context", "zero_shot"}
     assert result.status in ("answered", "no_answer")
     assert run(strategies()["zero_shot"], learner, bare).strategy == "zero_shot"
+
+
+# --- many tasks together --------------------------------------------------------------------------------------------
+
+
+def many() -> list[Task]:
+    """Four tasks; the last two share their demonstrations."""
+    others = [
+        replace(TASK, demonstrations=TASK.demonstrations[::-1], id="turned"),
+        replace(TASK, query=(5, 5, 2), id="q"),
+    ]
+    longer = replace(TASK, demonstrations=(*TASK.demonstrations, Demonstration((8, 1, 1), (1, 1, 8))), id="longer")
+    return [longer, *others, replace(TASK, id="last")]
+
+
+def comparable(result: Result) -> Any:
+    attempts = [(a.strategy, a.value, a.text, a.reused, a.training and a.training.steps) for a in result.attempts]
+    nodes = [event["node"] for event in result.trace]
+    return result.task.id, result.status, result.answer, result.reason, attempts, nodes
+
+
+@pytest.mark.parametrize("strategy", ["ttt_in_context", "ttt_augmented", "ttt_crossfit", "in_context"])
+def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: Learner, unchanged: Any) -> None:
+    controller = Controller(learner, FixedPolicy(strategy))
+    learner.forget()
+    alone = controller.solve_many(many(), together=1)
+    learner.forget()
+    trained: list[int] = []
+    real = Learner.adapt_many
+    with pytest.MonkeyPatch.context() as patch, unchanged(learner.loaded.model):
+        patch.setattr(Learner, "adapt_many", lambda self, e, *a, **k: trained.append(len(e)) or real(self, e, *a, **k))
+        together = controller.solve_many(many(), together=4)
+    assert [comparable(r) for r in together] == [comparable(r) for r in alone]
+    if strategy in ("ttt_in_context", "ttt_augmented"):
+        assert max(trained) > 1
+        assert sum(trained) == 3, "the last two share an adapter"
+        assert [r.attempts[0].reused for r in together] == [False, False, False, True]
+        for one, other in zip(together, alone, strict=True):
+            assert one.cost.backward_tokens == other.cost.backward_tokens
+            assert one.attempts[0].cost.backward_tokens == other.attempts[0].cost.backward_tokens
+        first = together[0].attempts[0]
+        assert first.training is not None
+        assert together[0].cost.seconds > first.cost.seconds > first.training.seconds > 0
+
+
+def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "prepare", lambda *_: pytest.fail("waited"))
+    controller = Controller(learner, FixedPolicy("ttt_in_context"), budget="60s")
+    assert {r.status for r in controller.solve_many(many())} <= {"answered", "no_answer"}
+
+
+def test_what_cannot_be_trained_together_is_left_to_each(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Learner.adapt_many
+
+    def fail(self: Learner, examples: Any, *args: Any, **settings: Any) -> Any:
+        if len(examples) > 1:
+            raise AdaptationError("the training loss is not a number")
+        return real(self, examples, *args, **settings)
+
+    monkeypatch.setattr(Learner, "adapt_many", fail)
+    learner.forget()
+    found = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
+    assert all(r.attempts[0].status != "failed" for r in found)
+    assert found[0].attempts[0].training is not None
+
+
+def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
+    learner: Learner, unchanged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    long = replace(TASK, query=tuple(range(10, 99)) * 9, id="long")
+    results = controller.solve_many([TASK, long, replace(TASK, id="again")])
+    assert [r.status == "refused" for r in results] == [False, True, False]
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    learner.forget()
+    monkeypatch.setattr(Learner, "adapt_many", interrupt)
+    with unchanged(learner.loaded.model), pytest.raises(KeyboardInterrupt):
+        controller.solve_many(many())
+    learner.verify(full=True)

@@ -87,12 +87,15 @@ class Learner:
         self.verification = verify
         self.work = Work()
         """All work done so far; take differences."""
+        self.ahead = 0.0
+        """Seconds of training that was done ahead and has been charged so far; take differences."""
         self._fingerprint = Fingerprint(loaded.model)
         self._lock = threading.RLock()
         self._changed: BaseChangedError | None = None
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self.adapters = adapters or AdapterCache()
         """Adapters of demonstrations that were met before."""
+        self._prepared: dict[object, Adapter] = {}
 
     @classmethod
     def load(
@@ -239,12 +242,37 @@ class Learner:
         `deadline` is a time of `time.monotonic`. Raises `AdaptationError` (a loss that is not a number, no memory,
         nothing to train on); whatever is raised, the model is as it was.
         """
+        (adapter,) = self.adapt_many([examples], recipe, [seed], deadline=deadline, on_step=on_step)
+        return adapter
+
+    def adapt_many(
+        self,
+        examples: Sequence[Sequence[Task]],
+        recipe: Recipe,
+        seeds: Sequence[int],
+        *,
+        deadline: float = math.inf,
+        on_step: Callable[[int, float], None] | None = None,
+        charged: bool = True,
+    ) -> list[Adapter]:
+        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it.
+
+        Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first.
+        """
         with self._use(None), _memory(recipe):
-            encoded = [self.encode(t, _answer_of(t)) for t in examples]
+            encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
             weights, trainings = train(
-                self.loaded, [encoded], recipe, [seed], deadline=deadline, on_step=on_step, charge=self._charge
-            )
-            return Adapter(weights, recipe, trainings[0], self.base_hash)
+                self.loaded, encoded, recipe, seeds,
+                deadline=deadline, on_step=on_step, charge=self._charge if charged else None,
+            )  # fmt: skip
+            if len(seeds) == 1:
+                return [Adapter(weights, recipe, trainings[0], self.base_hash)]
+            return [
+                Adapter(
+                    weights.select(a), recipe, replace(training, seconds=training.seconds / len(seeds)), self.base_hash
+                )
+                for a, training in enumerate(trainings)
+            ]
 
     def crossfit(
         self,
@@ -283,8 +311,17 @@ class Learner:
             return Adapter(best, recipe, joint(trainings), self.base_hash, watch.evidence())
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
-        """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept."""
+        """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept.
+
+        One that was prepared is new to who asks for it first, and charged then.
+        """
         with self._lock:
+            prepared = self._prepared.pop(key, None)
+            if prepared is not None:
+                self._charge(prepared.training.tokens, prepared.training.tokens)
+                self.ahead += prepared.training.seconds
+                self.adapters.put(key, prepared)
+                return prepared, False
             known = self.adapters.get(key, self.base_hash, self.loaded.model.device)
             if known is not None:
                 return known, True
@@ -293,10 +330,28 @@ class Learner:
                 self.adapters.put(key, adapter)
             return adapter, False
 
+    def knows(self, key: object) -> bool:
+        """Whether `remembered` would train nothing."""
+        with self._lock:
+            kept = self.adapters.get(key, self.base_hash, self.loaded.model.device)
+            return key in self._prepared or kept is not None
+
+    def prepare(
+        self, keys: Sequence[object], examples: Sequence[Sequence[Task]], recipe: Recipe, seeds: Sequence[int]
+    ) -> None:
+        """Trains adapters side by side, to be asked for by `remembered` soon. Failing, it prepares nothing."""
+        with self._lock:
+            try:
+                adapters = self.adapt_many(examples, recipe, seeds, charged=False)
+            except AdaptationError:
+                return  # one of them may be to blame; each fails, or not, when it is asked for
+            self._prepared.update(zip(keys, adapters, strict=True))
+
     def forget(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
         with self._lock:
             self.adapters.clear()
+            self._prepared.clear()
             self._prefix = None
 
     # --- reverting -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Training:
     losses: tuple[float, ...]
     """Mean loss over the learned tokens at each step, in nats."""
     seconds: float
+    """Of several that were trained side by side and are used apart, each one's share."""
     tokens: int
     """Tokens read, forward and backward each."""
     stopped: str
