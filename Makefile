@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model docs clean
+.PHONY: help setup demo test bench-model bench-engine docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -31,6 +31,10 @@ DATA ?= ../shared/data
 bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=folder, QUICK=1 for a short run)
 	@$(BIN)/python benchmarks/model.py $(DATA) --json $(if $(QUICK),runs,benchmarks/results)/model.json \
 		--rows runs/model$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
+
+# QUICK=1 for few tasks and runs. The tasks are the generator's, so DATA is not needed.
+bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usual ways (QUICK=1 for a short run)
+	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json $(if $(QUICK),--quick)
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python tests/test_docs.py

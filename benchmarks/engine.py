@@ -1,0 +1,309 @@
+"""Measures the engine side by side with what else there is; `make bench-engine` runs it.
+
+    python benchmarks/engine.py --json benchmarks/results/engine.json [--quick] [--device cuda]
+
+The same tasks (the generator's `policy` lists), recipe and prompts for all: transformers' Trainer over a PEFT model
+that is kept in memory, a plain loop over PEFT, and this package. Every value is a ratio of two times measured in turn
+in one run, the median of several runs; the rows {"name", "value", "unit", "against", "goal", "holds"} go to --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+
+from autottt import Controller
+from autottt.policies.policy import FixedPolicy
+from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core.encoding import Encoded, encode
+from autottt.ttt_core.examples import reordered
+from autottt.ttt_core.generator.families import draw_tasks
+from autottt.ttt_core.gradients import learned
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora import LoraWeights
+from autottt.ttt_core.model import BUNDLED, wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.training import train
+
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+transformers.logging.set_verbosity_error()
+
+
+class Peft:
+    """The usual way: a PEFT model over a base that is kept in memory, a new adapter for each task."""
+
+    def __init__(self, learner: Learner, recipe: Recipe) -> None:
+        self.learner, self.recipe = learner, recipe
+        device = learner.loaded.model.device
+        self.base = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=learner.loaded.model.dtype).to(device)
+        self.pad = learner.loaded.tokenizer.pad_token_id
+
+    def _model(self) -> Any:
+        recipe = self.recipe
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        return get_peft_model(self.base, config)
+
+    def _batch(self, rows: list[Encoded]) -> dict[str, torch.Tensor]:
+        longest = max(len(r.ids) for r in rows)
+        ids, labels = torch.full((len(rows), longest), self.pad), torch.full((len(rows), longest), -100)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            mask[i, : len(row.ids)] = 1
+            for position in learned(row, self.recipe.loss):
+                labels[i, position] = row.ids[position]
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    def trainer(self, rows: list[Encoded], asked: Encoded) -> bool:
+        """Trains with transformers' Trainer; whether greedy decoding then answers right."""
+        model, recipe = self._model(), self.recipe
+        with tempfile.TemporaryDirectory() as folder:
+            settings = TrainingArguments(
+                output_dir=folder, per_device_train_batch_size=recipe.batch, max_steps=recipe.steps,
+                learning_rate=recipe.learning_rate, lr_scheduler_type="cosine",
+                warmup_steps=round(recipe.warmup * recipe.steps), weight_decay=recipe.weight_decay,
+                max_grad_norm=recipe.clip, save_strategy="no", logging_strategy="no", report_to=[],
+                disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
+            )  # fmt: skip
+            Trainer(model=model, args=settings, train_dataset=rows, data_collator=self._batch).train()
+        return self._finish(model, asked)
+
+    def loop(self, rows: list[Encoded], asked: Encoded) -> bool:
+        """Trains with a plain loop."""
+        model, recipe = self._model(), self.recipe
+        model.train()
+        tensors = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(tensors, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * recipe.steps), recipe.steps)
+        for step in range(recipe.steps):
+            batch = self._batch(rows[step * recipe.batch : (step + 1) * recipe.batch])
+            loss = model(**{k: v.to(self.base.device) for k, v in batch.items()}).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(tensors, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        return self._finish(model, asked)
+
+    @torch.no_grad()
+    def _finish(self, model: Any, asked: Encoded) -> bool:
+        model.eval()
+        ids = torch.tensor([asked.ids], device=self.base.device)
+        begin, end = asked.answers[-1]
+        hits = model(input_ids=ids).logits[0, begin - 1 : end - 1].argmax(-1) == ids[0, begin:end]
+        model.unload()
+        return bool(hits.all())
+
+
+class Ours:
+    """This package's engine."""
+
+    def __init__(self, learner: Learner, recipe: Recipe) -> None:
+        self.learner, self.recipe = learner, recipe
+
+    def train(self, rows: list[list[Encoded]], asked: list[Encoded]) -> list[bool]:
+        """Trains side by side; whether greedy decoding then answers each right."""
+        learner = self.learner
+        with learner._use(None):
+            weights, _ = train(learner.loaded, rows, self.recipe, list(range(len(rows))))
+        return [self._right(weights.select(i), one) for i, one in enumerate(asked)]
+
+    @torch.no_grad()
+    def _right(self, weights: LoraWeights, asked: Encoded) -> bool:
+        model = self.learner.loaded.model
+        ids = torch.tensor([asked.ids], device=model.device)
+        begin, end = asked.answers[-1]
+        with weights.attached(model):
+            hits = model(input_ids=ids).logits[0, begin - 1 : end - 1].argmax(-1) == ids[0, begin:end]
+        return bool(hits.all())
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """How long it takes, the device's queue included."""
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def side_by_side(
+    ours: Callable[[], Any], theirs: Callable[[], Any], runs: int, device: torch.device
+) -> tuple[float, float, float]:
+    """Median of theirs over ours, run by run in turn, after one of each; and the median seconds of both."""
+    ours(), theirs()
+    pairs = []
+    for index in range(runs):
+        order = (ours, theirs) if index % 2 else (theirs, ours)
+        times = {f: seconds(f, device) for f in order}
+        pairs.append((times[ours], times[theirs]))
+    ratio = statistics.median(b / a for a, b in pairs)
+    return ratio, statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def training_rows(learner: Learner, tasks: list[Task], recipe: Recipe, runs: int) -> list[dict[str, Any]]:
+    """How fast adapters are trained, against the Trainer and a plain loop; and folds against one."""
+    device = learner.loaded.model.device
+    prompts = [
+        [encode(learner.loaded, t, t.answer) for t in reordered(task, recipe.steps * recipe.batch, random.Random(0))]
+        for task in tasks
+    ]
+    asked = [encode(learner.loaded, t, t.answer) for t in tasks]
+    ours, peft = Ours(learner, recipe), Peft(learner, recipe)
+    right: dict[str, list[bool]] = {}
+
+    def all_ours() -> None:
+        right["ours"] = ours.train(prompts, asked)
+
+    def all_trainer() -> None:
+        right["Trainer"] = [peft.trainer(rows, one) for rows, one in zip(prompts, asked, strict=True)]
+
+    found = []
+    goal = 15.0 if device.type == "cuda" else 5.0
+    ratio, mine, other = side_by_side(all_ours, all_trainer, max(1, runs // 2), device)
+    accuracy = {name: round(100 * statistics.fmean(hits), 1) for name, hits in right.items()}
+    found.append(row(
+        f"{len(tasks)} tasks queued: tasks per second", ratio, "times", "Trainer + PEFT, one after the other", goal,
+        seconds=[mine, other], accuracy=accuracy,
+    ))  # fmt: skip
+    median = sorted(range(len(tasks)), key=lambda i: len(asked[i].ids))[len(tasks) // 2]
+    rows, one = prompts[median], asked[median]
+    for name, against, goal in (("trainer", "Trainer + PEFT", 3.0), ("loop", "a plain loop over PEFT", 1.5)):
+        work = getattr(peft, name)
+        ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda w=work: w(rows, one), runs, device)
+        found.append(row("one task", ratio, "times", against, goal, seconds=[mine, other]))
+    ratio, mine, other = side_by_side(
+        lambda: ours.train([rows], [one]), lambda: ours.train([rows] * 8, [one] * 8), runs, device
+    )
+    goal = 2.0 if device.type == "cuda" else 5.0
+    found.append(row("8 folds", ratio, "times the time", "one", goal, most=True, seconds=[other, mine]))
+    return found
+
+
+def answering_rows(learner: Learner, task: Task, runs: int) -> list[dict[str, Any]]:
+    """What the controller, a cache hit and the proof add to an answer."""
+    device = learner.loaded.model.device
+    model, tokenizer = learner.loaded.model, learner.loaded.tokenizer
+    controller = Controller(learner, FixedPolicy("in_context"))
+    prompt = learner.encode(task)
+    ids = torch.tensor([prompt.ids], device=device)
+    (end,) = tokenizer.encode("\n", add_special_tokens=False)
+
+    def generate() -> None:
+        with torch.no_grad():
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=learner.room(task), do_sample=False,
+                eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+
+    def solve() -> None:
+        learner.forget()
+        controller.solve(task)
+
+    def plain() -> None:
+        learner._prefix = None
+        run(get_strategy("in_context"), learner, task)
+
+    def known() -> None:
+        learner._prefix = None
+        run(get_strategy("ttt_in_context"), learner, task)
+
+    found = []
+    ratio, mine, other = side_by_side(generate, solve, 4 * runs, device)
+    found.append(row(
+        "an easy query through the whole controller", ratio, "times the time", "generate on the same prompt", 1.3,
+        most=True, seconds=[other, mine],
+    ))  # fmt: skip
+    known()
+    ratio, mine, other = side_by_side(plain, known, 4 * runs, device)
+    found.append(row("a cache hit", ratio, "times the time", "in_context", 1.2, most=True, seconds=[other, mine]))
+    proof = statistics.median(seconds(learner.verify, device) for _ in range(20 * runs))
+    found.append(row("revert and proof, bundled model", 1000 * proof, "ms", "-", 1.0, most=True))
+    many = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    for index in range(1000):
+        many.loaded.model.register_buffer(f"extra_{index}", torch.zeros(16, 16))
+    many = Learner(many.loaded)
+    proof = statistics.median(seconds(many.verify, device) for _ in range(20 * runs))
+    tensors = many.verify().tensors
+    found.append(row(f"revert and proof, {tensors} tensors", 1000 * proof, "ms", "-", 5.0, most=True))
+    return found
+
+
+def row(
+    name: str, value: float, unit: str, against: str, goal: float, *, most: bool = False, **more: Any
+) -> dict[str, Any]:
+    """A measured number and whether it reaches its goal, which is the least, or the most, that it should be."""
+    holds = value <= goal if most else value >= goal
+    found = {"name": name, "value": round(value, 3), "unit": unit, "against": against, "goal": goal, "holds": holds}
+    if "seconds" in more:
+        more["seconds"] = [round(s, 4) for s in more["seconds"]]
+    verdict = "holds" if holds else "does not hold"
+    print(f"{name:<52} {value:8.2f} {unit} ({against}; goal {goal:g}: {verdict}) {more or ''}", flush=True)
+    return found | more
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of the product of matrices as large as the bundled model's, [1024, 256] by [256, 640]."""
+    a, b = torch.randn(1024, 256, device=device, dtype=dtype), torch.randn(256, 640, device=device, dtype=dtype)
+    times = [seconds(lambda: [a @ b for _ in range(50)], device) for _ in range(7)]
+    return 2 * 1024 * 256 * 640 * 50 / statistics.median(times[1:]) / 1e9
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="few tasks and runs")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    learner = Learner.load(device=given.device)
+    model = learner.loaded.model
+    recipe = replace(learner.recipe("ttt_in_context"), stop_loss=0.0)
+    tasks = draw_tasks("policy", 4 if given.quick else 32, given.seed, "lists", 1)
+    runs = 2 if given.quick else 6
+    rate = matrix_rate(model.device, model.dtype)
+    print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s")
+    rows = training_rows(learner, tasks, recipe, runs) + answering_rows(learner, tasks[0], runs)
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,
+        "machine": {
+            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+            "device": str(model.device), "precision": str(model.dtype), "gflops": round(rate),
+        },
+        "versions": {n: version(n) for n in ("autottt", "torch", "transformers", "peft", "accelerate")},
+        "rows": rows,
+    }  # fmt: skip
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
