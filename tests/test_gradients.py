@@ -126,7 +126,7 @@ def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
     assert halved[0] == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(halved[1], gradient, atol=1e-6, rtol=1e-4)
     assert max(sizes) <= fits
-    assert sum(sizes) == 12
+    assert sum(sizes) == 12 + 1, "one row more, to measure what it keeps"
 
 
 def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice(
@@ -149,19 +149,45 @@ def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice(
     torch.testing.assert_close(again[1], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_an_accelerator_is_given_as_many_adapters_at_once_as_fit(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     longest = [max(len(r.ids) for r in mine) for mine in rows]
 
-    def divided(budget: int) -> list[tuple[int, int]]:
-        monkeypatch.setattr(gradients, "PASS_TOKENS", budget)
-        passes = Passes(loaded, RECIPE)
-        passes._on_cpu = False
-        return [(p.begin, p.end) for p in passes._divided(rows)]
+    def divided(tokens: float, on_cpu: bool = False) -> list[tuple[int, int, int, int]]:
+        passes = Passes(loaded, RECIPE, 1, memory=round(100 * tokens))
+        passes._on_cpu, passes._row_bytes = on_cpu, 100.0
+        return [(p.begin, p.end, p.first, p.last) for p in passes._divided(rows)]
 
-    assert divided(10**6) == [(0, 3)]
-    assert divided(1) == [(0, 1), (1, 2), (2, 3)]
-    assert divided(4 * 2 * max(longest[:2])) == [(0, 2), (2, 3)]
+    assert divided(10**6) == [(0, 3, 0, 4)]
+    assert divided(4 * 2 * max(longest[:2])) == [(0, 2, 0, 4), (2, 3, 0, 4)]
+    assert divided(1) == divided(1, on_cpu=True) == [(a, a + 1, r, r + 1) for a in range(3) for r in range(4)]
+    halves = divided(2 * max(longest[:2]), on_cpu=True)
+    assert halves[:4] == [(a, a + 1, r, r + 2) for a in (0, 1) for r in (0, 2)]
+    assert divided(10**6, on_cpu=True) == [(a, a + 1, 0, 4) for a in range(3)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task: Task) -> None:
+    """Predicted from one row, and counted in the pass itself."""
+    loaded, rows = setting(architecture, torch.float32, task)
+    kept: dict[int, int] = {}
+    own = {t.untyped_storage().data_ptr() for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
+    with Passes(loaded, RECIPE, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), RECIPE, 1)
+        passes._row_bytes = passes._measured(buffer, max(rows[0], key=lambda r: len(r.ids)))
+        own.add(buffer.values.untyped_storage().data_ptr())
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            passes.losses(buffer, rows[:1])
+        tokens = 4 * max(len(r.ids) for r in rows[0])
+        assert passes.token_bytes is not None
+        assert 0.7 < passes.token_bytes * tokens / sum(kept.values()) < 1.5
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))

@@ -418,8 +418,9 @@ FAULTS: dict[str, list[Fault]] = {
     "score": [Fault("scoring", 2, layer, "forward")],
     "adapt": [
         Fault("attaching to train", 3, MODULE, "register_forward_hook", after=True),
-        Fault("the first training pass", 2, layer, "forward"),
-        Fault("the last training pass", 5, layer, "forward", after=True),
+        Fault("measuring a row", 2, layer, "forward"),
+        Fault("the first training pass", 4, layer, "forward"),
+        Fault("the last training pass", 7, layer, "forward", after=True),
         Fault("before backward", 1, lambda _: torch.autograd, "grad"),
         Fault("after backward", 2, lambda _: torch.autograd, "grad", after=True),
         Fault("clipping", 2, lambda _: gradients, "clip"),

@@ -9,6 +9,7 @@ each, over copies of the model that share its weights.
 from __future__ import annotations
 
 import copy
+import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ from .lora import LoraWeights
 from .model import LoadedModel
 from .recipes import Loss, Recipe
 
-PASS_TOKENS = 1 << 16
-"""Padded tokens in one pass of an accelerator, at first; each time that memory does not suffice, half as many."""
+MEMORY_SHARE = 0.6
+"""Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
 
 
 def learned(example: Encoded, loss: Loss) -> list[int]:
@@ -138,18 +139,37 @@ def parts_of(adapters: int, batch: int, workers: int) -> int:
     return next((s for s in range(1, batch + 1) if adapters * s % workers == 0), min(batch, workers))
 
 
-class Passes:
-    """Does the passes of training steps. A context manager: the threads and the copies of the model end with it."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not every system tells
+        return 4 << 30
 
-    def __init__(self, loaded: LoadedModel, recipe: Recipe, workers: int | None = None) -> None:
-        """`workers` is the number of threads on a CPU; None means as many as PyTorch would use.
+
+class Passes:
+    """Does the passes of training steps. A context manager: the threads and the copies of the model end with it.
+
+    What a pass keeps for its way back is measured on one row before the first, and passes are made to fit in `memory`.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, recipe: Recipe, workers: int | None = None, memory: int | None = None
+    ) -> None:
+        """`workers` is the number of threads on a CPU; None means as many as PyTorch would use. `memory` bounds what
+        passes keep, in bytes; None means `MEMORY_SHARE` of what is free.
 
         Dropout draws from PyTorch's one source of chance; for it to follow the seed, passes go one after the other.
         """
         on_cpu = loaded.model.device.type == "cpu"
         self._workers = 1 if not on_cpu or recipe.dropout else workers or torch.get_num_threads()
         self._loaded, self._recipe = loaded, recipe
-        self._budget = PASS_TOKENS
+        share = MEMORY_SHARE * free_memory(loaded.model.device) if memory is None else memory
+        self._memory = share / self._workers
+        self._row_bytes: float | None = None
+        """Bytes that a pass keeps of a padded token, once they are known."""
         self._on_cpu = on_cpu
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
@@ -179,6 +199,8 @@ class Passes:
         A pass that memory does not suffice for is done in two halves.
         """
         counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
+        if self._row_bytes is None:
+            self._row_bytes = self._measured(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
         passes = self._divided(rows)
 
         def run(one: Pass) -> list[float]:
@@ -191,20 +213,53 @@ class Passes:
                 totals[adapter] += loss
         return totals
 
+    @property
+    def token_bytes(self) -> float | None:
+        """Bytes that a pass keeps of each padded token until its way back; None before the first pass."""
+        return self._row_bytes
+
+    def _measured(self, buffer: Buffer, row: Encoded) -> float:
+        """Bytes that the pass of one row keeps for its way back, by the token; the model's own are not counted."""
+        own = {
+            t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
+        }
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        weights = _trainable(buffer.weights(0, 1))
+        own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
+        loaded = self._models.get()
+        try:
+            hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+            with torch.enable_grad(), weights.attached(loaded.model, self._recipe.dropout), hooks:
+                losses, _ = _token_losses(loaded, [row], self._recipe.loss)
+            del losses
+        finally:
+            self._models.put(loaded)
+        return sum(kept.values()) / len(row.ids)
+
     def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[Pass]:
-        """The passes of a step. On an accelerator neighbours go together as long as they fit."""
+        """The passes of a step, each within memory. On an accelerator neighbours go together as long as they fit."""
         batch = len(rows[0])
+        fit = max(1.0, self._memory / max(1.0, self._row_bytes or 1.0))
+        longest = [max(len(r.ids) for r in mine) for mine in rows]
         if self._on_cpu:
             parts = self.parts(len(rows))
             cuts = [batch * p // parts for p in range(parts + 1)]
-            return [Pass(a, a + 1, cuts[p], cuts[p + 1], p) for a in range(len(rows)) for p in range(parts)]
-        found, begin, longest = [], 0, 0
-        for adapter, mine in enumerate(rows):
-            longest = max(longest, *(len(r.ids) for r in mine))
-            if adapter > begin and longest * batch * (adapter + 1 - begin) > self._budget:
-                found.append(Pass(begin, adapter, 0, batch))
-                begin, longest = adapter, max(len(r.ids) for r in mine)
-        return [*found, Pass(begin, len(rows), 0, batch)]
+            whole = [Pass(a, a + 1, cuts[p], cuts[p + 1], p) for a in range(len(rows)) for p in range(parts)]
+        else:
+            whole, begin = [], 0
+            for adapter in range(1, len(rows) + 1):
+                together = max(longest[begin : adapter + 1]) * batch * (adapter + 1 - begin)
+                if adapter == len(rows) or together > fit:
+                    whole.append(Pass(begin, adapter, 0, batch))
+                    begin = adapter
+        return [small for one in whole for small in _within(one, longest, fit)]
 
     def _halving(
         self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
@@ -215,7 +270,7 @@ class Passes:
             return losses
         halves = one.halves()
         assert halves is not None
-        self._budget = max(1, self._budget // 2)
+        self._memory /= 2
         first, second = (self._halving(buffer, rows, counts, half) for half in halves)
         if halves[0].end < one.end:
             return first + second
@@ -229,9 +284,7 @@ class Passes:
         each = one.last - one.first
         loaded = self._models.get()
         try:
-            weights = buffer.weights(one.begin, one.end)
-            for tensor in weights.tensors:
-                tensor.requires_grad_(True)
+            weights = _trainable(buffer.weights(one.begin, one.end))
             with torch.enable_grad(), weights.attached(loaded.model, self._recipe.dropout):
                 try:
                     losses, sizes = _token_losses(loaded, mine, self._recipe.loss)
@@ -248,6 +301,21 @@ class Passes:
             return found
         finally:
             self._models.put(loaded)
+
+
+def _within(one: Pass, longest: Sequence[int], fit: float) -> list[Pass]:
+    """The pass in pieces of at most `fit` padded tokens, or of single rows."""
+    tokens = max(longest[one.begin : one.end]) * (one.last - one.first) * (one.end - one.begin)
+    halves = one.halves()
+    if tokens <= fit or halves is None:
+        return [one]
+    return [small for half in halves for small in _within(half, longest, fit)]
+
+
+def _trainable(weights: LoraWeights) -> LoraWeights:
+    for tensor in weights.tensors:
+        tensor.requires_grad_(True)
+    return weights
 
 
 def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> tuple[Tensor, list[int]]:

@@ -79,8 +79,12 @@ class Learner:
         *,
         verify: Literal["pointers", "full"] = "pointers",
         adapters: AdapterCache | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
-        """`verify` is how `Learner.verify` proves the base unchanged; `adapters` is where trained ones are kept."""
+        """`verify` is how `Learner.verify` proves the base unchanged; `adapters` is where trained ones are kept.
+
+        `memory_bytes` bounds what training keeps for its backward passes; None: a share of what is free.
+        """
         if verify not in ("pointers", "full"):
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
         self.loaded = loaded
@@ -95,6 +99,7 @@ class Learner:
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self.adapters = adapters or AdapterCache()
         """Adapters of demonstrations that were met before."""
+        self.memory_bytes = memory_bytes
         self._prepared: dict[object, Adapter] = {}
 
     @classmethod
@@ -263,7 +268,8 @@ class Learner:
             encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
             weights, trainings = train(
                 self.loaded, encoded, recipe, seeds,
-                deadline=deadline, on_step=on_step, charge=self._charge if charged else None,
+                deadline=deadline, on_step=on_step, memory=self.memory_bytes,
+                charge=self._charge if charged else None,
             )  # fmt: skip
             if len(seeds) == 1:
                 return [Adapter(weights, recipe, trainings[0], self.base_hash)]
@@ -305,7 +311,7 @@ class Learner:
             seeds = [seed + a for a in range(len(held))]
             _, trainings = train(
                 self.loaded, learned, recipe, seeds,
-                deadline=deadline, on_step=on_step, watch=watched, charge=self._charge,
+                deadline=deadline, on_step=on_step, watch=watched, memory=self.memory_bytes, charge=self._charge,
             )  # fmt: skip
             best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
             return Adapter(best, recipe, joint(trainings), self.base_hash, watch.evidence())

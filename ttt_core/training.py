@@ -59,14 +59,15 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     watch: Watch | None = None,
     workers: int | None = None,
+    memory: int | None = None,
     charge: Callable[[int, int], None] | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
     """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone, but for
     the places where dropout falls.
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
-    no step change nothing. `workers` is the number of threads on a CPU (see `Passes`). `charge` is told the tokens
-    that go forward and backward before they go. Raises `AdaptationError` when there is nothing to train on, or a loss
+    no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
+    `charge` is told the tokens that go forward and backward before they go. Raises `AdaptationError` when there is nothing to train on, or a loss
     or a weight is not a number.
     """
     if not examples or not all(examples):
@@ -79,7 +80,7 @@ def train(
     stopped, slowest = "finished", 0.0
     active = list(range(len(seeds)))
     done: dict[int, LoraWeights] = {}
-    with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, workers) as passes:
+    with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, workers, memory) as passes:
         buffer = Buffer(initial, recipe, passes.parts(len(active)))
 
         def current() -> LoraWeights:
