@@ -13,7 +13,7 @@ from autottt.ttt_core.decoding import Generated, TokenScores, decode, read_prefi
 from autottt.ttt_core.encoding import Encoded, PaddedBatch, encode
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.model import LoadedModel, wrap_model
-from autottt.ttt_core.testing import VOCABULARY, tiny_model, tiny_tokenizer
+from autottt.ttt_core.testing import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,3 +135,59 @@ def test_reading_a_prefix_scores_the_demonstrations_and_decoding_leaves_it_as_it
         again = decode(loaded, [prompt], [5], prefix=prefix)
     assert again[0].text == first[0].text == first[1].text
     assert again[0].scores.log_probs == pytest.approx(first[0].scores.log_probs, abs=1e-4)
+
+
+# --- guesses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_a_guess_changes_how_an_answer_is_found_and_not_the_answer(architecture: str, shared: bool) -> None:
+    loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
+    prompt = encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], "ef"))
+    (plain,) = decode(loaded, [prompt], [8])
+    other = (plain.ids[3] + 1) % VOCABULARY
+    guesses = [
+        plain.ids, plain.ids[:3], (*plain.ids[:3], other), (*plain.ids[:3], other, *plain.ids[4:], 7, 7), (other,),
+        (*plain.ids, 5, 5),
+    ]  # fmt: skip
+    for guess in guesses:
+        prefix = read_prefix(loaded, prompt) if shared else None
+        (found,) = decode(loaded, [prompt], [8], prefix=prefix, guess=guess)
+        assert (found.ids, found.text, found.ended) == (plain.ids, plain.text, plain.ended), guess
+        assert found.scores.hits == plain.scores.hits
+        assert found.scores.log_probs == pytest.approx(plain.scores.log_probs, abs=1e-4)
+        assert found.vain <= len(guess)
+
+
+def test_a_right_guess_is_one_pass_and_a_wrong_token_costs_what_came_after_it(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = encode(loaded, make_task([("ab", "ba")], "ef"))
+    (plain,) = decode(loaded, [prompt], [8])
+    passes: list[int] = []
+    real = decoding.forward
+
+    def forward(model: Any, batch: PaddedBatch, *rest: Any) -> torch.Tensor:
+        passes.append(batch.ids.shape[1])
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(decoding, "forward", forward)
+    (right,) = decode(loaded, [prompt], [8], guess=plain.ids)
+    assert passes == [len(prompt.ids) + 8]
+    assert right.vain == 1, "the last token is decoded, and not read"
+    passes.clear()
+    wrong = (*plain.ids[:2], (plain.ids[2] + 1) % VOCABULARY, *plain.ids[3:])
+    (found,) = decode(loaded, [prompt], [8], guess=wrong)
+    assert passes == [len(prompt.ids) + 8, 1, 1, 1, 1, 1]
+    assert found.vain == 6
+    assert found.ids == plain.ids
+
+
+def test_sampled_answers_and_several_prompts_take_no_guess(loaded: LoadedModel) -> None:
+    prompt = encode(loaded, make_task([("ab", "ba")], "ef"))
+    draw = torch.Generator().manual_seed
+    sampled = decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0))
+    assert decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0), guess=(1, 2)) == sampled
+    assert decode(loaded, [prompt] * 2, [8, 8], guess=(1, 2)) == decode(loaded, [prompt] * 2, [8, 8])

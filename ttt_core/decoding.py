@@ -67,6 +67,10 @@ class Generated:
     """Of every decoded token, the end included."""
     ended: bool
     """Whether the model ended the answer itself; otherwise it ran out of room."""
+    ids: tuple[int, ...]
+    """Every decoded token, the end included."""
+    vain: int = 0
+    """Tokens of a guess that were read and were wrong."""
 
 
 @dataclass(frozen=True)
@@ -129,18 +133,23 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     adapters: int = 1,
+    guess: Sequence[int] = (),
 ) -> list[Generated]:
     """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
 
     Of several attached `adapters`, the answers of the first to all prompts, then those of the second, ... With
-    `prefix`, every prompt must begin with its ids.
+    `prefix`, every prompt must begin with its ids. A `guess` at the tokens of a single greedy answer is checked in one
+    pass, and kept as far as it is what would have been decoded (Leviathan et al. 2023, "Fast inference from
+    transformers via speculative decoding", with a guess for a draft).
     """
+    if len(prompts) > 1 or adapters > 1 or temperature > 0:
+        guess = ()
     known = len(prefix.ids) if prefix else 0
     found: list[dict[int, Generated]] = [{} for _ in range(adapters)]
     lengths = [len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)]
     for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
         rows = [prompts[i].ids[known:] for i in group]
-        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters)
+        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters, guess)
         for adapter, one in enumerate(found):
             mine = answers[adapter * len(group) : (adapter + 1) * len(group)]
             one |= dict(zip(group, mine, strict=True))
@@ -169,14 +178,19 @@ def _decode(
     temperature: float,
     generator: torch.Generator | None,
     adapters: int,
+    guess: Sequence[int],
 ) -> list[Generated]:
     """The answers to the rows by the first adapter, then by the second, ..."""
     device = loaded.model.device
     each = len(rows)
+    cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+    if any(layer.is_sliding for layer in cache.layers):
+        guess = ()  # what slid out of sight cannot be brought back
+    if guess:
+        rows = [(*rows[0], *guess)]
     rows, rooms = list(rows) * adapters, list(rooms) * adapters
     batch = pad(rows, pad_id_of(loaded), device, left=True)
     mask = batch.mask
-    cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
     if prefix is not None and prefix.ids:
         if each > 1:
             cache.batch_repeat_interleave(each)
@@ -184,22 +198,40 @@ def _decode(
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
     writers = [_Writer(loaded, room) for room in rooms]
     last = torch.zeros_like(batch.ids, dtype=torch.bool)
-    last[:, -1] = True
+    last[:, -1 - len(guess) :] = True
     while True:
         logits = forward(loaded.model, batch, last, mask, cache)
+        unread = 0
         if temperature > 0:
             ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
         else:
             ids = logits.argmax(-1)
         scores = token_scores(logits, ids)
-        for i, writer in enumerate(writers):
-            writer.add(int(ids[i]), scores, i)
+        if guess:
+            kept = _check(writers[0], ids.tolist(), scores, guess)
+            ids, unread, guess = ids[kept : kept + 1], len(guess) - kept, ()
+            writers[0].vain = unread
+        else:
+            for i, writer in enumerate(writers):
+                writer.add(int(ids[i]), scores, i)
         if all(w.done for w in writers):
             return [w.finish() for w in writers]
+        if unread:
+            cache.crop(-unread)
+            mask = mask[:, :-unread]
         going = torch.tensor([[not w.done] for w in writers], device=device)  # the others would leave the context
-        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] + going)
+        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] - unread + going)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         last = torch.ones_like(batch.ids, dtype=torch.bool)
+
+
+def _check(writer: _Writer, ids: Sequence[int], scores: TokenScores, guess: Sequence[int]) -> int:
+    """Takes the decoded tokens up to the first that was not guessed, and returns how many were."""
+    for kept, token in enumerate(ids):
+        writer.add(token, scores, kept)
+        if writer.done or kept == len(guess) or token != guess[kept]:
+            return kept
+    raise AssertionError("there is one more token than were guessed")
 
 
 class _Writer:
@@ -211,9 +243,11 @@ class _Writer:
         self._stop_ids = stop_ids(loaded)
         self._room = room
         self._ids: list[int] = []
+        self._decoded: list[int] = []
         self._scores: list[tuple[float, float, float, bool]] = []
         self.text = ""
         self.ended = False
+        self.vain = 0
 
     @property
     def done(self) -> bool:
@@ -223,6 +257,7 @@ class _Writer:
         """Takes the next token, unless the answer is done."""
         if self.done:
             return
+        self._decoded.append(token)
         self._scores.append((scores.log_probs[row], scores.entropies[row], scores.margins[row], scores.hits[row]))
         if token in self._stop_ids:
             self.ended = True
@@ -236,4 +271,4 @@ class _Writer:
 
     def finish(self) -> Generated:
         columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())
-        return Generated(self.text, TokenScores(*columns), self.ended)
+        return Generated(self.text, TokenScores(*columns), self.ended, tuple(self._decoded), self.vain)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -33,6 +33,8 @@ from .training import joint, train
 
 SCORING_TOKENS = 16384
 """Tokens scored side by side."""
+GUESSES = 256
+"""Answers of the base that are kept as guesses at those of adapters."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Learner:
         self.adapters = adapters or AdapterCache()
         """Adapters of demonstrations that were met before."""
         self.memory_bytes = memory_bytes
+        self._unadapted: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._prepared: dict[object, Adapter] = {}
 
     @classmethod
@@ -209,10 +212,13 @@ class Learner:
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
+                guess=self._unadapted.get(first.ids, ()) if adapter is not None else (),
             )  # fmt: skip
+            if adapter is None and temperature == 0:
+                self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
             skipped = len(prefix.ids) if prefix else 0
             read = sum(len(p.ids) - skipped for p in prompts) * count
-            self._charge(forward=read + sum(len(g.scores.hits) for g in generated))
+            self._charge(forward=read + sum(len(g.ids) + g.vain for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
 
@@ -358,6 +364,7 @@ class Learner:
         with self._lock:
             self.adapters.clear()
             self._prepared.clear()
+            self._unadapted.clear()
             self._prefix = None
 
     # --- reverting -------------------------------------------------------------------------------------------------
@@ -403,6 +410,12 @@ class Learner:
             self._prefix = owner, read_prefix(self.loaded, prompt, count)
             self._charge(forward=len(ids) * count)
         return self._prefix[1]
+
+    def _guess_later(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Keeps the base's answers to prompts: guesses at what adapters will answer."""
+        self._unadapted.update(answers)
+        while len(self._unadapted) > GUESSES:
+            del self._unadapted[next(iter(self._unadapted))]
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
         try:

@@ -179,21 +179,27 @@ def _beyond_plain(config: Any) -> bool:
     return not harmless or config.bias != "none" or any(getattr(config, name, None) for name in _BEYOND_PLAIN)
 
 
-@dataclass(frozen=True)
 class _Update:
     """The forward hook that adds one layer's low-rank update."""
 
-    down: Tensor
-    up: Tensor
-    scaling: float
-    dropout: float
+    def __init__(self, down: Tensor, up: Tensor, scaling: float, dropout: float) -> None:
+        self._down, self._up, self._scaling, self._dropout = down, up, scaling, dropout
+        self._ready: Pair | None = None
+        """Transposed and in the model's precision, for as long as nothing is trained."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x: Tensor = args[0]
-        if self.dropout and torch.is_grad_enabled():
-            x = nn.functional.dropout(x, self.dropout)
-        down, up = self.down.to(x.dtype), (self.up * self.scaling).to(x.dtype)
+        training = torch.is_grad_enabled()
+        if self._dropout and training:
+            x = nn.functional.dropout(x, self._dropout)
+        if self._ready is None or training:
+            pair = self._down.to(x.dtype).mT, (self._up * self._scaling).to(x.dtype).mT
+            self._ready = None if training else pair
+        else:
+            pair = self._ready
+        down, up = pair
         if down.shape[0] == 1:
-            return output + nn.functional.linear(nn.functional.linear(x, down[0]), up[0])
-        rows = x.reshape(down.shape[0], -1, x.shape[-1])
-        return output + (rows @ down.mT @ up.mT).view_as(output)
+            rows = x.reshape(-1, x.shape[-1])
+            return torch.addmm(output.reshape(-1, output.shape[-1]), rows @ down[0], up[0]).view_as(output)
+        grouped = x.reshape(down.shape[0], -1, x.shape[-1])
+        return output + (grouped @ down @ up).view_as(output)

@@ -67,8 +67,8 @@ def train(
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
-    `charge` is told the tokens that go forward and backward before they go. Raises `AdaptationError` when there is nothing to train on, or a loss
-    or a weight is not a number.
+    `charge` is told the tokens that go forward and backward before they go. Raises `AdaptationError` when there is
+    nothing to train on, or a loss or a weight is not a number.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
