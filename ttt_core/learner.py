@@ -21,7 +21,7 @@ from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
 from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, chunks, encode
-from .errors import AdaptationError, BaseChangedError, ParseError, TooLongError
+from .errors import AdaptationError, AutotttError, BaseChangedError, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .gradients import out_of_memory
 from .kinds import kind_of
@@ -355,7 +355,9 @@ class Learner:
         with self._lock:
             try:
                 adapters = self.adapt_many(examples, recipe, seeds, charged=False)
-            except AdaptationError:
+            except BaseChangedError:
+                raise
+            except AutotttError:
                 return  # one of them may be to blame; each fails, or not, when it is asked for
             self._prepared.update(zip(keys, adapters, strict=True))
 
