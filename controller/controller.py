@@ -131,8 +131,11 @@ class Controller:
                 else:
                     lessons += [strategy.lesson(self.learner, run.task, seed)] if isinstance(strategy, Teaches) else []
             prepare(self.learner, lessons)
-            for index, run in enumerate(begun):
-                yield refusals.get(index) or self._solved_or_refused(run.task, run.to_the_end)
+            try:
+                for index, run in enumerate(begun):
+                    yield refusals.get(index) or self._solved_or_refused(run.task, run.to_the_end)
+            finally:
+                self.learner.settle()
 
     def _solved_or_refused(self, task: Task, solve: Callable[[], Result]) -> Result:
         try:

@@ -97,6 +97,8 @@ def evaluate(
         groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
     rows = []
     with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
+        if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
+            print(file=stream)  # ends the line that an interruption tore
         for group in groups.values():
             for name in wanted:
                 controller.learner.forget()

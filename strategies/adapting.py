@@ -64,8 +64,8 @@ def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnSte
     return learner.remembered(lesson.key, train)
 
 
-def prepare(learner: Learner, lessons: Sequence[Lesson]) -> int:
-    """Trains the adapters that are not known yet side by side, for the attempts that come; returns how many.
+def prepare(learner: Learner, lessons: Sequence[Lesson]) -> None:
+    """Trains the adapters that are not known yet side by side, for the attempts that come.
 
     Each attempt then finds its adapter, and is charged what it cost. Lessons that fail are left to their attempts.
     """
@@ -78,7 +78,6 @@ def prepare(learner: Learner, lessons: Sequence[Lesson]) -> int:
         learner.prepare(
             [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some]
         )
-    return len(new)
 
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:

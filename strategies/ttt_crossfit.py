@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..ttt_core.adapters import Adapter
 from ..ttt_core.crossfit import folds
+from ..ttt_core.errors import StrategyError
 from ..ttt_core.examples import reordered, transformed
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
@@ -33,6 +34,11 @@ class TttCrossfit:
     needs: int = 3
     recipe: Recipe | None = None
     folds: int = 4
+    """At least 2."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise StrategyError(f"{self.name} needs at least 2 folds, one to learn from; received {self.folds}")
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None

@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -130,15 +129,26 @@ def test_many_writers_of_one_folder_leave_whole_files(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = AdapterCache(folder=tmp_path)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Adapter, "save", fail)
+def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path / "kept")
+    (tmp_path / "kept").rmdir()
     cache.put("key", adapter())
     assert same(cache.get("key", "base"), adapter())
+
+
+def test_an_adapter_belongs_to_how_its_prompts_were_written(tmp_path: Path, task: Task) -> None:
+    def learner(prompt_format: str) -> Learner:
+        model = wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format=prompt_format)
+        return Learner(model, adapters=AdapterCache(folder=tmp_path))
+
+    def make() -> Adapter:
+        return adapter(base=learner("compact").base_hash)
+
+    assert learner("compact").base_hash == learner("standard").base_hash
+    assert not learner("compact").remembered("key", make)[1]
+    assert learner("compact").knows("key")
+    assert not learner("standard").knows("key")
+    assert not learner("standard").remembered("key", make)[1]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autottt.controller.nodes import judged
 from autottt.strategies.base import Attempt, get_strategy, run
 from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds
-from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.errors import AdaptationError, StrategyError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
@@ -57,8 +57,8 @@ def test_one_demonstration_cannot_be_divided() -> None:
 def watcher(looks: list[list[list[Score]]], patience: int = 9) -> tuple[HeldOut, list[bool]]:
     """A watcher that has seen these looks [look][fold][demonstration], the first by the base; and what it said."""
     later = iter(looks[1:])
-    watch = HeldOut(None, [[None]] * len(looks[0]), looks[0], every=2, patience=patience)  # type: ignore[arg-type, list-item]
-    watch._look = lambda weights: next(later)  # type: ignore[method-assign]
+    watch = HeldOut(None, [[None]] * len(looks[0]), looks[0], every=2, patience=patience, charge=lambda *_: None)  # type: ignore[arg-type, list-item]
+    watch._scores = lambda weights: next(later)  # type: ignore[method-assign]
     said = [watch(step, lambda: SimpleNamespace()) for step in range(1, 2 * len(looks) - 1)]  # type: ignore[arg-type, return-value]
     return watch, said
 
@@ -130,8 +130,10 @@ def test_several_adapters_answer_what_each_answers_alone(
 
 def test_a_cross_fitted_adapter_has_no_single_answer(make_learner: Any) -> None:
     learner = make_learner()
-    with pytest.raises(AdaptationError, match="3 adapters give as many answers"):
+    with pytest.raises(AdaptationError, match="3 parts has as many answers"):
         learner.answer([task_of(3)], crossfit(learner, task_of(3)))
+    with pytest.raises(AdaptationError, match="3 parts has as many answers"):
+        learner.score([task_of(3)] * 3, crossfit(learner, task_of(3)))
 
 
 def test_its_evidence_is_what_its_adapters_say_of_the_held_out_demonstrations(
@@ -161,20 +163,31 @@ def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: A
     parts = folds(task_of(4), 2, random.Random(0))
     examples = [leave_one_out(f.shown) for f in parts]
     both = learner.crossfit(examples, [f.held for f in parts], recipe, every=3, patience=9)
-    for index in range(2):
-        alone = learner.adapt(examples[index], recipe, seed=index)
-        if both.evidence.steps == 3:
-            for name, (down, up) in alone.weights.pairs.items():
-                torch.testing.assert_close(both.weights.pairs[name][0][index], down[0], atol=1e-3, rtol=1e-3)
-                torch.testing.assert_close(both.weights.pairs[name][1][index], up[0], atol=1e-3, rtol=1e-3)
-        assert both.training.losses[0] == pytest.approx(
-            sum(learner.adapt(e, recipe, seed=i).training.losses[0] for i, e in enumerate(examples)) / 2, rel=1e-4
-        )
+    assert both.evidence.steps == 3, "otherwise there is nothing to compare"
+    alone = [learner.adapt(e, recipe, seed=i) for i, e in enumerate(examples)]
+    for index, one in enumerate(alone):
+        for name, (down, up) in one.weights.pairs.items():
+            torch.testing.assert_close(both.weights.pairs[name][0][index], down[0], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(both.weights.pairs[name][1][index], up[0], atol=1e-3, rtol=1e-3)
+    firsts = [one.training.losses[0] for one in alone]
+    assert both.training.losses[0] == pytest.approx(sum(firsts) / 2, rel=1e-4)
+
+
+def test_the_last_step_is_judged_also_where_no_look_was_due(make_learner: Any) -> None:
+    adapter = crossfit(make_learner(), task_of(4), recipe=replace(QUICK, steps=3), every=50)
+    assert adapter.evidence.steps == 3
+    assert any(bool(up.any()) for _, up in adapter.weights.pairs.values())
 
 
 def test_a_joint_account_of_trainings() -> None:
     one, two = Training(2, (4.0, 2.0), 1.0, 10, "converged"), Training(3, (2.0, 2.0, 1.0), 1.0, 20, "finished")
     assert joint([one, two]) == Training(3, (3.0, 2.0, 1.0), 1.0, 30, "finished")
+    assert joint([one, replace(one, stopped="deadline")]).stopped == "deadline", "else it would be kept as whole"
+
+
+def test_one_fold_leaves_nothing_to_learn_from() -> None:
+    with pytest.raises(StrategyError, match="at least 2 folds"):
+        replace(get_strategy("ttt_crossfit"), folds=1)  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize(("after", "action"), [((True, False), "accept"), ((False, False), "fall_back")])

@@ -358,3 +358,37 @@ def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
     with unchanged(learner.loaded.model), pytest.raises(KeyboardInterrupt):
         controller.solve_many(many())
     learner.verify(full=True)
+
+
+def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    learner.forget()
+    before = learner.work
+
+    def stop(result: Result) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        controller.solve_many(many(), on_result=stop)
+    assert learner._prepared == {}
+    charged = learner.work - before
+    assert charged.backward > 0
+    again = controller.solve_many(many())
+    assert [r.attempts[0].reused for r in again] == [True] * 4
+    assert (learner.work - before).backward == charged.backward
+
+
+def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = Learner.adapt_many, []
+
+    def adapt_many(self: Learner, examples: Any, *args: Any, **settings: Any) -> Any:
+        sizes.append(len(examples))
+        return real(self, examples, *args, **settings)
+
+    monkeypatch.setattr(Learner, "adapt_many", adapt_many)
+    monkeypatch.setattr(learner, "memory_bytes", 1)
+    learner.forget()
+    Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
+    assert sizes == [1, 1, 1]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +185,57 @@ def test_the_rate_warms_up_stays_and_decays(tmp_path):
     assert trainer.rate(50, None, 0) == 1.0
     assert trainer.rate(75, 50, 100) == pytest.approx(0.5)
     assert trainer.rate(100, 50, 100) == pytest.approx(0.02)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def test_processes_read_different_tasks_in_rows_of_one_length():
+    stream = Stream(PretrainConfig(tokens=384, shards=2), build_tokenizer())
+    for step in range(4):
+        first, second = stream.batch(step), stream.batch(step, 1)
+        assert first.ids.shape == second.ids.shape
+        assert not torch.equal(first.ids, second.ids)
+        assert torch.equal(second.ids, stream.batch(step, 1).ids)
+
+
+def test_a_step_takes_the_mean_of_all_processes_gradients(tmp_path, monkeypatch):
+    """As if the other process had found the gradient times three: the mean is twice its own."""
+    tokenizer = build_tokenizer()
+    config = PretrainConfig(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32, tokens=192)
+    seen = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, _: seen.append([x.grad.clone() for x in p]))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(4))
+    for shards in (1, 2):
+        trainer = Trainer(replace(config, shards=shards), tmp_path, "cpu", torch.float32, False)
+        trainer.train_step(Stream(config, tokenizer).batch(0), 0.0)
+    assert trainer.tokens == 2 * 192
+    for alone, mean in zip(*seen, strict=True):
+        torch.testing.assert_close(mean, 2 * alone)
+
+
+def test_two_processes_train_one_model_and_go_on_together(tmp_path):
+    def both(steps: int, seed: str = "0") -> list[int]:
+        free = socket.socket()
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        words = [sys.executable, "-m", "autottt.ttt_core.pretrain", "--run", str(tmp_path), *QUICK]
+        words += ["--steps", str(steps), "--seed", seed]
+        started = []
+        for rank in "01":
+            env = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            started.append(subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1", **env}))
+        return [process.wait(120) for process in started]
+
+    assert both(2) == [0, 0]
+    facts = checkpoint_facts(tmp_path)
+    assert (facts["step"], json.loads(facts["config"])["shards"]) == ("2", 2)
+    first = weights(tmp_path)
+    assert both(3) == [0, 0]
+    assert checkpoint_facts(tmp_path)["step"] == "3"
+    assert not torch.equal(
+        first["param.model.embed_tokens.weight"], weights(tmp_path)["param.model.embed_tokens.weight"]
+    )
+    with pytest.raises(SystemExit, match="other settings"):
+        run(tmp_path, "--steps", "4")

@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_the_learned_tokens_of_each_adapter(
     short = replace(examples[0], ids=examples[0].ids[: examples[0].answers[0][1]], answers=examples[0].answers[:1])
     rows = [examples[0], short, examples[1], examples[2]]
     recipe = replace(RECIPE, loss=loss)
-    with Passes(loaded, recipe) as passes:
+    with Passes(loaded, recipe, 2) as passes:
         found = passes.losses(Buffer(LoraWeights.initial(loaded.model, recipe, [0, 1]), recipe), [rows[:2], rows[2:]])
     expected = []
     for group in (rows[:2], rows[2:]):

@@ -118,7 +118,7 @@ class AdapterCache:
             try:
                 adapter.save(self._folder / f"{name}.safetensors")
                 self._prune(self._folder)
-            except OSError:
+            except (OSError, SafetensorError):
                 pass
 
     def clear(self) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
 
-from .decoding import TokenScores, score_answers
-from .encoding import Encoded
+from .decoding import SCORING_TOKENS, TokenScores, score_answers
+from .encoding import Encoded, chunks
 from .lora import LoraWeights
 from .model import LoadedModel
 from .tasks import Task
@@ -99,6 +99,8 @@ class HeldOut:
     """By the base, per fold."""
     every: int
     patience: int
+    charge: Callable[[int, int], None]
+    """Told the tokens that go forward, and backward, before they go."""
     best: LoraWeights | None = None
     """The adapters at the best look so far; None while none was better than the base."""
     _looks: list[list[list[Score]]] = field(default_factory=list)
@@ -109,10 +111,13 @@ class HeldOut:
 
     def __call__(self, step: int, current: Callable[[], LoraWeights]) -> bool:
         """A `Watch` of `train`."""
-        if step % self.every:
+        return step % self.every == 0 and self.look(step, current())
+
+    def look(self, step: int, weights: LoraWeights) -> bool:
+        """Scores the adapters after a step, unless that was done; whether to stop."""
+        if step == self._steps[-1]:
             return False
-        weights = current()
-        self._looks.append(self._look(weights))
+        self._looks.append(self._scores(weights))
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
             self.best = weights
@@ -120,13 +125,19 @@ class HeldOut:
         return solved or len(self._steps) - 1 - self._best() >= self.patience
 
     @torch.no_grad()
-    def _look(self, weights: LoraWeights) -> list[list[Score]]:
+    def _scores(self, weights: LoraWeights) -> list[list[Score]]:
         """Scores of the held-out demonstrations by their folds' adapters."""
-        most = max(map(len, self.held))
-        rows = [fold[min(i, len(fold) - 1)] for fold in self.held for i in range(most)]
-        with weights.attached(self.loaded.model):
-            scores = [score_of(row[-1]) for row in score_answers(self.loaded, rows)]
-        return [scores[a * most : a * most + len(fold)] for a, fold in enumerate(self.held)]
+        found = []
+        for index, fold in enumerate(self.held):
+            asked = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
+            scores: dict[int, Score] = {}
+            with weights.select(index).attached(self.loaded.model):
+                for some in chunks([len(p.ids) for p in asked], SCORING_TOKENS):
+                    self.charge(sum(len(asked[i].ids) for i in some), 0)
+                    scored = score_answers(self.loaded, [asked[i] for i in some])
+                    scores |= {i: score_of(row[-1]) for i, row in zip(some, scored, strict=True)}
+            found.append([scores[i] for i in range(len(fold))])
+        return found
 
     def _best(self, without: int | None = None) -> int:
         """The look with the most right answers, the likeliest of equals, by all folds but one."""

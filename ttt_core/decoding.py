@@ -17,6 +17,8 @@ from .model import LoadedModel
 
 TOKENS_A_BATCH = 16384
 """Prompt tokens that are decoded side by side."""
+SCORING_TOKENS = 16384
+"""Tokens that are scored side by side."""
 
 
 @dataclass(frozen=True)

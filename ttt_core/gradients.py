@@ -9,11 +9,11 @@ each, over copies of the model that share its weights.
 from __future__ import annotations
 
 import copy
-import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from .lora import LoraWeights
 from .model import LoadedModel
 from .recipes import Loss, Recipe
 
+UNKNOWN_MEMORY = 4 << 30
+"""Bytes that a system is taken to have free where it does not tell."""
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
 
@@ -51,7 +53,8 @@ class Buffer:
     """
 
     def __init__(self, weights: LoraWeights, recipe: Recipe, parts: int = 1) -> None:
-        self._like = weights
+        self._shapes = {name: (down.shape[1:], up.shape[1:]) for name, (down, up) in weights.pairs.items()}
+        self._scaling = weights.scaling
         self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1).requires_grad_(True)
         """[A, P], fp32."""
         self.gradients = self.values.new_zeros(parts, *self.values.shape)
@@ -72,13 +75,13 @@ class Buffer:
     def _views(self, rows: Tensor) -> LoraWeights:
         """What rows [a, P] hold, tensor by tensor."""
         at, pairs = 0, {}
-        for name, pair in self._like.pairs.items():
+        for name, shapes in self._shapes.items():
             views = []
-            for like in pair:
-                views.append(rows[:, at : at + like[0].numel()].view(-1, *like.shape[1:]))
-                at += like[0].numel()
+            for shape in shapes:
+                views.append(rows[:, at : at + shape.numel()].view(-1, *shape))
+                at += shape.numel()
             pairs[name] = views[0], views[1]
-        return LoraWeights(pairs, self._like.scaling)
+        return LoraWeights(pairs, self._scaling)
 
     def step(self, rate: float, limit: float) -> None:
         """Scales each adapter's gradient to a norm of at most `limit`, and takes AdamW's step with it."""
@@ -142,11 +145,17 @@ def parts_of(adapters: int, batch: int, workers: int) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on a device."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    found = [UNKNOWN_MEMORY]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not every system tells
-        return 4 << 30
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found = [1024 * int(lines["MemAvailable"].split()[0])]
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):
+        pass  # not every system tells, and most groups have no limit
+    return max(0, min(found))
 
 
 class Passes:
@@ -156,28 +165,33 @@ class Passes:
     """
 
     def __init__(
-        self, loaded: LoadedModel, recipe: Recipe, workers: int | None = None, memory: int | None = None
+        self,
+        loaded: LoadedModel,
+        recipe: Recipe,
+        adapters: int,
+        workers: int | None = None,
+        memory: int | None = None,
     ) -> None:
-        """`workers` is the number of threads on a CPU; None means as many as PyTorch would use. `memory` bounds what
-        passes keep, in bytes; None means `MEMORY_SHARE` of what is free.
+        """`workers` is the most threads on a CPU; None means as many as PyTorch would use. `memory` bounds what passes
+        keep, in bytes; None means `MEMORY_SHARE` of what is free when the first begins.
 
         Dropout draws from PyTorch's one source of chance; for it to follow the seed, passes go one after the other.
         """
         on_cpu = loaded.model.device.type == "cpu"
-        self._workers = 1 if not on_cpu or recipe.dropout else workers or torch.get_num_threads()
+        self._threads = torch.get_num_threads()
+        self._workers = 1 if not on_cpu or recipe.dropout else min(workers or self._threads, adapters * recipe.batch)
         self._loaded, self._recipe = loaded, recipe
-        share = MEMORY_SHARE * free_memory(loaded.model.device) if memory is None else memory
-        self._memory = share / self._workers
+        self._memory: float | None = memory
         self._row_bytes: float | None = None
         """Bytes that a pass keeps of a padded token, once they are known."""
         self._on_cpu = on_cpu
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
-        self._threads = torch.get_num_threads()
 
     def __enter__(self) -> Passes:
         if self._workers > 1:
-            self._pool = ThreadPoolExecutor(self._workers, "autottt", lambda: torch.set_num_threads(1))
+            each = max(1, self._threads // self._workers)
+            self._pool = ThreadPoolExecutor(self._workers, "autottt", lambda: torch.set_num_threads(each))
             for _ in range(self._workers):
                 self._models.put(replace(self._loaded, model=_copy_sharing_weights(self._loaded.model)))
         else:
@@ -186,8 +200,10 @@ class Passes:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                torch.set_num_threads(self._threads)
 
     def parts(self, adapters: int) -> int:
         """Parts that a `Buffer` of so many adapters needs."""
@@ -201,22 +217,17 @@ class Passes:
         counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
         if self._row_bytes is None:
             self._row_bytes = self._measured(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
-        passes = self._divided(rows)
+        jobs = self._divided(rows)
 
-        def run(one: Pass) -> list[float]:
-            return self._halving(buffer, rows, counts, one)
+        def run(job: Sequence[Pass]) -> list[tuple[Pass, list[float]]]:
+            return [(one, self._halving(buffer, rows, counts, one)) for one in job]
 
-        done = list(map(run, passes) if self._pool is None else self._pool.map(run, passes))
+        done = list(map(run, jobs) if self._pool is None else self._pool.map(run, jobs))
         totals = [0.0] * len(rows)
-        for one, losses in zip(passes, done, strict=True):
+        for one, losses in (pair for job in done for pair in job):
             for adapter, loss in zip(range(one.begin, one.end), losses, strict=True):
                 totals[adapter] += loss
         return totals
-
-    @property
-    def token_bytes(self) -> float | None:
-        """Bytes that a pass keeps of each padded token until its way back; None before the first pass."""
-        return self._row_bytes
 
     def _measured(self, buffer: Buffer, row: Encoded) -> float:
         """Bytes that the pass of one row keeps for its way back, by the token; the model's own are not counted."""
@@ -243,10 +254,15 @@ class Passes:
             self._models.put(loaded)
         return sum(kept.values()) / len(row.ids)
 
-    def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[Pass]:
-        """The passes of a step, each within memory. On an accelerator neighbours go together as long as they fit."""
+    def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[list[Pass]]:
+        """The passes of a step, each within memory; those of one list add to the same gradients, one after the other.
+
+        On an accelerator neighbours go together as long as they fit.
+        """
         batch = len(rows[0])
-        fit = max(1.0, self._memory / max(1.0, self._row_bytes or 1.0))
+        if self._memory is None:
+            self._memory = MEMORY_SHARE * free_memory(self._loaded.model.device)
+        fit = max(1.0, self._memory / self._workers / max(1.0, self._row_bytes or 1.0))
         longest = [max(len(r.ids) for r in mine) for mine in rows]
         if self._on_cpu:
             parts = self.parts(len(rows))
@@ -259,7 +275,7 @@ class Passes:
                 if adapter == len(rows) or together > fit:
                     whole.append(Pass(begin, adapter, 0, batch))
                     begin = adapter
-        return [small for one in whole for small in _within(one, longest, fit)]
+        return [_within(one, longest, fit) for one in whole]
 
     def _halving(
         self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
@@ -270,7 +286,7 @@ class Passes:
             return losses
         halves = one.halves()
         assert halves is not None
-        self._memory /= 2
+        self._memory = (self._memory or 0.0) / 2
         first, second = (self._halving(buffer, rows, counts, half) for half in halves)
         if halves[0].end < one.end:
             return first + second

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
-from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from .decoding import SCORING_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, chunks, encode
 from .errors import AdaptationError, AutotttError, BaseChangedError, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
-from .gradients import out_of_memory
+from .gradients import free_memory, out_of_memory
 from .kinds import kind_of
 from .lora import LoraWeights
 from .model import LoadedModel, load_model, wrap_model
@@ -31,8 +31,8 @@ from .recipes import Recipe
 from .tasks import Task, Value
 from .training import joint, train
 
-SCORING_TOKENS = 16384
-"""Tokens scored side by side."""
+COPIES = 8
+"""Of an adapter's weights that its training holds at most: gradients in parts, moments, what is put aside."""
 GUESSES = 256
 """Answers of the base that are kept as guesses at those of adapters."""
 
@@ -115,10 +115,11 @@ class Learner:
         prompt_format: str | None = None,
         verify: Literal["pointers", "full"] = "pointers",
         adapters: AdapterCache | None = None,
+        memory_bytes: int | None = None,
     ) -> Learner:
         """A learner around a local folder, a hub id, or the bundled model; see `autottt.ttt_core.model.load_model`."""
         loaded = load_model(source, device=device, dtype=dtype, prompt_format=prompt_format)
-        return cls(loaded, verify=verify, adapters=adapters)
+        return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
 
     @classmethod
     def wrap(
@@ -176,7 +177,7 @@ class Learner:
 
     def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
         """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
-        with self._use(adapter):
+        with self._use(_single(adapter)):
             return Reading(self._prefix_of(self.encode(task), adapter).reading)
 
     def answer(
@@ -188,9 +189,7 @@ class Learner:
         seed: int = 0,
     ) -> list[Answer]:
         """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
-        if adapter is not None and adapter.weights.count != 1:
-            raise AdaptationError(f"{adapter.weights.count} adapters give as many answers: ask `answers`, not `answer`")
-        return self.answers(tasks, adapter, temperature=temperature, seed=seed)[0] if tasks else []
+        return self.answers(tasks, _single(adapter), temperature=temperature, seed=seed)[0]
 
     def answers(
         self,
@@ -227,7 +226,7 @@ class Learner:
 
         The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed.
         """
-        with self._use(adapter):
+        with self._use(_single(adapter)):
             prompts = [self.encode(t, _answer_of(t)) for t in tasks]
             found: list[list[TokenScores]] = [[] for _ in tasks]
             for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
@@ -266,17 +265,20 @@ class Learner:
         on_step: Callable[[int, float], None] | None = None,
         charged: bool = True,
     ) -> list[Adapter]:
-        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it.
+        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it, but
+        for the places where dropout falls.
 
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first.
         """
+        before = self.work
         with self._use(None), _memory(recipe):
             encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
             weights, trainings = train(
                 self.loaded, encoded, recipe, seeds,
-                deadline=deadline, on_step=on_step, memory=self.memory_bytes,
-                charge=self._charge if charged else None,
+                deadline=deadline, on_step=on_step, memory=self.memory_bytes, charge=self._charge,
             )  # fmt: skip
+            if not charged:
+                self.work = before
             if len(seeds) == 1:
                 return [Adapter(weights, recipe, trainings[0], self.base_hash)]
             return [
@@ -293,12 +295,13 @@ class Learner:
         recipe: Recipe,
         *,
         seed: int = 0,
-        every: int = 2,
+        every: int | None = None,
         patience: int = 4,
         deadline: float = math.inf,
         on_step: Callable[[int, float], None] | None = None,
     ) -> Adapter:
-        """Trains an adapter per fold, side by side: on its `examples`, judged by its `held` tasks every so many steps.
+        """Trains an adapter per fold, side by side: on its `examples`, judged by its `held` tasks `every` so many
+        steps (None: about twelve times in all).
 
         Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`.
         """
@@ -307,20 +310,17 @@ class Learner:
             judged = [[self.encode(t, _answer_of(t)) for t in fold] for fold in held]
             scores = iter(self.score([t for fold in held for t in fold]))
             before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
-            watch = HeldOut(self.loaded, judged, before, every, patience)
-
-            def watched(step: int, current: Callable[[], LoraWeights]) -> bool:
-                if step % every == 0:
-                    self._charge(forward=sum(len(e.ids) for fold in judged for e in fold))
-                return watch(step, current)
-
+            watch = HeldOut(self.loaded, judged, before, every or max(1, recipe.steps // 12), patience, self._charge)
             seeds = [seed + a for a in range(len(held))]
-            _, trainings = train(
+            weights, trainings = train(
                 self.loaded, learned, recipe, seeds,
-                deadline=deadline, on_step=on_step, watch=watched, memory=self.memory_bytes, charge=self._charge,
+                deadline=deadline, on_step=on_step, watch=watch, memory=self.memory_bytes, charge=self._charge,
             )  # fmt: skip
+            training = joint(trainings)
+            if training.steps:
+                watch.look(training.steps, weights)
             best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
-            return Adapter(best, recipe, joint(trainings), self.base_hash, watch.evidence())
+            return Adapter(best, recipe, training, self.base_hash, watch.evidence())
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept.
@@ -328,6 +328,7 @@ class Learner:
         One that was prepared is new to who asks for it first, and charged then.
         """
         with self._lock:
+            key = self._full(key)
             prepared = self._prepared.pop(key, None)
             if prepared is not None:
                 self._charge(prepared.training.tokens, prepared.training.tokens)
@@ -345,21 +346,48 @@ class Learner:
     def knows(self, key: object) -> bool:
         """Whether `remembered` would train nothing."""
         with self._lock:
-            kept = self.adapters.get(key, self.base_hash, self.loaded.model.device)
-            return key in self._prepared or kept is not None
+            key = self._full(key)
+            return key in self._prepared or self.adapters.get(key, self.base_hash, self.loaded.model.device) is not None
+
+    def _full(self, key: object) -> object:
+        """The key with what else decides an adapter: how prompts are written, and in which precision they are read."""
+        loaded = self.loaded
+        return key, loaded.format.name, str(getattr(loaded.tokenizer, "chat_template", "")), self.precision
 
     def prepare(
         self, keys: Sequence[object], examples: Sequence[Sequence[Task]], recipe: Recipe, seeds: Sequence[int]
     ) -> None:
-        """Trains adapters side by side, to be asked for by `remembered` soon. Failing, it prepares nothing."""
+        """Trains adapters side by side, as many at once as fit, to be asked for by `remembered` soon.
+
+        Those that fail are not prepared.
+        """
         with self._lock:
-            try:
-                adapters = self.adapt_many(examples, recipe, seeds, charged=False)
-            except BaseChangedError:
-                raise
-            except AutotttError:
-                return  # one of them may be to blame; each fails, or not, when it is asked for
-            self._prepared.update(zip(keys, adapters, strict=True))
+            at = 0
+            while at < len(keys):
+                some = slice(at, at := at + self._beside(recipe))
+                try:
+                    adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False)
+                except BaseChangedError:
+                    raise
+                except AutotttError:
+                    continue  # one of them may be to blame; each fails, or not, when it is asked for
+                self._prepared.update(zip(map(self._full, keys[some]), adapters, strict=True))
+
+    def settle(self) -> None:
+        """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now."""
+        with self._lock:
+            for key, adapter in self._prepared.items():
+                self._charge(adapter.training.tokens, adapter.training.tokens)
+                self.ahead += adapter.training.seconds
+                self.adapters.put(key, adapter)
+            self._prepared.clear()
+
+    def _beside(self, recipe: Recipe) -> int:
+        """How many adapters of a recipe may be trained side by side: weights, gradients, moments and copies of them
+        take no more than a quarter of the memory that is free, or the bound."""
+        one = LoraWeights.initial(self.loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
+        free = free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
+        return max(1, int(free / 4 / (COPIES * one)))
 
     def forget(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
@@ -439,6 +467,14 @@ def _memory(recipe: Recipe) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+
+
+def _single(adapter: Adapter | None) -> Adapter | None:
+    """The adapter, which must be one alone."""
+    if adapter is not None and adapter.weights.count != 1:
+        parts = adapter.weights.count
+        raise AdaptationError(f"a cross-fitted adapter of {parts} parts has as many answers: ask `answers` for them")
+    return adapter
 
 
 def _answer_of(task: Task) -> Value:

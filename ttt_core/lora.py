@@ -201,5 +201,7 @@ class _Update:
         if down.shape[0] == 1:
             rows = x.reshape(-1, x.shape[-1])
             return torch.addmm(output.reshape(-1, output.shape[-1]), rows @ down[0], up[0]).view_as(output)
+        if x.shape[0] % down.shape[0]:
+            raise ModelError(f"{down.shape[0]} adapters need as many equal groups of rows; received {x.shape[0]} rows")
         grouped = x.reshape(down.shape[0], -1, x.shape[-1])
         return output + (grouped @ down @ up).view_as(output)

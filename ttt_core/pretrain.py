@@ -332,7 +332,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="train until this step")
     parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
     parser.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
-    parser.add_argument("--stage", choices=STAGES, help="what the stream is made of (see stream.py); default: first")
+    parser.add_argument(
+        "--stage",
+        choices=STAGES,
+        help="what the stream is made of (see stream.py); default: first, or with --init further",
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
     parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
@@ -372,7 +376,7 @@ def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
     resumed = (given.run / "checkpoint.safetensors").exists()
     asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
     asked |= {"meta": True} if given.meta else {}
-    asked |= {"phases": STAGES[given.stage]} if given.stage else {}
+    asked |= {"phases": STAGES[given.stage or "further"]} if given.stage or given.init else {}
     asked["shards"] = shards
     if resumed:
         config = config_from(json.loads(checkpoint_facts(given.run)["config"]))

@@ -46,7 +46,8 @@ def joint(trainings: Sequence[Training]) -> Training:
     longest = max(trainings, key=lambda t: t.steps)
     losses = zip_longest(*(t.losses for t in trainings))
     means = tuple(fmean(x for x in step if x is not None) for step in losses)
-    return Training(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), longest.stopped)
+    stopped = "deadline" if any(t.stopped == "deadline" for t in trainings) else longest.stopped
+    return Training(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), stopped)
 
 
 def train(
@@ -73,15 +74,14 @@ def train(
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
     began = time.monotonic()
-    initial = LoraWeights.initial(loaded.model, recipe, seeds)
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
     tokens = [0] * len(seeds)
     stopped, slowest = "finished", 0.0
     active = list(range(len(seeds)))
     done: dict[int, LoraWeights] = {}
-    with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, workers, memory) as passes:
-        buffer = Buffer(initial, recipe, passes.parts(len(active)))
+    with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, len(seeds), workers, memory) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, seeds), recipe, passes.parts(len(active)))
 
         def current() -> LoraWeights:
             """All adapters as they are now."""
