@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from autottt.controller.evaluation import Row, _second_is_right, accuracy_interval, read_rows, summarise
+from autottt.controller.controller import Controller
+from autottt.controller.evaluation import Row, _second_is_right, accuracy_interval, evaluate, read_rows, summarise
+from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import Attempt, Candidate
 from autottt.ttt_core.kinds import make_task
 
@@ -59,3 +61,16 @@ def test_a_torn_row_of_an_interrupted_run_is_dropped(tmp_path):
     (tmp_path / "rows").write_text(whole + "\n" + whole[:30])
     assert read_rows(tmp_path / "rows") == [row("a", 0, "in_context", True)]
     assert read_rows(tmp_path / "none") == []
+
+
+def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
+    from dataclasses import asdict
+
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    file = tmp_path / "rows"
+    first = evaluate(controller, [task], ["zero_shot"], file=file)
+    lines = file.read_text().splitlines()
+    file.write_text(lines[0] + "\n" + lines[1][:30])
+    again = evaluate(controller, [task], ["zero_shot"], file=file)
+    assert [r.strategy for r in again] == [r.strategy for r in first]
+    assert sorted(asdict(r)["strategy"] for r in read_rows(file)) == ["in_context", "zero_shot"]
