@@ -61,7 +61,7 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: i
     answers: list[Span] = []
     begin = shared = len(ids)
     for piece in loaded.format.pieces(task, answer):
-        new = loaded.tokenizer.encode(piece.text, add_special_tokens=False)
+        new = loaded.tokens(piece.text)
         if piece.role == "answer":
             begin = len(ids)
         ids += new

@@ -168,9 +168,7 @@ class Learner:
         """Tokens that an answer may take: twice the longest output shown or the query, and 16 more."""
         kind, notation = kind_of(task), self.loaded.format.notation
         shown = [d.output for d in task.demonstrations] + [task.query]
-        longest = max(
-            len(self.loaded.tokenizer.encode(kind.render(v, notation), add_special_tokens=False)) for v in shown
-        )
+        longest = max(len(self.loaded.tokens(kind.render(v, notation))) for v in shown)
         return 2 * longest + 16
 
     # --- answering -------------------------------------------------------------------------------------------------

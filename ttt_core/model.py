@@ -28,6 +28,10 @@ _UNLOADABLE = (
 )  # fmt: skip
 """What the libraries raise about a folder that is no model."""
 
+KNOWN_TEXTS = 20_000
+"""Texts whose ids are kept."""
+LONGEST_KNOWN = 4096
+"""Characters of the longest of them."""
 BUNDLED = Path(__file__).parent / "bundled"
 """Folder of the model that ships with the package."""
 
@@ -42,6 +46,18 @@ class LoadedModel:
     format: PromptFormat
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: PUBLISHED)
     """Strategy name -> its recipe for this model."""
+    _known: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The ids of a text. Those of short ones are kept: prompts share their demonstrations."""
+        found = self._known.get(text)
+        if found is None:
+            found = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            if len(self._known) >= KNOWN_TEXTS:
+                self._known.clear()
+            if len(text) <= LONGEST_KNOWN:
+                self._known[text] = found
+        return found
 
     @property
     def context(self) -> int:
