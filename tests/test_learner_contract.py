@@ -304,7 +304,11 @@ def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -
     first = learner.work
     assert first.forward == prompt + len(answer.scores.hits)
     learner.answer([task])
-    assert (learner.work - first).forward == first.forward - learner.encode(task).shared
+    assert (learner.work - first).forward == first.forward - prompt, "the whole prompt is read already"
+    before, other = learner.work, replace(task, query=(9, 9, 9, 1))
+    (found,) = learner.answer([other])
+    read = len(learner.encode(other).ids) - learner.encode(other).shared
+    assert (learner.work - before).forward == read + len(found.scores.hits), "what queries share is read already"
     before = learner.work
     adapter = learner.adapt(leave_one_out(task), QUICK)
     done = learner.work - before

@@ -77,13 +77,20 @@ class Generated:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt's shared beginning, already read."""
+    """A prompt's shared beginning, already read; and, where it could be gone back on, the rest of that prompt."""
 
     ids: tuple[int, ...]
     cache: Any
-    """A row for each attached adapter, or one."""
+    """Of `ids` and `rest`; a row for each attached adapter, or one."""
     reading: tuple[TokenScores, ...]
     """Scores of each demonstration's answer given the demonstrations before it; by the first adapter of several."""
+    rest: tuple[int, ...] = ()
+    logits: Tensor | None = None
+    """After the rest, [A, V]."""
+
+    def begins(self, prompt: Encoded) -> bool:
+        """Whether the whole prompt was read, so that its answer can be decoded at once."""
+        return bool(self.rest) and prompt.ids == self.ids + self.rest
 
 
 def score_answers(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
@@ -106,13 +113,17 @@ def score_answers(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[
     return scores
 
 
-def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1) -> Prefix:
-    """Reads the part of a prompt that depends on the demonstrations alone, with each of the attached adapters."""
+def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, whole: bool = False) -> Prefix:
+    """Reads the part of a prompt that depends on the demonstrations alone, with each of the attached adapters.
+
+    `whole` asks for the rest of the prompt in the same pass, where the cache can forget it again.
+    """
     ids = prompt.ids[: prompt.shared]
     cache = DynamicCache(config=loaded.model.config)
     if not ids:
         return Prefix(ids, cache, ())
-    batch = pad([ids] * adapters, pad_id_of(loaded), loaded.model.device, left=True)
+    rest = prompt.ids[prompt.shared :] if whole and not any(layer.is_sliding for layer in cache.layers) else ()
+    batch = pad([ids + rest] * adapters, pad_id_of(loaded), loaded.model.device, left=True)
     spans = [s for s in prompt.answers if s[1] <= prompt.shared and s[0] > 0]
     chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
     for begin, end in spans:
@@ -123,7 +134,7 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1) -> Pref
     for begin, end in spans:
         reading.append(token_scores(logits[at : at + end - begin], batch.ids[0, begin:end]))
         at += end - begin
-    return Prefix(ids, cache, tuple(reading))
+    return Prefix(ids, cache, tuple(reading), rest, logits[at:] if rest else None)
 
 
 def decode(
@@ -151,7 +162,10 @@ def decode(
     lengths = [len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)]
     for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
         rows = [prompts[i].ids[known:] for i in group]
-        answers = _decode(loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters, guess)
+        begun = prefix is not None and len(prompts) == 1 and not guess and prefix.begins(prompts[0])
+        answers = _decode(
+            loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters, guess, begun
+        )  # fmt: skip
         for adapter, one in enumerate(found):
             mine = answers[adapter * len(group) : (adapter + 1) * len(group)]
             one |= dict(zip(group, mine, strict=True))
@@ -181,13 +195,16 @@ def _decode(
     generator: torch.Generator | None,
     adapters: int,
     guess: Sequence[int],
+    begun: bool,
 ) -> list[Generated]:
-    """The answers to the rows by the first adapter, then by the second, ..."""
+    """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row."""
     device = loaded.model.device
     each = len(rows)
     cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
     if any(layer.is_sliding for layer in cache.layers):
         guess = ()  # what slid out of sight cannot be brought back
+    if prefix is not None and prefix.rest and not begun:
+        cache.crop(-len(prefix.rest))
     if guess:
         rows = [(*rows[0], *guess)]
     rows, rooms = list(rows) * adapters, list(rooms) * adapters
@@ -201,9 +218,10 @@ def _decode(
     writers = [_Writer(loaded, room) for room in rooms]
     last = torch.zeros_like(batch.ids, dtype=torch.bool)
     last[:, -1 - len(guess) :] = True
+    known = prefix.logits if prefix is not None and begun else None
     while True:
-        logits = forward(loaded.model, batch, last, mask, cache)
-        unread = 0
+        logits = forward(loaded.model, batch, last, mask, cache) if known is None else known
+        known, unread = None, 0
         if temperature > 0:
             ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
         else:

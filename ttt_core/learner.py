@@ -176,7 +176,7 @@ class Learner:
     def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
         """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
         with self._use(_single(adapter)):
-            return Reading(self._prefix_of(self.encode(task), adapter).reading)
+            return Reading(self._prefix_of(self.encode(task), adapter, whole=True).reading)
 
     def answer(
         self,
@@ -205,15 +205,18 @@ class Learner:
             prompts = [self.encode(t) for t in tasks]
             first = prompts[0]
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
-            prefix = self._prefix_of(first, adapter) if same else None
+            guess = self._unadapted.get(first.ids, ()) if adapter is not None and len(prompts) == 1 else ()
+            prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not guess) if same else None
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guess=self._unadapted.get(first.ids, ()) if adapter is not None else (),
+                guess=guess,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
             skipped = len(prefix.ids) if prefix else 0
+            if prefix and len(prompts) == 1 and not guess and prefix.begins(first):
+                skipped = len(first.ids)
             read = sum(len(p.ids) - skipped for p in prompts) * count
             self._charge(forward=read + sum(len(g.ids) + g.vain for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
@@ -429,14 +432,15 @@ class Learner:
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield
 
-    def _prefix_of(self, prompt: Encoded, adapter: Adapter | None) -> Prefix:
-        """The prompt's shared beginning, read now or just before."""
+    def _prefix_of(self, prompt: Encoded, adapter: Adapter | None, whole: bool) -> Prefix:
+        """The prompt's shared beginning, read now or just before; `whole`: and the rest, where it is read now."""
         owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared]
         if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
             count = 1 if owner is None else owner.count
-            self._prefix = owner, read_prefix(self.loaded, prompt, count)
-            self._charge(forward=len(ids) * count)
+            prefix = read_prefix(self.loaded, prompt, count, whole)
+            self._prefix = owner, prefix
+            self._charge(forward=(len(ids) + len(prefix.rest)) * count)
         return self._prefix[1]
 
     def _guess_later(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
