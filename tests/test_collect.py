@@ -32,6 +32,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.work = Work()
+        self.ahead = 0.0
         self.answered = 0
 
     def forget(self):
