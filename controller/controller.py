@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -25,6 +25,8 @@ from .budget import UNLIMITED, Budget
 from .graph import Graph, build_graph
 from .results import Result, refused, result_of
 from .state import Context, State, task_to_plain
+
+T = TypeVar("T")
 
 
 class Controller:
@@ -114,7 +116,7 @@ class Controller:
     def _solved_together(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
         """The results of some tasks whose adapters are trained side by side."""
         if len(tasks) == 1:
-            yield self._solved_or_refused(tasks[0], lambda: self.solve(tasks[0], budget=context.budget, seed=seed))
+            yield self._or_refused(tasks[0], lambda: self.solve(tasks[0], budget=context.budget, seed=seed))
             return
         graph = build_graph(InMemorySaver())
         begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
@@ -122,24 +124,22 @@ class Controller:
         lessons: list[Lesson] = []
         with self._proven():
             for index, run in enumerate(begun):
-                try:
-                    strategy = get_strategy(run.to_the_decision())
-                except BaseChangedError:
-                    raise
-                except AutotttError as error:
-                    refusals[index] = refused(run.task, error, self.learner.verify())
-                else:
-                    lessons += [strategy.lesson(self.learner, run.task, seed)] if isinstance(strategy, Teaches) else []
+                decided = self._or_refused(run.task, run.to_the_decision)
+                if isinstance(decided, Result):
+                    refusals[index] = decided
+                elif isinstance(strategy := get_strategy(decided), Teaches):
+                    lessons.append(strategy.lesson(self.learner, run.task, seed))
             prepare(self.learner, lessons)
             try:
                 for index, run in enumerate(begun):
-                    yield refusals.get(index) or self._solved_or_refused(run.task, run.to_the_end)
+                    yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
                 self.learner.settle()
 
-    def _solved_or_refused(self, task: Task, solve: Callable[[], Result]) -> Result:
+    def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
+        """What the work gives, or the result of a task that cannot be tried."""
         try:
-            return solve()
+            return work()
         except BaseChangedError:
             raise
         except AutotttError as error:

@@ -21,6 +21,20 @@ def examples_of(recipe: Recipe) -> int:
     return min(MOST_EXAMPLES, recipe.steps * recipe.batch)
 
 
+def key_of(strategy: str, task: Task, recipe: Recipe, seed: int, *more: object) -> object:
+    """What the adapter of a task's demonstrations is kept under; `more` are settings of the strategy."""
+    return strategy, recipe, seed, task.kind, task.demonstrations, task.instruction, *more
+
+
+def fitting(prompts: Sequence[Sequence[Task]], recipe: Recipe) -> tuple[list[list[Task]], Recipe]:
+    """The different prompts of each adapter, and the recipe for as many.
+
+    A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
+    """
+    different = [list(dict.fromkeys(some)) for some in prompts]
+    return different, replace(recipe, batch=max(1, min(recipe.batch, *map(len, different))))
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What is to be learned from a task's demonstrations; queries that share them share it."""
@@ -35,16 +49,12 @@ class Lesson:
     @property
     def key(self) -> object:
         """What its adapter is kept under."""
-        task = self.task
-        return self.strategy, self.recipe, self.seed, task.kind, task.demonstrations, task.instruction
+        return key_of(self.strategy, self.task, self.recipe, self.seed)
 
     def examples(self) -> tuple[list[Task], Recipe]:
-        """The different prompts, and the recipe for as many.
-
-        A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
-        """
-        different = list(dict.fromkeys(self.draw()))
-        return different, replace(self.recipe, batch=max(1, min(self.recipe.batch, len(different))))
+        """The different prompts, and the recipe for as many."""
+        (different,), recipe = fitting([self.draw()], self.recipe)
+        return different, recipe
 
 
 @runtime_checkable

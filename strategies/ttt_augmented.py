@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ttt_core.examples import reordered, transformed
+from ..ttt_core.kinds import Transformation
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .adapting import Lesson, adapter_of, examples_of, learned
 from .base import Attempt, CostClass, OnStep, register
-from .views import demonstrated, vote
+from .views import demonstrated, voted
 
 
 @register
@@ -32,26 +33,22 @@ class TttAugmented:
     recipe: Recipe | None = None
 
     def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
-        recipe, rng = self._recipe(learner), self._chance(seed)
+        return self._planned(learner, task, seed)[0]
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        lesson, transformations = self._planned(learner, task, seed)
+        adapter, known = adapter_of(learner, lesson, deadline, on_step)
+        return learned(voted(self.name, learner, task, lesson.recipe, transformations, seed, adapter), adapter, known)
+
+    def _planned(self, learner: Learner, task: Task, seed: int) -> tuple[Lesson, list[Transformation]]:
+        """The lesson, and the transformations that its prompts are shown under."""
+        recipe = self.recipe or learner.recipe(self.name)
+        rng = random.Random(f"{self.name}-{seed}")
         transformations = demonstrated(learner, task, recipe.transformations, rng)
 
         def draw() -> Sequence[Task]:
             return transformed(reordered(task, examples_of(recipe), rng), transformations)
 
-        return Lesson(self.name, task, recipe, seed, draw)
-
-    def attempt(
-        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
-    ) -> Attempt:
-        recipe = self._recipe(learner)
-        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
-        transformations = demonstrated(learner, task, recipe.transformations, self._chance(seed))
-        views = random.Random(f"{self.name}-views-{seed}")
-        sources = transformations[: max(0, recipe.views - 1)]
-        return learned(vote(self.name, learner, task, recipe.views, sources, views, adapter), adapter, known)
-
-    def _recipe(self, learner: Learner) -> Recipe:
-        return self.recipe or learner.recipe(self.name)
-
-    def _chance(self, seed: int) -> random.Random:
-        return random.Random(f"{self.name}-{seed}")
+        return Lesson(self.name, task, recipe, seed, draw), transformations

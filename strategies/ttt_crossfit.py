@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..ttt_core.adapters import Adapter
 from ..ttt_core.crossfit import folds
@@ -13,9 +13,9 @@ from ..ttt_core.examples import reordered, transformed
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .adapting import examples_of, learned
+from .adapting import examples_of, fitting, key_of, learned
 from .base import Attempt, CostClass, OnStep, register
-from .views import demonstrated, vote
+from .views import demonstrated, voted
 
 
 @register
@@ -50,14 +50,10 @@ class TttCrossfit:
         def train() -> Adapter:
             parts = folds(task, self.folds, rng)
             drawn = [transformed(reordered(f.shown, examples_of(recipe), rng), transformations) for f in parts]
-            examples = [list(dict.fromkeys(e)) for e in drawn]
-            fitting = replace(recipe, batch=max(1, min(recipe.batch, *map(len, examples))))
+            examples, fit = fitting(drawn, recipe)
             return learner.crossfit(
-                examples, [f.held for f in parts], fitting, seed=seed, deadline=deadline, on_step=on_step
+                examples, [f.held for f in parts], fit, seed=seed, deadline=deadline, on_step=on_step
             )
 
-        key = (self.name, self.folds, recipe, seed, task.kind, task.demonstrations, task.instruction)
-        adapter, known = learner.remembered(key, train)
-        views = random.Random(f"{self.name}-views-{seed}")
-        sources = transformations[: max(0, recipe.views - 1)]
-        return learned(vote(self.name, learner, task, recipe.views, sources, views, adapter), adapter, known)
+        adapter, known = learner.remembered(key_of(self.name, task, recipe, seed, self.folds), train)
+        return learned(voted(self.name, learner, task, recipe, transformations, seed, adapter), adapter, known)

@@ -10,6 +10,7 @@ from ..ttt_core.adapters import Adapter
 from ..ttt_core.examples import shuffled
 from ..ttt_core.kinds import Identity, Transformation, kind_of
 from ..ttt_core.learner import Answer, Learner
+from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .base import Attempt, hierarchical_vote
 
@@ -65,6 +66,20 @@ def vote(
     best = candidates[0]
     text = kind_of(task).render(best.value, learner.loaded.format.notation)
     return Attempt(name, best.value, text, best.share, candidates)
+
+
+def voted(
+    name: str,
+    learner: Learner,
+    task: Task,
+    recipe: Recipe,
+    transformations: Sequence[Transformation],
+    seed: int,
+    adapter: Adapter,
+) -> Attempt:
+    """The vote under as many views as a recipe has, of those that the adapter was trained under."""
+    sources = transformations[: max(0, recipe.views - 1)]
+    return vote(name, learner, task, recipe.views, sources, random.Random(f"{name}-views-{seed}"), adapter)
 
 
 def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]:

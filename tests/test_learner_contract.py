@@ -140,6 +140,7 @@ def test_batched_answers_are_those_given_one_by_one(case: Case, task: Task) -> N
     other = task.with_demonstrations(task.demonstrations[::-1])
     for tasks in (queries(task), [task, other, task.with_demonstrations(())]):
         together = learner.answer(tasks)
+        assert len(together) == len(tasks)
         for one, answer in zip(tasks, together, strict=True):
             learner.forget()
             same(answer, learner.answer([one])[0], case)

@@ -280,14 +280,8 @@ class Learner:
             )  # fmt: skip
             if not charged:
                 self.work = before
-            if len(seeds) == 1:
-                return [Adapter(weights, recipe, trainings[0], self.base_hash)]
-            return [
-                Adapter(
-                    weights.select(a), recipe, replace(training, seconds=training.seconds / len(seeds)), self.base_hash
-                )
-                for a, training in enumerate(trainings)
-            ]
+            shares = [replace(t, seconds=t.seconds / len(seeds)) for t in trainings]
+            return [Adapter(weights.select(a), recipe, share, self.base_hash) for a, share in enumerate(shares)]
 
     def crossfit(
         self,
@@ -330,12 +324,8 @@ class Learner:
         """
         with self._lock:
             key = self._full(key)
-            prepared = self._prepared.pop(key, None)
-            if prepared is not None:
-                self._charge(prepared.training.tokens, prepared.training.tokens)
-                self.ahead += prepared.training.seconds
-                self.adapters.put(key, prepared)
-                return prepared, False
+            if key in self._prepared:
+                return self._settled(key), False
             known = self.adapters.get(key, self.base_hash, self.loaded.model.device)
             if known is not None:
                 return known, True
@@ -377,11 +367,16 @@ class Learner:
     def settle(self) -> None:
         """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now."""
         with self._lock:
-            for key, adapter in self._prepared.items():
-                self._charge(adapter.training.tokens, adapter.training.tokens)
-                self.ahead += adapter.training.seconds
-                self.adapters.put(key, adapter)
-            self._prepared.clear()
+            for key in list(self._prepared):
+                self._settled(key)
+
+    def _settled(self, key: object) -> Adapter:
+        """The prepared adapter of a full key: charged, and kept as any other."""
+        adapter = self._prepared.pop(key)
+        self._charge(adapter.training.tokens, adapter.training.tokens)
+        self.ahead += adapter.training.seconds
+        self.adapters.put(key, adapter)
+        return adapter
 
     def _beside(self, recipe: Recipe) -> int:
         """How many adapters of a recipe may be trained side by side: weights, gradients, moments and copies of them
