@@ -2,9 +2,10 @@
 
     python benchmarks/model.py DATA --json benchmarks/results/model.json --rows runs/model.rows.jsonl [--quick]
 
-DATA is a folder with `open/<set>.jsonl`. Writes the rows {"name", "value", "unit", "against", "goal", "holds"} with the
-machine, versions, commit and date. An interrupted run goes on from its --rows file. Two cores take hours; --quick draws
-a few tasks of each set and says so.
+DATA is a folder with `open/<set>.jsonl`; the sets `test` and `policy` are the generator's and need none. Writes the
+rows {"name", "value", "unit", "against", "goal", "holds"} with the machine, versions, commit and date. Tasks are shared
+out to --workers processes with a core each, which keep their rows in files beside --rows: an interrupted run goes on
+from there. Two cores take hours; --quick draws a few tasks of each set and says so.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from autottt import Controller
-from autottt.controller.evaluation import Row, accuracy_interval, evaluate, report
+from autottt.controller.evaluation import Row, accuracy_interval, evaluate, read_rows, report
+from autottt.ttt_core.generator.families import Split, domains, draw_tasks
 from autottt.ttt_core.readers import read_tasks
 from autottt.ttt_core.tasks import Task
 
 TTT = "ttt_augmented"
-"""The strategy that stands for test-time training in the ratio, named beforehand; one attempt."""
+"""The strategy that stands for test-time training in the ratios, named beforehand; one attempt."""
 STRATEGIES = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented", "controller")
 QUICK = 12
 """Tasks of each set in a short run."""
+DRAWN = 20
+"""Tasks of each domain that are drawn from a split of the generator, with two queries each."""
 SETS: dict[str, float | None] = {
     "arc_1d": 0.60,
     "list_functions_rule": 0.60,
@@ -37,14 +41,23 @@ SETS: dict[str, float | None] = {
     "arc_agi_1": 0.12,
     "letter_string": None,
     "function_vectors": None,
+    "test": None,
+    "policy": None,
 }
 """Sets and the goal for the share of queries right. arc_agi_1: the evaluation part, two attempts."""
+SPLITS: tuple[Split, ...] = ("test", "policy")
+"""Sets that the generator draws."""
 RULES = ("capitalize", "lowercase", "choose_first")
 """How the families of function_vectors begin that are rules, rather than knowledge of the world."""
+LOW = 0.1
+"""In-context accuracy under which a set counts as one that the model cannot do by reading."""
 
 
 def tasks_of(name: str, data: Path, limit: int | None, seed: int) -> list[Task]:
-    """The tasks of a set that are measured."""
+    """The tasks of a set that are measured; the queries of one share `group`."""
+    if name in SPLITS:
+        each = DRAWN if limit is None else max(1, limit // 4)
+        return [t for domain in domains() for t in draw_tasks(name, each, seed, domain, queries=2)]
     tasks = list(read_tasks([data / "open" / f"{name}.jsonl"]).tasks)
     if name == "function_vectors":
         tasks = [t for t in tasks if t.family.startswith(RULES)]
@@ -57,27 +70,48 @@ def tasks_of(name: str, data: Path, limit: int | None, seed: int) -> list[Task]:
     return [t for t in tasks if t.group in kept]
 
 
+def part_of(tasks: list[Task], part: int, parts: int) -> list[Task]:
+    """Every `parts`-th task with all of its queries, from `part` on."""
+    places = {group: n for n, group in enumerate(dict.fromkeys((t.family.split("/")[0], t.group) for t in tasks))}
+    return [t for t in tasks if places[t.family.split("/")[0], t.group] % parts == part]
+
+
 def share(rows: list[Row], two: bool = False) -> float:
     """Share of queries right; with `two`, in one of two attempts (strategies that do not vote have but one)."""
     return sum(r.right or (two and r.second) for r in rows) / len(rows)
 
 
+def cells_of(rows: list[Row], name: str) -> dict[str, dict[str, list[Row]]]:
+    """The rows of a set by strategy, under the names that they are reported by: a split's domains each, then all."""
+    here = [r for r in rows if r.dataset == (f"generator_{name}" if name in SPLITS else name)]
+    parts = {name: here}
+    if name in SPLITS:
+        parts = {f"generator, {name}, {d}": [r for r in here if r.family.startswith(f"{d}/")] for d in domains()}
+        parts[f"generator, {name}"] = here
+    return {label: {s: [r for r in some if r.strategy == s] for s in STRATEGIES} for label, some in parts.items()}
+
+
 def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
     """What the rows of all sets amount to."""
     found: list[dict[str, Any]] = []
-    plain = adapted = 0.0
+    plain: dict[str, float] = {}
+    adapted: dict[str, float] = {}
     for name in names:
         two = name == "arc_agi_1"
-        cells = {s: [r for r in rows if (r.dataset, r.strategy) == (name, s)] for s in STRATEGIES}
-        values = {s: share(cell, two) for s, cell in cells.items()}
-        for strategy, value in values.items():
-            low, high = accuracy_interval(cells[strategy])
-            found.append({
-                "name": f"{name}: {strategy}", "value": round(100 * value, 1), "unit": "% of queries",
-                "interval_90": None if two else [round(100 * low, 1), round(100 * high, 1)],
-                "queries": len(cells[strategy]), "against": "in_context",
-                "against_value": round(100 * values["in_context"], 1), "goal": None, "holds": None,
-            })  # fmt: skip
+        for label, cells in cells_of(rows, name).items():
+            values = {s: share(cell, two) for s, cell in cells.items()}
+            work = {s: sum(r.work for r in cell) for s, cell in cells.items()}
+            for strategy, value in values.items():
+                low, high = accuracy_interval(cells[strategy])
+                found.append({
+                    "name": f"{label}: {strategy}", "value": round(100 * value, 1), "unit": "% of queries",
+                    "interval_90": None if two else [round(100 * low, 1), round(100 * high, 1)],
+                    "queries": len(cells[strategy]), "over_long": sum(r.status == "refused" for r in cells[strategy]),
+                    "work": round(work[strategy] / max(1, work["in_context"]), 1),
+                    "adapted": round(sum(r.adapted for r in cells[strategy]) / len(cells[strategy]), 3),
+                    "against": "in_context", "against_value": round(100 * values["in_context"], 1),
+                    "goal": None, "holds": None,
+                })  # fmt: skip
         goal, best = SETS[name], max(values, key=values.__getitem__)
         if goal is not None:
             found.append({
@@ -86,14 +120,22 @@ def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
                 "unit": "% of queries", "queries": len(cells[best]), "against": "goal", "goal": 100 * goal,
                 "holds": values[best] >= goal,
             })  # fmt: skip
-        plain += share(cells["in_context"])
-        adapted += share(cells[TTT])
-    ratio = adapted / plain if plain else float("nan")
-    found.append({
-        "name": f"mean of {len(names)} sets: {TTT} over in_context", "value": round(ratio, 2), "unit": "times",
-        "against": "in_context", "goal": 2.0, "holds": ratio >= 2.0,
-    })  # fmt: skip
+        if name not in SPLITS:
+            plain[name], adapted[name] = share(cells["in_context"]), share(cells[TTT])
+    found += [ratio("all", plain, adapted, 2.0)] if plain else []
+    low_sets = {n: v for n, v in plain.items() if v < LOW}
+    found += [ratio(f"under {LOW:.0%} in context", low_sets, adapted, 6.0)] if low_sets else []
     return found
+
+
+def ratio(which: str, plain: dict[str, float], adapted: dict[str, float], goal: float) -> dict[str, Any]:
+    """Mean accuracy after training over that before it, on the sets that `plain` names; None where nothing was right."""
+    before, after = sum(plain.values()), sum(adapted[n] for n in plain)
+    value = round(after / before, 2) if before else None
+    return {
+        "name": f"{which} ({', '.join(plain)}): {TTT} over in_context, means of the sets", "value": value,
+        "unit": "times", "against": "in_context", "goal": goal, "holds": value is not None and value >= goal,
+    }  # fmt: skip
 
 
 def commit() -> str:
@@ -106,6 +148,15 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
+def measure(controller: Controller, given: argparse.Namespace, part: int, file: Path) -> None:
+    """Adds to `file` the rows of one process's share of the tasks."""
+    for name in given.sets.split(","):
+        tasks = tasks_of(name, given.data, QUICK if given.quick else None, given.seed)
+        mine = part_of(tasks, part, given.workers)
+        evaluate(controller, mine, STRATEGIES, seed=given.seed, file=file)
+        print(f"process {part}: {name}, {len(mine)} queries done", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,37 +167,48 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, a core each")
+    parser.add_argument("--part", type=int, help="measure only this process's share (what --workers starts)")
     given = parser.parse_args()
     names = given.sets.split(",")
-    if odd := [n for n in names if n not in SETS or not (given.data / "open" / f"{n}.jsonl").is_file()]:
+    known = [*SPLITS, *(n for n in SETS if (given.data / "open" / f"{n}.jsonl").is_file())]
+    if odd := [n for n in names if n not in SETS or n not in known]:
         parser.error(f"no such set: {', '.join(odd)} (looked for {given.data / 'open'}/NAME.jsonl)")
     controller = Controller.from_pretrained(model=given.model)
+    files = [given.rows.with_suffix(f".{part}.jsonl") for part in range(given.workers)]
+    if given.part is not None:
+        measure(controller, given, given.part, files[given.part])
+        return
     given.rows.parent.mkdir(parents=True, exist_ok=True)
     about = {"commit": commit(), "model": controller.learner.base_hash, "policy": controller.policy.name}
-    about |= {"quick": given.quick, "seed": given.seed}
+    about |= {"quick": given.quick, "seed": given.seed, "workers": given.workers}
     first = given.rows.with_suffix(".about.json")
-    if given.rows.exists() and json.loads(first.read_text()) != about:
+    if first.exists() and json.loads(first.read_text()) != about:
         parser.error(f"{given.rows} was begun with {first.read_text()}, and this is {about}: remove it to begin anew")
     first.write_text(json.dumps(about) + "\n")
-    rows: list[Row] = []
-
-    def tell(row: Row) -> None:
-        print(f"{row.dataset} {row.id} {row.strategy}: {row.status}", file=sys.stderr, flush=True)
-
-    for name in names:
-        tasks = tasks_of(name, given.data, QUICK if given.quick else None, given.seed)
-        rows += evaluate(controller, tasks, STRATEGIES, seed=given.seed, file=given.rows, on_row=tell)
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, *sys.argv, "--part", str(part)], env=shared) for part in range(given.workers)
+    ]
+    try:
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise SystemExit("a process failed; its error is above. The same command goes on from what is done.")
+    finally:
+        for process in processes:
+            process.terminate()
+    rows = [row for file in files for row in read_rows(file)]
     facts = report(controller, rows, {"quick": given.quick, "seed": given.seed, "sets": names})
     del facts["rows"], facts["summary"]
     facts["machine"]["cores"] = os.cpu_count()
     facts |= {"commit": about["commit"], "date": datetime.now(UTC).date().isoformat(), "rows": numbers(rows, names)}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(facts, indent=1) + "\n")
-    given.rows.unlink()
-    first.unlink()
+    for file in (*files, first):
+        file.unlink(missing_ok=True)
     for row in facts["rows"]:
         goal = "" if row["goal"] is None else f"  goal {row['goal']:g}: {'holds' if row['holds'] else 'does not hold'}"
-        print(f"{row['name']:<58}{row['value']:>7} {row['unit']}{goal}")
+        print(f"{row['name']:<58}{'-' if row['value'] is None else row['value']:>7} {row['unit']}{goal}")
 
 
 if __name__ == "__main__":

@@ -376,7 +376,10 @@ def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
     resumed = (given.run / "checkpoint.safetensors").exists()
     asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
     asked |= {"meta": True} if given.meta else {}
-    asked |= {"phases": STAGES[given.stage or "further"]} if given.stage or given.init else {}
+    if given.stage or given.init:
+        phases = STAGES[given.stage or "further"]
+        longest = max(length for phase in phases for length, _ in phase.rows)
+        asked |= {"phases": phases, "context": max(PretrainConfig.context, longest)}
     asked["shards"] = shards
     if resumed:
         config = config_from(json.loads(checkpoint_facts(given.run)["config"]))

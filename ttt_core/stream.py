@@ -75,7 +75,16 @@ BALANCED = (
 )
 """From the weights of the second version: more small grids and strings, which it had seen least of."""
 
-STAGES = {"first": PHASES, "further": FURTHER, "balanced": BALANCED}
+LONGER = (
+    Phase(
+        0,
+        ((192, 0.4), (320, 0.4), (640, 0.15), (1024, 0.03), (2048, 0.02)),
+        (("lists", 0.4), ("rows", 0.1), ("grids", 0.3), ("strings", 0.2)),
+    ),
+)
+"""From the weights of the third version: twice the context, and lists again."""
+
+STAGES = {"first": PHASES, "further": FURTHER, "balanced": BALANCED, "longer": LONGER}
 """The phases of a run, by the name that the command line gives them."""
 
 LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}

@@ -91,7 +91,7 @@ def draw_tasks(split: Split, count: int, seed: int, domain: str | None = None, q
     for index in range(count):
         shown = rng.randint(3, 9)
         family, pairs = draw_task_pairs(split, shown + queries, rng, domain)
-        group = f"{split}-{seed}-{index:05d}"
+        group = f"{split}-{domain or 'all'}-{seed}-{index:05d}"
         demonstrations = tuple(Demonstration(a, b) for a, b in pairs[:shown])
         for q, (query, answer) in enumerate(pairs[shown:]):
             name = group if queries == 1 else f"{group}#{q}"

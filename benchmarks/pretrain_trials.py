@@ -1,0 +1,248 @@
+"""Trains small variants of the bundled model from random weights on the same number of tokens; prints a table.
+
+    python benchmarks/pretrain_trials.py --steps 150 --only base,deep --json benchmarks/results/pretrain_trials.json
+    python benchmarks/pretrain_trials.py --list
+
+What is compared: the share of last answers that are right and their loss in nats an answer, in the split `test`, on the
+same tasks for every variant. One short run each: read differences beside that between `base` and `base again`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autottt.ttt_core.generator.families import domains, draw_task_pairs
+from autottt.ttt_core.pretrain import Trainer
+from autottt.ttt_core.prompts import COMPACT_FORMAT
+from autottt.ttt_core.stream import IGNORED, Batch, Phase, PretrainConfig, Row, Stream, padded
+from autottt.ttt_core.tasks import Demonstration, Task
+
+Pairs = list[tuple[Any, Any]]
+ROW = 256
+"""Tokens in a row, unless a variant says otherwise."""
+MIXTURE = (("lists", 0.4), ("rows", 0.15), ("grids", 0.25), ("strings", 0.2))
+JUDGED, SHOWN = 64, 4
+"""Tasks a domain that variants are judged on, and the pairs of each; the last is judged."""
+
+
+def single_characters(text: str) -> list[str]:
+    """No token for a number: characters alone, a space before each number included."""
+    return list(text)
+
+
+def numbered_rows(text: str) -> list[str]:
+    """The n-th end of a grid's row is the number 10 + n, so that a cell's row can be read off."""
+    count = iter(range(11, 100))
+    return [re.sub(" /", lambda _: f" {next(count)}", text)]
+
+
+def as_it_is(text: str) -> list[str]:
+    """As the shipped model reads it."""
+    return [text]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the base."""
+
+    about: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of `PretrainConfig`."""
+    rows: tuple[tuple[int, float], ...] = ((ROW, 1.0),)
+    spelled: Callable[[str], list[str]] = as_it_is
+    """Stretches of a piece that are tokenized one by one."""
+    last_only: bool = False
+    """The loss is on a row's last answer alone."""
+    orders: int = 1
+    """Rows in which a task comes, in another order each."""
+    mirrored: bool = False
+    """Grids and rows are turned and mirrored, all of a task in the same way, drawn anew for each row."""
+
+
+VARIANTS = {
+    "base": Variant("256 x 6"),
+    "base again": Variant("256 x 6, another seed", {"seed": 1}),
+    "deep": Variant("192 x 10", {"hidden": 192, "layers": 10, "heads": 3, "kv_heads": 3, "intermediate": 512}),
+    "wide": Variant("320 x 4", {"hidden": 320, "layers": 4, "heads": 5, "kv_heads": 5, "intermediate": 768}),
+    "small": Variant("128 x 4", {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "intermediate": 320}),
+    "middle": Variant("192 x 6", {"hidden": 192, "layers": 6, "heads": 3, "kv_heads": 3, "intermediate": 480}),
+    "large": Variant("384 x 8", {"hidden": 384, "layers": 8, "heads": 6, "kv_heads": 6, "intermediate": 960}),
+    "characters": Variant("numbers spelled by characters", spelled=single_characters),
+    "numbered rows": Variant("ends of a grid's rows numbered", spelled=numbered_rows),
+    "last answer": Variant("loss on the last answer of a row alone", last_only=True),
+    "two orders": Variant("every task twice, in another order", orders=2),
+    "mirrored": Variant("every task twice, in another order and symmetry", orders=2, mirrored=True),
+    "long rows": Variant("rows of 1,024 tokens", {}, ((1024, 1.0),)),
+    "short first": Variant("rows of 128 tokens in the first half, then 384", {}, ((128, 1.0),)),
+}
+
+
+def turned(kind: str, pairs: Pairs, rng: random.Random) -> Pairs:
+    """The pairs under one symmetry of the square; a single row is mirrored at most."""
+    if kind not in ("grid", "grid1d"):
+        return pairs
+    flip, turns = rng.random() < 0.5, rng.randrange(4) if kind == "grid" else 0
+
+    def one(grid: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        cells = [tuple(reversed(row)) if flip else tuple(row) for row in grid]
+        for _ in range(turns):
+            cells = [tuple(row) for row in zip(*cells[::-1], strict=True)]
+        return tuple(cells)
+
+    return [(one(a), one(b)) for a, b in pairs]
+
+
+class TrialStream(Stream):
+    """The stream, with a variant's changes."""
+
+    def __init__(self, variant: Variant, config: PretrainConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.variant = variant
+        self._again: list[tuple[str, Pairs]] = []
+
+    def encode(self, kind: str, pairs: Pairs, unlabelled: int, length: int) -> tuple[list[int], list[int], int]:
+        (source, target), shown = pairs[-1], pairs[:-1]
+        task = Task(kind, tuple(Demonstration(a, b) for a, b in shown), source)
+        ids, labels, answers = [self.tokenizer.bos_token_id], [IGNORED], 0
+        last = 0
+        for piece in COMPACT_FORMAT.pieces(task, target):
+            new = [
+                i for s in self.variant.spelled(piece.text) for i in self.tokenizer.encode(s, add_special_tokens=False)
+            ]
+            if len(ids) + len(new) > length:
+                break
+            if piece.role == "answer":
+                last = len(ids)
+            ids += new
+            labels += new if piece.role != "context" and answers >= unlabelled else [IGNORED] * len(new)
+            answers += piece.role == "end"
+        if self.variant.last_only:
+            end = last if labels[-1] != IGNORED or answers > unlabelled else len(ids)
+            labels = [IGNORED] * end + labels[end:]
+        return ids, labels, answers
+
+    def batch(self, step: int, shard: int = 0) -> Batch:
+        self._again = []
+        return super().batch(step, shard)
+
+    def _drawn(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
+        if self._again:
+            kind, pairs = self._again.pop()
+        else:
+            name = rng.choices(list(mixture), list(mixture.values()))[0]
+            count = min(14, max(4, length // (16 if name in ("lists", "strings") else 40)))
+            family, pairs = draw_task_pairs(self.split, count, rng, name)
+            kind = family.domain.kind
+            self._again = [(kind, rng.sample(pairs, count)) for _ in range(self.variant.orders - 1)]
+        pairs = turned(kind, pairs, rng) if self.variant.mirrored else pairs
+        ids, labels, answers = self.encode(kind, pairs, 1, length)
+        return (ids, labels) if answers >= 3 else None
+
+
+def judged_tasks() -> dict[str, list[tuple[str, Pairs]]]:
+    """Kind and pairs of the tasks that every variant is judged on, per domain; each fits in 400 tokens."""
+    found: dict[str, list[tuple[str, Pairs]]] = {}
+    for name in domains():
+        rng = random.Random(f"judged-{name}")
+        kept: list[tuple[str, Pairs]] = []
+        while len(kept) < JUDGED:
+            family, pairs = draw_task_pairs("test", SHOWN, rng, name)
+            size = sum(len(str(side)) for pair in pairs for side in pair)
+            if size < 1000:
+                kept.append((family.domain.kind, pairs))
+        found[name] = kept
+    return found
+
+
+@torch.no_grad()
+def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, float]:
+    """Share of last answers right, and their mean loss in nats, per domain and over all."""
+    found: dict[str, float] = {}
+    hits_of_all, nats_of_all = [], []
+    for name, cases in tasks.items():
+        rows: list[Row] = [stream.encode(kind, pairs, SHOWN - 1, 4096)[:2] for kind, pairs in cases]
+        hits, nats = [], []
+        for start in range(0, len(rows), 8):
+            ids, labels = padded(rows[start : start + 8], trainer.tokenizer.pad_token_id)
+            logits, wanted = trainer.model(ids).logits[:, :-1].float(), labels[:, 1:]
+            learned = wanted != IGNORED
+            loss = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+            )
+            hits += ((logits.argmax(-1) == wanted) | ~learned).all(1).tolist()
+            nats += loss.sum(1).tolist()
+        found[name] = sum(hits) / len(hits)
+        found[f"{name}_nats"] = sum(nats) / len(nats)
+        hits_of_all += hits
+        nats_of_all += nats
+    return found | {"all": sum(hits_of_all) / len(hits_of_all), "all_nats": sum(nats_of_all) / len(nats_of_all)}
+
+
+def phases_of(name: str, variant: Variant, steps: int) -> tuple[Phase, ...]:
+    """What the stream of a variant is made of."""
+    first = Phase(0, variant.rows, MIXTURE)
+    return (first, Phase(steps // 2, ((384, 1.0),), MIXTURE)) if name == "short first" else (first,)
+
+
+def trial(name: str, steps: int, tokens: int, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, Any]:
+    """Trains a variant, the rate falling linearly over the second half, and judges it."""
+    variant = VARIANTS[name]
+    phases = phases_of(name, variant, steps)
+    config = PretrainConfig(**{"tokens": tokens, "warmup": 30, "phases": phases, **variant.settings})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, Path(folder), "cpu", torch.bfloat16, compiled=False)
+        stream = TrialStream(variant, config, trainer.tokenizer)
+        rate = partial(trainer.rate, decay_from=steps // 2, end=steps)
+        began = time.process_time()
+        for step in range(steps):
+            trainer.train_step(stream.batch(step), rate(step))
+        seconds = time.process_time() - began
+        parameters = sum(p.numel() for p in trainer.masters.values())
+        row = {"variant": name, "about": variant.about, "parameters": parameters, "tokens": trainer.tokens}
+        return {**row, "cpu_seconds": round(seconds), **judge(trainer, stream, tasks)}
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
+    parser.add_argument("--list", action="store_true", help="name the variants and stop")
+    parser.add_argument("--json", type=Path, help="add the rows to this file; variants that it holds are not run again")
+    given = parser.parse_args()
+    names = given.only.split(",")
+    if given.list or (odd := [n for n in names if n not in VARIANTS]):
+        for name, variant in VARIANTS.items():
+            print(f"{name:<16}{variant.about}")
+        if not given.list:
+            parser.error(f"no such variant: {', '.join(odd)}")
+        return
+    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.exists() else []
+    tasks = judged_tasks()
+    for name in names:
+        if any((r["variant"], r["steps"]) == (name, given.steps) for r in rows):
+            continue
+        rows.append({"steps": given.steps, **trial(name, given.steps, given.tokens, tasks)})
+        row = rows[-1]
+        cells = "  ".join(f"{d} {row[d]:.0%} {row[f'{d}_nats']:.2f}" for d in (*tasks, "all"))
+        print(f"{name:<16}{row['parameters'] / 1e6:>5.1f}M {row['cpu_seconds']:>5} s  {cells}", flush=True)
+        if given.json:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
