@@ -129,7 +129,7 @@ def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
 
 
 def ratio(which: str, plain: dict[str, float], adapted: dict[str, float], goal: float) -> dict[str, Any]:
-    """Mean accuracy after training over that before it, on the sets that `plain` names; None where nothing was right."""
+    """Mean accuracy after training over that before it, on the sets of `plain`; None where nothing was right."""
     before, after = sum(plain.values()), sum(adapted[n] for n in plain)
     value = round(after / before, 2) if before else None
     return {

@@ -191,3 +191,12 @@ def test_sampled_answers_and_several_prompts_take_no_guess(loaded: LoadedModel) 
     sampled = decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0))
     assert decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0), guess=(1, 2)) == sampled
     assert decode(loaded, [prompt] * 2, [8, 8], guess=(1, 2)) == decode(loaded, [prompt] * 2, [8, 8])
+
+
+def test_an_answer_stops_at_the_first_token_after_which_it_cannot_be_read(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, loaded, ["12x45\n\n", "1234\n\n"])
+    lost, read = written(loaded, [20, 20], readable=[lambda text: "x" not in text] * 2)
+    assert (lost.text, len(lost.ids), lost.ended) == ("12x", 3, False)
+    assert (read.text, read.ended) == ("1234", True)

@@ -76,6 +76,41 @@ def test_what_is_rendered_is_read_back_exactly(kind, notation, data):
 
 
 @every_kind
+@both_notations
+@for_all(data=st.data())
+def test_what_begins_a_value_may_begin_one(kind, notation, data):
+    text = KINDS[kind].render(KINDS[kind].check(data.draw(VALUES[kind])), notation)
+    assert [n for n in range(len(text) + 1) if not KINDS[kind].may_begin(text[:n], notation)] == []
+    assert KINDS[kind].may_begin(text + "\n", notation)  # which may be the first half of an answer's end
+
+
+SCRIBBLES = st.text("0123456789 -+_[],/\nab", max_size=8)
+
+
+@pytest.mark.parametrize("kind", ["grid", "grid1d", "list"])
+@both_notations
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(begin=SCRIBBLES, rest=SCRIBBLES)
+def test_what_may_not_begin_a_value_is_refused_whatever_comes_after(kind, notation, begin, rest):
+    if not KINDS[kind].may_begin(begin, notation):
+        with pytest.raises(ParseError):
+            KINDS[kind].parse(begin + rest, notation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "notation", "text"),
+    [
+        ("list", COMPACT, "3 I"), ("list", COMPACT, "[1"), ("list", COMPACT, "3 -4 5x"), ("list", STANDARD, "3, 4"),
+        ("list", STANDARD, "[1, 2] 3"), ("list", STANDARD, "[1, , "), ("list", STANDARD, "[1 2"),
+        ("grid", COMPACT, "1 2 / 3 4 5"), ("grid", COMPACT, "1 2 / 3 / "), ("grid", COMPACT, "1 12"),
+        ("grid", COMPACT, "1 a"), ("grid", STANDARD, "1 2\n3 4 5"), ("grid1d", COMPACT, "1 2 / "),
+    ],
+)  # fmt: skip
+def test_what_no_value_begins_with_is_known_at_once(kind, notation, text):
+    assert not KINDS[kind].may_begin(text, notation)
+
+
+@every_kind
 @for_all(data=st.data())
 def test_the_compact_notation_writes_no_line_break(kind, data):
     value = KINDS[kind].check(data.draw(VALUES[kind]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,6 +19,8 @@ TOKENS_A_BATCH = 16384
 """Prompt tokens that are decoded side by side."""
 SCORING_TOKENS = 16384
 """Tokens that are scored side by side."""
+Readable = Callable[[str], bool]
+"""Whether an answer that begins with a text can still be read."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Generated:
     scores: TokenScores
     """Of every decoded token, the end included."""
     ended: bool
-    """Whether the model ended the answer itself; otherwise it ran out of room."""
+    """Whether the model ended the answer itself; otherwise it ran out of room, or into what cannot be read."""
     ids: tuple[int, ...]
     """Every decoded token, the end included."""
     vain: int = 0
@@ -147,8 +149,10 @@ def decode(
     generator: torch.Generator | None = None,
     adapters: int = 1,
     guess: Sequence[int] = (),
+    readable: Sequence[Readable] = (),
 ) -> list[Generated]:
     """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
+    With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read.
 
     Of several attached `adapters`, the answers of the first to all prompts, then those of the second, ... With
     `prefix`, every prompt must begin with its ids. A `guess` at the tokens of a single greedy answer is checked in one
@@ -164,7 +168,8 @@ def decode(
         rows = [prompts[i].ids[known:] for i in group]
         begun = prefix is not None and len(prompts) == 1 and not guess and prefix.begins(prompts[0])
         answers = _decode(
-            loaded, rows, [rooms[i] for i in group], prefix, temperature, generator, adapters, guess, begun
+            loaded, rows, [rooms[i] for i in group], [readable[i] if readable else None for i in group],
+            prefix, temperature, generator, adapters, guess, begun,
         )  # fmt: skip
         for adapter, one in enumerate(found):
             mine = answers[adapter * len(group) : (adapter + 1) * len(group)]
@@ -190,6 +195,7 @@ def _decode(
     loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
     rooms: Sequence[int],
+    readable: Sequence[Readable | None],
     prefix: Prefix | None,
     temperature: float,
     generator: torch.Generator | None,
@@ -215,7 +221,7 @@ def _decode(
             cache.batch_repeat_interleave(each)
         mask = torch.cat([mask.new_ones(len(rows), len(prefix.ids)), mask], dim=1)
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
-    writers = [_Writer(loaded, room) for room in rooms]
+    writers = [_Writer(loaded, room, r) for room, r in zip(rooms, list(readable) * adapters, strict=True)]
     last = torch.zeros_like(batch.ids, dtype=torch.bool)
     last[:, -1 - len(guess) :] = True
     known = prefix.logits if prefix is not None and begun else None
@@ -255,13 +261,15 @@ def _check(writer: _Writer, ids: Sequence[int], scores: TokenScores, guess: Sequ
 
 
 class _Writer:
-    """Collects one row's tokens until its answer ends or its room is used up."""
+    """Collects one row's tokens until its answer ends, cannot be read any more, or has used up its room."""
 
-    def __init__(self, loaded: LoadedModel, room: int) -> None:
+    def __init__(self, loaded: LoadedModel, room: int, readable: Readable | None = None) -> None:
         self._tokenizer = loaded.tokenizer
         self._ends = loaded.format.ends
         self._stop_ids = stop_ids(loaded)
         self._room = room
+        self._readable = readable
+        self._lost = False
         self._ids: list[int] = []
         self._decoded: list[int] = []
         self._scores: list[tuple[float, float, float, bool]] = []
@@ -271,7 +279,7 @@ class _Writer:
 
     @property
     def done(self) -> bool:
-        return self.ended or len(self._scores) >= self._room
+        return self.ended or self._lost or len(self._scores) >= self._room
 
     def add(self, token: int, scores: TokenScores, row: int) -> None:
         """Takes the next token, unless the answer is done."""
@@ -288,6 +296,8 @@ class _Writer:
         if cuts:
             self.text = self.text[: min(cuts)]
             self.ended = True
+        elif self._readable is not None:
+            self._lost = not self._readable(self.text)
 
     def finish(self) -> Generated:
         columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())

@@ -67,6 +67,10 @@ class Kind(Protocol):
         """The value that `text` spells. Raises `ParseError`."""
         ...
 
+    def may_begin(self, text: str, notation: Notation) -> bool:
+        """Whether some value's text may begin with `text`; where not, `parse` refuses it whatever comes after."""
+        ...
+
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         """`count` different transformations that suit the task, or as many as there are; never the identity."""
         ...
@@ -197,6 +201,26 @@ class GridKind:
         except ValueError as error:
             raise ParseError(f"not a {self.name}: {_short(text)} ({error})") from None
 
+    def may_begin(self, text: str, notation: Notation) -> bool:
+        *whole, last = text.strip().split(notation.row_separator.strip() or notation.row_separator)
+        if whole and self.one_row:
+            return False
+        cells = last.split()
+        try:
+            widths = {len(self._row(row.split())) for row in whole}
+            self._row(cells[:-1])
+        except ValueError:
+            return False
+        going_on = re.fullmatch(r"[-+_]*0*\d?[_\ufffd]*", cells[-1]) if cells else True
+        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and bool(going_on)
+
+    @staticmethod
+    def _row(cells: list[str]) -> list[int]:
+        """The cells of a row. Raises `ValueError`."""
+        if not all(0 <= int(c) <= 9 for c in cells):
+            raise ValueError(cells)
+        return [int(c) for c in cells]
+
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         shapes = [(t, f) for t in range(1 if self.one_row else 4) for f in (False, True)]
         rng.shuffle(shapes)
@@ -244,6 +268,20 @@ class ListKind:
         except ValueError as error:  # more digits than Python converts
             raise ParseError(f"not a list of integers: {_short(text)} ({error})") from None
 
+    def may_begin(self, text: str, notation: Notation) -> bool:
+        body = text.strip()
+        if body.startswith("[") and not notation.list_open:
+            return body in ("[", "[]")
+        if not body.startswith(notation.list_open):
+            return not body
+        *whole, last = body[len(notation.list_open) :].split(notation.list_separator.strip() or None) or [""]
+        if notation.list_close and notation.list_close in last:
+            last, _, after = last.partition(notation.list_close)
+            if after.strip() or not (last.strip() or not whole):
+                return False
+        whole_numbers = all(re.fullmatch(r"\s*-?\d+\s*", p) for p in whole)
+        return whole_numbers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
+
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         numbers: list[int] = sorted({x for v in _values(task) for x in v})  # type: ignore[misc]
         found: dict[Transformation, None] = {ListTransformation(True, ()): None}
@@ -278,6 +316,9 @@ class TextKind:
         if not notation.escapes_newlines:
             return text
         return re.sub(r"\\(\\|n)", lambda m: "\n" if m[1] == "n" else "\\", text)
+
+    def may_begin(self, text: str, notation: Notation) -> bool:
+        return True
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         return []

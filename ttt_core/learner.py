@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ class Answer:
     text: str
     scores: TokenScores
     ended: bool
-    """Whether the model ended the answer, rather than running out of room."""
+    """Whether the model ended the answer, rather than running out of room or into what is no value."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Learner:
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guess=guess,
+                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks],
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))

@@ -47,6 +47,10 @@ class PromptFormat(Protocol):
         """The value that an answer's text (without its end) spells. Raises `ParseError`."""
         ...
 
+    def may_begin(self, task: Task, text: str) -> bool:
+        """Whether an answer that begins with `text` can still be read."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainFormat:
@@ -84,6 +88,9 @@ class PlainFormat:
 
     def read(self, task: Task, text: str) -> Value:
         return kind_of(task).parse(text.removeprefix(" "), self.notation)
+
+    def may_begin(self, task: Task, text: str) -> bool:
+        return kind_of(task).may_begin(text.removeprefix(" "), self.notation)
 
 
 Template = Callable[[Sequence[dict[str, str]], bool], str]
@@ -144,6 +151,9 @@ class ChatFormat:
             return kind_of(task).parse(text, self.notation)
         except ParseError:
             return kind_of(task).parse(_last_block(text), self.notation)
+
+    def may_begin(self, task: Task, text: str) -> bool:
+        return True  # chat models like to introduce their answers
 
 
 def _last_block(text: str) -> str:
