@@ -9,6 +9,7 @@ graph TD;
         decide -.-> ttt_crossfit;
         decide -.-> ttt_direct;
         decide -.-> ttt_in_context;
+        decide -.-> ttt_warm;
         decide -.-> zero_shot;
         in_context --> judge;
         in_context_vote --> judge;
@@ -19,6 +20,7 @@ graph TD;
         ttt_crossfit --> judge;
         ttt_direct --> judge;
         ttt_in_context --> judge;
+        ttt_warm --> judge;
         zero_shot --> judge;
         revert --> __end__;
 ```

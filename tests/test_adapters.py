@@ -196,3 +196,63 @@ def test_an_adapter_of_another_base_is_refused_even_from_a_file(task: Task, tmp_
     adapter(base="another").save(tmp_path / "a.safetensors")
     with pytest.raises(AdaptationError, match="another base model"):
         learner.answer([task], Adapter.load(tmp_path / "a.safetensors"))
+
+
+def test_the_newest_that_suit_are_found_in_memory_and_then_in_the_folder(tmp_path: Path) -> None:
+    writer = AdapterCache(folder=tmp_path)
+    for n, kind in enumerate(["list", "grid", "list", "list"]):
+        writer.put(n, replace(adapter(n), kind=kind))
+        for at, file in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)):
+            os.utime(file, (at, at))
+    pairs = zip(writer.newest(2, is_list), (3, 2), strict=True)
+    assert all(same(a, replace(adapter(n), kind="list")) for a, n in pairs)
+    reader = AdapterCache(folder=tmp_path)
+    reader.put("mine", replace(adapter(9), kind="list"))
+    found = reader.newest(2, is_list)
+    assert same(found[0], replace(adapter(9), kind="list"))
+    assert len(found) == 2
+    assert len(AdapterCache(folder=tmp_path).newest(9, is_list)) == 4
+    assert AdapterCache().newest(3, is_list) == []
+
+
+def is_list(one: Adapter) -> bool:
+    return one.kind == "list"
+
+
+def test_training_may_begin_as_another_adapter_and_leaves_that_one_alone(task: Task) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    examples = [task.leave_out(i) for i in range(len(task.demonstrations))]
+    first = learner.adapt(examples, QUICK)
+    kept = first.weights.copied()
+    assert first.kind == task.kind
+    second = learner.adapt(examples, QUICK, start=first)
+    assert second.training.losses[0] == pytest.approx(loss_under(learner, examples, first), abs=0.5)
+    assert all(map(torch.equal, kept.tensors, first.weights.tensors))
+    assert not all(map(torch.equal, second.weights.tensors, first.weights.tensors))
+    with pytest.raises(AdaptationError, match="cannot begin as 1 of rank 2"):
+        learner.adapt(examples, replace(QUICK, rank=3), start=first)
+    with pytest.raises(AdaptationError, match="another base model"):
+        learner.adapt(examples, QUICK, start=replace(first, base_hash="other"))
+
+
+def loss_under(learner: Learner, examples: list[Task], adapter: Adapter) -> float:
+    scores = [s for of_prompt in learner.score(examples, adapter) for s in of_prompt[1:]]
+    return -sum(s.total for s in scores) / sum(len(s.log_probs) for s in scores)
+
+
+def test_the_nearest_adapter_is_that_under_which_the_demonstrations_are_likeliest(task: Task) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    recipe = replace(QUICK, steps=30, learning_rate=1e-2, batch=4)
+    assert learner.nearest(task, recipe, 8) is None, "nothing is known"
+    examples = [task.leave_out(i) for i in range(len(task.demonstrations))]
+    good = learner.adapt(examples, recipe)
+    names = good.weights.pairs
+    bad = replace(good, weights=LoraWeights({n: (a, -3 * b) for n, (a, b) in names.items()}, good.weights.scaling))
+    learner.adapters.put("bad", bad)
+    assert learner.nearest(task, recipe, 8) is None, "the base does better"
+    learner.adapters.put("good", good)
+    assert learner.nearest(task, recipe, 8) is good
+    assert learner.nearest(task, replace(recipe, rank=3), 8) is None
+    assert learner.nearest(replace(task, kind="grid1d"), recipe, 8) is None
+    learner.adapters.put("bad again", bad)
+    assert learner.nearest(task, recipe, 1) is None, "one is looked at, that which was used last"

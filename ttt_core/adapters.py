@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Adapter:
     base_hash: str
     evidence: Evidence | None = None
     """Of a cross-fitted one: what held-out demonstrations say of it."""
+    kind: str = ""
+    """Of the task that it was learned from."""
 
     def save(self, file: Path) -> None:
         """Writes a safetensors file: whole, or not at all."""
@@ -53,6 +56,7 @@ class Adapter:
             "evidence": None if self.evidence is None else asdict(self.evidence),
             "base_hash": self.base_hash,
             "scaling": self.weights.scaling,
+            "kind": self.kind,
         }
         partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
         try:
@@ -74,7 +78,7 @@ class Adapter:
             evidence = {k: tuple(v) if isinstance(v, list) else v for k, v in evidence.items()}
         return cls(
             LoraWeights(pairs, facts["scaling"]), Recipe.from_settings(facts["recipe"]), Training(**training),
-            facts["base_hash"], None if evidence is None else Evidence(**evidence),
+            facts["base_hash"], None if evidence is None else Evidence(**evidence), facts.get("kind", ""),
         )  # fmt: skip
 
 
@@ -120,6 +124,22 @@ class AdapterCache:
                 self._prune(self._folder)
             except (OSError, SafetensorError):
                 pass
+
+    def newest(self, count: int, suits: Callable[[Adapter], bool], device: torch.device | str = "cpu") -> list[Adapter]:
+        """Up to `count` adapters that suit, the last used first: those in memory, then those in the folder.
+
+        Looks at no more than `count` files beyond those that are in memory.
+        """
+        found = [a for a in reversed(self._kept.values()) if suits(a)][:count]
+        if self._folder is not None and len(found) < count:
+            files = [f for f in self._folder.glob("*.safetensors") if f.stem not in self._kept]
+            for file in sorted(files, key=_age)[:count]:
+                try:
+                    adapter = Adapter.load(file, device)
+                except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+                    continue
+                found += [adapter] * suits(adapter)
+        return found[:count]
 
     def clear(self) -> None:
         """Lets go of what is in memory."""

@@ -248,13 +248,15 @@ class Learner:
         seed: int = 0,
         deadline: float = math.inf,
         on_step: Callable[[int, float], None] | None = None,
+        start: Adapter | None = None,
     ) -> Adapter:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
 
-        `deadline` is a time of `time.monotonic`. Raises `AdaptationError` (a loss that is not a number, no memory,
-        nothing to train on); whatever is raised, the model is as it was.
+        `deadline` is a time of `time.monotonic`; `start` is an adapter of the recipe's rank and targets to begin with,
+        which stays as it is. Raises `AdaptationError` (a loss that is not a number, no memory, nothing to train on);
+        whatever is raised, the model is as it was.
         """
-        (adapter,) = self.adapt_many([examples], recipe, [seed], deadline=deadline, on_step=on_step)
+        (adapter,) = self.adapt_many([examples], recipe, [seed], deadline=deadline, on_step=on_step, start=start)
         return adapter
 
     def adapt_many(
@@ -266,6 +268,7 @@ class Learner:
         deadline: float = math.inf,
         on_step: Callable[[int, float], None] | None = None,
         charged: bool = True,
+        start: Adapter | None = None,
     ) -> list[Adapter]:
         """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it, but
         for the places where dropout falls.
@@ -273,16 +276,41 @@ class Learner:
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first.
         """
         before = self.work
+        if start is not None:
+            self._refuse_other_base(start)
+            if not _alike(start, recipe) or len(seeds) != 1:
+                raise AdaptationError(
+                    f"one adapter of rank {recipe.rank} on {recipe.targets} cannot begin as {start.weights.count} of "
+                    f"rank {start.recipe.rank} on {start.recipe.targets}"
+                )
         with self._use(None), _memory(recipe):
             encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
             weights, trainings = train(
                 self.loaded, encoded, recipe, seeds,
                 deadline=deadline, on_step=on_step, memory=self.memory_bytes, charge=self._charge,
+                start=None if start is None else start.weights.copied(),
             )  # fmt: skip
             if not charged:
                 self.work = before
             shares = [replace(t, seconds=t.seconds / len(seeds)) for t in trainings]
-            return [Adapter(weights.select(a), recipe, share, self.base_hash) for a, share in enumerate(shares)]
+            return [
+                Adapter(weights.select(a), recipe, share, self.base_hash, kind=some[0].kind)
+                for a, (share, some) in enumerate(zip(shares, examples, strict=True))
+            ]
+
+    def nearest(self, task: Task, recipe: Recipe, most: int) -> Adapter | None:
+        """Of the adapters used last, up to `most` of the task's kind and the recipe's rank and targets, the one that
+        finds the demonstrations' answers likeliest; None where the base finds them likelier still."""
+
+        def suits(adapter: Adapter) -> bool:
+            return adapter.base_hash == self.base_hash and adapter.kind == task.kind and _alike(adapter, recipe)
+
+        with self._lock:
+            known = self.adapters.newest(most, suits, self.loaded.model.device)
+            shown = [task.leave_out(len(task.demonstrations) - 1)]
+            candidates = [None, *known] if known else []
+            likelihoods = [sum(s.total for s in self.score(shown, a)[0][1:]) for a in candidates]
+            return candidates[likelihoods.index(max(likelihoods))] if candidates else None
 
     def crossfit(
         self,
@@ -316,7 +344,7 @@ class Learner:
             if training.steps:
                 watch.look(training.steps, weights)
             best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
-            return Adapter(best, recipe, training, self.base_hash, watch.evidence())
+            return Adapter(best, recipe, training, self.base_hash, watch.evidence(), examples[0][0].kind)
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept.
@@ -414,13 +442,17 @@ class Learner:
                 f"this learner's base model is not what was loaded, so it answers no more: {self._changed}"
             )
 
+    def _refuse_other_base(self, adapter: Adapter) -> None:
+        if adapter.base_hash != self.base_hash:
+            raise AdaptationError("this adapter was trained on another base model; train it again on this one")
+
     @contextmanager
     def _use(self, adapter: Adapter | None) -> Iterator[None]:
         """The model in evaluation mode without gradients, with the adapter attached; all of it undone at the end."""
         with self._lock:
             self._refuse_if_changed()
-            if adapter is not None and adapter.base_hash != self.base_hash:
-                raise AdaptationError("this adapter was trained on another base model; train it again on this one")
+            if adapter is not None:
+                self._refuse_other_base(adapter)
             model = self.loaded.model
             with restored(model), torch.inference_mode(False), torch.no_grad():
                 model.eval()
@@ -465,6 +497,12 @@ def _memory(recipe: Recipe) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+
+
+def _alike(adapter: Adapter, recipe: Recipe) -> bool:
+    """Whether an adapter alone has the shape that the recipe asks for."""
+    mine = adapter.recipe
+    return adapter.weights.count == 1 and (mine.rank, mine.targets) == (recipe.rank, recipe.targets)
 
 
 def _single(adapter: Adapter | None) -> Adapter | None:

@@ -69,6 +69,7 @@ BUNDLED: Mapping[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),
     "ttt_direct": replace(_SMALL, loss="last"),
     "ttt_in_context": _SMALL,
+    "ttt_warm": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
     "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
 }
@@ -79,6 +80,7 @@ _QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
 PUBLISHED: Mapping[str, Recipe] = {
     "ttt_in_context": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5),
+    "ttt_warm": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5),
     "ttt_direct": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5, loss="last"),
     "ttt_augmented": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),
     "ttt_crossfit": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),

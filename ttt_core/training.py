@@ -62,9 +62,10 @@ def train(
     workers: int | None = None,
     memory: int | None = None,
     charge: Callable[[int, int], None] | None = None,
+    start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
     """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone, but for
-    the places where dropout falls.
+    the places where dropout falls. They begin as `start`, or as new ones.
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
@@ -81,7 +82,8 @@ def train(
     active = list(range(len(seeds)))
     done: dict[int, LoraWeights] = {}
     with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, len(seeds), workers, memory) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, seeds), recipe, passes.parts(len(active)))
+        begin = LoraWeights.initial(loaded.model, recipe, seeds) if start is None else start
+        buffer = Buffer(begin, recipe, passes.parts(len(active)))
 
         def current() -> LoraWeights:
             """All adapters as they are now."""
