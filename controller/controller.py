@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -18,7 +20,7 @@ from ..policies.policy import FixedPolicy, Policy, load_policy
 from ..strategies.adapting import Lesson, Teaches, prepare
 from ..strategies.base import Cost, get_strategy, strategies
 from ..ttt_core.adapters import AdapterCache
-from ..ttt_core.errors import AutotttError, BaseChangedError
+from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
 from .budget import UNLIMITED, Budget
@@ -73,18 +75,27 @@ class Controller:
         chosen = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
         return cls(learner, chosen, budget=budget, seed=seed)
 
-    def context(self, budget: Budget | str | None = None) -> Context:
+    def context(self, budget: Budget | str | None = None, cancel: threading.Event | None = None) -> Context:
         """What the graph's nodes work with."""
-        return Context(self.learner, self.policy, self.budget if budget is None else _budget(budget))
+        limit = self.budget if budget is None else _budget(budget)
+        return Context(self.learner, self.policy, limit, cancel or threading.Event())
 
-    def solve(self, task: Task, *, budget: Budget | str | None = None, seed: int | None = None) -> Result:
-        """Answers one task. Raises `TooLongError` when it does not fit in the model's context.
+    def solve(
+        self,
+        task: Task,
+        *,
+        budget: Budget | str | None = None,
+        seed: int | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """Answers one task. Raises `TooLongError` when it does not fit in the model's context, and `Cancelled` soon
+        after another thread sets `cancel`: before the next step of training, or the next node.
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
         spent = meter(self.learner)
         state: State = {}
-        for update in self._run(task, budget, seed, "values"):
+        for update in self._run(task, self.context(budget, cancel), seed, "values"):
             state = update
         return result_of(task, state, spent())
 
@@ -96,13 +107,15 @@ class Controller:
         seed: int | None = None,
         together: int = 32,
         on_result: Callable[[Result], None] | None = None,
+        cancel: threading.Event | None = None,
     ) -> list[Result]:
-        """Answers tasks in order. One that cannot be tried gives a result with status `refused`.
+        """Answers tasks in order. One that cannot be tried gives a result with status `refused`. Raises `Cancelled` as
+        `solve` does; `on_result` has been given the results until then.
 
         Up to `together` tasks are measured and decided on first; then the adapters that they need are trained side by
         side. With a budget each task is solved by itself, so that none waits for others.
         """
-        context = self.context(budget)
+        context = self.context(budget, cancel)
         size = max(1, together) if context.budget == UNLIMITED else 1
         found = []
         waiting = iter(tasks)
@@ -116,7 +129,8 @@ class Controller:
     def _solved_together(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
         """The results of some tasks whose adapters are trained side by side."""
         if len(tasks) == 1:
-            yield self._or_refused(tasks[0], lambda: self.solve(tasks[0], budget=context.budget, seed=seed))
+            alone = partial(self.solve, tasks[0], budget=context.budget, seed=seed, cancel=context.cancel)
+            yield self._or_refused(tasks[0], alone)
             return
         graph = build_graph(InMemorySaver())
         begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
@@ -129,7 +143,7 @@ class Controller:
                     refusals[index] = decided
                 elif isinstance(strategy := get_strategy(decided), Teaches):
                     lessons.append(strategy.lesson(self.learner, run.task, seed))
-            prepare(self.learner, lessons)
+            prepare(self.learner, lessons, lambda step, loss: context.go_on())
             try:
                 for index, run in enumerate(begun):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
@@ -140,7 +154,7 @@ class Controller:
         """What the work gives, or the result of a task that cannot be tried."""
         try:
             return work()
-        except BaseChangedError:
+        except (BaseChangedError, Cancelled):
             raise
         except AutotttError as error:
             return refused(task, error, self.learner.verify())
@@ -148,21 +162,28 @@ class Controller:
     def stream(
         self, task: Task, *, budget: Budget | str | None = None, seed: int | None = None
     ) -> Iterator[dict[str, Any] | Result]:
-        """What happens as it happens: a dictionary per finished node and training step, and the result at the end."""
-        spent = meter(self.learner)
+        """What happens as it happens: a dictionary per finished node and training step, and the result at the end.
+
+        Closed before its end, it cancels what is under way.
+        """
+        spent, context = meter(self.learner), self.context(budget)
         state: State = {}
-        for mode, data in self._run(task, budget, seed, ["updates", "custom", "values"]):
-            if mode == "values":
-                state = data
-            else:
-                yield {"event": "step" if mode == "custom" else "node", **data}
+        updates = self._run(task, context, seed, ["updates", "custom", "values"])
+        try:
+            for mode, data in updates:
+                if mode == "values":
+                    state = data
+                else:
+                    yield {"event": "step" if mode == "custom" else "node", **data}
+        finally:
+            context.cancel.set()  # first: `updates` waits for the node that is under way before it ends
         yield result_of(task, state, spent())
 
-    def _run(self, task: Task, budget: Budget | str | None, seed: int | None, mode: Any) -> Iterator[Any]:
+    def _run(self, task: Task, context: Context, seed: int | None, mode: Any) -> Iterator[Any]:
         """Runs the graph; the base is verified also when a node raises, since later nodes do not run then."""
         start: State = {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
         with self._proven():
-            yield from self.graph.stream(start, context=self.context(budget), stream_mode=mode)
+            yield from self.graph.stream(start, context=context, stream_mode=mode)
 
     @contextmanager
     def _proven(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from langgraph.runtime import Runtime
 from ..policies.features import Features, free_features, probe_features
 from ..policies.policy import Decision
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
+from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
 from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
 
@@ -33,6 +34,7 @@ def traced(name: str) -> Callable[[Node], Node]:
         @wraps(node)
         def timed(state: State, runtime: Runtime[Context]) -> State:
             began = time.monotonic()
+            runtime.context.go_on()
             found = node(state, runtime)
             event = {
                 "node": name,
@@ -71,7 +73,9 @@ def measure(state: State, runtime: Runtime[Context]) -> State:
         from_answer("in_context", answer), cost=Cost(time.monotonic() - started, done.forward, done.backward)
     )
     features = Features(0, free_features(task, answer, reading))
-    if policy.needs_more(features) and time.monotonic() < started + runtime.context.budget.total(attempt.cost.seconds):
+    until = started + runtime.context.budget.total(attempt.cost.seconds)
+    probing = attempt.cost.seconds * len(task.demonstrations)  # a prompt for each one left out
+    if policy.needs_more(features) and time.monotonic() + probing < until:
         features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
     return {"started": started, "features": asdict(features), "in_context": asdict(attempt)}
 
@@ -104,15 +108,17 @@ def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: l
 
 
 def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> Decision:
-    """The policy's best choice that what is left of the budget pays at least half of (training can stop early)."""
+    """The policy's best choice that what is left of the budget pays: at least half of it where it trains, since
+    training can stop early."""
     in_context = state["in_context"]["cost"]["seconds"]
     left = remaining(state, runtime)
     dropped: list[str] = []
     while True:
         decision = _asked(state, runtime, allowed, [])
-        usual = USUAL_COST[strategies()[decision.strategy].cost_class]
-        price = decision.costs.get(decision.strategy, usual) * in_context
-        if decision.strategy == "in_context" or price / 2 <= left or allowed == ["in_context"]:
+        cost_class = strategies()[decision.strategy].cost_class
+        price = decision.costs.get(decision.strategy, USUAL_COST[cost_class]) * in_context
+        needed = price / 2 if cost_class == "train" else price
+        if decision.strategy == "in_context" or needed <= left or allowed == ["in_context"]:
             break
         dropped.append(decision.strategy)
         allowed = [n for n in allowed if n != decision.strategy]
@@ -128,6 +134,13 @@ def remaining(state: State, runtime: Runtime[Context]) -> float:
     return state["started"] + total - time.monotonic()
 
 
+def answering(strategy: Strategy, learner: Learner, in_context: float) -> float:
+    """Seconds to keep for answering once training is over, when the in-context answer took `in_context`: as much for
+    every view that votes. Views are answered side by side, so this is rather too much than too little."""
+    recipe = getattr(strategy, "recipe", None) or learner.recipe(strategy.name)
+    return in_context * recipe.views * getattr(strategy, "folds", 1)
+
+
 def strategy_node(strategy: Strategy) -> Node:
     """The node of one strategy: adapts, answers and reverts inside."""
 
@@ -140,10 +153,13 @@ def strategy_node(strategy: Strategy) -> Node:
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
             runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
+            runtime.context.go_on()
 
+        learner = runtime.context.learner
+        kept = answering(strategy, learner, state["in_context"]["cost"]["seconds"])
         found: Attempt = run(
-            strategy, runtime.context.learner, task_from_plain(state["task"]),
-            seed=state.get("seed", 0), deadline=time.monotonic() + remaining(state, runtime), on_step=on_step,
+            strategy, learner, task_from_plain(state["task"]),
+            seed=state.get("seed", 0), deadline=time.monotonic() + remaining(state, runtime) - kept, on_step=on_step,
         )  # fmt: skip
         return {"attempts": [asdict(found)], "trace": steps}
 

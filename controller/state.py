@@ -6,12 +6,14 @@ The model and the policy are not in it; they travel in the `Context`.
 from __future__ import annotations
 
 import operator
-from dataclasses import asdict, dataclass, fields
+import threading
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, TypedDict
 
 from ..policies.policy import Policy
 from ..strategies.base import Attempt, Candidate, Cost
 from ..ttt_core.crossfit import Evidence
+from ..ttt_core.errors import Cancelled
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Demonstration, Task
 from ..ttt_core.training import Training
@@ -47,6 +49,13 @@ class Context:
     learner: Learner
     policy: Policy
     budget: Budget = UNLIMITED
+    cancel: threading.Event = field(default_factory=threading.Event)
+    """Set from another thread, no node begins any more, and training stops before its next step."""
+
+    def go_on(self) -> None:
+        """Raises `Cancelled` once `cancel` is set."""
+        if self.cancel.is_set():
+            raise Cancelled("cancelled by the caller; nothing was kept of this task")
 
 
 Action = Literal["accept", "escalate", "fall_back"]

@@ -74,10 +74,11 @@ def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnSte
     return learner.remembered(lesson.key, train)
 
 
-def prepare(learner: Learner, lessons: Sequence[Lesson]) -> None:
+def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None = None) -> None:
     """Trains the adapters that are not known yet side by side, for the attempts that come.
 
-    Each attempt then finds its adapter, and is charged what it cost. Lessons that fail are left to their attempts.
+    Each attempt then finds its adapter, and is charged what it cost. Lessons that fail are left to their attempts;
+    what `on_step` raises is raised.
     """
     new = {lesson.key: lesson for lesson in lessons if not learner.knows(lesson.key)}
     alike: dict[Recipe, list[tuple[Lesson, list[Task]]]] = {}
@@ -86,8 +87,9 @@ def prepare(learner: Learner, lessons: Sequence[Lesson]) -> None:
         alike.setdefault(recipe, []).append((lesson, examples))
     for recipe, some in alike.items():
         learner.prepare(
-            [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some]
-        )
+            [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some],
+            on_step=on_step,
+        )  # fmt: skip
 
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:

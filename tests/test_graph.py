@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from autottt.controller import graph as graph_module
 from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.graph import build_graph
-from autottt.controller.nodes import judged
+from autottt.controller.nodes import answering, judged
 from autottt.controller.results import Result
 from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
 from autottt.policies.policy import Decision, FixedPolicy
-from autottt.strategies.base import Attempt, Cost, run, strategies
-from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
+from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
+from autottt.ttt_core.errors import AdaptationError, BaseChangedError, Cancelled, TooLongError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Demonstration, Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -163,6 +165,68 @@ def test_training_stops_when_the_budget_ends(learner, monkeypatch):
     assert result.attempts[0].training is not None
     assert result.attempts[0].training.stopped == "deadline"
     assert 0 < result.attempts[0].training.steps < 100_000
+
+
+def test_time_to_answer_is_kept_from_training():
+    learner = Learner(
+        wrap_model(
+            tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
+        )
+    )
+    assert answering(get_strategy("ttt_augmented"), learner, 0.5) == 4.0
+    assert answering(get_strategy("in_context"), learner, 0.5) == 0.5
+    own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
+    assert answering(own, learner, 0.5) == 3.0
+
+
+def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):
+    learner.forget()
+    before = learner.verify(full=True)
+    long = replace(QUICK, steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    cancel, taken = threading.Event(), []
+
+    def adapt(*args, on_step, **rest):
+        def counted(step, loss):
+            taken.append(step)
+            if step == 3:
+                cancel.set()
+            on_step(step, loss)
+
+        return real(*args, on_step=counted, **rest)
+
+    real = learner.adapt_many
+    monkeypatch.setattr(learner, "adapt_many", adapt)
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    with pytest.raises(Cancelled, match="cancelled by the caller"):
+        controller.solve(TASK, cancel=cancel)
+    assert taken == [1, 2, 3]
+    taken.clear()
+    cancel.clear()
+    with pytest.raises(Cancelled):
+        controller.solve_many([TASK, replace(TASK, id="other", query=(4, 4))], cancel=cancel)
+    assert taken == [1, 2, 3]
+    assert replace(learner.verify(full=True), seconds=before.seconds) == before
+    learner.forget()
+
+
+def test_a_stream_that_is_closed_stops_training(learner, monkeypatch):
+    learner.forget()
+    long = replace(QUICK, steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    stream = Controller(learner, Scripted(["ttt_in_context"])).stream(TASK)
+    assert any(event["event"] == "step" for event in stream)
+    stream.close()  # comes back, though 99,999 steps are left
+    assert learner.answer([TASK])
+
+
+def test_nothing_begins_for_who_has_cancelled_already(learner):
+    cancel = threading.Event()
+    cancel.set()
+    before = learner.work
+    with pytest.raises(Cancelled):
+        Controller(learner, Scripted(["in_context"])).solve(TASK, cancel=cancel)
+    assert learner.work == before
 
 
 def test_an_over_long_task_is_refused_with_its_lengths_and_others_are_answered(learner):

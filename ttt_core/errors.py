@@ -32,6 +32,10 @@ class BaseChangedError(AutotttError, RuntimeError):
     """The base model is not what it was when it was loaded; the learner refuses to go on."""
 
 
+class Cancelled(AutotttError):
+    """Whoever asked wants no answer any more; the model is as it was."""
+
+
 class StrategyError(AutotttError, LookupError):
     """A strategy is unknown, or cannot be used on this task."""
 

@@ -22,7 +22,7 @@ from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
 from .decoding import SCORING_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, chunks, encode
-from .errors import AdaptationError, AutotttError, BaseChangedError, ParseError, TooLongError
+from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .gradients import free_memory, out_of_memory
 from .kinds import kind_of
@@ -375,19 +375,25 @@ class Learner:
         return key, loaded.format.name, str(getattr(loaded.tokenizer, "chat_template", "")), self.precision
 
     def prepare(
-        self, keys: Sequence[object], examples: Sequence[Sequence[Task]], recipe: Recipe, seeds: Sequence[int]
+        self,
+        keys: Sequence[object],
+        examples: Sequence[Sequence[Task]],
+        recipe: Recipe,
+        seeds: Sequence[int],
+        *,
+        on_step: Callable[[int, float], None] | None = None,
     ) -> None:
         """Trains adapters side by side, as many at once as fit, to be asked for by `remembered` soon.
 
-        Those that fail are not prepared.
+        Those that fail are not prepared. What `on_step` raises is raised.
         """
         with self._lock:
             at = 0
             while at < len(keys):
                 some = slice(at, at := at + self._beside(recipe))
                 try:
-                    adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False)
-                except BaseChangedError:
+                    adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False, on_step=on_step)
+                except (BaseChangedError, Cancelled):
                     raise
                 except AutotttError:
                     continue  # one of them may be to blame; each fails, or not, when it is asked for
