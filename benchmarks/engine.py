@@ -4,7 +4,8 @@
 
 The same tasks (the generator's `policy` lists), recipe and prompts for all: transformers' Trainer over a PEFT model
 that is kept in memory, a plain loop over PEFT, and this package. Every value is a ratio of two times measured in turn
-in one run, the median of several runs; the rows {"name", "value", "unit", "against", "goal", "holds"} go to --json.
+in one run, the median of several runs; the rows {"name", "value", "unit", "against", "goal", "holds"} go to --json,
+with how time and memory grow and where the time goes (see engine_growth.py), which --picture draws.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from typing import Any
 
 import torch
 import transformers
+from engine_growth import growth, picture, where_time_goes
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
 from autottt import Controller
+from autottt.controller.budget import Budget
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.encoding import Encoded, encode
@@ -255,6 +258,22 @@ def answering_rows(learner: Learner, task: Task, runs: int) -> list[dict[str, An
     return found
 
 
+def deadline_rows(learner: Learner, tasks: list[Task], quick: bool) -> list[dict[str, Any]]:
+    """How far past its budget an answer comes that would need more time."""
+    controller = Controller(learner, FixedPolicy("ttt_augmented"))
+    late = []
+    for budget in (1.0, 2.0) if quick else (0.5, 1.0, 2.0, 4.0):
+        for task in tasks:
+            learner.forget()
+            began = time.perf_counter()
+            controller.solve(task, budget=Budget(seconds=budget))
+            late.append((time.perf_counter() - began - budget) / max(0.1 * budget, 0.2))
+    return [row(
+        "a budget of 0.5 to 4 s: worst delay", max(late), "times what is allowed", "10% or 0.2 s", 1.0, most=True,
+        answers=len(late),
+    )]  # fmt: skip
+
+
 def row(
     name: str, value: float, unit: str, against: str, goal: float, *, most: bool = False, **more: Any
 ) -> dict[str, Any]:
@@ -269,10 +288,24 @@ def row(
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of the product of matrices as large as the bundled model's, [1024, 256] by [256, 640]."""
+    """GFLOP/s, on one core of a CPU, of the product of matrices as large as the bundled model's: [1024, 256] by
+    [256, 640]."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     a, b = torch.randn(1024, 256, device=device, dtype=dtype), torch.randn(256, 640, device=device, dtype=dtype)
     times = [seconds(lambda: [a @ b for _ in range(50)], device) for _ in range(7)]
+    torch.set_num_threads(threads)
     return 2 * 1024 * 256 * 640 * 50 / statistics.median(times[1:]) / 1e9
+
+
+def print_growth(grown: dict[str, list[dict[str, float]]]) -> None:
+    """The tables."""
+    for name, found in grown.items():
+        print(f"a step by {name}:")
+        for one in found:
+            taken = f"{one['seconds']:>8.3f} s {one['megabytes']:>7.1f} MB"
+            share = f"{one['share_of_rate']:.0%} of the matrix-product rate"
+            print(f"  {one[name]:>10,.0f} {one['tokens']:>7,.0f} tokens {taken}  {share}")
 
 
 def main() -> None:
@@ -281,6 +314,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="few tasks and runs")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--picture", type=Path, help="draw how time and memory grow (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     learner = Learner.load(device=given.device)
@@ -291,6 +325,14 @@ def main() -> None:
     rate = matrix_rate(model.device, model.dtype)
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s")
     rows = training_rows(learner, tasks, recipe, runs) + answering_rows(learner, tasks[0], runs)
+    rows += deadline_rows(learner, tasks[:4], given.quick)
+    cores = torch.get_num_threads() if model.device.type == "cpu" else 1
+    grown = growth(learner, recipe, rate * 1e9 * cores, given.quick)
+    print_growth(grown)
+    spent = where_time_goes(learner, recipe)
+    print("where a step's time goes:", ", ".join(f"{name} {share:.0%}" for name, share in spent.items()))
+    if given.picture:
+        picture(grown, given.picture)
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
         "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,
@@ -299,7 +341,7 @@ def main() -> None:
             "device": str(model.device), "precision": str(model.dtype), "gflops": round(rate),
         },
         "versions": {n: version(n) for n in ("autottt", "torch", "transformers", "peft", "accelerate")},
-        "rows": rows,
+        "rows": rows, "growth": grown, "profile": spent,
     }  # fmt: skip
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(facts, indent=1) + "\n")

@@ -170,7 +170,7 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
 
     def divided(tokens: float, on_cpu: bool = False) -> list[tuple[int, int, int, int]]:
         passes = Passes(loaded, RECIPE, 3, 1, memory=round(100 * tokens))
-        passes._on_cpu, passes._token_bytes = on_cpu, 100.0
+        passes._on_cpu, passes.token_bytes = on_cpu, 100.0
         return [(p.begin, p.end, p.first, p.last) for job in passes._divided(rows) for p in job]
 
     assert divided(10**6) == [(0, 3, 0, 4)]
@@ -184,7 +184,7 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
 def test_no_two_threads_add_to_the_same_gradients(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     passes = Passes(loaded, RECIPE, 3, 2, memory=100)
-    passes._token_bytes = 100.0
+    passes.token_bytes = 100.0
     jobs = passes._divided(rows)
     assert any(len(job) > 1 for job in jobs)
     places = [{(p.begin, p.end, p.part) for p in job} for job in jobs]
@@ -209,7 +209,7 @@ def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task
     own = {t.untyped_storage().data_ptr() for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
     with Passes(loaded, RECIPE, 1, 1) as passes:
         buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), RECIPE, 1)
-        passes._token_bytes = passes._measured(buffer, max(rows[0], key=lambda r: len(r.ids)))
+        passes.token_bytes = passes._measured(buffer, max(rows[0], key=lambda r: len(r.ids)))
         own.add(buffer.values.untyped_storage().data_ptr())
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -221,7 +221,7 @@ def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             passes.losses(buffer, rows[:1])
         tokens = 4 * max(len(r.ids) for r in rows[0])
-        assert 0.7 < passes._token_bytes * tokens / sum(kept.values()) < 1.5
+        assert 0.7 < passes.token_bytes * tokens / sum(kept.values()) < 1.5
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))

@@ -182,8 +182,8 @@ class Passes:
         self._workers = 1 if not on_cpu or recipe.dropout else min(workers or self._threads, adapters * recipe.batch)
         self._loaded, self._recipe = loaded, recipe
         self._memory: float | None = memory
-        self._token_bytes: float | None = None
-        """Bytes that a pass keeps of a padded token, once they are known."""
+        self.token_bytes: float | None = None
+        """Bytes that a pass keeps of a padded token for its way back, once they are known."""
         self._on_cpu = on_cpu
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
@@ -215,10 +215,8 @@ class Passes:
         A pass that memory does not suffice for is done in two halves.
         """
         counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
-        if self._token_bytes is None:
-            self._token_bytes = self._measured(
-                buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids))
-            )
+        if self.token_bytes is None:
+            self.token_bytes = self._measured(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
         jobs = self._divided(rows)
 
         def run(job: Sequence[Pass]) -> list[tuple[Pass, list[float]]]:
@@ -264,7 +262,7 @@ class Passes:
         batch = len(rows[0])
         if self._memory is None:
             self._memory = MEMORY_SHARE * free_memory(self._loaded.model.device)
-        fit = max(1.0, self._memory / self._workers / max(1.0, self._token_bytes or 1.0))
+        fit = max(1.0, self._memory / self._workers / max(1.0, self.token_bytes or 1.0))
         longest = [max(len(r.ids) for r in mine) for mine in rows]
         if self._on_cpu:
             parts = self.parts(len(rows))

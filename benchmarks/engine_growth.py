@@ -1,0 +1,178 @@
+"""How time and memory of training grow, where the time goes, and how far that is from what matrix products allow.
+
+`benchmarks/engine.py` runs it and writes what it finds; `picture` draws it. A step's least time is its multiplications
+and additions (the frozen layers forward and backward, the adapters forward and twice backward, attention, the output
+head at the learned tokens) at the rate of plain matrix products that was measured in the same run.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from autottt.ttt_core.encoding import Encoded, encode
+from autottt.ttt_core.examples import reordered
+from autottt.ttt_core.generator.families import draw_task_pairs
+from autottt.ttt_core.gradients import Buffer, Passes, learned
+from autottt.ttt_core.kinds import make_task
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora import LoraWeights, target_modules
+from autottt.ttt_core.model import LoadedModel, wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+
+SIZES = ((128, 4), (256, 6), (384, 8), (512, 10))
+"""Hidden size and layers of models with random weights."""
+PLACES = {
+    "mm": "matrix products",
+    "bmm": "attention's products",
+    "addmm": "matrix products",
+    "baddbmm": "attention's products",
+}
+
+
+def lists_task(demonstrations: int, seed: int = 0) -> Task:
+    """A list task with so many demonstrations."""
+    rng = random.Random(f"growth-{seed}")
+    _, pairs = draw_task_pairs("policy", demonstrations + 1, rng, "lists")
+    return make_task(pairs[:-1], pairs[-1][0], answer=pairs[-1][1])
+
+
+def prompts_of(loaded: LoadedModel, task: Task, recipe: Recipe) -> list[Encoded]:
+    """The prompts of one step."""
+    return [encode(loaded, t, t.answer) for t in reordered(task, recipe.batch, random.Random(0))]
+
+
+def operations(loaded: LoadedModel, recipe: Recipe, rows: Sequence[Encoded]) -> float:
+    """Multiplications and additions of a step on these rows, by one adapter."""
+    modules = target_modules(loaded.model, ("all-linear",)).values()
+    frozen = sum(m.weight.numel() for m in modules)
+    adapted = sum(sum(m.weight.shape) * recipe.rank for m in target_modules(loaded.model, recipe.targets).values())
+    tokens = sum(len(r.ids) for r in rows)
+    config = loaded.model.config
+    attention = sum(len(r.ids) ** 2 for r in rows) * config.hidden_size * config.num_hidden_layers * 4
+    head = sum(len(learned(r, recipe.loss)) for r in rows) * loaded.model.get_output_embeddings().weight.numel()
+    return 4.0 * frozen * tokens + 6.0 * adapted * tokens + 3.0 * attention + 4.0 * head
+
+
+class Step:
+    """Training steps of A adapters, to be timed."""
+
+    def __init__(self, loaded: LoadedModel, recipe: Recipe, rows: Sequence[Sequence[Encoded]]) -> None:
+        self.loaded, self.recipe, self.rows = loaded, recipe, rows
+
+    def run(self, steps: int) -> tuple[list[float], int]:
+        """Seconds of each step, and bytes of weights, gradients and moments and of what a pass keeps of all rows."""
+        times = []
+        device = self.loaded.model.device
+        with Passes(self.loaded, self.recipe, len(self.rows)) as passes:
+            weights = LoraWeights.initial(self.loaded.model, self.recipe, list(range(len(self.rows))))
+            buffer = Buffer(weights, self.recipe, passes.parts(len(self.rows)))
+            for _ in range(steps):
+                began = time.perf_counter()
+                passes.losses(buffer, self.rows)
+                buffer.step(1e-4, 1.0)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - began)
+            kept = int(passes.token_bytes * sum(len(r.ids) for mine in self.rows for r in mine))
+            return times, buffer.values.nbytes * 3 + buffer.gradients.nbytes + kept
+
+
+def measured(loaded: LoadedModel, recipe: Recipe, tasks: Sequence[Task], rate: float, repeats: int) -> dict[str, float]:
+    """Seconds of a step for one adapter on each task, bytes, and how far that is from matrix products alone.
+
+    `rate` is in operations a second of all cores together.
+    """
+    rows = [prompts_of(loaded, task, recipe) for task in tasks]
+    fit = replace(recipe, batch=min(map(len, rows)))
+    rows = [mine[: fit.batch] for mine in rows]
+    times, nbytes = Step(loaded, fit, rows).run(repeats + 2)
+    seconds = statistics.median(times[2:])
+    least = sum(operations(loaded, fit, mine) for mine in rows) / rate
+    return {
+        "adapters": len(tasks), "demonstrations": len(tasks[0].demonstrations),
+        "tokens": sum(len(r.ids) for mine in rows for r in mine),
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "seconds": round(seconds, 4), "megabytes": round(nbytes / 1e6, 1),
+        "least_seconds": round(least, 4), "share_of_rate": round(least / seconds, 3),
+    }  # fmt: skip
+
+
+def random_model(like: LoadedModel, hidden: int, layers: int) -> LoadedModel:
+    """A Llama model with random weights and the tokenizer of another, in the same precision."""
+    heads = max(1, hidden // 64)
+    config = LlamaConfig(
+        vocab_size=len(like.tokenizer), hidden_size=hidden, intermediate_size=5 * hidden // 2,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True,
+        max_position_embeddings=like.context, pad_token_id=like.tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(like.model.device, like.model.dtype)
+    return wrap_model(model, like.tokenizer, prompt_format=like.format.name)
+
+
+def growth(learner: Learner, recipe: Recipe, rate: float, quick: bool) -> dict[str, list[dict[str, float]]]:
+    """Rows of `measured` along each axis, the others as they usually are."""
+    loaded, repeats = learner.loaded, 3 if quick else 7
+    usual = lists_task(6)
+    adapters = (1, 4) if quick else (1, 2, 4, 8, 16)
+    shown = (3, 6) if quick else (2, 3, 4, 6, 8, 10)
+    batches = (2, 8) if quick else (1, 2, 4, 8, 16)
+    sizes = SIZES[:2] if quick else SIZES
+    torch.manual_seed(0)
+    return {
+        "adapters": [measured(loaded, recipe, [usual] * n, rate, repeats) for n in adapters],
+        "demonstrations": [measured(loaded, recipe, [lists_task(n)], rate, repeats) for n in shown],
+        "tokens": [measured(loaded, replace(recipe, batch=n), [usual], rate, repeats) for n in batches],
+        "parameters": [
+            measured(random_model(loaded, hidden, layers), recipe, [usual], rate, repeats) for hidden, layers in sizes
+        ],
+    }
+
+
+def where_time_goes(learner: Learner, recipe: Recipe, steps: int = 5) -> dict[str, float]:
+    """Shares of the processor's time in a step of one adapter, on one thread, by what it does; the largest first."""
+    step = Step(learner.loaded, recipe, [prompts_of(learner.loaded, lists_task(6), recipe)])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step.run(2)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            step.run(steps)
+    finally:
+        torch.set_num_threads(threads)
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        name = event.key.removeprefix("aten::")
+        spent[PLACES.get(name, name)] += event.self_cpu_time_total
+    total = spent.total()
+    largest = {name: round(value / total, 3) for name, value in spent.most_common(10)}
+    return largest | {"the rest": round(1 - sum(largest.values()), 3)}
+
+
+def picture(found: dict[str, list[dict[str, float]]], file: Path) -> None:
+    """Draws seconds, least seconds and megabytes along each axis (needs matplotlib)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        across = [row[name] for row in rows]
+        axes.plot(across, [row["seconds"] for row in rows], "o-", label="seconds a step")
+        axes.plot(across, [row["least_seconds"] for row in rows], "--", label="matrix products alone")
+        axes.set(xlabel=name, ylim=(0, None), xscale="log" if name == "parameters" else "linear")
+        memory = axes.twinx()
+        memory.plot(across, [row["megabytes"] for row in rows], "s:", color="tab:green", label="megabytes")
+        memory.set(ylim=(0, None))
+        if name == "adapters":
+            axes.legend(loc="upper left")
+            memory.legend(loc="lower right")
+    figure.savefig(file)
