@@ -34,7 +34,8 @@ bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=
 
 # QUICK=1 for few tasks and runs. The tasks are the generator's, so DATA is not needed.
 bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usual ways (QUICK=1 for a short run)
-	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json $(if $(QUICK),--quick)
+	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json \
+		$(if $(QUICK),--quick,--picture docs/engine.svg)
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python tests/test_docs.py

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from autottt.ttt_core.errors import ModelError
-from autottt.ttt_core.lora import LoraWeights, target_modules
+from autottt.ttt_core.lora import Dropout, LoraWeights, target_modules
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import ARCHITECTURES, VOCABULARY, tiny_model
 
@@ -181,8 +181,27 @@ def test_hooks_are_gone_after_an_adapter_that_does_not_fit() -> None:
 def test_dropout_acts_in_training_only() -> None:
     model = tiny_model("llama").requires_grad_(False)
     weights = random_weights(model)
-    with weights.attached(model, dropout=0.5):
-        assert torch.equal(logits(model), logits(model))
-        with torch.enable_grad():
-            first, second = (model(input_ids=IDS).logits for _ in range(2))
-    assert not torch.equal(first, second)
+    plain = logits(model)
+    with weights.attached(model):
+        whole = logits(model)
+    seen = []
+    for number in (1, 1, 2):
+        with weights.attached(model, Dropout(0.5, [(number, IDS.shape[1])] * len(IDS))):
+            assert torch.equal(logits(model), whole)
+            with torch.enable_grad():
+                seen.append(model(input_ids=IDS).logits)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    assert not torch.equal(whole, plain)
+
+
+def test_dropout_of_a_row_is_the_same_beside_any_other() -> None:
+    x = torch.ones(2, 7, 400)
+    both = Dropout(0.25, [(5, 7), (9, 4)])(x, 3)
+    assert torch.equal(both[0], Dropout(0.25, [(5, 7)])(x[:1], 3)[0])
+    assert torch.equal(both[1, :4], Dropout(0.25, [(9, 4)])(x[1:, :4], 3)[0])
+    assert not both[1, 4:].any(), "padding"
+    assert not torch.equal(both[0], Dropout(0.25, [(5, 7)])(x[:1], 4)[0]), "another layer"
+    assert (both[0] == 0).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert both[0].mean() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(both[0], Dropout(0.25, [(5, 7)])(x[0], 3)), "rows and tokens in one axis"

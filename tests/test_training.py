@@ -217,6 +217,16 @@ def test_every_example_is_met_once_a_round() -> None:
     assert len({tuple(drawn[i : i + 5]) for i in (0, 5, 10, 15)}) > 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_dropout_falls_as_it_would_alone(workers: int, loaded: LoadedModel, examples: list[Encoded]) -> None:
+    recipe = replace(RECIPE, dropout=0.4)
+    together, _ = train(loaded, [examples, examples[:2], examples], recipe, [0, 7, 3], workers=workers)
+    for index, (rows, seed) in enumerate([(examples, 0), (examples[:2], 7), (examples, 3)]):
+        alone, _ = train(loaded, [rows], recipe, [seed], workers=1)
+        for a, b in zip(alone.tensors, together.select(index).tensors, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
 def test_dropout_follows_the_seed_and_leaves_the_random_state_alone(
     loaded: LoadedModel, examples: list[Encoded]
 ) -> None:

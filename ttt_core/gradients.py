@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .encoding import Encoded, forward, pad, pad_id_of
-from .lora import LoraWeights
+from .lora import Dropout, LoraWeights
 from .model import LoadedModel
 from .recipes import Loss, Recipe
 
@@ -174,12 +174,10 @@ class Passes:
     ) -> None:
         """`workers` is the most threads on a CPU; None means as many as PyTorch would use. `memory` bounds what passes
         keep, in bytes; None means `MEMORY_SHARE` of what is free when the first begins.
-
-        Dropout draws from PyTorch's one source of chance; for it to follow the seed, passes go one after the other.
         """
         on_cpu = loaded.model.device.type == "cpu"
         self._threads = torch.get_num_threads()
-        self._workers = 1 if not on_cpu or recipe.dropout else min(workers or self._threads, adapters * recipe.batch)
+        self._workers = min(workers or self._threads, adapters * recipe.batch) if on_cpu else 1
         self._loaded, self._recipe = loaded, recipe
         self._memory: float | None = memory
         self.token_bytes: float | None = None
@@ -187,6 +185,7 @@ class Passes:
         self._on_cpu = on_cpu
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+        self._chances: Sequence[int] = ()
 
     def __enter__(self) -> Passes:
         if self._workers > 1:
@@ -209,15 +208,19 @@ class Passes:
         """Parts that a `Buffer` of so many adapters needs."""
         return parts_of(adapters, self._recipe.batch, self._workers) if self._on_cpu else 1
 
-    def losses(self, buffer: Buffer, rows: Sequence[Sequence[Encoded]]) -> list[float]:
+    def losses(
+        self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], chances: Sequence[int] | None = None
+    ) -> list[float]:
         """Mean loss over the learned tokens of each adapter's rows [A][batch], in nats; leaves the gradients of it.
 
-        A pass that memory does not suffice for is done in two halves.
+        `chances`, a number for each adapter, decides where dropout falls. A pass that memory does not suffice for is
+        done in two halves.
         """
         counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
         if self.token_bytes is None:
             self.token_bytes = self._measured(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
         jobs = self._divided(rows)
+        self._chances = chances or [0] * len(rows)
 
         def run(job: Sequence[Pass]) -> list[tuple[Pass, list[float]]]:
             return [(one, self._halving(buffer, rows, counts, one)) for one in job]
@@ -247,12 +250,17 @@ class Passes:
         loaded = self._models.get()
         try:
             hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-            with torch.enable_grad(), weights.attached(loaded.model, self._recipe.dropout), hooks:
+            with torch.enable_grad(), weights.attached(loaded.model, self._dropout([(0, row)])), hooks:
                 losses, _ = _token_losses(loaded, [row], self._recipe.loss)
             del losses
         finally:
             self._models.put(loaded)
         return sum(kept.values()) / len(row.ids)
+
+    def _dropout(self, rows: Sequence[tuple[int, Encoded]]) -> Dropout | None:
+        """Of rows with their numbers."""
+        share = self._recipe.dropout
+        return Dropout(share, [(number, len(row.ids)) for number, row in rows]) if share else None
 
     def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[list[Pass]]:
         """The passes of a step, each within memory; those of one list add to the same gradients, one after the other.
@@ -296,12 +304,14 @@ class Passes:
         self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
     ) -> list[float] | None:
         """The losses of a pass; None where memory does not suffice, but may for less."""
-        mine = [r for a in range(one.begin, one.end) for r in rows[a][one.first : one.last]]
+        places = [(a, n) for a in range(one.begin, one.end) for n in range(one.first, one.last)]
+        mine = [rows[a][n] for a, n in places]
+        dropout = self._dropout([(self._chances[a] + n, rows[a][n]) for a, n in places])
         each = one.last - one.first
         loaded = self._models.get()
         try:
             weights = _trainable(buffer.weights(one.begin, one.end))
-            with torch.enable_grad(), weights.attached(loaded.model, self._recipe.dropout):
+            with torch.enable_grad(), weights.attached(loaded.model, dropout):
                 try:
                     losses, sizes = _token_losses(loaded, mine, self._recipe.loss)
                     parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(mine), each)])

@@ -270,8 +270,7 @@ class Learner:
         charged: bool = True,
         start: Adapter | None = None,
     ) -> list[Adapter]:
-        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it, but
-        for the places where dropout falls.
+        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it.
 
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first.
         """

@@ -7,9 +7,10 @@ Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     assert isinstance(module, Conv1D)
     return int(module.weight.shape[0]), int(module.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Which inputs of the adapters are dropped in training: a row's own number and its layer decide, not what else is
+    in the batch, in which pass it goes, or in which thread."""
+
+    share: float
+    rows: Sequence[tuple[int, int]]
+    """A number for each row, and its length in tokens; what comes after is padding."""
+
+    def __call__(self, x: Tensor, layer: int) -> Tensor:
+        """`x` [B, T, d], or with B and T in one, with some of it 0 and the rest scaled up to the same mean."""
+        rows = x.reshape(len(self.rows), -1, x.shape[-1])
+        keep = torch.zeros(rows.shape, dtype=torch.bool, device=x.device)
+        for kept, (number, tokens) in zip(keep, self.rows, strict=True):
+            chance = torch.Generator(x.device).manual_seed((number * 0x9E3779B97F4A7C15 + layer) % (1 << 63))
+            kept[:tokens] = torch.rand(kept[:tokens].shape, generator=chance, device=x.device) >= self.share
+        return (rows * keep / (1 - self.share)).view_as(x)
 
 
 @dataclass(frozen=True)
@@ -111,15 +131,18 @@ class LoraWeights:
         )
 
     @contextmanager
-    def attached(self, model: nn.Module, dropout: float = 0.0) -> Iterator[None]:
-        """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order."""
+    def attached(self, model: nn.Module, dropout: Dropout | None = None) -> Iterator[None]:
+        """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order.
+
+        `dropout` is of the rows that come, and acts where gradients are taken.
+        """
         modules = dict(model.named_modules())
         handles = []
         try:
-            for name, (down, up) in self.pairs.items():
+            for layer, (name, (down, up)) in enumerate(self.pairs.items()):
                 if name not in modules:
                     raise ModelError(f"the adapter does not fit: {type(model).__name__} has no layer {name!r}")
-                hook = _Update(down, up, self.scaling, dropout)
+                hook = _Update(down, up, self.scaling, partial(dropout, layer=layer) if dropout else None)
                 handles.append(modules[name].register_forward_hook(hook))
             yield
         finally:
@@ -182,7 +205,7 @@ def _beyond_plain(config: Any) -> bool:
 class _Update:
     """The forward hook that adds one layer's low-rank update."""
 
-    def __init__(self, down: Tensor, up: Tensor, scaling: float, dropout: float) -> None:
+    def __init__(self, down: Tensor, up: Tensor, scaling: float, dropout: Callable[[Tensor], Tensor] | None) -> None:
         self._down, self._up, self._scaling, self._dropout = down, up, scaling, dropout
         self._ready: Pair | None = None
         """Transposed and in the model's precision, for as long as nothing is trained."""
@@ -191,7 +214,7 @@ class _Update:
         x: Tensor = args[0]
         training = torch.is_grad_enabled()
         if self._dropout and training:
-            x = nn.functional.dropout(x, self._dropout)
+            x = self._dropout(x)
         if self._ready is None or training:
             pair = self._down.to(x.dtype).mT, (self._up * self._scaling).to(x.dtype).mT
             self._ready = None if training else pair

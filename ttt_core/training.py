@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
-
-import torch
 
 from .encoding import Encoded
 from .errors import AdaptationError
@@ -64,8 +61,8 @@ def train(
     charge: Callable[[int, int], None] | None = None,
     start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
-    """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone, but for
-    the places where dropout falls. They begin as `start`, or as new ones.
+    """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone. They begin
+    as `start`, or as new ones.
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
@@ -81,7 +78,7 @@ def train(
     stopped, slowest = "finished", 0.0
     active = list(range(len(seeds)))
     done: dict[int, LoraWeights] = {}
-    with _dropout_from(seeds, loaded.model.device), Passes(loaded, recipe, len(seeds), workers, memory) as passes:
+    with Passes(loaded, recipe, len(seeds), workers, memory) as passes:
         begin = LoraWeights.initial(loaded.model, recipe, seeds) if start is None else start
         buffer = Buffer(begin, recipe, passes.parts(len(active)))
 
@@ -99,7 +96,8 @@ def train(
             read = [sum(len(r.ids) for r in mine) for mine in rows]
             if charge is not None:
                 charge(sum(read), sum(read))
-            values = passes.losses(buffer, rows)
+            chances = [random.Random(f"dropout-{seeds[a]}-{step}").getrandbits(62) for a in active]
+            values = passes.losses(buffer, rows, chances)
             if not all(map(math.isfinite, values)):
                 raise AdaptationError(
                     f"the training loss is not a number at step {step + 1}: {values}; a lower learning rate may help"
@@ -136,14 +134,6 @@ def train(
 def _converged(losses: Sequence[float], stop_loss: float) -> bool:
     """Whether the last two steps had a loss below the recipe's limit."""
     return len(losses) > 1 and max(losses[-2:]) < stop_loss
-
-
-@contextmanager
-def _dropout_from(seeds: Sequence[int], device: torch.device) -> Iterator[None]:
-    """While inside, dropout follows the seeds; the random state of torch comes back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(random.Random(repr(tuple(seeds))).getrandbits(63))
-        yield
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

@@ -1,0 +1,77 @@
+"""Draws how accuracy grows with pre-training, from the versions that shipped, and with parameters, from the trials.
+
+    python benchmarks/curve.py docs/scaling.svg
+
+Reads benchmarks/results/versions.json and pretrain_trials.json, and prints, for each set, the line through the versions
+against the logarithm of their tokens, with the tokens at which it would reach the goal. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+GOALS = {"arc_1d": 60.0, "list_functions_rule": 60.0, "mini_arc": 30.0, "concept_arc": 30.0}
+"""Percent, of the best strategy."""
+BY_SIZE = ("small", "middle", "base", "large")
+
+
+def line(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """Percent at a million tokens and per tenfold more, through the versions; None for fewer than two."""
+    if len(rows) < 2:
+        return None
+    slope, start = np.polyfit([math.log10(r["tokens_millions"]) for r in rows], [r["value"] for r in rows], 1)
+    return float(start), float(slope)
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path)
+    given = parser.parse_args()
+    versions = json.loads((RESULTS / "versions.json").read_text())["rows"]
+    trials = json.loads((RESULTS / "pretrain_trials.json").read_text())["rows"]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, name in enumerate(dict.fromkeys(r["set"] for r in versions)):
+        for strategy, style in (("in_context", "o-"), ("ttt_augmented", "s--")):
+            rows = [r for r in versions if (r["set"], r["strategy"]) == (name, strategy)]
+            if not rows:
+                continue
+            label = name if strategy == "in_context" else None
+            across = [r["tokens_millions"] for r in rows]
+            left.plot(across, [r["value"] for r in rows], style, color=f"C{place}", label=label)
+            if (found := line(rows)) is None:
+                continue
+            start, slope = found
+            text = f"{name:<22}{strategy:<16}{slope:6.1f} points for ten times the tokens"
+            if name in GOALS and slope > 0 and rows[-1]["value"] < GOALS[name]:
+                text += (
+                    f"; {GOALS[name]:g}% at about {10 ** ((GOALS[name] - start) / slope):,.0f} million, if it went on"
+                )
+            print(text)
+    left.set(xlabel="pre-training tokens (millions)", ylabel="% of queries right", xscale="log", ylim=(0, 100))
+    left.legend(fontsize="x-small", title="in context; dashed: ttt_augmented")
+    sized = [
+        next(r for r in trials if r["variant"] == name) for name in BY_SIZE if any(r["variant"] == name for r in trials)
+    ]
+    for domain in ("lists", "rows", "grids", "strings", "all"):
+        right.plot([r["parameters"] / 1e6 for r in sized], [r[f"{domain}_nats"] for r in sized], "o-", label=domain)
+    right.set(
+        xlabel=f"parameters (millions), {sized[0]['tokens'] / 1e6:.1f}M tokens each", ylabel="loss of an answer (nats)",
+        xscale="log",
+    )  # fmt: skip
+    right.legend(fontsize="x-small")
+    figure.savefig(given.picture)
+
+
+if __name__ == "__main__":
+    main()
