@@ -287,6 +287,13 @@ def collect(
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
         "in_context,in_context_vote,ttt_in_context,ttt_augmented"
     ),
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the strategies, separated by commas; default: --seed.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, with a model each.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster for the workers; `local` starts one.")
+    ] = None,
     model: Model = None,
     seed: Seed = 0,
     limit: Limit = None,
@@ -298,12 +305,13 @@ def collect(
 ) -> None:
     """Run every strategy on every task and keep what each achieved and cost, to train a policy on.
 
-    Example: `autottt collect --generated 200 --store runs/outcomes`
+    Example: `autottt collect --generated 200 --store runs/outcomes --workers 2`
 
     Stop it when you like: the same command goes on where it was.
     """
     from ..policies.collect import collect
     from ..policies.outcomes import OutcomeStore
+    from ..policies.parallel import Source, collect_with_workers
     from ..strategies.base import get_strategy
     from ..ttt_core.generator.families import draw_tasks
     from ..ttt_core.learner import Learner
@@ -314,15 +322,33 @@ def collect(
     if not tasks:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
     _quiet()
-    learner = Learner.load(model, device=device, dtype=dtype, prompt_format=prompt_format)
+    drawn = _seeds(seeds) if seeds else [seed]
+    kept = OutcomeStore(store)
     with _progress() as progress:
         bar = progress.add_task("collecting", total=None)
-        collect(
-            learner, tasks, chosen, [seed], OutcomeStore(store),
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )  # fmt: skip
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        if workers == 1 and ray is None:
+            learner = Learner.load(model, device=device, dtype=dtype, prompt_format=prompt_format)
+            collect(learner, tasks, chosen, drawn, kept, on_progress)
+        else:
+            source = Source(model, device, dtype, prompt_format)
+            collect_with_workers(
+                source, tasks, chosen, drawn, kept, workers=workers, ray_address=ray, on_progress=on_progress
+            )
     if reading and reading.problems:
         raise typer.Exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise TaskError(
+            f"--seeds: expected whole numbers separated by commas, such as 0,1,2; received {text!r}"
+        ) from None
 
 
 @app.command("train-policy")

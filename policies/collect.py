@@ -7,8 +7,8 @@ same on every machine and in every repetition.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ..strategies.base import Strategy, get_strategy, run
 from ..ttt_core.errors import StrategyError, TaskError, TooLongError
@@ -17,8 +17,22 @@ from ..ttt_core.tasks import Task
 from .features import FEATURES_VERSION, free_features, probe_features
 from .outcomes import Key, Outcome, OutcomeStore
 
+BASE = "in_context"
+"""The strategy that costs are multiples of."""
 OnProgress = Callable[[int, int], None]
 """Called with the number of outcomes in the store and of all that there will be."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is missing of one task with one seed."""
+
+    task: Task
+    seed: int
+    strategies: tuple[Strategy, ...]
+    """In the order in which they are run: `in_context` first, where it is missing."""
+    in_context_work: int | None
+    """Tokens that `in_context` took, where it is not missing."""
 
 
 def collect(
@@ -35,34 +49,52 @@ def collect(
     that it pays for all it needs. Failures are outcomes with their full cost. Raises `TaskError` for a task whose
     answer is not known.
     """
+    units, total = missing(learner.base_hash, tasks, strategies, seeds, store)
+    done = total - sum(len(unit.strategies) for unit in units)
+    try:
+        for unit in units:
+            for outcome in measured(learner, unit):
+                store.append(outcome)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+    finally:
+        store.seal()
+
+
+def missing(
+    base_hash: str, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore
+) -> tuple[list[Unit], int]:
+    """What the store lacks, and the number of outcomes when it lacks nothing. Raises `TaskError` as `collect`."""
     for task in tasks:
         if task.answer is None:
             raise TaskError(f"{task.id}: collecting outcomes needs the right answer of every query; this one has none")
-    base = get_strategy("in_context")
-    wanted = [base, *(s for s in strategies if s.name != base.name)]
+    base = get_strategy(BASE)
+    wanted = [base, *(s for s in strategies if s.name != BASE)]
     known = {outcome.key: outcome for outcome in store.read()}
-    pairs = [(task, seed) for task in tasks for seed in seeds]
-    keys = {_key(learner, task, s.name, seed) for task, seed in pairs for s in wanted}
-    done = len(keys & known.keys())
-    for task, seed in pairs:
-        for strategy in wanted:
-            key = _key(learner, task, strategy.name, seed)
-            if key in known:
-                continue
-            outcome = _outcome(learner, task, strategy, seed)
-            unit = outcome if strategy is base else known[key._replace(strategy=base.name)]
-            outcome = replace(outcome, cost=outcome.work / unit.work if unit.work else 0.0)
-            if strategy is base and outcome.status != "too_long":
-                outcome = _measured(outcome, learner, task, seed)
-            store.append(outcome)
-            known[key] = outcome
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(keys))
+    units, keys_of_all = [], set[Key]()
+    for task in tasks:
+        for seed in seeds:
+            keys = {s.name: Key(base_hash, task.dataset, task.id, s.name, seed) for s in wanted}
+            new = tuple(s for s in wanted if keys[s.name] not in known and keys[s.name] not in keys_of_all)
+            keys_of_all |= set(keys.values())
+            unit = known.get(keys[BASE])
+            if new:
+                units.append(Unit(task, seed, new, None if unit is None else unit.work))
+    return units, len(keys_of_all)
 
 
-def _key(learner: Learner, task: Task, strategy: str, seed: int) -> Key:
-    return Key(learner.base_hash, task.dataset, task.id, strategy, seed)
+def measured(learner: Learner, unit: Unit) -> Iterator[Outcome]:
+    """The outcomes that are missing of a task with a seed, one by one."""
+    work = unit.in_context_work
+    for strategy in unit.strategies:
+        outcome = _outcome(learner, unit.task, strategy, unit.seed)
+        if work is None:
+            work = outcome.work
+        outcome = replace(outcome, cost=outcome.work / work if work else 0.0)
+        if strategy.name == BASE and outcome.status != "too_long":
+            outcome = _measured(outcome, learner, unit.task, unit.seed)
+        yield outcome
 
 
 def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Outcome:

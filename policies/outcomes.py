@@ -1,18 +1,33 @@
-"""Outcomes: what each strategy achieved and cost on each query, in an append-only file that survives a kill.
+"""Outcomes: what each strategy achieved and cost on each query, in a folder that survives a kill.
 
-Knows nothing about how outcomes come about or what is learned from them.
+Knows nothing about how outcomes come about or what is learned from them. A writer adds each outcome to a journal of its
+own, a line of JSON, and seals many at once as a shard: a Parquet file, whole or not there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
 
 from ..ttt_core.errors import PolicyError
+
+try:
+    import fcntl
+except ImportError:  # only there can a journal be told to be some living writer's
+    fcntl = None  # type: ignore[assignment]
+
+SHARD_ROWS = 512
+"""Outcomes that a writer seals at once."""
+JOURNAL, SHARD = ".journal.jsonl", ".parquet"
+"""Other files begin with an underscore, so that readers of Parquet take the folder for a table."""
+FEATURE = "feature."
+"""What the names of a shard's columns of features begin with."""
 
 
 class Key(NamedTuple):
@@ -61,50 +76,137 @@ class Outcome:
 
 
 class OutcomeStore:
-    """A folder with one line of JSON per outcome. One writer at a time."""
+    """A folder of outcomes, one of each key. Any number of processes may write to it at once."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder) / "outcomes.jsonl"
+    def __init__(self, folder: str | os.PathLike[str], shard_rows: int = SHARD_ROWS) -> None:
+        self.folder = Path(folder)
+        self.shard_rows = shard_rows
+        self._rows = 0
+
+    _journal: BinaryIO | None = None
 
     def append(self, outcome: Outcome) -> None:
-        """Adds one whole line, and takes away what a killed writer left of its last."""
+        """Adds one outcome; it is there even if the process is killed right after."""
         line = json.dumps(asdict(outcome), allow_nan=False) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
-            _drop_torn_line(file)
-            file.write(line.encode())
+        journal = self._opened()
+        journal.write(line.encode())
+        journal.flush()
+        self._rows += 1
+        if self._rows >= self.shard_rows:
+            self.seal()
 
     def read(self) -> list[Outcome]:
-        """Every outcome, in the order of writing. Raises `PolicyError` naming a line that is none."""
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        lines = data[: _whole(data)].splitlines()
-        return [self._outcome(line, number) for number, line in enumerate(lines, start=1)]
+        """Every outcome, in the order of the keys. Raises `PolicyError` naming a file and line that is none."""
+        found: dict[Key, Outcome] = {}
+        journals = sorted(self.folder.glob(f"*{JOURNAL}"))  # before the shards: what is sealed meanwhile is seen twice
+        written = [outcome for file in journals for outcome in _journaled(file)]
+        for file in sorted(self.folder.glob(f"*{SHARD}")):
+            found |= {outcome.key: outcome for outcome in _sealed(file)}
+        for outcome in written:
+            found.setdefault(outcome.key, outcome)
+        return [found[key] for key in sorted(found)]
 
     def done(self) -> set[Key]:
         """What need not be run again."""
         return {outcome.key for outcome in self.read()}
 
-    def _outcome(self, line: bytes, number: int) -> Outcome:
+    def seal(self) -> None:
+        """Moves what this writer, and writers that are gone, have written into a shard. Without pyarrow, nothing moves:
+        journals are read as well."""
+        if _pyarrow() is None:
+            return
+        left = [file for file in sorted(self.folder.glob(f"*{JOURNAL}")) if self._is_mine_or_left(file)]
+        sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _sealed(file)}
+        rows = {o.key: o for file in left for o in _journaled(file) if o.key not in sealed}
+        if rows:
+            _write_shard([rows[key] for key in sorted(rows)], self.folder / f"outcomes-{secrets.token_hex(6)}{SHARD}")
+        self.close()
+        for file in left:
+            file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets go of the journal; what is in it stays."""
+        if self._journal is not None:
+            self._journal.close()
+        self._journal, self._rows = None, 0
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _opened(self) -> BinaryIO:
+        if self._journal is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = open(self.folder / f"_{os.getpid()}-{secrets.token_hex(4)}{JOURNAL}", "ab")  # noqa: SIM115
+            if fcntl is not None:
+                fcntl.flock(self._journal, fcntl.LOCK_EX)
+        return self._journal
+
+    def _is_mine_or_left(self, file: Path) -> bool:
+        """Whether a journal is this writer's, or that of one that is gone: nobody holds its lock."""
+        if self._journal is not None and file.samefile(self._journal.name):
+            return True
+        if fcntl is None:
+            return False
         try:
-            return Outcome(**json.loads(line))
+            with file.open("ab") as opened:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        except OSError:
+            return False
+
+
+def _journaled(file: Path) -> list[Outcome]:
+    """The outcomes of a journal; a last line torn by a kill is none."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:  # sealed since it was listed
+        return []
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(Outcome(**json.loads(line)))
         except (ValueError, TypeError) as error:
             known = ", ".join(f.name for f in fields(Outcome))
             raise PolicyError(
-                f"{self.path}:{number}: not an outcome ({error}); expected a JSON object with {known}. "
+                f"{file}:{number}: not an outcome ({error}); expected a JSON object with {known}. "
                 "Remove the line to measure it again"
             ) from None
+    return found
 
 
-def _drop_torn_line(file: BinaryIO) -> None:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    if size and file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(_whole(file.read()))
+def _pyarrow() -> ModuleType | None:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        return None
+    return pyarrow  # type: ignore[no-any-return]
 
 
-def _whole(data: bytes) -> int:
-    """Length of `data` through its last line break: what comes after was torn."""
-    return data.rfind(b"\n") + 1
+def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
+    """Writes a Parquet file, whole or not at all; features are columns of their own."""
+    arrow = _pyarrow()
+    assert arrow is not None
+    names = sorted({name for o in outcomes for name in o.features})
+    kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+    plain = [f.name for f in fields(Outcome) if f.name != "features"]
+    example = outcomes[0]
+    columns = {n: arrow.array([getattr(o, n) for o in outcomes], kinds[type(getattr(example, n))]) for n in plain}
+    columns |= {FEATURE + n: arrow.array([o.features.get(n) for o in outcomes], arrow.float64()) for n in names}
+    partial = target.with_name(f"_{target.name}.partial")
+    arrow.parquet.write_table(arrow.table(columns), partial, compression="zstd")
+    partial.replace(target)
+
+
+def _sealed(file: Path) -> Iterable[Outcome]:
+    """The outcomes of a shard."""
+    arrow = _pyarrow()
+    if arrow is None:
+        raise PolicyError(f"{file}: reading shards of outcomes needs pyarrow: pip install 'autottt[policy]'")
+    try:
+        rows: list[dict[str, Any]] = arrow.parquet.read_table(file).to_pylist()
+        for row in rows:
+            features = {n.removeprefix(FEATURE): row.pop(n) for n in list(row) if n.startswith(FEATURE)}
+            yield Outcome(**row, features={n: v for n, v in features.items() if v is not None})
+    except (arrow.ArrowException, OSError, TypeError) as error:
+        raise PolicyError(f"{file}: not a shard of outcomes ({error}); remove it to measure them again") from None

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import pyarrow.parquet
 import pytest
 
+from autottt.policies import outcomes as outcomes_module
 from autottt.policies.collect import collect
 from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcomes import Outcome, OutcomeStore
-from autottt.strategies.base import Attempt
+from autottt.policies.parallel import Source, collect_with_workers
+from autottt.strategies.base import Attempt, get_strategy
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, PolicyError, TaskError, TooLongError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Answer, Reading, Work
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 OUTCOME = Outcome(
     "t1", "t1", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base", {"a": 0.5}, 1, 2.0
@@ -71,6 +80,10 @@ class Fake:
         return Attempt(self.name, self.value, "", 1.0)
 
 
+def timeless(outcomes):
+    return [dataclasses.replace(o, seconds=0.0) for o in outcomes]
+
+
 def collected(folder, strategies=(Fake(),), learner=None, tasks=TASKS, seeds=(0,)):
     store = OutcomeStore(folder)
     collect(learner or Echo(), tasks, strategies, seeds, store)
@@ -80,41 +93,95 @@ def collected(folder, strategies=(Fake(),), learner=None, tasks=TASKS, seeds=(0,
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
+def numbered(*seeds: int) -> list[Outcome]:
+    return [dataclasses.replace(OUTCOME, seed=n) for n in seeds]
+
+
 def test_what_is_appended_is_read(tmp_path):
     store = OutcomeStore(tmp_path / "new")
     assert store.read() == []
-    store.append(OUTCOME)
-    store.append(dataclasses.replace(OUTCOME, seed=1))
-    assert [o.seed for o in OutcomeStore(tmp_path / "new").read()] == [0, 1]
-    assert store.read()[0] == OUTCOME
+    for outcome in numbered(1, 0):
+        store.append(outcome)
+    assert OutcomeStore(tmp_path / "new").read() == store.read() == numbered(0, 1), "in the order of the keys"
     assert store.done() == {OUTCOME.key, OUTCOME.key._replace(seed=1)}
 
 
+def test_sealed_outcomes_are_the_same_and_lie_in_parquet(tmp_path):
+    store = OutcomeStore(tmp_path, shard_rows=2)
+    other = dataclasses.replace(OUTCOME, strategy="other", features={}, features_version=0, probe_cost=0.0)
+    rows = [*numbered(0, 1, 2), other]
+    for outcome in rows:
+        store.append(outcome)
+    store.append(dataclasses.replace(other, seed=5))
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+    assert len(list(tmp_path.glob("*.journal.jsonl"))) == 1
+    assert store.read() == [*rows, dataclasses.replace(other, seed=5)]
+    assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == [0, 0, 1, 2]
+    store.seal()
+    assert not list(tmp_path.glob("*.journal.jsonl"))
+    assert len(OutcomeStore(tmp_path).read()) == 5
+
+
 @pytest.mark.parametrize("kept", [1, 40])
-def test_a_torn_last_line_is_dropped_and_written_over(tmp_path, kept):
+def test_a_torn_last_line_is_dropped_and_written_again(tmp_path, kept):
+    (tmp_path / "_1-dead.journal.jsonl").write_bytes(
+        (json.dumps(dataclasses.asdict(OUTCOME)) + "\n").encode()
+        + b'{"task_id": "t1", "group": "t1", "family": "f"'[:kept]
+    )
     store = OutcomeStore(tmp_path)
-    store.append(OUTCOME)
-    with open(store.path, "ab") as file:
-        file.write(json.dumps(dataclasses.asdict(OUTCOME)).encode()[:kept])
     assert store.read() == [OUTCOME]
     store.append(dataclasses.replace(OUTCOME, seed=1))
-    assert [o.seed for o in store.read()] == [0, 1]
+    store.seal()
+    assert store.read() == numbered(0, 1)
+    assert [f.suffix for f in tmp_path.iterdir()] == [".parquet"], "what a writer that is gone has left is sealed too"
 
 
-def test_a_first_line_that_is_torn_leaves_nothing(tmp_path):
+def test_a_kill_between_sealing_and_tidying_doubles_nothing(tmp_path):
     store = OutcomeStore(tmp_path)
-    store.path.write_bytes(b'{"task_id": "t')
-    assert store.read() == []
     store.append(OUTCOME)
-    assert store.read() == [OUTCOME]
+    (journal,) = tmp_path.glob("*.journal.jsonl")
+    before = journal.read_bytes()
+    store.seal()
+    (tmp_path / "_1-dead.journal.jsonl").write_bytes(before)
+    (tmp_path / "_outcomes-torn.parquet.partial").write_bytes(b"PAR1")
+    assert OutcomeStore(tmp_path).read() == [OUTCOME]
+    OutcomeStore(tmp_path).seal()
+    assert OutcomeStore(tmp_path).read() == [OUTCOME]
+
+
+def test_a_writer_leaves_the_journals_of_the_living_alone(tmp_path):
+    one, two = OutcomeStore(tmp_path), OutcomeStore(tmp_path)
+    one.append(OUTCOME)
+    two.append(dataclasses.replace(OUTCOME, seed=1))
+    two.seal()
+    assert len(list(tmp_path.glob("*.journal.jsonl"))) == 1
+    one.append(dataclasses.replace(OUTCOME, seed=2))
+    assert two.read() == numbered(0, 1, 2)
+    one.close()
+    two.seal()
+    assert not list(tmp_path.glob("*.journal.jsonl"))
+    assert two.read() == numbered(0, 1, 2)
 
 
 def test_a_line_that_is_no_outcome_is_named(tmp_path):
-    store = OutcomeStore(tmp_path)
+    (tmp_path / "_1-dead.journal.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + '\n{"other": 1}\n')
+    with pytest.raises(PolicyError, match=r"journal\.jsonl:2: not an outcome"):
+        OutcomeStore(tmp_path).read()
+
+
+def test_a_shard_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "outcomes-x.parquet").write_bytes(b"no shard")
+    with pytest.raises(PolicyError, match=r"outcomes-x\.parquet: not a shard"):
+        OutcomeStore(tmp_path).read()
+
+
+def test_without_pyarrow_journals_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes_module, "_pyarrow", lambda: None)
+    store = OutcomeStore(tmp_path, shard_rows=1)
     store.append(OUTCOME)
-    with open(store.path, "ab") as file:
-        file.write(b'{"other": 1}\n')
-    with pytest.raises(PolicyError, match=r"outcomes\.jsonl:2: not an outcome"):
+    assert store.read() == [OUTCOME]
+    (tmp_path / "outcomes-x.parquet").write_bytes(b"")
+    with pytest.raises(PolicyError, match=r"pip install 'autottt\[policy\]'"):
         store.read()
 
 
@@ -188,10 +255,7 @@ def test_collecting_goes_on_where_it_stopped_without_repeating(tmp_path):
             collect(learner, TASKS, [Fake()], (0, 1), store, kill)
     collect(learner, TASKS, [Fake()], (0, 1), store, kill)
 
-    def facts(outcomes):
-        return [dataclasses.replace(o, seconds=0.0) for o in outcomes]
-
-    assert facts(store.read()) == facts(whole)
+    assert timeless(store.read()) == timeless(whole)
     again = learner.answered
     collect(learner, TASKS, [Fake()], (0, 1), store, kill)
     assert learner.answered == again
@@ -216,3 +280,74 @@ def test_a_task_without_its_answer_is_refused_before_any_work(tmp_path):
     with pytest.raises(TaskError, match=r"t9: .*needs the right answer"):
         collected(tmp_path, learner=learner, tasks=[*TASKS, dataclasses.replace(TASKS[0], id="t9", answer=None)])
     assert learner.answered == 0
+
+
+# --- other processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model on disk."""
+    found = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(found)
+    tiny_tokenizer().save_pretrained(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """What one process collects."""
+    store = OutcomeStore(tmp_path_factory.mktemp("alone"))
+    collect(Source(str(folder)).load(), TASKS, STRATEGIES, (0, 1), store)
+    return timeless(store.read())
+
+
+STRATEGIES = [get_strategy("in_context"), get_strategy("zero_shot"), get_strategy("in_context_vote")]
+
+
+def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
+    seen = []
+    store = OutcomeStore(tmp_path)
+    collect_with_workers(
+        Source(str(folder)), TASKS, STRATEGIES, (0, 1), store, workers=2, on_progress=lambda *n: seen.append(n)
+    )
+    assert timeless(store.read()) == alone
+    assert seen[-1] == (18, 18)
+    assert sorted(seen) == seen
+
+
+def test_a_ray_cluster_collects_what_one_process_does(folder, alone, tmp_path):
+    store = OutcomeStore(tmp_path)
+    collect_with_workers(Source(str(folder)), TASKS, STRATEGIES, (0, 1), store, workers=2, ray_address="local")
+    assert timeless(store.read()) == alone
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    lines = [
+        {
+            "id": t.id, "family": t.family, "dataset": t.dataset, "kind": t.kind,
+            "demonstrations": [{"input": d.input, "output": d.output} for d in t.demonstrations],
+            "queries": [{"input": t.query, "output": t.answer}],
+        }
+        for t in TASKS
+    ]  # fmt: skip
+    tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [
+        sys.executable, "-c", "from autottt.controller.cli import main; main()", "collect", str(tasks), "--store", str(tmp_path / "store"),
+        "--strategies", "in_context,zero_shot,in_context_vote", "--seeds", "0,1", "--model", str(folder),
+        "--workers", str(workers),
+    ]  # fmt: skip
+    store = OutcomeStore(tmp_path / "store")
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not len(store.read()) >= 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = store.read()
+    subprocess.run(command, check=True, capture_output=True)
+    found = store.read()
+    assert timeless(found) == alone
+    assert all(outcome in found for outcome in kept), "measured once"

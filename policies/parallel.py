@@ -1,0 +1,184 @@
+"""Collecting with several processes, on one machine or on a Ray cluster. Knows nothing about what is measured.
+
+Workers measure, and hand what they found to the process that began: it alone writes, so that the store may lie on its
+disk and holds the same rows whatever the workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from ..strategies.base import Strategy, get_strategy
+from ..ttt_core.errors import PolicyError
+from ..ttt_core.learner import Learner
+from ..ttt_core.tasks import Task
+from .collect import OnProgress, Unit, measured, missing
+from .outcomes import Outcome, OutcomeStore
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a worker loads its model; see `Learner.load`."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    prompt_format: str | None = None
+
+    def load(self) -> Learner:
+        """The learner."""
+        return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
+
+
+def collect_with_workers(
+    source: Source,
+    tasks: Sequence[Task],
+    strategies: Sequence[Strategy],
+    seeds: Sequence[int],
+    store: OutcomeStore,
+    *,
+    workers: int,
+    ray_address: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """As `collect.collect`, by `workers` processes with a model each: on this machine, or on the Ray cluster at
+    `ray_address` (`local` starts one here). Raises `PolicyError` where Ray is asked for and not installed.
+    """
+    if workers < 1:
+        raise PolicyError(f"collecting takes at least one worker; received {workers}")
+    run = _on_this_machine if ray_address is None else _on_ray
+    try:
+        for outcomes, done, total in run(source, tasks, strategies, seeds, store, workers, ray_address):
+            for outcome in outcomes:
+                store.append(outcome)
+            if on_progress is not None:
+                on_progress(done, total)
+    finally:
+        store.seal()
+
+
+Progress = Iterator[tuple[list[Outcome], int, int]]
+"""What a unit gave, how many outcomes there are with it, and how many there will be."""
+
+
+def _on_this_machine(
+    source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
+    workers: int, _: str | None,
+) -> Progress:  # fmt: skip
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _begin, (source, threads, os.getpid())
+    ) as pool:
+        units, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
+        done = total - sum(len(unit.strategies) for unit in units)
+        waiting = [pool.submit(_measured, *_packed(unit)) for unit in units]
+        try:
+            for finished in as_completed(waiting):
+                outcomes = finished.result()
+                done += len(outcomes)
+                yield outcomes, done, total
+        except BrokenProcessPool:
+            raise PolicyError(
+                "a worker process is gone (killed, or out of memory); what was measured is kept, and the same command "
+                "goes on from there, with fewer workers perhaps"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_learner: Learner | None = None
+"""Of a worker process."""
+
+
+def _begin(source: Source, threads: int, parent: int) -> None:
+    """Loads the model of a worker process, which ends when its parent does."""
+    global _learner
+    import torch
+
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _learner = source.load()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _base_hash() -> str:
+    assert _learner is not None
+    return _learner.base_hash
+
+
+def _packed(unit: Unit) -> tuple[Any, ...]:
+    """A unit as what crosses to another process: strategies by their names, where they are those of the registry."""
+    return unit.task, unit.seed, tuple(_by_name(s) for s in unit.strategies), unit.in_context_work
+
+
+def _by_name(strategy: Strategy) -> Strategy | str:
+    return strategy.name if get_strategy(strategy.name) == strategy else strategy
+
+
+def _unpacked(task: Task, seed: int, strategies: Sequence[Strategy | str], work: int | None) -> Unit:
+    return Unit(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
+
+
+def _measured(*packed: Any) -> list[Outcome]:
+    assert _learner is not None
+    return list(measured(_learner, _unpacked(*packed)))
+
+
+def _on_ray(
+    source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
+    workers: int, address: str | None,
+) -> Progress:  # fmt: skip
+    try:
+        import ray
+    except ImportError:
+        raise PolicyError("collecting on a Ray cluster needs ray: pip install 'autottt[ray]'") from None
+
+    class Worker:
+        def __init__(self) -> None:
+            self.learner = source.load()
+
+        def base_hash(self) -> str:
+            return self.learner.base_hash
+
+        def measured(self, *packed: Any) -> list[Outcome]:
+            return list(measured(self.learner, _unpacked(*packed)))
+
+    began = not ray.is_initialized()
+    ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+    try:
+        remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
+        actors = [remote() for _ in range(workers)]
+        units, total = missing(ray.get(actors[0].base_hash.remote()), tasks, strategies, seeds, store)
+        done = total - sum(len(unit.strategies) for unit in units)
+        left = iter(units)
+        under_way: dict[Any, Any] = {}
+
+        def give(actor: Any) -> None:
+            unit = next(left, None)
+            if unit is not None:
+                under_way[actor.measured.remote(*_packed(unit))] = actor
+
+        for actor in actors:
+            give(actor)
+        while under_way:
+            (ready,), _ = ray.wait(list(under_way), num_returns=1)
+            outcomes = ray.get(ready)
+            done += len(outcomes)
+            give(under_way.pop(ready))
+            yield outcomes, done, total
+    finally:
+        if began:
+            ray.shutdown()
