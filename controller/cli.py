@@ -29,6 +29,8 @@ app = typer.Typer(
 )  # fmt: skip
 policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
+outcomes_app = typer.Typer(no_args_is_help=True, help="Look at collected outcomes, and bring in others.")
+app.add_typer(outcomes_app, name="outcomes")
 screen, errors = Console(), Console(stderr=True)
 
 Files = Annotated[
@@ -340,6 +342,45 @@ def collect(
             )
     if reading and reading.problems:
         raise typer.Exit(1)
+
+
+@outcomes_app.command("show")
+def outcomes_show(store: Annotated[Path, typer.Argument(help="Folder of outcomes.")], debug: Debug = False) -> None:
+    """Summarise a store: how often each strategy was right, what it cost, and what failed.
+
+    Example: `autottt outcomes show runs/outcomes`
+    """
+    from ..policies.outcomes import OutcomeStore
+    from .display import show_outcomes
+
+    outcomes = OutcomeStore(store).read()
+    if not outcomes:
+        raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
+    screen.print(show_outcomes(outcomes))
+
+
+@outcomes_app.command("import")
+def outcomes_import(
+    file: Annotated[Path, typer.Argument(help="CSV with task, seed, strategy, accuracy and cost.")],
+    store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
+    in_context: Annotated[str, typer.Option(help="What the table calls answering in context.")] = "in_context",
+    name: Annotated[str | None, typer.Option(help="Name of the model that answered; default: the file's.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Add outcomes that were measured elsewhere to a store.
+
+    Example: `autottt outcomes import table.csv --store runs/elsewhere --in-context ICL_10`
+    """
+    from ..policies.imported import import_csv
+    from ..policies.outcomes import OutcomeStore
+
+    kept = OutcomeStore(store)
+    known = kept.done()
+    new = [o for o in import_csv(file, in_context=in_context, model=name) if o.key not in known]
+    for outcome in new:
+        kept.append(outcome)
+    kept.seal()
+    screen.print(f"{len(new)} outcomes added to {store}")
 
 
 def _seeds(text: str) -> list[int]:

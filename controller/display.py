@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 from typing import cast
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..policies.outcomes import Outcome
 from ..ttt_core.kinds import KINDS, STANDARD
 from ..ttt_core.tasks import Grid, Task, Value
 from .evaluation import Summary
@@ -70,6 +74,30 @@ def show_task(task: Task, most: int = 3) -> RenderableType:
     body: RenderableType = Columns(shown, padding=(0, 4)) if task.kind == "grid" else Group(*shown)
     query = Group(Text("query", style="bold"), show_value(task.kind, task.query))
     return Group(body, query)
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
+    """A table of what each strategy did on each data set."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("data set", "strategy"):
+        table.add_column(name, no_wrap=True)
+    for name in ("tasks", "families", "seeds", "right", "cost", "seconds", "failed"):
+        table.add_column(name, justify="right")
+    cells: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        cells.setdefault((outcome.dataset, outcome.strategy), []).append(outcome)
+    for (dataset, strategy), cell in sorted(
+        cells.items(), key=lambda item: (item[0][0], fmean(o.cost for o in item[1]))
+    ):
+        failed = Counter(o.status for o in cell if o.status != "answered")
+        table.add_row(
+            dataset, strategy, str(len({o.task_id for o in cell})), str(len({o.family for o in cell})),
+            str(len({o.seed for o in cell})), f"{fmean(o.correct for o in cell):.1%}",
+            f"{fmean(o.cost for o in cell):.1f}x", f"{fmean(o.seconds for o in cell):.2f}",
+            ", ".join(f"{count} {status}" for status, count in failed.items()),
+        )  # fmt: skip
+    models = ", ".join(sorted({o.base_hash[:12] for o in outcomes}))
+    return Group(table, Text(f"{len(outcomes)} outcomes of {models}", style="dim"))
 
 
 def mark(right: bool | None) -> Text:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autottt.controller import cli
+from autottt.policies.outcomes import OutcomeStore
 from autottt.strategies.base import strategies
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
@@ -224,12 +225,48 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
     file = tasks_file(tmp_path, *families)
     assert call("collect", file, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    code, out, _ = call("outcomes", "show", store)
+    assert code == 0
+    assert "12 outcomes" in out
     code, out, _ = call("train-policy", store, "--out", bundle)
     assert code == 0
     assert json.loads(out)
     code, out, _ = call("solve", file, "--model", model, "--policy", bundle)
     assert code == 0
     assert len(out.splitlines()) == 6
+
+
+TABLE = "task,seed,strategy,accuracy_percent,fit_seconds,eval_seconds\na,1,ICL,50,,2\na,1,TTT,75,6,2\n"
+
+
+def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
+    file, store = tmp_path / "table.csv", str(tmp_path / "store")
+    file.write_text(TABLE)
+    assert call("outcomes", "import", str(file), "--store", store, "--in-context", "ICL")[0] == 0
+    code, out, _ = call("outcomes", "import", str(file), "--store", store, "--in-context", "ICL")
+    assert code == 0
+    assert "0 outcomes added" in out
+    found = {o.strategy: (o.correct, o.cost, o.seconds) for o in OutcomeStore(store).read()}
+    assert found == {"in_context": (0.5, 1.0, 2.0), "TTT": (0.75, 4.0, 8.0)}
+    code, out, _ = call("outcomes", "show", store)
+    assert code == 0
+    assert "75.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TABLE, "Strategies in the table: ICL, TTT"), ("", "received no columns"),
+        ("task,seed\na,1\n", "expected columns"), (TABLE.replace("75", "x"), "table.csv:3: expected numbers"), (TABLE.replace("75", "175"), "accuracy of 0 to 1"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_imported_is_refused_in_words(tmp_path, text, says):
+    file = tmp_path / "table.csv"
+    file.write_text(text)
+    code, _, err = call("outcomes", "import", str(file), "--store", str(tmp_path / "store"))
+    assert code != 0
+    assert says in " ".join(err.split())
+    assert not (tmp_path / "store").exists()
 
 
 def test_demo_shows_decisions_and_the_proof(model):
@@ -240,7 +277,19 @@ def test_demo_shows_decisions_and_the_proof(model):
 
 
 @pytest.mark.parametrize(
-    "command", ["solve", "evaluate", "strategies", "doctor", "demo", "collect", "train-policy", "policy show"]
+    "command",
+    [
+        "solve",
+        "evaluate",
+        "strategies",
+        "doctor",
+        "demo",
+        "collect",
+        "train-policy",
+        "policy show",
+        "outcomes show",
+        "outcomes import",
+    ],
 )
 def test_every_command_has_help_with_an_example(command):
     result = runner.invoke(cli.app, [*command.split(), "--help"])

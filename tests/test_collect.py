@@ -334,8 +334,9 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
         for t in TASKS
     ]  # fmt: skip
     tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    program = "from autottt.controller.cli import main; main()"
     command = [
-        sys.executable, "-c", "from autottt.controller.cli import main; main()", "collect", str(tasks), "--store", str(tmp_path / "store"),
+        sys.executable, "-c", program, "collect", str(tasks), "--store", str(tmp_path / "store"),
         "--strategies", "in_context,zero_shot,in_context_vote", "--seeds", "0,1", "--model", str(folder),
         "--workers", str(workers),
     ]  # fmt: skip

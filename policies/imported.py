@@ -1,0 +1,76 @@
+"""Outcomes that were measured elsewhere, from a table in a CSV file. Knows nothing about models of this package.
+
+Such outcomes are of whole tasks (accuracy is a share), and have no features.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from ..ttt_core.errors import PolicyError
+from .collect import BASE
+from .outcomes import Outcome
+
+SCALES: Mapping[str, float] = {"accuracy": 1.0, "accuracy_percent": 0.01}
+"""Columns that say how many answers are right, and what makes shares of them."""
+SECONDS = "_seconds"
+"""What columns that add up to the cost of a strategy end with, unless there is a column `cost`."""
+
+
+def import_csv(file: Path, *, in_context: str = BASE, model: str | None = None) -> list[Outcome]:
+    """The outcomes in a table with columns task, seed, strategy, `accuracy` (0 to 1) or `accuracy_percent`, and `cost`
+    or one or more `..._seconds`. Empty cells of seconds are 0.
+
+    `in_context` is what the table calls answering in context; its outcomes are named `in_context`, and costs become
+    multiples of its cost on the same task and seed, or on the task, where it has not that seed. `model` stands for the content hash of the model that answered; by
+    default the file's name. Raises `PolicyError` naming the line that cannot be read.
+    """
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or []
+        accuracy = next((name for name in SCALES if name in columns), None)
+        costs = ["cost"] if "cost" in columns else [name for name in columns if name.endswith(SECONDS)]
+        if accuracy is None or not costs or not {"task", "seed", "strategy"} <= set(columns):
+            raise PolicyError(
+                f"{file}: expected columns task, seed, strategy, accuracy or accuracy_percent, and cost or "
+                f"..._seconds; received {', '.join(columns) or 'no columns'}"
+            )
+        rows = list(reader)
+    found = [
+        _outcome(f"{file}:{line}", row, accuracy, costs, in_context, model or file.stem, file.stem)
+        for line, row in enumerate(rows, start=2)
+    ]
+    units = {(o.task_id, o.seed): o.seconds for o in found if o.strategy == BASE}
+    usual: dict[str, list[float]] = {}
+    for (task, _), seconds in units.items():
+        usual.setdefault(task, []).append(seconds)
+    if lacking := sorted({o.task_id for o in found} - usual.keys()):
+        names = ", ".join(sorted({row["strategy"] for row in rows}))
+        raise PolicyError(
+            f"{file}: no outcome of {in_context!r} for {', '.join(lacking[:3])}{' ...' if lacking[3:] else ''}: costs "
+            f"are multiples of it. Strategies in the table: {names}; say which of them answers in context"
+        )
+    return [replace(o, cost=o.seconds / units.get((o.task_id, o.seed), fmean(usual[o.task_id]))) for o in found]
+
+
+def _outcome(
+    place: str, row: Mapping[str, str], accuracy: str, costs: Sequence[str], in_context: str, model: str, dataset: str
+) -> Outcome:
+    try:
+        share = float(row[accuracy]) * SCALES[accuracy]
+        spent = sum(float(row[name] or 0) for name in costs)
+        seed = int(row["seed"])
+    except (ValueError, TypeError) as error:
+        raise PolicyError(f"{place}: expected numbers in seed, {accuracy} and {', '.join(costs)}: {error}") from None
+    if not (0 <= share <= 1 and spent > 0):
+        raise PolicyError(f"{place}: expected an accuracy of 0 to 1 and a cost above 0; received {share} and {spent}")
+    task, strategy = row["task"], row["strategy"]
+    return Outcome(
+        task_id=task, group=task, family=task, dataset=dataset, kind="text",
+        strategy=BASE if strategy == in_context else strategy, seed=seed, status="answered", correct=share,
+        seconds=spent, work=0, cost=0.0, base_hash=model,
+    )  # fmt: skip
