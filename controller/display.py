@@ -81,8 +81,8 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
     table = Table(box=SIMPLE_HEAD)
     for name in ("data set", "strategy"):
         table.add_column(name, no_wrap=True)
-    for name in ("tasks", "families", "seeds", "right", "cost", "seconds", "failed"):
-        table.add_column(name, justify="right")
+    for name in ("cases", "right", "cost", "seconds", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
     cells: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         cells.setdefault((outcome.dataset, outcome.strategy), []).append(outcome)
@@ -91,13 +91,14 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
     ):
         failed = Counter(o.status for o in cell if o.status != "answered")
         table.add_row(
-            dataset, strategy, str(len({o.task_id for o in cell})), str(len({o.family for o in cell})),
-            str(len({o.seed for o in cell})), f"{fmean(o.correct for o in cell):.1%}",
+            dataset, strategy, str(len(cell)), f"{fmean(o.correct for o in cell):.1%}",
             f"{fmean(o.cost for o in cell):.1f}x", f"{fmean(o.seconds for o in cell):.2f}",
             ", ".join(f"{count} {status}" for status, count in failed.items()),
         )  # fmt: skip
     models = ", ".join(sorted({o.base_hash[:12] for o in outcomes}))
-    return Group(table, Text(f"{len(outcomes)} outcomes of {models}", style="dim"))
+    counts = [len({(o.dataset, o.task_id) for o in outcomes}), len({o.family for o in outcomes})]
+    text = f"{len(outcomes)} outcomes of {models}: {counts[0]} queries of {counts[1]} families"
+    return Group(table, Text(text, style="dim"))
 
 
 def mark(right: bool | None) -> Text:

@@ -26,8 +26,9 @@ def import_csv(file: Path, *, in_context: str = BASE, model: str | None = None) 
     or one or more `..._seconds`. Empty cells of seconds are 0.
 
     `in_context` is what the table calls answering in context; its outcomes are named `in_context`, and costs become
-    multiples of its cost on the same task and seed, or on the task, where it has not that seed. `model` stands for the content hash of the model that answered; by
-    default the file's name. Raises `PolicyError` naming the line that cannot be read.
+    multiples of its cost on the same task and seed, or on the task, where it has not that seed. `model` stands for the
+    content hash of the model that answered; by default the file's name. Raises `PolicyError` naming the line that
+    cannot be read.
     """
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)

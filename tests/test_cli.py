@@ -257,7 +257,8 @@ def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
     ("text", "says"),
     [
         (TABLE, "Strategies in the table: ICL, TTT"), ("", "received no columns"),
-        ("task,seed\na,1\n", "expected columns"), (TABLE.replace("75", "x"), "table.csv:3: expected numbers"), (TABLE.replace("75", "175"), "accuracy of 0 to 1"),
+        ("task,seed\na,1\n", "expected columns"), (TABLE.replace("75", "x"), "table.csv:3: expected numbers"),
+        (TABLE.replace("75", "175"), "accuracy of 0 to 1"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_imported_is_refused_in_words(tmp_path, text, says):
