@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-engine docs clean
+.PHONY: help setup demo test bench-model bench-engine pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -36,6 +36,20 @@ bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=
 bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usual ways (QUICK=1 for a short run)
 	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json \
 		$(if $(QUICK),--quick,--picture docs/engine.svg)
+
+# The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
+# stages then take as many tokens a step in one process, and draw other tasks.
+SHARDS ?= 2
+PRETRAIN := -m autottt.ttt_core.pretrain --compile
+STAGE := runs/pretrain/stage
+pretrain: $(STAMP)  ## Train a model as the bundled one was trained, into runs/pretrain (half a day of two cores)
+	@$(BIN)/python $(PRETRAIN) --run $(STAGE)1 --steps 3400 --decay 718 --export $(STAGE)1/model
+	@$(BIN)/python $(PRETRAIN) --run $(STAGE)2 --init $(STAGE)1/model --stage further --tokens 8192 --lr 0.0015 --seed 1 \
+		--steps 2650 --decay 1342 --export $(STAGE)2/model
+	@$(BIN)/torchrun --nproc-per-node $(SHARDS) $(PRETRAIN) --run $(STAGE)3 --init $(STAGE)2/model --stage balanced --tokens $$((16384 / $(SHARDS))) \
+		--seed 3 --workers 0 --steps 1800 --decay 870 --export $(STAGE)3/model
+	@$(BIN)/torchrun --nproc-per-node $(SHARDS) $(PRETRAIN) --run $(STAGE)4 --init $(STAGE)3/model --stage longer --tokens $$((16384 / $(SHARDS))) \
+		--seed 4 --workers 0 --steps 1500 --decay 800 --export $(STAGE)4/model
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python tests/test_docs.py
