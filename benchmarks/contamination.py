@@ -5,7 +5,8 @@
 
 DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. The
 sample is drawn without the generator's filter, which says how often chance repeats a benchmark. `left` counts the
-tasks that the filter lets through all the same: it must be 0, or the run ends with an error.
+tasks that the filter lets through all the same: it must be 0, or the run ends with an error. What is to be expected by
+chance is counted beside it: hits on as many tasks that the generator has drawn before, in place of the benchmarks'.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
     return list(found.values())
 
 
+def stand_ins(tasks: list[tuple[str, list[Pair]]], seed: int) -> KnownPairs:
+    """As many tasks of each kind, with as many pairs, drawn by the generator from its own families."""
+    rng = random.Random(f"stand-ins-{seed}")
+    names = {"list": "lists", "grid": "grids", "grid1d": "rows", "text": "strings"}
+    return KnownPairs.of(
+        (kind, draw_task_pairs("pretrain", len(pairs), rng, names[kind], filtered=False)[1]) for kind, pairs in tasks
+    )
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,17 +55,20 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name} and stop")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    known = KnownPairs.of(benchmark_tasks(given.data))
+    benchmarks = benchmark_tasks(given.data)
+    known = KnownPairs.of(benchmarks)
     print(f"{len(known):,} different pairs of benchmarks, symmetries counted")
     if given.write:
         known.save()
         return
+    others = stand_ins([(kind, pairs[:14]) for kind, pairs in benchmarks], given.seed)
     rng = random.Random(f"contamination-{given.seed}")
     tasks: Counter[str] = Counter()
     left: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     bad: Counter[str] = Counter()
+    chance: Counter[str] = Counter()
     began = time.monotonic()
     while drawn.total() < given.pairs:
         family, pairs = draw_task_pairs("pretrain", rng.randint(4, 14), rng, filtered=False)
@@ -63,6 +76,7 @@ def main() -> None:
         tasks[name] += 1
         drawn[name] += len(pairs)
         hits[name] += len(known.hits(kind, pairs))
+        chance[name] += len(others.hits(kind, pairs))
         repeats = known.contaminates(kind, pairs)
         bad[name] += repeats
         left[name] += repeats and not known_pairs().contaminates(kind, pairs)
@@ -74,6 +88,8 @@ def main() -> None:
             "tasks": tasks[n],
             "pairs": drawn[n],
             "known_pairs": hits[n],
+            "share_known": round(hits[n] / drawn[n], 6),
+            "share_of_stand_ins": round(chance[n] / drawn[n], 6),
             "contaminated_tasks": bad[n],
             "left": left[n],
         }
