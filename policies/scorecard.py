@@ -29,6 +29,12 @@ class HeldOut:
     """The single best strategy of the training families."""
     by_rule: NDArray[np.int64]
     """What the best one-feature threshold of the training families does."""
+    by_kind: NDArray[np.int64]
+    """The single best strategy of the training families among tasks of the kind."""
+    other: NDArray[np.int64]
+    """The strategy beside in-context that was right most often on the training families: what queries are sent to."""
+    uplift: Floats
+    """Estimated chance that it is right, minus that of in-context: queries are sent to it in this order."""
     free_chance: Floats
     """That the in-context answer is right, from stage 0."""
     chance: Floats
@@ -36,6 +42,9 @@ class HeldOut:
     measured: NDArray[np.bool_]
     """Whether stage 1 was measured."""
     rule_measured: NDArray[np.bool_]
+    by_thumb: NDArray[np.int64]
+    """What the rule of thumb for models without a policy does; nothing of it is learned."""
+    thumb_measured: NDArray[np.bool_]
 
     @classmethod
     def empty(cls, n: int) -> HeldOut:
@@ -44,7 +53,10 @@ class HeldOut:
         def choices() -> NDArray[np.int64]:
             return np.zeros(n, dtype=np.int64)
 
-        return cls(choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
+        return cls(
+            choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
+            np.zeros(n, bool), np.zeros(n, bool), choices(), np.zeros(n, bool),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[
         "best_of_each": fixed(cases.utilities(price).argmax(axis=1)),
         "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
         "one_feature": after_measuring(held_out.by_rule, held_out.rule_measured),
+        "by_kind": fixed(held_out.by_kind),
+        "rule_of_thumb": after_measuring(held_out.by_thumb, held_out.thumb_measured),
     }
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
@@ -111,10 +125,50 @@ def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[
         **_against_single(cases, worth, seed),
         "difficulty": _classifier(wrong, 1 - held_out.chance),
         "difficulty_free": _classifier(wrong, 1 - held_out.free_chance),
+        "routing": routing(cases, held_out),
         "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
         "measured_share": float(held_out.measured.mean()),
         "harm_share": float((arms["policy"][0] < cases.right[:, 0]).mean()),
     }
+
+
+def routing(cases: Cases, held_out: HeldOut) -> dict[str, Any] | None:
+    """What is gained when ever more queries are sent from in-context to the other strategy, likeliest to gain first.
+
+    The performance gap recovered, PGR, is the accuracy gained as a share of what sending all would gain (Ong et al.
+    2024, "RouteLLM"); `apgr` is its mean over the share of queries sent, 0.5 for a random order, `apgr_cost` over the
+    share of the cost, and `cpt_95` the least share with a PGR of 0.95. None where sending all gains nothing.
+    """
+    index = np.arange(len(cases))
+    order = np.argsort(-held_out.uplift, kind="stable")
+    gains = (cases.right[index, held_out.other] - cases.right[:, 0])[order]
+    costs = cases.costs[index, held_out.other][order]
+    if gains.sum() <= 0:
+        return None
+    recovered = np.concatenate([[0.0], gains.cumsum()]) / gains.sum()
+    sent = np.arange(len(cases) + 1) / len(cases)
+    spent = np.concatenate([[0.0], costs.cumsum()]) / costs.sum()
+    shown = np.linspace(0, len(cases), 21).astype(int)
+    return {
+        "apgr": float(np.trapezoid(recovered, sent)),
+        "apgr_cost": float(np.trapezoid(recovered, spent)),
+        "cpt_95": float(sent[np.argmax(recovered >= 0.95)]),
+        "curve": [[round(float(sent[i]), 3), round(float(recovered[i]), 3)] for i in shown],
+    }
+
+
+def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, dict[str, float | None]]:
+    """The policy with families held out beside the same with cases held out at random: what knowing the family, which
+    no new task has, would flatter it by."""
+    index = np.arange(len(cases))
+
+    def of(held_out: HeldOut) -> dict[str, float | None]:
+        choice = held_out.choice
+        costs = cases.costs[index, choice] + (choice != 0) * cases.costs[:, 0] + held_out.measured * cases.probe
+        found = _classifier(1 - cases.right[:, 0], 1 - held_out.chance)
+        return {"utility": float((cases.right[index, choice] - price * costs).mean()), "auroc": found["auroc"]}
+
+    return {"families_held_out": of(by_family), "cases_held_out": of(at_random)}
 
 
 def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:

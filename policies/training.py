@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
 from .cases import Cases, cases_of
-from .features import NAMES
+from .features import NAMES, Features
 from .heads import CANDIDATES, Floats, fit_head, folds
 from .outcomes import Outcome
-from .scorecard import HeldOut, best_rule, scorecard
+from .policy import HeuristicPolicy
+from .scorecard import HeldOut, best_rule, leakage, scorecard
 from .trained import TrainedPolicy
 
 TOP_PRICE = 0.1
@@ -59,23 +60,49 @@ def train_policy(
         )
     worth = TOP_PRICE / float(cases.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates))
-    judged = scorecard(cases, _held_out(cases, settings), worth, seed)
+    held_out = _held_out(cases, settings, cases.families)
+    at_random = _held_out(cases, settings, [str(n) for n in range(len(cases))])
+    judged = scorecard(cases, held_out, worth, seed) | {"leakage": leakage(cases, held_out, at_random, worth)}
     return replace(_fit(cases, settings), scorecard=judged)
 
 
-def _held_out(cases: Cases, settings: Settings) -> HeldOut:
-    """What a policy trained on the other families does with each case."""
+def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOut:
+    """What a policy trained on cases of the other groups does with each case."""
     found = HeldOut.empty(len(cases))
-    for learn, held in folds(cases.families, settings.folds, settings.seed):
+    found.by_thumb[:], found.thumb_measured[:] = _by_thumb(cases)
+    for learn, held in folds(groups, settings.folds, settings.seed):
         known, unseen = cases.take(learn), cases.take(held)
         policy = _fit(known, settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
+        found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.price)
+        found.other[held] = other = 1 + known.right[:, 1:].mean(axis=0).argmax()
+        found.uplift[held] = chances[1][:, other] - chances[1][:, 0]
         rule = best_rule(known, settings.price)
         found.by_rule[held], found.rule_measured[held] = rule.choose(unseen), rule.measures
     return found
+
+
+def _by_thumb(cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """What the rule of thumb chooses for each case [N], and whether it measures stage 1 [N]."""
+    policy = HeuristicPolicy()
+    choice, measured = np.zeros(len(cases), dtype=np.int64), np.zeros(len(cases), dtype=bool)
+    for index in range(len(cases)):
+        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
+        measured[index] = policy.needs_more(features)
+        if measured[index]:
+            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
+        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
+    return choice, measured
+
+
+def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[np.int64]:
+    """The strategy that was worth most on known cases of each of the kinds; on all, where a kind is not known."""
+    worth, of = known.utilities(price), np.array(known.kinds)
+    best = {kind: int(worth[of == kind].mean(axis=0).argmax()) for kind in set(known.kinds)}
+    return np.array([best.get(kind, int(worth.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 
 
 def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:

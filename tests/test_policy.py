@@ -15,6 +15,7 @@ from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
 from autottt.policies.heads import CANDIDATES, fit_head, folds
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
+from autottt.policies.scorecard import HeldOut, routing
 from autottt.policies.training import train_policy
 from autottt.ttt_core.errors import PolicyError
 
@@ -321,3 +322,44 @@ def test_without_a_shipped_policy_for_the_model_the_rule_of_thumb_says_why(learn
     other = load_policy(base_hash="other")
     assert other.name == "rule of thumb"
     assert "another model" in other.decide(thumb(0.9), ALL).reason
+
+
+# --- routing ---------------------------------------------------------------------------------------------------------
+
+
+def held_out(uplift: list[float]) -> HeldOut:
+    found = HeldOut.empty(len(uplift))
+    found.other[:], found.uplift[:] = 2, uplift
+    return found
+
+
+def test_routing_is_as_good_as_its_order():
+    cases = cases_of(SMALL)
+    gains = cases.right[:, 2] - cases.right[:, 0]
+    best, worst = routing(cases, held_out(gains.tolist())), routing(cases, held_out((-gains).tolist()))
+    drawn = [routing(cases, held_out(np.random.default_rng(n).random(len(cases)).tolist())) for n in range(200)]
+    assert best["apgr"] > 0.8 > 0.2 > worst["apgr"]
+    assert np.mean([one["apgr"] for one in drawn]) == pytest.approx(0.5, abs=0.05)
+    assert best["cpt_95"] < 0.5 < worst["cpt_95"]
+    assert best["curve"][0] == [0.0, 0.0]
+    assert best["curve"][-1] == [1.0, 1.0]
+    assert best["apgr_cost"] == pytest.approx(best["apgr"]), "every query costs the same here"
+
+
+def test_there_is_no_routing_to_what_gains_nothing():
+    found = held_out([0.0] * len(SMALL))
+    found.other[:] = 1
+    same = [dataclasses.replace(o, correct=0.0) if o.strategy != "in_context" else o for o in SMALL]
+    cases = cases_of(same)
+    assert (
+        routing(cases, dataclasses.replace(found, uplift=np.zeros(len(cases)), other=np.ones(len(cases), int))) is None
+    )
+
+
+def test_the_scorecard_says_how_it_routes_and_what_leaks(learned):
+    card = learned.trained.scorecard
+    assert card["routing"]["apgr"] > 0.6
+    assert set(card["leakage"]) == {"families_held_out", "cases_held_out"}
+    assert card["leakage"]["families_held_out"]["utility"] == pytest.approx(card["arms"]["policy"]["utility"])
+    assert card["arms"]["by_kind"] == card["arms"]["single_best"], "there is one kind"
+    assert card["arms"]["rule_of_thumb"]["cost"] > 1
