@@ -19,6 +19,7 @@ from typing import Any
 from ..strategies.base import Strategy, get_strategy
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.learner import Learner
+from ..ttt_core.model import use_threads
 from ..ttt_core.tasks import Task
 from .collect import OnProgress, Unit, measured, missing
 from .outcomes import Outcome, OutcomeStore
@@ -101,9 +102,7 @@ _learner: Learner | None = None
 def _begin(source: Source, threads: int, parent: int) -> None:
     """Loads the model of a worker process, which ends when its parent does."""
     global _learner
-    import torch
-
-    torch.set_num_threads(threads)
+    use_threads(threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _learner = source.load()
 

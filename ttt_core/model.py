@@ -102,6 +102,11 @@ def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
     return torch.float32
 
 
+def use_threads(count: int) -> None:
+    """Lets this process compute with so many threads on the CPU: each of several beside each other needs fewer."""
+    torch.set_num_threads(count)
+
+
 def load_model(
     source: str | os.PathLike[str] | None = None,
     *,
