@@ -409,6 +409,7 @@ def train_policy(
     """
     from ..policies.bundle import save_bundle
     from ..policies.outcomes import OutcomeStore
+    from ..policies.report import write_report
     from ..policies.training import train_policy
 
     outcomes = OutcomeStore(store).read()
@@ -416,6 +417,7 @@ def train_policy(
         raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
     trained = train_policy(outcomes, price=price, seed=seed)
     save_bundle(trained, out)
+    write_report(trained, out)
     screen.print_json(json.dumps(trained.scorecard, default=float))
 
 

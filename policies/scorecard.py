@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from .cases import Cases
-from .features import STAGE_0
+from .features import NAMES, STAGE_0
 from .heads import Floats
 
 RESAMPLES = 2000
@@ -42,6 +42,8 @@ class HeldOut:
     measured: NDArray[np.bool_]
     """Whether stage 1 was measured."""
     rule_measured: NDArray[np.bool_]
+    shuffled: Floats
+    """[F, N]: `chance`, had each feature been another held-out case's."""
     by_thumb: NDArray[np.int64]
     """What the rule of thumb for models without a policy does; nothing of it is learned."""
     thumb_measured: NDArray[np.bool_]
@@ -55,7 +57,7 @@ class HeldOut:
 
         return cls(
             choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
-            np.zeros(n, bool), np.zeros(n, bool), choices(), np.zeros(n, bool),
+            np.zeros(n, bool), np.zeros(n, bool), np.zeros((len(NAMES[1]), n)), choices(), np.zeros(n, bool),
         )  # fmt: skip
 
 
@@ -126,6 +128,8 @@ def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[
         "difficulty": _classifier(wrong, 1 - held_out.chance),
         "difficulty_free": _classifier(wrong, 1 - held_out.free_chance),
         "routing": routing(cases, held_out),
+        "importance": _importance(wrong, held_out),
+        "families_gained": _per_family(cases, arms["policy"][0] - cases.right[:, 0]),
         "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
         "measured_share": float(held_out.measured.mean()),
         "harm_share": float((arms["policy"][0] < cases.right[:, 0]).mean()),
@@ -199,7 +203,26 @@ def _interval(values: Floats) -> list[float]:
     return [float(x) for x in np.quantile(values, (0.05, 0.95))] if len(values) else []
 
 
-def _classifier(truth: Floats, chances: Floats) -> dict[str, float | None]:
+def _importance(wrong: Floats, held_out: HeldOut) -> dict[str, float]:
+    """How much worse the chance of a right in-context answer gets without a feature (Brier score), the most first."""
+    plain = brier_score_loss(wrong, 1 - held_out.chance, labels=[0, 1], pos_label=1)
+    found = {
+        name: float(brier_score_loss(wrong, 1 - chances, labels=[0, 1], pos_label=1) - plain)
+        for name, chances in zip(NAMES[1], held_out.shuffled, strict=True)
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _per_family(cases: Cases, gains: Floats) -> dict[str, float]:
+    """Mean gain over in-context of each family that gains or loses, the largest loss first."""
+    of: dict[str, list[float]] = {}
+    for family, gain in zip(cases.families, gains.tolist(), strict=True):
+        of.setdefault(family, []).append(gain)
+    means = {family: sum(values) / len(values) for family, values in of.items()}
+    return dict(sorted(((f, m) for f, m in means.items() if m), key=lambda item: item[1]))
+
+
+def _classifier(truth: Floats, chances: Floats) -> dict[str, Any]:
     bins = np.minimum((chances * 10).astype(int), 9)
     gaps = [abs((truth - chances)[bins == b].sum()) for b in range(10)]
     both = 0 < truth.sum() < len(truth)
@@ -207,4 +230,9 @@ def _classifier(truth: Floats, chances: Floats) -> dict[str, float | None]:
         "auroc": float(roc_auc_score(truth, chances)) if both else None,
         "brier": float(brier_score_loss(truth, chances, labels=[0, 1], pos_label=1)),
         "ece": float(sum(gaps) / len(truth)),
+        "reliability": [
+            [float(chances[bins == b].mean()), float(truth[bins == b].mean()), int((bins == b).sum())]
+            for b in range(10)
+            if (bins == b).any()
+        ],
     }

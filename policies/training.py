@@ -76,6 +76,7 @@ def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOu
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
+        found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
         found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.price)
         found.other[held] = other = 1 + known.right[:, 1:].mean(axis=0).argmax()
@@ -83,6 +84,17 @@ def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOu
         rule = best_rule(known, settings.price)
         found.by_rule[held], found.rule_measured[held] = rule.choose(unseen), rule.measures
     return found
+
+
+def _shuffled(policy: TrainedPolicy, cases: Cases, seed: int) -> Floats:
+    """The chance of a right in-context answer [F, N], each feature in turn taken from another case."""
+    order = np.random.default_rng(seed).permutation(len(cases))
+    found = []
+    for feature in range(cases.rows.shape[1]):
+        rows = cases.rows.copy()
+        rows[:, feature] = rows[order, feature]
+        found.append(policy.heads[1][0].chances(rows))
+    return np.array(found)
 
 
 def _by_thumb(cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -1,0 +1,146 @@
+"""Scorecards for people: Markdown, and a picture where matplotlib is installed. Knows nothing about measuring them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .trained import TrainedPolicy
+
+REPORT, PICTURE = "scorecard.md", "scorecard.svg"
+
+
+def write_report(policy: TrainedPolicy, folder: Path) -> None:
+    """Writes `scorecard.md` into a bundle's folder, and `scorecard.svg` (needs matplotlib; without it, no picture)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = _draw(policy.scorecard, policy.strategies, folder / PICTURE)
+    (folder / REPORT).write_text(as_markdown(policy, picture=drawn), encoding="utf-8")
+
+
+def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
+    """The scorecard in words and tables."""
+    card = policy.scorecard
+    lines = [
+        "# Scorecard",
+        "",
+        f"Policy for the model {policy.base_hash}, trained on {card['cases']} cases: {card['tasks']} queries of "
+        f"{card['families']} families. Everything below is measured with families held out. Costs are multiples of "
+        f"answering in context; utility is accuracy minus {card['price']:.2g} for each.",
+        "",
+        "| | right | cost | utility |",
+        "|---|---|---|---|",
+        *(
+            f"| {f'always `{name}`' if name in policy.strategies else name.replace('_', ' ')} "
+            f"| {arm['accuracy']:.1%} | {arm['cost']:.1f}x | {arm['utility']:.3f} |"
+            for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
+        ),
+        "",
+        f"- Beyond the single best strategy: {_with_interval(card['gain_over_single_best'])} utility"
+        + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
+        f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
+        f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
+        f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}.",
+        f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
+        *_routing(card["routing"]),
+        *_leakage(card["leakage"]),
+        "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
+        "",
+        "## What the judgement rests on",
+        "",
+        'How much the Brier score of "the in-context answer is right" suffers when a feature is shuffled:',
+        "",
+        "| feature | loss |",
+        "|---|---|",
+        *(f"| {name} | {loss:.4f} |" for name, loss in list(card["importance"].items())[:10]),
+        "",
+        "## Families that gain or lose",
+        "",
+        _families(card["families_gained"]),
+        "",
+    ]
+    if picture:
+        lines += [f"![Cost against accuracy, routing and reliability]({PICTURE})", ""]
+    return "\n".join(lines)
+
+
+def _with_interval(found: Mapping[str, Any]) -> str:
+    low, high = found["interval_90"]
+    return f"{found['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _routing(found: Mapping[str, Any] | None) -> Sequence[str]:
+    if found is None:
+        return ["- Sending queries to another strategy gains nothing here."]
+    return [
+        f"- Sending queries on by estimated gain: APGR {found['apgr']:.2f} over the share of queries (0.5 at random), "
+        f"{found['apgr_cost']:.2f} over the cost; 95% of the gain with {found['cpt_95']:.0%} of the queries."
+    ]
+
+
+def _leakage(found: Mapping[str, Mapping[str, float | None]]) -> Sequence[str]:
+    family, random = found["families_held_out"], found["cases_held_out"]
+    return [
+        f"- Leakage gauge: utility {family['utility']:.3f} and AUROC {_number(family['auroc'])} with families held "
+        f"out, {random['utility']:.3f} and {_number(random['auroc'])} with cases held out at random."
+    ]
+
+
+def _families(gains: Mapping[str, float]) -> str:
+    if not gains:
+        return "None."
+    shown = list(gains.items())
+    rows = shown if len(shown) <= 16 else [*shown[:8], *shown[-8:]]
+    text = "\n".join(f"- {name}: {gain:+.2f}" for name, gain in rows)
+    return text if len(rows) == len(shown) else f"{text}\n\n(the outermost 16 of {len(shown)})"
+
+
+def _draw(card: Mapping[str, Any], strategies: Sequence[str], file: Path) -> bool:
+    """Draws cost against accuracy, the routing curve and the reliability diagram; whether it could."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    arms, routing, reliability = figure.subplots(1, 3)
+    for name, arm in card["arms"].items():
+        fixed = name in strategies
+        arms.plot(arm["cost"], arm["accuracy"], "o" if fixed else "*", color="tab:blue" if fixed else "tab:orange")
+        arms.annotate(
+            name, (arm["cost"], arm["accuracy"]), fontsize="x-small", xytext=(3, 3), textcoords="offset points"
+        )
+    hull = _hull([(card["arms"][name]["cost"], card["arms"][name]["accuracy"]) for name in strategies])
+    arms.plot(*zip(*hull, strict=True), "--", color="tab:blue", label="hull of the fixed strategies")
+    arms.set(xlabel="cost (multiples of in-context)", ylabel="right", xscale="symlog")
+    arms.legend(fontsize="x-small")
+    if card["routing"]:
+        routing.plot(*zip(*card["routing"]["curve"], strict=True), "o-", label=f"APGR {card['routing']['apgr']:.2f}")
+        routing.legend(fontsize="x-small")
+    routing.plot([0, 1], [0, 1], ":", color="grey")
+    routing.set(xlabel="share of queries sent on", ylabel="share of the gain recovered")
+    bins = card["difficulty"]["reliability"]
+    reliability.plot([b[0] for b in bins], [b[1] for b in bins], "o-")
+    reliability.plot([0, 1], [0, 1], ":", color="grey")
+    reliability.set(xlabel="estimated chance that in-context is wrong", ylabel="share wrong")
+    figure.savefig(file)
+    return True
+
+
+def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no mixture of others beats at their cost, cheapest first."""
+    found: list[tuple[float, float]] = []
+    for cost, right in sorted(points, key=lambda p: (p[0], -p[1])):
+        if found and right <= found[-1][1]:
+            continue
+        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], (cost, right)):
+            found.pop()
+        found.append((cost, right))
+    return found
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (b[1] - a[1]) / max(1e-12, b[0] - a[0])

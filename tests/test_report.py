@@ -1,0 +1,94 @@
+"""Scorecards for people say what the numbers say."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autottt.policies.heads import Head
+from autottt.policies.report import _hull, as_markdown, write_report
+from autottt.policies.trained import TrainedPolicy
+
+CARD: dict[str, Any] = {
+    "cases": 40, "tasks": 20, "families": 8, "price": 0.001, "measured_share": 0.75, "harm_share": 0.025,
+    "arms": {
+        "policy": {"accuracy": 0.5, "cost": 20.0, "utility": 0.48},
+        "in_context": {"accuracy": 0.3, "cost": 1.0, "utility": 0.299},
+        "ttt_in_context": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44},
+        "single_best": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44},
+    },
+    "gain_over_single_best": {"value": 0.04, "interval_90": [0.01, 0.07]},
+    "gap_closed": {"value": 0.4, "interval_90": [0.1, 0.6]},
+    "difficulty": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": [[0.1, 0.2, 10], [0.9, 0.8, 30]]},
+    "difficulty_free": {"auroc": None, "brier": 0.1, "ece": 0.05, "reliability": []},
+    "routing": {"apgr": 0.8, "apgr_cost": 0.7, "cpt_95": 0.45, "curve": [[0.0, 0.0], [1.0, 1.0]]},
+    "leakage": {
+        "families_held_out": {"utility": 0.48, "auroc": 0.9}, "cases_held_out": {"utility": 0.5, "auroc": 0.95},
+    },
+    "shares": {"in_context": 0.6, "ttt_in_context": 0.4},
+    "importance": {"loo_hits": 0.02, "answer_mean": 0.01},
+    "families_gained": {"lists/a": -0.5, "lists/b": 1.0},
+}  # fmt: skip
+POLICY = TrainedPolicy(
+    "base", ("in_context", "ttt_in_context"), {0: (Head(None),) * 2, 1: (Head(None),) * 2}, {"": (1.0, 60.0)}, 0.001,
+    1.0, ("ttt_in_context", "in_context"), (), (), ("a",), ("d",), 0, CARD,
+)  # fmt: skip
+
+
+def test_the_numbers_are_in_the_words() -> None:
+    text = as_markdown(POLICY)
+    assert "| policy | 50.0% | 20.0x | 0.480 |" in text
+    assert "| always `in_context` | 30.0% | 1.0x | 0.299 |" in text
+    assert "+0.040 (90% interval +0.010 to +0.070)" in text
+    assert "AUROC 0.90" in text
+    assert "95% of the gain with 45% of the queries" in text
+    assert "AUROC none" in text
+    assert text.index("| policy |") < text.index("| always `ttt_in_context` |"), "the best first"
+
+
+def test_what_is_missing_is_said() -> None:
+    bare = {**CARD, "routing": None, "gap_closed": None, "families_gained": {}}
+    text = as_markdown(replace(POLICY, scorecard=bare))
+    assert "gains nothing here" in text
+    assert "gap to the best" not in text
+    assert "None." in text
+
+
+def test_the_picture_is_drawn_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(POLICY, tmp_path / "with")
+    assert "<svg" in (tmp_path / "with" / "scorecard.svg").read_text()
+    assert "scorecard.svg" in (tmp_path / "with" / "scorecard.md").read_text()
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    write_report(POLICY, tmp_path / "without")
+    assert [f.name for f in (tmp_path / "without").iterdir()] == ["scorecard.md"]
+    assert "scorecard.svg" not in (tmp_path / "without" / "scorecard.md").read_text()
+
+
+def test_the_hull_is_what_no_mixture_beats() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        points = [(rng.randint(1, 20), rng.random()) for _ in range(rng.randint(1, 8))]
+        hull = _hull(points)
+        assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(hull))
+        assert max(p[1] for p in points) == hull[-1][1]
+        for cost, right in points:
+            under = [b for b in hull if b[0] <= cost]
+            over = [b for b in hull if b[0] >= cost]
+            if under and over and under[-1] != over[0]:
+                a, b = under[-1], over[0]
+                assert right <= a[1] + (b[1] - a[1]) * (cost - a[0]) / (b[0] - a[0]) + 1e-9
+            elif under:
+                assert right <= under[-1][1]
