@@ -38,11 +38,12 @@ def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
 
 
 def stand_ins(tasks: list[tuple[str, list[Pair]]], seed: int) -> KnownPairs:
-    """As many tasks of each kind, with as many pairs, drawn by the generator from its own families."""
+    """As many tasks of each kind, with as many pairs (up to 14), drawn by the generator from its own families."""
     rng = random.Random(f"stand-ins-{seed}")
     names = {"list": "lists", "grid": "grids", "grid1d": "rows", "text": "strings"}
     return KnownPairs.of(
-        (kind, draw_task_pairs("pretrain", len(pairs), rng, names[kind], filtered=False)[1]) for kind, pairs in tasks
+        (kind, draw_task_pairs("pretrain", min(14, len(pairs)), rng, names[kind], filtered=False)[1])
+        for kind, pairs in tasks
     )
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     if given.write:
         known.save()
         return
-    others = stand_ins([(kind, pairs[:14]) for kind, pairs in benchmarks], given.seed)
+    others = stand_ins(benchmarks, given.seed)
     rng = random.Random(f"contamination-{given.seed}")
     tasks: Counter[str] = Counter()
     left: Counter[str] = Counter()

@@ -183,8 +183,10 @@ def main() -> None:
     about = {"commit": commit(), "model": controller.learner.base_hash, "policy": controller.policy.name}
     about |= {"quick": given.quick, "seed": given.seed, "workers": given.workers}
     first = given.rows.with_suffix(".about.json")
-    if first.exists() and json.loads(first.read_text()) != about:
-        parser.error(f"{given.rows} was begun with {first.read_text()}, and this is {about}: remove it to begin anew")
+    begun = json.loads(first.read_text()) if first.exists() else None
+    if begun != about and (begun is not None or any(file.exists() for file in files)):
+        kept = f"{given.rows.with_suffix('')}.*"
+        parser.error(f"{kept} were begun with {begun}, and this is {about}: remove all of them to begin anew")
     first.write_text(json.dumps(about) + "\n")
     shared = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -197,7 +199,7 @@ def main() -> None:
     finally:
         for process in processes:
             process.terminate()
-    rows = [row for file in files for row in read_rows(file)]
+    rows = list({(row.strategy, row.id): row for file in files for row in read_rows(file)}.values())
     facts = report(controller, rows, {"quick": given.quick, "seed": given.seed, "sets": names})
     del facts["rows"], facts["summary"]
     facts["machine"]["cores"] = os.cpu_count()

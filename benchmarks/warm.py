@@ -4,7 +4,8 @@
 
 Tasks of the generator's `policy` families come one after the other, and both strategies train on each; the adapters
 that `ttt_warm` may begin with are those of the tasks before. `new` tasks are drawn as they come, of many families; in
-`returning`, families come at least --often times. Differences are paired, with 90% intervals by bootstrap over tasks.
+`returning`, few families come again and again: the most frequent ones of many tasks, each at least --often times.
+Differences are paired, with 90% intervals by bootstrap over tasks.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from autottt.ttt_core.tasks import Task
 
 
 def returning(tasks: list[Task], count: int, often: int, rng: random.Random) -> list[Task]:
-    """Up to `count` of the tasks whose family has at least `often` of them, in a random order."""
-    times = Counter(t.family for t in tasks)
-    kept = [t for t in tasks if times[t.family] >= often][:count]
+    """The tasks of families that have at least `often`, family by family up to about `count`, in a random order."""
+    kept: list[Task] = []
+    for family, times in Counter(t.family for t in tasks).most_common():
+        if times < often or len(kept) >= count:
+            break
+        kept += [t for t in tasks if t.family == family]
     return rng.sample(kept, len(kept))
 
 
@@ -38,20 +42,24 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
     rows = []
     learner.forget()
     for task in tasks:
+        kept = learner.adapters
         try:
             warm = run(get_strategy("ttt_warm"), learner, task)
-            kept = learner.adapters
             learner.adapters = type(kept)()  # what the other learns is not for this one to begin with
             cold = run(get_strategy("ttt_in_context"), learner, task)
-            learner.adapters = kept
         except AutotttError:
             continue
-        row = {"family": task.family}
+        finally:
+            learner.adapters = kept
+        if warm.training is None or cold.training is None:
+            continue
+        row: dict[str, Any] = {"family": task.family}
         for name, attempt in (("warm", warm), ("cold", cold)):
-            assert attempt.training is not None
+            training = attempt.training
+            assert training is not None
             row |= {
-                f"{name}_right": attempt.value == task.answer, f"{name}_steps": attempt.training.steps,
-                f"{name}_work": attempt.cost.passes, f"{name}_first_loss": attempt.training.losses[0],
+                f"{name}_right": attempt.value == task.answer, f"{name}_steps": training.steps,
+                f"{name}_work": attempt.cost.passes, f"{name}_first_loss": training.losses[0],
             }  # fmt: skip
         rows.append(row)
     return rows

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -143,8 +143,8 @@ class Controller:
                     refusals[index] = decided
                 elif isinstance(strategy := get_strategy(decided), Teaches):
                     lessons.append(strategy.lesson(self.learner, run.task, seed))
-            prepare(self.learner, lessons, lambda step, loss: context.go_on())
             try:
+                prepare(self.learner, lessons, lambda step, loss: context.go_on())
                 for index, run in enumerate(begun):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
@@ -177,9 +177,10 @@ class Controller:
                     yield {"event": "step" if mode == "custom" else "node", **data}
         finally:
             context.cancel.set()  # first: `updates` waits for the node that is under way before it ends
+            updates.close()
         yield result_of(task, state, spent())
 
-    def _run(self, task: Task, context: Context, seed: int | None, mode: Any) -> Iterator[Any]:
+    def _run(self, task: Task, context: Context, seed: int | None, mode: Any) -> Generator[Any]:
         """Runs the graph; the base is verified also when a node raises, since later nodes do not run then."""
         start: State = {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
         with self._proven():

@@ -155,11 +155,11 @@ def strategy_node(strategy: Strategy) -> Node:
             runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
             runtime.context.go_on()
 
-        learner = runtime.context.learner
-        kept = answering(strategy, learner, state["in_context"]["cost"]["seconds"])
+        learner, left = runtime.context.learner, remaining(state, runtime)
+        kept = min(answering(strategy, learner, state["in_context"]["cost"]["seconds"]), left / 2)
         found: Attempt = run(
             strategy, learner, task_from_plain(state["task"]),
-            seed=state.get("seed", 0), deadline=time.monotonic() + remaining(state, runtime) - kept, on_step=on_step,
+            seed=state.get("seed", 0), deadline=time.monotonic() + left - kept, on_step=on_step,
         )  # fmt: skip
         return {"attempts": [asdict(found)], "trace": steps}
 

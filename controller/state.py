@@ -55,7 +55,7 @@ class Context:
     def go_on(self) -> None:
         """Raises `Cancelled` once `cancel` is set."""
         if self.cancel.is_set():
-            raise Cancelled("cancelled by the caller; nothing was kept of this task")
+            raise Cancelled("cancelled by the caller; this task has no answer")
 
 
 Action = Literal["accept", "escalate", "fall_back"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..ttt_core.decoding import TokenScores
     from ..ttt_core.learner import Answer, Learner, Reading
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Rises when a feature's name or meaning changes; a policy reads the version that it was trained on only."""
 
 FLOOR = -20.0

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 from ..ttt_core.errors import PolicyError
 
@@ -24,10 +25,8 @@ except ImportError:  # only there can a journal be told to be some living writer
 
 SHARD_ROWS = 512
 """Outcomes that a writer seals at once."""
-JOURNAL, SHARD = ".journal.jsonl", ".parquet"
-"""Other files begin with an underscore, so that readers of Parquet take the folder for a table."""
-FEATURE = "feature."
-"""What the names of a shard's columns of features begin with."""
+JOURNAL, SHARD, SEALING = ".journal.jsonl", ".parquet", "_sealing.lock"
+"""What names end with, and a lock. All but shards begin with an underscore: readers of Parquet pass over those."""
 
 
 class Key(NamedTuple):
@@ -87,7 +86,10 @@ class OutcomeStore:
 
     def append(self, outcome: Outcome) -> None:
         """Adds one outcome; it is there even if the process is killed right after."""
-        line = json.dumps(asdict(outcome), allow_nan=False) + "\n"
+        try:
+            line = json.dumps(asdict(outcome), allow_nan=False) + "\n"
+        except ValueError:
+            raise PolicyError(f"an outcome has finite numbers only; received {outcome}") from None
         journal = self._opened()
         journal.write(line.encode())
         journal.flush()
@@ -98,7 +100,7 @@ class OutcomeStore:
     def read(self) -> list[Outcome]:
         """Every outcome, in the order of the keys. Raises `PolicyError` naming a file and line that is none."""
         found: dict[Key, Outcome] = {}
-        journals = sorted(self.folder.glob(f"*{JOURNAL}"))  # before the shards: what is sealed meanwhile is seen twice
+        journals = self._journals()  # before the shards: what is sealed meanwhile is seen twice
         written = [outcome for file in journals for outcome in _journaled(file)]
         for file in sorted(self.folder.glob(f"*{SHARD}")):
             found |= {outcome.key: outcome for outcome in _sealed(file)}
@@ -113,16 +115,18 @@ class OutcomeStore:
     def seal(self) -> None:
         """Moves what this writer, and writers that are gone, have written into a shard. Without pyarrow, nothing moves:
         journals are read as well."""
-        if _pyarrow() is None:
+        if _pyarrow() is None or not self.folder.is_dir():
             return
-        left = [file for file in sorted(self.folder.glob(f"*{JOURNAL}")) if self._is_mine_or_left(file)]
-        sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _sealed(file)}
-        rows = {o.key: o for file in left for o in _journaled(file) if o.key not in sealed}
-        if rows:
-            _write_shard([rows[key] for key in sorted(rows)], self.folder / f"outcomes-{secrets.token_hex(6)}{SHARD}")
-        self.close()
-        for file in left:
-            file.unlink(missing_ok=True)
+        with _alone(self.folder / SEALING), ExitStack() as held:
+            left = [file for file in self._journals() if self._may_seal(file, held)]
+            sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _sealed(file)}
+            rows = {o.key: o for file in left for o in _journaled(file) if o.key not in sealed}
+            if rows:
+                target = self.folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
+                _write_shard([rows[key] for key in sorted(rows)], target)
+            for file in left:
+                file.unlink(missing_ok=True)
+            self.close()
 
     def close(self) -> None:
         """Lets go of the journal; what is in it stays."""
@@ -133,26 +137,41 @@ class OutcomeStore:
     def __del__(self) -> None:
         self.close()
 
+    def _journals(self) -> list[Path]:
+        """Of all writers; early versions had one, `outcomes.jsonl`."""
+        return sorted([*self.folder.glob(f"_*{JOURNAL}"), *self.folder.glob("outcomes.jsonl")])
+
     def _opened(self) -> BinaryIO:
-        if self._journal is None:
+        """This writer's journal, locked for as long as it lives; another one where it has been deleted."""
+        while self._journal is None or os.fstat(self._journal.fileno()).st_nlink == 0:
+            self.close()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._journal = open(self.folder / f"_{os.getpid()}-{secrets.token_hex(4)}{JOURNAL}", "ab")  # noqa: SIM115
             if fcntl is not None:
                 fcntl.flock(self._journal, fcntl.LOCK_EX)
         return self._journal
 
-    def _is_mine_or_left(self, file: Path) -> bool:
-        """Whether a journal is this writer's, or that of one that is gone: nobody holds its lock."""
-        if self._journal is not None and file.samefile(self._journal.name):
+    def _may_seal(self, file: Path, held: ExitStack) -> bool:
+        """Whether a journal is this writer's, or that of one that is gone: then its lock is free, and held from now."""
+        if self._journal is not None and file.name == Path(self._journal.name).name:
             return True
         if fcntl is None:
             return False
         try:
-            with file.open("ab") as opened:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-        except OSError:
+            opened = held.enter_context(file.open("r+b"))
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # it is held, or gone
             return False
+        return True
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """While inside, no other process is."""
+    with lock.open("ab") as opened:
+        if fcntl is not None:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def _journaled(file: Path) -> list[Outcome]:
@@ -184,18 +203,20 @@ def _pyarrow() -> ModuleType | None:
 
 
 def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
-    """Writes a Parquet file, whole or not at all; features are columns of their own."""
+    """Writes a Parquet file, whole or not at all; features are a map in one column, so that all shards are alike."""
     arrow = _pyarrow()
     assert arrow is not None
-    names = sorted({name for o in outcomes for name in o.features})
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
-    plain = [f.name for f in fields(Outcome) if f.name != "features"]
-    example = outcomes[0]
-    columns = {n: arrow.array([getattr(o, n) for o in outcomes], kinds[type(getattr(example, n))]) for n in plain}
-    columns |= {FEATURE + n: arrow.array([o.features.get(n) for o in outcomes], arrow.float64()) for n in names}
+    types = {name: kinds.get(hint) for name, hint in get_type_hints(Outcome).items()}
+    types["features"] = arrow.map_(arrow.string(), arrow.float64())
+    columns = {name: arrow.array([_plain(getattr(o, name)) for o in outcomes], type) for name, type in types.items()}
     partial = target.with_name(f"_{target.name}.partial")
     arrow.parquet.write_table(arrow.table(columns), partial, compression="zstd")
     partial.replace(target)
+
+
+def _plain(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, Mapping) else value
 
 
 def _sealed(file: Path) -> Iterable[Outcome]:
@@ -206,7 +227,6 @@ def _sealed(file: Path) -> Iterable[Outcome]:
     try:
         rows: list[dict[str, Any]] = arrow.parquet.read_table(file).to_pylist()
         for row in rows:
-            features = {n.removeprefix(FEATURE): row.pop(n) for n in list(row) if n.startswith(FEATURE)}
-            yield Outcome(**row, features={n: v for n, v in features.items() if v is not None})
-    except (arrow.ArrowException, OSError, TypeError) as error:
+            yield Outcome(**{**row, "features": dict(row["features"])})
+    except (arrow.ArrowException, OSError, TypeError, KeyError) as error:
         raise PolicyError(f"{file}: not a shard of outcomes ({error}); remove it to measure them again") from None

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..strategies.base import Strategy, get_strategy
+from ..strategies.base import strategies as registered
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.model import use_threads
+from ..ttt_core.model import threads_in_use, use_threads
 from ..ttt_core.tasks import Task
 from .collect import OnProgress, Unit, measured, missing
 from .outcomes import Outcome, OutcomeStore
@@ -74,22 +75,22 @@ def _on_this_machine(
     source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
     workers: int, _: str | None,
 ) -> Progress:  # fmt: skip
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, threads_in_use() // workers)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _begin, (source, threads, os.getpid())
     ) as pool:
-        units, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
-        done = total - sum(len(unit.strategies) for unit in units)
-        waiting = [pool.submit(_measured, *_packed(unit)) for unit in units]
         try:
+            units, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
+            done = total - sum(len(unit.strategies) for unit in units)
+            waiting = [pool.submit(_measured, *_packed(unit)) for unit in units]
             for finished in as_completed(waiting):
                 outcomes = finished.result()
                 done += len(outcomes)
                 yield outcomes, done, total
         except BrokenProcessPool:
             raise PolicyError(
-                "a worker process is gone (killed, or out of memory); what was measured is kept, and the same command "
-                "goes on from there, with fewer workers perhaps"
+                "a worker process is gone: it could not load the model (what it said is above; try --workers 1), was "
+                "killed, or ran out of memory. What was measured is kept, and the same command goes on from there"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -124,7 +125,7 @@ def _packed(unit: Unit) -> tuple[Any, ...]:
 
 
 def _by_name(strategy: Strategy) -> Strategy | str:
-    return strategy.name if get_strategy(strategy.name) == strategy else strategy
+    return strategy.name if registered().get(strategy.name) == strategy else strategy
 
 
 def _unpacked(task: Task, seed: int, strategies: Sequence[Strategy | str], work: int | None) -> Unit:
@@ -156,10 +157,11 @@ def _on_ray(
             return list(measured(self.learner, _unpacked(*packed)))
 
     began = not ray.is_initialized()
-    ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
     try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
         remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
-        actors = [remote() for _ in range(workers)]
+        room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
+        actors = [remote() for _ in range(max(1, min(workers, room)))]
         units, total = missing(ray.get(actors[0].base_hash.remote()), tasks, strategies, seeds, store)
         done = total - sum(len(unit.strategies) for unit in units)
         left = iter(units)
@@ -178,6 +180,8 @@ def _on_ray(
             done += len(outcomes)
             give(under_way.pop(ready))
             yield outcomes, done, total
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        raise PolicyError(f"collecting on the Ray cluster at {address!r} failed: {error}") from error
     finally:
         if began:
             ray.shutdown()

@@ -231,6 +231,8 @@ def test_training_may_begin_as_another_adapter_and_leaves_that_one_alone(task: T
     assert not all(map(torch.equal, second.weights.tensors, first.weights.tensors))
     with pytest.raises(AdaptationError, match="cannot begin as 1 of rank 2"):
         learner.adapt(examples, replace(QUICK, rank=3), start=first)
+    with pytest.raises(AdaptationError, match="cannot begin"):
+        learner.adapt(examples, replace(QUICK, alpha=1.0), start=first)
     with pytest.raises(AdaptationError, match="another base model"):
         learner.adapt(examples, QUICK, start=replace(first, base_hash="other"))
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
@@ -133,7 +134,8 @@ def test_a_torn_last_line_is_dropped_and_written_again(tmp_path, kept):
     store.append(dataclasses.replace(OUTCOME, seed=1))
     store.seal()
     assert store.read() == numbered(0, 1)
-    assert [f.suffix for f in tmp_path.iterdir()] == [".parquet"], "what a writer that is gone has left is sealed too"
+    kept = sorted(f.suffix for f in tmp_path.iterdir())
+    assert kept == [".lock", ".parquet"], "what a writer that is gone has left is sealed too"
 
 
 def test_a_kill_between_sealing_and_tidying_doubles_nothing(tmp_path):
@@ -161,6 +163,47 @@ def test_a_writer_leaves_the_journals_of_the_living_alone(tmp_path):
     two.seal()
     assert not list(tmp_path.glob("*.journal.jsonl"))
     assert two.read() == numbered(0, 1, 2)
+
+
+def test_a_journal_deleted_under_its_writer_loses_nothing_that_comes_after(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    (journal,) = tmp_path.glob("*.journal.jsonl")
+    journal.unlink()
+    store.append(dataclasses.replace(OUTCOME, seed=1))
+    assert store.read() == numbered(1)
+
+
+def test_many_sealers_write_each_row_once(tmp_path):
+    for n in range(6):
+        line = json.dumps(dataclasses.asdict(dataclasses.replace(OUTCOME, seed=n)))
+        (tmp_path / f"_{n}-dead.journal.jsonl").write_text(line + "\n")
+    stores = [OutcomeStore(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(OutcomeStore.seal, stores))
+    assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == list(range(6))
+
+
+def test_outcomes_of_early_versions_are_found(tmp_path):
+    (tmp_path / "outcomes.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + "\n")
+    store = OutcomeStore(tmp_path)
+    assert store.read() == [OUTCOME]
+    store.seal()
+    assert store.read() == [OUTCOME]
+    assert not (tmp_path / "outcomes.jsonl").exists()
+
+
+def test_whole_numbers_first_do_not_round_the_fractions_that_follow(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(dataclasses.replace(OUTCOME, correct=1))
+    store.append(dataclasses.replace(OUTCOME, correct=0.5, seed=1))
+    store.seal()
+    assert [o.correct for o in store.read()] == [1.0, 0.5]
+
+
+def test_numbers_that_are_none_are_refused(tmp_path):
+    with pytest.raises(PolicyError, match="finite numbers"):
+        OutcomeStore(tmp_path).append(dataclasses.replace(OUTCOME, seconds=float("inf")))
 
 
 def test_a_line_that_is_no_outcome_is_named(tmp_path):
@@ -316,6 +359,18 @@ def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
     assert sorted(seen) == seen
 
 
+def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
+    store = OutcomeStore(tmp_path)
+    other = dataclasses.replace(get_strategy("in_context_vote"), name="my_own")
+    collect_with_workers(Source(str(folder)), TASKS[:1], [other], (0,), store, workers=1)
+    assert {o.strategy for o in store.read()} == {"in_context", "my_own"}
+
+
+def test_workers_that_cannot_begin_are_an_error_in_words(tmp_path):
+    with pytest.raises(PolicyError, match="could not load the model"):
+        collect_with_workers(Source("no/such/folder"), TASKS, [], (0,), OutcomeStore(tmp_path), workers=2)
+
+
 def test_a_ray_cluster_collects_what_one_process_does(folder, alone, tmp_path):
     store = OutcomeStore(tmp_path)
     collect_with_workers(Source(str(folder)), TASKS, STRATEGIES, (0, 1), store, workers=2, ray_address="local")
@@ -343,11 +398,13 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
     store = OutcomeStore(tmp_path / "store")
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while not len(store.read()) >= 2 and process.poll() is None and time.monotonic() < until:
+    while len(store.read()) < 2 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
+    assert process.poll() is None, "it was done, or failed, before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = store.read()
+    assert 0 < len(kept) < len(alone)
     subprocess.run(command, check=True, capture_output=True)
     found = store.read()
     assert timeless(found) == alone

@@ -197,7 +197,7 @@ class GridKind:
     def parse(self, text: str, notation: Notation) -> Value:
         rows = text.strip().split(notation.row_separator.strip() or notation.row_separator)
         try:
-            return self.check([[int(c) for c in row.split()] for row in rows])
+            return self.check([self._row(row.split()) for row in rows])
         except ValueError as error:
             raise ParseError(f"not a {self.name}: {_short(text)} ({error})") from None
 
@@ -211,14 +211,14 @@ class GridKind:
             self._row(cells[:-1])
         except ValueError:
             return False
-        going_on = re.fullmatch(r"[-+_]*0*\d?[_\ufffd]*", cells[-1]) if cells else True
-        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and bool(going_on)
+        going_on = re.fullmatch(r"[0-9]?\ufffd*", cells[-1]) is not None if cells else True
+        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and going_on
 
     @staticmethod
     def _row(cells: list[str]) -> list[int]:
-        """The cells of a row. Raises `ValueError`."""
-        if not all(0 <= int(c) <= 9 for c in cells):
-            raise ValueError(cells)
+        """The cells of a row, a digit each. Raises `ValueError`."""
+        if odd := next((c for c in cells if not re.fullmatch("[0-9]", c)), None):
+            raise ValueError(f"expected cells 0-9, found {_short(odd)}")
         return [int(c) for c in cells]
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
@@ -269,7 +269,7 @@ class ListKind:
             raise ParseError(f"not a list of integers: {_short(text)} ({error})") from None
 
     def may_begin(self, text: str, notation: Notation) -> bool:
-        body = text.strip()
+        body = text.rstrip("\ufffd").strip()
         if body.startswith("[") and not notation.list_open:
             return body in ("[", "[]")
         if not body.startswith(notation.list_open):

@@ -252,9 +252,9 @@ class Learner:
     ) -> Adapter:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
 
-        `deadline` is a time of `time.monotonic`; `start` is an adapter of the recipe's rank and targets to begin with,
-        which stays as it is. Raises `AdaptationError` (a loss that is not a number, no memory, nothing to train on);
-        whatever is raised, the model is as it was.
+        `deadline` is a time of `time.monotonic`; `start` is an adapter of the recipe's rank, alpha and targets to begin
+        with, which stays as it is. Raises `AdaptationError` (a loss that is not a number, no memory, nothing to train
+        on); whatever is raised, the model is as it was.
         """
         (adapter,) = self.adapt_many([examples], recipe, [seed], deadline=deadline, on_step=on_step, start=start)
         return adapter
@@ -279,8 +279,9 @@ class Learner:
             self._refuse_other_base(start)
             if not _alike(start, recipe) or len(seeds) != 1:
                 raise AdaptationError(
-                    f"one adapter of rank {recipe.rank} on {recipe.targets} cannot begin as {start.weights.count} of "
-                    f"rank {start.recipe.rank} on {start.recipe.targets}"
+                    f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.targets} cannot begin as "
+                    f"{start.weights.count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
+                    f"{start.recipe.targets}"
                 )
         with self._use(None), _memory(recipe):
             encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
@@ -505,9 +506,10 @@ def _memory(recipe: Recipe) -> Iterator[None]:
 
 
 def _alike(adapter: Adapter, recipe: Recipe) -> bool:
-    """Whether an adapter alone has the shape that the recipe asks for."""
+    """Whether an adapter alone has the shape and the scale that the recipe asks for."""
     mine = adapter.recipe
-    return adapter.weights.count == 1 and (mine.rank, mine.targets) == (recipe.rank, recipe.targets)
+    same = (mine.rank, mine.alpha, mine.targets) == (recipe.rank, recipe.alpha, recipe.targets)
+    return adapter.weights.count == 1 and same
 
 
 def _single(adapter: Adapter | None) -> Adapter | None:

@@ -102,6 +102,11 @@ def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
     return torch.float32
 
 
+def threads_in_use() -> int:
+    """Threads that this process computes with on the CPU."""
+    return torch.get_num_threads()
+
+
 def use_threads(count: int) -> None:
     """Lets this process compute with so many threads on the CPU: each of several beside each other needs fewer."""
     torch.set_num_threads(count)
