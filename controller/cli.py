@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..ttt_core.errors import AutotttError, TaskError
+from ..ttt_core.errors import AutotttError, PolicyError, TaskError
 
 if TYPE_CHECKING:
     from ..ttt_core.readers import Reading
@@ -279,6 +279,56 @@ def policy_show(model: Model = None, policy: PolicyOption = None, debug: Debug =
     """
     controller = _controller(model=model, policy=policy)
     screen.print_json(json.dumps({"policy": controller.policy.name, **controller.policy.card()}, default=str))
+
+
+@policy_app.command("explain")
+def policy_explain(
+    files: Files,
+    model: Model = None,
+    policy: PolicyOption = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    shown: Shown = None,
+    debug: Debug = False,
+) -> None:
+    """Say why the policy decides as it does on tasks: what pushed it, and what would have changed it.
+
+    Example: `autottt policy explain tasks.jsonl --limit 1`
+    """
+    from ..policies.explain import as_text, explain
+    from ..policies.policy import LearnedPolicy
+    from .nodes import measured, possible
+
+    reading = _read(files, limit, seed, shown)
+    controller = _controller(model=model, policy=policy, seed=seed)
+    if not isinstance(controller.policy, LearnedPolicy):
+        raise PolicyError(
+            f"only a learned policy can be taken apart; this model gets {controller.policy.name!r}. Train one: "
+            "`autottt collect`, then `autottt train-policy`, then --policy FOLDER"
+        )
+    for task in reading.tasks:
+        _, features = measured(controller.learner, controller.policy, task, seed)
+        screen.print(f"[bold cyan]{task.id}[/]")
+        screen.print(as_text(explain(controller.policy, features, possible(task))), markup=False, highlight=False)
+        screen.print()
+    if reading.problems:
+        raise typer.Exit(1)
+
+
+@policy_app.command("compare")
+def policy_compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a policy bundle.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another.")],
+    debug: Debug = False,
+) -> None:
+    """Show two policies' scorecards side by side.
+
+    Example: `autottt policy compare runs/policy runs/other`
+    """
+    from ..policies.bundle import load_bundle
+    from .display import show_comparison
+
+    screen.print(show_comparison([(str(folder), load_bundle(folder)) for folder in (first, second)]))
 
 
 @app.command()

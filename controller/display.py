@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..policies.outcomes import Outcome
+from ..policies.trained import TrainedPolicy
 from ..ttt_core.kinds import KINDS, STANDARD
 from ..ttt_core.tasks import Grid, Task, Value
 from .evaluation import Summary
@@ -99,6 +100,38 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
     counts = [len({(o.dataset, o.task_id) for o in outcomes}), len({o.family for o in outcomes})]
     text = f"{len(outcomes)} outcomes of {models}: {counts[0]} queries of {counts[1]} families"
     return Group(table, Text(text, style="dim"))
+
+
+def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> RenderableType:
+    """The scorecards of policies, a column each."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name, _ in policies:
+        table.add_column(name, justify="right")
+    cards = [policy.scorecard for _, policy in policies]
+
+    def row(what: str, value: Callable[[Mapping[str, Any]], str]) -> None:
+        table.add_row(what, *(value(card) for card in cards))
+
+    def with_interval(found: Mapping[str, Any] | None) -> str:
+        return (
+            "-"
+            if not found
+            else f"{found['value']:+.3f} [{found['interval_90'][0]:+.2f}, {found['interval_90'][1]:+.2f}]"
+        )
+
+    table.add_row("model", *(policy.base_hash[:12] for _, policy in policies))
+    row("cases (families)", lambda c: f"{c['cases']} ({c['families']})")
+    for arm in dict.fromkeys(name for card in cards for name in card["arms"]):
+        row(f"utility, {arm}", lambda c, a=arm: f"{c['arms'][a]['utility']:.3f}" if a in c["arms"] else "-")  # type: ignore[misc]
+    row("accuracy, policy", lambda c: f"{c['arms']['policy']['accuracy']:.1%}")
+    row("cost, policy", lambda c: f"{c['arms']['policy']['cost']:.1f}x")
+    row("beyond the single best", lambda c: with_interval(c["gain_over_single_best"]))
+    row("gap closed", lambda c: with_interval(c["gap_closed"]))
+    row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
+    row("AUROC of difficulty", lambda c: f"{c['difficulty']['auroc'] or 0:.2f}")
+    row("harm", lambda c: f"{c['harm_share']:.1%}")
+    return table
 
 
 def mark(right: bool | None) -> Text:

@@ -14,10 +14,11 @@ from typing import Protocol
 from langgraph.runtime import Runtime
 
 from ..policies.features import Features, free_features, probe_features
-from ..policies.policy import Decision
+from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
+from .budget import UNLIMITED, Budget
 from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
 
 
@@ -63,21 +64,28 @@ def _shown(update: State) -> Plain:
 @traced("measure")
 def measure(state: State, runtime: Runtime[Context]) -> State:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice."""
-    learner, policy = runtime.context.learner, runtime.context.policy
-    task, seed, started = task_from_plain(state["task"]), state.get("seed", 0), time.monotonic()
-    before = learner.work
+    started = time.monotonic()
+    context = runtime.context
+    attempt, features = measured(
+        context.learner, context.policy, task_from_plain(state["task"]), state.get("seed", 0), context.budget
+    )
+    return {"started": started, "features": asdict(features), "in_context": asdict(attempt)}
+
+
+def measured(
+    learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED
+) -> tuple[Attempt, Features]:
+    """The in-context attempt, and what is known of the task when the policy asks for no more or the budget forbids."""
+    started, before = time.monotonic(), learner.work
     reading = learner.read(task)
     answer = learner.answer([task])[0]
     done = learner.work - before
-    attempt = replace(
-        from_answer("in_context", answer), cost=Cost(time.monotonic() - started, done.forward, done.backward)
-    )
+    cost = Cost(time.monotonic() - started, done.forward, done.backward)
     features = Features(0, free_features(task, answer, reading))
-    until = started + runtime.context.budget.total(attempt.cost.seconds)
-    probing = attempt.cost.seconds * len(task.demonstrations)  # a prompt for each one left out
-    if policy.needs_more(features) and time.monotonic() + probing < until:
+    probing = cost.seconds * len(task.demonstrations)  # a prompt for each one left out
+    if policy.needs_more(features) and time.monotonic() + probing < started + budget.total(cost.seconds):
         features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
-    return {"started": started, "features": asdict(features), "in_context": asdict(attempt)}
+    return replace(from_answer("in_context", answer), cost=cost), features
 
 
 @traced("decide")
@@ -89,7 +97,7 @@ def decide(state: State, runtime: Runtime[Context]) -> State:
             _asked(state, runtime, ["in_context"], []), strategy="in_context", reason=state["verdict"]["reason"]
         )
     else:
-        decision = _affordable(state, runtime, [n for n in _possible(task_from_plain(state["task"])) if n not in tried])
+        decision = _affordable(state, runtime, [n for n in possible(task_from_plain(state["task"])) if n not in tried])
     return {"decision": asdict(decision)}
 
 
@@ -97,7 +105,7 @@ USUAL_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
 """Multiples of the in-context cost by cost class, for policies that know no costs."""
 
 
-def _possible(task: Task) -> list[str]:
+def possible(task: Task) -> list[str]:
     """Strategies that the task has enough demonstrations for."""
     return [name for name, s in strategies().items() if s.needs <= len(task.demonstrations)]
 

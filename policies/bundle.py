@@ -23,7 +23,7 @@ from .features import FEATURES_VERSION, NAMES
 from .heads import Head
 from .trained import TrainedPolicy
 
-FORMAT = 1
+FORMAT = 2
 CARD, HEADS = "card.json", "heads.skops"
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
@@ -79,6 +79,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
             ranking=tuple(card["ranking"]),
             lowest=tuple(map(float, card["lowest"])),
             highest=tuple(map(float, card["highest"])),
+            usual=tuple(map(float, card["usual"])),
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
@@ -107,6 +108,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "families": policy.families,
         "lowest": policy.lowest,
         "highest": policy.highest,
+        "usual": policy.usual,
     }
 
 

@@ -43,6 +43,8 @@ class TrainedPolicy:
     lowest: tuple[float, ...]
     """Of each free feature in training."""
     highest: tuple[float, ...]
+    usual: tuple[float, ...]
+    """Median of each feature of all stages in training."""
     families: tuple[str, ...]
     """That were trained on."""
     datasets: tuple[str, ...]

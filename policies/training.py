@@ -137,6 +137,7 @@ def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
         lowest=tuple(free.min(axis=0).tolist()),
         highest=tuple(free.max(axis=0).tolist()),
+        usual=tuple(np.median(cases.rows, axis=0).tolist()),
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,

@@ -231,6 +231,13 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     code, out, _ = call("train-policy", store, "--out", bundle)
     assert code == 0
     assert json.loads(out)
+    assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
+    code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
+    assert code == 0
+    assert "what pushed the estimated difficulty" in out
+    code, out, _ = call("policy", "compare", bundle, bundle)
+    assert code == 0
+    assert "AUROC of difficulty" in out
     code, out, _ = call("solve", file, "--model", model, "--policy", bundle)
     assert code == 0
     assert len(out.splitlines()) == 6
@@ -277,6 +284,12 @@ def test_a_table_that_cannot_be_imported_is_refused_in_words(tmp_path, text, say
     assert not (tmp_path / "store").exists()
 
 
+def test_only_a_learned_policy_is_explained(tmp_path, model):
+    code, _, err = call("policy", "explain", tasks_file(tmp_path, task("t")), "--model", model)
+    assert code != 0
+    assert "only a learned policy can be taken apart" in " ".join(err.split())
+
+
 def test_demo_shows_decisions_and_the_proof(model):
     code, out, _ = call("demo", "--model", model, "--limit", "2")
     assert code == 0
@@ -295,6 +308,8 @@ def test_demo_shows_decisions_and_the_proof(model):
         "collect",
         "train-policy",
         "policy show",
+        "policy explain",
+        "policy compare",
         "outcomes show",
         "outcomes import",
     ],

@@ -11,6 +11,7 @@ import pytest
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import save_bundle
 from autottt.policies.cases import cases_of
+from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
 from autottt.policies.heads import CANDIDATES, fit_head, folds
 from autottt.policies.outcomes import Outcome
@@ -363,3 +364,41 @@ def test_the_scorecard_says_how_it_routes_and_what_leaks(learned):
     assert card["leakage"]["families_held_out"]["utility"] == pytest.approx(card["arms"]["policy"]["utility"])
     assert card["arms"]["by_kind"] == card["arms"]["single_best"], "there is one kind"
     assert card["arms"]["rule_of_thumb"]["cost"] > 1
+
+
+# --- explaining ------------------------------------------------------------------------------------------------------
+
+
+def test_pushes_are_differences_of_the_policys_own_difficulty(learned):
+    features = at(1.0)
+    found = explain(learned, features, ALL)
+    assert found.decision == learned.decide(features, ALL)
+    assert {push.feature for push in found.pushes} == set(NAMES[1])
+    first = found.pushes[0]
+    assert first.feature in ("loo_hits", "reading_hits", "answer_mean"), "what the outcomes were made from"
+    assert first.difficulty < 0
+    without = dataclasses.replace(features, values={**features.values, first.feature: first.usual})
+    assert found.decision.difficulty - learned.decide(without, ALL).difficulty == pytest.approx(first.difficulty)
+    assert [abs(p.difficulty) for p in found.pushes] == sorted((abs(p.difficulty) for p in found.pushes), reverse=True)
+
+
+def test_beyond_a_price_the_choice_is_another(learned):
+    found = explain(learned, at(-0.25), ALL)
+    assert found.decision.strategy == "ttt_in_context"
+    assert found.prices
+    for price, name in found.prices:
+        beyond = price * (1.001 if price > found.price else 0.999)
+        other = LearnedPolicy(dataclasses.replace(learned.trained, price=beyond))
+        assert other.decide(at(-0.25), ALL).strategy == name
+        between = LearnedPolicy(
+            dataclasses.replace(learned.trained, price=(price * 0.999 if price > found.price else price * 1.001))
+        )
+        assert between.decide(at(-0.25), ALL).strategy == "ttt_in_context"
+
+
+def test_the_words_hold_the_numbers(learned):
+    text = as_text(explain(learned, at(-0.25), ALL))
+    assert text.startswith("ttt_in_context: in context is likely wrong")
+    assert "at " in text.splitlines()[-1]
+    only = as_text(explain(learned, at(-0.25), ["in_context"]))
+    assert "no other price changes the choice" in only
