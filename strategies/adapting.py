@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..ttt_core.adapters import Adapter
+from ..ttt_core.errors import TooLongError
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
@@ -26,13 +27,17 @@ def key_of(strategy: str, task: Task, recipe: Recipe, seed: int, *more: object) 
     return strategy, recipe, seed, task.kind, task.demonstrations, task.instruction, *more
 
 
-def fitting(prompts: Sequence[Sequence[Task]], recipe: Recipe) -> tuple[list[list[Task]], Recipe]:
-    """The different prompts of each adapter, and the recipe for as many.
+def fitting(learner: Learner, prompts: Sequence[Sequence[Task]], recipe: Recipe) -> tuple[list[list[Task]], Recipe]:
+    """The different prompts of each adapter, and the recipe for as many, and as long ones.
 
-    A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once.
+    A few demonstrations make fewer different prompts than the recipe's batch; then a step has each of them once. Raises
+    `TooLongError` for prompts that do not fit in the context.
     """
     different = [list(dict.fromkeys(some)) for some in prompts]
-    return different, replace(recipe, batch=max(1, min(recipe.batch, *map(len, different))))
+    batch = min(recipe.batch, *map(len, different))
+    if recipe.tokens:
+        batch = min(batch, recipe.tokens // max(learner.length(t) for some in different for t in some))
+    return different, replace(recipe, batch=max(1, batch))
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class Lesson:
         """What its adapter is kept under."""
         return key_of(self.strategy, self.task, self.recipe, self.seed)
 
-    def examples(self) -> tuple[list[Task], Recipe]:
-        """The different prompts, and the recipe for as many."""
-        (different,), recipe = fitting([self.draw()], self.recipe)
+    def examples(self, learner: Learner) -> tuple[list[Task], Recipe]:
+        """The different prompts, and the recipe for them. Raises `TooLongError` as `fitting`."""
+        (different,), recipe = fitting(learner, [self.draw()], self.recipe)
         return different, recipe
 
 
@@ -68,7 +73,7 @@ def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnSte
     """The lesson's adapter, and whether it was known."""
 
     def train() -> Adapter:
-        examples, recipe = lesson.examples()
+        examples, recipe = lesson.examples(learner)
         return learner.adapt(examples, recipe, seed=lesson.seed, deadline=deadline, on_step=on_step)
 
     return learner.remembered(lesson.key, train)
@@ -83,7 +88,10 @@ def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None 
     new = {lesson.key: lesson for lesson in lessons if not learner.knows(lesson.key)}
     alike: dict[Recipe, list[tuple[Lesson, list[Task]]]] = {}
     for lesson in new.values():
-        examples, recipe = lesson.examples()
+        try:
+            examples, recipe = lesson.examples(learner)
+        except TooLongError:
+            continue
         alike.setdefault(recipe, []).append((lesson, examples))
     for recipe, some in alike.items():
         learner.prepare(

@@ -50,7 +50,7 @@ class TttCrossfit:
         def train() -> Adapter:
             parts = folds(task, self.folds, rng)
             drawn = [transformed(reordered(f.shown, examples_of(recipe), rng), transformations) for f in parts]
-            examples, fit = fitting(drawn, recipe)
+            examples, fit = fitting(learner, drawn, recipe)
             return learner.crossfit(
                 examples, [f.held for f in parts], fit, seed=seed, deadline=deadline, on_step=on_step
             )

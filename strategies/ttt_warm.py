@@ -40,7 +40,7 @@ class TttWarm:
         rng = random.Random(f"{self.name}-{seed}")
 
         def train() -> Adapter:
-            (examples,), fit = fitting([reordered(task, examples_of(recipe), rng)], recipe)
+            (examples,), fit = fitting(learner, [reordered(task, examples_of(recipe), rng)], recipe)
             start = learner.nearest(task, recipe, self.known)
             return learner.adapt(examples, fit, seed=seed, deadline=deadline, on_step=on_step, start=start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import pytest
 
 from autottt import strategies as package
 from autottt.strategies import base
+from autottt.strategies.adapting import fitting
 from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, run, strategies
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
+from autottt.ttt_core.examples import reordered
 from autottt.ttt_core.kinds import KINDS, make_task
 from autottt.ttt_core.learner import Answer, Learner
 from autottt.ttt_core.model import wrap_model
@@ -70,6 +73,16 @@ def test_a_step_has_no_more_prompts_than_there_are_different_ones(
     strategy = replace(get_strategy("ttt_in_context"), recipe=replace(QUICK, batch=6))  # type: ignore[type-var]
     assert run(strategy, learner, task).training is not None
     assert seen == [(2, 2)]
+
+
+@pytest.mark.parametrize(("prompts", "batch"), [(0.0, 6), (0.5, 1), (2.5, 2), (100.0, 6)])
+def test_a_step_has_fewer_prompts_where_they_are_long(prompts: float, batch: int, learner: Learner) -> None:
+    task = TASKS["list"]
+    recipe = replace(QUICK, batch=6, steps=20)
+    drawn = reordered(task, 100, random.Random(0))
+    longest = max(learner.length(t) for t in drawn)
+    (examples,), fit = fitting(learner, [drawn], replace(recipe, tokens=round(prompts * longest)))
+    assert (len(examples), fit.batch) == (6, batch)
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------

@@ -165,6 +165,10 @@ class Learner:
             return False
         return True
 
+    def length(self, task: Task) -> int:
+        """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""
+        return len(self.encode(task, task.answer).ids)
+
     def room(self, task: Task) -> int:
         """Tokens that an answer may take: twice the longest output shown or the query, and 16 more."""
         kind, notation = kind_of(task), self.loaded.format.notation

@@ -30,6 +30,8 @@ class Recipe:
     steps: int = 8
     batch: int = 5
     """Examples (prompts) in a step."""
+    tokens: int = 0
+    """Tokens in a step at most, but for a single prompt: where prompts are long, a step has fewer; 0 sets no limit."""
     warmup: float = 0.1
     """Share of the steps over which the rate rises linearly; then it falls by a cosine to 0."""
     weight_decay: float = 0.0
