@@ -31,7 +31,7 @@ RAREST = 4
 
 CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
     "logistic": lambda seed, cases: make_pipeline(
-        StandardScaler(), LogisticRegression(C=1e-4 * cases, solver="newton-cholesky")
+        StandardScaler(), LogisticRegression(C=3e-4 * cases, solver="newton-cholesky")
     ),
     "boosting": lambda seed, cases: HistGradientBoostingClassifier(
         learning_rate=0.06, max_iter=60, max_leaf_nodes=8, min_samples_leaf=15, l2_regularization=1.0,
