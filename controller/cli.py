@@ -450,6 +450,12 @@ def train_policy(
         float | None,
         typer.Option(help="Accuracy that one in-context cost is worth; default: the dearest strategy costs 0.1."),
     ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            help="Promise that at most this share of the answers kept in context is wrong, with 90% confidence."
+        ),
+    ] = None,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
@@ -465,7 +471,7 @@ def train_policy(
     outcomes = OutcomeStore(store).read()
     if not outcomes:
         raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
-    trained = train_policy(outcomes, price=price, seed=seed)
+    trained = train_policy(outcomes, price=price, risk=risk, seed=seed)
     save_bundle(trained, out)
     write_report(trained, out)
     screen.print_json(json.dumps(trained.scorecard, default=float))

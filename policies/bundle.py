@@ -23,7 +23,7 @@ from .features import FEATURES_VERSION, NAMES
 from .heads import Head
 from .trained import TrainedPolicy
 
-FORMAT = 2
+FORMAT = 3
 CARD, HEADS = "card.json", "heads.skops"
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
@@ -83,6 +83,8 @@ def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
+            keep=float(card["keep"]),
+            risk=None if card["risk"] is None else float(card["risk"]),
             scorecard=dict(card["scorecard"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -102,6 +104,8 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "enough": policy.enough,
         "ranking": policy.ranking,
         "seed": policy.seed,
+        "keep": policy.keep,
+        "risk": policy.risk,
         "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__},
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,

@@ -77,13 +77,14 @@ class LearnedPolicy:
         if features.stage > 0 or self._strange(features):
             return False
         chances, costs = self._judge(features)
-        return not bool(self.trained.settled(chances, self.trained.utilities(chances, costs))[0])
+        return not bool(self.trained.settled(chances, costs)[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = _left(allowed, tried)
         trained = self.trained
         chances, costs = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
+        preferences = self._by_name(trained.preferences(chances, costs)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
@@ -93,8 +94,10 @@ class LearnedPolicy:
             choice = next(s for s in trained.ranking if s in known)
             reason = f"unlike the tasks that the policy was trained on; {choice} was best there on average"
         else:
-            choice = max(known, key=lambda s: utilities[s])
+            choice = max(known, key=lambda s: preferences[s])
             reason = _in_words(choice, difficulty, scores, prices, utilities, known)
+            if preferences[BASE] == -np.inf and utilities[BASE] > utilities[choice]:
+                reason += f"; an in-context answer is kept from a chance of {trained.keep:.2f} on"
         return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage)
 
     def card(self) -> Mapping[str, Any]:

@@ -41,6 +41,8 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
         f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
         f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}.",
+        f"- Kept in context: {card['kept']['share']:.0%} of the cases, {_share(card['kept']['wrong_share'])} of them "
+        "wrong" + (f" (promised: at most {policy.risk:.0%})." if policy.risk is not None else "."),
         f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
         *_routing(card["routing"]),
         *_leakage(card["leakage"]),
@@ -71,6 +73,10 @@ def _with_interval(found: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.0%}"
 
 
 def _routing(found: Mapping[str, Any] | None) -> Sequence[str]:

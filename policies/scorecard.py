@@ -130,6 +130,7 @@ def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[
         "routing": routing(cases, held_out),
         "importance": _importance(wrong, held_out),
         "families_gained": _per_family(cases, arms["policy"][0] - cases.right[:, 0]),
+        "kept": _kept(cases, held_out),
         "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
         "measured_share": float(held_out.measured.mean()),
         "harm_share": float((arms["policy"][0] < cases.right[:, 0]).mean()),
@@ -201,6 +202,13 @@ def _against_single(cases: Cases, worth: dict[str, Floats], seed: int) -> dict[s
 
 def _interval(values: Floats) -> list[float]:
     return [float(x) for x in np.quantile(values, (0.05, 0.95))] if len(values) else []
+
+
+def _kept(cases: Cases, held_out: HeldOut) -> dict[str, float | None]:
+    """The share of cases whose in-context answer is kept, and of those the share that is wrong."""
+    kept = held_out.choice == 0
+    wrong = float(1 - cases.right[kept, 0].mean()) if kept.any() else None
+    return {"share": float(kept.mean()), "wrong_share": wrong}
 
 
 def _importance(wrong: Floats, held_out: HeldOut) -> dict[str, float]:

@@ -16,6 +16,8 @@ from .heads import Floats, Head
 
 Booleans = NDArray[np.bool_]
 
+NEVER = 2.0
+"""A chance that nothing has."""
 MARGIN = 0.25
 """A feature is outside when it is further from the training range than this share of the range."""
 OUTSIDE_SHARE = 0.1
@@ -49,6 +51,10 @@ class TrainedPolicy:
     """That were trained on."""
     datasets: tuple[str, ...]
     seed: int
+    keep: float = 0.0
+    """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
+    risk: float | None = None
+    """Share of wrong answers that was promised among those kept in context; None: nothing was promised."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
     """How it did on families held out; plain JSON."""
 
@@ -66,9 +72,16 @@ class TrainedPolicy:
         """Chance of a right answer minus the price of the cost [N, S]."""
         return chances - self.price * costs
 
-    def settled(self, chances: Floats, utilities: Floats) -> Booleans:
+    def preferences(self, chances: Floats, costs: Floats) -> Floats:
+        """Utilities [N, S], but for in-context answers that are not to be kept: those come last."""
+        found = self.utilities(chances, costs)
+        found[:, 0] = np.where(chances[:, 0] < self.keep, -np.inf, found[:, 0])
+        return found
+
+    def settled(self, chances: Floats, costs: Floats) -> Booleans:
         """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""
-        settled: Booleans = (utilities.argmax(axis=1) == 0) & (chances[:, 0] >= self.enough)
+        best = self.preferences(chances, costs).argmax(axis=1) == 0
+        settled: Booleans = best & (chances[:, 0] >= self.enough)
         return settled
 
     def strange(self, free: Floats, kinds: Sequence[str]) -> Booleans:

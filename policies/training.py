@@ -6,11 +6,13 @@ within the training side of every outer split, so that the scorecard is of the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
 from .cases import Cases, cases_of
@@ -19,12 +21,14 @@ from .heads import CANDIDATES, Floats, fit_head, folds
 from .outcomes import Outcome
 from .policy import HeuristicPolicy
 from .scorecard import HeldOut, best_rule, leakage, scorecard
-from .trained import TrainedPolicy
+from .trained import NEVER, TrainedPolicy
 
 TOP_PRICE = 0.1
 """Accuracy that the most expensive strategy costs at the default price."""
 LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
+CONFIDENCE = 0.9
+"""Of the promise about answers that are kept in context."""
 LEAST_FAMILIES = 4
 
 
@@ -36,6 +40,7 @@ class Settings:
     seed: int
     folds: int
     candidates: tuple[str, ...]
+    risk: float | None = None
 
 
 def train_policy(
@@ -45,13 +50,17 @@ def train_policy(
     seed: int = 0,
     fold_count: int = 5,
     candidates: Sequence[str] = tuple(CANDIDATES),
+    risk: float | None = None,
 ) -> TrainedPolicy:
     """A policy for the model that the outcomes are of, with its scorecard.
 
     `price` is the accuracy that one in-context cost is worth; by default the most expensive strategy costs 0.1 on
-    average. The same outcomes and seed give the same policy. Raises `PolicyError` when there is too little to learn
-    from.
+    average. `risk` is a promise: with `CONFIDENCE`, at most this share of the answers that are kept in context is wrong
+    (see `_kept_from`). The same outcomes and seed give the same policy. Raises `PolicyError` when there is too little
+    to learn from.
     """
+    if risk is not None and not 0 < risk < 1:
+        raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
     cases = cases_of(outcomes)
     if len(set(cases.families)) < LEAST_FAMILIES:
         raise PolicyError(
@@ -59,7 +68,7 @@ def train_policy(
             "(and some dozens to be worth something); collect more with `autottt collect`"
         )
     worth = TOP_PRICE / float(cases.costs.mean(axis=0).max()) if price is None else price
-    settings = Settings(worth, seed, fold_count, tuple(candidates))
+    settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
     held_out = _held_out(cases, settings, cases.families)
     at_random = _held_out(cases, settings, [str(n) for n in range(len(cases))])
     judged = scorecard(cases, held_out, worth, seed) | {"leakage": leakage(cases, held_out, at_random, worth)}
@@ -143,7 +152,10 @@ def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         seed=settings.seed,
     )
     held_out = {stage: np.stack([chances for _, chances in pairs], axis=1) for stage, pairs in fitted.items()}
-    return replace(policy, enough=_enough(policy, cases, held_out))
+    policy = replace(policy, enough=_enough(policy, cases, held_out))
+    if settings.risk is None:
+        return policy
+    return replace(policy, keep=_kept_from(policy, cases, held_out, settings.risk), risk=settings.risk)
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
@@ -157,9 +169,9 @@ def _choose(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
     costs = policy.expected_costs(cases.kinds)
-    settled = policy.settled(chances[0], policy.utilities(chances[0], costs))
+    settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
-    choice = np.where(settled, 0, policy.utilities(chances[1], costs).argmax(axis=1))
+    choice = np.where(settled, 0, policy.preferences(chances[1], costs).argmax(axis=1))
     return np.where(strange, policy.strategies.index(policy.ranking[0]), choice), ~settled & ~strange
 
 
@@ -177,3 +189,25 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) 
             break
         lowest = threshold
     return lowest
+
+
+def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], risk: float) -> float:
+    """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
+
+    Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
+    wrong answers among those that it keeps, were the risk as large as allowed. The first keeps four times as many as
+    would pass without a single wrong one, so that a few wrong ones do not end it. `NEVER`, where none passes. The
+    promise is for queries like these, drawn one by one.
+    """
+    least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
+    found = NEVER
+    for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
+        choice, _ = _choose(replace(policy, keep=threshold), cases, chances)
+        kept = choice == 0
+        if kept.sum() < least:
+            continue
+        wrong = int((1 - cases.right[kept, 0]).sum())
+        if float(binom.cdf(wrong, int(kept.sum()), risk)) > 1 - CONFIDENCE:
+            break
+        found = threshold
+    return found

@@ -17,7 +17,8 @@ from autottt.policies.heads import CANDIDATES, fit_head, folds
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.scorecard import HeldOut, routing
-from autottt.policies.training import train_policy
+from autottt.policies.trained import NEVER
+from autottt.policies.training import Settings, _fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -402,3 +403,37 @@ def test_the_words_hold_the_numbers(learned):
     assert "at " in text.splitlines()[-1]
     only = as_text(explain(learned, at(-0.25), ["in_context"]))
     assert "no other price changes the choice" in only
+
+
+# --- promises --------------------------------------------------------------------------------------------------------
+
+
+def test_a_promise_about_what_is_kept_is_kept_on_new_tasks():
+    """On tasks of the same making, with the confidence that is stated: in nine of ten trainings."""
+    new = cases_of(made(seed=99))
+    broken = 0
+    for seed in range(6):
+        policy = LearnedPolicy(_fit(cases_of(made(seed=seed)), Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
+        assert policy.trained.keep < 1
+        rows = [Features(1, dict(zip(NAMES[1], row.tolist(), strict=True))) for row in new.rows]
+        kept = np.array([policy.decide(f, ALL).strategy == "in_context" for f in rows])
+        assert kept.sum() > 10
+        broken += 1 - new.right[kept, 0].mean() > 0.2
+    assert broken <= 2
+    assert policy.decide(at(1.0), ["in_context"]).strategy == "in_context"
+
+
+def test_a_stricter_promise_keeps_fewer():
+    loose, strict = trained(risk=0.3), trained(risk=0.12)
+    assert loose.keep <= strict.keep
+    assert loose.scorecard["kept"]["share"] >= strict.scorecard["kept"]["share"]
+
+
+def test_a_promise_that_cannot_be_kept_keeps_nothing():
+    policy = LearnedPolicy(trained(SMALL, risk=0.001))
+    assert policy.trained.keep == NEVER
+    decision = policy.decide(at(2.0), ALL)
+    assert decision.strategy != "in_context"
+    assert "kept from a chance of 2.00" in decision.reason
+    with pytest.raises(PolicyError, match="between 0 and 1"):
+        trained(risk=1.5)

@@ -31,6 +31,7 @@ CARD: dict[str, Any] = {
     "leakage": {
         "families_held_out": {"utility": 0.48, "auroc": 0.9}, "cases_held_out": {"utility": 0.5, "auroc": 0.95},
     },
+    "kept": {"share": 0.6, "wrong_share": 0.1},
     "shares": {"in_context": 0.6, "ttt_in_context": 0.4},
     "importance": {"loo_hits": 0.02, "answer_mean": 0.01},
     "families_gained": {"lists/a": -0.5, "lists/b": 1.0},
