@@ -38,7 +38,7 @@ def policy():
     return TrainedPolicy(
         "base", ("in_context", "ttt_in_context", "never_right"), heads,
         {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
-        (-3.0,) * free, (3.0,) * free, (0.0,) * len(NAMES[1]), ("a", "b"), ("made",), 7, {"families": 2},
+        (-3.0,) * free, (3.0,) * free, (0.0,) * len(NAMES[1]), ("a", "b"), ("made",), 7, scorecard={"families": 2},
     )  # fmt: skip
 
 

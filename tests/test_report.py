@@ -38,7 +38,7 @@ CARD: dict[str, Any] = {
 }  # fmt: skip
 POLICY = TrainedPolicy(
     "base", ("in_context", "ttt_in_context"), {0: (Head(None),) * 2, 1: (Head(None),) * 2}, {"": (1.0, 60.0)}, 0.001,
-    1.0, ("ttt_in_context", "in_context"), (), (), (), ("a",), ("d",), 0, CARD,
+    1.0, ("ttt_in_context", "in_context"), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
 )  # fmt: skip
 
 
