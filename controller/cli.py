@@ -465,7 +465,7 @@ def train_policy(
     """
     from ..policies.bundle import save_bundle
     from ..policies.outcomes import OutcomeStore
-    from ..policies.report import write_report
+    from ..policies.report import REPORT, write_report
     from ..policies.training import train_policy
 
     outcomes = OutcomeStore(store).read()
@@ -475,6 +475,12 @@ def train_policy(
     save_bundle(trained, out)
     write_report(trained, out)
     screen.print_json(json.dumps(trained.scorecard, default=float))
+    if not trained.released:
+        errors.print(
+            f"this policy does not beat always {trained.ranking[0]} for sure (see {out / REPORT}): collect more, or "
+            f"use --strategy {trained.ranking[0]}",
+            style="yellow",
+        )
 
 
 @app.command()

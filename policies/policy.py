@@ -121,6 +121,7 @@ class FixedPolicy:
     """Always the same strategy; where it cannot be used, the in-context answer."""
 
     strategy: str
+    why: str = "it was asked for"
 
     @property
     def name(self) -> str:
@@ -132,7 +133,7 @@ class FixedPolicy:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = _left(allowed, tried)
         chance = _rule_of_thumb(features)
-        choice, reason = self.strategy, f"{self.strategy} was asked for"
+        choice, reason = self.strategy, f"always {self.strategy}: {self.why}"
         if self.strategy not in left:
             choice = BASE if BASE in left else left[0]
             reason += f", but cannot be used here; {choice} instead"
@@ -183,12 +184,15 @@ class HeuristicPolicy:
 def load_policy(source: str | os.PathLike[str] | None = None, *, base_hash: str) -> Policy:
     """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
 
-    Raises `PolicyError` for a folder that cannot be used or that was trained for another model.
+    A shipped policy that does not beat the single best strategy for sure is not used: that strategy is, always. Raises
+    `PolicyError` for a folder that cannot be used or that was trained for another model.
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
     trained = load_bundle(BUNDLED if source is None else source)
     if trained.base_hash == base_hash:
+        if source is None and not trained.released:
+            return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it for sure")
         return LearnedPolicy(trained)
     if source is None:
         return HeuristicPolicy(note="the shipped policy was trained for another model")

@@ -44,6 +44,12 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"- Kept in context: {card['kept']['share']:.0%} of the cases, {_share(card['kept']['wrong_share'])} of them "
         "wrong" + (f" (promised: at most {policy.risk:.0%})." if policy.risk is not None else "."),
         f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
+        "- Released: "
+        + (
+            "yes, the lower bound of the gain is above 0."
+            if policy.released
+            else f"no; it does not beat the single best strategy for sure, and always `{policy.ranking[0]}` is safer."
+        ),
         *_routing(card["routing"]),
         *_leakage(card["leakage"]),
         "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",

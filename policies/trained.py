@@ -58,6 +58,12 @@ class TrainedPolicy:
     scorecard: Mapping[str, Any] = field(default_factory=dict)
     """How it did on families held out; plain JSON."""
 
+    @property
+    def released(self) -> bool:
+        """Whether it beats the single best strategy for sure: the lower bound of its gain is above 0."""
+        interval = self.scorecard.get("gain_over_single_best", {}).get("interval_90", ())
+        return bool(interval) and interval[0] > 0
+
     def chances(self, stage: int, rows: Floats) -> Floats:
         """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
         return np.stack([head.chances(rows) for head in self.heads[stage]], axis=1)

@@ -405,6 +405,25 @@ def test_the_words_hold_the_numbers(learned):
     assert "no other price changes the choice" in only
 
 
+# --- releases --------------------------------------------------------------------------------------------------------
+
+
+def test_only_a_policy_that_beats_the_single_best_strategy_for_sure_is_the_default(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
+    for low, released in ((0.01, True), (0.0, False), (-0.1, False)):
+        gain = {"value": 0.05, "interval_90": [low, 0.1]}
+        one = dataclasses.replace(
+            learned.trained, scorecard={**learned.trained.scorecard, "gain_over_single_best": gain}
+        )
+        assert one.released == released
+        save_bundle(one, tmp_path)
+        found = load_policy(base_hash="base")
+        assert isinstance(found, LearnedPolicy if released else FixedPolicy)
+        assert isinstance(load_policy(tmp_path, base_hash="base"), LearnedPolicy), "asked for by name"
+    assert found.strategy == learned.trained.ranking[0]
+    assert "does not beat it for sure" in found.decide(at(0.0), ALL).reason
+
+
 # --- promises --------------------------------------------------------------------------------------------------------
 
 
