@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-engine pretrain docs clean
+.PHONY: help setup demo test bench-model bench-engine bench-policy pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -36,6 +36,10 @@ bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=
 bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usual ways (QUICK=1 for a short run)
 	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json \
 		$(if $(QUICK),--quick,--picture docs/engine.svg)
+
+bench-policy: $(STAMP)  ## Collect outcomes, train a policy on generated families, judge it (hours; DATA=folder, QUICK=1)
+	@$(BIN)/python benchmarks/policy.py $(DATA) --runs runs/policy$(if $(QUICK),_quick) \
+		--json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
 
 # The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
 # stages then take as many tokens a step in one process, and draw other tasks.

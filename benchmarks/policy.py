@@ -1,0 +1,219 @@
+"""Collects outcomes, trains a policy on the generator's families alone, and judges it; `make bench-policy` runs it.
+
+    python benchmarks/policy.py DATA --runs runs/policy --json benchmarks/results/policy.json [--quick]
+
+DATA is a folder with `open/<set>.jsonl` and `outcomes/bbh_llama31_8b.csv`; what it lacks is left out, and said. The
+outcomes are kept under --runs, so an interrupted run goes on from there. Writes the rows {"name", "value", "unit",
+"against", "goal", "holds"} with the machine, versions, commit and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autottt.policies.bundle import save_bundle
+from autottt.policies.cases import BASE, Cases, cases_of
+from autottt.policies.features import NAMES, Features
+from autottt.policies.imported import import_csv
+from autottt.policies.outcomes import Outcome, OutcomeStore
+from autottt.policies.parallel import Source, collect_with_workers
+from autottt.policies.policy import LearnedPolicy
+from autottt.policies.report import write_report
+from autottt.policies.trained import TrainedPolicy
+from autottt.policies.training import train_policy
+from autottt.strategies.base import get_strategy
+from autottt.ttt_core.generator.families import draw_tasks
+from autottt.ttt_core.readers import read_tasks
+from autottt.ttt_core.tasks import Task
+
+ARMS = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented")
+SETS = ("list_functions_rule", "arc_1d", "mini_arc", "letter_string", "function_vectors", "concept_arc")
+"""Open sets that the policy is judged on; it is not trained on any."""
+GENERATED, OF_A_SET = 300, 60
+"""Tasks of the generator, and queries of each open set."""
+QUICK = 10
+
+
+def some(tasks: Sequence[Task], count: int) -> list[Task]:
+    """Every so manieth task, so that all families have their share."""
+    return list(tasks[:: max(1, len(tasks) // count)])[:count]
+
+
+def collected(folder: Path, tasks: list[Task], model: str | None, workers: int) -> list[Outcome]:
+    """The outcomes of all strategies on the tasks; those in the folder are not measured again."""
+    store = OutcomeStore(folder)
+
+    def tell(done: int, total: int) -> None:
+        print(f"\r{folder.name}: {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    strategies = [get_strategy(name) for name in ARMS]
+    collect_with_workers(Source(model), tasks, strategies, [0], store, workers=workers, on_progress=tell)
+    wanted = {(t.dataset, t.id) for t in tasks}
+    return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS]
+
+
+def decided(policy: LearnedPolicy, cases: Cases) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The strategy chosen for each case [N], and whether stage 1 was measured [N], as a controller would."""
+    choice, measured = np.zeros(len(cases), dtype=int), np.zeros(len(cases), dtype=bool)
+    for index in range(len(cases)):
+        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
+        measured[index] = policy.needs_more(features)
+        if measured[index]:
+            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
+        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
+    return choice, measured
+
+
+def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, float]:
+    """Utility, accuracy and cost on a set that the policy was not trained on, beside the single best strategy there
+    was in training."""
+    choice, measured = decided(policy, cases)
+    index, price = np.arange(len(cases)), policy.trained.price
+    right = cases.right[index, choice]
+    costs = cases.costs[index, choice] + (choice != 0) * cases.costs[:, 0] + measured * cases.probe
+    single = cases.strategies.index(policy.trained.ranking[0])
+    return {
+        "utility": float((right - price * costs).mean()), "accuracy": float(right.mean()), "cost": float(costs.mean()),
+        "single_utility": float((cases.right[:, single] - price * cases.costs[:, single]).mean()),
+        "single_accuracy": float(cases.right[:, single].mean()), "single_cost": float(cases.costs[:, single].mean()),
+        "in_context": float(cases.right[:, 0].mean()),
+    }  # fmt: skip
+
+
+def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Of a table without features, sub-tasks held out: the single best strategy of the others, and the best of each."""
+    names = [BASE, *sorted({o.strategy for o in outcomes} - {BASE})]
+    families = sorted({o.family for o in outcomes})
+    cells = {(o.family, o.strategy): [] for o in outcomes}  # type: dict[tuple[str, str], list[Outcome]]
+    for outcome in outcomes:
+        cells[outcome.family, outcome.strategy].append(outcome)
+    right = np.array([[statistics.fmean(o.correct for o in cells[f, s]) for s in names] for f in families])
+    costs = np.array([[statistics.fmean(o.cost for o in cells[f, s]) for s in names] for f in families])
+    worth = right - 0.1 / costs.mean(0).max() * costs
+    held = [worth[n, np.delete(worth, n, 0).mean(0).argmax()] for n in range(len(families))]
+    return {
+        "single": float(np.mean(held)), "best_of_each": float(worth.max(1).mean()),
+        "in_context": float(worth[:, 0].mean()), "families": len(families),
+    }  # fmt: skip
+
+
+def row(
+    name: str, value: float, unit: str, against: str, goal: float | None, most: bool = False, **more: Any
+) -> dict[str, Any]:
+    """A number, and whether it reaches its goal: the least, or the most, that it should be."""
+    holds = None if goal is None else (value <= goal if most else value >= goal)
+    verdict = "" if goal is None else f"  goal {goal:g}: {'holds' if holds else 'does not hold'}"
+    print(f"{name:<66} {value:8.3f} {unit} ({against}){verdict} {more or ''}", flush=True)
+    return {
+        "name": name,
+        "value": round(value, 4),
+        "unit": unit,
+        "against": against,
+        "goal": goal,
+        "holds": holds,
+        **more,
+    }
+
+
+def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
+    """The scorecard's numbers beside their goals."""
+    card = trained.scorecard
+    gap, routing = card["gap_closed"], card["routing"]
+    fixed = {name: card["arms"][name] for name in trained.strategies}
+    best = max(fixed, key=lambda name: fixed[name]["accuracy"])
+    policy = card["arms"]["policy"]
+    rows = []
+    if gap:
+        low, high = gap["interval_90"]
+        rows.append(row("gap closed, families held out", gap["value"], "of it", "single best to best of each", 0.5,
+                        interval_90=[round(low, 3), round(high, 3)]))  # fmt: skip
+        rows.append(row("gap closed, lower bound", low, "of it", "single best to best of each", 0.0))
+    if routing:
+        rows.append(row("APGR over the share of queries sent", routing["apgr"], "area", "0.5 at random", 0.8))
+        rows.append(row("share of queries for 95% of the gain", routing["cpt_95"], "of them", "all", 0.5, most=True))
+    gained = policy["accuracy"] - fixed[best]["accuracy"]
+    rows.append(row("accuracy beyond the best fixed strategy", gained, "share", f"always {best}", 0.0))
+    rows.append(row("cost", policy["cost"] / fixed[best]["cost"], "of its cost", f"always {best}", 0.4, most=True))
+    rows.append(row("AUROC of an in-context answer being right", card["difficulty"]["auroc"] or 0.0, "area", "-", 0.85))
+    rows.append(
+        row("harm: right in context, wrong as decided", card["harm_share"], "of the cases", "-", 0.02, most=True)
+    )
+    return rows
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0)
+    outcomes = collected(given.runs / "generated", generated, given.model, given.workers)
+    trained = train_policy(outcomes)
+    save_bundle(trained, given.runs / "bundle")
+    write_report(trained, given.runs / "bundle")
+    policy = LearnedPolicy(trained)
+    rows = judged(trained)
+    better = []
+    for name in SETS:
+        file = given.data / "open" / f"{name}.jsonl"
+        if not file.is_file():
+            print(f"{file} is not there: left out")
+            continue
+        tasks = some(read_tasks([file]).tasks, QUICK if given.quick else OF_A_SET)
+        found = transferred(policy, cases_of(collected(given.runs / name, tasks, given.model, given.workers)))
+        better.append(found["utility"] > found["single_utility"])
+        rows.append(row(
+            f"{name}: utility beyond the single best", found["utility"] - found["single_utility"], "utility",
+            f"always {trained.ranking[0]}", None, False, **{k: round(v, 3) for k, v in found.items()},
+        ))  # fmt: skip
+    if better:
+        rows.append(
+            row("open sets with a better utility", statistics.fmean(better), "of them", "the single best", 0.5001)
+        )
+    table = given.data / "outcomes" / "bbh_llama31_8b.csv"
+    if table.is_file():
+        found = without_features(import_csv(table, in_context="ICL_10"))
+        rows.append(row(
+            "BIG-Bench Hard table, no features: gap that a choice by query could close",
+            found["best_of_each"] - found["single"], "utility", "single best, sub-tasks held out", None, False, **found,
+        ))  # fmt: skip
+    cases = cases_of(outcomes)
+    features = Features(1, dict(zip(NAMES[1], cases.rows[0].tolist(), strict=True)))
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        policy.decide(features, cases.strategies)
+        times.append(1000 * (time.perf_counter() - began))
+    rows.append(row("deciding on one query after features", statistics.median(times), "ms", "-", 2.0, most=True))
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {n: version(n) for n in ("autottt", "torch", "scikit-learn")}, "model": trained.base_hash,
+        "rows": rows,
+    }  # fmt: skip
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
