@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from autottt.ttt_core import gradients
 from autottt.ttt_core.encoding import Encoded, encode
-from autottt.ttt_core.examples import reordered
+from autottt.ttt_core.examples import leave_one_out, reordered
 from autottt.ttt_core.gradients import Buffer, Pass, Passes, parts_of
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
 from autottt.ttt_core.recipes import Recipe
@@ -262,3 +264,17 @@ def test_adapters_that_are_put_aside_take_their_moments_along(task: Task) -> Non
             buffer.step(1e-2, 1.0)
     for a, b in zip(kept.tensors, buffer.weights().tensors, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_of_a_training_is_left_when_its_adapter_is_dropped(task: Task) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    recipe = Recipe(rank=2, alpha=2.0, dropout=0.0, steps=1, batch=2)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    learner.adapt(leave_one_out(task), recipe)
+    before = tensors()
+    learner.adapt(leave_one_out(task), recipe)
+    assert tensors() == before

@@ -243,7 +243,7 @@ class Passes:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output that is kept as it is holds its own graph, and neither is ever freed
 
         weights = _trainable(buffer.weights(0, 1))
         own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
