@@ -31,7 +31,7 @@ from autottt.policies.features import NAMES, Features
 from autottt.policies.imported import import_csv
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
-from autottt.policies.policy import LearnedPolicy
+from autottt.policies.policy import LearnedPolicy, replayed
 from autottt.policies.report import write_report
 from autottt.policies.trained import TrainedPolicy
 from autottt.policies.training import train_policy
@@ -66,22 +66,10 @@ def collected(folder: Path, tasks: list[Task], model: str | None, workers: int) 
     return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS]
 
 
-def decided(policy: LearnedPolicy, cases: Cases) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The strategy chosen for each case [N], and whether stage 1 was measured [N], as a controller would."""
-    choice, measured = np.zeros(len(cases), dtype=int), np.zeros(len(cases), dtype=bool)
-    for index in range(len(cases)):
-        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
-        measured[index] = policy.needs_more(features)
-        if measured[index]:
-            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
-        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
-    return choice, measured
-
-
 def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, float]:
     """Utility, accuracy and cost on a set that the policy was not trained on, beside the single best strategy there
     was in training."""
-    choice, measured = decided(policy, cases)
+    choice, measured = replayed(policy, cases)
     index, price = np.arange(len(cases)), policy.trained.price
     right = cases.right[index, choice]
     costs = cases.costs[index, choice] + (choice != 0) * cases.costs[:, 0] + measured * cases.probe

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
-from .cases import BASE
+from .cases import BASE, Cases
 from .features import NAMES, STAGE_0, Features
 from .heads import Floats
 from .trained import TrainedPolicy
@@ -200,6 +201,19 @@ def load_policy(source: str | os.PathLike[str] | None = None, *, base_hash: str)
         f"{os.fspath(source)}: this policy was trained for the model {trained.base_hash}, and this one is {base_hash}. "
         "Train one for it: `autottt collect`, then `autottt train-policy`"
     )
+
+
+def replayed(policy: Policy, cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The place among their strategies of what a policy chooses for each case [N], as a controller would ask it, and
+    whether stage 1 is measured for it [N]."""
+    choice, measured = np.zeros(len(cases), dtype=np.int64), np.zeros(len(cases), dtype=bool)
+    for index in range(len(cases)):
+        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
+        measured[index] = policy.needs_more(features)
+        if measured[index]:
+            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
+        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
+    return choice, measured
 
 
 def _left(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:

@@ -16,10 +16,10 @@ from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
 from .cases import Cases, cases_of
-from .features import NAMES, Features
+from .features import NAMES
 from .heads import CANDIDATES, Floats, fit_head, folds
 from .outcomes import Outcome
-from .policy import HeuristicPolicy
+from .policy import HeuristicPolicy, replayed
 from .scorecard import HeldOut, best_rule, leakage, scorecard
 from .trained import NEVER, TrainedPolicy
 
@@ -78,7 +78,7 @@ def train_policy(
 def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOut:
     """What a policy trained on cases of the other groups does with each case."""
     found = HeldOut.empty(len(cases))
-    found.by_thumb[:], found.thumb_measured[:] = _by_thumb(cases)
+    found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), cases)
     for learn, held in folds(groups, settings.folds, settings.seed):
         known, unseen = cases.take(learn), cases.take(held)
         policy = _fit(known, settings)
@@ -104,19 +104,6 @@ def _shuffled(policy: TrainedPolicy, cases: Cases, seed: int) -> Floats:
         rows[:, feature] = rows[order, feature]
         found.append(policy.heads[1][0].chances(rows))
     return np.array(found)
-
-
-def _by_thumb(cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """What the rule of thumb chooses for each case [N], and whether it measures stage 1 [N]."""
-    policy = HeuristicPolicy()
-    choice, measured = np.zeros(len(cases), dtype=np.int64), np.zeros(len(cases), dtype=bool)
-    for index in range(len(cases)):
-        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
-        measured[index] = policy.needs_more(features)
-        if measured[index]:
-            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
-        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
-    return choice, measured
 
 
 def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[np.int64]:
