@@ -1,4 +1,4 @@
-"""The command line: `autottt solve`, `evaluate`, `strategies`, `policy`, `collect`, `train-policy`, `doctor`, `demo`.
+"""The command line: `autottt solve`, `evaluate`, `policy`, `collect`, `train-policy`, `retrain`, `doctor`, and more.
 
 Only wiring is here: every command reads its options, calls the package, and prints.
 """
@@ -112,7 +112,15 @@ def solve(
     adapters: Annotated[
         Path | None, typer.Option(help="Keep trained adapters in this folder; find them again.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Also write features, attempts and the trace.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also write features, attempts and the trace: a log for `autottt retrain`.")
+    ] = False,
+    shadow: Annotated[
+        Path | None, typer.Option(help="Bundle of a second policy: what it would choose is logged, not done.")
+    ] = None,
+    explore: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of queries whose strategy is drawn, to learn from.")
+    ] = 0.0,
     model: Model = None,
     policy: PolicyOption = None,
     seed: Seed = 0,
@@ -138,7 +146,7 @@ def solve(
     reading = _read(files, limit, seed, shown)
     controller = _controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
-        budget=budget, seed=seed, adapters=adapters,
+        budget=budget, seed=seed, adapters=adapters, shadow=shadow, explore=explore,
     )  # fmt: skip
     done = _answered(out) if out is not None and resume else set()
     waiting = [t for t in reading.tasks if t.id not in done]
@@ -331,6 +339,93 @@ def policy_compare(
     screen.print(show_comparison([(str(folder), load_bundle(folder)) for folder in (first, second)]))
 
 
+Logs = Annotated[list[Path], typer.Argument(help="What `autottt solve --full` wrote.")]
+Answers = Annotated[
+    list[Path] | None, typer.Option(help="Task files with the right answers of queries that were solved without.")
+]
+Runs = Annotated[Path, typer.Option(help="Folder in which every training run is kept track of.")]
+Price = Annotated[
+    float | None,
+    typer.Option(help="Accuracy that one in-context cost is worth; default: the dearest strategy costs 0.1."),
+]
+Risk = Annotated[
+    float | None,
+    typer.Option(help="Promise that at most this share of the answers kept in context is wrong, with 90% confidence."),
+]
+
+
+@policy_app.command("served")
+def policy_served(
+    logs: Logs,
+    answers: Answers = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Bundle whose training set to compare with; default: the one that ships.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what was served: choices, how often right, what the shadow would have done, and drift from training.
+
+    Example: `autottt policy served answers.jsonl`
+    """
+    from ..policies.bundle import load_bundle
+    from ..policies.policy import BUNDLED
+    from ..policies.traces import read_log, summary
+
+    rows = read_log(logs)
+    if not rows:
+        raise TaskError(f"{', '.join(map(str, logs))}: no query was answered")
+    trained = load_bundle(policy or BUNDLED)
+    fits = trained.base_hash == rows[0]["proof"]["hash"]
+    if policy is not None and not fits:
+        raise PolicyError(f"{policy} is for another model than the one that answered: drift from it says nothing")
+    found = summary(rows, _right_answers(answers), trained if fits else None)
+    screen.print_json(json.dumps(found))
+    if found.get("drifted"):
+        errors.print(
+            f"drifted from training: {', '.join(found['drifted'])}; `autottt retrain` learns from what was served",
+            style="yellow",
+        )
+
+
+def _right_answers(files: list[Path] | None) -> dict[str, Any]:
+    """The answers in task files by the ids of queries."""
+    return {t.id: t.answer for t in _read(files, None, 0, None).tasks} if files else {}
+
+
+@app.command()
+def retrain(
+    logs: Logs,
+    store: Annotated[Path, typer.Option(help="Folder of outcomes: those that are served are added to it.")],
+    out: Annotated[Path, typer.Option(help="Folder that the policy bundle is written to.")],
+    answers: Answers = None,
+    runs: Runs = Path("runs/policies"),
+    price: Price = None,
+    risk: Risk = None,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Learn from what was served, beside what was collected: adds the outcomes in logs to a store, then trains.
+
+    Example: `autottt retrain answers.jsonl --answers solutions.jsonl --store runs/outcomes --out runs/policy`
+
+    Only queries whose right answer is known, and on which everything was measured, teach something; `solve --explore`
+    makes sure that there are some of every kind. A policy is still judged on queries that every strategy was tried on.
+    """
+    from ..policies.outcomes import OutcomeStore
+    from ..policies.traces import outcomes_of, read_log
+
+    rows = read_log(logs)
+    kept = OutcomeStore(store)
+    known = kept.done()
+    found = outcomes_of(rows, _right_answers(answers))
+    new = [o for o in found if o.key not in known]
+    for outcome in new:
+        kept.append(outcome)
+    kept.seal()
+    screen.print(f"{len(rows)} queries in the logs; {len(found)} outcomes of them can be learned from, {len(new)} new")
+    _train(store, out, runs, price, risk, seed)
+
+
 @app.command()
 def collect(
     store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
@@ -446,16 +541,9 @@ def _seeds(text: str) -> list[int]:
 def train_policy(
     store: Annotated[Path, typer.Argument(help="Folder of outcomes, from `autottt collect`.")],
     out: Annotated[Path, typer.Option(help="Folder that the policy bundle is written to.")],
-    price: Annotated[
-        float | None,
-        typer.Option(help="Accuracy that one in-context cost is worth; default: the dearest strategy costs 0.1."),
-    ] = None,
-    risk: Annotated[
-        float | None,
-        typer.Option(
-            help="Promise that at most this share of the answers kept in context is wrong, with 90% confidence."
-        ),
-    ] = None,
+    runs: Runs = Path("runs/policies"),
+    price: Price = None,
+    risk: Risk = None,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
@@ -463,9 +551,15 @@ def train_policy(
 
     Example: `autottt train-policy runs/outcomes --out runs/policy`
     """
+    _train(store, out, runs, price, risk, seed)
+
+
+def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int) -> None:
+    """Trains, writes the bundle, keeps track of the run, and prints how good it is."""
     from ..policies.bundle import save_bundle
     from ..policies.outcomes import OutcomeStore
     from ..policies.report import REPORT, write_report
+    from ..policies.tracking import track
     from ..policies.training import train_policy
 
     outcomes = OutcomeStore(store).read()
@@ -474,7 +568,10 @@ def train_policy(
     trained = train_policy(outcomes, price=price, risk=risk, seed=seed)
     save_bundle(trained, out)
     write_report(trained, out)
+    settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
+    folder = track(trained, out, runs, settings)
     screen.print_json(json.dumps(trained.scorecard, default=float))
+    errors.print(f"the run is kept in {folder}", highlight=False)
     if not trained.released:
         errors.print(
             f"this policy does not beat always {trained.ranking[0]} for sure (see {out / REPORT}): collect more, or "

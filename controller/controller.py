@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 from langgraph.checkpoint.memory import InMemorySaver
 
 from ..policies.policy import FixedPolicy, Policy, load_policy
+from ..policies.serving import ServedPolicy
 from ..strategies.adapting import Lesson, Teaches, prepare
 from ..strategies.base import Cost, get_strategy, strategies
 from ..ttt_core.adapters import AdapterCache
@@ -59,12 +60,15 @@ class Controller:
         budget: Budget | str | None = None,
         seed: int = 0,
         adapters: str | os.PathLike[str] | None = None,
+        shadow: str | os.PathLike[str] | None = None,
+        explore: float = 0.0,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
-        `adapters` is a folder where trained adapters are kept and found again, also by other processes. Raises
-        `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
+        `adapters` is a folder where trained adapters are kept and found again, also by other processes. `shadow` is the
+        bundle of a second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the
+        strategy is drawn. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -72,7 +76,10 @@ class Controller:
         learner = Learner.load(
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache
         )
-        chosen = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
+        chosen: Policy = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
+        if shadow is not None or explore:
+            other = None if shadow is None else load_policy(shadow, base_hash=learner.base_hash)
+            chosen = ServedPolicy(chosen, other, explore, seed)
         return cls(learner, chosen, budget=budget, seed=seed)
 
     def context(self, budget: Budget | str | None = None, cancel: threading.Event | None = None) -> Context:

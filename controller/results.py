@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..strategies.base import Attempt, Cost
@@ -47,6 +47,9 @@ class Result:
     trace: tuple[Mapping[str, Any], ...]
     """One event per node, in order, with its length in seconds."""
     error: str = ""
+    seed: int = 0
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    """The first decision whole (see `policies.policy.Decision`); empty for a task that could not be tried."""
 
     @property
     def right(self) -> bool | None:
@@ -59,11 +62,10 @@ class Result:
         return any(a.training is not None for a in self.attempts)
 
     def to_plain(self) -> dict[str, Any]:
-        """The result as JSON can hold it."""
+        """The result as JSON can hold it, also for a log that a policy is trained on again: `autottt retrain`."""
         plain = asdict(self)
-        plain["id"] = self.task.id
-        del plain["task"]
-        return {"id": plain.pop("id"), **plain, "right": self.right, "adapted": self.adapted}
+        task = {name: plain["task"][name] for name in ("dataset", "family", "group", "kind", "answer")}
+        return {"id": self.task.id, **plain, "task": task, "right": self.right, "adapted": self.adapted}
 
 
 def result_of(task: Task, state: State, cost: Cost) -> Result:
@@ -90,6 +92,8 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         proof=RevertProof(**state["proof"]),
         trace=tuple(state["trace"]),
         error=last.error,
+        seed=state.get("seed", 0),
+        decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )
 
 

@@ -21,27 +21,29 @@ import skops.io
 from ..ttt_core.errors import PolicyError
 from .features import FEATURES_VERSION, NAMES
 from .heads import Head
-from .trained import TrainedPolicy
+from .trained import Pair, TrainedPolicy
 
-FORMAT = 3
+FORMAT = 4
 CARD, HEADS = "card.json", "heads.skops"
 
-TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
-"""What skops does not trust by itself: the trees of boosting, which are arrays of numbers."""
+TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
+"""What skops does not trust by itself: the trees of boosting and of forests, which are arrays of numbers."""
 TYPES = frozenset({
     "builtins.dict", "builtins.list", "builtins.str", "builtins.tuple",
-    "numpy.float64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
+    "numpy.float64", "numpy.int64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
     "sklearn._loss._loss.CyHalfBinomialLoss", "sklearn._loss.link.Interval", "sklearn._loss.link.LogitLink",
     "sklearn._loss.loss.HalfBinomialLoss", "sklearn.dummy.DummyClassifier",
     "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier",
-    "sklearn.linear_model._logistic.LogisticRegression", "sklearn.pipeline.Pipeline",
-    "sklearn.preprocessing._data.StandardScaler", "sklearn.preprocessing._label.LabelEncoder", *TRUSTED,
+    "sklearn.ensemble._forest.RandomForestClassifier", "sklearn.linear_model._logistic.LogisticRegression",
+    "sklearn.neighbors._regression.KNeighborsRegressor", "sklearn.pipeline.Pipeline",
+    "sklearn.preprocessing._data.StandardScaler", "sklearn.preprocessing._label.LabelEncoder",
+    "sklearn.tree._classes.DecisionTreeClassifier", *TRUSTED,
 })  # fmt: skip
 """Everything that the heads consist of."""
 LOADERS = frozenset({
-    "DictNode", "JsonNode", "ListNode", "LossNode", "NdArrayNode", "ObjectNode", "RandomGeneratorNode", "TupleNode",
-    "TypeNode",
+    "DictNode", "JsonNode", "ListNode", "LossNode", "NdArrayNode", "ObjectNode", "RandomGeneratorNode", "TreeNode",
+    "TupleNode", "TypeNode",
 })  # fmt: skip
 """The ways in which skops builds them; none calls a function that the file names."""
 
@@ -79,10 +81,14 @@ def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
             ranking=tuple(card["ranking"]),
             lowest=tuple(map(float, card["lowest"])),
             highest=tuple(map(float, card["highest"])),
-            usual=tuple(map(float, card["usual"])),
+            deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
+            pairs=tuple(
+                Pair(int(first), int(second), heads[_pair(first, second)], float(size))
+                for first, second, size in card["pairs"]
+            ),
             keep=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
             scorecard=dict(card["scorecard"]),
@@ -112,16 +118,22 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "families": policy.families,
         "lowest": policy.lowest,
         "highest": policy.highest,
-        "usual": policy.usual,
+        "deciles": policy.deciles,
+        "pairs": [[pair.first, pair.second, pair.size] for pair in policy.pairs],
     }
 
 
 def _named(policy: TrainedPolicy) -> dict[str, Head]:
-    return {
+    named = {
         f"{stage}/{name}": head
         for stage, heads in policy.heads.items()
         for name, head in zip(policy.strategies, heads, strict=True)
     }
+    return named | {_pair(pair.first, pair.second): pair.head for pair in policy.pairs}
+
+
+def _pair(first: int, second: int) -> str:
+    return f"pair/{first}/{second}"
 
 
 def _read_card(path: Path) -> Mapping[str, Any]:

@@ -38,9 +38,9 @@ class Cases:
     rows: Floats
     """[N, F], all stages."""
     right: Floats
-    """[N, S], 0 or 1."""
+    """[N, S], 0 or 1; not a number, where a strategy was not tried. `in_context` always was."""
     costs: Floats
-    """[N, S], multiples of in-context."""
+    """[N, S], multiples of in-context; likewise."""
     probe: Floats
     """[N], what measuring stage 1 took, in the same unit."""
 
@@ -55,6 +55,21 @@ class Cases:
         """[N, S]: what each strategy would have been worth without a policy."""
         return self.right - price * self.costs
 
+    def worth(self, price: float) -> Floats:
+        """[N, S]: what each strategy would be worth from here on, the in-context answer being paid for."""
+        found = self.utilities(price)
+        found[:, 0] = self.right[:, 0]
+        return found
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Whether every strategy was tried [N]."""
+        return np.asarray(~np.isnan(self.right).any(axis=1), dtype=np.bool_)
+
+    def complete(self) -> Cases:
+        """Those on which every strategy was tried: only they can be judged by."""
+        return self.take(np.flatnonzero(self.judged))
+
     def take(self, chosen: NDArray[np.int64]) -> Cases:
         """The cases at these indices."""
         families, datasets, tasks, kinds = (
@@ -65,7 +80,7 @@ class Cases:
 
 
 def cases_of(outcomes: Iterable[Outcome]) -> Cases:
-    """The table of all queries that every strategy has an outcome for and that features were measured on.
+    """The table of all queries that `in_context` was tried on and features were measured on. Some need every strategy.
 
     Raises `PolicyError` when the outcomes are of several models or another feature version, or too few to learn from.
     """
@@ -79,20 +94,20 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     for outcome in found:
         grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
     strategies = {o.strategy for o in found}
-    complete = [by for by in grouped.values() if by.keys() == strategies and BASE in by and by[BASE].features]
-    _check(complete, strategies)
-    return _table(hashes[0], complete, strategies)
+    known = [by for by in grouped.values() if BASE in by and by[BASE].features]
+    _check(known, strategies)
+    return _table(hashes[0], known, strategies)
 
 
-def _check(complete: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
+def _check(known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
     collect = "collect more with `autottt collect`"
     if len(strategies) < 2 or BASE not in strategies:
         raise PolicyError(
             f"a policy chooses between {BASE} and others; the outcomes are of {sorted(strategies)}; {collect}"
         )
-    if not complete:
+    if not any(by.keys() == strategies for by in known):
         raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
-    for by in complete:
+    for by in known:
         base = by[BASE]
         if base.features_version != FEATURES_VERSION or set(base.features) != set(NAMES[1]):
             raise PolicyError(
@@ -101,10 +116,10 @@ def _check(complete: Sequence[dict[str, Outcome]], strategies: set[str]) -> None
             )
 
 
-def _table(base_hash: str, complete: Sequence[dict[str, Outcome]], strategies: set[str]) -> Cases:
-    mean_cost = {s: np.mean([by[s].cost for by in complete]) for s in strategies}
+def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[str]) -> Cases:
+    mean_cost = {s: np.mean([by[s].cost for by in known if s in by]) for s in strategies}
     names = (BASE, *sorted(strategies - {BASE}, key=lambda s: (mean_cost[s], s)))
-    bases = [by[BASE] for by in complete]
+    bases = [by[BASE] for by in known]
     return Cases(
         base_hash,
         names,
@@ -113,7 +128,7 @@ def _table(base_hash: str, complete: Sequence[dict[str, Outcome]], strategies: s
         tasks=tuple(b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),
         rows=np.array([[b.features[name] for name in NAMES[1]] for b in bases]),
-        right=np.array([[by[s].correct for s in names] for by in complete]),
-        costs=np.array([[by[s].cost for s in names] for by in complete]),
+        right=np.array([[by[s].correct if s in by else np.nan for s in names] for by in known]),
+        costs=np.array([[by[s].cost if s in by else np.nan for s in names] for by in known]),
         probe=np.array([b.probe_cost for b in bases]),
     )

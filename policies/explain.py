@@ -35,7 +35,8 @@ class Explanation:
     pushes: tuple[Push, ...]
     """The strongest first."""
     prices: tuple[tuple[float, str], ...]
-    """Prices of one in-context cost at which another strategy is chosen, with its name: the nearest below and above."""
+    """Prices of one in-context cost at which another strategy is chosen, with its name: the nearest below and above, as
+    far as they are known."""
     price: float
 
 
@@ -54,7 +55,10 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
 
 
 def _prices(policy: LearnedPolicy, decision: Decision, allowed: Sequence[str]) -> tuple[tuple[float, str], ...]:
-    """Where on the scale of prices the choice would pass to another strategy, next to the price as it is."""
+    """Where on the scale of prices the choice would pass to another strategy, next to the price as it is. Nowhere that
+    is known, where pairs decide: they learned at one price."""
+    if policy.trained.pairs and decision.stage == max(NAMES):
+        return ()
     price, known = policy.trained.price, [s for s in policy.trained.strategies if s in allowed]
     scores, costs = decision.scores, decision.costs
     crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a in known for b in known if costs[a] != costs[b]}
@@ -90,7 +94,7 @@ def as_text(found: Explanation, most: int = 6) -> str:
         lines.append(f"  {push.feature:<18} {push.value:8.2f} {push.usual:8.2f}  {push.difficulty:+.3f}{instead}")
     lines += ["", f"the price of one in-context cost is {found.price:.2g} of accuracy;"]
     changes = [f"at {price:.2g} it would be {name}" for price, name in found.prices]
-    lines.append("  " + ("; ".join(changes) if changes else "no other price changes the choice"))
+    lines.append("  " + ("; ".join(changes) if changes else "no other price is known to change the choice"))
     return "\n".join(lines)
 
 

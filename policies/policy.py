@@ -46,6 +46,12 @@ class Decision:
     """In words, with the numbers."""
     stage: int
     """The last stage of features that was used."""
+    propensity: float = 1.0
+    """The chance with which this strategy was to be chosen: below 1 where the policy explores."""
+    explored: bool = False
+    """Whether it was drawn rather than chosen."""
+    shadow: str = ""
+    """What the policy in the shadow would have chosen, where there is one."""
 
 
 class Policy(Protocol):
@@ -77,15 +83,15 @@ class LearnedPolicy:
     def needs_more(self, features: Features) -> bool:
         if features.stage > 0 or self._strange(features):
             return False
-        chances, costs = self._judge(features)
+        chances, costs, _ = self._judge(features)
         return not bool(self.trained.settled(chances, costs)[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = _left(allowed, tried)
+        left = left_of(allowed, tried)
         trained = self.trained
-        chances, costs = self._judge(features)
+        chances, costs, gains = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
-        preferences = self._by_name(trained.preferences(chances, costs)[0].tolist())
+        preferences = self._by_name(trained.preferences(chances, costs, gains)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
@@ -97,6 +103,10 @@ class LearnedPolicy:
         else:
             choice = max(known, key=lambda s: preferences[s])
             reason = _in_words(choice, difficulty, scores, prices, utilities, known)
+            likeliest = max(known, key=lambda s: utilities[s])
+            if gains is not None and trained.pairs and choice != likeliest:
+                ahead = preferences[choice] - preferences[likeliest]
+                reason += f"; compared in pairs, it is worth {ahead:.2f} more than {likeliest}"
             if preferences[BASE] == -np.inf and utilities[BASE] > utilities[choice]:
                 reason += f"; an in-context answer is kept from a chance of {trained.keep:.2f} on"
         return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage)
@@ -104,10 +114,11 @@ class LearnedPolicy:
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
 
-    def _judge(self, features: Features) -> tuple[Floats, Floats]:
-        """Chances and costs, [1, S] each."""
-        row = np.array([[features.values[name] for name in NAMES[features.stage]]])
-        return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
+    def _judge(self, features: Features) -> tuple[Floats, Floats, Floats | None]:
+        """Chances and costs, [1, S] each; and what pairs expect, [1, P], once all is measured."""
+        row, trained = np.array([[features.values[name] for name in NAMES[features.stage]]]), self.trained
+        gains = trained.gains(row) if features.stage == max(NAMES) else None
+        return trained.chances(features.stage, row), trained.expected_costs([features.kind]), gains
 
     def _strange(self, features: Features) -> bool:
         free = np.array([[features.values[name] for name in STAGE_0]])
@@ -132,7 +143,7 @@ class FixedPolicy:
         return False
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = _left(allowed, tried)
+        left = left_of(allowed, tried)
         chance = _rule_of_thumb(features)
         choice, reason = self.strategy, f"always {self.strategy}: {self.why}"
         if self.strategy not in left:
@@ -167,7 +178,7 @@ class HeuristicPolicy:
         return features.stage == 0 and _rule_of_thumb(features) < self.sure
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = _left(allowed, tried)
+        left = left_of(allowed, tried)
         chance = _rule_of_thumb(features)
         training = [*self.learners.get(features.kind, ()), "ttt_in_context", "ttt_augmented", "in_context_vote"]
         order = [BASE, *training] if chance >= self.enough else [*training, BASE]
@@ -216,7 +227,7 @@ def replayed(policy: Policy, cases: Cases) -> tuple[NDArray[np.int64], NDArray[n
     return choice, measured
 
 
-def _left(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:
+def left_of(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:
     left = [s for s in allowed if s not in tried]
     if not left:
         raise PolicyError(f"no strategy is left to decide on: allowed are {list(allowed)}, tried were {list(tried)}")

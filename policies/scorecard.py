@@ -5,7 +5,9 @@ Knows nothing about how the policy came about. Whatever a policy measured is cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,31 @@ def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) 
         return {"utility": float((cases.right[index, choice] - price * costs).mean()), "auroc": found["auroc"]}
 
     return {"families_held_out": of(by_family), "cases_held_out": of(at_random)}
+
+
+def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, Any]:
+    """The main numbers when the folds are drawn again: mean, lowest and highest of the draws."""
+    index = np.arange(len(cases))
+    utilities = cases.utilities(price)
+    found: dict[str, list[float]] = {}
+    for drawn in draws:
+        right, cost = cases.right[index, drawn.choice], cases.costs[index, drawn.choice]
+        cost = cost + (drawn.choice != 0) * cases.costs[:, 0] + drawn.measured * cases.probe
+        single = utilities[index, drawn.single].mean()
+        possible = utilities.max(axis=1).mean() - single
+        gained = float((right - price * cost).mean() - single)
+        sent = routing(cases, drawn)
+        numbers = {
+            "accuracy": float(right.mean()), "cost": float(cost.mean()), "gain_over_single_best": gained,
+            "gap_closed": gained / possible if possible > 1e-9 else None, "apgr": sent and sent["apgr"],
+            "auroc": _classifier(1 - cases.right[:, 0], 1 - drawn.chance)["auroc"],
+            "harm_share": float((right < cases.right[:, 0]).mean()),
+        }  # fmt: skip
+        for name, value in numbers.items():
+            if value is not None:
+                found.setdefault(name, []).append(float(value))
+    means = {name: {"mean": fmean(v), "range": [min(v), max(v)]} for name, v in found.items()}
+    return {"draws": len(draws), **means}
 
 
 def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:

@@ -25,6 +25,24 @@ OUTSIDE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A judgement of which of two strategies is worth more, after Xu et al. 2012 ("SATzilla2012")."""
+
+    first: int
+    second: int
+    """Places among the policy's strategies."""
+    head: Head
+    """The chance that the first is, each case counting by how much it mattered."""
+    size: float
+    """How much it mattered in training, on average."""
+
+    def gains(self, rows: Floats) -> Floats:
+        """By how much the first is expected to be worth more than the second, for each row [N, F] -> [N]."""
+        expected: Floats = self.size * (2 * self.head.chances(rows) - 1)
+        return expected
+
+
+@dataclass(frozen=True)
 class TrainedPolicy:
     """Everything that was learned, as plain data and fitted heads."""
 
@@ -45,12 +63,14 @@ class TrainedPolicy:
     lowest: tuple[float, ...]
     """Of each free feature in training."""
     highest: tuple[float, ...]
-    usual: tuple[float, ...]
-    """Median of each feature of all stages in training."""
+    deciles: tuple[tuple[float, ...], ...]
+    """The nine of each feature of all stages in training."""
     families: tuple[str, ...]
     """That were trained on."""
     datasets: tuple[str, ...]
     seed: int
+    pairs: tuple[Pair, ...] = ()
+    """What decides after stage 1; where there are none, chances and costs do."""
     keep: float = 0.0
     """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
     risk: float | None = None
@@ -78,9 +98,26 @@ class TrainedPolicy:
         """Chance of a right answer minus the price of the cost [N, S]."""
         return chances - self.price * costs
 
-    def preferences(self, chances: Floats, costs: Floats) -> Floats:
-        """Utilities [N, S], but for in-context answers that are not to be kept: those come last."""
+    @property
+    def usual(self) -> tuple[float, ...]:
+        """Median of each feature of all stages in training."""
+        return tuple(nine[4] for nine in self.deciles)
+
+    def gains(self, rows: Floats) -> Floats:
+        """What the pairs expect [N, P] from the features of all stages [N, F]."""
+        return np.stack([pair.gains(rows) for pair in self.pairs], axis=1) if self.pairs else np.zeros((len(rows), 0))
+
+    def preferences(self, chances: Floats, costs: Floats, gains: Floats | None = None) -> Floats:
+        """Utilities [N, S], by the pairs relative to their mean where `gains` [N, P] are given and there are pairs.
+
+        In-context answers that are not to be kept come last.
+        """
         found = self.utilities(chances, costs)
+        if gains is not None and self.pairs:
+            found = np.zeros_like(found)
+            for pair, gain in zip(self.pairs, gains.T, strict=True):
+                found[:, pair.first] += gain / len(self.strategies)
+                found[:, pair.second] -= gain / len(self.strategies)
         found[:, 0] = np.where(chances[:, 0] < self.keep, -np.inf, found[:, 0])
         return found
 

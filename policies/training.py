@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,11 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, fit_head, folds
+from .heads import CANDIDATES, Floats, Head, Question, fit_head, folds
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
-from .scorecard import HeldOut, best_rule, leakage, scorecard
-from .trained import NEVER, TrainedPolicy
+from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
+from .trained import NEVER, Pair, TrainedPolicy
 
 TOP_PRICE = 0.1
 """Accuracy that the most expensive strategy costs at the default price."""
@@ -30,6 +31,8 @@ LOSS_ALLOWED = 0.005
 CONFIDENCE = 0.9
 """Of the promise about answers that are kept in context."""
 LEAST_FAMILIES = 4
+REPEATS = 5
+"""Draws of the folds that a scorecard is of."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,14 @@ def train_policy(
     fold_count: int = 5,
     candidates: Sequence[str] = tuple(CANDIDATES),
     risk: float | None = None,
+    repeats: int = REPEATS,
 ) -> TrainedPolicy:
     """A policy for the model that the outcomes are of, with its scorecard.
 
     `price` is the accuracy that one in-context cost is worth; by default the most expensive strategy costs 0.1 on
     average. `risk` is a promise: with `CONFIDENCE`, at most this share of the answers that are kept in context is wrong
-    (see `_kept_from`). The same outcomes and seed give the same policy. Raises `PolicyError` when there is too little
-    to learn from.
+    (see `_kept_from`). The scorecard is of `repeats` draws of the folds; its details are of the first. The same
+    outcomes and seed give the same policy. Raises `PolicyError` when there is too little to learn from.
     """
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
@@ -67,25 +71,35 @@ def train_policy(
             f"{len(set(cases.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
             "(and some dozens to be worth something); collect more with `autottt collect`"
         )
-    worth = TOP_PRICE / float(cases.costs.mean(axis=0).max()) if price is None else price
+    whole = cases.complete()
+    worth = TOP_PRICE / float(whole.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
     held_out = _held_out(cases, settings, cases.families)
     at_random = _held_out(cases, settings, [str(n) for n in range(len(cases))])
-    judged = scorecard(cases, held_out, worth, seed) | {"leakage": leakage(cases, held_out, at_random, worth)}
+    again = [_held_out(cases, replace(settings, seed=seed + n), cases.families) for n in range(1, repeats)]
+    judged = scorecard(whole, held_out, worth, seed)
+    judged |= {"leakage": leakage(whole, held_out, at_random, worth)}
+    judged |= {"repeats": spread(whole, [held_out, *again], worth)}
     return replace(_fit(cases, settings), scorecard=judged)
 
 
 def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOut:
-    """What a policy trained on cases of the other groups does with each case."""
-    found = HeldOut.empty(len(cases))
-    found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), cases)
-    for learn, held in folds(groups, settings.folds, settings.seed):
-        known, unseen = cases.take(learn), cases.take(held)
+    """What a policy trained on cases of the other groups does with each case that can be judged."""
+    whole = cases.complete()
+    found = HeldOut.empty(len(whole))
+    found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), whole)
+    place = np.cumsum(cases.judged) - 1
+    for learn, others in folds(groups, settings.folds, settings.seed):
+        tried = others[cases.judged[others]]
+        if not len(tried) or not cases.judged[learn].any():
+            continue
+        known, unseen, held = cases.take(learn), cases.take(tried), place[tried]
         policy = _fit(known, settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
-        found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
+        found.choice[held], found.measured[held] = _choose(policy, unseen, chances, policy.gains(unseen.rows))
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
+        known = known.complete()
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
         found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.price)
         found.other[held] = other = 1 + known.right[:, 1:].mean(axis=0).argmax()
@@ -114,14 +128,12 @@ def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[
 
 
 def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
-    splits = folds(cases.families, settings.folds, settings.seed)
     fitted = {
-        stage: [
-            fit_head(cases.stage(stage), right, splits, settings.seed, settings.candidates) for right in cases.right.T
-        ]
+        stage: [_fit_known(cases, cases.stage(stage), right, np.ones(len(cases)), settings) for right in cases.right.T]
         for stage in NAMES
     }
-    worth = cases.utilities(settings.price).mean(axis=0)
+    whole = cases.complete()
+    worth = whole.utilities(settings.price).mean(axis=0)
     free = cases.stage(0)
     policy = TrainedPolicy(
         base_hash=cases.base_hash,
@@ -133,41 +145,87 @@ def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
         lowest=tuple(free.min(axis=0).tolist()),
         highest=tuple(free.max(axis=0).tolist()),
-        usual=tuple(np.median(cases.rows, axis=0).tolist()),
+        deciles=tuple(tuple(nine) for nine in np.quantile(cases.rows, np.arange(1, 10) / 10, axis=0).T.tolist()),
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,
     )
-    held_out = {stage: np.stack([chances for _, chances in pairs], axis=1) for stage, pairs in fitted.items()}
-    policy = replace(policy, enough=_enough(policy, cases, held_out))
+    judged = cases.judged
+    chances = {stage: np.stack([held for _, held in pairs], axis=1)[judged] for stage, pairs in fitted.items()}
+    pairs, gains = _fit_pairs(cases, settings)
+    gains = gains[judged]
+    if _pay(replace(policy, pairs=pairs), whole, chances, gains):
+        policy = replace(policy, pairs=pairs)
+    policy = replace(policy, enough=_enough(policy, whole, chances, gains))
     if settings.risk is None:
         return policy
-    return replace(policy, keep=_kept_from(policy, cases, held_out, settings.risk), risk=settings.risk)
+    return replace(policy, keep=_kept_from(policy, whole, chances, gains, settings.risk), risk=settings.risk)
+
+
+def _fit_known(cases: Cases, rows: Floats, yes: Floats, weights: Floats, settings: Settings) -> tuple[Head, Floats]:
+    """A head fitted where the answer is known, and its chances [N]: of what it was fitted on, those held out."""
+    known = np.flatnonzero(~np.isnan(yes))
+    families = np.array(cases.families)[known]
+    splits = folds(families.tolist(), settings.folds, settings.seed)
+    question = Question(rows[known], yes[known], families, weights[known])
+    head, held_out = fit_head(question, splits, settings.seed, settings.candidates)
+    chances = np.zeros(len(cases))
+    chances[known] = held_out
+    if len(known) < len(cases):
+        others = np.flatnonzero(np.isnan(yes))
+        chances[others] = head.chances(rows[others])
+    return head, chances
+
+
+def _fit_pairs(cases: Cases, settings: Settings) -> tuple[tuple[Pair, ...], Floats]:
+    """A judgement on every two strategies, and what they expect of each case [N, P], held out."""
+    worth = cases.worth(settings.price)
+    pairs, gains = [], []
+    for first, second in combinations(range(len(cases.strategies)), 2):
+        more = worth[:, first] - worth[:, second]
+        yes = np.where(np.isnan(more), np.nan, more > 0)
+        size = float(np.nanmean(np.abs(more)))
+        weights = np.abs(more) / size if size else np.ones(len(cases))
+        head, chances = _fit_known(cases, cases.rows, yes, weights, settings)
+        pairs.append(Pair(first, second, head, size))
+        gains.append(size * (2 * chances - 1))
+    return tuple(pairs), np.stack(gains, axis=1)
+
+
+def _pay(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> bool:
+    """Whether deciding by pairs is worth more than by chances, by more than a standard error, on what is held out."""
+    index, worth = np.arange(len(cases)), cases.worth(policy.price)
+    by_pairs, _ = _choose(policy, cases, chances, gains)
+    by_chances, _ = _choose(replace(policy, pairs=()), cases, chances, gains)
+    more = worth[index, by_pairs] - worth[index, by_chances]
+    return bool(more.mean() > more.std() / np.sqrt(len(cases)))
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
-    kinds = np.array(cases.kinds)
-    costs = {kind: tuple(cases.costs[kinds == kind].mean(axis=0).tolist()) for kind in sorted(set(cases.kinds))}
-    return {"": tuple(cases.costs.mean(axis=0).tolist()), **costs}
+    """Of each kind on which every strategy was tried, and of all."""
+    whole = cases.complete()
+    kinds = np.array(whole.kinds)
+    costs = {kind: tuple(whole.costs[kinds == kind].mean(axis=0).tolist()) for kind in sorted(set(whole.kinds))}
+    return {"": tuple(whole.costs.mean(axis=0).tolist()), **costs}
 
 
 def _choose(
-    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]
+    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
     costs = policy.expected_costs(cases.kinds)
     settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
-    choice = np.where(settled, 0, policy.preferences(chances[1], costs).argmax(axis=1))
+    choice = np.where(settled, 0, policy.preferences(chances[1], costs, gains).argmax(axis=1))
     return np.where(strange, policy.strategies.index(policy.ranking[0]), choice), ~settled & ~strange
 
 
-def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) -> float:
+def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> float:
     """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice, _ = _choose(replace(policy, enough=enough), cases, chances)
+        choice, _ = _choose(replace(policy, enough=enough), cases, chances, gains)
         return float(cases.right[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
@@ -178,7 +236,7 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) 
     return lowest
 
 
-def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], risk: float) -> float:
+def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats, risk: float) -> float:
     """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
 
     Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
@@ -189,7 +247,7 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        choice, _ = _choose(replace(policy, keep=threshold), cases, chances)
+        choice, _ = _choose(replace(policy, keep=threshold), cases, chances, gains)
         kept = choice == 0
         if kept.sum() < least:
             continue

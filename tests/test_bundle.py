@@ -17,18 +17,20 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
 from autottt.policies.features import NAMES
-from autottt.policies.heads import CANDIDATES, Head, fit_head, folds
-from autottt.policies.trained import TrainedPolicy
+from autottt.policies.heads import CANDIDATES, Head, Question, fit_head, folds
+from autottt.policies.trained import Pair, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(120, len(NAMES[1])))
 RIGHT = (ROWS[:, 0] + 0.3 * RNG.normal(size=120) > 0).astype(float)
-SPLITS = folds([f"f{i % 12}" for i in range(120)], 3, 0)
+FAMILIES = [f"f{i % 12}" for i in range(120)]
+SPLITS = folds(FAMILIES, 3, 0)
 
 
 def head(name: str, stage: int, right=RIGHT) -> Head:
-    return fit_head(ROWS[:, : len(NAMES[stage])], right, SPLITS, 0, (name,))[0]
+    question = Question(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES), np.ones(120))
+    return fit_head(question, SPLITS, 0, (name,))[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def policy():
     return TrainedPolicy(
         "base", ("in_context", "ttt_in_context", "never_right"), heads,
         {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
-        (-3.0,) * free, (3.0,) * free, (0.0,) * len(NAMES[1]), ("a", "b"), ("made",), 7, scorecard={"families": 2},
+        (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ("a", "b"), ("made",), 7,
+        pairs=(Pair(0, 1, head("logistic", 1), 0.3), Pair(1, 2, head("boosting", 1), 0.1)), scorecard={"families": 2},
     )  # fmt: skip
 
 
@@ -64,13 +67,14 @@ def test_what_was_saved_is_loaded(policy, folder):
     for stage, names in NAMES.items():
         rows = ROWS[:, : len(names)]
         np.testing.assert_array_equal(loaded.chances(stage, rows), policy.chances(stage, rows))
-    assert dataclasses.replace(loaded, heads={}) == dataclasses.replace(policy, heads={})
+    np.testing.assert_array_equal(loaded.gains(ROWS), policy.gains(ROWS))
+    assert dataclasses.replace(loaded, heads={}, pairs=()) == dataclasses.replace(policy, heads={}, pairs=())
 
 
 def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
     for name in CANDIDATES:
         made = {stage: (head(name, stage),) for stage in NAMES}
-        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made), tmp_path / name)
+        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made, pairs=()), tmp_path / name)
         assert load_bundle(tmp_path / name).heads.keys() == NAMES.keys()
 
 

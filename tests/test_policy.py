@@ -7,18 +7,19 @@ import time
 
 import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
 
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import CANDIDATES, fit_head, folds
+from autottt.policies.heads import CANDIDATES, Head, Question, fit_head, folds
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.scorecard import HeldOut, routing
-from autottt.policies.trained import NEVER
-from autottt.policies.training import Settings, _fit, train_policy
+from autottt.policies.trained import NEVER, Pair
+from autottt.policies.training import Settings, _fit, _fit_pairs, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -61,7 +62,7 @@ SMALL = made(8, 8)
 
 
 def trained(outcomes=OUTCOMES, **settings):
-    return train_policy(outcomes, **{"fold_count": 3, "candidates": ("logistic",)} | settings)
+    return train_policy(outcomes, **{"fold_count": 3, "candidates": ("logistic",), "repeats": 1} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +158,19 @@ def test_training_twice_gives_equal_policies():
     assert one.scorecard == two.scorecard
 
 
+def asked(rows: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> Question:
+    """A question about cases of twenty families."""
+    families = np.array([f"f{i % 20}" for i in range(len(rows))])
+    return Question(rows, right, families, np.ones(len(rows)) if weights is None else weights)
+
+
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_fitting_twice_gives_equal_heads(name):
     rows = np.random.default_rng(0).normal(size=(200, 5))
     right = (rows[:, 0] > 0).astype(float)
-    splits = folds([f"f{i % 20}" for i in range(200)], 3, 0)
-    one, two = (fit_head(rows, right, splits, 0, (name,))[0] for _ in range(2))
+    question = asked(rows, right)
+    splits = folds(question.families.tolist(), 3, 0)
+    one, two = (fit_head(question, splits, 0, (name,))[0] for _ in range(2))
     np.testing.assert_array_equal(one.chances(rows), two.chances(rows))
 
 
@@ -179,7 +187,8 @@ def test_chances_are_calibrated_on_held_out_families():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(600, 5))
     right = (rng.uniform(size=600) < 1 / (1 + np.exp(-2 * rows[:, 0]))).astype(float)
-    head, held_out = fit_head(rows, right, folds([f"f{i % 20}" for i in range(600)], 5, 0), seed=0)
+    question = asked(rows, right)
+    head, held_out = fit_head(question, folds(question.families.tolist(), 5, 0), seed=0)
     assert held_out.mean() == pytest.approx(right.mean(), abs=0.01)
     sure = head.chances(np.array([[3.0, 0, 0, 0, 0], [-3.0, 0, 0, 0, 0]]))
     assert sure[0] > 0.95
@@ -231,9 +240,61 @@ def test_nothing_to_choose_between_still_gives_a_scorecard():
     assert card["harm_share"] == 0.0
 
 
-def test_a_query_that_lacks_a_strategy_is_left_out():
-    assert len(cases_of(OUTCOMES)) == 240
-    assert len(cases_of(OUTCOMES[:-1])) == 239
+def test_a_query_that_lacks_a_strategy_is_learned_from_but_not_judged_by():
+    assert cases_of(OUTCOMES).judged.all()
+    cases = cases_of(OUTCOMES[:-1])
+    assert len(cases) == 240
+    assert len(cases.complete()) == 239
+    assert np.isnan(cases.right).sum() == 1
+
+
+def test_what_was_served_teaches_the_heads_of_what_was_tried():
+    """A tenth is known whole, of the others only what two strategies did: the third is judged by the tenth."""
+    served = [o for o in OUTCOMES if o.strategy != "in_context_vote" or o.task_id.endswith("-0")]
+    policy = trained(served, fold_count=2)
+    assert policy.scorecard["cases"] == 24
+    few = trained([o for o in OUTCOMES if o.task_id.endswith("-0")], fold_count=2)
+    cases, new = cases_of(OUTCOMES), cases_of(made(seed=5))
+
+    def brier(known) -> float:
+        return float(np.mean((known.chances(1, new.rows)[:, 2] - new.right[:, 2]) ** 2))
+
+    assert cases.strategies[2] == "ttt_in_context"
+    assert brier(policy) < brier(few)
+
+
+# --- judging in pairs ------------------------------------------------------------------------------------------------
+
+
+def test_cases_weigh_by_how_much_they_matter():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 3))
+    yes = (rng.uniform(size=400) < 0.5).astype(float)
+    weights = np.where(yes == 1, 3.0, 1.0)
+    for name in CANDIDATES:
+        head, _ = fit_head(asked(rows, yes, weights), folds([f"f{i % 20}" for i in range(400)], 4, 0), 0, (name,))
+        assert head.chances(rows).mean() == pytest.approx(0.75, abs=0.08), name
+
+
+def test_pairs_expect_what_was_gained_on_average():
+    pairs, gains = _fit_pairs(cases_of(OUTCOMES), Settings(0.001, 0, 3, ("logistic",)))
+    worth = cases_of(OUTCOMES).worth(0.001)
+    for pair, expected in zip(pairs, gains.T, strict=True):
+        gained = worth[:, pair.first] - worth[:, pair.second]
+        assert expected.mean() == pytest.approx(gained.mean(), abs=0.02)
+        assert np.corrcoef(expected, gained)[0, 1] > 0.1 or np.ptp(gained) < 0.01
+
+
+def test_pairs_decide_once_all_is_measured(learned):
+    """One that always prefers the vote: what chances say of it does not matter any more, except before measuring."""
+    always = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
+    pairs = (Pair(1, 0, always, 0.5), Pair(1, 2, always, 0.5))
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
+    assert learned.decide(at(-0.25), ALL).strategy == policy.decide(at(-0.25, stage=0), ALL).strategy
+    decision = policy.decide(at(-0.25), ALL)
+    assert decision.strategy == "in_context_vote"
+    assert "compared in pairs, it is worth 0.50 more than ttt_in_context" in decision.reason
+    assert explain(policy, at(-0.25), ALL).prices == ()
 
 
 @pytest.mark.parametrize(
@@ -402,7 +463,7 @@ def test_the_words_hold_the_numbers(learned):
     assert text.startswith("ttt_in_context: in context is likely wrong")
     assert "at " in text.splitlines()[-1]
     only = as_text(explain(learned, at(-0.25), ["in_context"]))
-    assert "no other price changes the choice" in only
+    assert "no other price is known to change the choice" in only
 
 
 # --- releases --------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Recipe:
             raise ModelError(f"a recipe's settings are of the wrong type ({error}); received {values}") from None
 
 
-_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, stop_loss=0.01)
+_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, tokens=2048, stop_loss=0.01)
 
 BUNDLED: Mapping[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),

@@ -1,0 +1,71 @@
+"""Serving a policy: another that decides in its shadow, and a small share of exploration. Knows nothing about logs.
+
+Both go into the decision, and with it into traces and results; see `traces` for what is made of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..ttt_core.errors import PolicyError
+from .features import STAGE_0, Features
+from .policy import Decision, Policy, left_of
+
+
+@dataclass(frozen=True)
+class ServedPolicy:
+    """A policy with a shadow, or that explores, or both.
+
+    What it explores hangs on the query's free features and the seed alone, so that the same run does the same. A query
+    that is explored is measured to the last stage: its outcome is then one to learn from.
+    """
+
+    policy: Policy
+    shadow: Policy | None = None
+    """Asked after every decision, for the record; whatever it says or raises changes nothing."""
+    explore: float = 0.0
+    """Share of the queries for which a strategy is drawn, each as likely as any other, 0 to 1."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.explore <= 1:
+            raise PolicyError(f"explore: expected a share between 0 and 1; received {self.explore}")
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    def needs_more(self, features: Features) -> bool:
+        return (features.stage == 0 and self._draw(features) is not None) or self.policy.needs_more(features)
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        decision = self.policy.decide(features, allowed, tried=tried)
+        left = left_of(allowed, tried)
+        drawn, other = self._draw(features), self._shadow(features, allowed, tried)
+        chosen = decision.strategy if drawn is None else drawn.choice(left)
+        share = self.explore / len(left) + (1 - self.explore) * (chosen == decision.strategy)
+        if drawn is not None:
+            words = f"explored, drawn from {len(left)}; else it would be {decision.strategy}: {decision.reason}"
+            decision = replace(decision, strategy=chosen, reason=words, explored=True)
+        return replace(decision, propensity=share, shadow=other)
+
+    def card(self) -> Mapping[str, Any]:
+        served = {"explore": self.explore, "shadow": None if self.shadow is None else self.shadow.name}
+        return {**self.policy.card(), "served": served}
+
+    def _draw(self, features: Features) -> random.Random | None:
+        """What the strategy is drawn with, where this query is explored."""
+        key = [features.values[name] for name in STAGE_0]
+        chance = random.Random(f"explore-{self.seed}-{key}")
+        return chance if chance.random() < self.explore else None
+
+    def _shadow(self, features: Features, allowed: Sequence[str], tried: Sequence[str]) -> str:
+        if self.shadow is None:
+            return ""
+        try:
+            return self.shadow.decide(features, allowed, tried=tried).strategy
+        except Exception as error:  # a shadow is there to be tried out: its failure is a finding, not ours to raise
+            return f"failed: {type(error).__name__}: {error}"
