@@ -82,6 +82,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
             lowest=tuple(map(float, card["lowest"])),
             highest=tuple(map(float, card["highest"])),
             deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
+            below=tuple(tuple(map(float, nine)) for nine in card["below"]),
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
@@ -119,6 +120,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "lowest": policy.lowest,
         "highest": policy.highest,
         "deciles": policy.deciles,
+        "below": policy.below,
         "pairs": [[pair.first, pair.second, pair.size] for pair in policy.pairs],
     }
 

@@ -18,6 +18,8 @@ from .outcomes import Outcome
 
 BASE = "in_context"
 """The strategy that measuring runs anyway: always the first, and paid for before anything is decided."""
+LEAST_FAMILIES = 4
+"""Families that a policy can be trained on at all."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,26 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
     for outcome in found:
         grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
-    strategies = {o.strategy for o in found}
     known = [by for by in grouped.values() if BASE in by and by[BASE].features]
+    strategies = _compared({o.strategy for o in found}, known)
     _check(known, strategies)
     return _table(hashes[0], known, strategies)
+
+
+def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:
+    """The strategies, without those that keep queries of enough families from having been tried with all: one that was
+    served now and then, and never collected, must not make everything else incomparable."""
+
+    def judged(names: set[str]) -> int:
+        return len({by[BASE].family or by[BASE].task_id for by in known if by.keys() >= names})
+
+    while len(strategies) > 2 and judged(strategies) < LEAST_FAMILIES:
+        without = {s: judged(strategies - {s}) for s in sorted(strategies - {BASE})}
+        rarest = max(without, key=without.__getitem__)
+        if without[rarest] <= judged(strategies):
+            break
+        strategies = strategies - {rarest}
+    return strategies
 
 
 def _check(known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
@@ -105,7 +123,7 @@ def _check(known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
         raise PolicyError(
             f"a policy chooses between {BASE} and others; the outcomes are of {sorted(strategies)}; {collect}"
         )
-    if not any(by.keys() == strategies for by in known):
+    if not any(by.keys() >= strategies for by in known):
         raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
     for by in known:
         base = by[BASE]

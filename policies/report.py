@@ -50,6 +50,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             if policy.released
             else f"no; it does not beat the single best strategy for sure, and always `{policy.ranking[0]}` is safer."
         ),
+        *_repeats(card["repeats"]),
         *_routing(card["routing"]),
         *_leakage(card["leakage"]),
         "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
@@ -83,6 +84,17 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.0%}"
+
+
+def _repeats(found: Mapping[str, Any]) -> Sequence[str]:
+    """The main numbers over all draws of the folds; the lines above are of the first."""
+    shown = {"gain_over_single_best": "gain", "gap_closed": "gap closed", "auroc": "AUROC", "harm_share": "harm"}
+    parts = [
+        f"{words} {found[name]['mean']:.3f} ({found[name]['range'][0]:.3f} to {found[name]['range'][1]:.3f})"
+        for name, words in shown.items()
+        if name in found
+    ]
+    return [f"- Over {found['draws']} draws of the folds (mean, lowest to highest): {', '.join(parts)}."]
 
 
 def _routing(found: Mapping[str, Any] | None) -> Sequence[str]:

@@ -52,7 +52,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
     """What each strategy that was tried achieved, where the right answer is known from `answers` (by id) or the log.
 
     Only queries on which all was measured, since a policy learns from features of every stage. An answer by an adapter
-    that was known already is left out: it says nothing of what training costs.
+    that was known already, or whose training a deadline cut short, is left out: it says nothing of what training costs.
     """
     found = []
     for row in rows:
@@ -65,8 +65,13 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
         probing = _passes(row) - unit - sum(map(_passes, others))
         base = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / unit}
         found.append(_outcome(row, read, right, unit, base))
-        found += [_outcome(row, attempt, right, unit, {}) for attempt in others if not attempt["reused"]]
+        found += [_outcome(row, attempt, right, unit, {}) for attempt in others if _paid_in_full(attempt)]
     return found
+
+
+def _paid_in_full(attempt: Row) -> bool:
+    """Whether the attempt cost what it costs: its adapter was not known before, and no deadline cut its training."""
+    return not attempt["reused"] and (attempt["training"] or {}).get("stopped") != "deadline"
 
 
 def _outcome(row: Row, attempt: Row, right: Any, unit: int, more: Mapping[str, Any]) -> Outcome:
@@ -113,7 +118,7 @@ def drift(policy: TrainedPolicy, rows: Sequence[Row]) -> list[Drift]:
     found = []
     for place, name in enumerate(STAGE_0):
         values = np.array([row["features"][name] for row in rows])
-        edges, shares = _bins(policy.deciles[place])
+        edges, shares = _bins(policy.deciles[place], policy.below[place])
         counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(shares))
         index = _stability(counts / max(1, len(values)), shares)
         by_chance = (len(shares) - 1) / max(1, len(values))
@@ -121,11 +126,10 @@ def drift(policy: TrainedPolicy, rows: Sequence[Row]) -> list[Drift]:
     return sorted(found, key=lambda d: d.by_chance - d.index)
 
 
-def _bins(deciles: Sequence[float]) -> tuple[Floats, Floats]:
+def _bins(deciles: Sequence[float], below: Sequence[float]) -> tuple[Floats, Floats]:
     """Edges without repetition, and the share of the training set up to each edge and beyond the last."""
-    edges, repeated = np.unique(np.array(deciles), return_counts=True)
-    upto = np.concatenate([[0], repeated.cumsum(), [len(deciles) + 1]]) / (len(deciles) + 1)
-    return edges, np.diff(upto)
+    edges, place = np.unique(np.array(deciles), return_index=True)
+    return edges, np.diff(np.concatenate([[0.0], np.array(below)[place], [1.0]]))
 
 
 def _stability(seen: Floats, expected: Floats) -> float:

@@ -8,9 +8,11 @@ sqlite:///runs/policies/mlflow.db`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -73,13 +75,21 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 def _to_mlflow(folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float], runs: Path) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    try:
-        from mlflow import MlflowClient
-    except ImportError:
-        return
-    client = MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from mlflow import MlflowClient
+        except ImportError:
+            return
+        _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
+
+
+def _log(client: Any, folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Writes a run with an MLflow client; its files lie beside the runs' folders."""
     known = client.get_experiment_by_name(EXPERIMENT)
-    where = (runs / "mlflow").resolve().as_uri()
+    where = (folder.parent / "mlflow").resolve().as_uri()
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=where)
     run = client.create_run(experiment, run_name=folder.name).info.run_id
     for name, value in parameters.items():

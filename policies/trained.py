@@ -65,6 +65,8 @@ class TrainedPolicy:
     highest: tuple[float, ...]
     deciles: tuple[tuple[float, ...], ...]
     """The nine of each feature of all stages in training."""
+    below: tuple[tuple[float, ...], ...]
+    """Share of the training cases with a value up to each of them: more than tenths, where many have the same."""
     families: tuple[str, ...]
     """That were trained on."""
     datasets: tuple[str, ...]

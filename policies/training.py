@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
-from .cases import Cases, cases_of
+from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
 from .heads import CANDIDATES, Floats, Head, Question, fit_head, folds
 from .outcomes import Outcome
@@ -30,7 +30,6 @@ LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
 CONFIDENCE = 0.9
 """Of the promise about answers that are kept in context."""
-LEAST_FAMILIES = 4
 REPEATS = 5
 """Draws of the folds that a scorecard is of."""
 
@@ -66,12 +65,12 @@ def train_policy(
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
     cases = cases_of(outcomes)
-    if len(set(cases.families)) < LEAST_FAMILIES:
+    whole = cases.complete()
+    if len(set(whole.families)) < LEAST_FAMILIES:
         raise PolicyError(
-            f"{len(set(cases.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
+            f"{len(set(whole.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
             "(and some dozens to be worth something); collect more with `autottt collect`"
         )
-    whole = cases.complete()
     worth = TOP_PRICE / float(whole.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
     held_out = _held_out(cases, settings, cases.families)
@@ -135,6 +134,7 @@ def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     whole = cases.complete()
     worth = whole.utilities(settings.price).mean(axis=0)
     free = cases.stage(0)
+    deciles = np.quantile(cases.rows, np.arange(1, 10) / 10, axis=0).T
     policy = TrainedPolicy(
         base_hash=cases.base_hash,
         strategies=cases.strategies,
@@ -145,7 +145,8 @@ def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
         lowest=tuple(free.min(axis=0).tolist()),
         highest=tuple(free.max(axis=0).tolist()),
-        deciles=tuple(tuple(nine) for nine in np.quantile(cases.rows, np.arange(1, 10) / 10, axis=0).T.tolist()),
+        deciles=tuple(map(tuple, deciles.tolist())),
+        below=tuple(map(tuple, (cases.rows[:, :, None] <= deciles).mean(axis=0).tolist())),
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,

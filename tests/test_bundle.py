@@ -40,7 +40,8 @@ def policy():
     return TrainedPolicy(
         "base", ("in_context", "ttt_in_context", "never_right"), heads,
         {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
-        (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ("a", "b"), ("made",), 7,
+        (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ((0.5,) * 9,) * len(NAMES[1]),
+        ("a", "b"), ("made",), 7,
         pairs=(Pair(0, 1, head("logistic", 1), 0.3), Pair(1, 2, head("boosting", 1), 0.1)), scorecard={"families": 2},
     )  # fmt: skip
 

@@ -228,9 +228,10 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     code, out, _ = call("outcomes", "show", store)
     assert code == 0
     assert "12 outcomes" in out
-    code, out, _ = call("train-policy", store, "--out", bundle)
+    code, out, _ = call("train-policy", store, "--out", bundle, "--runs", str(tmp_path / "runs"))
     assert code == 0
     assert json.loads(out)
+    assert [p.name for p in (tmp_path / "runs").glob("*/run.json")] == ["run.json"]
     assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
     code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
     assert code == 0
@@ -241,6 +242,39 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     code, out, _ = call("solve", file, "--model", model, "--policy", bundle)
     assert code == 0
     assert len(out.splitlines()) == 6
+
+
+def test_what_was_served_teaches_the_next_policy(tmp_path, model):
+    """Solved without the answers, exploring, with another policy in the shadow; the answers come later."""
+    families = [task(f"t{i}", family=f"f{i}") for i in range(6)]
+    store, bundle, log = (str(tmp_path / n) for n in ("store", "bundle", "answers.jsonl"))
+    places = ["--store", store, "--out", bundle, "--runs", str(tmp_path / "runs")]
+    known = tasks_file(tmp_path, *families)
+    assert call("collect", known, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    new = tmp_path / "new"
+    new.mkdir()
+    file = tasks_file(new, *({**t, "id": f"new-{t['id']}", "queries": [{"input": [5, 6]}]} for t in families))
+    options = ["--model", model, "--full", "--out", log, "--explore", "1", "--shadow", bundle]
+    assert call("train-policy", store, *places[2:])[0] == 0
+    assert call("solve", file, *options)[0] == 0
+    code, out, _ = call("policy", "served", log, "--policy", bundle)
+    found = json.loads(out)
+    assert code == 0
+    assert found["queries"] == found["explored"] == found["shadow"]["queries"] == 6
+    assert found["known"] == 0
+    assert "drift" in found
+    solutions = tmp_path / "solutions"
+    solutions.mkdir()
+    answers = tasks_file(solutions, *({**t, "id": f"new-{t['id']}"} for t in families))
+    before = len(OutcomeStore(store).read())
+    for new_ones in (True, False):
+        code, out, _ = call("retrain", log, "--answers", answers, *places)
+        assert code == 0
+        assert (" 0 new" in " ".join(out.split())) != new_ones
+    after = OutcomeStore(store).read()
+    assert len(after) >= before + 6
+    assert {o.task_id for o in after} >= {f"new-t{i}" for i in range(6)}
+    assert call("policy", "served", log, "--answers", answers)[0] == 0
 
 
 TABLE = "task,seed,strategy,accuracy_percent,fit_seconds,eval_seconds\na,1,ICL,50,,2\na,1,TTT,75,6,2\n"
@@ -310,6 +344,8 @@ def test_demo_shows_decisions_and_the_proof(model):
         "policy show",
         "policy explain",
         "policy compare",
+        "policy served",
+        "retrain",
         "outcomes show",
         "outcomes import",
     ],

@@ -31,6 +31,7 @@ CARD: dict[str, Any] = {
     "leakage": {
         "families_held_out": {"utility": 0.48, "auroc": 0.9}, "cases_held_out": {"utility": 0.5, "auroc": 0.95},
     },
+    "repeats": {"draws": 3, "gap_closed": {"mean": 0.35, "range": [0.31, 0.42]}},
     "kept": {"share": 0.6, "wrong_share": 0.1},
     "shares": {"in_context": 0.6, "ttt_in_context": 0.4},
     "importance": {"loo_hits": 0.02, "answer_mean": 0.01},
@@ -38,7 +39,7 @@ CARD: dict[str, Any] = {
 }  # fmt: skip
 POLICY = TrainedPolicy(
     "base", ("in_context", "ttt_in_context"), {0: (Head(None),) * 2, 1: (Head(None),) * 2}, {"": (1.0, 60.0)}, 0.001,
-    1.0, ("ttt_in_context", "in_context"), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
+    1.0, ("ttt_in_context", "in_context"), (), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
 )  # fmt: skip
 
 
