@@ -79,7 +79,7 @@ def train_policy(
     judged = scorecard(whole, held_out, worth, seed)
     judged |= {"leakage": leakage(whole, held_out, at_random, worth)}
     judged |= {"repeats": spread(whole, [held_out, *again], worth)}
-    return replace(_fit(cases, settings), scorecard=judged)
+    return replace(fit(cases, settings), scorecard=judged)
 
 
 def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOut:
@@ -93,7 +93,7 @@ def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOu
         if not len(tried) or not cases.judged[learn].any():
             continue
         known, unseen, held = cases.take(learn), cases.take(tried), place[tried]
-        policy = _fit(known, settings)
+        policy = fit(known, settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         found.choice[held], found.measured[held] = _choose(policy, unseen, chances, policy.gains(unseen.rows))
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
@@ -126,7 +126,8 @@ def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[
     return np.array([best.get(kind, int(worth.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 
 
-def _fit(cases: Cases, settings: Settings) -> TrainedPolicy:
+def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
+    """A policy without a scorecard."""
     fitted = {
         stage: [_fit_known(cases, cases.stage(stage), right, np.ones(len(cases)), settings) for right in cases.right.T]
         for stage in NAMES

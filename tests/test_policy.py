@@ -19,7 +19,7 @@ from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.scorecard import HeldOut, routing
 from autottt.policies.trained import NEVER, Pair
-from autottt.policies.training import Settings, _fit, _fit_pairs, train_policy
+from autottt.policies.training import Settings, _fit_pairs, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -500,7 +500,7 @@ def test_a_promise_about_what_is_kept_is_kept_on_new_tasks():
     new = cases_of(made(seed=99))
     broken = 0
     for seed in range(6):
-        policy = LearnedPolicy(_fit(cases_of(made(seed=seed)), Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
+        policy = LearnedPolicy(fit(cases_of(made(seed=seed)), Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
         assert policy.trained.keep < 1
         rows = [Features(1, dict(zip(NAMES[1], row.tolist(), strict=True))) for row in new.rows]
         kept = np.array([policy.decide(f, ALL).strategy == "in_context" for f in rows])
