@@ -315,7 +315,7 @@ def policy_explain(
             "`autottt collect`, then `autottt train-policy`, then --policy FOLDER"
         )
     for task in reading.tasks:
-        _, features = measured(controller.learner, controller.policy, task, seed)
+        features = measured(controller.learner, controller.policy, task, seed).features
         screen.print(f"[bold cyan]{task.id}[/]")
         screen.print(as_text(explain(controller.policy, features, possible(task))), markup=False, highlight=False)
         screen.print()
@@ -369,13 +369,11 @@ def policy_served(
     """
     from ..policies.bundle import load_bundle
     from ..policies.policy import BUNDLED
-    from ..policies.traces import read_log, summary
+    from ..policies.traces import base_of, read_log, summary
 
     rows = read_log(logs)
-    if not rows:
-        raise TaskError(f"{', '.join(map(str, logs))}: no query was answered")
     trained = load_bundle(policy or BUNDLED)
-    fits = trained.base_hash == rows[0]["proof"]["hash"]
+    fits = trained.base_hash == base_of(rows)
     if policy is not None and not fits:
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it says nothing")
     found = summary(rows, _right_answers(answers), trained if fits else None)
@@ -388,8 +386,9 @@ def policy_served(
 
 
 def _right_answers(files: list[Path] | None) -> dict[str, Any]:
-    """The answers in task files by the ids of queries."""
-    return {t.id: t.answer for t in _read(files, None, 0, None).tasks} if files else {}
+    """The answers in task files by what is asked."""
+    tasks = _read(files, None, 0, None).tasks if files else ()
+    return {task.digest: task.answer for task in tasks if task.answer is not None}
 
 
 @app.command()
@@ -411,14 +410,16 @@ def retrain(
     Only queries whose right answer is known, and on which everything was measured, teach something; `solve --explore`
     makes sure that there are some of every kind. A policy is still judged on queries that every strategy was tried on.
     """
+    from ..policies.cases import cases_of
     from ..policies.outcomes import OutcomeStore
     from ..policies.traces import outcomes_of, read_log
 
     rows = read_log(logs)
     kept = OutcomeStore(store)
-    known = kept.done()
-    found = outcomes_of(rows, _right_answers(answers))
-    new = [o for o in found if o.key not in known]
+    stored, found = kept.read(), outcomes_of(rows, _right_answers(answers))
+    keys = {outcome.key for outcome in stored}
+    new = [outcome for outcome in found if outcome.key not in keys]
+    cases_of([*stored, *new])  # refuses what does not go together, before anything is written
     for outcome in new:
         kept.append(outcome)
     kept.seal()
@@ -570,9 +571,8 @@ def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float 
     save_bundle(trained, out)
     write_report(trained, out)
     settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
-    folder = track(trained, out, runs, settings)
     screen.print_json(json.dumps(trained.scorecard, default=float))
-    errors.print(f"the run is kept in {folder}", highlight=False)
+    errors.print(f"the run is kept in {track(trained, out, runs, settings)}", highlight=False)
     if not trained.released:
         errors.print(
             f"this policy does not beat always {trained.ranking[0]} for sure (see {out / REPORT}): collect more, or "

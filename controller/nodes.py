@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from langgraph.runtime import Runtime
 
@@ -66,16 +66,26 @@ def measure(state: State, runtime: Runtime[Context]) -> State:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice."""
     started = time.monotonic()
     context = runtime.context
-    attempt, features = measured(
+    found = measured(
         context.learner, context.policy, task_from_plain(state["task"]), state.get("seed", 0), context.budget
     )
-    return {"started": started, "features": asdict(features), "in_context": asdict(attempt)}
+    return {
+        "started": started, "features": asdict(found.features), "in_context": asdict(found.attempt), "unit": found.unit,
+    }  # fmt: skip
 
 
-def measured(
-    learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED
-) -> tuple[Attempt, Features]:
-    """The in-context attempt, and what is known of the task when the policy asks for no more or the budget forbids."""
+class Measured(NamedTuple):
+    """What is known of a task before anything is decided."""
+
+    attempt: Attempt
+    """In context."""
+    features: Features
+    unit: int
+    """Tokens that answering in context takes, had nothing of the prompt been read before."""
+
+
+def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED) -> Measured:
+    """Answers in context, and measures until the policy asks for no more or the budget forbids it."""
     started, before = time.monotonic(), learner.work
     reading = learner.read(task)
     answer = learner.answer([task])[0]
@@ -85,7 +95,8 @@ def measured(
     probing = cost.seconds * len(task.demonstrations)  # a prompt for each one left out
     if policy.needs_more(features) and time.monotonic() + probing < started + budget.total(cost.seconds):
         features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
-    return replace(from_answer("in_context", answer), cost=cost), features
+    unit = len(learner.encode(task).ids) + len(answer.scores.log_probs)
+    return Measured(replace(from_answer("in_context", answer), cost=cost), features, unit)
 
 
 @traced("decide")
@@ -116,23 +127,24 @@ def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: l
 
 
 def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> Decision:
-    """The policy's best choice that what is left of the budget pays: at least half of it where it trains, since
-    training can stop early."""
+    """The policy's best choice among those that what is left of the budget pays: at least half of it where they train,
+    since training can stop early."""
     in_context = state["in_context"]["cost"]["seconds"]
     left = remaining(state, runtime)
-    dropped: list[str] = []
-    while True:
-        decision = _asked(state, runtime, allowed, [])
-        cost_class = strategies()[decision.strategy].cost_class
-        price = decision.costs.get(decision.strategy, USUAL_COST[cost_class]) * in_context
-        needed = price / 2 if cost_class == "train" else price
-        if decision.strategy == "in_context" or needed <= left or allowed == ["in_context"]:
-            break
-        dropped.append(decision.strategy)
-        allowed = [n for n in allowed if n != decision.strategy]
-    if dropped:
-        note = f"{decision.reason} (the budget's remaining {max(0.0, left):.2f} s do not pay for {', '.join(dropped)})"
-        decision = replace(decision, reason=note)
+    wanted = _asked(state, runtime, allowed, [])
+
+    def pays(name: str) -> bool:
+        cost_class = strategies()[name].cost_class
+        price = wanted.costs.get(name, USUAL_COST[cost_class]) * in_context
+        return name == "in_context" or (price / 2 if cost_class == "train" else price) <= left
+
+    paid = [name for name in allowed if pays(name)] or allowed[:1]
+    if paid == allowed:
+        return wanted
+    decision = _asked(state, runtime, paid, [])
+    if decision.strategy != wanted.strategy:
+        note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {wanted.strategy})"
+        decision = replace(decision, reason=f"{decision.reason} {note}")
     return decision
 
 

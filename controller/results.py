@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..policies.features import FEATURES_VERSION
 from ..strategies.base import Attempt, Cost
 from ..ttt_core.fingerprint import RevertProof
 from ..ttt_core.tasks import Task, Value
@@ -48,6 +49,9 @@ class Result:
     """One event per node, in order, with its length in seconds."""
     error: str = ""
     seed: int = 0
+    unit: int = 0
+    """Tokens that answering in context takes, had nothing of the prompt been read before: what costs in tokens are
+    multiples of."""
     decision: Mapping[str, Any] = field(default_factory=dict)
     """The first decision whole (see `policies.policy.Decision`); empty for a task that could not be tried."""
 
@@ -65,7 +69,8 @@ class Result:
         """The result as JSON can hold it, also for a log that a policy is trained on again: `autottt retrain`."""
         plain = asdict(self)
         task = {name: plain["task"][name] for name in ("dataset", "family", "group", "kind", "answer")}
-        return {"id": self.task.id, **plain, "task": task, "right": self.right, "adapted": self.adapted}
+        plain |= {"task": task | {"digest": self.task.digest}, "features_version": FEATURES_VERSION}
+        return {"id": self.task.id, **plain, "right": self.right, "adapted": self.adapted}
 
 
 def result_of(task: Task, state: State, cost: Cost) -> Result:
@@ -93,6 +98,7 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         trace=tuple(state["trace"]),
         error=last.error,
         seed=state.get("seed", 0),
+        unit=state["unit"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )
 

@@ -33,6 +33,8 @@ class State(TypedDict, total=False):
     """`stage` and `values`."""
     in_context: Plain
     """The in-context attempt, which measuring gives for nothing."""
+    unit: int
+    """Tokens that answering in context takes, had nothing of the prompt been read before."""
     decision: Plain
     attempts: Annotated[list[Plain], operator.add]
     """Every attempt, in order."""

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sklearn
 import skops
 import skops.io
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from ..ttt_core.errors import PolicyError
 from .features import FEATURES_VERSION, NAMES
@@ -27,7 +29,8 @@ FORMAT = 4
 CARD, HEADS = "card.json", "heads.skops"
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
-"""What skops does not trust by itself: the trees of boosting and of forests, which are arrays of numbers."""
+"""What skops does not trust by itself: the trees of boosting and of forests. They are arrays of numbers, but ones that
+are followed without looking: `_check_trees` looks first."""
 TYPES = frozenset({
     "builtins.dict", "builtins.list", "builtins.str", "builtins.tuple",
     "numpy.float64", "numpy.int64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
@@ -168,6 +171,8 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
         if _sha256(file) != sha256:
             raise _refused(path, f"{HEADS} is not the one that {CARD} describes")
         estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
+        for name, estimator in estimators.items():
+            _check_trees(estimator, len(NAMES[0 if name.startswith("0/") else 1]))
         return estimators
     except OSError as error:
         raise _refused(path, f"{HEADS} cannot be read ({error.strerror})") from None
@@ -175,6 +180,28 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
         raise
     except Exception as error:  # whatever a damaged archive makes of zipfile, json and skops
         raise _refused(path, f"{HEADS} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _check_trees(estimator: Any, features: int) -> None:
+    """Raises `ValueError` for a tree whose way down leaves it, or reads a feature that there is not."""
+    if isinstance(estimator, RandomForestClassifier):
+        trees = [tree.tree_.__getstate__()["nodes"] for tree in estimator.estimators_]
+        names = ("left_child", "right_child", "feature")
+        leaves = [nodes["left_child"] < 0 for nodes in trees]
+    elif isinstance(estimator, HistGradientBoostingClassifier):
+        trees = [tree.nodes for trees in estimator._predictors for tree in trees]
+        names = ("left", "right", "feature_idx")
+        leaves = [nodes["is_leaf"] > 0 for nodes in trees]
+        if any(nodes["is_categorical"].any() for nodes in trees):
+            raise ValueError("a tree with categories, which no policy has")
+    else:
+        return
+    for nodes, leaf in zip(trees, leaves, strict=True):
+        inner, place = nodes[~leaf], np.flatnonzero(~leaf)
+        left, right, feature = (inner[name].astype(np.int64) for name in names)
+        onwards = (left > place) & (right > place) & (left < len(nodes)) & (right < len(nodes))
+        if not (len(nodes) and onwards.all() and ((feature >= 0) & (feature < features)).all()):
+            raise ValueError("a tree whose nodes lead nowhere")
 
 
 def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:

@@ -108,13 +108,10 @@ def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[
     def judged(names: set[str]) -> int:
         return len({by[BASE].family or by[BASE].task_id for by in known if by.keys() >= names})
 
-    while len(strategies) > 2 and judged(strategies) < LEAST_FAMILIES:
-        without = {s: judged(strategies - {s}) for s in sorted(strategies - {BASE})}
-        rarest = max(without, key=without.__getitem__)
-        if without[rarest] <= judged(strategies):
-            break
-        strategies = strategies - {rarest}
-    return strategies
+    left = strategies
+    while len(left) > 2 and judged(left) < LEAST_FAMILIES:
+        left = left - {min(sorted(left - {BASE}), key=lambda s: judged({BASE, s}))}
+    return left if judged(left) >= LEAST_FAMILIES else strategies
 
 
 def _check(known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:

@@ -48,10 +48,12 @@ class Decision:
     """The last stage of features that was used."""
     propensity: float = 1.0
     """The chance with which this strategy was to be chosen: below 1 where the policy explores."""
-    explored: bool = False
-    """Whether it was drawn rather than chosen."""
+    instead_of: str = ""
+    """The policy's own choice, where this strategy was drawn in its stead."""
     shadow: str = ""
     """What the policy in the shadow would have chosen, where there is one."""
+    shadow_knew: bool = True
+    """Whether the shadow would have decided on as much as was measured."""
 
 
 class Policy(Protocol):
@@ -91,10 +93,11 @@ class LearnedPolicy:
         trained = self.trained
         chances, costs, gains = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
-        preferences = self._by_name(trained.preferences(chances, costs, gains)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
+        among = [trained.strategies.index(s) for s in known]
+        preferences = self._by_name(trained.preferences(chances, costs, gains, among)[0].tolist())
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
         elif self._strange(features):
@@ -103,7 +106,7 @@ class LearnedPolicy:
         else:
             choice = max(known, key=lambda s: preferences[s])
             reason = _in_words(choice, difficulty, scores, prices, utilities, known)
-            likeliest = max(known, key=lambda s: utilities[s])
+            likeliest = max(known, key=lambda s: (preferences[s] > -np.inf, utilities[s]))
             if gains is not None and trained.pairs and choice != likeliest:
                 ahead = preferences[choice] - preferences[likeliest]
                 reason += f"; compared in pairs, it is worth {ahead:.2f} more than {likeliest}"

@@ -36,7 +36,9 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
-        f"- Beyond the single best strategy: {_with_interval(card['gain_over_single_best'])} utility"
+        f"- Beyond `{card['gain_over_first']['strategy']}`, the best of all fixed strategies here: "
+        f"{_with_interval(card['gain_over_first'])} utility.",
+        f"- Beyond the single best strategy of the training families: {_with_interval(card['gain_over_single_best'])}"
         + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
         f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
@@ -46,7 +48,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
         "- Released: "
         + (
-            "yes, the lower bound of the gain is above 0."
+            "yes, the lower bounds of both gains are above 0."
             if policy.released
             else f"no; it does not beat the single best strategy for sure, and always `{policy.ranking[0]}` is safer."
         ),
@@ -87,7 +89,7 @@ def _share(value: float | None) -> str:
 
 
 def _repeats(found: Mapping[str, Any]) -> Sequence[str]:
-    """The main numbers over all draws of the folds; the lines above are of the first."""
+    """How the main numbers vary with the draw of the folds."""
     shown = {"gain_over_single_best": "gain", "gap_closed": "gap closed", "auroc": "AUROC", "harm_share": "harm"}
     parts = [
         f"{words} {found[name]['mean']:.3f} ({found[name]['range'][0]:.3f} to {found[name]['range'][1]:.3f})"

@@ -5,7 +5,7 @@ Knows nothing about how the policy came about. Whatever a policy measured is cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -20,6 +20,8 @@ from .heads import Floats
 
 RESAMPLES = 2000
 """Of the bootstrap over families."""
+Outcomes = tuple[Floats, Floats]
+"""Shares right and costs, [N] each."""
 
 
 @dataclass(frozen=True)
@@ -96,46 +98,54 @@ def best_rule(cases: Cases, price: float) -> Rule:
     return found
 
 
-def scorecard(cases: Cases, held_out: HeldOut, price: float, seed: int) -> dict[str, Any]:
-    """The numbers as plain JSON. Shares and accuracies are 0 to 1, costs multiples of in-context."""
-    index = np.arange(len(cases))
+def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -> dict[str, Any]:
+    """The numbers as plain JSON: what is decided and gained is the mean over all draws of the folds, what is estimated
+    is of the first. Shares and accuracies are 0 to 1, costs multiples of in-context."""
+    index, first = np.arange(len(cases)), draws[0]
 
-    def fixed(choice: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        return cases.right[index, choice], cases.costs[index, choice]
+    def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
+        right = np.mean([cases.right[index, choice] for choice in choices], axis=0)
+        return right, np.mean([cases.costs[index, choice] for choice in choices], axis=0)
 
-    def after_measuring(choice: NDArray[np.int64], measured: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        right, costs = fixed(choice)
-        return right, costs + (choice != 0) * cases.costs[:, 0] + measured * cases.probe
+    def after_measuring(choices: Sequence[NDArray[np.int64]], measured: Sequence[NDArray[np.bool_]]) -> Outcomes:
+        right, costs = fixed(choices)
+        reading = np.mean([(choice != 0) for choice in choices], axis=0) * cases.costs[:, 0]
+        return right, costs + reading + np.mean(measured, axis=0) * cases.probe
 
-    shares = np.bincount(held_out.choice, minlength=len(cases.strategies)) / len(cases)
+    chosen = np.stack([draw.choice for draw in draws])
+    shares = np.bincount(chosen.ravel(), minlength=len(cases.strategies)) / chosen.size
     arms = {
-        "policy": after_measuring(held_out.choice, held_out.measured),
+        "policy": after_measuring([d.choice for d in draws], [d.measured for d in draws]),
         **{name: (cases.right[:, s], cases.costs[:, s]) for s, name in enumerate(cases.strategies)},
-        "single_best": fixed(held_out.single),
-        "best_of_each": fixed(cases.utilities(price).argmax(axis=1)),
+        "single_best": fixed([d.single for d in draws]),
+        "best_of_each": fixed([cases.utilities(price).argmax(axis=1)]),
         "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
-        "one_feature": after_measuring(held_out.by_rule, held_out.rule_measured),
-        "by_kind": fixed(held_out.by_kind),
-        "rule_of_thumb": after_measuring(held_out.by_thumb, held_out.thumb_measured),
+        "one_feature": after_measuring([d.by_rule for d in draws], [d.rule_measured for d in draws]),
+        "by_kind": fixed([d.by_kind for d in draws]),
+        "rule_of_thumb": after_measuring([first.by_thumb], [first.thumb_measured]),
     }
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
+    best = max(cases.strategies, key=lambda name: float(worth[name].mean()))
+    gains = bootstrap(cases, worth, seed)
     return {
         "families": len(set(cases.families)),
         "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
         "cases": len(cases),
         "price": price,
         "arms": {name: _arm(right, cost, worth[name]) for name, (right, cost) in arms.items()},
-        **_against_single(cases, worth, seed),
-        "difficulty": _classifier(wrong, 1 - held_out.chance),
-        "difficulty_free": _classifier(wrong, 1 - held_out.free_chance),
-        "routing": routing(cases, held_out),
-        "importance": _importance(wrong, held_out),
+        "gain_over_single_best": gains("single_best"),
+        "gain_over_first": {"strategy": best, **(gains(best) or {})},
+        "gap_closed": gains("single_best", "best_of_each"),
+        "difficulty": _classifier(wrong, 1 - first.chance),
+        "difficulty_free": _classifier(wrong, 1 - first.free_chance),
+        "routing": routing(cases, first),
+        "importance": _importance(wrong, first),
         "families_gained": _per_family(cases, arms["policy"][0] - cases.right[:, 0]),
-        "kept": _kept(cases, held_out),
+        "kept": _kept(cases, draws),
         "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
-        "measured_share": float(held_out.measured.mean()),
-        "harm_share": float((arms["policy"][0] < cases.right[:, 0]).mean()),
+        "measured_share": float(np.mean([d.measured for d in draws])),
+        "harm_share": float(np.mean([cases.right[index, choice] < cases.right[:, 0] for choice in chosen])),
     }
 
 
@@ -207,34 +217,38 @@ def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:
     return {"accuracy": float(right.mean()), "cost": float(cost.mean()), "utility": float(worth.mean())}
 
 
-def _against_single(cases: Cases, worth: dict[str, Floats], seed: int) -> dict[str, Any]:
-    """Utility beyond the single best strategy, and the share of what could be gained; 90% by families drawn again."""
+def bootstrap(cases: Cases, worth: Mapping[str, Floats], seed: int) -> Callable[..., dict[str, Any] | None]:
+    """What gives the policy's mean gain over an arm, or the share of the way from there to another arm that it goes
+    (None where there is no way), with the 90% interval when families are drawn again."""
     names, family = np.unique(np.array(cases.families), return_inverse=True)
-
-    def per_family(values: Floats) -> Floats:
-        sums: Floats = np.bincount(family, weights=values, minlength=len(names)).astype(np.float64)
-        return sums
-
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     weights = np.vstack([np.ones(len(names)), drawn])
-    sizes = weights @ per_family(np.ones(len(cases)))
-    gained = weights @ per_family(worth["policy"] - worth["single_best"]) / sizes
-    possible = weights @ per_family(worth["best_of_each"] - worth["single_best"]) / sizes
-    share = gained[possible > 1e-9] / possible[possible > 1e-9]
-    return {
-        "gain_over_single_best": {"value": float(gained[0]), "interval_90": _interval(gained[1:])},
-        "gap_closed": {"value": float(share[0]), "interval_90": _interval(share[1:])} if possible[0] > 1e-9 else None,
-    }
+
+    def means(values: Floats) -> Floats:
+        sums = [np.bincount(family, weights=v, minlength=len(names)) for v in (values, np.ones(len(cases)))]
+        found: Floats = (weights @ sums[0]) / (weights @ sums[1])
+        return found
+
+    def gain(over: str, to: str | None = None) -> dict[str, Any] | None:
+        found = means(worth["policy"] - worth[over])
+        if to is not None:
+            way = means(worth[to] - worth[over])
+            if way[0] <= 1e-9:
+                return None
+            found = found[way > 1e-9] / way[way > 1e-9]
+        return {"value": float(found[0]), "interval_90": _interval(found[1:])}
+
+    return gain
 
 
 def _interval(values: Floats) -> list[float]:
     return [float(x) for x in np.quantile(values, (0.05, 0.95))] if len(values) else []
 
 
-def _kept(cases: Cases, held_out: HeldOut) -> dict[str, float | None]:
+def _kept(cases: Cases, draws: Sequence[HeldOut]) -> dict[str, float | None]:
     """The share of cases whose in-context answer is kept, and of those the share that is wrong."""
-    kept = held_out.choice == 0
-    wrong = float(1 - cases.right[kept, 0].mean()) if kept.any() else None
+    kept = np.mean([draw.choice == 0 for draw in draws], axis=0)
+    wrong = float(kept @ (1 - cases.right[:, 0]) / kept.sum()) if kept.any() else None
     return {"share": float(kept.mean()), "wrong_share": wrong}
 
 

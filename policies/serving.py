@@ -27,7 +27,7 @@ class ServedPolicy:
     shadow: Policy | None = None
     """Asked after every decision, for the record; whatever it says or raises changes nothing."""
     explore: float = 0.0
-    """Share of the queries for which a strategy is drawn, each as likely as any other, 0 to 1."""
+    """Share of the queries for which a strategy is drawn, each that the policy knows as likely as any other, 0 to 1."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,14 +43,15 @@ class ServedPolicy:
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         decision = self.policy.decide(features, allowed, tried=tried)
-        left = left_of(allowed, tried)
-        drawn, other = self._draw(features), self._shadow(features, allowed, tried)
-        chosen = decision.strategy if drawn is None else drawn.choice(left)
-        share = self.explore / len(left) + (1 - self.explore) * (chosen == decision.strategy)
-        if drawn is not None:
-            words = f"explored, drawn from {len(left)}; else it would be {decision.strategy}: {decision.reason}"
-            decision = replace(decision, strategy=chosen, reason=words, explored=True)
-        return replace(decision, propensity=share, shadow=other)
+        own, chance = decision.strategy, self._draw(features)
+        known = [s for s in left_of(allowed, tried) if s in decision.costs]
+        drawn = known if len(known) > 1 else left_of(allowed, tried)
+        chosen = own if chance is None else chance.choice(drawn)
+        share = self.explore / len(drawn) + (1 - self.explore) * (chosen == own)
+        if chance is not None:
+            words = f"explored, drawn from {len(drawn)}; else it would be {own}: {decision.reason}"
+            decision = replace(decision, strategy=chosen, reason=words, instead_of=own)
+        return self._shadowed(replace(decision, propensity=share), features, allowed, tried)
 
     def card(self) -> Mapping[str, Any]:
         served = {"explore": self.explore, "shadow": None if self.shadow is None else self.shadow.name}
@@ -62,10 +63,13 @@ class ServedPolicy:
         chance = random.Random(f"explore-{self.seed}-{key}")
         return chance if chance.random() < self.explore else None
 
-    def _shadow(self, features: Features, allowed: Sequence[str], tried: Sequence[str]) -> str:
+    def _shadowed(
+        self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
+    ) -> Decision:
         if self.shadow is None:
-            return ""
+            return decision
         try:
-            return self.shadow.decide(features, allowed, tried=tried).strategy
+            choice = self.shadow.decide(features, allowed, tried=tried).strategy
+            return replace(decision, shadow=choice, shadow_knew=not self.shadow.needs_more(features))
         except Exception as error:  # a shadow is there to be tried out: its failure is a finding, not ours to raise
-            return f"failed: {type(error).__name__}: {error}"
+            return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
 from .cases import BASE
@@ -24,49 +25,85 @@ from .trained import TrainedPolicy
 
 DRIFTED = 0.25
 """Population stability index from which a feature is said to have drifted, as is usual (Siddiqi 2006)."""
-KNOWN = ("id", "status", "attempts", "in_context", "features", "cost", "proof", "task", "decision", "seed")
+KNOWN = (
+    "id", "status", "answer", "attempts", "in_context", "features", "features_version", "cost", "unit", "proof", "task",
+    "decision", "seed",
+)  # fmt: skip
 """What a line of a log has."""
+RESAMPLES = 2000
+"""Of queries like those in training, to see what chance does to their index."""
 Row = Mapping[str, Any]
 
 
 def read_log(files: Iterable[Path]) -> list[Row]:
-    """The results in logs, but those of refused tasks. Raises `PolicyError` naming the file and line that is none."""
+    """The results in logs, but those of refused tasks; a last line that an interruption tore is passed over.
+
+    Raises `PolicyError` naming the file and line that is no result, or one with features of another version.
+    """
     found: list[Row] = []
     for file in files:
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        lines = file.read_text("utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}:{number}"
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise PolicyError(f"{file}:{number}: not JSON ({error})") from None
+                if number == len(lines) and not line.endswith("\n"):
+                    continue
+                raise PolicyError(f"{place}: not JSON ({error})") from None
             lacking = [name for name in KNOWN if not isinstance(row, dict) or name not in row]
             if lacking:
+                raise PolicyError(f"{place}: lacks {', '.join(lacking)}: a log is what `autottt solve --full` writes")
+            if row["status"] == "refused":
+                continue
+            if row["features_version"] != FEATURES_VERSION:
                 raise PolicyError(
-                    f"{file}:{number}: lacks {', '.join(lacking)}: a log is what `autottt solve --full` writes"
+                    f"{place}: features of version {row['features_version']}; this package measures {FEATURES_VERSION}"
                 )
-            if row["status"] != "refused":
-                found.append(row)
+            found.append(row)
     return found
+
+
+def base_of(rows: Sequence[Row]) -> str:
+    """The content hash of the model that answered. Raises `PolicyError` when there were several, or none."""
+    hashes = sorted({row["proof"]["hash"] for row in rows})
+    if len(hashes) != 1:
+        names = ", ".join(name[:12] for name in hashes)
+        raise PolicyError(f"{len(hashes)} models answered in these logs ({names}); give those of one model")
+    return str(hashes[0])
 
 
 def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome]:
-    """What each strategy that was tried achieved, where the right answer is known from `answers` (by id) or the log.
+    """What the in-context answer and the first strategy tried achieved, where the right answer is known: from
+    `answers`, by the task's digest, or from the log.
 
-    Only queries on which all was measured, since a policy learns from features of every stage. An answer by an adapter
-    that was known already, or whose training a deadline cut short, is left out: it says nothing of what training costs.
+    Only queries on which all was measured, since a policy learns from features of every stage. Strategies that were
+    tried because another had failed are left out: nothing in the features says so. So is an answer by an adapter that
+    was known already, or whose training a deadline cut short: it says nothing of what training costs.
     """
     found = []
     for row in rows:
-        right = _plain(answers.get(row["id"], row["task"].get("answer")))
-        read = row["in_context"]
-        unit = _passes(read)
-        if right is None or set(row["features"]) != set(NAMES[1]) or not unit:
+        right, read, others = _right(row, answers), row["in_context"], row["attempts"]
+        if right is None or set(row["features"]) != set(NAMES[1]) or not row["unit"]:
             continue
-        others = [a for a in row["attempts"] if a["strategy"] != BASE]
-        probing = _passes(row) - unit - sum(map(_passes, others))
-        base = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / unit}
-        found.append(_outcome(row, read, right, unit, base))
-        found += [_outcome(row, attempt, right, unit, {}) for attempt in others if _paid_in_full(attempt)]
+        others = [a for a in others if a["strategy"] != BASE]
+        probing = _passes(row) - _passes(read) - sum(map(_passes, others))
+        base = {
+            "features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / row["unit"]
+        }  # fmt: skip
+        found.append(_outcome(row, {**read, "cost": _UNIT | {"forward_tokens": row["unit"]}}, right, base))
+        first = row["attempts"][0]
+        if first["strategy"] != BASE and _paid_in_full(first):
+            found.append(_outcome(row, first, right, {}))
     return found
+
+
+_UNIT = {"seconds": 0.0, "forward_tokens": 0, "backward_tokens": 0}
+
+
+def _right(row: Row, answers: Mapping[str, Any]) -> Any:
+    """The right answer as JSON has it; None where it is not known."""
+    return _plain(answers.get(row["task"]["digest"], row["task"]["answer"]))
 
 
 def _paid_in_full(attempt: Row) -> bool:
@@ -74,14 +111,15 @@ def _paid_in_full(attempt: Row) -> bool:
     return not attempt["reused"] and (attempt["training"] or {}).get("stopped") != "deadline"
 
 
-def _outcome(row: Row, attempt: Row, right: Any, unit: int, more: Mapping[str, Any]) -> Outcome:
+def _outcome(row: Row, attempt: Row, right: Any, more: Mapping[str, Any]) -> Outcome:
     task = row["task"]
     read = "answered" if attempt["value"] is not None else "unreadable"
     return Outcome(
-        task_id=row["id"], group=task["group"], family=task["family"], dataset=task["dataset"], kind=task["kind"],
-        strategy=attempt["strategy"], seed=row["seed"], status="failed" if attempt["error"] else read,
-        correct=float(_plain(attempt["value"]) == right), seconds=attempt["cost"]["seconds"], work=_passes(attempt),
-        cost=_passes(attempt) / unit, base_hash=row["proof"]["hash"], **more,
+        task_id=f"{row['id']}#{task['digest']}", group=task["group"], family=task["family"], dataset=task["dataset"],
+        kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
+        status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
+        seconds=attempt["cost"]["seconds"], work=_passes(attempt), cost=_passes(attempt) / row["unit"],
+        base_hash=row["proof"]["hash"], **more,
     )  # fmt: skip
 
 
@@ -103,14 +141,14 @@ class Drift:
     index: float
     """Population stability index over the deciles of training: 0 for the same distribution."""
     by_chance: float
-    """What so few queries of the same distribution would give on average."""
+    """What so few queries of the same distribution stay under, all features together, in 19 of 20 cases."""
     median: float
     usual: float
     """The median in training."""
 
     @property
     def drifted(self) -> bool:
-        return self.index > DRIFTED + self.by_chance
+        return self.index > max(DRIFTED, self.by_chance)
 
 
 def drift(policy: TrainedPolicy, rows: Sequence[Row]) -> list[Drift]:
@@ -120,10 +158,12 @@ def drift(policy: TrainedPolicy, rows: Sequence[Row]) -> list[Drift]:
         values = np.array([row["features"][name] for row in rows])
         edges, shares = _bins(policy.deciles[place], policy.below[place])
         counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(shares))
-        index = _stability(counts / max(1, len(values)), shares)
-        by_chance = (len(shares) - 1) / max(1, len(values))
-        found.append(Drift(name, index, by_chance, float(np.median(values)), policy.usual[place]))
-    return sorted(found, key=lambda d: d.by_chance - d.index)
+        drawn = np.random.default_rng(place).multinomial(len(values), shares, RESAMPLES)
+        by_chance = float(np.quantile(_stability(drawn, shares), 1 - 0.05 / len(STAGE_0)))
+        found.append(
+            Drift(name, float(_stability(counts, shares)), by_chance, float(np.median(values)), policy.usual[place])
+        )
+    return sorted(found, key=lambda d: max(DRIFTED, d.by_chance) - d.index)
 
 
 def _bins(deciles: Sequence[float], below: Sequence[float]) -> tuple[Floats, Floats]:
@@ -132,31 +172,34 @@ def _bins(deciles: Sequence[float], below: Sequence[float]) -> tuple[Floats, Flo
     return edges, np.diff(np.concatenate([[0.0], np.array(below)[place], [1.0]]))
 
 
-def _stability(seen: Floats, expected: Floats) -> float:
-    least = 1e-3
-    a, b = np.maximum(seen, least), np.maximum(expected, least)
-    return float(((a - b) * np.log(a / b)).sum())
+def _stability(counts: NDArray[np.int64], expected: Floats) -> Floats:
+    """The index of counts [..., B] against shares [B] -> [...]; half a query more in each bin keeps it finite."""
+    seen = (counts + 0.5) / (counts.sum(axis=-1, keepdims=True) + 0.5 * len(expected))
+    least = np.maximum(expected, 1e-3)
+    index: Floats = ((seen - least) * np.log(seen / least)).sum(axis=-1)
+    return index
 
 
 def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPolicy | None) -> dict[str, Any]:
-    """What was served, as plain JSON: choices, how often they were right where that is known, exploration, the shadow,
-    and drift from what the policy was trained on."""
-    chosen = [row["decision"]["strategy"] for row in rows]
-    known = [(row, _plain(answers.get(row["id"], row["task"].get("answer")))) for row in rows]
-    right = {row["id"]: _plain(row["answer"]) == answer for row, answer in known if answer is not None}
-    shadowed = [row for row in rows if row["decision"].get("shadow")]
-    other = [row for row in shadowed if row["decision"]["shadow"] != row["decision"]["strategy"]]
+    """What was served, as plain JSON: choices, how often they were right where that is known, exploration, the shadow
+    beside the policy's own choice, and drift from what the policy was trained on."""
+    decisions = [row["decision"] for row in rows]
+    own = [d["instead_of"] or d["strategy"] for d in decisions]
+    answered = [(row, right) for row in rows if (right := _right(row, answers)) is not None]
+    shadowed = [(mine, d["shadow"], d["shadow_knew"]) for mine, d in zip(own, decisions, strict=True) if d["shadow"]]
+    failed = [other for _, other, _ in shadowed if other.startswith("failed")]
+    changes = [f"{mine} -> {other}" for mine, other, _ in shadowed if other not in (mine, *failed)]
     found: dict[str, Any] = {
         "queries": len(rows),
-        "chosen": {name: chosen.count(name) / len(rows) for name in sorted(set(chosen))},
-        "known": len(right),
-        "right": fmean(right.values()) if right else None,
-        "explored": sum(row["decision"]["explored"] for row in rows),
+        "chosen": {name: own.count(name) / len(rows) for name in sorted(set(own))},
+        "explored": sum(bool(d["instead_of"]) for d in decisions),
+        "known": len(answered),
+        "right": fmean(_plain(row["answer"]) == right for row, right in answered) if answered else None,
         "shadow": {
             "queries": len(shadowed),
-            "otherwise": len(other),
-            "instead": _pairs([(r["decision"]["strategy"], r["decision"]["shadow"]) for r in other]),
-            "failed": sum(row["decision"]["shadow"].startswith("failed") for row in shadowed),
+            "otherwise": {name: changes.count(name) for name in sorted(set(changes))},
+            "would_have_measured_more": sum(not knew for _, _, knew in shadowed),
+            "failed": len(failed),
         },
     }
     if policy is not None:
@@ -166,8 +209,3 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
         found |= {"strange": float(strange.mean()), "drifted": [d.feature for d in far if d.drifted]}
         found["drift"] = {d.feature: {"index": d.index, "by_chance": d.by_chance} for d in far}
     return found
-
-
-def _pairs(changes: Sequence[tuple[str, str]]) -> dict[str, int]:
-    names = [f"{served} -> {other}" for served, other in changes]
-    return {name: names.count(name) for name in sorted(set(names))}

@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .bundle import CARD, HEADS
+from .report import PICTURE, REPORT
 from .trained import TrainedPolicy
 
 RUN = "run.json"
@@ -31,7 +33,10 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
     Returns the run's folder, named by the time (UTC); MLflow gets a run of the same name where it is installed.
     """
     folder = _new_folder(runs)
-    shutil.copytree(bundle, folder / "bundle")
+    (folder / "bundle").mkdir()
+    for name in (CARD, HEADS, REPORT, PICTURE):
+        if (bundle / name).is_file():
+            shutil.copy2(bundle / name, folder / "bundle")
     metrics = dict(_numbers("", {k: v for k, v in policy.scorecard.items() if k not in _DETAILS}))
     parameters = {"model": policy.base_hash, "strategies": list(policy.strategies), **parameters}
     facts = {
@@ -83,7 +88,10 @@ def _to_mlflow(folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str
             from mlflow import MlflowClient
         except ImportError:
             return
-        _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
+        try:
+            _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
+        except Exception as error:  # whatever a database makes of itself: the folder holds the run already
+            logging.getLogger("autottt").warning("MLflow did not take the run %s: %s", folder.name, error)
 
 
 def _log(client: Any, folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ Training judges itself with the same methods that answer a single query. Axes: N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,9 +82,10 @@ class TrainedPolicy:
 
     @property
     def released(self) -> bool:
-        """Whether it beats the single best strategy for sure: the lower bound of its gain is above 0."""
-        interval = self.scorecard.get("gain_over_single_best", {}).get("interval_90", ())
-        return bool(interval) and interval[0] > 0
+        """Whether it beats what would be used in its place for sure: the lower bounds of its gains over the single best
+        strategy, of the training families and of all, are above 0."""
+        gains = [self.scorecard.get(name, {}) for name in ("gain_over_single_best", "gain_over_first")]
+        return all(gain.get("interval_90", [0.0])[0] > 0 for gain in gains)
 
     def chances(self, stage: int, rows: Floats) -> Floats:
         """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
@@ -109,17 +110,19 @@ class TrainedPolicy:
         """What the pairs expect [N, P] from the features of all stages [N, F]."""
         return np.stack([pair.gains(rows) for pair in self.pairs], axis=1) if self.pairs else np.zeros((len(rows), 0))
 
-    def preferences(self, chances: Floats, costs: Floats, gains: Floats | None = None) -> Floats:
-        """Utilities [N, S], by the pairs relative to their mean where `gains` [N, P] are given and there are pairs.
-
-        In-context answers that are not to be kept come last.
+    def preferences(
+        self, chances: Floats, costs: Floats, gains: Floats | None = None, among: Collection[int] | None = None
+    ) -> Floats:
+        """Utilities [N, S]; where `gains` [N, P] are given and there are pairs, by those `among` these strategies
+        (None: all), relative to their mean. In-context answers that are not to be kept come last.
         """
         found = self.utilities(chances, costs)
         if gains is not None and self.pairs:
-            found = np.zeros_like(found)
+            found, among = np.zeros_like(found), range(len(self.strategies)) if among is None else among
             for pair, gain in zip(self.pairs, gains.T, strict=True):
-                found[:, pair.first] += gain / len(self.strategies)
-                found[:, pair.second] -= gain / len(self.strategies)
+                if pair.first in among and pair.second in among:
+                    found[:, pair.first] += gain / len(among)
+                    found[:, pair.second] -= gain / len(among)
         found[:, 0] = np.where(chances[:, 0] < self.keep, -np.inf, found[:, 0])
         return found
 

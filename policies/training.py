@@ -18,7 +18,7 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, Head, Question, fit_head, folds
+from .heads import CANDIDATES, Floats, Head, Question, fit_head, folds, surely_above
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
 from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
@@ -73,32 +73,33 @@ def train_policy(
         )
     worth = TOP_PRICE / float(whole.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
-    held_out = _held_out(cases, settings, cases.families)
-    at_random = _held_out(cases, settings, [str(n) for n in range(len(cases))])
-    again = [_held_out(cases, replace(settings, seed=seed + n), cases.families) for n in range(1, repeats)]
-    judged = scorecard(whole, held_out, worth, seed)
-    judged |= {"leakage": leakage(whole, held_out, at_random, worth)}
-    judged |= {"repeats": spread(whole, [held_out, *again], worth)}
+    draws = [_held_out(cases, replace(settings, seed=seed + n), by_family=True) for n in range(repeats)]
+    at_random = _held_out(cases, settings, by_family=False)
+    judged = scorecard(whole, draws, worth, seed)
+    judged |= {"leakage": leakage(whole, draws[0], at_random, worth), "repeats": spread(whole, draws, worth)}
     return replace(fit(cases, settings), scorecard=judged)
 
 
-def _held_out(cases: Cases, settings: Settings, groups: Sequence[str]) -> HeldOut:
-    """What a policy trained on cases of the other groups does with each case that can be judged."""
+def _held_out(cases: Cases, settings: Settings, *, by_family: bool) -> HeldOut:
+    """What a policy that was trained on cases of other families, or on other cases, does with each that can be judged.
+
+    The folds are of the cases that can be judged; all others teach in every one that does not hold their family out.
+    """
     whole = cases.complete()
+    everywhere, families = np.flatnonzero(~cases.judged), np.array(cases.families)
+    groups = whole.families if by_family else [str(n) for n in range(len(whole))]
     found = HeldOut.empty(len(whole))
     found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), whole)
-    place = np.cumsum(cases.judged) - 1
-    for learn, others in folds(groups, settings.folds, settings.seed):
-        tried = others[cases.judged[others]]
-        if not len(tried) or not cases.judged[learn].any():
-            continue
-        known, unseen, held = cases.take(learn), cases.take(tried), place[tried]
-        policy = fit(known, settings)
+    place = np.flatnonzero(cases.judged)
+    for learn, held in folds(groups, settings.folds, settings.seed):
+        unseen = whole.take(held)
+        others = everywhere[~np.isin(families[everywhere], unseen.families)]
+        policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         found.choice[held], found.measured[held] = _choose(policy, unseen, chances, policy.gains(unseen.rows))
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
-        known = known.complete()
+        known = whole.take(learn)
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
         found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.price)
         found.other[held] = other = 1 + known.right[:, 1:].mean(axis=0).argmax()
@@ -165,17 +166,14 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
 
 
 def _fit_known(cases: Cases, rows: Floats, yes: Floats, weights: Floats, settings: Settings) -> tuple[Head, Floats]:
-    """A head fitted where the answer is known, and its chances [N]: of what it was fitted on, those held out."""
+    """A head fitted where the answer is known, and its held-out chances [N]; elsewhere they are not a number."""
     known = np.flatnonzero(~np.isnan(yes))
     families = np.array(cases.families)[known]
     splits = folds(families.tolist(), settings.folds, settings.seed)
     question = Question(rows[known], yes[known], families, weights[known])
     head, held_out = fit_head(question, splits, settings.seed, settings.candidates)
-    chances = np.zeros(len(cases))
+    chances = np.full(len(cases), np.nan)
     chances[known] = held_out
-    if len(known) < len(cases):
-        others = np.flatnonzero(np.isnan(yes))
-        chances[others] = head.chances(rows[others])
     return head, chances
 
 
@@ -199,8 +197,7 @@ def _pay(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gai
     index, worth = np.arange(len(cases)), cases.worth(policy.price)
     by_pairs, _ = _choose(policy, cases, chances, gains)
     by_chances, _ = _choose(replace(policy, pairs=()), cases, chances, gains)
-    more = worth[index, by_pairs] - worth[index, by_chances]
-    return bool(more.mean() > more.std() / np.sqrt(len(cases)))
+    return surely_above(worth[index, by_pairs] - worth[index, by_chances], np.array(cases.families))
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:

@@ -79,6 +79,24 @@ def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
         assert load_bundle(tmp_path / name).heads.keys() == NAMES.keys()
 
 
+@pytest.mark.parametrize("name", ["forest", "boosting"])
+def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
+    for broken in ("child", "feature"):
+        made = {stage: (head(name, stage),) for stage in NAMES}
+        estimator = made[1][0].estimator
+        if name == "forest":
+            tree = estimator.estimators_[0].tree_
+            array = tree.children_left if broken == "child" else tree.feature
+            array[0] = 10**6
+        else:
+            nodes = estimator._predictors[0][0].nodes
+            nodes["left" if broken == "child" else "feature_idx"][0] = 10**6
+        folder = tmp_path / broken
+        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made, pairs=()), folder)
+        with pytest.raises(PolicyError, match="lead nowhere"):
+            load_bundle(folder)
+
+
 def test_the_card_can_be_read_by_people_and_programs(folder):
     card = json.loads((folder / CARD).read_text())
     assert card["base_hash"] == "base"

@@ -253,7 +253,9 @@ def test_what_was_served_teaches_the_next_policy(tmp_path, model):
     assert call("collect", known, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
     new = tmp_path / "new"
     new.mkdir()
-    file = tasks_file(new, *({**t, "id": f"new-{t['id']}", "queries": [{"input": [5, 6]}]} for t in families))
+    file = tasks_file(
+        new, *({**t, "id": f"new-{t['id']}", "queries": [{"input": [n, 6]}]} for n, t in enumerate(families))
+    )
     options = ["--model", model, "--full", "--out", log, "--explore", "1", "--shadow", bundle]
     assert call("train-policy", store, *places[2:])[0] == 0
     assert call("solve", file, *options)[0] == 0
@@ -265,15 +267,23 @@ def test_what_was_served_teaches_the_next_policy(tmp_path, model):
     assert "drift" in found
     solutions = tmp_path / "solutions"
     solutions.mkdir()
-    answers = tasks_file(solutions, *({**t, "id": f"new-{t['id']}"} for t in families))
+    answers = tasks_file(
+        solutions, *({**t, "queries": [{"input": [n, 6], "output": [6, n]}]} for n, t in enumerate(families))
+    )
     before = len(OutcomeStore(store).read())
     for new_ones in (True, False):
         code, out, _ = call("retrain", log, "--answers", answers, *places)
         assert code == 0
         assert (" 0 new" in " ".join(out.split())) != new_ones
     after = OutcomeStore(store).read()
-    assert len(after) >= before + 6
-    assert {o.task_id for o in after} >= {f"new-t{i}" for i in range(6)}
+    new_ones = [o for o in after if o.task_id.startswith("new-")]
+    assert len(after) == before + len(new_ones)
+    assert len({o.task_id for o in new_ones}) == 6
+    assert len({o.strategy for o in new_ones}) > 1, "what was explored"
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(log).read_text().replace(new_ones[0].base_hash, "0" * 32))
+    assert call("retrain", str(other), "--answers", answers, *places)[0] != 0
+    assert OutcomeStore(store).read() == after, "refused before anything was written"
     assert call("policy", "served", log, "--answers", answers)[0] == 0
 
 

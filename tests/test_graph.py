@@ -15,6 +15,7 @@ from autottt.controller.nodes import answering, judged
 from autottt.controller.results import Result
 from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
 from autottt.policies.policy import Decision, FixedPolicy
+from autottt.policies.serving import ServedPolicy
 from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, Cancelled, TooLongError
 from autottt.ttt_core.kinds import make_task
@@ -300,6 +301,16 @@ def test_the_graph_runs_by_itself_and_its_state_is_json(learner):
     back = json.loads(json.dumps(state))
     assert task_from_plain(back["task"]) == TASK
     assert attempt_from_plain(back["attempts"][0]).strategy == "ttt_in_context"
+
+
+def test_what_a_budget_does_not_pay_for_is_not_explored(learner):
+    learner.forget()
+    served = ServedPolicy(Scripted(["in_context"], price=1e6), FixedPolicy("ttt_augmented"), explore=1.0)
+    for n in range(6):
+        result = Controller(learner, served, budget="2x").solve(replace(TASK, query=(n, 8), answer=(8, n)))
+        decision = result.decision
+        assert decision["strategy"] == decision["instead_of"] == decision["shadow"] == "in_context"
+        assert decision["propensity"] == 1.0
 
 
 def test_a_result_as_json_holds_what_is_promised(learner):

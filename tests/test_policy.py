@@ -8,18 +8,19 @@ import time
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import RandomForestClassifier
 
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import CANDIDATES, Head, Question, fit_head, folds
+from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, fit_head, folds, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.scorecard import HeldOut, routing
 from autottt.policies.trained import NEVER, Pair
-from autottt.policies.training import Settings, _fit_pairs, fit, train_policy
+from autottt.policies.training import Settings, _fit_pairs, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -264,8 +265,8 @@ def test_what_was_served_teaches_the_heads_of_what_was_tried():
 
 
 def test_a_strategy_that_was_hardly_tried_makes_nothing_incomparable():
-    rare = dataclasses.replace(OUTCOMES[1], strategy="ttt_augmented")
-    assert cases_of([*OUTCOMES, rare]).strategies == tuple(ALL)
+    rare = [dataclasses.replace(OUTCOMES[n], strategy=s) for n, s in ((1, "ttt_augmented"), (7, "zero_shot"))]
+    assert cases_of([*OUTCOMES, *rare]).strategies == tuple(ALL)
     some = [dataclasses.replace(o, strategy="ttt_augmented") for o in OUTCOMES[2::30]]
     assert "ttt_augmented" in cases_of([*OUTCOMES, *some]).strategies
 
@@ -278,9 +279,42 @@ def test_cases_weigh_by_how_much_they_matter():
     rows = rng.normal(size=(400, 3))
     yes = (rng.uniform(size=400) < 0.5).astype(float)
     weights = np.where(yes == 1, 3.0, 1.0)
-    for name in CANDIDATES:
+    for name in set(CANDIDATES) - set(BY_FAMILY):
         head, _ = fit_head(asked(rows, yes, weights), folds([f"f{i % 20}" for i in range(400)], 4, 0), 0, (name,))
         assert head.chances(rows).mean() == pytest.approx(0.75, abs=0.08), name
+
+
+def test_weights_keep_out_what_cannot_heed_them_and_decide_constants() -> None:
+    rng = np.random.default_rng(0)
+    rows, yes = rng.normal(size=(100, 3)), np.zeros(100)
+    yes[:97] = 1.0
+    weights = np.where(yes == 1, 0.01, 0.9)
+    head, held_out = fit_head(asked(rows, yes, weights), folds([f"f{i % 20}" for i in range(100)], 4, 0), 0)
+    expected = (0.97 + 1) / (weights.sum() + 2)
+    assert head.chances(rows[:1]) == pytest.approx(expected, abs=1e-3)
+    assert held_out.mean() < 0.6
+    several = (rng.uniform(size=100) < 0.5).astype(float)
+    head, _ = fit_head(
+        asked(rows, several, weights), folds([f"f{i % 20}" for i in range(100)], 4, 0), 0, tuple(CANDIDATES)
+    )
+    assert "kneighborsregressor" not in dict(getattr(head.estimator, "steps", ()))
+
+
+def test_a_difference_is_sure_only_if_families_agree() -> None:
+    alike = np.repeat(np.random.default_rng(0).normal(0.1, 1.0, size=10), 50)
+    apart = np.array([str(n) for n in range(500)])
+    assert surely_above(alike, apart) or alike.mean() < 0.05
+    assert not surely_above(np.repeat([1.0, -0.9], 250), np.repeat(["a", "b"], 250))
+    assert surely_above(np.repeat([1.0, 0.9], 250), np.repeat(["a", "b"], 250))
+
+
+def test_a_forest_in_one_piece_is_the_forest() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 6))
+    yes = (rows[:, 0] * rows[:, 1] + 0.3 * rng.normal(size=300) > 0).astype(float)
+    forest = RandomForestClassifier(20, min_samples_leaf=3, random_state=0).fit(rows, yes.astype(int))
+    new = rng.normal(size=(200, 6))
+    np.testing.assert_allclose(Trees.of(forest).chances(new), forest.predict_proba(new)[:, 1])
 
 
 def test_pairs_expect_what_was_gained_on_average():
@@ -302,6 +336,35 @@ def test_pairs_decide_once_all_is_measured(learned):
     assert decision.strategy == "in_context_vote"
     assert "compared in pairs, it is worth 0.50 more than ttt_in_context" in decision.reason
     assert explain(policy, at(-0.25), ALL).prices == ()
+
+
+def test_pairs_with_what_is_not_allowed_have_no_say(learned):
+    """In context beats the vote; that the vote beats training by more does not matter where training is not allowed."""
+    yes, no = (Head(DummyClassifier(strategy="constant", constant=c).fit(np.zeros((2, 1)), [0, 1])) for c in (1, 0))
+    pairs = (Pair(0, 1, yes, 0.1), Pair(0, 2, no, 0.5), Pair(1, 2, yes, 0.5))
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
+    assert policy.decide(at(-0.25), ALL).strategy == "in_context_vote"
+    assert policy.decide(at(-0.25), ALL[:2]).strategy == "in_context"
+
+
+def test_a_promise_and_pairs_are_told_in_finite_numbers(learned):
+    yes = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
+    pairs = (Pair(0, 1, yes, 0.1), Pair(1, 2, yes, 0.1))
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs, keep=NEVER, risk=0.1))
+    decision = policy.decide(at(1.0), ALL)
+    assert decision.strategy == "in_context_vote"
+    assert "inf" not in decision.reason
+
+
+def test_pairs_are_kept_only_where_they_pay():
+    cases = cases_of(OUTCOMES)
+    policy = fit(cases, Settings(0.1 / 60, 0, 3, ("logistic",)))
+    chances = {stage: policy.chances(stage, cases.stage(stage)) for stage in NAMES}
+    best = cases.worth(policy.price)
+    pairs = tuple(Pair(a, b, policy.heads[1][0], 1.0) for a, b in ((0, 1), (0, 2), (1, 2)))
+    gains = np.stack([best[:, p.first] - best[:, p.second] for p in pairs], axis=1)
+    assert _pay(dataclasses.replace(policy, pairs=pairs), cases, chances, gains)
+    assert not _pay(dataclasses.replace(policy, pairs=pairs), cases, chances, -gains)
 
 
 @pytest.mark.parametrize(
@@ -480,10 +543,10 @@ def test_only_a_policy_that_beats_the_single_best_strategy_for_sure_is_the_defau
     monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
     for low, released in ((0.01, True), (0.0, False), (-0.1, False)):
         gain = {"value": 0.05, "interval_90": [low, 0.1]}
-        one = dataclasses.replace(
-            learned.trained, scorecard={**learned.trained.scorecard, "gain_over_single_best": gain}
-        )
-        assert one.released == released
+        sure = {"gain_over_single_best": gain, "gain_over_first": {"value": 0.05, "interval_90": [0.01, 0.1]}}
+        for changed in (sure, dict(zip(reversed(sure), sure.values(), strict=True))):
+            one = dataclasses.replace(learned.trained, scorecard={**learned.trained.scorecard, **changed})
+            assert one.released == released
         save_bundle(one, tmp_path)
         found = load_policy(base_hash="base")
         assert isinstance(found, LearnedPolicy if released else FixedPolicy)

@@ -24,6 +24,7 @@ CARD: dict[str, Any] = {
         "single_best": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44},
     },
     "gain_over_single_best": {"value": 0.04, "interval_90": [0.01, 0.07]},
+    "gain_over_first": {"strategy": "ttt_in_context", "value": 0.03, "interval_90": [0.005, 0.06]},
     "gap_closed": {"value": 0.4, "interval_90": [0.1, 0.6]},
     "difficulty": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": [[0.1, 0.2, 10], [0.9, 0.8, 30]]},
     "difficulty_free": {"auroc": None, "brier": 0.1, "ece": 0.05, "reliability": []},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -44,6 +46,12 @@ class Task:
     dataset: str = ""
     group: str = ""
     """Names the task that this query belongs to: queries of one group share their demonstrations."""
+
+    @property
+    def digest(self) -> str:
+        """Names what is asked by its content: kind, instruction, demonstrations and query, but not the answer."""
+        asked = (self.kind, self.instruction, [(d.input, d.output) for d in self.demonstrations], self.query)
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     def map(self, function: Callable[[Value], Value]) -> Task:
         """This task with `function` applied to every input and output."""
