@@ -117,9 +117,9 @@ class Head:
     def chances(self, rows: Floats) -> Floats:
         """The chance of a yes for each row [N, F] -> [N]."""
         if self._trees is not None:
-            return _sigmoid(self.slope * _log_odds(self._trees.chances(rows)) + self.intercept)
+            return _calibrated(self._trees.chances(rows), self.slope, self.intercept)
         with one_thread():
-            return _sigmoid(self.slope * _log_odds(_yes(self.estimator, rows)) + self.intercept)
+            return _calibrated(_yes(self.estimator, rows), self.slope, self.intercept)
 
     @cached_property
     def _trees(self) -> Trees | None:
@@ -149,11 +149,12 @@ class Question:
         means = (np.arange(len(names))[:, None] == place) / np.bincount(place)[:, None]
         return Question(means @ self.rows, means @ self.yes, names, np.ones(len(names)))
 
-    def loss(self, chances: Floats) -> float:
-        """Mean log-loss of these chances [N], in nats."""
+    def losses(self, chances: Floats) -> Floats:
+        """Log-loss of each chance [N] in nats, times what the case's weight is to the mean weight."""
         clipped = np.clip(chances, 1e-4, 1 - 1e-4)
-        losses = -np.where(self.yes == 1, np.log(clipped), np.log(1 - clipped))
-        return float(np.average(losses, weights=self.weights))
+        found: Floats = -np.where(self.yes == 1, np.log(clipped), np.log(1 - clipped))
+        found *= self.weights / self.weights.mean()
+        return found
 
     @property
     def weighted(self) -> bool:
@@ -172,24 +173,40 @@ class Question:
         return bool(min(yes.sum(), len(yes) - yes.sum()) < RAREST)
 
 
-def fit_head(
-    question: Question, splits: Sequence[Split], seed: int, candidates: Sequence[str] = tuple(CANDIDATES)
-) -> tuple[Head, Floats]:
-    """The candidate with the best log-loss on held-out families, calibrated on them, and its held-out chances [N].
+def fit_heads(
+    questions: Sequence[Question], fold_count: int, seed: int, candidates: Sequence[str] = tuple(CANDIDATES)
+) -> list[tuple[Head, Floats]]:
+    """For each question a head, calibrated on families held out, and its held-out chances [N].
 
-    A question with nearly always the same answer, or about one family only (no `splits`), gets a constant.
+    All are of one candidate, since errors that are alike cancel where heads are compared: the simplest whose log-loss
+    on families held out, over all questions, is not above the best by more than a standard error (Breiman et al. 1984).
+    A question with nearly always the same answer, or about one family only, gets a constant.
     """
-    if not splits:
-        return Head(_constant(question)), np.full(len(question.yes), question.usual)
+    splits = [folds(q.families.tolist(), fold_count, seed) for q in questions]
     with one_thread():
-        candidates = _suited(question, candidates)
-        held_outs = {name: _held_out(name, question, splits, seed) for name in candidates}
-        name = min(candidates, key=lambda n: question.loss(held_outs[n]))
-        estimator, held_out = _fit(name, question, seed), held_outs[name]
-        if isinstance(estimator, DummyClassifier):
-            return Head(estimator), held_out
-        slope, intercept = _calibration(held_out, question)
-    return Head(estimator, slope, intercept), _sigmoid(slope * _log_odds(held_out) + intercept)
+        left = _suited(questions, candidates)
+        held_outs = {n: [_held_out(n, q, s, seed) for q, s in zip(questions, splits, strict=True)] for n in left}
+        sigmoids = {n: [_calibration(h, q) for h, q in zip(held_outs[n], questions, strict=True)] for n in left}
+        chances = {n: [_calibrated(h, *pair) for h, pair in zip(held_outs[n], sigmoids[n], strict=True)] for n in left}
+        name = _simplest(questions, chances)
+        estimators = [_fit(name, q, seed) if s else _constant(q) for q, s in zip(questions, splits, strict=True)]
+    return [
+        (Head(estimator), held_out) if isinstance(estimator, DummyClassifier) else (Head(estimator, *pair), calibrated)
+        for estimator, held_out, pair, calibrated in zip(
+            estimators, held_outs[name], sigmoids[name], chances[name], strict=True
+        )
+    ]
+
+
+def _simplest(questions: Sequence[Question], held_outs: Mapping[str, Sequence[Floats]]) -> str:
+    """The first candidate whose losses are not surely above the best one's, all questions taken together."""
+    families = np.concatenate([q.families for q in questions])
+    losses = {
+        name: np.concatenate([q.losses(chances) for q, chances in zip(questions, all_chances, strict=True)])
+        for name, all_chances in held_outs.items()
+    }
+    best = min(losses, key=lambda name: float(losses[name].mean()))
+    return next(n for n in losses if n == best or not surely_above(losses[n] - losses[best], families))
 
 
 def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
@@ -201,11 +218,12 @@ def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
     return bool(mean > error)
 
 
-def _suited(question: Question, candidates: Sequence[str]) -> list[str]:
+def _suited(questions: Sequence[Question], candidates: Sequence[str]) -> list[str]:
     """The candidates that there are cases enough for, and that heed weights where there are some."""
-    left = [n for n in candidates if len(question.yes) >= LEAST_CASES.get(n, 0)] or list(candidates)
+    fewest, weighted = min(len(q.yes) for q in questions), any(q.weighted for q in questions)
+    left = [n for n in candidates if fewest >= LEAST_CASES.get(n, 0)] or list(candidates)
     heeding = [n for n in left if n not in BY_FAMILY]
-    return heeding if question.weighted and heeding else left
+    return heeding if weighted and heeding else left
 
 
 def folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
@@ -230,7 +248,7 @@ def _threadpools() -> ThreadpoolController:
 
 
 def _held_out(name: str, question: Question, splits: Sequence[Split], seed: int) -> Floats:
-    chances = np.empty(len(question.yes))
+    chances = np.full(len(question.yes), question.usual)
     for learn, held in splits:
         chances[held] = _yes(_fit(name, question.take(learn), seed), question.rows[held])
     return chances
@@ -257,6 +275,8 @@ def _constant(question: Question) -> DummyClassifier:
 def _calibration(chances: Floats, question: Question) -> tuple[float, float]:
     """Slope and intercept of Platt's sigmoid; a slope that would turn the order around becomes 0."""
     yes, weights = question.yes.astype(int), question.weights
+    if question.settled:
+        return 1.0, 0.0
     fitted = LogisticRegression(solver="newton-cholesky").fit(_log_odds(chances)[:, None], yes, weights)
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([question.usual]))[0]))
@@ -276,6 +296,6 @@ def _log_odds(chances: Floats) -> Floats:
     return odds
 
 
-def _sigmoid(log_odds: Floats) -> Floats:
-    chances: Floats = 1 / (1 + np.exp(-log_odds))
-    return chances
+def _calibrated(chances: Floats, slope: float, intercept: float) -> Floats:
+    found: Floats = 1 / (1 + np.exp(-slope * _log_odds(chances) - intercept))
+    return found

@@ -18,7 +18,7 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, Head, Question, fit_head, folds, surely_above
+from .heads import CANDIDATES, Floats, Head, Question, fit_heads, folds, surely_above
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
 from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
@@ -129,10 +129,8 @@ def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[
 
 def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     """A policy without a scorecard."""
-    fitted = {
-        stage: [_fit_known(cases, cases.stage(stage), right, np.ones(len(cases)), settings) for right in cases.right.T]
-        for stage in NAMES
-    }
+    asked = [(right, np.ones(len(cases))) for right in cases.right.T]
+    fitted = {stage: _fit_known(cases, cases.stage(stage), asked, settings) for stage in NAMES}
     whole = cases.complete()
     worth = whole.utilities(settings.price).mean(axis=0)
     free = cases.stage(0)
@@ -140,7 +138,7 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     policy = TrainedPolicy(
         base_hash=cases.base_hash,
         strategies=cases.strategies,
-        heads={stage: tuple(head for head, _ in pairs) for stage, pairs in fitted.items()},
+        heads={stage: heads for stage, (heads, _) in fitted.items()},
         costs=_mean_costs(cases),
         price=settings.price,
         enough=1.0,
@@ -154,7 +152,7 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         seed=settings.seed,
     )
     judged = cases.judged
-    chances = {stage: np.stack([held for _, held in pairs], axis=1)[judged] for stage, pairs in fitted.items()}
+    chances = {stage: held_out[judged] for stage, (_, held_out) in fitted.items()}
     pairs, gains = _fit_pairs(cases, settings)
     gains = gains[judged]
     if _pay(replace(policy, pairs=pairs), whole, chances, gains):
@@ -165,31 +163,36 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     return replace(policy, keep=_kept_from(policy, whole, chances, gains, settings.risk), risk=settings.risk)
 
 
-def _fit_known(cases: Cases, rows: Floats, yes: Floats, weights: Floats, settings: Settings) -> tuple[Head, Floats]:
-    """A head fitted where the answer is known, and its held-out chances [N]; elsewhere they are not a number."""
-    known = np.flatnonzero(~np.isnan(yes))
-    families = np.array(cases.families)[known]
-    splits = folds(families.tolist(), settings.folds, settings.seed)
-    question = Question(rows[known], yes[known], families, weights[known])
-    head, held_out = fit_head(question, splits, settings.seed, settings.candidates)
-    chances = np.full(len(cases), np.nan)
-    chances[known] = held_out
-    return head, chances
+def _fit_known(
+    cases: Cases, rows: Floats, asked: Sequence[tuple[Floats, Floats]], settings: Settings
+) -> tuple[tuple[Head, ...], Floats]:
+    """A head for each of Q questions, given as what is yes and what it weighs [N] each, fitted where that is known, and
+    their held-out chances [N, Q]; elsewhere they are not a number."""
+    families = np.array(cases.families)
+    known = [np.flatnonzero(~np.isnan(yes)) for yes, _ in asked]
+    questions = [
+        Question(rows[k], yes[k], families[k], weights[k]) for k, (yes, weights) in zip(known, asked, strict=True)
+    ]
+    fitted = fit_heads(questions, settings.folds, settings.seed, settings.candidates)
+    chances = np.full((len(cases), len(asked)), np.nan)
+    for place, (k, (_, held_out)) in enumerate(zip(known, fitted, strict=True)):
+        chances[k, place] = held_out
+    return tuple(head for head, _ in fitted), chances
 
 
 def _fit_pairs(cases: Cases, settings: Settings) -> tuple[tuple[Pair, ...], Floats]:
     """A judgement on every two strategies, and what they expect of each case [N, P], held out."""
     worth = cases.worth(settings.price)
-    pairs, gains = [], []
-    for first, second in combinations(range(len(cases.strategies)), 2):
-        more = worth[:, first] - worth[:, second]
-        yes = np.where(np.isnan(more), np.nan, more > 0)
-        size = float(np.nanmean(np.abs(more)))
-        weights = np.abs(more) / size if size else np.ones(len(cases))
-        head, chances = _fit_known(cases, cases.rows, yes, weights, settings)
-        pairs.append(Pair(first, second, head, size))
-        gains.append(size * (2 * chances - 1))
-    return tuple(pairs), np.stack(gains, axis=1)
+    places = list(combinations(range(len(cases.strategies)), 2))
+    more = [worth[:, first] - worth[:, second] for first, second in places]
+    sizes = np.array([np.nanmean(np.abs(m)) for m in more])
+    asked = [
+        (np.where(np.isnan(m), np.nan, m > 0), np.abs(m) / size if size else np.ones(len(cases)))
+        for m, size in zip(more, sizes, strict=True)
+    ]
+    heads, chances = _fit_known(cases, cases.rows, asked, settings)
+    pairs = [Pair(*two, head, float(size)) for two, head, size in zip(places, heads, sizes, strict=True)]
+    return tuple(pairs), sizes * (2 * chances - 1)
 
 
 def _pay(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> bool:

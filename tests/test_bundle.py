@@ -17,7 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
 from autottt.policies.features import NAMES
-from autottt.policies.heads import CANDIDATES, Head, Question, fit_head, folds
+from autottt.policies.heads import CANDIDATES, Head, Question, fit_heads
 from autottt.policies.trained import Pair, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
@@ -25,12 +25,11 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(120, len(NAMES[1])))
 RIGHT = (ROWS[:, 0] + 0.3 * RNG.normal(size=120) > 0).astype(float)
 FAMILIES = [f"f{i % 12}" for i in range(120)]
-SPLITS = folds(FAMILIES, 3, 0)
 
 
 def head(name: str, stage: int, right=RIGHT) -> Head:
     question = Question(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES), np.ones(120))
-    return fit_head(question, SPLITS, 0, (name,))[0]
+    return fit_heads([question], 3, 0, (name,))[0][0]
 
 
 @pytest.fixture(scope="module")

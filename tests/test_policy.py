@@ -15,7 +15,7 @@ from autottt.policies.bundle import save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, fit_head, folds, surely_above
+from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, fit_heads, folds, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.scorecard import HeldOut, routing
@@ -170,8 +170,7 @@ def test_fitting_twice_gives_equal_heads(name):
     rows = np.random.default_rng(0).normal(size=(200, 5))
     right = (rows[:, 0] > 0).astype(float)
     question = asked(rows, right)
-    splits = folds(question.families.tolist(), 3, 0)
-    one, two = (fit_head(question, splits, 0, (name,))[0] for _ in range(2))
+    one, two = (fit_heads([question], 3, 0, (name,))[0][0] for _ in range(2))
     np.testing.assert_array_equal(one.chances(rows), two.chances(rows))
 
 
@@ -189,7 +188,7 @@ def test_chances_are_calibrated_on_held_out_families():
     rows = rng.normal(size=(600, 5))
     right = (rng.uniform(size=600) < 1 / (1 + np.exp(-2 * rows[:, 0]))).astype(float)
     question = asked(rows, right)
-    head, held_out = fit_head(question, folds(question.families.tolist(), 5, 0), seed=0)
+    ((head, held_out),) = fit_heads([question], 5, 0)
     assert held_out.mean() == pytest.approx(right.mean(), abs=0.01)
     sure = head.chances(np.array([[3.0, 0, 0, 0, 0], [-3.0, 0, 0, 0, 0]]))
     assert sure[0] > 0.95
@@ -280,7 +279,7 @@ def test_cases_weigh_by_how_much_they_matter():
     yes = (rng.uniform(size=400) < 0.5).astype(float)
     weights = np.where(yes == 1, 3.0, 1.0)
     for name in set(CANDIDATES) - set(BY_FAMILY):
-        head, _ = fit_head(asked(rows, yes, weights), folds([f"f{i % 20}" for i in range(400)], 4, 0), 0, (name,))
+        ((head, _),) = fit_heads([asked(rows, yes, weights)], 4, 0, (name,))
         assert head.chances(rows).mean() == pytest.approx(0.75, abs=0.08), name
 
 
@@ -289,15 +288,31 @@ def test_weights_keep_out_what_cannot_heed_them_and_decide_constants() -> None:
     rows, yes = rng.normal(size=(100, 3)), np.zeros(100)
     yes[:97] = 1.0
     weights = np.where(yes == 1, 0.01, 0.9)
-    head, held_out = fit_head(asked(rows, yes, weights), folds([f"f{i % 20}" for i in range(100)], 4, 0), 0)
+    ((head, held_out),) = fit_heads([asked(rows, yes, weights)], 4, 0)
     expected = (0.97 + 1) / (weights.sum() + 2)
     assert head.chances(rows[:1]) == pytest.approx(expected, abs=1e-3)
     assert held_out.mean() < 0.6
     several = (rng.uniform(size=100) < 0.5).astype(float)
-    head, _ = fit_head(
-        asked(rows, several, weights), folds([f"f{i % 20}" for i in range(100)], 4, 0), 0, tuple(CANDIDATES)
-    )
+    ((head, _),) = fit_heads([asked(rows, several, weights)], 4, 0)
     assert "kneighborsregressor" not in dict(getattr(head.estimator, "steps", ()))
+
+
+def test_all_heads_are_of_one_kind_the_simplest_that_is_as_good() -> None:
+    """A product of two features is nothing that a line can tell: the forest is taken, also where a line would do."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 4))
+    crooked, straight = (
+        (x + 0.1 * rng.normal(size=500) > 0).astype(float) for x in (rows[:, 0] * rows[:, 1], rows[:, 2])
+    )
+    kinds = ("logistic", "forest")
+
+    def chosen(*questions: Question) -> set[str]:
+        return {type(head.estimator).__name__ for head, _ in fit_heads(questions, 4, 0, kinds)}
+
+    assert chosen(asked(rows, straight)) == {"Pipeline"}
+    assert chosen(asked(rows, crooked), asked(rows, straight)) == {"RandomForestClassifier"}
+    noise = (rng.uniform(size=500) < 0.5).astype(float)
+    assert chosen(asked(rows, noise)) == {"Pipeline"}
 
 
 def test_a_difference_is_sure_only_if_families_agree() -> None:
