@@ -566,7 +566,7 @@ def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float 
     outcomes = OutcomeStore(store).read()
     if not outcomes:
         raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
-    with errors.status(f"training on {len(outcomes)} outcomes: a minute or so for some hundred queries"):
+    with errors.status(f"training on {len(outcomes)} outcomes: minutes for some hundred queries"):
         trained = train_policy(outcomes, price=price, risk=risk, seed=seed)
     save_bundle(trained, out)
     write_report(trained, out)
