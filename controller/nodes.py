@@ -154,10 +154,10 @@ def remaining(state: State, runtime: Runtime[Context]) -> float:
     return state["started"] + total - time.monotonic()
 
 
-def answering(strategy: Strategy, learner: Learner, in_context: float) -> float:
+def answering(strategy: Strategy, learner: Learner, kind: str, in_context: float) -> float:
     """Seconds to keep for answering once training is over, when the in-context answer took `in_context`: as much for
     every view that votes. Views are answered side by side, so this is rather too much than too little."""
-    recipe = getattr(strategy, "recipe", None) or learner.recipe(strategy.name)
+    recipe = getattr(strategy, "recipe", None) or learner.recipe(strategy.name, kind)
     return in_context * recipe.views * getattr(strategy, "folds", 1)
 
 
@@ -175,10 +175,10 @@ def strategy_node(strategy: Strategy) -> Node:
             runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
             runtime.context.go_on()
 
-        learner, left = runtime.context.learner, remaining(state, runtime)
-        kept = min(answering(strategy, learner, state["in_context"]["cost"]["seconds"]), left / 2)
+        learner, left, task = runtime.context.learner, remaining(state, runtime), task_from_plain(state["task"])
+        kept = min(answering(strategy, learner, task.kind, state["in_context"]["cost"]["seconds"]), left / 2)
         found: Attempt = run(
-            strategy, learner, task_from_plain(state["task"]),
+            strategy, learner, task,
             seed=state.get("seed", 0), deadline=time.monotonic() + left - kept, on_step=on_step,
         )  # fmt: skip
         return {"attempts": [asdict(found)], "trace": steps}

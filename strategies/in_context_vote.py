@@ -31,6 +31,6 @@ class InContextVote:
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         return vote(self.name, learner, task, recipe.views, changing(learner, task, recipe.views - 1, rng), rng)

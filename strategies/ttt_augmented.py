@@ -44,7 +44,7 @@ class TttAugmented:
 
     def _planned(self, learner: Learner, task: Task, seed: int) -> tuple[Lesson, list[Transformation]]:
         """The lesson, and the transformations that its prompts are shown under."""
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         transformations = demonstrated(learner, task, recipe.transformations, rng)
 

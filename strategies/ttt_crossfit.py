@@ -43,7 +43,7 @@ class TttCrossfit:
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         transformations = demonstrated(learner, task, recipe.transformations, rng)
 

@@ -28,7 +28,7 @@ class TttDirect:
     recipe: Recipe | None = None
 
     def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         return Lesson(self.name, task, recipe, seed, lambda: single_pairs(task))
 
     def attempt(

@@ -30,7 +30,7 @@ class TttInContext:
     recipe: Recipe | None = None
 
     def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         return Lesson(self.name, task, recipe, seed, lambda: reordered(task, examples_of(recipe), rng))
 

@@ -36,7 +36,7 @@ class TttWarm:
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name)
+        recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
 
         def train() -> Adapter:

@@ -174,10 +174,10 @@ def test_time_to_answer_is_kept_from_training():
             tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
         )
     )
-    assert answering(get_strategy("ttt_augmented"), learner, 0.5) == 4.0
-    assert answering(get_strategy("in_context"), learner, 0.5) == 0.5
+    assert answering(get_strategy("ttt_augmented"), learner, "list", 0.5) == 4.0
+    assert answering(get_strategy("in_context"), learner, "list", 0.5) == 0.5
     own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
-    assert answering(own, learner, 0.5) == 3.0
+    assert answering(own, learner, "list", 0.5) == 3.0
 
 
 def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):

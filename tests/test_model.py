@@ -195,12 +195,17 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> None:
     folder = make_folder(chat=True)
-    recipes = {"ttt_in_context": {"rank": 16, "steps": 24, "targets": ["q_proj"]}, "mine": {"views": 3}}
+    recipes = {
+        "ttt_in_context": {"rank": 16, "steps": 24, "targets": ["q_proj"]},
+        "mine": {"views": 3},
+        "mine/list": {"views": 5},
+    }
     (folder / "autottt.json").write_text(json.dumps({"prompt_format": "compact", "recipes": recipes}))
     learner = Learner.load(folder, device="cpu")
     assert learner.loaded.format.name == "compact"
     assert learner.recipe("ttt_in_context") == Recipe(rank=16, steps=24, targets=("q_proj",))
-    assert learner.recipe("mine") == Recipe(views=3)
+    assert learner.recipe("mine") == learner.recipe("mine", "grid") == Recipe(views=3)
+    assert learner.recipe("mine", "list") == Recipe(views=5)
     assert learner.recipe("ttt_augmented") == PUBLISHED["ttt_augmented"]
     assert learner.recipe("no_such") == Recipe()
     assert load_model(folder, device="cpu", prompt_format="chat").format.name == "chat"

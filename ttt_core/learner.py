@@ -149,9 +149,10 @@ class Learner:
         """Threads that computing on the CPU uses."""
         return torch.get_num_threads()
 
-    def recipe(self, strategy: str) -> Recipe:
-        """The recipe of a strategy for this model, or the general default."""
-        return self.loaded.recipes.get(strategy, Recipe())
+    def recipe(self, strategy: str, kind: str = "") -> Recipe:
+        """The recipe of a strategy for this model and kind of task, or for any kind, or the general default."""
+        recipes = self.loaded.recipes
+        return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
         """The task's prompt as ids. Raises `TooLongError` when it and its answer do not fit in the context."""

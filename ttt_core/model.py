@@ -45,7 +45,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: PUBLISHED)
-    """Strategy name -> its recipe for this model."""
+    """Strategy -> its recipe for this model; `strategy/kind` -> the one for tasks of that kind, where there is one."""
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def tokens(self, text: str) -> tuple[int, ...]:
