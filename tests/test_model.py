@@ -16,6 +16,7 @@ from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import choose_device, choose_dtype, load_model, wrap_model
+from autottt.ttt_core.recipes import BUNDLED as BUNDLED_RECIPES
 from autottt.ttt_core.recipes import PUBLISHED, Recipe
 from autottt.ttt_core.testing import CONTEXT, tiny_model, tiny_tokenizer
 
@@ -191,6 +192,11 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 # --- what a folder says of itself -----------------------------------------------------------------------------------
+
+
+def test_the_shipped_model_brings_the_recipes_that_are_documented_for_it() -> None:
+    recipes = load_model(device="cpu").recipes
+    assert {name: recipes[name] for name in BUNDLED_RECIPES} == BUNDLED_RECIPES
 
 
 def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> None:
