@@ -36,7 +36,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
-        f"- Beyond the single best strategy of the training families: {_with_interval(card['gain_over_single_best'])}"
+        f"- Beyond the single best strategy of the training families: {_with_interval(card['gain_over_single_best'])} utility"
         + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
         f"- Beyond `{card['gain_over_first']['strategy']}`, which proved the best of the fixed strategies here: "
         f"{_with_interval(card['gain_over_first'])} utility.",

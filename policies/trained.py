@@ -82,8 +82,8 @@ class TrainedPolicy:
 
     @property
     def released(self) -> bool:
-        """Whether it beats the single best strategy of the training families for sure: the lower bound of its gain, over
-        all draws of the folds, is above 0."""
+        """Whether it beats the single best strategy of the training families for sure: the lower bound of its gain is
+        above 0."""
         interval = (self.scorecard.get("gain_over_single_best") or {}).get("interval_90", ())
         return bool(interval) and interval[0] > 0
 
