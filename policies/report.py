@@ -36,10 +36,11 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
-        f"- Beyond the single best strategy of the training families: {_with_interval(card['gain_over_single_best'])} utility"
+        "- Utility beyond the single best strategy of the training families: "
+        + _with_interval(card["gain_over_single_best"])
         + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
-        f"- Beyond `{card['gain_over_first']['strategy']}`, which proved the best of the fixed strategies here: "
-        f"{_with_interval(card['gain_over_first'])} utility.",
+        f"- Utility beyond `{card['gain_over_first']['strategy']}`, which proved the best of the fixed strategies here: "
+        f"{_with_interval(card['gain_over_first'])}.",
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
         f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
         f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}.",
