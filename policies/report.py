@@ -39,7 +39,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         "- Utility beyond the single best strategy of the training families: "
         + _with_interval(card["gain_over_single_best"])
         + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
-        f"- Utility beyond `{card['gain_over_first']['strategy']}`, which proved the best of the fixed strategies here: "
+        f"- Utility beyond `{card['gain_over_first']['strategy']}`, which proved the best fixed strategy here: "
         f"{_with_interval(card['gain_over_first'])}.",
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
         f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
