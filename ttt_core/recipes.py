@@ -67,17 +67,13 @@ class Recipe:
 
 _SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, tokens=2048, stop_loss=0.01)
 
-_OF_ANY: Mapping[str, Recipe] = {
+BUNDLED: Mapping[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),
     "ttt_direct": replace(_SMALL, loss="last"),
     "ttt_in_context": _SMALL,
     "ttt_warm": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
     "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
-}
-BUNDLED: Mapping[str, Recipe] = {
-    **_OF_ANY,
-    **{f"{n}/{k}": replace(r, steps=12) for n, r in _OF_ANY.items() if n[:3] == "ttt" for k in ("list", "text")},
 }
 """For the bundled model, from searches on held-out families of the generator. Which differences were seen, and which
 are choices among equals, is in benchmarks/LOG.md."""
