@@ -71,9 +71,8 @@ def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, float]:
     """Utility, accuracy and cost on a set that the policy was not trained on, beside the single best strategy there
     was in training."""
     choice, measured = replayed(policy, cases)
-    index, price = np.arange(len(cases)), policy.trained.price
-    right = cases.right[index, choice]
-    costs = cases.costs[index, choice] + (choice != 0) * cases.costs[:, 0] + measured * cases.probe
+    right, costs = cases.decided(choice, measured)
+    price = policy.trained.price
     single = cases.strategies.index(policy.trained.ranking[0])
     return {
         "utility": float((right - price * costs).mean()), "accuracy": float(right.mean()), "cost": float(costs.mean()),
@@ -166,10 +165,8 @@ def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], price: 
         unseen = cases.take(held[theirs[held]]).complete()
         for name, known in (("generated", learn[~theirs[learn]]), ("both", learn)):
             policy = LearnedPolicy(fit(cases.take(known), settings))
-            choice, measured = replayed(policy, unseen)
-            index = np.arange(len(unseen))
-            costs = unseen.costs[index, choice] + (choice != 0) * unseen.costs[:, 0] + measured * unseen.probe
-            found[name] += (unseen.right[index, choice] - price * costs).tolist()
+            right, costs = unseen.decided(*replayed(policy, unseen))
+            found[name] += (right - price * costs).tolist()
     return {name: statistics.fmean(values) for name, values in found.items()} | {"queries": len(found["both"])}
 
 

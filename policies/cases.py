@@ -63,6 +63,13 @@ class Cases:
         found[:, 0] = self.right[:, 0]
         return found
 
+    def decided(self, choice: NDArray[np.int64], measured: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Whether each case [N] was right, and all that was spent on it, when these strategies were chosen after the
+        in-context answer, and stage 1 was measured where it says so."""
+        index = np.arange(len(self))
+        costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0] + measured * self.probe
+        return self.right[index, choice], costs
+
     @property
     def judged(self) -> NDArray[np.bool_]:
         """Whether every strategy was tried [N]."""

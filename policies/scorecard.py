@@ -108,9 +108,8 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         return right, np.mean([cases.costs[index, choice] for choice in choices], axis=0)
 
     def after_measuring(choices: Sequence[NDArray[np.int64]], measured: Sequence[NDArray[np.bool_]]) -> Outcomes:
-        right, costs = fixed(choices)
-        reading = np.mean([(choice != 0) for choice in choices], axis=0) * cases.costs[:, 0]
-        return right, costs + reading + np.mean(measured, axis=0) * cases.probe
+        decided = [cases.decided(choice, more) for choice, more in zip(choices, measured, strict=True)]
+        return np.mean([right for right, _ in decided], axis=0), np.mean([costs for _, costs in decided], axis=0)
 
     chosen = np.stack([draw.choice for draw in draws])
     shares = np.bincount(chosen.ravel(), minlength=len(cases.strategies)) / chosen.size
@@ -177,13 +176,11 @@ def routing(cases: Cases, held_out: HeldOut) -> dict[str, Any] | None:
 def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, dict[str, float | None]]:
     """The policy with families held out beside the same with cases held out at random: what knowing the family, which
     no new task has, would flatter it by."""
-    index = np.arange(len(cases))
 
     def of(held_out: HeldOut) -> dict[str, float | None]:
-        choice = held_out.choice
-        costs = cases.costs[index, choice] + (choice != 0) * cases.costs[:, 0] + held_out.measured * cases.probe
+        right, costs = cases.decided(held_out.choice, held_out.measured)
         found = _classifier(1 - cases.right[:, 0], 1 - held_out.chance)
-        return {"utility": float((cases.right[index, choice] - price * costs).mean()), "auroc": found["auroc"]}
+        return {"utility": float((right - price * costs).mean()), "auroc": found["auroc"]}
 
     return {"families_held_out": of(by_family), "cases_held_out": of(at_random)}
 
@@ -194,8 +191,7 @@ def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, An
     utilities = cases.utilities(price)
     found: dict[str, list[float]] = {}
     for drawn in draws:
-        right, cost = cases.right[index, drawn.choice], cases.costs[index, drawn.choice]
-        cost = cost + (drawn.choice != 0) * cases.costs[:, 0] + drawn.measured * cases.probe
+        right, cost = cases.decided(drawn.choice, drawn.measured)
         single = utilities[index, drawn.single].mean()
         possible = utilities.max(axis=1).mean() - single
         gained = float((right - price * cost).mean() - single)

@@ -83,22 +83,17 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
     """
     found = []
     for row in rows:
-        right, read, others = _right(row, answers), row["in_context"], row["attempts"]
-        if right is None or set(row["features"]) != set(NAMES[1]) or not row["unit"]:
+        right, read, unit = _right(row, answers), row["in_context"], row["unit"]
+        if right is None or set(row["features"]) != set(NAMES[1]) or not unit:
             continue
-        others = [a for a in others if a["strategy"] != BASE]
+        others = [attempt for attempt in row["attempts"] if attempt["strategy"] != BASE]
         probing = _passes(row) - _passes(read) - sum(map(_passes, others))
-        base = {
-            "features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / row["unit"]
-        }  # fmt: skip
-        found.append(_outcome(row, {**read, "cost": _UNIT | {"forward_tokens": row["unit"]}}, right, base))
+        base = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / unit}
+        found.append(_outcome(row, read, right, unit, base))
         first = row["attempts"][0]
         if first["strategy"] != BASE and _paid_in_full(first):
-            found.append(_outcome(row, first, right, {}))
+            found.append(_outcome(row, first, right, _passes(first), {}))
     return found
-
-
-_UNIT = {"seconds": 0.0, "forward_tokens": 0, "backward_tokens": 0}
 
 
 def _right(row: Row, answers: Mapping[str, Any]) -> Any:
@@ -111,14 +106,14 @@ def _paid_in_full(attempt: Row) -> bool:
     return not attempt["reused"] and (attempt["training"] or {}).get("stopped") != "deadline"
 
 
-def _outcome(row: Row, attempt: Row, right: Any, more: Mapping[str, Any]) -> Outcome:
+def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, Any]) -> Outcome:
     task = row["task"]
     read = "answered" if attempt["value"] is not None else "unreadable"
     return Outcome(
         task_id=f"{row['id']}#{task['digest']}", group=task["group"], family=task["family"], dataset=task["dataset"],
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
         status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
-        seconds=attempt["cost"]["seconds"], work=_passes(attempt), cost=_passes(attempt) / row["unit"],
+        seconds=attempt["cost"]["seconds"], work=work, cost=work / row["unit"],
         base_hash=row["proof"]["hash"], **more,
     )  # fmt: skip
 
