@@ -81,7 +81,8 @@ def evaluate(
 ) -> list[Row]:
     """Rows for every query and strategy; `in_context` is always measured, since costs are multiples of it.
 
-    Queries of one task come one after the other and share the task's adapter, which its first query pays for. Rows are
+    Queries of one task come one after the other and share the task's adapter, which its first query pays for; where the
+    controller chooses what a strategy before it has trained, it pays as much and nothing is trained twice. Rows are
     added to `file` as they come, and those that it holds are not measured again. Raises `TaskError` when an answer is
     not known.
     """
@@ -100,8 +101,9 @@ def evaluate(
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
         for group in groups.values():
+            controller.learner.forget()
             for name in wanted:
-                controller.learner.forget()
+                controller.learner.charge_anew()
                 for task in group:
                     row = done.get((name, task.id))
                     if row is None:

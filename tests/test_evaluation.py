@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 
 from autottt.controller.controller import Controller
-from autottt.controller.evaluation import Row, _second_is_right, accuracy_interval, evaluate, read_rows, summarise
+from autottt.controller.evaluation import (
+    CONTROLLER,
+    Row,
+    _second_is_right,
+    accuracy_interval,
+    evaluate,
+    read_rows,
+    summarise,
+)
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import Attempt, Candidate
 from autottt.ttt_core.kinds import make_task
@@ -74,3 +82,20 @@ def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
     again = evaluate(controller, [task], ["zero_shot"], file=file)
     assert [r.strategy for r in again] == [r.strategy for r in first]
     assert sorted(asdict(r)["strategy"] for r in read_rows(file)) == ["in_context", "zero_shot"]
+
+
+def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_learner, task, monkeypatch):
+    learner = make_learner()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    other = replace(task, id="other", query=task.demonstrations[0].input, answer=task.demonstrations[0].output)
+    alone = evaluate(controller, [task, other], [CONTROLLER])[2:]
+    trained: list[int] = []
+    train = learner.adapt
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: trained.append(1) or train(*a, **k))
+    rows = evaluate(controller, [task, other], ["ttt_in_context", CONTROLLER])[2:]
+    assert len(trained) == 1
+    assert [r.adapted for r in rows] == [True] * 4
+    assert [r.work for r in rows[2:]] == [r.work for r in alone]
+    assert rows[2].work > 2 * rows[3].work, "the first query pays for the adapter"
+    assert rows[2].seconds > rows[1].seconds
+    assert [r.right for r in rows[2:]] == [r.right for r in alone]

@@ -92,7 +92,7 @@ class AdapterCache:
         self.memory_bytes = memory_bytes
         self.disk_bytes = disk_bytes
         self._folder = folder
-        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[object, Adapter]] = OrderedDict()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for partial in folder.glob(".*.partial"):
@@ -105,19 +105,19 @@ class AdapterCache:
         if name not in self._kept and self._folder is not None:
             file = self._folder / f"{name}.safetensors"
             try:
-                self._keep(name, Adapter.load(file, device))
+                self._keep(name, key, Adapter.load(file, device))
                 os.utime(file)
             except (OSError, SafetensorError, KeyError, TypeError, ValueError):
                 pass
         if name not in self._kept:
             return None
         self._kept.move_to_end(name)
-        return self._kept[name]
+        return self._kept[name][1]
 
     def put(self, key: object, adapter: Adapter) -> None:
         """Keeps an adapter. A folder that cannot be written to is no error: the adapter is kept in memory."""
         name = _digest(key, adapter.base_hash)
-        self._keep(name, adapter)
+        self._keep(name, key, adapter)
         if self._folder is not None:
             try:
                 adapter.save(self._folder / f"{name}.safetensors")
@@ -130,7 +130,7 @@ class AdapterCache:
 
         Looks at no more than `count` files beyond those that are in memory.
         """
-        found = [a for a in reversed(self._kept.values()) if suits(a)][:count]
+        found = [a for _, a in reversed(self._kept.values()) if suits(a)][:count]
         if self._folder is not None and len(found) < count:
             files = [f for f in self._folder.glob("*.safetensors") if f.stem not in self._kept]
             for file in sorted(files, key=_age)[:count]:
@@ -141,14 +141,16 @@ class AdapterCache:
                 found += [adapter] * suits(adapter)
         return found[:count]
 
-    def clear(self) -> None:
-        """Lets go of what is in memory."""
+    def clear(self) -> list[tuple[object, Adapter]]:
+        """Lets go of what is in memory, and returns it with its keys."""
+        kept = list(self._kept.values())
         self._kept.clear()
+        return kept
 
-    def _keep(self, name: str, adapter: Adapter) -> None:
-        self._kept[name] = adapter
+    def _keep(self, name: str, key: object, adapter: Adapter) -> None:
+        self._kept[name] = key, adapter
         self._kept.move_to_end(name)
-        while sum(a.weights.nbytes for a in self._kept.values()) > self.memory_bytes and len(self._kept) > 1:
+        while sum(a.weights.nbytes for _, a in self._kept.values()) > self.memory_bytes and len(self._kept) > 1:
             self._kept.popitem(last=False)
 
     def _prune(self, folder: Path) -> None:

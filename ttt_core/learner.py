@@ -433,6 +433,17 @@ class Learner:
             self._unadapted.clear()
             self._prefix = None
 
+    def charge_anew(self) -> None:
+        """Forgets, but for the adapters in memory: they count as prepared, and whoever asks for one is charged for it.
+
+        So costs can be measured as if nothing were known, without training anything twice. Cross-fitted adapters are
+        forgotten: what watching them cost is not kept.
+        """
+        with self._lock:
+            unpaid = dict(self._prepared) | {k: a for k, a in self.adapters.clear() if a.evidence is None}
+            self.forget()
+            self._prepared.update(unpaid)
+
     # --- reverting -------------------------------------------------------------------------------------------------
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
