@@ -432,6 +432,9 @@ def collect(
     store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Task files or folders.")] = None,
     generated: Annotated[int, typer.Option(min=0, help="Also this many tasks of the generator's policy families.")] = 0,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Queries of each generated task; they share adapters, so that more cost little.")
+    ] = 1,
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
         "in_context,in_context_vote,ttt_in_context,ttt_augmented"
     ),
@@ -466,7 +469,7 @@ def collect(
 
     chosen = [get_strategy(n.strip()) for n in strategies.split(",") if n.strip()]
     reading = _read(files, limit, seed, shown) if files else None
-    tasks = [*(reading.tasks if reading else ()), *draw_tasks("policy", generated, seed)]
+    tasks = [*(reading.tasks if reading else ()), *draw_tasks("policy", generated, seed, queries=queries)]
     if not tasks:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
     _quiet()

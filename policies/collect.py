@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """What is missing of one task with one seed."""
+    """What is missing of one query with one seed."""
 
     task: Task
     seed: int
@@ -33,6 +33,10 @@ class Unit:
     """In the order in which they are run: `in_context` first, where it is missing."""
     in_context_work: int | None
     """Tokens that `in_context` took, where it is not missing."""
+
+
+Batch = tuple[Unit, ...]
+"""What is missing of a task's queries with one seed: one process measures them, since they share adapters."""
 
 
 def collect(
@@ -45,15 +49,15 @@ def collect(
 ) -> None:
     """Adds to the store what it lacks. May be stopped at any time and called again.
 
-    `in_context` is always run, since all costs are multiples of its. Each attempt begins with nothing remembered, so
-    that it pays for all it needs. Failures are outcomes with their full cost. Raises `TaskError` for a task whose
-    answer is not known.
+    `in_context` is always run, since all costs are multiples of its. Each attempt pays for all it needs, also where
+    another query of the task has trained the adapter before. Failures are outcomes with their full cost. Raises
+    `TaskError` for a task whose answer is not known.
     """
-    units, total = missing(learner.base_hash, tasks, strategies, seeds, store)
-    done = total - sum(len(unit.strategies) for unit in units)
+    batches, total = missing(learner.base_hash, tasks, strategies, seeds, store)
+    done = total - lacking(batches)
     try:
-        for unit in units:
-            for outcome in measured(learner, unit):
+        for batch in batches:
+            for outcome in measured(learner, batch):
                 store.append(outcome)
                 done += 1
                 if on_progress is not None:
@@ -64,15 +68,16 @@ def collect(
 
 def missing(
     base_hash: str, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore
-) -> tuple[list[Unit], int]:
-    """What the store lacks, and the number of outcomes when it lacks nothing. Raises `TaskError` as `collect`."""
+) -> tuple[list[Batch], int]:
+    """What the store lacks by task, and how many outcomes there are when it lacks none. Raises as `collect`."""
     for task in tasks:
         if task.answer is None:
             raise TaskError(f"{task.id}: collecting outcomes needs the right answer of every query; this one has none")
     base = get_strategy(BASE)
     wanted = [base, *(s for s in strategies if s.name != BASE)]
     known = {outcome.key: outcome for outcome in store.read()}
-    units, keys_of_all = [], set[Key]()
+    batches: dict[tuple[str, str, int], list[Unit]] = {}
+    keys_of_all = set[Key]()
     for task in tasks:
         for seed in seeds:
             keys = {s.name: Key(base_hash, task.dataset, task.id, s.name, seed) for s in wanted}
@@ -80,27 +85,36 @@ def missing(
             keys_of_all |= set(keys.values())
             unit = known.get(keys[BASE])
             if new:
-                units.append(Unit(task, seed, new, None if unit is None else unit.work))
-    return units, len(keys_of_all)
+                batch = batches.setdefault((task.dataset, task.group, seed), [])
+                batch.append(Unit(task, seed, new, None if unit is None else unit.work))
+    return [tuple(batch) for batch in batches.values()], len(keys_of_all)
 
 
-def measured(learner: Learner, unit: Unit) -> Iterator[Outcome]:
-    """The outcomes that are missing of a task with a seed, one by one."""
-    work = unit.in_context_work
-    for strategy in unit.strategies:
-        outcome = _outcome(learner, unit.task, strategy, unit.seed)
-        if work is None:
-            work = outcome.work
-        outcome = replace(outcome, cost=outcome.work / work if work else 0.0)
-        if strategy.name == BASE and outcome.status != "too_long":
-            outcome = _measured(outcome, learner, unit.task, unit.seed)
-        yield outcome
+def lacking(batches: Sequence[Batch]) -> int:
+    """The number of outcomes that are missing."""
+    return sum(len(unit.strategies) for batch in batches for unit in batch)
+
+
+def measured(learner: Learner, batch: Batch) -> Iterator[Outcome]:
+    """The outcomes that are missing of a task's queries with a seed, one by one."""
+    learner.forget()
+    for unit in batch:
+        work = unit.in_context_work
+        for strategy in unit.strategies:
+            outcome = _outcome(learner, unit.task, strategy, unit.seed)
+            if work is None:
+                work = outcome.work
+            outcome = replace(outcome, cost=outcome.work / work if work else 0.0)
+            if strategy.name == BASE and outcome.status != "too_long":
+                outcome = _measured(outcome, learner, unit.task, unit.seed)
+            yield outcome
+    learner.forget()
 
 
 def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Outcome:
     """The outcome without its cost, which another outcome is needed for."""
-    learner.forget()
-    began, before = time.perf_counter(), learner.work
+    learner.charge_anew()
+    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
     correct = 0.0
     try:
         attempt = run(strategy, learner, task, seed=seed)
@@ -112,14 +126,15 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
         status = "too_few"
     return Outcome(
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
-        strategy=strategy.name, seed=seed, status=status, correct=correct, seconds=time.perf_counter() - began,
-        work=(learner.work - before).passes, cost=0.0, base_hash=learner.base_hash,
+        strategy=strategy.name, seed=seed, status=status, correct=correct,
+        seconds=time.perf_counter() - began + learner.ahead - ahead, work=(learner.work - before).passes, cost=0.0,
+        base_hash=learner.base_hash,
     )  # fmt: skip
 
 
 def _measured(outcome: Outcome, learner: Learner, task: Task, seed: int) -> Outcome:
     """The outcome of answering in context with the features of every stage."""
-    learner.forget()
+    learner.charge_anew()
     reading = learner.read(task)
     answer = learner.answer([task])[0]
     before = learner.work

@@ -22,7 +22,7 @@ from ..ttt_core.errors import PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model import threads_in_use, use_threads
 from ..ttt_core.tasks import Task
-from .collect import OnProgress, Unit, measured, missing
+from .collect import Batch, OnProgress, Unit, lacking, measured, missing
 from .outcomes import Outcome, OutcomeStore
 
 
@@ -68,7 +68,7 @@ def collect_with_workers(
 
 
 Progress = Iterator[tuple[list[Outcome], int, int]]
-"""What a unit gave, how many outcomes there are with it, and how many there will be."""
+"""What a batch gave, how many outcomes there are with it, and how many there will be."""
 
 
 def _on_this_machine(
@@ -80,9 +80,9 @@ def _on_this_machine(
         workers, multiprocessing.get_context("spawn"), _begin, (source, threads, os.getpid())
     ) as pool:
         try:
-            units, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
-            done = total - sum(len(unit.strategies) for unit in units)
-            waiting = [pool.submit(_measured, *_packed(unit)) for unit in units]
+            batches, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
+            done = total - lacking(batches)
+            waiting = [pool.submit(_measured, _packed(batch)) for batch in batches]
             for finished in as_completed(waiting):
                 outcomes = finished.result()
                 done += len(outcomes)
@@ -119,22 +119,28 @@ def _base_hash() -> str:
     return _learner.base_hash
 
 
-def _packed(unit: Unit) -> tuple[Any, ...]:
-    """A unit as what crosses to another process: strategies by their names, where they are those of the registry."""
-    return unit.task, unit.seed, tuple(_by_name(s) for s in unit.strategies), unit.in_context_work
+Packed = list[tuple[Task, int, tuple[Strategy | str, ...], int | None]]
+"""A batch as what crosses to another process: strategies by their names, where they are those of the registry."""
+
+
+def _packed(batch: Batch) -> Packed:
+    return [(u.task, u.seed, tuple(_by_name(s) for s in u.strategies), u.in_context_work) for u in batch]
 
 
 def _by_name(strategy: Strategy) -> Strategy | str:
     return strategy.name if registered().get(strategy.name) == strategy else strategy
 
 
-def _unpacked(task: Task, seed: int, strategies: Sequence[Strategy | str], work: int | None) -> Unit:
-    return Unit(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
+def _unpacked(packed: Packed) -> Batch:
+    return tuple(
+        Unit(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
+        for task, seed, strategies, work in packed
+    )
 
 
-def _measured(*packed: Any) -> list[Outcome]:
+def _measured(packed: Packed) -> list[Outcome]:
     assert _learner is not None
-    return list(measured(_learner, _unpacked(*packed)))
+    return list(measured(_learner, _unpacked(packed)))
 
 
 def _on_ray(
@@ -153,8 +159,8 @@ def _on_ray(
         def base_hash(self) -> str:
             return self.learner.base_hash
 
-        def measured(self, *packed: Any) -> list[Outcome]:
-            return list(measured(self.learner, _unpacked(*packed)))
+        def measured(self, packed: Packed) -> list[Outcome]:
+            return list(measured(self.learner, _unpacked(packed)))
 
     began = not ray.is_initialized()
     try:
@@ -162,15 +168,15 @@ def _on_ray(
         remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
         room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
         actors = [remote() for _ in range(max(1, min(workers, room)))]
-        units, total = missing(ray.get(actors[0].base_hash.remote()), tasks, strategies, seeds, store)
-        done = total - sum(len(unit.strategies) for unit in units)
-        left = iter(units)
+        batches, total = missing(ray.get(actors[0].base_hash.remote()), tasks, strategies, seeds, store)
+        done = total - lacking(batches)
+        left = iter(batches)
         under_way: dict[Any, Any] = {}
 
         def give(actor: Any) -> None:
-            unit = next(left, None)
-            if unit is not None:
-                under_way[actor.measured.remote(*_packed(unit))] = actor
+            batch = next(left, None)
+            if batch is not None:
+                under_way[actor.measured.remote(_packed(batch))] = actor
 
         for actor in actors:
             give(actor)

@@ -18,6 +18,7 @@ from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.adapters import ABANDONED, Adapter, AdapterCache
 from autottt.ttt_core.crossfit import Evidence
 from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import wrap_model
@@ -258,3 +259,32 @@ def test_the_nearest_adapter_is_that_under_which_the_demonstrations_are_likelies
     assert learner.nearest(replace(task, kind="grid1d"), recipe, 8) is None
     learner.adapters.put("bad again", bad)
     assert learner.nearest(task, recipe, 1) is None, "one is looked at, that which was used last"
+
+
+def test_what_is_in_use_in_memory_is_not_what_the_folder_lets_go_of(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    for name in "ab":
+        cache.put(name, adapter())
+    first, second = sorted(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+    for file in (first, second):
+        os.utime(file, (1, 1))
+    assert cache.get("a", "base") is cache._kept[first.stem][1]
+    assert first.stat().st_mtime > second.stat().st_mtime == 1
+
+
+def test_an_adapter_belongs_to_the_tokenizer_that_cut_its_prompts(task: Task) -> None:
+    cache = AdapterCache()
+    model = tiny_model("llama")
+    one, other = (Learner(wrap_model(model, tiny_tokenizer(bos=bos)), adapters=cache) for bos in (True, False))
+    trained = one.adapt(leave_one_out(task), QUICK)
+    assert one.remembered("key", lambda: trained) == (trained, False)
+    assert one.knows("key")
+    assert not other.knows("key")
+
+
+def test_prepared_adapters_are_bounded_and_the_others_are_trained_when_they_are_asked_for(task: Task) -> None:
+    model = tiny_model("llama")
+    size = Learner.wrap(model, tiny_tokenizer()).adapt(leave_one_out(task), QUICK).weights.nbytes
+    learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=4 * 3 * size + 16)
+    learner.prepare(list("abcdef"), [leave_one_out(task)] * 6, QUICK, list(range(6)))
+    assert [learner.knows(key) for key in "abcdef"] == [True] * 3 + [False] * 3

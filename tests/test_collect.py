@@ -48,6 +48,8 @@ class Echo:
     def forget(self):
         self.prefix_known = False
 
+    charge_anew = forget
+
     def read(self, task):
         return Reading((SCORES,) * len(task.demonstrations))
 
@@ -409,3 +411,25 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
     found = store.read()
     assert timeless(found) == alone
     assert all(outcome in found for outcome in kept), "measured once"
+
+
+def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_once(make_learner, tmp_path):
+    learner = make_learner()
+    pairs = [([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6, 7], [7, 6, 5])]
+    tasks = [
+        make_task(pairs, query, answer=query[::-1], id=f"{group}#{n}", group=group, family=group, dataset="made")
+        for group in "ab"
+        for n, query in enumerate(([8, 9], [1, 2, 3]))
+    ]
+    chosen = [get_strategy("ttt_in_context"), get_strategy("in_context_vote")]
+    trained = []
+    train = learner.adapt
+    learner.adapt = lambda *a, **k: trained.append(1) or train(*a, **k)
+    together = timeless(collected(tmp_path / "together", chosen, learner, tasks))
+    assert len(trained) == 2
+    for n in range(4):
+        collected(tmp_path / "apart", chosen, learner, tasks[n : n + 1])
+    assert len(trained) == 6
+    assert timeless(OutcomeStore(tmp_path / "apart").read()) == together
+    costs = {(o.task_id, o.strategy): o.cost for o in together}
+    assert all(costs[t.id, "ttt_in_context"] > 3 * costs[t.id, "in_context_vote"] for t in tasks)

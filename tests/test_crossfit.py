@@ -210,3 +210,45 @@ def test_three_demonstrations_are_enough_and_the_attempt_carries_the_evidence(ma
     again = run(strategy, learner, replace(task_of(3), query=(9, 8)))
     assert again.reused
     assert again.evidence == attempt.evidence
+
+
+def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
+    make_learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autottt.ttt_core.gradients import Passes
+
+    learner, task = make_learner(), task_of(4)
+    real, calls = Passes.losses, [0]
+
+    def losses(self: Any, *given: Any) -> Any:
+        found = real(self, *given)
+        calls[0] += 1
+        return [float("nan"), *found[1:]] if calls[0] == failing else found
+
+    monkeypatch.setattr(Passes, "losses", losses)
+    monkeypatch.setattr(HeldOut, "_best", lambda self, without=None: len(self._looks) - 1)  # each look is the best
+    failing = 5
+    adapter = crossfit(learner, task, every=1)
+    assert adapter.evidence.steps == 4
+    assert adapter.training.stopped == "failed"
+    assert learner.answers([task], adapter)
+    failing, calls[0] = 1, 0
+    with pytest.raises(AdaptationError, match="not a number at step 1"):
+        crossfit(learner, task, every=1)
+
+
+def test_held_out_prompts_that_were_scored_before_are_not_scored_again(make_learner: Any) -> None:
+    learner, task = make_learner(), task_of(3)
+    crossfit(learner, task)
+    fresh = learner.work.forward
+    learner.forget()
+    before = learner.work.forward
+    leave = [task.leave_out(i) for i in range(3)]
+    learner.score(leave)  # as the features are measured
+    scored = learner.work.forward - before
+    crossfit(learner, task)
+    assert learner.work.forward - before == fresh
+    assert scored > 0
+    again = learner.work.forward
+    learner.score([*leave, *leave])
+    assert learner.work.forward == again

@@ -183,3 +183,39 @@ def test_what_happens_inside_is_not_hindered(small: Small) -> None:
         assert not small.one(torch.ones(1, 3)).any()
         hook.remove()
     assert small.training
+
+
+def many_layers() -> nn.Module:
+    return nn.ModuleDict({f"block{i}": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for i in range(30)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["block7"].__setitem__(1, nn.Linear(2, 2)),
+        lambda m: m["block7"][0].register_buffer("more", torch.zeros(1), persistent=False),
+        lambda m: m["block7"][0].__dict__.update(_parameters=dict.fromkeys(m["block7"][0]._parameters)),
+        lambda m: m["block7"][0]._parameters.update(weight=nn.Parameter(torch.zeros(2, 2))),
+        lambda m: m["block7"][0].weight.add_(1),
+        lambda m: m.pop("block7"),
+    ],
+)
+@torch.no_grad()
+def test_whatever_is_put_anywhere_is_found(change: Callable[[Any], Any]) -> None:
+    model = many_layers()
+    seen = Fingerprint(model)
+    assert seen.verify(model).tensors == 120
+    change(model)
+    with pytest.raises(BaseChangedError, match="block7"):
+        seen.verify(model)
+
+
+def test_places_that_changed_and_hold_the_same_tensors_are_no_change() -> None:
+    model = many_layers()
+    seen = Fingerprint(model)
+    linear = model["block3"][0]  # type: ignore[index]
+    linear.__dict__["_parameters"] = dict(linear._parameters)
+    assert seen.verify(model).tensors == 120
+    other = many_layers()
+    with pytest.raises(BaseChangedError):
+        seen.verify(other)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autottt.ttt_core import gradients
+from autottt.ttt_core import gradients, memory
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.examples import leave_one_out, reordered
 from autottt.ttt_core.gradients import Buffer, Pass, Passes, parts_of
@@ -211,7 +211,8 @@ def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task
     own = {t.untyped_storage().data_ptr() for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
     with Passes(loaded, RECIPE, 1, 1) as passes:
         buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), RECIPE, 1)
-        passes.token_bytes = passes._measured(buffer, max(rows[0], key=lambda r: len(r.ids)))
+        passes.measure(buffer, max(rows[0], key=lambda r: len(r.ids)))
+        assert passes.token_bytes
         own.add(buffer.values.untyped_storage().data_ptr())
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -278,3 +279,55 @@ def test_nothing_of_a_training_is_left_when_its_adapter_is_dropped(task: Task) -
     before = tensors()
     learner.adapt(leave_one_out(task), recipe)
     assert tensors() <= before
+
+
+def test_a_bound_is_halved_once_however_many_passes_of_a_size_fail(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, (mine, *_) = setting("llama", torch.float32, task)
+    rows = [mine] * 3
+    real: Callable[..., Any] = gradients._token_losses
+
+    def narrow(model: LoadedModel, mine: list[Encoded], loss: Any) -> Any:
+        if len(mine) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(model, mine, loss)
+
+    monkeypatch.setattr(gradients, "_token_losses", narrow)
+    with Passes(loaded, RECIPE, 3, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), RECIPE, passes.parts(3))
+        passes.losses(buffer, rows)
+        assert {p.last - p.first for job in passes._divided(rows) for p in job} == {2}, "not single rows"
+
+
+def test_hooks_of_the_host_are_called_as_they_are_by_every_thread(task: Task) -> None:
+    class Watcher:
+        """What a host program might hang on its model; it cannot be copied."""
+
+        def __init__(self) -> None:
+            self.lock, self.calls = threading.Lock(), 0
+
+        def seen(self, *_: Any) -> None:
+            with self.lock:
+                self.calls += 1
+
+    loaded, rows = setting("llama", torch.float32, task)
+    expected = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
+    watcher = Watcher()
+    handle = loaded.model.register_forward_hook(watcher.seen)
+    found = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
+    handle.remove()
+    assert watcher.calls >= 3 * 3
+    assert all(map(torch.equal, expected, found))
+    loaded.model.lock = threading.Lock()  # type: ignore[assignment]
+    alone = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
+    for a, b in zip(alone, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_files_that_were_read_are_memory_that_a_group_has_left(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("990\n")
+    (tmp_path / "memory.stat").write_text("anon 90\ninactive_file 600\n")
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    assert memory.free_memory(torch.device("cpu")) == 610
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory(torch.device("cpu")) > 610

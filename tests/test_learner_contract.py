@@ -435,7 +435,10 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("after the optimizer's step", 3, lambda _: torch.optim.AdamW, "step", after=True),
     ],
 }
-OVERCOME = ["the first training pass", "the last training pass", "before backward", "after backward"]
+OVERCOME = [
+    "the first training pass", "the last training pass", "before backward", "after backward",
+    "decoding the first token", "decoding the third token", "scoring",
+]  # fmt: skip
 """Where memory that runs out once fails nothing: the pass is done again in two halves."""
 ERRORS: list[BaseException] = [
     RuntimeError("a fault"),
@@ -451,6 +454,14 @@ def work(learner: Learner, task: Task, adapter: Adapter) -> dict[str, Callable[[
         "score": lambda: learner.score(queries(task), adapter),
         "adapt": lambda: learner.adapt(leave_one_out(task), QUICK, seed=1),
     }
+
+
+def numbers(found: Any) -> list[float]:
+    """What an action came to: losses, or the scores of answers."""
+    if isinstance(found, Adapter):
+        return list(found.training.losses)
+    scores = [a.scores for a in found] if isinstance(found[0], Answer) else [s for row in found for s in row]
+    return [x for one in scores for x in one.log_probs]
 
 
 @cache
@@ -486,7 +497,7 @@ def test_everything_comes_back_after_an_error(
     adapter = learner.adapt(leave_one_out(task), QUICK)
     odd(model)
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    expected = AdaptationError if action == "adapt" and no_memory else type(error)
+    expected = AdaptationError if no_memory else type(error)
 
     def fail(*_: Any) -> None:
         raise error
@@ -502,7 +513,7 @@ def test_everything_comes_back_after_an_error(
                     do()
             assert hits
         if no_memory and fault.name in OVERCOME:
-            assert found.training.losses == pytest.approx(do().training.losses, abs=1e-4), "done again, not done twice"
+            assert numbers(found) == pytest.approx(numbers(do()), abs=1e-4), "done again, not done twice"
         proof = learner.verify(full=True)
         assert behaviour(learner, task, adapter) == of_old(architecture, task)
     assert proof.method == "full"

@@ -247,3 +247,90 @@ def test_an_adapter_of_bf16_models_is_trained_in_fp32(task: Task) -> None:
     weights, _ = train(loaded, [rows], RECIPE, [0])
     assert {t.dtype for t in weights.tensors} == {torch.float32}
     assert not any(t.requires_grad for t in weights.tensors)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def spoiled(monkeypatch: pytest.MonkeyPatch, adapter: int, step: int) -> None:
+    """The loss and the gradients of an adapter are not numbers at a step."""
+    real, calls = Passes.losses, [0]
+
+    def losses(self: Passes, buffer: Buffer, rows: list[list[Encoded]], chances: list[int]) -> list[float]:
+        found = real(self, buffer, rows, chances)
+        calls[0] += 1
+        if calls[0] == step:
+            buffer.gradients[:, adapter] = math.nan
+            found[adapter] = math.nan
+        return found
+
+    monkeypatch.setattr(Passes, "losses", losses)
+
+
+def test_an_adapter_that_fails_takes_no_other_with_it(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [train(loaded, [examples], RECIPE, [seed])[0].tensors for seed in (0, 1, 2)]
+    spoiled(monkeypatch, adapter=1, step=2)
+    weights, trainings = train(loaded, [examples] * 3, RECIPE, [0, 1, 2])
+    assert [t.stopped for t in trainings] == ["finished", "failed", "finished"]
+    assert [t.steps for t in trainings] == [3, 1, 3]
+    assert "not a number at step 2" in trainings[1].error
+    assert trainings[0].error == trainings[2].error == ""
+    for index in (0, 2):
+        for mine, expected in zip(weights.select(index).tensors, alone[index], strict=True):
+            torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_fails_is_raised_where_it_is_asked_for_and_is_no_work_of_the_others(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    prompts = leave_one_out(task)
+    with monkeypatch.context() as patch:
+        spoiled(patch, adapter=1, step=2)
+        learner.prepare(["a", "b", "c"], [prompts] * 3, RECIPE, [0, 1, 2])
+    assert learner.work.backward == 0
+    assert [learner.knows(key) for key in "abc"] == [True, False, True]
+    with monkeypatch.context() as patch:
+        spoiled(patch, adapter=0, step=1)
+        with pytest.raises(AdaptationError, match="not a number at step 1"):
+            learner.adapt(prompts, RECIPE)
+
+
+def test_the_first_step_is_not_begun_where_it_would_be_too_long(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Passes.losses
+
+    def slow(self: Passes, *given: object) -> list[float]:
+        time.sleep(0.5)
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Passes, "losses", slow)
+    monkeypatch.setattr(Passes, "measure", lambda self, buffer, row: setattr(self, "_memory", 1e9) or 0.5)
+    began = time.monotonic()
+    _, (training,) = train(loaded, [examples], RECIPE, [0], deadline=began + 0.3)
+    assert (training.steps, training.stopped) == (0, "deadline")
+    assert time.monotonic() - began < 0.4
+
+
+def test_how_long_a_step_takes_is_known_about(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    recipe = replace(RECIPE, batch=8)
+    with Passes(loaded, recipe, 1, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0]), recipe)
+        passes.measure(buffer, examples[0])
+        expected = min(passes.measure(buffer, examples[0]) for _ in range(5))
+        began = time.monotonic()
+        passes.losses(buffer, [[examples[0]] * 8])
+        assert 0.1 < expected / (time.monotonic() - began) < 100  # a bound, not a measurement: machines are busy
+
+
+def test_masks_follow_the_layer_not_the_order_in_which_layers_are_named(
+    loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    recipe = replace(RECIPE, dropout=0.3)
+    start = LoraWeights.initial(loaded.model, recipe, [0])
+    turned = LoraWeights(dict(sorted(start.pairs.items(), reverse=True)), start.scaling)
+    losses = [train(loaded, [examples], recipe, [0], start=one)[1][0].losses for one in (start, turned)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +102,21 @@ class AdapterCache:
     def get(self, key: object, base_hash: str, device: torch.device | str = "cpu") -> Adapter | None:
         """The adapter kept under a key for a base, if there is one. A file that cannot be read counts as none."""
         name = _digest(key, base_hash)
-        if name not in self._kept and self._folder is not None:
+        if self._folder is not None:
             file = self._folder / f"{name}.safetensors"
             try:
-                self._keep(name, key, Adapter.load(file, device))
-                os.utime(file)
+                if name not in self._kept:
+                    self._keep(name, key, Adapter.load(file, device))
+                os.utime(file)  # it is in use: another one is deleted first
             except (OSError, SafetensorError, KeyError, TypeError, ValueError):
                 pass
         if name not in self._kept:
             return None
-        self._kept.move_to_end(name)
-        return self._kept[name][1]
+        adapter = self._kept[name][1]
+        if adapter.weights.device.type != torch.device(device).type:
+            adapter = replace(adapter, weights=adapter.weights.to(device))
+        self._keep(name, key, adapter)
+        return adapter
 
     def put(self, key: object, adapter: Adapter) -> None:
         """Keeps an adapter. A folder that cannot be written to is no error: the adapter is kept in memory."""

@@ -14,8 +14,8 @@ from statistics import fmean
 
 import torch
 
-from .decoding import SCORING_TOKENS, TokenScores, score_answers
-from .encoding import Encoded, chunks
+from .decoding import TokenScores, score_answers
+from .encoding import Encoded
 from .lora import LoraWeights
 from .model import LoadedModel
 from .tasks import Task
@@ -130,13 +130,9 @@ class HeldOut:
         found = []
         for index, fold in enumerate(self.held):
             asked = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
-            scores: dict[int, Score] = {}
+            self.charge(sum(len(p.ids) for p in asked), 0)
             with weights.select(index).attached(self.loaded.model):
-                for some in chunks([len(p.ids) for p in asked], SCORING_TOKENS):
-                    self.charge(sum(len(asked[i].ids) for i in some), 0)
-                    scored = score_answers(self.loaded, [asked[i] for i in some])
-                    scores |= {i: score_of(row[-1]) for i, row in zip(some, scored, strict=True)}
-            found.append([scores[i] for i in range(len(fold))])
+                found.append([score_of(row[-1]) for row in score_answers(self.loaded, asked)])
         return found
 
     def _best(self, without: int | None = None) -> int:

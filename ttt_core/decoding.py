@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of, stop_ids
+from .memory import in_halves
 from .model import LoadedModel
 
 TOKENS_A_BATCH = 16384
@@ -96,7 +97,17 @@ class Prefix:
 
 
 def score_answers(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
-    """Teacher-forced scores of every answer in each prompt, in order; all prompts in one pass."""
+    """Teacher-forced scores of every answer in each prompt, in order; as many prompts at once as fit in memory."""
+    found: list[list[TokenScores]] = [[] for _ in prompts]
+    for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
+        for some, scores in in_halves(group, lambda g: _score_once(loaded, [prompts[i] for i in g])):
+            for index, one in zip(some, scores, strict=True):
+                found[index] = one
+    return found
+
+
+def _score_once(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
+    """As `score_answers`, all in one pass."""
     batch = pad([p.ids for p in prompts], pad_id_of(loaded), loaded.model.device, left=False)
     chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
     for i, prompt in enumerate(prompts):
@@ -164,16 +175,20 @@ def decode(
     known = len(prefix.ids) if prefix else 0
     found: list[dict[int, Generated]] = [{} for _ in range(adapters)]
     lengths = [len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)]
-    for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
+    begun = prefix is not None and len(prompts) == 1 and not guess and prefix.begins(prompts[0])
+
+    def answers(group: Sequence[int]) -> list[Generated]:
         rows = [prompts[i].ids[known:] for i in group]
-        begun = prefix is not None and len(prompts) == 1 and not guess and prefix.begins(prompts[0])
-        answers = _decode(
+        return _decode(
             loaded, rows, [rooms[i] for i in group], [readable[i] if readable else None for i in group],
             prefix, temperature, generator, adapters, guess, begun,
         )  # fmt: skip
-        for adapter, one in enumerate(found):
-            mine = answers[adapter * len(group) : (adapter + 1) * len(group)]
-            one |= dict(zip(group, mine, strict=True))
+
+    for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
+        for some, written in in_halves(group, answers):
+            for adapter, one in enumerate(found):
+                mine = written[adapter * len(some) : (adapter + 1) * len(some)]
+                one |= dict(zip(some, mine, strict=True))
     return [one[i] for one in found for i in range(len(prompts))]
 
 

@@ -5,7 +5,9 @@ Knows nothing about adapters or training. Axes: B rows, T tokens, V vocabulary, 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import ModelError, TooLongError
 from .model import LoadedModel
@@ -49,6 +51,14 @@ def stop_ids(loaded: LoadedModel) -> set[int]:
         ids = getattr(config, "eos_token_id", None)
         found.update(ids if isinstance(ids, list) else [ids])
     return {int(i) for i in found if i is not None}
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of all that decides which ids a prompt becomes: vocabulary, merges, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    says = (rules, tokenizer("").input_ids, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template)
+    return hashlib.blake2b(repr(says).encode(), digest_size=16).hexdigest()
 
 
 def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: int = 0) -> Encoded:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,44 @@ Identity = tuple[int, int, tuple[int, ...], torch.dtype]
 
 
 def _identity(tensor: Tensor) -> Identity:
-    return tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.dtype
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.dtype
+
+
+Place = tuple[dict[str, Any], str, dict[str, Any], tuple[tuple[str, Any], ...]]
+"""One of the dictionaries of a module that hold its tensors and modules: the module's own dictionary, the name in it,
+what was there, and its entries (an `Identity` for a tensor, `ANY` for one that may change, else the object itself)."""
+ANY = object()
+
+
+def _places(model: nn.Module) -> list[Place]:
+    """Every place of a model that holds tensors or modules, as it is now."""
+    lasting = {id(tensor) for tensor in state_tensors(model).values()}
+
+    def seen(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return _identity(value) if id(value) in lasting else ANY
+
+    found = []
+    for module in model.modules():
+        own = vars(module)
+        for kind in ("_parameters", "_buffers", "_modules"):
+            found.append((own, kind, own[kind], tuple((name, seen(value)) for name, value in own[kind].items())))
+    return found
+
+
+def _as_they_were(places: list[Place]) -> bool:
+    """Whether every place holds what it held. One loop, since it is run for every answer."""
+    for own, kind, held, entries in places:
+        if own.get(kind) is not held or len(held) != len(entries):
+            return False
+        if entries and list(held) != [name for name, _ in entries]:
+            return False
+        for (_, known), value in zip(entries, held.values(), strict=True):
+            changed = value is not known and not (isinstance(value, Tensor) and _identity(value) == known)
+            if changed and known is not ANY:
+                return False
+    return True
 
 
 class Fingerprint:
@@ -89,10 +127,24 @@ class Fingerprint:
         # Aliases keep the memory in use, so that no other tensor can come to lie at a remembered address.
         self._aliases = {name: tensor.detach() for name, tensor in state_tensors(model).items()}
         self._identities = {name: _identity(tensor) for name, tensor in self._aliases.items()}
+        self._model = model
+        self._places = _places(model)
 
     def verify(self, model: nn.Module, *, full: bool = False) -> RevertProof:
         """Checks that every tensor is the one remembered. Raises `BaseChangedError` naming the first that is not."""
         began = time.perf_counter()
+        if model is not self._model or not _as_they_were(self._places):
+            self._compare(model)
+        if full and content_hash(model) != self.hash:
+            raise BaseChangedError(
+                "the base model's content hash changed although no tensor was replaced; load it again"
+            )
+        return RevertProof(
+            "full" if full else "pointers", len(self._identities), time.perf_counter() - began, self.hash
+        )
+
+    def _compare(self, model: nn.Module) -> None:
+        """Every tensor by its name: slower, and says what is different, unless it is nothing but the places."""
         now = state_tensors(model)
         if now.keys() != self._identities.keys():
             odd = sorted(now.keys() ^ self._identities.keys())
@@ -104,17 +156,13 @@ class Fingerprint:
                 raise BaseChangedError(
                     f"the base model's tensor {name!r} was replaced or written to; load the model again"
                 )
-        if full and content_hash(model) != self.hash:
-            raise BaseChangedError(
-                "the base model's content hash changed although no tensor was replaced; load it again"
-            )
-        return RevertProof("full" if full else "pointers", len(now), time.perf_counter() - began, self.hash)
 
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
+"""Where a module keeps its hooks, by number."""
 
 
 @contextmanager
@@ -125,7 +173,8 @@ def restored(model: nn.Module) -> Iterator[None]:
     gradients are recorded, and the random state of Python, NumPy and torch (CPU, and CUDA where it is in use).
     """
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    modules = [(m, m.training, [dict(getattr(m, h)) for h in _HOOKS]) for m in model.modules()]
+    modules = [(m, m.training) for m in model.modules()]
+    hooks = [(found, dict(found) if found else None) for m, _ in modules for h in HOOKS for found in (getattr(m, h),)]
     grad_enabled = torch.is_grad_enabled()
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
@@ -135,13 +184,12 @@ def restored(model: nn.Module) -> Iterator[None]:
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        for module, training, hooks in modules:
+        for module, training in modules:
             module.training = training
-            for name, before in zip(_HOOKS, hooks, strict=True):
-                current = getattr(module, name)
-                if list(current) != list(before):
-                    current.clear()
-                    current.update(before)
+        for current, before in hooks:
+            if (current or before) and list(current) != list(before or ()):
+                current.clear()
+                current.update(before or {})
         torch.set_grad_enabled(grad_enabled)
         random.setstate(python)
         np.random.set_state(numpy)

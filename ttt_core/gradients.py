@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import copy
 import queue
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .encoding import Encoded, forward, pad, pad_id_of
+from .fingerprint import HOOKS
 from .lora import Dropout, LoraWeights
+from .memory import free_memory, out_of_memory
 from .model import LoadedModel
 from .recipes import Loss, Recipe
 
-UNKNOWN_MEMORY = 4 << 30
-"""Bytes that a system is taken to have free where it does not tell."""
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
 
@@ -38,12 +40,6 @@ def learned(example: Encoded, loss: Loss) -> list[int]:
         return list(range(1, len(example.ids)))
     spans = example.answers[-1:] if loss == "last" else example.answers[1:] or example.answers
     return [i for begin, end in spans for i in range(max(1, begin), end)]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    words = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return words or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 class Buffer:
@@ -62,6 +58,11 @@ class Buffer:
         self._optimizer = torch.optim.AdamW(
             [self.values], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), fused=True
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights, their gradients and their moments, in bytes."""
+        return self.values.nbytes * (3 + self.gradients.shape[0])
 
     def weights(self, begin: int = 0, end: int | None = None) -> LoraWeights:
         """Views of adapters `begin` to `end`."""
@@ -142,26 +143,11 @@ def parts_of(adapters: int, batch: int, workers: int) -> int:
     return next((s for s in range(1, batch + 1) if adapters * s % workers == 0), min(batch, workers))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    found = [UNKNOWN_MEMORY]
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found = [1024 * int(lines["MemAvailable"].split()[0])]
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, KeyError, ValueError):
-        pass  # not every system tells, and most groups have no limit
-    return max(0, min(found))
-
-
 class Passes:
     """Does the passes of training steps. A context manager: the threads and the copies of the model end with it.
 
-    What a pass keeps for its way back is measured on one row before the first, and passes are made to fit in `memory`.
+    What a pass keeps for its way back is measured on the longest row before the first (`measure`), and passes are made
+    to fit in `memory`.
     """
 
     def __init__(
@@ -183,18 +169,20 @@ class Passes:
         self.token_bytes: float | None = None
         """Bytes that a pass keeps of a padded token for its way back, once they are known."""
         self._on_cpu = on_cpu
+        self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
         self._chances: Sequence[int] = ()
 
     def __enter__(self) -> Passes:
-        if self._workers > 1:
+        copies = _copies_sharing_weights(self._loaded.model, self._workers if self._workers > 1 else 0)
+        if copies:
             each = max(1, self._threads // self._workers)
             self._pool = ThreadPoolExecutor(self._workers, "autottt", lambda: torch.set_num_threads(each))
-            for _ in range(self._workers):
-                self._models.put(replace(self._loaded, model=_copy_sharing_weights(self._loaded.model)))
         else:
-            self._models.put(self._loaded)
+            self._workers = 1
+        for model in copies or [self._loaded.model]:
+            self._models.put(replace(self._loaded, model=model))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -218,7 +206,7 @@ class Passes:
         """
         counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
         if self.token_bytes is None:
-            self.token_bytes = self._measured(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
+            self.measure(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
         jobs = self._divided(rows)
         self._chances = chances or [0] * len(rows)
 
@@ -232,8 +220,20 @@ class Passes:
                 totals[adapter] += loss
         return totals
 
-    def _measured(self, buffer: Buffer, row: Encoded) -> float:
-        """Bytes that the pass of one row keeps for its way back, by the token; the model's own are not counted."""
+    def measure(self, buffer: Buffer, row: Encoded) -> float:
+        """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
+        model's own memory, and the adapters', are not counted. Returns about how long a step will take, in seconds.
+        """
+        began = time.monotonic()
+        self.token_bytes = self._kept(buffer, row) / len(row.ids)
+        if self._memory is None:
+            self._memory = MEMORY_SHARE * free_memory(self._loaded.model.device)
+        self._memory = max(0.0, self._memory - buffer.nbytes)
+        passes = buffer.values.shape[0] * self._recipe.batch / self._workers if self._on_cpu else 1
+        return 3 * (time.monotonic() - began) * passes  # the way back takes twice the way there
+
+    def _kept(self, buffer: Buffer, row: Encoded) -> int:
+        """Bytes that the pass of one row keeps for its way back."""
         own = {
             t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
         }
@@ -255,7 +255,7 @@ class Passes:
             del losses
         finally:
             self._models.put(loaded)
-        return sum(kept.values()) / len(row.ids)
+        return sum(kept.values())
 
     def _dropout(self, rows: Sequence[tuple[int, Encoded]]) -> Dropout | None:
         """Of rows with their numbers."""
@@ -268,9 +268,7 @@ class Passes:
         On an accelerator neighbours go together as long as they fit.
         """
         batch = len(rows[0])
-        if self._memory is None:
-            self._memory = MEMORY_SHARE * free_memory(self._loaded.model.device)
-        fit = max(1.0, self._memory / self._workers / max(1.0, self.token_bytes or 1.0))
+        fit = max(1.0, (self._memory or 0.0) / self._workers / max(1.0, self.token_bytes or 1.0))
         longest = [max(len(r.ids) for r in mine) for mine in rows]
         if self._on_cpu:
             parts = self.parts(len(rows))
@@ -294,7 +292,10 @@ class Passes:
             return losses
         halves = one.halves()
         assert halves is not None
-        self._memory = (self._memory or 0.0) / 2
+        longest = max(len(rows[a][n].ids) for a in range(one.begin, one.end) for n in range(one.first, one.last))
+        taken = longest * (one.last - one.first) * (one.end - one.begin) * (self.token_bytes or 0.0) * self._workers
+        with self._lock:  # from now on no pass as large as this one; others may fail beside it for the same reason
+            self._memory = min(self._memory or 0.0, taken / 2)
         first, second = (self._halving(buffer, rows, counts, half) for half in halves)
         if halves[0].end < one.end:
             return first + second
@@ -359,7 +360,12 @@ def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> t
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), sizes
 
 
-def _copy_sharing_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Modules of its own over the same parameters and buffers, so that hooks on it are its own too."""
-    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, shared)
+def _copies_sharing_weights(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
+    """Modules of their own over the same parameters and buffers, so that hooks on them are their own too; hooks that
+    are there already are called as they are. None where something in the model cannot be copied."""
+    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    shared |= {id(h): h for m in model.modules() for kind in HOOKS for h in getattr(m, kind).values()}
+    try:
+        return [copy.deepcopy(model, dict(shared)) for _ in range(count)]
+    except (TypeError, RuntimeError):
+        return []

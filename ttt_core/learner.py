@@ -9,33 +9,36 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
-from .decoding import SCORING_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
-from .encoding import Encoded, chunks, encode
+from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from .encoding import Encoded, encode, tokenizer_digest
 from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
-from .gradients import free_memory, out_of_memory
 from .kinds import kind_of
 from .lora import LoraWeights
+from .memory import free_memory, out_of_memory
 from .model import LoadedModel, load_model, wrap_model
 from .recipes import Recipe
 from .tasks import Task, Value
-from .training import joint, train
+from .training import Training, joint, train
 
 COPIES = 8
 """Of an adapter's weights that its training holds at most: gradients in parts, moments, what is put aside."""
 GUESSES = 256
 """Answers of the base that are kept as guesses at those of adapters."""
+SCORES = 256
+"""Prompts whose scores by the base are kept."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Learner:
         self.memory_bytes = memory_bytes
         self._unadapted: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._prepared: dict[object, Adapter] = {}
+        self._scored: dict[Encoded, list[TokenScores]] = {}
+        self._reads: str | None = None
 
     @classmethod
     def load(
@@ -181,7 +186,7 @@ class Learner:
 
     def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
         """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
-        with self._use(_single(adapter)):
+        with _memory("reading the demonstrations"), self._use(_single(adapter)):
             return Reading(self._prefix_of(self.encode(task), adapter, whole=True).reading)
 
     def answer(
@@ -207,7 +212,7 @@ class Learner:
         count = 1 if adapter is None else adapter.weights.count
         if not tasks:
             return [[] for _ in range(count)]
-        with self._use(adapter):
+        with _memory("answering"), self._use(adapter):
             prompts = [self.encode(t) for t in tasks]
             first = prompts[0]
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
@@ -231,17 +236,19 @@ class Learner:
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
 
-        The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed.
+        The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed. What
+        the base was asked lately is not worked out again.
         """
-        with self._use(_single(adapter)):
+        with _memory("scoring answers"), self._use(_single(adapter)):
             prompts = [self.encode(t, _answer_of(t)) for t in tasks]
-            found: list[list[TokenScores]] = [[] for _ in tasks]
-            for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
-                self._charge(forward=sum(len(prompts[i].ids) for i in group))
-                scored = score_answers(self.loaded, [prompts[i] for i in group])
-                for index, scores in zip(group, scored, strict=True):
-                    found[index] = scores
-            return found
+            found = {} if adapter is not None else {p: self._scored[p] for p in prompts if p in self._scored}
+            new = [p for p in dict.fromkeys(prompts) if p not in found]
+            self._charge(forward=sum(len(p.ids) for p in new))
+            found |= zip(new, score_answers(self.loaded, new), strict=True)
+            if adapter is None:
+                self._scored |= found
+                _at_most(self._scored, SCORES)
+            return [found[p] for p in prompts]
 
     # --- learning --------------------------------------------------------------------------------------------------
 
@@ -277,7 +284,8 @@ class Learner:
     ) -> list[Adapter]:
         """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it.
 
-        Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first.
+        Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first, and to the caller
+        to look whether one `failed`: only what concerns all of them is raised.
         """
         before = self.work
         if start is not None:
@@ -288,15 +296,19 @@ class Learner:
                     f"{start.weights.count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
                     f"{start.recipe.targets}"
                 )
-        with self._use(None), _memory(recipe):
+        with _memory(f"training (batch {recipe.batch})"), self._use(None):
             encoded = [[self.encode(t, _answer_of(t)) for t in some] for some in examples]
-            weights, trainings = train(
-                self.loaded, encoded, recipe, seeds,
-                deadline=deadline, on_step=on_step, memory=self.memory_bytes, charge=self._charge,
-                start=None if start is None else start.weights.copied(),
-            )  # fmt: skip
-            if not charged:
-                self.work = before
+            try:
+                weights, trainings = train(
+                    self.loaded, encoded, recipe, seeds,
+                    deadline=deadline, on_step=on_step, memory=self.memory_bytes, charge=self._charge,
+                    start=None if start is None else start.weights.copied(),
+                )  # fmt: skip
+            finally:
+                if not charged:
+                    self.work = before
+            if charged:
+                _refuse_failed(trainings)
             shares = [replace(t, seconds=t.seconds / len(seeds)) for t in trainings]
             return [
                 Adapter(weights.select(a), recipe, share, self.base_hash, kind=some[0].kind)
@@ -334,19 +346,24 @@ class Learner:
 
         Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`.
         """
-        with self._use(None), _memory(recipe):
+        with _memory(f"training (batch {recipe.batch})"), self._use(None):
             learned = [[self.encode(t, _answer_of(t)) for t in fold] for fold in examples]
             judged = [[self.encode(t, _answer_of(t)) for t in fold] for fold in held]
+            began = time.monotonic()
             scores = iter(self.score([t for fold in held for t in fold]))
             before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
+            looking = time.monotonic() - began
             watch = HeldOut(self.loaded, judged, before, every or max(1, recipe.steps // 12), patience, self._charge)
             seeds = [seed + a for a in range(len(held))]
             weights, trainings = train(
                 self.loaded, learned, recipe, seeds,
-                deadline=deadline, on_step=on_step, watch=watch, memory=self.memory_bytes, charge=self._charge,
+                deadline=deadline - looking, on_step=on_step, watch=watch, memory=self.memory_bytes,
+                charge=self._charge,
             )  # fmt: skip
             training = joint(trainings)
-            if training.steps:
+            if training.error and watch.best is None:
+                _refuse_failed(trainings)
+            if training.steps and not training.error:
                 watch.look(training.steps, weights)
             best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
             return Adapter(best, recipe, training, self.base_hash, watch.evidence(), examples[0][0].kind)
@@ -364,7 +381,7 @@ class Learner:
             if known is not None:
                 return known, True
             adapter = make()
-            if adapter.training.stopped != "deadline":
+            if adapter.training.stopped not in ("deadline", "failed"):
                 self.adapters.put(key, adapter)
             return adapter, False
 
@@ -376,8 +393,9 @@ class Learner:
 
     def _full(self, key: object) -> object:
         """The key with what else decides an adapter: how prompts are written, and in which precision they are read."""
-        loaded = self.loaded
-        return key, loaded.format.name, str(getattr(loaded.tokenizer, "chat_template", "")), self.precision
+        if self._reads is None:
+            self._reads = tokenizer_digest(self.loaded.tokenizer)
+        return key, self.loaded.format.name, self._reads, self.precision
 
     def prepare(
         self,
@@ -390,19 +408,21 @@ class Learner:
     ) -> None:
         """Trains adapters side by side, as many at once as fit, to be asked for by `remembered` soon.
 
-        Those that fail are not prepared. What `on_step` raises is raised.
+        Those that fail are not prepared, nor those that would not fit in memory beside the others. What `on_step`
+        raises is raised.
         """
         with self._lock:
             at = 0
-            while at < len(keys):
-                some = slice(at, at := at + self._beside(recipe))
+            while at < len(keys) and (beside := self._beside(recipe)):
+                some = slice(at, at := at + beside)
                 try:
                     adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False, on_step=on_step)
                 except (BaseChangedError, Cancelled):
                     raise
                 except AutotttError:
                     continue  # one of them may be to blame; each fails, or not, when it is asked for
-                self._prepared.update(zip(map(self._full, keys[some]), adapters, strict=True))
+                made = zip(map(self._full, keys[some]), adapters, strict=True)
+                self._prepared.update((key, adapter) for key, adapter in made if adapter.training.stopped != "failed")
 
     def settle(self) -> None:
         """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now."""
@@ -420,10 +440,13 @@ class Learner:
 
     def _beside(self, recipe: Recipe) -> int:
         """How many adapters of a recipe may be trained side by side: weights, gradients, moments and copies of them
-        take no more than a quarter of the memory that is free, or the bound."""
+        take no more than a quarter of the memory that is free, or the bound, and what is prepared as much; 0: none.
+        """
         one = LoraWeights.initial(self.loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
-        free = free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
-        return max(1, int(free / 4 / (COPIES * one)))
+        prepared = sum(a.weights.nbytes for a in self._prepared.values())
+        quarter = (free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes) / 4
+        room = int((quarter - prepared) / one)
+        return max(0 if prepared else 1, min(room, max(1, int(quarter / (COPIES * one)))))
 
     def forget(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
@@ -431,6 +454,7 @@ class Learner:
             self.adapters.clear()
             self._prepared.clear()
             self._unadapted.clear()
+            self._scored.clear()
             self._prefix = None
 
     def charge_anew(self) -> None:
@@ -496,8 +520,7 @@ class Learner:
     def _guess_later(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Keeps the base's answers to prompts: guesses at what adapters will answer."""
         self._unadapted.update(answers)
-        while len(self._unadapted) > GUESSES:
-            del self._unadapted[next(iter(self._unadapted))]
+        _at_most(self._unadapted, GUESSES)
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
         try:
@@ -511,14 +534,27 @@ class Learner:
 
 
 @contextmanager
-def _memory(recipe: Recipe) -> Iterator[None]:
+def _memory(what: str) -> Iterator[None]:
     """Turns what running out of memory raises into an `AdaptationError`."""
     try:
         yield
     except Exception as error:
         if not out_of_memory(error):
             raise
-        raise AdaptationError(f"out of memory while training (batch {recipe.batch}): {error}") from error
+        raise AdaptationError(f"out of memory while {what}: {error}") from error
+
+
+def _refuse_failed(trainings: Sequence[Training]) -> None:
+    """Raises `AdaptationError` where one of them failed."""
+    for training in trainings:
+        if training.error:
+            raise AdaptationError(training.error)
+
+
+def _at_most(kept: dict[Any, Any], most: int) -> None:
+    """Lets go of the oldest entries beyond so many."""
+    while len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def _alike(adapter: Adapter, recipe: Recipe) -> bool:

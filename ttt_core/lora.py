@@ -7,6 +7,7 @@ Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,20 @@ class LoraWeights:
     def tensors(self) -> list[Tensor]:
         return [t for pair in self.pairs.values() for t in pair]
 
+    def finite(self) -> list[bool]:
+        """Of each adapter, whether all its weights are numbers."""
+        found = torch.stack([t.isfinite().flatten(1).all(1) for t in self.tensors])
+        return [bool(sound) for sound in found.all(0)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tensors[0].device
+
+    def to(self, device: torch.device | str) -> LoraWeights:
+        """The same weights on a device."""
+        return LoraWeights({n: (a.to(device), b.to(device)) for n, (a, b) in self.pairs.items()}, self.scaling)
+
     @property
     def nbytes(self) -> int:
         """Memory, in bytes."""
@@ -139,10 +154,11 @@ class LoraWeights:
         modules = dict(model.named_modules())
         handles = []
         try:
-            for layer, (name, (down, up)) in enumerate(self.pairs.items()):
+            for name, (down, up) in self.pairs.items():
                 if name not in modules:
                     raise ModelError(f"the adapter does not fit: {type(model).__name__} has no layer {name!r}")
-                hook = _Update(down, up, self.scaling, partial(dropout, layer=layer) if dropout else None)
+                chosen = partial(dropout, layer=zlib.crc32(name.encode())) if dropout else None
+                hook = _Update(down, up, self.scaling, chosen)
                 handles.append(modules[name].register_forward_hook(hook))
             yield
         finally:

@@ -31,7 +31,9 @@ class Training:
     """Tokens read, forward and backward each."""
     stopped: str
     """`finished`, `converged` when the recipe's `stop_loss` was reached, `watched` when whoever watched had seen
-    enough, or `deadline` when the time was up."""
+    enough, `deadline` when the time was up, or `failed`."""
+    error: str = ""
+    """Why the adapter is of no use, where it failed."""
 
 
 Watch = Callable[[int, Callable[[], LoraWeights]], bool]
@@ -43,8 +45,9 @@ def joint(trainings: Sequence[Training]) -> Training:
     longest = max(trainings, key=lambda t: t.steps)
     losses = zip_longest(*(t.losses for t in trainings))
     means = tuple(fmean(x for x in step if x is not None) for step in losses)
-    stopped = "deadline" if any(t.stopped == "deadline" for t in trainings) else longest.stopped
-    return Training(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), stopped)
+    stopped = next((s for s in ("failed", "deadline") if any(t.stopped == s for t in trainings)), longest.stopped)
+    error = next((t.error for t in trainings if t.error), "")
+    return Training(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), stopped, error)
 
 
 def train(
@@ -66,8 +69,9 @@ def train(
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
-    `charge` is told the tokens that go forward and backward before they go. Raises `AdaptationError` when there is
-    nothing to train on, or a loss or a weight is not a number.
+    `charge` is told the tokens that go forward and backward before they go. An adapter whose loss or weights are not
+    numbers is given up, and its `Training` says so; the others go on, unless they are watched together. Raises
+    `AdaptationError` when there is nothing to train on.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
@@ -75,12 +79,15 @@ def train(
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
     tokens = [0] * len(seeds)
-    stopped, slowest = "finished", 0.0
-    active = list(range(len(seeds)))
+    stopped = "finished"
+    longest = [max(some, key=lambda e: len(e.ids)) for some in examples]
+    active = sorted(range(len(seeds)), key=lambda a: len(longest[a].ids))  # neighbours share a pass: little padding
     done: dict[int, LoraWeights] = {}
+    errors: dict[int, str] = {}
     with Passes(loaded, recipe, len(seeds), workers, memory) as passes:
-        begin = LoraWeights.initial(loaded.model, recipe, seeds) if start is None else start
+        begin = LoraWeights.initial(loaded.model, recipe, [seeds[a] for a in active]) if start is None else start
         buffer = Buffer(begin, recipe, passes.parts(len(active)))
+        slowest = passes.measure(buffer, longest[active[-1]])
 
         def current() -> LoraWeights:
             """All adapters as they are now."""
@@ -98,36 +105,36 @@ def train(
                 charge(sum(read), sum(read))
             chances = [random.Random(f"dropout-{seeds[a]}-{step}").getrandbits(62) for a in active]
             values = passes.losses(buffer, rows, chances)
-            if not all(map(math.isfinite, values)):
-                raise AdaptationError(
-                    f"the training loss is not a number at step {step + 1}: {values}; a lower learning rate may help"
-                )
             buffer.step(recipe.learning_rate * _schedule(step, recipe), recipe.clip)
             for adapter, value, count in zip(active, values, read, strict=True):
-                losses[adapter].append(value)
                 tokens[adapter] += count
+                if math.isfinite(value):
+                    losses[adapter].append(value)
+                else:
+                    errors[adapter] = f"the training loss is not a number at step {step + 1}"
             if on_step is not None:
-                on_step(step + 1, fmean(history[-1] for history in losses))
-            if watch is not None and watch(step + 1, current):
+                on_step(step + 1, fmean([history[-1] for history in losses if history] or [math.nan]))
+            if watch is not None and (errors or watch(step + 1, current)):
                 stopped = "watched"
                 break
-            going = [i for i, a in enumerate(active) if not _converged(losses[a], recipe.stop_loss)]
+            going = [i for i, a in enumerate(active) if a not in errors and not _converged(losses[a], recipe.stop_loss)]
             if len(going) < len(active):
                 done |= {a: buffer.weights(i, i + 1).copied() for i, a in enumerate(active) if i not in going}
                 active = [active[i] for i in going]
                 if not active:
                     break
                 buffer.keep(going, passes.parts(len(going)))
-            slowest = max(slowest, time.monotonic() - at)
+            slowest = time.monotonic() - at if step == 0 else max(slowest, time.monotonic() - at)
         weights = current()
-    if not all(bool(t.isfinite().all()) for t in weights.tensors):
-        raise AdaptationError(
-            f"the adapter's weights are not numbers after {max(map(len, losses))} steps; a lower learning rate may help"
-        )
+    for adapter, sound in enumerate(weights.finite()):
+        if not sound:
+            errors.setdefault(adapter, f"the adapter's weights are not numbers after {len(losses[adapter])} steps")
     seconds = time.monotonic() - began
+    hint = "; a lower learning rate may help"
+    ends = ["failed" if a in errors else "converged" if a in done else stopped for a in range(len(seeds))]
     return weights, [
-        Training(len(h), tuple(h), seconds, read, "converged" if i in done else stopped)
-        for i, (h, read) in enumerate(zip(losses, tokens, strict=True))
+        Training(len(h), tuple(h), seconds, tokens[a], ends[a], errors[a] + hint if a in errors else "")
+        for a, h in enumerate(losses)
     ]
 
 

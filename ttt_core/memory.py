@@ -1,0 +1,63 @@
+"""How much memory there is, and going on with less of it. Knows nothing of what the memory is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+UNKNOWN_MEMORY = 4 << 30
+"""Bytes that a system is taken to have free where it does not tell."""
+GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells of the limits of the group of processes that this one belongs to."""
+
+T = TypeVar("T")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    words = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return words or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return UNKNOWN_MEMORY
+    return max(0, min(found, _free_in_group() or found))
+
+
+def _free_in_group() -> int | None:
+    """Bytes that the group's limit leaves, where there is one: memory of files that were read can be let go of."""
+    try:
+        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        facts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        return max(1, limit - used + int(facts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
+
+
+def in_halves(items: Sequence[int], work: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:
+    """What `work` gives for the items: for all at once, or in halves, and halves of these, where they do not fit.
+
+    What one item alone lacks memory for is raised.
+    """
+    try:
+        done = work(items)
+    except Exception as error:
+        if len(items) < 2 or not out_of_memory(error):
+            raise
+    else:
+        yield items, done
+        return
+    middle = len(items) // 2
+    for half in (items[:middle], items[middle:]):
+        yield from in_halves(half, work)
