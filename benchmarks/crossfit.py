@@ -104,10 +104,14 @@ def show(name: str, cases: Sequence[Case]) -> None:
     signs = {"above 0": 1, "0": 0, "below 0": -1}
     for words, sign in signs.items():
         some = [c for c in cases if np.sign(round(c.after - c.before, 9)) == sign]
-        gain = fmean(c.voted - c.in_context for c in some) if some else math.nan
+        gain = interval(some, lambda s: fmean(c.voted - c.in_context for c in s)) if some else "-"
         better = sum(c.voted > c.in_context for c in some)
         worse = sum(c.voted < c.in_context for c in some)
-        print(f"  estimated gain {words:<8} {len(some):>4} queries: gain {gain:+.3f}, {better} better, {worse} worse")
+        print(f"  estimated gain {words:<8} {len(some):>4} queries: gain {gain}, {better} better, {worse} worse")
+    for words, sign in (("harmful", -1), ("helpful", 1)):
+        some = [c for c in cases if c.voted - c.in_context == sign]
+        rejected = interval(some, lambda s: fmean(c.after < c.before for c in s)) if some else "-"
+        print(f"  {words} adapters rejected       {rejected} of {len(some)}")
     told = [
         ("in context is right, by held-out before", auroc(lambda c: c.in_context, lambda c: c.before)),
         ("the vote is right, by held-out after", auroc(lambda c: c.voted, lambda c: c.after)),

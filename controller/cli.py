@@ -98,7 +98,7 @@ def _read(files: list[Path], limit: int | None, seed: int, shown: int | None) ->
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=errors, transient=True,
+        console=errors, transient=True, speed_estimate_period=3600,  # one task may take minutes
     )  # fmt: skip
 
 
@@ -115,6 +115,9 @@ def solve(
     full: Annotated[
         bool, typer.Option("--full", help="Also write features, attempts and the trace: a log for `autottt retrain`.")
     ] = False,
+    memory: Annotated[
+        float | None, typer.Option(min=0.0, help="GiB that training and answering may take beside the model.")
+    ] = None,
     shadow: Annotated[
         Path | None, typer.Option(help="Bundle of a second policy: what it would choose is logged, not done.")
     ] = None,
@@ -147,6 +150,7 @@ def solve(
     controller = _controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
         budget=budget, seed=seed, adapters=adapters, shadow=shadow, explore=explore,
+        memory_bytes=None if memory is None else round(memory * (1 << 30)),
     )  # fmt: skip
     done = _answered(out) if out is not None and resume else set()
     waiting = [t for t in reading.tasks if t.id not in done]

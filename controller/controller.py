@@ -60,13 +60,15 @@ class Controller:
         budget: Budget | str | None = None,
         seed: int = 0,
         adapters: str | os.PathLike[str] | None = None,
+        memory_bytes: int | None = None,
         shadow: str | os.PathLike[str] | None = None,
         explore: float = 0.0,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
-        `adapters` is a folder where trained adapters are kept and found again, also by other processes. `shadow` is the
+        `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
+        bounds what training and answering take beside the model; batches are split to fit. `shadow` is the
         bundle of a second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the
         strategy is drawn. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
@@ -74,8 +76,9 @@ class Controller:
             get_strategy(strategy)
         cache = AdapterCache(folder=None if adapters is None else Path(adapters))
         learner = Learner.load(
-            model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache
-        )
+            model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
+            memory_bytes=memory_bytes,
+        )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
         if shadow is not None or explore:
             other = None if shadow is None else load_policy(shadow, base_hash=learner.base_hash)

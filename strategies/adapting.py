@@ -50,6 +50,8 @@ class Lesson:
     seed: int
     draw: Callable[[], Sequence[Task]]
     """Makes the prompts to train on; it is asked only where there is no adapter yet."""
+    asks: Callable[[], Sequence[Task]]
+    """Gives what the adapter will be asked, at temperature 0."""
 
     @property
     def key(self) -> object:
@@ -80,9 +82,10 @@ def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnSte
 
 
 def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None = None) -> None:
-    """Trains the adapters that are not known yet side by side, for the attempts that come.
+    """Trains the adapters that are not known yet side by side, for the attempts that come; on an accelerator they also
+    answer side by side.
 
-    Each attempt then finds its adapter, and is charged what it cost. Lessons that fail are left to their attempts;
+    Each attempt then finds what it needs, and is charged what it cost. Lessons that fail are left to their attempts;
     what `on_step` raises is raised.
     """
     new = {lesson.key: lesson for lesson in lessons if not learner.knows(lesson.key)}
@@ -98,6 +101,11 @@ def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None 
             [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some],
             on_step=on_step,
         )  # fmt: skip
+    if learner.stacks:
+        asked: dict[object, list[Task]] = {}
+        for lesson in lessons:
+            asked.setdefault(lesson.key, []).extend(lesson.asks())
+        learner.answer_ahead(list(asked), list(asked.values()))
 
 
 def learned(attempt: Attempt, adapter: Adapter, known: bool) -> Attempt:

@@ -14,7 +14,7 @@ from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .adapting import Lesson, adapter_of, examples_of, learned
 from .base import Attempt, CostClass, OnStep, register
-from .views import demonstrated, voted
+from .views import asked, demonstrated, voted
 
 
 @register
@@ -51,4 +51,7 @@ class TttAugmented:
         def draw() -> Sequence[Task]:
             return transformed(reordered(task, examples_of(recipe), rng), transformations)
 
-        return Lesson(self.name, task, recipe, seed, draw), transformations
+        def asks() -> Sequence[Task]:
+            return asked(self.name, learner, task, recipe, transformations, seed)
+
+        return Lesson(self.name, task, recipe, seed, draw, asks), transformations

@@ -29,7 +29,7 @@ class TttDirect:
 
     def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
         recipe = self.recipe or learner.recipe(self.name, task.kind)
-        return Lesson(self.name, task, recipe, seed, lambda: single_pairs(task))
+        return Lesson(self.name, task, recipe, seed, lambda: single_pairs(task), lambda: [task])
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None

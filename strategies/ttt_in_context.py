@@ -32,7 +32,7 @@ class TttInContext:
     def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
         recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
-        return Lesson(self.name, task, recipe, seed, lambda: reordered(task, examples_of(recipe), rng))
+        return Lesson(self.name, task, recipe, seed, lambda: reordered(task, examples_of(recipe), rng), lambda: [task])
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None

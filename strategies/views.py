@@ -47,13 +47,7 @@ def vote(
     Of a cross-fitted adapter every part has its vote on every view.
     """
     sources: list[Transformation] = [Identity(), *transformations]
-    per = [ORDERS] * len(sources) if transformations else [views]
-    prompts: list[tuple[int, Task]] = []
-    for index, source in enumerate(sources):
-        base = task.map(source.apply)
-        prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
-    fitting = [p for p in _first_unique(prompts) if p[1] == task or learner.fits(p[1])]
-    prompts = fitting[:views]
+    prompts = _prompts(learner, task, views, transformations, rng)
     answers = learner.answers([p for _, p in prompts], adapter)
     groups: list[list[Answer]] = [[] for _ in sources]
     for each in answers:
@@ -68,6 +62,18 @@ def vote(
     return Attempt(name, best.value, text, best.share, candidates)
 
 
+def _prompts(
+    learner: Learner, task: Task, views: int, transformations: Sequence[Transformation], rng: random.Random
+) -> list[tuple[int, Task]]:
+    """The views, each with the number of its transformation; 0 is the task as it is."""
+    per = [ORDERS] * (1 + len(transformations)) if transformations else [views]
+    prompts: list[tuple[int, Task]] = []
+    for index, source in enumerate([Identity(), *transformations]):
+        base = task.map(source.apply)
+        prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
+    return [p for p in _first_unique(prompts) if p[1] == task or learner.fits(p[1])][:views]
+
+
 def voted(
     name: str,
     learner: Learner,
@@ -78,8 +84,22 @@ def voted(
     adapter: Adapter,
 ) -> Attempt:
     """The vote under as many views as a recipe has, of those that the adapter was trained under."""
+    return vote(name, learner, task, *_drawn(name, recipe, transformations, seed), adapter)
+
+
+def asked(
+    name: str, learner: Learner, task: Task, recipe: Recipe, transformations: Sequence[Transformation], seed: int
+) -> list[Task]:
+    """The tasks that `voted` asks an adapter."""
+    return [view for _, view in _prompts(learner, task, *_drawn(name, recipe, transformations, seed))]
+
+
+def _drawn(
+    name: str, recipe: Recipe, transformations: Sequence[Transformation], seed: int
+) -> tuple[int, Sequence[Transformation], random.Random]:
+    """How many views, of which transformations, and what draws the orders."""
     sources = transformations[: max(0, recipe.views - 1)]
-    return vote(name, learner, task, recipe.views, sources, random.Random(f"{name}-views-{seed}"), adapter)
+    return recipe.views, sources, random.Random(f"{name}-views-{seed}")
 
 
 def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]:

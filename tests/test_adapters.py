@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -128,6 +130,43 @@ def test_many_writers_of_one_folder_leave_whole_files(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(4)))
     assert not list(tmp_path.glob(".*"))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from test_adapters import AdapterCache, adapter, same
+cache = AdapterCache(folder=Path(sys.argv[1]), disk_bytes=20_000)
+print("ready", flush=True)
+sys.stdin.readline()
+for round_ in range(30):
+    cache.put(round_ % 3, adapter(round_ % 3))
+    cache.clear()
+    found = cache.get((round_ + 1) % 3, "base")
+    assert found is None or same(found, adapter((round_ + 1) % 3))
+"""
+
+
+def test_several_processes_share_a_folder(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=Path(__file__).parent, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for writer in writers:  # all begin once the last is ready
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0, said
+    assert not list(tmp_path.glob(".*"))
+    assert 0 < len(list(tmp_path.glob("*.safetensors"))) <= 3
 
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:

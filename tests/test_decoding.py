@@ -82,10 +82,10 @@ def test_rows_end_each_in_their_own_time_and_room(loaded: LoadedModel, monkeypat
     ]  # fmt: skip
 
 
-def test_answers_come_in_the_order_of_the_prompts(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "TOKENS_A_BATCH", 1)
+def test_answers_come_in_the_order_of_the_prompts(loaded: LoadedModel) -> None:
     prompts = [Encoded(tuple(range(n)), (), 1) for n in (9, 3, 6)]
     alone = [decode(loaded, [p], [4])[0].text for p in prompts]
+    assert [g.text for g in decode(loaded, prompts, [4, 4, 4], most=1)] == alone
     assert [g.text for g in decode(loaded, prompts, [4, 4, 4])] == alone
     assert len(set(alone)) == 3
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from autottt.controller import graph as graph_module
+from autottt.controller import nodes
 from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.graph import build_graph
@@ -178,6 +180,49 @@ def test_time_to_answer_is_kept_from_training():
     assert answering(get_strategy("in_context"), learner, "list", 0.5) == 0.5
     own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
     assert answering(own, learner, "list", 0.5) == 3.0
+
+
+@pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])
+def test_a_budget_is_kept(strategy: str, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 10% or 0.2 s; three tries, since other processes have the machine as well."""
+    learner.forget()
+    long = replace(QUICK, steps=100_000, views=2)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    monkeypatch.setitem(nodes.USUAL_COST, "train", 0.0)  # training is begun whatever the budget
+    controller = Controller(learner, FixedPolicy(strategy))
+    late = []
+    for budget in (1.0, 2.0, 3.0):
+        learner.forget()
+        began = time.monotonic()
+        result = controller.solve(TASK, budget=Budget(seconds=budget))
+        late.append(time.monotonic() - began - budget - max(0.2, 0.1 * budget))
+        assert result.attempts[0].training is not None
+        if late[-1] <= 0:
+            return
+    pytest.fail(f"seconds past what is allowed: {late}")
+
+
+def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner.forget()
+    long = replace(QUICK, steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    cancel, steps = threading.Event(), []
+    real = Learner.crossfit
+
+    def crossfit(self: Learner, *args: Any, on_step: Any, **rest: Any) -> Any:
+        def counted(step: int, loss: float) -> None:
+            steps.append(step)
+            if step == 3:
+                cancel.set()
+            on_step(step, loss)
+
+        return real(self, *args, on_step=counted, **rest)
+
+    monkeypatch.setattr(Learner, "crossfit", crossfit)
+    with pytest.raises(Cancelled):
+        Controller(learner, FixedPolicy("ttt_crossfit")).solve(TASK, cancel=cancel)
+    assert steps[-1] <= 4
+    learner.verify(full=True)
 
 
 def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from autottt.ttt_core import gradients
+from autottt.ttt_core import decoding, gradients, training
 from autottt.ttt_core.adapters import Adapter
 from autottt.ttt_core.decoding import TokenScores, decode
 from autottt.ttt_core.encoding import Encoded
@@ -23,6 +23,8 @@ from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Answer, Learner
 from autottt.ttt_core.lora import LoraWeights
+from autottt.ttt_core.memory import tokens_that_fit
+from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.prompts import PlainFormat
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
@@ -233,8 +235,22 @@ def test_a_new_adapter_changes_nothing(case: Case, task: Task) -> None:
     assert learner.answer([task], adapter) == learner.answer([task])
 
 
+class Stacked(gradients.Passes):
+    """Divides a step as on an accelerator: rows of several adapters in one pass."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._on_cpu, self._workers = False, 1
+
+
+@pytest.mark.parametrize("stacked", [False, True])
 @every_case
-def test_adapters_trained_side_by_side_are_those_trained_alone(case: Case, task: Task) -> None:
+def test_adapters_trained_side_by_side_are_those_trained_alone(
+    case: Case, stacked: bool, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart by less than 0.01% of the way that training went in fp32, and 2% in bf16, in the mean."""
+    if stacked:
+        monkeypatch.setattr(training, "Passes", Stacked)
     learner = case.learner()
     model = learner.loaded.model.requires_grad_(False)
     held: list[list[Encoded]] = [
@@ -247,12 +263,10 @@ def test_adapters_trained_side_by_side_are_those_trained_alone(case: Case, task:
         alone, (training_alone,) = train(learner.loaded, [examples], QUICK, [seed])
         # Adam divides by the gradient's size: where that is next to nothing, rounding shows. bf16 rounds at 2^-8.
         assert trained[index].losses == pytest.approx(training_alone.losses, rel=1e-4 if case.exact else 0.05)
-        one = together.select(index)
-        for name, pair in alone.pairs.items():
-            for a, b in zip(pair, one.pairs[name], strict=True):
-                apart = (a - b).abs()
-                assert apart.mean() < (1e-5 if case.exact else 5e-3)
-                assert apart.max() < (2e-3 if case.exact else 6e-2)
+        begin = LoraWeights.initial(model, QUICK, [seed])
+        flat = [torch.cat([t.flatten() for t in w.tensors]) for w in (alone, together.select(index), begin)]
+        apart, way = (flat[0] - flat[1]).abs(), (flat[0] - flat[2]).abs()
+        assert apart.mean() < (1e-4 if case.exact else 0.02) * way.mean()
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
@@ -666,3 +680,34 @@ def test_the_way_of_verifying_is_the_learners_unless_another_is_asked_for() -> N
     assert thorough.verify(full=False).method == "pointers"
     with pytest.raises(ValueError, match="'pointers' or 'full'"):
         Learner(thorough.loaded, verify="sometimes")  # type: ignore[arg-type]
+
+
+def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    asked = [*queries(task), task.with_demonstrations(task.demonstrations[:2])]
+    sizes: list[int] = []
+    real = decoding._decode
+
+    def decode(loaded: Any, rows: Any, *more: Any) -> Any:
+        sizes.append(len(rows))
+        return real(loaded, rows, *more)
+
+    monkeypatch.setattr(decoding, "_decode", decode)
+    found = []
+    for memory_bytes in (None, 1):
+        learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=memory_bytes)
+        found.append(([a.text for a in learner.answer(asked)], [s[-1].all_hit for s in learner.score(queries(task))]))
+    assert found[0] == found[1]
+    assert sizes == [len(asked), *[1] * len(asked)]
+
+
+@every_architecture
+def test_what_is_read_at_once_follows_the_model_and_the_bound(architecture: str) -> None:
+    model = tiny_model(architecture)
+    config = model.config
+    kept = 2 * 4 * config.num_hidden_layers * config.hidden_size  # of a token, in fp32; some have fewer heads of keys
+    assert 0.2 * (1 << 20) / (10 * kept) < tokens_that_fit(model, 1 << 20) < (1 << 20) / (kept / 4)
+    assert tokens_that_fit(model, 2 << 20) == pytest.approx(2 * tokens_that_fit(model, 1 << 20), abs=1)
+    assert tokens_that_fit(model, None) > tokens_that_fit(model, 1 << 20)

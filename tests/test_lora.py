@@ -59,6 +59,22 @@ def test_peft_reads_what_we_write_and_gives_the_same_logits(architecture: str, t
 
 
 @every_architecture
+def test_in_bf16_we_are_as_near_to_peft_as_it_is_to_itself_in_fp32(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    weights = random_weights(model)
+    weights.save(tmp_path, RECIPE)
+    exact = logits(PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).eval())
+    narrow = copy.deepcopy(model).to(torch.bfloat16)
+    theirs = logits(PeftModel.from_pretrained(copy.deepcopy(narrow), str(tmp_path)).eval())
+    with weights.attached(narrow):
+        ours = logits(narrow)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    rounding = (theirs - exact).abs().mean()
+    assert (ours - theirs).abs().mean() < 2 * rounding
+    assert (logits(narrow) - theirs).abs().mean() > 5 * rounding
+
+
+@every_architecture
 def test_we_read_what_peft_writes_and_give_the_same_logits(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     torch.manual_seed(3)

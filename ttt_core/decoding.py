@@ -16,10 +16,8 @@ from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of, sto
 from .memory import in_halves
 from .model import LoadedModel
 
-TOKENS_A_BATCH = 16384
-"""Prompt tokens that are decoded side by side."""
-SCORING_TOKENS = 16384
-"""Tokens that are scored side by side."""
+TOKENS_AT_ONCE = 16384
+"""Tokens that are read, or decoded after, side by side at most."""
 Readable = Callable[[str], bool]
 """Whether an answer that begins with a text can still be read."""
 
@@ -96,10 +94,14 @@ class Prefix:
         return bool(self.rest) and prompt.ids == self.ids + self.rest
 
 
-def score_answers(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
-    """Teacher-forced scores of every answer in each prompt, in order; as many prompts at once as fit in memory."""
+def score_answers(
+    loaded: LoadedModel, prompts: Sequence[Encoded], most: int = TOKENS_AT_ONCE
+) -> list[list[TokenScores]]:
+    """Teacher-forced scores of every answer in each prompt, in order; of prompts of at most `most` tokens at once, and
+    fewer where memory does not suffice.
+    """
     found: list[list[TokenScores]] = [[] for _ in prompts]
-    for group in chunks([len(p.ids) for p in prompts], SCORING_TOKENS):
+    for group in chunks([len(p.ids) for p in prompts], most):
         for some, scores in in_halves(group, lambda g: _score_once(loaded, [prompts[i] for i in g])):
             for index, one in zip(some, scores, strict=True):
                 found[index] = one
@@ -161,14 +163,15 @@ def decode(
     adapters: int = 1,
     guess: Sequence[int] = (),
     readable: Sequence[Readable] = (),
+    most: int = TOKENS_AT_ONCE,
 ) -> list[Generated]:
     """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
     With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read.
 
-    Of several attached `adapters`, the answers of the first to all prompts, then those of the second, ... With
-    `prefix`, every prompt must begin with its ids. A `guess` at the tokens of a single greedy answer is checked in one
-    pass, and kept as far as it is what would have been decoded (Leviathan et al. 2023, "Fast inference from
-    transformers via speculative decoding", with a guess for a draft).
+    Prompts of at most `most` tokens go side by side. Of several attached `adapters`, the answers of the first to all
+    prompts, then those of the second, ... With `prefix`, every prompt must begin with its ids. A `guess` at the tokens
+    of a single greedy answer is checked in one pass, and kept as far as it is what would have been decoded (Leviathan
+    et al. 2023, "Fast inference from transformers via speculative decoding", with a guess for a draft).
     """
     if len(prompts) > 1 or adapters > 1 or temperature > 0:
         guess = ()
@@ -184,12 +187,25 @@ def decode(
             prefix, temperature, generator, adapters, guess, begun,
         )  # fmt: skip
 
-    for group in _groups(lengths, prompts, prefix, TOKENS_A_BATCH // adapters):
+    for group in _groups(lengths, prompts, prefix, most // adapters):
         for some, written in in_halves(group, answers):
             for adapter, one in enumerate(found):
                 mine = written[adapter * len(some) : (adapter + 1) * len(some)]
                 one |= dict(zip(some, mine, strict=True))
     return [one[i] for one in found for i in range(len(prompts))]
+
+
+def decode_each(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[Encoded]],
+    rooms: Sequence[Sequence[int]],
+    readable: Sequence[Sequence[Readable]],
+) -> list[list[Generated]]:
+    """Greedy answers of A attached adapters to as many prompts each, [A][n]: all of them side by side."""
+    rows = [p.ids for mine in prompts for p in mine]
+    room, may = [r for mine in rooms for r in mine], [r for mine in readable for r in mine]
+    found = iter(_decode(loaded, rows, room, may, None, 0.0, None, 1, (), False))
+    return [[next(found) for _ in mine] for mine in prompts]
 
 
 def _groups(lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int) -> list[list[int]]:

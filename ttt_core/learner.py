@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -21,16 +21,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
-from .decoding import Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from .decoding import TOKENS_AT_ONCE, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, encode, tokenizer_digest
 from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .kinds import kind_of
 from .lora import LoraWeights
-from .memory import free_memory, out_of_memory
+from .memory import free_memory, out_of_memory, tokens_that_fit
 from .model import LoadedModel, load_model, wrap_model
 from .recipes import Recipe
 from .tasks import Task, Value
+from .together import Asked, decode_together
 from .training import Training, joint, train
 
 COPIES = 8
@@ -89,7 +90,8 @@ class Learner:
     ) -> None:
         """`verify` is how `Learner.verify` proves the base unchanged; `adapters` is where trained ones are kept.
 
-        `memory_bytes` bounds what training keeps for its backward passes; None: a share of what is free.
+        `memory_bytes` bounds what training keeps for its backward passes, adapters with their gradients and moments
+        included, and what is read side by side; None: a share of what is free. The model itself is not counted.
         """
         if verify not in ("pointers", "full"):
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
@@ -110,6 +112,7 @@ class Learner:
         self._prepared: dict[object, Adapter] = {}
         self._scored: dict[Encoded, list[TokenScores]] = {}
         self._reads: str | None = None
+        self._ahead: dict[int, tuple[LoraWeights, dict[Encoded, Generated]]] = {}
 
     @classmethod
     def load(
@@ -214,6 +217,8 @@ class Learner:
             return [[] for _ in range(count)]
         with _memory("answering"), self._use(adapter):
             prompts = [self.encode(t) for t in tasks]
+            if adapter is not None and temperature == 0 and (known := self._answered_ahead(adapter, prompts)):
+                return [[self._as_answer(t, g) for t, g in zip(tasks, known, strict=True)]]
             first = prompts[0]
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
             guess = self._unadapted.get(first.ids, ()) if adapter is not None and len(prompts) == 1 else ()
@@ -221,7 +226,7 @@ class Learner:
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks],
+                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=self._at_once(),
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
@@ -244,7 +249,7 @@ class Learner:
             found = {} if adapter is not None else {p: self._scored[p] for p in prompts if p in self._scored}
             new = [p for p in dict.fromkeys(prompts) if p not in found]
             self._charge(forward=sum(len(p.ids) for p in new))
-            found |= zip(new, score_answers(self.loaded, new), strict=True)
+            found |= zip(new, score_answers(self.loaded, new, self._at_once()), strict=True)
             if adapter is None:
                 self._scored |= found
                 _at_most(self._scored, SCORES)
@@ -424,9 +429,42 @@ class Learner:
                 made = zip(map(self._full, keys[some]), adapters, strict=True)
                 self._prepared.update((key, adapter) for key, adapter in made if adapter.training.stopped != "failed")
 
-    def settle(self) -> None:
-        """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now."""
+    @property
+    def stacks(self) -> bool:
+        """Whether passes take rows of many adapters: on accelerators. On a CPU one task's rows fill a core already, and
+        padding them to the longest of all costs more than it gives (see `gradients`).
+        """
+        return bool(self.loaded.model.device.type != "cpu")
+
+    def answer_ahead(self, keys: Sequence[object], tasks: Sequence[Sequence[Task]]) -> None:
+        """Decodes what prepared adapters answer to some tasks each, side by side, for `answers` to find. What fails
+        here is left to be asked again there.
+        """
         with self._lock:
+            ready = [(self._prepared.get(self._full(key)), some) for key, some in zip(keys, tasks, strict=True)]
+            able = [(a.weights, some) for a, some in ready if a is not None and a.weights.count == 1 and some]
+            may_begin = self.loaded.format.may_begin
+            asked = [[Asked(self.encode(t), self.room(t), partial(may_begin, t)) for t in some] for _, some in able]
+            with suppress(AdaptationError), _memory("answering"), self._use(None):
+                found = decode_together(self.loaded, [w for w, _ in able], asked, self._at_once())
+                for (weights, _), mine, answers in zip(able, asked, found, strict=True):
+                    self._ahead[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True))
+
+    def _answered_ahead(self, adapter: Adapter, prompts: Sequence[Encoded]) -> list[Generated]:
+        """What an adapter answered to the prompts before it was asked, charged now; nothing where one is missing."""
+        _, known = self._ahead.get(id(adapter.weights), (None, {}))
+        if not all(p in known for p in prompts):
+            return []
+        found = [known[p] for p in prompts]
+        self._charge(forward=sum(len(p.ids) for p in prompts) + sum(len(g.ids) for g in found))
+        return found
+
+    def settle(self) -> None:
+        """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now. Answers
+        that nobody has asked for are forgotten.
+        """
+        with self._lock:
+            self._ahead.clear()
             for key in list(self._prepared):
                 self._settled(key)
 
@@ -453,6 +491,7 @@ class Learner:
         with self._lock:
             self.adapters.clear()
             self._prepared.clear()
+            self._ahead.clear()
             self._unadapted.clear()
             self._scored.clear()
             self._prefix = None
@@ -516,6 +555,10 @@ class Learner:
             self._prefix = owner, prefix
             self._charge(forward=(len(ids) + len(prefix.rest)) * count)
         return self._prefix[1]
+
+    def _at_once(self) -> int:
+        """Tokens that are read side by side."""
+        return min(TOKENS_AT_ONCE, tokens_that_fit(self.loaded.model, self.memory_bytes))
 
     def _guess_later(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Keeps the base's answers to prompts: guesses at what adapters will answer."""

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 UNKNOWN_MEMORY = 4 << 30
 """Bytes that a system is taken to have free where it does not tell."""
 GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells of the limits of the group of processes that this one belongs to."""
+
+SHARE = 0.5
+"""Of the memory that is free, what is taken for reading, unless a bound is given."""
 
 T = TypeVar("T")
 
@@ -43,6 +47,23 @@ def _free_in_group() -> int | None:
         return max(1, limit - used + int(facts.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None
+
+
+def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
+    """Tokens that may be read side by side without gradients: what the cache keeps of them, and what one layer makes of
+    them, is within `memory` bytes, or within `SHARE` of what is free.
+
+    Of numbers that a configuration does not give, it is taken that the hidden size bounds them.
+    """
+    config = model.config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    heads = getattr(config, "num_attention_heads", 1)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or hidden // heads
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    numbers = 2 * layers * keys * width + 8 * hidden + 3 * inner
+    bound = SHARE * free_memory(model.device) if memory is None else memory
+    return int(bound / (numbers * model.dtype.itemsize))
 
 
 def in_halves(items: Sequence[int], work: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:

@@ -1,0 +1,124 @@
+"""Answers of many adapters decoded side by side are those of each alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from autottt.controller.controller import Controller
+from autottt.policies.policy import FixedPolicy
+from autottt.strategies.base import get_strategy
+from autottt.ttt_core import together
+from autottt.ttt_core.decoding import Generated
+from autottt.ttt_core.examples import leave_one_out
+from autottt.ttt_core.kinds import make_task
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.testing import ARCHITECTURES
+
+QUICK = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=3e-2, steps=4, batch=2, views=3, transformations=2)
+
+
+def task_of(number: int, count: int) -> Task:
+    """Unequal lengths and numbers of demonstrations."""
+    pairs = [([i, number, i + 1], [i + 1, number, i]) for i in range(count)]
+    return make_task(pairs, [5, number, 6], answer=[6, number, 5], id=f"task {number}")
+
+
+TASKS = [task_of(number, 2 + number) for number in range(4)]
+
+
+def ready(make_learner: Any, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Learner:
+    learner: Learner = make_learner(architecture, dtype)
+    learner.room = lambda task: 6  # type: ignore[method-assign]
+    learner.prepare(list("abcd"), [leave_one_out(t) for t in TASKS], QUICK, list(range(4)))
+    return learner
+
+
+def asked(index: int) -> list[Task]:
+    """As many as its number and one, so that adapters are asked unequally much."""
+    return [replace(TASKS[index], query=(n, 3, 1)) for n in range(index + 1)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_was_answered_side_by_side_is_what_each_answers_alone(architecture: str, make_learner: Any) -> None:
+    learner = ready(make_learner, architecture)
+    learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
+    assert len(learner._ahead) == 4
+    for index, key in enumerate("abcd"):
+        adapter, known = learner.remembered(key, pytest.fail)
+        assert not known
+        before = learner.work.forward
+        ahead = learner.answer(asked(index), adapter)
+        assert learner.work.forward - before >= sum(len(learner.encode(t).ids) for t in asked(index))
+        learner._ahead.clear()
+        alone = learner.answer(asked(index), adapter)
+        for one, other in zip(ahead, alone, strict=True):
+            assert one.text == other.text
+            assert one.scores.log_probs == pytest.approx(other.scores.log_probs, abs=1e-3)
+        learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
+
+
+def test_what_was_not_asked_ahead_is_answered_as_ever(make_learner: Any) -> None:
+    learner = ready(make_learner)
+    learner.answer_ahead(["a", "b", "unknown"], [asked(0), asked(1), asked(2)])
+    adapter, _ = learner.remembered("b", pytest.fail)
+    other = replace(TASKS[1], query=(9, 9, 9))
+    found = learner.answer([*asked(1), other], adapter)
+    learner.forget()
+    assert [a.text for a in learner.answer([*asked(1), other], adapter)] == [a.text for a in found]
+
+
+def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
+    make_learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = ready(make_learner)
+    real, sizes = together.decode_each, []
+
+    def narrow(loaded: Any, prompts: Any, *more: Any) -> list[list[Generated]]:
+        if len(prompts) > fits:
+            raise torch.OutOfMemoryError("too much")
+        sizes.append(len(prompts))
+        return real(loaded, prompts, *more)
+
+    monkeypatch.setattr(together, "decode_each", narrow)
+    fits = 1
+    learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
+    assert sizes == [1] * 4
+    assert len(learner._ahead) == 4
+    fits = 0
+    learner._ahead.clear()
+    learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
+    assert learner._ahead == {}, "they answer when they are asked"
+
+
+@pytest.mark.parametrize("strategy", ["ttt_direct", "ttt_in_context", "ttt_augmented"])
+def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
+    strategy: str, make_learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_learner()
+    controller = Controller(learner, FixedPolicy(strategy))
+    settings = replace(get_strategy(strategy), recipe=QUICK)  # type: ignore[type-var]
+    monkeypatch.setattr("autottt.strategies.base._REGISTRY", {**get_registry(), strategy: settings})
+    passes: list[int] = []
+    handle = learner.loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    alone = controller.solve_many(TASKS)
+    one_by_one = len(passes)
+    learner.forget()
+    monkeypatch.setattr(Learner, "stacks", True)
+    side_by_side = controller.solve_many(TASKS)
+    handle.remove()
+    assert [r.text for r in side_by_side] == [r.text for r in alone]
+    assert [r.adapted for r in side_by_side] == [True] * 4
+    assert learner._ahead == {}
+    assert len(passes) - one_by_one <= one_by_one - 4
+
+
+def get_registry() -> dict[str, Any]:
+    from autottt.strategies.base import strategies
+
+    return dict(strategies())
