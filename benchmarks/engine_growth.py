@@ -2,7 +2,8 @@
 
 `benchmarks/engine.py` runs it and writes what it finds; `picture` draws it. A step's least time is its multiplications
 and additions (the frozen layers forward and backward, the adapters forward and twice backward, attention, the output
-head at the learned tokens) at the rate of plain matrix products that was measured in the same run.
+head at the learned tokens) at the rate of plain matrix products that was measured in the same run, or what it must at
+least move through memory at the measured bandwidth.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -64,16 +66,27 @@ def operations(loaded: LoadedModel, recipe: Recipe, rows: Sequence[Encoded]) -> 
     return 4.0 * frozen * tokens + 6.0 * adapted * tokens + 3.0 * attention + 4.0 * head
 
 
+def peak_memory(device: torch.device, begin: bool = False) -> int | None:
+    """The most bytes that were in use since the last call with `begin`; None on a CPU, which does not tell."""
+    if device.type != "cuda":
+        return None
+    if begin:
+        torch.cuda.reset_peak_memory_stats(device)
+    return int(torch.cuda.max_memory_allocated(device))
+
+
 class Step:
     """Training steps of A adapters, to be timed."""
 
     def __init__(self, loaded: LoadedModel, recipe: Recipe, rows: Sequence[Sequence[Encoded]]) -> None:
         self.loaded, self.recipe, self.rows = loaded, recipe, rows
 
-    def run(self, steps: int) -> tuple[list[float], int]:
-        """Seconds of each step, and bytes of weights, gradients and moments and of what a pass keeps of all rows."""
+    def run(self, steps: int) -> tuple[list[float], int, int | None]:
+        """Seconds of each step; bytes of weights, gradients and moments and of what a pass keeps of all rows, as
+        predicted; and, where the device tells, the most that was in use, as measured."""
         times = []
         device = self.loaded.model.device
+        before = peak_memory(device, begin=True)
         with Passes(self.loaded, self.recipe, len(self.rows)) as passes:
             weights = LoraWeights.initial(self.loaded.model, self.recipe, list(range(len(self.rows))))
             buffer = Buffer(weights, self.recipe, passes.parts(len(self.rows)))
@@ -85,26 +98,33 @@ class Step:
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - began)
             kept = int(passes.token_bytes * sum(len(r.ids) for mine in self.rows for r in mine))
-            return times, buffer.values.nbytes * 3 + buffer.gradients.nbytes + kept
+            most = peak_memory(device)
+            return times, buffer.nbytes + kept, None if most is None or before is None else most - before
 
 
-def measured(loaded: LoadedModel, recipe: Recipe, tasks: Sequence[Task], rate: float, repeats: int) -> dict[str, float]:
-    """Seconds of a step for one adapter on each task, bytes, and how far that is from matrix products alone.
+def measured(
+    loaded: LoadedModel, recipe: Recipe, tasks: Sequence[Task], rate: float, bandwidth: float, repeats: int
+) -> dict[str, Any]:
+    """Seconds of a step for one adapter on each task, bytes, and how far that is from matrix products alone, and from
+    what must at least go through memory: the frozen weights there and back, and what is kept, written and read.
 
-    `rate` is in operations a second of all cores together.
+    `rate` is in operations, and `bandwidth` in bytes, a second of all cores together.
     """
     rows = [prompts_of(loaded, task, recipe) for task in tasks]
     fit = replace(recipe, batch=min(map(len, rows)))
     rows = [mine[: fit.batch] for mine in rows]
-    times, nbytes = Step(loaded, fit, rows).run(repeats + 2)
+    times, nbytes, peak = Step(loaded, fit, rows).run(repeats + 2)
     seconds = statistics.median(times[2:])
     least = sum(operations(loaded, fit, mine) for mine in rows) / rate
+    moved = 2 * (sum(p.nbytes for p in loaded.model.parameters()) + nbytes) / bandwidth
     return {
         "adapters": len(tasks), "demonstrations": len(tasks[0].demonstrations),
         "tokens": sum(len(r.ids) for mine in rows for r in mine),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "seconds": round(seconds, 4), "megabytes": round(nbytes / 1e6, 1),
+        "measured_megabytes": None if peak is None else round(peak / 1e6, 1),
         "least_seconds": round(least, 4), "share_of_rate": round(least / seconds, 3),
+        "least_seconds_memory": round(moved, 4), "share_of_bandwidth": round(moved / seconds, 3),
     }  # fmt: skip
 
 
@@ -120,7 +140,9 @@ def random_model(like: LoadedModel, hidden: int, layers: int) -> LoadedModel:
     return wrap_model(model, like.tokenizer, prompt_format=like.format.name)
 
 
-def growth(learner: Learner, recipe: Recipe, rate: float, quick: bool) -> dict[str, list[dict[str, float]]]:
+def growth(
+    learner: Learner, recipe: Recipe, rate: float, bandwidth: float, quick: bool
+) -> dict[str, list[dict[str, Any]]]:
     """Rows of `measured` along each axis, the others as they usually are."""
     loaded, repeats = learner.loaded, 3 if quick else 7
     usual = lists_task(6)
@@ -130,11 +152,12 @@ def growth(learner: Learner, recipe: Recipe, rate: float, quick: bool) -> dict[s
     sizes = SIZES[:2] if quick else SIZES
     torch.manual_seed(0)
     return {
-        "adapters": [measured(loaded, recipe, [usual] * n, rate, repeats) for n in adapters],
-        "demonstrations": [measured(loaded, recipe, [lists_task(n)], rate, repeats) for n in shown],
-        "tokens": [measured(loaded, replace(recipe, batch=n), [usual], rate, repeats) for n in batches],
+        "adapters": [measured(loaded, recipe, [usual] * n, rate, bandwidth, repeats) for n in adapters],
+        "demonstrations": [measured(loaded, recipe, [lists_task(n)], rate, bandwidth, repeats) for n in shown],
+        "tokens": [measured(loaded, replace(recipe, batch=n), [usual], rate, bandwidth, repeats) for n in batches],
         "parameters": [
-            measured(random_model(loaded, hidden, layers), recipe, [usual], rate, repeats) for hidden, layers in sizes
+            measured(random_model(loaded, hidden, layers), recipe, [usual], rate, bandwidth, repeats)
+            for hidden, layers in sizes
         ],
     }
 
@@ -159,7 +182,7 @@ def where_time_goes(learner: Learner, recipe: Recipe, steps: int = 5) -> dict[st
     return largest | {"the rest": round(1 - sum(largest.values()), 3)}
 
 
-def picture(found: dict[str, list[dict[str, float]]], file: Path) -> None:
+def picture(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Draws seconds, least seconds and megabytes along each axis (needs matplotlib)."""
     from matplotlib.figure import Figure
 
