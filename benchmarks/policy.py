@@ -44,8 +44,8 @@ from autottt.ttt_core.tasks import Task
 ARMS = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented")
 SETS = ("list_functions_rule", "arc_1d", "mini_arc", "letter_string", "function_vectors", "concept_arc")
 """Open sets that the policy is judged on; it is not trained on any."""
-GENERATED, OF_A_SET = 300, 60
-"""Tasks of the generator, and queries of each open set."""
+GENERATED, QUERIES, OF_A_SET = 300, 4, 60
+"""Tasks of the generator, queries of each of them, and queries of each open set."""
 QUICK = 10
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0)
+    generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0, queries=1 if given.quick else QUERIES)
     outcomes = collected(given.runs / "generated", generated, given.model, given.workers)
     trained = train_policy(outcomes)
     save_bundle(trained, given.runs / "bundle")

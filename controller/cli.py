@@ -124,6 +124,9 @@ def solve(
     explore: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of queries whose strategy is drawn, to learn from.")
     ] = 0.0,
+    any_policy: Annotated[
+        bool, typer.Option("--any-policy", help="Use --policy even if it was trained for another model or recipes.")
+    ] = False,
     model: Model = None,
     policy: PolicyOption = None,
     seed: Seed = 0,
@@ -150,7 +153,7 @@ def solve(
     controller = _controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
         budget=budget, seed=seed, adapters=adapters, shadow=shadow, explore=explore,
-        memory_bytes=None if memory is None else round(memory * (1 << 30)),
+        memory_bytes=None if memory is None else round(memory * (1 << 30)), any_policy=any_policy,
     )  # fmt: skip
     done = _answered(out) if out is not None and resume else set()
     waiting = [t for t in reading.tasks if t.id not in done]

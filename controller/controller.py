@@ -63,14 +63,16 @@ class Controller:
         memory_bytes: int | None = None,
         shadow: str | os.PathLike[str] | None = None,
         explore: float = 0.0,
+        any_policy: bool = False,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
-        bounds what training and answering take beside the model; batches are split to fit. `shadow` is the
-        bundle of a second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the
-        strategy is drawn. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
+        bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
+        second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
+        drawn. With `any_policy` a policy of another model or other recipes is used as it is. Raises `ModelError`,
+        `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -79,9 +81,12 @@ class Controller:
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
             memory_bytes=memory_bytes,
         )  # fmt: skip
-        chosen: Policy = FixedPolicy(strategy) if strategy else load_policy(policy, base_hash=learner.base_hash)
+        fits = partial(
+            load_policy, base_hash=learner.base_hash, recipes=learner.loaded.recipes, anyway=any_policy and bool(policy)
+        )
+        chosen: Policy = FixedPolicy(strategy) if strategy else fits(policy)
         if shadow is not None or explore:
-            other = None if shadow is None else load_policy(shadow, base_hash=learner.base_hash)
+            other = None if shadow is None else fits(shadow)
             chosen = ServedPolicy(chosen, other, explore, seed)
         return cls(learner, chosen, budget=budget, seed=seed)
 

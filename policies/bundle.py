@@ -25,7 +25,7 @@ from .features import FEATURES_VERSION, NAMES
 from .heads import Head
 from .trained import Pair, TrainedPolicy
 
-FORMAT = 4
+FORMAT = 5
 CARD, HEADS = "card.json", "heads.skops"
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
@@ -67,10 +67,13 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str]) -> None:
     (path / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
 
 
-def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
-    """The policy in a folder. Raises `PolicyError` with the reason and the remedy; executes nothing of the folder's."""
+def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> TrainedPolicy:
+    """The policy in a folder. Raises `PolicyError` with the reason and the remedy; executes nothing of the folder's.
+
+    `anyway` takes features of another version for those of this one, as long as they have the same names.
+    """
     path = Path(folder)
-    card = _read_card(path)
+    card = _read_card(path, anyway)
     estimators = _read_heads(path, card.get("heads_sha256"))
     try:
         heads = {name: Head(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()}
@@ -95,6 +98,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> TrainedPolicy:
             ),
             keep=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
+            recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
             scorecard=dict(card["scorecard"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -116,6 +120,8 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "seed": policy.seed,
         "keep": policy.keep,
         "risk": policy.risk,
+        "recipes": policy.recipes,
+        "released": policy.released,
         "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__},
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,
@@ -141,7 +147,7 @@ def _pair(first: int, second: int) -> str:
     return f"pair/{first}/{second}"
 
 
-def _read_card(path: Path) -> Mapping[str, Any]:
+def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:
     try:
         card = json.loads((path / CARD).read_text("utf-8"))
     except OSError as error:
@@ -150,7 +156,8 @@ def _read_card(path: Path) -> Mapping[str, Any]:
         raise _refused(path, f"{CARD} is not JSON ({error})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise _refused(path, f"{CARD} is not of format {FORMAT}")
-    if card.get("features_version") != FEATURES_VERSION or tuple(card.get("features", ())) != NAMES[max(NAMES)]:
+    same = tuple(card.get("features", ())) == NAMES[max(NAMES)]
+    if not same or (card.get("features_version") != FEATURES_VERSION and not anyway):
         raise _refused(
             path,
             f"it was trained on features of version {card.get('features_version')}, and this package measures "

@@ -5,8 +5,8 @@ Axes: N cases, S strategies, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Cases:
     """[N, S], multiples of in-context; likewise."""
     probe: Floats
     """[N], what measuring stage 1 took, in the same unit."""
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    """`strategy/kind` -> digest of the recipe, where it is known."""
 
     def __len__(self) -> int:
         return len(self.families)
@@ -84,8 +86,11 @@ class Cases:
         families, datasets, tasks, kinds = (
             tuple(column[i] for i in chosen) for column in (self.families, self.datasets, self.tasks, self.kinds)
         )
-        numbers = (a[chosen] for a in (self.rows, self.right, self.costs, self.probe))
-        return Cases(self.base_hash, self.strategies, families, datasets, tasks, kinds, *numbers)
+        rows, right, costs, probe = (a[chosen] for a in (self.rows, self.right, self.costs, self.probe))
+        return replace(
+            self, families=families, datasets=datasets, tasks=tasks, kinds=kinds, rows=rows, right=right, costs=costs,
+            probe=probe,
+        )  # fmt: skip
 
 
 def cases_of(outcomes: Iterable[Outcome]) -> Cases:
@@ -99,13 +104,21 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
         raise PolicyError(
             f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); train on one's only"
         )
+    recipes: dict[str, str] = {}
+    for outcome in found:
+        place = f"{outcome.strategy}/{outcome.kind}"
+        if outcome.recipe and recipes.setdefault(place, outcome.recipe) != outcome.recipe:
+            raise PolicyError(
+                f"outcomes of {outcome.strategy} on {outcome.kind} tasks are of several recipes, which accuracies and "
+                "costs are not to be mixed; collect each into a store of its own"
+            )
     grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
     for outcome in found:
         grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
     known = [by for by in grouped.values() if BASE in by and by[BASE].features]
     strategies = _compared({o.strategy for o in found}, known)
     _check(known, strategies)
-    return _table(hashes[0], known, strategies)
+    return replace(_table(hashes[0], known, strategies), recipes=recipes)
 
 
 def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:

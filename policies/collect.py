@@ -7,12 +7,13 @@ same on every machine and in every repetition.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..strategies.base import Strategy, get_strategy, run
 from ..ttt_core.errors import StrategyError, TaskError, TooLongError
 from ..ttt_core.learner import Learner
+from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from ..ttt_core.tasks import Task
 from .features import FEATURES_VERSION, free_features, probe_features
 from .outcomes import Key, Outcome, OutcomeStore
@@ -39,6 +40,13 @@ Batch = tuple[Unit, ...]
 """What is missing of a task's queries with one seed: one process measures them, since they share adapters."""
 
 
+def recipe_digest(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
+    """What tells outcomes of a strategy from those with another recipe; empty for strategies without one."""
+    if not hasattr(strategy, "recipe"):
+        return ""
+    return digest_of(strategy.recipe or recipe_for(recipes, strategy.name, kind))
+
+
 def collect(
     learner: Learner,
     tasks: Sequence[Task],
@@ -53,7 +61,7 @@ def collect(
     another query of the task has trained the adapter before. Failures are outcomes with their full cost. Raises
     `TaskError` for a task whose answer is not known.
     """
-    batches, total = missing(learner.base_hash, tasks, strategies, seeds, store)
+    batches, total = missing(learner.base_hash, learner.loaded.recipes, tasks, strategies, seeds, store)
     done = total - lacking(batches)
     try:
         for batch in batches:
@@ -67,7 +75,12 @@ def collect(
 
 
 def missing(
-    base_hash: str, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore
+    base_hash: str,
+    recipes: Mapping[str, Recipe],
+    tasks: Sequence[Task],
+    strategies: Sequence[Strategy],
+    seeds: Sequence[int],
+    store: OutcomeStore,
 ) -> tuple[list[Batch], int]:
     """What the store lacks by task, and how many outcomes there are when it lacks none. Raises as `collect`."""
     for task in tasks:
@@ -80,7 +93,10 @@ def missing(
     keys_of_all = set[Key]()
     for task in tasks:
         for seed in seeds:
-            keys = {s.name: Key(base_hash, task.dataset, task.id, s.name, seed) for s in wanted}
+            keys = {
+                s.name: Key(base_hash, task.dataset, task.id, s.name, seed, recipe_digest(s, recipes, task.kind))
+                for s in wanted
+            }
             new = tuple(s for s in wanted if keys[s.name] not in known and keys[s.name] not in keys_of_all)
             keys_of_all |= set(keys.values())
             unit = known.get(keys[BASE])
@@ -128,7 +144,7 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
         strategy=strategy.name, seed=seed, status=status, correct=correct,
         seconds=time.perf_counter() - began + learner.ahead - ahead, work=(learner.work - before).passes, cost=0.0,
-        base_hash=learner.base_hash,
+        base_hash=learner.base_hash, recipe=recipe_digest(strategy, learner.loaded.recipes, task.kind),
     )  # fmt: skip
 
 

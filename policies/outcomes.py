@@ -37,6 +37,7 @@ class Key(NamedTuple):
     task_id: str
     strategy: str
     seed: int
+    recipe: str
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,13 @@ class Outcome:
     features_version: int = 0
     probe_cost: float = 0.0
     """What measuring stage 1 took, in the unit of `cost`; on the rows of `in_context` only."""
+    recipe: str = ""
+    """Digest of the strategy's recipe for this kind of task (see `collect.recipe_digest`); empty where it has none, or
+    where it is not known."""
 
     @property
     def key(self) -> Key:
-        return Key(self.base_hash, self.dataset, self.task_id, self.strategy, self.seed)
+        return Key(self.base_hash, self.dataset, self.task_id, self.strategy, self.seed, self.recipe)
 
 
 class OutcomeStore:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from ..strategies.base import strategies as registered
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model import threads_in_use, use_threads
+from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .collect import Batch, OnProgress, Unit, lacking, measured, missing
 from .outcomes import Outcome, OutcomeStore
@@ -80,7 +81,7 @@ def _on_this_machine(
         workers, multiprocessing.get_context("spawn"), _begin, (source, threads, os.getpid())
     ) as pool:
         try:
-            batches, total = missing(pool.submit(_base_hash).result(), tasks, strategies, seeds, store)
+            batches, total = missing(*pool.submit(_identity).result(), tasks, strategies, seeds, store)
             done = total - lacking(batches)
             waiting = [pool.submit(_measured, _packed(batch)) for batch in batches]
             for finished in as_completed(waiting):
@@ -114,9 +115,10 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _base_hash() -> str:
+def _identity() -> tuple[str, Mapping[str, Recipe]]:
+    """What decides outcomes besides tasks, strategies and seeds."""
     assert _learner is not None
-    return _learner.base_hash
+    return _learner.base_hash, dict(_learner.loaded.recipes)
 
 
 Packed = list[tuple[Task, int, tuple[Strategy | str, ...], int | None]]
@@ -156,8 +158,8 @@ def _on_ray(
         def __init__(self) -> None:
             self.learner = source.load()
 
-        def base_hash(self) -> str:
-            return self.learner.base_hash
+        def identity(self) -> tuple[str, Mapping[str, Recipe]]:
+            return self.learner.base_hash, dict(self.learner.loaded.recipes)
 
         def measured(self, packed: Packed) -> list[Outcome]:
             return list(measured(self.learner, _unpacked(packed)))
@@ -168,7 +170,8 @@ def _on_ray(
         remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
         room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
         actors = [remote() for _ in range(max(1, min(workers, room)))]
-        batches, total = missing(ray.get(actors[0].base_hash.remote()), tasks, strategies, seeds, store)
+        base_hash, recipes = ray.get(actors[0].identity.remote())
+        batches, total = missing(base_hash, recipes, tasks, strategies, seeds, store)
         done = total - lacking(batches)
         left = iter(batches)
         under_way: dict[Any, Any] = {}

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
+from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from .bundle import card_of, load_bundle
 from .cases import BASE, Cases
 from .features import NAMES, STAGE_0, Features
@@ -196,25 +197,45 @@ class HeuristicPolicy:
         return {"note": self.note, "sure": self.sure, "enough": self.enough}
 
 
-def load_policy(source: str | os.PathLike[str] | None = None, *, base_hash: str) -> Policy:
+def load_policy(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    base_hash: str,
+    recipes: Mapping[str, Recipe] | None = None,
+    anyway: bool = False,
+) -> Policy:
     """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
 
-    A shipped policy that does not beat the single best strategy for sure is not used: that strategy is, always. Raises
-    `PolicyError` for a folder that cannot be used or that was trained for another model.
+    `recipes` are the model's, to compare with those that the policy was trained on. `anyway` uses a policy of another
+    model, of other recipes or of another version of the features as it is. A shipped policy that does not beat the
+    single best strategy for sure is not used: that strategy is, always. Raises `PolicyError` for a folder that cannot
+    be used, with the reason.
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
-    trained = load_bundle(BUNDLED if source is None else source)
-    if trained.base_hash == base_hash:
+    trained = load_bundle(BUNDLED if source is None else source, anyway)
+    odd = "" if anyway else _odd(trained, base_hash, recipes or {})
+    if not odd:
         if source is None and not trained.released:
             return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it for sure")
         return LearnedPolicy(trained)
     if source is None:
-        return HeuristicPolicy(note="the shipped policy was trained for another model")
+        return HeuristicPolicy(note=f"the shipped policy was trained for {odd.split(',')[0]}")
     raise PolicyError(
-        f"{os.fspath(source)}: this policy was trained for the model {trained.base_hash}, and this one is {base_hash}. "
-        "Train one for it: `autottt collect`, then `autottt train-policy`"
+        f"{os.fspath(source)}: this policy was trained for {odd}. Train one for it: `autottt collect`, then `autottt "
+        "train-policy`; or use this one as it is with --any-policy (any_policy=True)"
     )
+
+
+def _odd(trained: TrainedPolicy, base_hash: str, recipes: Mapping[str, Recipe]) -> str:
+    """What a policy was trained for that this is not; empty where it fits."""
+    if trained.base_hash != base_hash:
+        return f"another model, {trained.base_hash}, and this one is {base_hash}"
+    for place, digest in trained.recipes.items() if recipes else ():
+        name, _, kind = place.partition("/")
+        if digest_of(recipe_for(recipes, name, kind)) != digest:
+            return f"another recipe of {name}, and what it achieves and costs on {kind} tasks has changed with it"
+    return ""
 
 
 def replayed(policy: Policy, cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -79,9 +79,10 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
 
     Only queries on which all was measured, since a policy learns from features of every stage. Strategies that were
     tried because another had failed are left out: nothing in the features says so. So is an answer by an adapter that
-    was known already, or whose training a deadline cut short: it says nothing of what training costs.
+    was known already, or whose training a deadline cut short: it says nothing of what training costs. Where what
+    measuring needs was known as well, it is taken to cost what it did on the other queries.
     """
-    found = []
+    found: list[Outcome] = []
     for row in rows:
         right, read, unit = _right(row, answers), row["in_context"], row["unit"]
         if right is None or set(row["features"]) != set(NAMES[1]) or not unit:
@@ -93,7 +94,9 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
         first = row["attempts"][0]
         if first["strategy"] != BASE and _paid_in_full(first):
             found.append(_outcome(row, first, right, _passes(first), {}))
-    return found
+    paid = [outcome.probe_cost for outcome in found if outcome.probe_cost]
+    usual = fmean(paid) if paid else 0.0
+    return [replace(o, probe_cost=usual) if o.strategy == BASE and not o.probe_cost else o for o in found]
 
 
 def _right(row: Row, answers: Mapping[str, Any]) -> Any:

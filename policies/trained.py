@@ -77,6 +77,8 @@ class TrainedPolicy:
     """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
     risk: float | None = None
     """Share of wrong answers that was promised among those kept in context; None: nothing was promised."""
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    """`strategy/kind` -> digest of the recipe whose outcomes were learned from, where it was known."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
     """How it did on families held out; plain JSON."""
 

@@ -150,6 +150,7 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,
+        recipes=dict(cases.recipes),
     )
     judged = cases.judged
     chances = {stage: held_out[judged] for stage, (_, held_out) in fitted.items()}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -24,6 +25,7 @@ from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, PolicyError, TaskError, TooLongError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Answer, Reading, Work
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 OUTCOME = Outcome(
@@ -39,6 +41,7 @@ class Echo:
     """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
 
     base_hash = "base"
+    loaded = SimpleNamespace(recipes={"fake": Recipe(steps=2)})
 
     def __init__(self) -> None:
         self.work = Work()

@@ -29,7 +29,7 @@ from .kinds import kind_of
 from .lora import LoraWeights
 from .memory import free_memory, out_of_memory, tokens_that_fit
 from .model import LoadedModel, load_model, wrap_model
-from .recipes import Recipe
+from .recipes import Recipe, recipe_for
 from .tasks import Task, Value
 from .together import Asked, decode_together
 from .training import Training, joint, train
@@ -159,8 +159,7 @@ class Learner:
 
     def recipe(self, strategy: str, kind: str = "") -> Recipe:
         """The recipe of a strategy for this model and kind of task, or for any kind, or the general default."""
-        recipes = self.loaded.recipes
-        return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
+        return recipe_for(self.loaded.recipes, strategy, kind)
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
         """The task's prompt as ids. Raises `TooLongError` when it and its answer do not fit in the context."""

@@ -6,6 +6,7 @@ its own in `autottt.json`; the bundled model does.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -67,13 +68,19 @@ class Recipe:
 
 _SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, tokens=2048, stop_loss=0.01)
 
-BUNDLED: Mapping[str, Recipe] = {
+_ANY_KIND: dict[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),
     "ttt_direct": replace(_SMALL, loss="last"),
     "ttt_in_context": _SMALL,
     "ttt_warm": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
     "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
+}
+
+BUNDLED: Mapping[str, Recipe] = _ANY_KIND | {
+    f"{name}/{kind}": replace(_ANY_KIND[name], steps=12)
+    for name in ("ttt_direct", "ttt_in_context", "ttt_warm", "ttt_augmented")
+    for kind in ("list", "text")
 }
 """For the bundled model, from searches on held-out families of the generator. Which differences were seen, and which
 are choices among equals, is in benchmarks/LOG.md."""
@@ -89,3 +96,13 @@ PUBLISHED: Mapping[str, Recipe] = {
     "in_context_vote": Recipe(views=10),
 }
 """The settings of Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+
+
+def recipe_for(recipes: Mapping[str, Recipe], strategy: str, kind: str = "") -> Recipe:
+    """A model's recipe for a strategy and kind of task, or for any kind, or the general default."""
+    return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
+
+
+def digest_of(recipe: Recipe) -> str:
+    """What tells a recipe from others: twelve hexadecimal digits."""
+    return hashlib.blake2b(repr(recipe).encode(), digest_size=6).hexdigest()
