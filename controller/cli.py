@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -368,6 +369,7 @@ def policy_served(
     policy: Annotated[
         Path | None, typer.Option(help="Bundle whose training set to compare with; default: the one that ships.")
     ] = None,
+    shown: Shown = None,
     debug: Debug = False,
 ) -> None:
     """Say what was served: choices, how often right, what the shadow would have done, and drift from training.
@@ -383,7 +385,7 @@ def policy_served(
     fits = trained.base_hash == base_of(rows)
     if policy is not None and not fits:
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it says nothing")
-    found = summary(rows, _right_answers(answers), trained if fits else None)
+    found = summary(rows, _right_answers(answers, rows, shown), trained if fits else None)
     screen.print_json(json.dumps(found))
     if found.get("drifted"):
         errors.print(
@@ -392,9 +394,11 @@ def policy_served(
         )
 
 
-def _right_answers(files: list[Path] | None) -> dict[str, Any]:
-    """The answers in task files by what is asked."""
-    tasks = _read(files, None, 0, None).tasks if files else ()
+def _right_answers(files: list[Path] | None, rows: Sequence[Mapping[str, Any]], shown: int | None) -> dict[str, Any]:
+    """The answers in task files by what is asked, read with the seeds that the queries of a log were read with: where a
+    file leaves the demonstrations open, the seed draws them."""
+    seeds = sorted({row["seed"] for row in rows})
+    tasks = [task for seed in seeds for task in _read(files, None, seed, shown).tasks] if files else []
     return {task.digest: task.answer for task in tasks if task.answer is not None}
 
 
@@ -408,6 +412,7 @@ def retrain(
     price: Price = None,
     risk: Risk = None,
     seed: Seed = 0,
+    shown: Shown = None,
     debug: Debug = False,
 ) -> None:
     """Learn from what was served, beside what was collected: adds the outcomes in logs to a store, then trains.
@@ -423,7 +428,7 @@ def retrain(
 
     rows = read_log(logs)
     kept = OutcomeStore(store)
-    stored, found = kept.read(), outcomes_of(rows, _right_answers(answers))
+    stored, found = kept.read(), outcomes_of(rows, _right_answers(answers, rows, shown))
     keys = {outcome.key for outcome in stored}
     new = [outcome for outcome in found if outcome.key not in keys]
     cases_of([*stored, *new])  # refuses what does not go together, before anything is written

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .cases import BASE
 from .features import NAMES, Features
 from .policy import Decision, LearnedPolicy
 
@@ -51,15 +52,18 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
             Push(name, features.values[name], usual[name], decision.difficulty - other.difficulty, other.strategy)
         )
     pushes.sort(key=lambda push: -abs(push.difficulty))
-    return Explanation(decision, tuple(pushes), _prices(policy, decision, allowed), policy.trained.price)
+    return Explanation(decision, tuple(pushes), _prices(policy, features, decision, allowed), policy.trained.price)
 
 
-def _prices(policy: LearnedPolicy, decision: Decision, allowed: Sequence[str]) -> tuple[tuple[float, str], ...]:
+def _prices(
+    policy: LearnedPolicy, features: Features, decision: Decision, allowed: Sequence[str]
+) -> tuple[tuple[float, str], ...]:
     """Where on the scale of prices the choice would pass to another strategy, next to the price as it is. Nowhere that
-    is known, where pairs decide: they learned at one price."""
-    if policy.trained.pairs and decision.stage == max(NAMES):
+    is known, where pairs decide, which learned at one price, or where the query is unlike those in training."""
+    if policy.strange(features) or (policy.trained.pairs and decision.stage == max(NAMES)):
         return ()
-    price, known = policy.trained.price, [s for s in policy.trained.strategies if s in allowed]
+    kept = decision.scores[BASE] >= policy.trained.keep
+    price, known = policy.trained.price, [s for s in policy.trained.strategies if s in allowed and (kept or s != BASE)]
     scores, costs = decision.scores, decision.costs
     crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a in known for b in known if costs[a] != costs[b]}
     found = []

@@ -31,10 +31,10 @@ RAREST = 4
 
 CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
     "logistic": lambda seed, cases: make_pipeline(
-        StandardScaler(), LogisticRegression(C=1e-4 * cases, solver="newton-cholesky")
+        StandardScaler(), LogisticRegression(C=0.03, solver="newton-cholesky")
     ),
     "logistic_free": lambda seed, cases: make_pipeline(
-        StandardScaler(), LogisticRegression(C=1e-3 * cases, solver="newton-cholesky")
+        StandardScaler(), LogisticRegression(C=0.3, solver="newton-cholesky")
     ),
     "nearest_families": lambda seed, cases: make_pipeline(
         StandardScaler(), KNeighborsRegressor(min(NEAREST, cases), weights="distance", algorithm="brute")
@@ -49,14 +49,14 @@ CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 """Estimators to choose from, simplest first, each made from a seed and the number of cases.
 
-The logistic regressions are as strongly regularized, case for case, with a hundred cases as with a thousand. Nearest
-families learn from one row for each family: its mean features, and the share of yeses.
+The logistic regressions have the same prior on their weights whatever the number of cases: the more there are, the less
+it says. Nearest families learn from one row for each family: its mean features, and the share of yeses.
 """
 NEAREST = 9
 """Families that a query is compared with."""
 BY_FAMILY = ("nearest_families",)
-LEAST_CASES = {"forest": 200, "boosting": 400}
-"""Cases that an estimator needs to be a candidate beside others: with fewer it wins by chance, and then loses."""
+LEAST = {"forest": 200, "boosting": 400}
+"""Families that an estimator needs to be a candidate beside others: with fewer it wins by chance, and then loses."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
 
 
 def _suited(questions: Sequence[Question], candidates: Sequence[str]) -> list[str]:
-    """The candidates that there are cases enough for, and that heed weights where there are some."""
-    fewest, weighted = min(len(q.yes) for q in questions), any(q.weighted for q in questions)
-    left = [n for n in candidates if fewest >= LEAST_CASES.get(n, 0)] or list(candidates)
+    """The candidates that there are families enough for, and that heed weights where there are some."""
+    fewest, weighted = min(len(set(q.families)) for q in questions), any(q.weighted for q in questions)
+    left = [n for n in candidates if fewest >= LEAST.get(n, 0)] or list(candidates)
     heeding = [n for n in left if n not in BY_FAMILY]
     return heeding if weighted and heeding else left
 

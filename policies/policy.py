@@ -84,7 +84,7 @@ class LearnedPolicy:
     name: str = "learned"
 
     def needs_more(self, features: Features) -> bool:
-        if features.stage > 0 or self._strange(features):
+        if features.stage > 0 or self.strange(features):
             return False
         chances, costs, _ = self._judge(features)
         return not bool(self.trained.settled(chances, costs)[0])
@@ -101,8 +101,8 @@ class LearnedPolicy:
         preferences = self._by_name(trained.preferences(chances, costs, gains, among)[0].tolist())
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
-        elif self._strange(features):
-            choice = next(s for s in trained.ranking if s in known)
+        elif self.strange(features):
+            choice = trained.usually(known)
             reason = f"unlike the tasks that the policy was trained on; {choice} was best there on average"
         else:
             choice = max(known, key=lambda s: preferences[s])
@@ -111,8 +111,12 @@ class LearnedPolicy:
             if gains is not None and trained.pairs and choice != likeliest:
                 ahead = preferences[choice] - preferences[likeliest]
                 reason += f"; compared in pairs, it is worth {ahead:.2f} more than {likeliest}"
-            if preferences[BASE] == -np.inf and utilities[BASE] > utilities[choice]:
+            if preferences[BASE] == -np.inf and choice != BASE and utilities[BASE] > utilities[choice]:
                 reason += f"; an in-context answer is kept from a chance of {trained.keep:.2f} on"
+        if choice == BASE and scores[BASE] < trained.keep:
+            reason += (
+                "; nothing else is possible, and what was promised about answers that are kept does not hold of it"
+            )
         return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage)
 
     def card(self) -> Mapping[str, Any]:
@@ -124,7 +128,8 @@ class LearnedPolicy:
         gains = trained.gains(row) if features.stage == max(NAMES) else None
         return trained.chances(features.stage, row), trained.expected_costs([features.kind]), gains
 
-    def _strange(self, features: Features) -> bool:
+    def strange(self, features: Features) -> bool:
+        """Whether a query is unlike those of training."""
         free = np.array([[features.values[name] for name in STAGE_0]])
         return bool(self.trained.strange(free, [features.kind])[0])
 
@@ -156,7 +161,7 @@ class FixedPolicy:
         return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)
 
     def card(self) -> Mapping[str, Any]:
-        return {"strategy": self.strategy}
+        return {"strategy": self.strategy, "why": self.why}
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,13 @@ class TrainedPolicy:
         found[:, 0] = np.where(chances[:, 0] < self.keep, -np.inf, found[:, 0])
         return found
 
+    def usually(self, among: Collection[str] | None = None) -> str:
+        """What was best on average: for a query of which nothing else is known. Where a promise was made about answers
+        that are kept, in-context comes last.
+        """
+        left = [s for s in self.ranking if among is None or s in among]
+        return next((s for s in left if s != self.strategies[0] or self.keep <= 0), left[0])
+
     def settled(self, chances: Floats, costs: Floats) -> Booleans:
         """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""
         best = self.preferences(chances, costs).argmax(axis=1) == 0
@@ -139,6 +146,6 @@ class TrainedPolicy:
         low, high = np.array(self.lowest), np.array(self.highest)
         slack = MARGIN * (high - low) + 1e-9
         outside = (free < low - slack) | (free > high + slack)
-        unknown = np.array([kind not in self.costs for kind in kinds])
+        unknown = np.array([not kind or kind not in self.costs for kind in kinds])
         strange: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
         return strange

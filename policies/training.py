@@ -220,7 +220,7 @@ def _choose(
     settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
     choice = np.where(settled, 0, policy.preferences(chances[1], costs, gains).argmax(axis=1))
-    return np.where(strange, policy.strategies.index(policy.ranking[0]), choice), ~settled & ~strange
+    return np.where(strange, policy.strategies.index(policy.usually()), choice), ~settled & ~strange
 
 
 def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> float:
@@ -244,14 +244,19 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
 
     Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
     wrong answers among those that it keeps, were the risk as large as allowed. The first keeps four times as many as
-    would pass without a single wrong one, so that a few wrong ones do not end it. `NEVER`, where none passes. The
-    promise is for queries like these, drawn one by one.
+    would pass without a single wrong one, so that a few wrong ones do not end it. `NEVER`, where none passes. Each
+    family counts once, by one of its cases, since several would not be drawn one by one; the promise is for queries of
+    other families like these.
     """
+    order = np.random.default_rng(policy.seed).permutation(len(cases))
+    _, firsts = np.unique(np.array(cases.families)[order], return_index=True)
+    one_each = np.zeros(len(cases), dtype=bool)
+    one_each[order[firsts]] = True
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
         choice, _ = _choose(replace(policy, keep=threshold), cases, chances, gains)
-        kept = choice == 0
+        kept = (choice == 0) & one_each
         if kept.sum() < least:
             continue
         wrong = int((1 - cases.right[kept, 0]).sum())

@@ -22,6 +22,7 @@ from autottt.policies.scorecard import HeldOut, routing
 from autottt.policies.trained import NEVER, Pair
 from autottt.policies.training import Settings, _fit_pairs, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
+from autottt.ttt_core.recipes import Recipe, digest_of
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
 ALL = list(COSTS)
@@ -159,10 +160,10 @@ def test_training_twice_gives_equal_policies():
     assert one.scorecard == two.scorecard
 
 
-def asked(rows: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> Question:
-    """A question about cases of twenty families."""
-    families = np.array([f"f{i % 20}" for i in range(len(rows))])
-    return Question(rows, right, families, np.ones(len(rows)) if weights is None else weights)
+def asked(rows: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None, families: int = 20) -> Question:
+    """A question about cases of so many families."""
+    names = np.array([f"f{i % families}" for i in range(len(rows))])
+    return Question(rows, right, names, np.ones(len(rows)) if weights is None else weights)
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
@@ -302,17 +303,19 @@ def test_all_heads_are_of_one_kind_the_simplest_that_is_as_good() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(500, 4))
     crooked, straight = (
-        (x + 0.1 * rng.normal(size=500) > 0).astype(float) for x in (rows[:, 0] * rows[:, 1], rows[:, 2])
+        (x + 0.5 * rng.normal(size=500) > 0).astype(float) for x in (rows[:, 0] * rows[:, 1], rows[:, 2])
     )
     kinds = ("logistic", "forest")
 
     def chosen(*questions: Question) -> set[str]:
         return {type(head.estimator).__name__ for head, _ in fit_heads(questions, 4, 0, kinds)}
 
-    assert chosen(asked(rows, straight)) == {"Pipeline"}
-    assert chosen(asked(rows, crooked), asked(rows, straight)) == {"RandomForestClassifier"}
+    both = [asked(rows, yes, families=250) for yes in (crooked, straight)]
+    assert chosen(both[1]) == {"Pipeline"}
+    assert chosen(*both) == {"RandomForestClassifier"}
     noise = (rng.uniform(size=500) < 0.5).astype(float)
-    assert chosen(asked(rows, noise)) == {"Pipeline"}
+    assert chosen(asked(rows, noise, families=250)) == {"Pipeline"}
+    assert chosen(*(asked(q.rows, q.yes) for q in both)) == {"Pipeline"}, "few families do not carry a forest"
 
 
 def test_a_difference_is_sure_only_if_families_agree() -> None:
@@ -457,7 +460,7 @@ def test_a_policy_for_this_model_is_loaded(learned, tmp_path):
 
 def test_a_policy_that_was_asked_for_but_is_for_another_model_is_refused(learned, tmp_path):
     save_bundle(learned.trained, tmp_path)
-    with pytest.raises(PolicyError, match=r"trained for the model base, and this one is other\..*train-policy"):
+    with pytest.raises(PolicyError, match=r"trained for another model, base, and this one is other\..*train-policy"):
         load_policy(tmp_path, base_hash="other")
 
 
@@ -578,7 +581,8 @@ def test_a_promise_about_what_is_kept_is_kept_on_new_tasks():
     new = cases_of(made(seed=99))
     broken = 0
     for seed in range(6):
-        policy = LearnedPolicy(fit(cases_of(made(seed=seed)), Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
+        many = cases_of(made(300, 1, seed=seed))
+        policy = LearnedPolicy(fit(many, Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
         assert policy.trained.keep < 1
         rows = [Features(1, dict(zip(NAMES[1], row.tolist(), strict=True))) for row in new.rows]
         kept = np.array([policy.decide(f, ALL).strategy == "in_context" for f in rows])
@@ -589,9 +593,49 @@ def test_a_promise_about_what_is_kept_is_kept_on_new_tasks():
 
 
 def test_a_stricter_promise_keeps_fewer():
-    loose, strict = trained(risk=0.3), trained(risk=0.12)
+    many = made(160, 2)
+    loose, strict = trained(many, risk=0.3), trained(many, risk=0.12)
     assert loose.keep <= strict.keep
+    assert loose.keep < NEVER
     assert loose.scorecard["kept"]["share"] >= strict.scorecard["kept"]["share"]
+
+
+def test_copies_of_a_family_are_no_more_evidence_for_a_promise() -> None:
+    once = made(120, 1)
+    copies = [dataclasses.replace(o, seed=seed) for o in once for seed in range(4)]
+    keeps = [trained(some, risk=0.2).keep for some in (once, copies)]
+    assert keeps[0] > 0
+    assert keeps[1] >= keeps[0] - 0.1
+
+
+def test_a_promise_holds_for_strange_queries_and_is_said_to_be_broken_where_nothing_else_is_possible() -> None:
+    policy = LearnedPolicy(dataclasses.replace(trained(SMALL), keep=NEVER, ranking=ALL))
+    strange = at(0.0, **dict.fromkeys(NAMES[0], 1e6))
+    assert policy.strange(strange)
+    assert policy.decide(strange, ALL).strategy == ALL[1]
+    alone = policy.decide(strange, ["in_context"])
+    assert alone.strategy == "in_context"
+    assert "promised" in alone.reason
+    assert "promised" in policy.decide(at(0.0), ["in_context"]).reason
+
+
+def test_a_policy_of_other_recipes_is_refused_unless_told(learned, tmp_path) -> None:
+    recipes = {"ttt_in_context": Recipe(steps=3)}
+    known = {"ttt_in_context/list": digest_of(recipes["ttt_in_context"])}
+    save_bundle(dataclasses.replace(learned.trained, recipes=known), tmp_path)
+    assert load_policy(tmp_path, base_hash="base", recipes=recipes).name == "learned"
+    other = {"ttt_in_context": Recipe(steps=4)}
+    with pytest.raises(PolicyError, match=r"another recipe of ttt_in_context.*on list tasks.*--any-policy"):
+        load_policy(tmp_path, base_hash="base", recipes=other)
+    assert load_policy(tmp_path, base_hash="other", recipes=other, anyway=True).name == "learned"
+
+
+def test_outcomes_of_several_recipes_are_not_mixed() -> None:
+    known = [dataclasses.replace(o, recipe="a" if o.strategy == "ttt_in_context" else "") for o in SMALL]
+    assert cases_of([*known[:60], *SMALL[60:]]).recipes == {"ttt_in_context/list": "a"}, "unknown is no other"
+    mixed = [dataclasses.replace(o, recipe=o.recipe and "b") if n > 60 else o for n, o in enumerate(known)]
+    with pytest.raises(PolicyError, match="ttt_in_context on list tasks are of several recipes"):
+        cases_of(mixed)
 
 
 def test_a_promise_that_cannot_be_kept_keeps_nothing():
