@@ -132,19 +132,29 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
                         "single best to best of each", 0.5, range=draws["gap_closed"]["range"]))  # fmt: skip
         rows.append(row("gap closed, lower bound, all draws", low, "of it", "single best to best of each", 0.0,
                         of_it=round(gap["value"], 3), interval_90=[round(low, 3), round(high, 3)]))  # fmt: skip
+    bounds = card["intervals_90"]
+
+    def drawn(name: str) -> tuple[float, dict[str, Any]]:
+        """The mean over the draws, their range, and the first one's interval."""
+        found = draws[name]
+        return found["mean"], {"range": found["range"], "interval_90": bounds.get(name)}
+
     if routing:
-        rows.append(row("APGR over the share of queries sent", routing["apgr"], "area", "0.5 at random", 0.8))
+        apgr, more = drawn("apgr")
+        rows.append(row("APGR over the share of queries sent", apgr, "area", "0.5 at random", 0.8, **more))
         rows.append(row("APGR over the share of the cost", routing["apgr_cost"], "area", "0.5 at random", None))
-        rows.append(row("share of queries for 95% of the gain", routing["cpt_95"], "of them", "all", 0.5, most=True))
+        rows.append(row("share of queries for 95% of the gain, first draw", routing["cpt_95"], "of them", "all", 0.5,
+                        most=True, interval_90=bounds.get("cpt_95")))  # fmt: skip
     rows.append(row("gap closed by the rule of thumb for models without a policy",
                     _closed(card["arms"], "rule_of_thumb"), "of it", "single best to best of each", None))  # fmt: skip
     gained = policy["accuracy"] - fixed[best]["accuracy"]
     rows.append(row("accuracy beyond the best fixed strategy", gained, "share", f"always {best}", 0.0))
     rows.append(row("cost", policy["cost"] / fixed[best]["cost"], "of its cost", f"always {best}", 0.4, most=True))
-    rows.append(row("AUROC of an in-context answer being right", card["difficulty"]["auroc"] or 0.0, "area", "-", 0.85))
-    rows.append(
-        row("harm: right in context, wrong as decided", card["harm_share"], "of the cases", "-", 0.02, most=True)
-    )
+    if "auroc" in draws:
+        auroc, more = drawn("auroc")
+        rows.append(row("AUROC of an in-context answer being right", auroc, "area", "-", 0.85, **more))
+    harm, more = drawn("harm_share")
+    rows.append(row("harm: right in context, wrong as decided", harm, "of the cases", "-", 0.02, most=True, **more))
     return rows
 
 

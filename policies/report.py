@@ -55,6 +55,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         ),
         *_repeats(card["repeats"]),
         *_routing(card["routing"]),
+        *_details(card),
         *_leakage(card["leakage"]),
         "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
         "",
@@ -109,6 +110,19 @@ def _routing(found: Mapping[str, Any] | None) -> Sequence[str]:
     ]
 
 
+def _details(card: Mapping[str, Any]) -> Sequence[str]:
+    """Intervals, and how well each head tells right from wrong."""
+    bounds = [f"{name.replace('_', ' ')} {low:.2f} to {high:.2f}" for name, (low, high) in card["intervals_90"].items()]
+    heads = [
+        f"`{name}` {_number(head['auroc'])}, {head['brier']:.3f}, {head['ece']:.3f}"
+        for name, head in card["heads"].items()
+    ]
+    return [
+        f"- 90% intervals of the first draw: {', '.join(bounds)}.",
+        f"- Each head (AUROC, Brier, ECE): {'; '.join(heads)}.",
+    ]
+
+
 def _leakage(found: Mapping[str, Mapping[str, float | None]]) -> Sequence[str]:
     family, random = found["families_held_out"], found["cases_held_out"]
     return [
@@ -117,12 +131,12 @@ def _leakage(found: Mapping[str, Mapping[str, float | None]]) -> Sequence[str]:
     ]
 
 
-def _families(gains: Mapping[str, float]) -> str:
+def _families(gains: Mapping[str, Sequence[float]]) -> str:
     if not gains:
         return "None."
     shown = list(gains.items())
     rows = shown if len(shown) <= 16 else [*shown[:8], *shown[-8:]]
-    text = "\n".join(f"- {name}: {gain:+.2f}" for name, gain in rows)
+    text = "\n".join(f"- {name}: {gained:.0%} became right, {lost:.0%} wrong" for name, (gained, lost) in rows)
     return text if len(rows) == len(shown) else f"{text}\n\n(the outermost 16 of {len(shown)})"
 
 
@@ -142,6 +156,8 @@ def _draw(card: Mapping[str, Any], strategies: Sequence[str], file: Path) -> boo
         )
     hull = _hull([(card["arms"][name]["cost"], card["arms"][name]["accuracy"]) for name in strategies])
     arms.plot(*zip(*hull, strict=True), "--", color="tab:blue", label="hull of the fixed strategies")
+    curve = sorted((cost, right) for _, right, cost in card["prices"])
+    arms.plot(*zip(*curve, strict=True), "-", color="tab:orange", label="the policy at other prices, all measured")
     arms.set(xlabel="cost (multiples of in-context)", ylabel="right", xscale="symlog")
     arms.legend(fontsize="x-small")
     if card["routing"]:

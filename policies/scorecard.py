@@ -6,7 +6,7 @@ Knows nothing about how the policy came about. Whatever a policy measured is cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +20,8 @@ from .heads import Floats
 
 RESAMPLES = 2000
 """Of the bootstrap over families."""
+INTERVALS = 300
+"""Of the same, for numbers that take longer."""
 Outcomes = tuple[Floats, Floats]
 """Shares right and costs, [N] each."""
 
@@ -51,9 +53,13 @@ class HeldOut:
     by_thumb: NDArray[np.int64]
     """What the rule of thumb for models without a policy does; nothing of it is learned."""
     thumb_measured: NDArray[np.bool_]
+    chances: Floats
+    """[N, S]: that each strategy is right, from stage 1."""
+    expected: Floats
+    """[N, S]: what each would cost."""
 
     @classmethod
-    def empty(cls, n: int) -> HeldOut:
+    def empty(cls, n: int, strategies: int) -> HeldOut:
         """Arrays for `n` cases, to be filled fold by fold."""
 
         def choices() -> NDArray[np.int64]:
@@ -62,7 +68,13 @@ class HeldOut:
         return cls(
             choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
             np.zeros(n, bool), np.zeros(n, bool), np.zeros((len(NAMES[1]), n)), choices(), np.zeros(n, bool),
+            np.zeros((n, strategies)), np.zeros((n, strategies)),
         )  # fmt: skip
+
+    def take(self, chosen: NDArray[np.int64]) -> HeldOut:
+        """What was decided for the cases at these indices."""
+        columns = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "shuffled"}
+        return HeldOut(**columns, shuffled=self.shuffled[:, chosen])
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,9 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "difficulty": _classifier(wrong, 1 - first.chance),
         "difficulty_free": _classifier(wrong, 1 - first.free_chance),
         "routing": routing(cases, first),
+        "intervals_90": intervals(cases, first, price, seed),
+        "heads": {name: _classifier(cases.right[:, s], first.chances[:, s]) for s, name in enumerate(cases.strategies)},
+        "prices": _prices(cases, first),
         "importance": _importance(wrong, first),
         "families_gained": _per_family(cases, arms["policy"][0] - cases.right[:, 0]),
         "kept": _kept(cases, draws),
@@ -209,6 +224,41 @@ def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, An
     return {"draws": len(draws), **means}
 
 
+def intervals(cases: Cases, drawn: HeldOut, price: float, seed: int) -> dict[str, list[float]]:
+    """90% intervals of the main numbers of one draw of the folds, when families are drawn again. A number that cannot
+    be told of too many of the draws is left out."""
+    names, family = np.unique(np.array(cases.families), return_inverse=True)
+    members = [np.flatnonzero(family == n) for n in range(len(names))]
+    right, cost = cases.decided(drawn.choice, drawn.measured)
+    truth = 1 - cases.right[:, 0]
+    rng, found = np.random.default_rng(seed), dict[str, list[float]]()
+    for _ in range(INTERVALS):
+        some = np.concatenate([members[n] for n in rng.integers(len(names), size=len(names))])
+        sent = routing(cases.take(some), drawn.take(some))
+        told = _classifier(truth[some], 1 - drawn.chance[some])
+        numbers = {
+            "accuracy": right[some].mean(), "cost": cost[some].mean(), "utility": (right - price * cost)[some].mean(),
+            "harm_share": (right < cases.right[:, 0])[some].mean(), "auroc": told["auroc"], "brier": told["brier"],
+            "ece": told["ece"], **({k: sent[k] for k in ("apgr", "apgr_cost", "cpt_95")} if sent else {}),
+        }  # fmt: skip
+        for name, value in numbers.items():
+            if value is not None:
+                found.setdefault(name, []).append(float(value))
+    return {name: _interval(np.array(values)) for name, values in found.items() if len(values) > 0.9 * INTERVALS}
+
+
+def _prices(cases: Cases, drawn: HeldOut) -> list[list[float]]:
+    """Price, share right and cost as the price of a cost goes from everything to nothing, by the held-out chances after
+    measuring all: the policy's curve."""
+    found = []
+    dearest = drawn.expected.max(axis=1).mean()
+    for top in (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0):
+        choice = (drawn.chances - top / dearest * drawn.expected).argmax(axis=1)
+        right, cost = cases.decided(choice, np.ones(len(cases), dtype=bool))
+        found.append([top / dearest, float(right.mean()), float(cost.mean())])
+    return found
+
+
 def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:
     return {"accuracy": float(right.mean()), "cost": float(cost.mean()), "utility": float(worth.mean())}
 
@@ -258,13 +308,15 @@ def _importance(wrong: Floats, held_out: HeldOut) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _per_family(cases: Cases, gains: Floats) -> dict[str, float]:
-    """Mean gain over in-context of each family that gains or loses, the largest loss first."""
+def _per_family(cases: Cases, gains: Floats) -> dict[str, list[float]]:
+    """Of each family that anything changed in: the share of cases that became right, and of those that became wrong, as
+    decided; the largest loss first."""
     of: dict[str, list[float]] = {}
     for family, gain in zip(cases.families, gains.tolist(), strict=True):
         of.setdefault(family, []).append(gain)
-    means = {family: sum(values) / len(values) for family, values in of.items()}
-    return dict(sorted(((f, m) for f, m in means.items() if m), key=lambda item: item[1]))
+    found = {f: [fmean(max(v, 0.0) for v in vs), fmean(max(-v, 0.0) for v in vs)] for f, vs in of.items()}
+    changed = {family: both for family, both in found.items() if any(both)}
+    return dict(sorted(changed.items(), key=lambda item: item[1][0] - item[1][1]))
 
 
 def _classifier(truth: Floats, chances: Floats) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
     return folder
 
 
-_DETAILS = ("importance", "families_gained")
+_DETAILS = ("importance", "families_gained", "prices")
 """Of a scorecard: too many numbers to be metrics. They are in the bundle."""
 
 

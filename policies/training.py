@@ -88,7 +88,7 @@ def _held_out(cases: Cases, settings: Settings, *, by_family: bool) -> HeldOut:
     whole = cases.complete()
     everywhere, families = np.flatnonzero(~cases.judged), np.array(cases.families)
     groups = whole.families if by_family else [str(n) for n in range(len(whole))]
-    found = HeldOut.empty(len(whole))
+    found = HeldOut.empty(len(whole), len(whole.strategies))
     found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), whole)
     place = np.flatnonzero(cases.judged)
     for learn, held in folds(groups, settings.folds, settings.seed):
@@ -98,6 +98,7 @@ def _held_out(cases: Cases, settings: Settings, *, by_family: bool) -> HeldOut:
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         found.choice[held], found.measured[held] = _choose(policy, unseen, chances, policy.gains(unseen.rows))
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
+        found.chances[held], found.expected[held] = chances[1], policy.expected_costs(unseen.kinds)
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
         known = whole.take(learn)
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()

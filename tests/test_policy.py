@@ -479,7 +479,7 @@ def test_without_a_shipped_policy_for_the_model_the_rule_of_thumb_says_why(learn
 
 
 def held_out(uplift: list[float]) -> HeldOut:
-    found = HeldOut.empty(len(uplift))
+    found = HeldOut.empty(len(uplift), 3)
     found.other[:], found.uplift[:] = 2, uplift
     return found
 

@@ -36,7 +36,10 @@ CARD: dict[str, Any] = {
     "kept": {"share": 0.6, "wrong_share": 0.1},
     "shares": {"in_context": 0.6, "ttt_in_context": 0.4},
     "importance": {"loo_hits": 0.02, "answer_mean": 0.01},
-    "families_gained": {"lists/a": -0.5, "lists/b": 1.0},
+    "families_gained": {"lists/a": [0.0, 0.5], "lists/b": [1.0, 0.0]},
+    "intervals_90": {"auroc": [0.85, 0.95]},
+    "heads": {"in_context": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": []}},
+    "prices": [[0.01, 0.3, 1.0], [0.0, 0.5, 60.0]],
 }  # fmt: skip
 POLICY = TrainedPolicy(
     "base", ("in_context", "ttt_in_context"), {0: (Head(None),) * 2, 1: (Head(None),) * 2}, {"": (1.0, 60.0)}, 0.001,
@@ -52,6 +55,8 @@ def test_the_numbers_are_in_the_words() -> None:
     assert "AUROC 0.90" in text
     assert "95% of the gain with 45% of the queries" in text
     assert "AUROC none" in text
+    assert "auroc 0.85 to 0.95" in text
+    assert "lists/a: 0% became right, 50% wrong" in text
     assert text.index("| policy |") < text.index("| always `ttt_in_context` |"), "the best first"
 
 
