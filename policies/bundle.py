@@ -179,7 +179,8 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
             raise _refused(path, f"{HEADS} is not the one that {CARD} describes")
         estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
-            _check_trees(estimator, len(NAMES[0 if name.startswith("0/") else 1]))
+            for one in estimator if isinstance(estimator, list) else [estimator]:
+                _check_trees(one, len(NAMES[0 if name.startswith("0/") else 1]))
         return estimators
     except OSError as error:
         raise _refused(path, f"{HEADS} cannot be read ({error.strerror})") from None

@@ -326,6 +326,19 @@ def test_a_difference_is_sure_only_if_families_agree() -> None:
     assert surely_above(np.repeat([1.0, 0.9], 250), np.repeat(["a", "b"], 250))
 
 
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_a_head_says_quickly_what_its_estimators_say(name: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3.0, 2.0, size=(300, 6))
+    right = (rows[:, 0] + rng.normal(size=300) > 3).astype(float)
+    ((head, _),) = fit_heads([asked(rows, right, families=300)], 3, 0, (name,))
+    estimators = head.estimator if isinstance(head.estimator, list) else [head.estimator]
+    said = [e.predict_proba(rows)[:, 1] if hasattr(e, "predict_proba") else e.predict(rows) for e in estimators]
+    plain = Head(head.estimator)
+    assert len(estimators) == (2 if name == "blend" else 1)
+    np.testing.assert_allclose(plain.chances(rows), np.clip(np.mean(said, axis=0), 1e-4, 1 - 1e-4), atol=1e-6)
+
+
 def test_a_forest_in_one_piece_is_the_forest() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 6))
