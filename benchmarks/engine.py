@@ -38,7 +38,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from autottt import Controller
 from autottt.controller.budget import Budget
-from autottt.policies.policy import FixedPolicy, load_policy
+from autottt.controller.controller import policy_for
+from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.examples import reordered
@@ -221,7 +222,7 @@ PUBLISHED_SECONDS = 6.1
 
 
 def large_rows(
-    learner: Learner, runs: int, rate: float, hidden: int = 2048, layers: int = 16, shown: int = 10
+    learner: Learner, runs: int, hidden: int = 2048, layers: int = 16, shown: int = 10
 ) -> list[dict[str, Any]]:
     """A Llama configuration of the 1B class with random weights, and the recipe that was published for BIG-Bench Hard:
     40 orders of ten demonstrations, rank 64, 8 steps."""
@@ -245,6 +246,8 @@ def large_rows(
     ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda: peft.trainer(rows, one), runs, device)
     name = f"{sum(p.numel() for p in model.parameters()) / 1e9:.2g}B parameters, {recipe.steps} steps of {recipe.batch}"
     name += f" prompts of {len(rows[0].ids)} tokens"
+    tokens = sum(len(r.ids) for r in rows[: recipe.batch])
+    rate = 1e9 * matrix_rate(device, torch.bfloat16, tokens, hidden, 4 * hidden)
     reached = recipe.steps * operations(loaded, recipe, rows[: recipe.batch]) / mine / rate
     return [
         row(name, ratio, "times", "Trainer + PEFT", 3.0, seconds=[mine, other]),
@@ -257,9 +260,10 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
     """What the controller, a cache hit and the proof add to an answer."""
     device = learner.loaded.model.device
     model, tokenizer = learner.loaded.model, learner.loaded.tokenizer
-    policy = load_policy(None, base_hash=learner.base_hash)
+    policy = policy_for(learner)
     controller = Controller(learner, policy)
-    task = next(t for t in tasks if controller.solve(t).strategy == "in_context")  # one that it finds easy
+    easy = (t for t in tasks if controller.solve(t).strategy == "in_context")
+    task = next(easy, None) or tasks[0]  # one that the policy finds easy, if there is one
     prompt = learner.encode(task)
     ids = torch.tensor([prompt.ids], device=device)
     (end,) = tokenizer.encode("\n", add_special_tokens=False)
@@ -339,15 +343,17 @@ def row(
     return found | more
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s, on one core of a CPU, of the product of matrices as large as the bundled model's: [1024, 256] by
-    [256, 640]."""
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, tokens: int = 1024, inside: int = 256, outside: int = 640
+) -> float:
+    """GFLOP/s, on one core of a CPU, of a product of matrices as large as a model's; by default the bundled one's."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    a, b = torch.randn(1024, 256, device=device, dtype=dtype), torch.randn(256, 640, device=device, dtype=dtype)
+    a = torch.randn(tokens, inside, device=device, dtype=dtype)
+    b = torch.randn(inside, outside, device=device, dtype=dtype)
     times = [seconds(lambda: [a @ b for _ in range(50)], device) for _ in range(7)]
     torch.set_num_threads(threads)
-    return 2 * 1024 * 256 * 640 * 50 / statistics.median(times[1:]) / 1e9
+    return 2 * tokens * inside * outside * 50 / statistics.median(times[1:]) / 1e9
 
 
 def memory_rate(device: torch.device) -> float:
@@ -392,7 +398,7 @@ def main() -> None:
     rows += deadline_rows(learner, tasks[:4], given.quick)
     cores = torch.get_num_threads() if model.device.type == "cpu" else 1
     if model.device.type == "cuda":
-        rows += large_rows(learner, runs, rate * 1e9)
+        rows += large_rows(learner, runs)
     bandwidth = memory_rate(model.device)
     print(f"memory at {bandwidth / 1e9:.0f} GB/s")
     grown = growth(learner, recipe, rate * 1e9 * cores, bandwidth, given.quick)

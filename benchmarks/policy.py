@@ -137,14 +137,14 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
     def drawn(name: str) -> tuple[float, dict[str, Any]]:
         """The mean over the draws, their range, and the first one's interval."""
         found = draws[name]
-        return found["mean"], {"range": found["range"], "interval_90": bounds.get(name)}
+        return found["mean"], {"range": found["range"], "interval_90_first_draw": bounds.get(name)}
 
     if routing:
         apgr, more = drawn("apgr")
         rows.append(row("APGR over the share of queries sent", apgr, "area", "0.5 at random", 0.8, **more))
         rows.append(row("APGR over the share of the cost", routing["apgr_cost"], "area", "0.5 at random", None))
         rows.append(row("share of queries for 95% of the gain, first draw", routing["cpt_95"], "of them", "all", 0.5,
-                        most=True, interval_90=bounds.get("cpt_95")))  # fmt: skip
+                        most=True, interval_90_first_draw=bounds.get("cpt_95")))  # fmt: skip
     rows.append(row("gap closed by the rule of thumb for models without a policy",
                     _closed(card["arms"], "rule_of_thumb"), "of it", "single best to best of each", None))  # fmt: skip
     gained = policy["accuracy"] - fixed[best]["accuracy"]

@@ -43,6 +43,9 @@ Model = Annotated[
 PolicyOption = Annotated[
     Path | None, typer.Option(help="Folder of a policy bundle; default: the one that fits the model.")
 ]
+AnyPolicy = Annotated[
+    bool, typer.Option("--any-policy", help="Use --policy even if it was trained for another model or other recipes.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same answers.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use this many tasks of each file, drawn by the seed.")]
 Shown = Annotated[
@@ -125,11 +128,9 @@ def solve(
     explore: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of queries whose strategy is drawn, to learn from.")
     ] = 0.0,
-    any_policy: Annotated[
-        bool, typer.Option("--any-policy", help="Use --policy even if it was trained for another model or recipes.")
-    ] = False,
     model: Model = None,
     policy: PolicyOption = None,
+    any_policy: AnyPolicy = False,
     seed: Seed = 0,
     limit: Limit = None,
     shown: Shown = None,
@@ -228,6 +229,7 @@ def evaluate(
     ] = False,
     model: Model = None,
     policy: PolicyOption = None,
+    any_policy: AnyPolicy = False,
     seed: Seed = 0,
     limit: Limit = None,
     shown: Shown = None,
@@ -250,8 +252,9 @@ def evaluate(
             get_strategy(name)
     reading = _read(files, limit, seed, shown)
     controller = _controller(
-        model=model, policy=policy, device=device, dtype=dtype, prompt_format=prompt_format, seed=seed
-    )
+        model=model, policy=policy, any_policy=any_policy, device=device, dtype=dtype, prompt_format=prompt_format,
+        seed=seed,
+    )  # fmt: skip
     partial = json_file.with_suffix(".rows.jsonl") if json_file else None
     if partial and not resume:
         partial.unlink(missing_ok=True)
@@ -288,12 +291,14 @@ def list_strategies() -> None:
 
 
 @policy_app.command("show")
-def policy_show(model: Model = None, policy: PolicyOption = None, debug: Debug = False) -> None:
+def policy_show(
+    model: Model = None, policy: PolicyOption = None, any_policy: AnyPolicy = False, debug: Debug = False
+) -> None:
     """Show the policy that a model gets: what it was trained on and how well it decides.
 
     Example: `autottt policy show`
     """
-    controller = _controller(model=model, policy=policy)
+    controller = _controller(model=model, policy=policy, any_policy=any_policy)
     screen.print_json(json.dumps({"policy": controller.policy.name, **controller.policy.card()}, default=str))
 
 
@@ -302,6 +307,7 @@ def policy_explain(
     files: Files,
     model: Model = None,
     policy: PolicyOption = None,
+    any_policy: AnyPolicy = False,
     seed: Seed = 0,
     limit: Limit = None,
     shown: Shown = None,
@@ -316,7 +322,7 @@ def policy_explain(
     from .nodes import measured, possible
 
     reading = _read(files, limit, seed, shown)
-    controller = _controller(model=model, policy=policy, seed=seed)
+    controller = _controller(model=model, policy=policy, seed=seed, any_policy=any_policy)
     if not isinstance(controller.policy, LearnedPolicy):
         raise PolicyError(
             f"only a learned policy can be taken apart; this model gets {controller.policy.name!r}. Train one: "
@@ -598,7 +604,12 @@ def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float 
 
 @app.command()
 def doctor(
-    model: Model = None, policy: PolicyOption = None, device: Device = None, dtype: Dtype = None, debug: Debug = False
+    model: Model = None,
+    policy: PolicyOption = None,
+    any_policy: AnyPolicy = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
 ) -> None:
     """Say what runs where, and test that the model comes back after training.
 
@@ -606,7 +617,7 @@ def doctor(
     """
     from .doctor import examine
 
-    controller = _controller(model=model, policy=policy, device=device, dtype=dtype)
+    controller = _controller(model=model, policy=policy, device=device, dtype=dtype, any_policy=any_policy)
     healthy = True
     for name, value, good in examine(controller):
         healthy &= good
@@ -618,7 +629,12 @@ def doctor(
 
 @app.command()
 def demo(
-    model: Model = None, policy: PolicyOption = None, seed: Seed = 0, limit: Limit = None, debug: Debug = False
+    model: Model = None,
+    policy: PolicyOption = None,
+    any_policy: AnyPolicy = False,
+    seed: Seed = 0,
+    limit: Limit = None,
+    debug: Debug = False,
 ) -> None:
     """Solve the example tasks that ship with the package and show every decision.
 
@@ -626,5 +642,5 @@ def demo(
     """
     from .demo import demo_tasks, run_demo
 
-    controller = _controller(model=model, policy=policy, seed=seed)
+    controller = _controller(model=model, policy=policy, seed=seed, any_policy=any_policy)
     run_demo(controller, demo_tasks()[:limit], screen)

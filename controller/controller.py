@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from ..policies.policy import FixedPolicy, Policy, load_policy
 from ..policies.serving import ServedPolicy
 from ..strategies.adapting import Lesson, Teaches, prepare
-from ..strategies.base import Cost, get_strategy, strategies
+from ..strategies.base import Cost, get_strategy, recipe_digest, strategies
 from ..ttt_core.adapters import AdapterCache
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled
 from ..ttt_core.learner import Learner
@@ -81,12 +81,9 @@ class Controller:
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
             memory_bytes=memory_bytes,
         )  # fmt: skip
-        fits = partial(
-            load_policy, base_hash=learner.base_hash, recipes=learner.loaded.recipes, anyway=any_policy and bool(policy)
-        )
-        chosen: Policy = FixedPolicy(strategy) if strategy else fits(policy)
+        chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, any_policy)
         if shadow is not None or explore:
-            other = None if shadow is None else fits(shadow)
+            other = None if shadow is None else policy_for(learner, shadow, any_policy)
             chosen = ServedPolicy(chosen, other, explore, seed)
         return cls(learner, chosen, budget=budget, seed=seed)
 
@@ -261,3 +258,13 @@ class _Run:
             random.setstate(chance)
         self._cost += spent()
         return cast(State, state)
+
+
+def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, anyway: bool = False) -> Policy:
+    """The policy in a folder, or the one that fits the learner; see `load_policy`."""
+
+    def recipe_of(strategy: str, kind: str) -> str:
+        known = strategies().get(strategy)
+        return "" if known is None else recipe_digest(known, learner.loaded.recipes, kind)
+
+    return load_policy(source, base_hash=learner.base_hash, recipe_of=recipe_of, anyway=anyway and source is not None)

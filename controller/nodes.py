@@ -87,6 +87,7 @@ class Measured(NamedTuple):
 def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED) -> Measured:
     """Answers in context, and measures until the policy asks for no more or the budget forbids it."""
     started, before = time.monotonic(), learner.work
+    learner.forget_scores()  # what measuring costs is part of what is learned from
     reading = learner.read(task)
     answer = learner.answer([task])[0]
     done = learner.work - before

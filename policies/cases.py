@@ -109,8 +109,8 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
         place = f"{outcome.strategy}/{outcome.kind}"
         if outcome.recipe and recipes.setdefault(place, outcome.recipe) != outcome.recipe:
             raise PolicyError(
-                f"outcomes of {outcome.strategy} on {outcome.kind} tasks are of several recipes, which accuracies and "
-                "costs are not to be mixed; collect each into a store of its own"
+                f"outcomes of {outcome.strategy} on {outcome.kind} tasks are of several recipes, {recipes[place]} and "
+                f"{outcome.recipe}, which achieve and cost different things; keep a store for each"
             )
     grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
     for outcome in found:
@@ -118,7 +118,8 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     known = [by for by in grouped.values() if BASE in by and by[BASE].features]
     strategies = _compared({o.strategy for o in found}, known)
     _check(known, strategies)
-    return replace(_table(hashes[0], known, strategies), recipes=recipes)
+    compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
+    return replace(_table(hashes[0], known, strategies), recipes=compared)
 
 
 def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..strategies.base import Strategy, get_strategy, run
-from ..ttt_core.errors import StrategyError, TaskError, TooLongError
+from ..strategies.base import Strategy, get_strategy, recipe_digest, run
+from ..ttt_core.errors import PolicyError, StrategyError, TaskError, TooLongError
 from ..ttt_core.learner import Learner
-from ..ttt_core.recipes import Recipe, digest_of, recipe_for
+from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .features import FEATURES_VERSION, free_features, probe_features
 from .outcomes import Key, Outcome, OutcomeStore
@@ -38,13 +38,6 @@ class Unit:
 
 Batch = tuple[Unit, ...]
 """What is missing of a task's queries with one seed: one process measures them, since they share adapters."""
-
-
-def recipe_digest(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
-    """What tells outcomes of a strategy from those with another recipe; empty for strategies without one."""
-    if not hasattr(strategy, "recipe"):
-        return ""
-    return digest_of(strategy.recipe or recipe_for(recipes, strategy.name, kind))
 
 
 def collect(
@@ -88,7 +81,9 @@ def missing(
             raise TaskError(f"{task.id}: collecting outcomes needs the right answer of every query; this one has none")
     base = get_strategy(BASE)
     wanted = [base, *(s for s in strategies if s.name != BASE)]
-    known = {outcome.key: outcome for outcome in store.read()}
+    stored = store.read()
+    _refuse_other_recipes(stored, base_hash, recipes, wanted)
+    known = {outcome.key: outcome for outcome in stored}
     batches: dict[tuple[str, str, int], list[Unit]] = {}
     keys_of_all = set[Key]()
     for task in tasks:
@@ -104,6 +99,22 @@ def missing(
                 batch = batches.setdefault((task.dataset, task.group, seed), [])
                 batch.append(Unit(task, seed, new, None if unit is None else unit.work))
     return [tuple(batch) for batch in batches.values()], len(keys_of_all)
+
+
+def _refuse_other_recipes(
+    stored: Sequence[Outcome], base_hash: str, recipes: Mapping[str, Recipe], strategies: Sequence[Strategy]
+) -> None:
+    """Raises `PolicyError` where a store holds outcomes of a strategy with another recipe: they do not go together."""
+    by_name = {strategy.name: strategy for strategy in strategies}
+    for outcome in stored:
+        strategy = by_name.get(outcome.strategy)
+        if strategy is None or outcome.base_hash != base_hash or not outcome.recipe:
+            continue
+        if outcome.recipe != (now := recipe_digest(strategy, recipes, outcome.kind)):
+            raise PolicyError(
+                f"the store holds outcomes of {outcome.strategy} on {outcome.kind} tasks with the recipe "
+                f"{outcome.recipe}, and the model's is {now} now; collect into another folder"
+            )
 
 
 def lacking(batches: Sequence[Batch]) -> int:

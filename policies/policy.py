@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
-from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from .bundle import card_of, load_bundle
 from .cases import BASE, Cases
 from .features import NAMES, STAGE_0, Features
@@ -206,20 +205,20 @@ def load_policy(
     source: str | os.PathLike[str] | None = None,
     *,
     base_hash: str,
-    recipes: Mapping[str, Recipe] | None = None,
+    recipe_of: Callable[[str, str], str] | None = None,
     anyway: bool = False,
 ) -> Policy:
     """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
 
-    `recipes` are the model's, to compare with those that the policy was trained on. `anyway` uses a policy of another
-    model, of other recipes or of another version of the features as it is. A shipped policy that does not beat the
-    single best strategy for sure is not used: that strategy is, always. Raises `PolicyError` for a folder that cannot
-    be used, with the reason.
+    `recipe_of` gives the digest of the model's recipe for a strategy and a kind of task, to compare with what the
+    policy was trained on. `anyway` uses a policy of another model, of other recipes or of another version of the
+    features as it is. A shipped policy that does not beat the single best strategy for sure is not used: that strategy
+    is, always. Raises `PolicyError` for a folder that cannot be used, with the reason.
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
     trained = load_bundle(BUNDLED if source is None else source, anyway)
-    odd = "" if anyway else _odd(trained, base_hash, recipes or {})
+    odd = "" if anyway else _odd(trained, base_hash, recipe_of)
     if not odd:
         if source is None and not trained.released:
             return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it for sure")
@@ -232,13 +231,13 @@ def load_policy(
     )
 
 
-def _odd(trained: TrainedPolicy, base_hash: str, recipes: Mapping[str, Recipe]) -> str:
+def _odd(trained: TrainedPolicy, base_hash: str, recipe_of: Callable[[str, str], str] | None) -> str:
     """What a policy was trained for that this is not; empty where it fits."""
     if trained.base_hash != base_hash:
         return f"another model, {trained.base_hash}, and this one is {base_hash}"
-    for place, digest in trained.recipes.items() if recipes else ():
+    for place, digest in trained.recipes.items() if recipe_of else ():
         name, _, kind = place.partition("/")
-        if digest_of(recipe_for(recipes, name, kind)) != digest:
+        if recipe_of is not None and recipe_of(name, kind) != digest:
             return f"another recipe of {name}, and what it achieves and costs on {kind} tasks has changed with it"
     return ""
 

@@ -239,7 +239,7 @@ def intervals(cases: Cases, drawn: HeldOut, price: float, seed: int) -> dict[str
         numbers = {
             "accuracy": right[some].mean(), "cost": cost[some].mean(), "utility": (right - price * cost)[some].mean(),
             "harm_share": (right < cases.right[:, 0])[some].mean(), "auroc": told["auroc"], "brier": told["brier"],
-            "ece": told["ece"], **({k: sent[k] for k in ("apgr", "apgr_cost", "cpt_95")} if sent else {}),
+            **({k: sent[k] for k in ("apgr", "apgr_cost", "cpt_95")} if sent else {}),
         }  # fmt: skip
         for name, value in numbers.items():
             if value is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -79,8 +79,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
 
     Only queries on which all was measured, since a policy learns from features of every stage. Strategies that were
     tried because another had failed are left out: nothing in the features says so. So is an answer by an adapter that
-    was known already, or whose training a deadline cut short: it says nothing of what training costs. Where what
-    measuring needs was known as well, it is taken to cost what it did on the other queries.
+    was known already, or whose training a deadline cut short: it says nothing of what training costs.
     """
     found: list[Outcome] = []
     for row in rows:
@@ -94,9 +93,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
         first = row["attempts"][0]
         if first["strategy"] != BASE and _paid_in_full(first):
             found.append(_outcome(row, first, right, _passes(first), {}))
-    paid = [outcome.probe_cost for outcome in found if outcome.probe_cost]
-    usual = fmean(paid) if paid else 0.0
-    return [replace(o, probe_cost=usual) if o.strategy == BASE and not o.probe_cost else o for o in found]
+    return found
 
 
 def _right(row: Row, answers: Mapping[str, Any]) -> Any:
@@ -117,7 +114,7 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
         status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
         seconds=attempt["cost"]["seconds"], work=work, cost=work / row["unit"],
-        base_hash=row["proof"]["hash"], **more,
+        base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), **more,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import Literal, Protocol, TypeVar
 from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import AdaptationError, StrategyError
 from ..ttt_core.learner import Answer, Learner
+from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from ..ttt_core.tasks import Task, Value
 from ..ttt_core.training import Training
 
@@ -74,6 +75,8 @@ class Attempt:
     """Of cross-fitted training: what held-out demonstrations say of it."""
     reused: bool = False
     """Whether the adapter was known already."""
+    recipe: str = ""
+    """Digest of the recipe that was used; empty for strategies without one."""
     error: str = ""
     """Why there is no answer, where an attempt failed."""
     cost: Cost = Cost()
@@ -153,6 +156,13 @@ def get_strategy(name: str) -> Strategy:
     return known[name]
 
 
+def recipe_digest(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
+    """What tells outcomes of a strategy from those with another recipe; empty for strategies without one."""
+    if not hasattr(strategy, "recipe"):
+        return ""
+    return digest_of(strategy.recipe or recipe_for(recipes, strategy.name, kind))
+
+
 def run(
     strategy: Strategy,
     learner: Learner,
@@ -177,7 +187,8 @@ def run(
         attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
     done = learner.work - before
     seconds = time.perf_counter() - began + learner.ahead - ahead
-    return replace(attempt, cost=Cost(seconds, done.forward, done.backward))
+    recipe = recipe_digest(strategy, learner.loaded.recipes, task.kind)
+    return replace(attempt, cost=Cost(seconds, done.forward, done.backward), recipe=recipe)
 
 
 def from_answer(name: str, answer: Answer) -> Attempt:

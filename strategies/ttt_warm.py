@@ -21,9 +21,10 @@ class TttWarm:
     """Idea: of the adapters at hand, begin with the one under which the demonstrations are likeliest, where it beats
     the model as it is; then learn as `ttt_in_context`.
 
-    Wins where tasks of few families come again and again: it took 5.9 steps instead of 9.3, and a third less work. On
-    new families it saves half a step of 13 and what looking costs, a prompt for each known adapter. What it does
-    depends on what was learned before, so it is for those who ask for it. Source: ours; numbers in benchmarks/LOG.md.
+    Wins where tasks of few families come again and again: it took 5.9 steps instead of 9.3, and a third less work.
+    Loses where they do not: half a step of 13 was saved, and looking costs as much, a prompt for each known adapter.
+    What it does depends on what was learned before, so it is for those who ask for it. Source: ours; the numbers are in
+    benchmarks/LOG.md.
     """
 
     name: str = "ttt_warm"

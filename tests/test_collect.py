@@ -436,3 +436,15 @@ def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_on
     assert timeless(OutcomeStore(tmp_path / "apart").read()) == together
     costs = {(o.task_id, o.strategy): o.cost for o in together}
     assert all(costs[t.id, "ttt_in_context"] > 3 * costs[t.id, "in_context_vote"] for t in tasks)
+
+
+def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
+    fake = dataclasses.make_dataclass("WithRecipe", [("recipe", object, None)], bases=(Fake,), frozen=True)()
+    collected(tmp_path, [fake])
+    assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
+    other = Echo()
+    other.loaded = SimpleNamespace(recipes={"fake": Recipe(steps=3)})
+    with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another folder"):
+        collected(tmp_path, [fake], other)
+    assert other.answered == 0
+    collected(tmp_path, [get_strategy("in_context")], other)  # it has none

@@ -707,7 +707,7 @@ def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
 def test_what_is_read_at_once_follows_the_model_and_the_bound(architecture: str) -> None:
     model = tiny_model(architecture)
     config = model.config
-    kept = 2 * 4 * config.num_hidden_layers * config.hidden_size  # of a token, in fp32; some have fewer heads of keys
-    assert 0.2 * (1 << 20) / (10 * kept) < tokens_that_fit(model, 1 << 20) < (1 << 20) / (kept / 4)
+    least = 4 * (3 * config.vocab_size + 8 * config.hidden_size)  # of a token, in fp32, without cache and MLP
+    assert (1 << 20) / (4 * least) < tokens_that_fit(model, 1 << 20) < (1 << 20) / least
     assert tokens_that_fit(model, 2 << 20) == pytest.approx(2 * tokens_that_fit(model, 1 << 20), abs=1)
     assert tokens_that_fit(model, None) > tokens_that_fit(model, 1 << 20)

@@ -22,7 +22,6 @@ from autottt.policies.scorecard import HeldOut, routing
 from autottt.policies.trained import NEVER, Pair
 from autottt.policies.training import Settings, _fit_pairs, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
-from autottt.ttt_core.recipes import Recipe, digest_of
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
 ALL = list(COSTS)
@@ -633,14 +632,13 @@ def test_a_promise_holds_for_strange_queries_and_is_said_to_be_broken_where_noth
 
 
 def test_a_policy_of_other_recipes_is_refused_unless_told(learned, tmp_path) -> None:
-    recipes = {"ttt_in_context": Recipe(steps=3)}
-    known = {"ttt_in_context/list": digest_of(recipes["ttt_in_context"])}
-    save_bundle(dataclasses.replace(learned.trained, recipes=known), tmp_path)
-    assert load_policy(tmp_path, base_hash="base", recipes=recipes).name == "learned"
-    other = {"ttt_in_context": Recipe(steps=4)}
+    save_bundle(dataclasses.replace(learned.trained, recipes={"ttt_in_context/list": "a"}), tmp_path)
+    assert load_policy(tmp_path, base_hash="base").name == "learned"
+    assert load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: "a").name == "learned"
     with pytest.raises(PolicyError, match=r"another recipe of ttt_in_context.*on list tasks.*--any-policy"):
-        load_policy(tmp_path, base_hash="base", recipes=other)
-    assert load_policy(tmp_path, base_hash="other", recipes=other, anyway=True).name == "learned"
+        load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: "b")
+    known = load_policy(tmp_path, base_hash="other", recipe_of=lambda strategy, kind: "b", anyway=True)
+    assert known.name == "learned"
 
 
 def test_outcomes_of_several_recipes_are_not_mixed() -> None:

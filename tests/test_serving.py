@@ -158,6 +158,7 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
     assert works["t1"]["forward_tokens"] < units["t1"] == units["t0"], "a prompt whose beginning was read before"
     for outcome in found:
         assert outcome.base_hash == learner.base_hash
+        assert bool(outcome.recipe) == (outcome.strategy != "in_context")
         assert outcome.family == f"f{outcome.task_id[1]}"
         if outcome.strategy == "in_context":
             assert set(outcome.features) == set(NAMES[1])

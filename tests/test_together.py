@@ -63,6 +63,33 @@ def test_what_was_answered_side_by_side_is_what_each_answers_alone(architecture:
         learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
 
 
+def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner: Learner = make_learner()
+    learner.room = lambda task: 6  # type: ignore[method-assign]
+    recipes = [QUICK, replace(QUICK, rank=2), replace(QUICK, alpha=64.0), replace(QUICK, targets=("q_proj",)), QUICK]
+    for number, recipe in enumerate(recipes):
+        learner.prepare([number], [leave_one_out(TASKS[1])], recipe, [number])
+    sizes: list[int] = []
+    real = together.decode_each
+
+    def counted(loaded: Any, prompts: Any, *more: Any) -> list[list[Generated]]:
+        sizes.append(len(prompts))
+        return real(loaded, prompts, *more)
+
+    monkeypatch.setattr(together, "decode_each", counted)
+    learner.answer_ahead(range(5), [[TASKS[1]]] * 5)
+    assert sorted(sizes) == [1, 1, 1, 2]
+    for number in range(5):
+        adapter, _ = learner.remembered(number, pytest.fail)
+        before = learner.ahead
+        (ahead,) = learner.answer([TASKS[1]], adapter)
+        assert learner.ahead > before
+        kept = learner._ahead.pop(id(adapter.weights))
+        (alone,) = learner.answer([TASKS[1]], adapter)
+        learner._ahead[id(adapter.weights)] = kept
+        assert ahead.scores.log_probs == pytest.approx(alone.scores.log_probs, abs=1e-3)
+
+
 def test_what_was_not_asked_ahead_is_answered_as_ever(make_learner: Any) -> None:
     learner = ready(make_learner)
     learner.answer_ahead(["a", "b", "unknown"], [asked(0), asked(1), asked(2)])
@@ -90,6 +117,10 @@ def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
     learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
     assert sizes == [1] * 4
     assert len(learner._ahead) == 4
+    sizes.clear()
+    fits = 2
+    learner.answer_ahead(list("abcd"), [asked(0)] * 4)
+    assert sizes == [2, 2]
     fits = 0
     learner._ahead.clear()
     learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])

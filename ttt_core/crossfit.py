@@ -8,6 +8,7 @@ of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -103,6 +104,8 @@ class HeldOut:
     """Told the tokens that go forward, and backward, before they go."""
     best: LoraWeights | None = None
     """The adapters at the best look so far; None while none was better than the base."""
+    seconds: float = 0.0
+    """That the longest look took."""
     _looks: list[list[list[Score]]] = field(default_factory=list)
     _steps: list[int] = field(default_factory=lambda: [0])
 
@@ -117,7 +120,9 @@ class HeldOut:
         """Scores the adapters after a step, unless that was done; whether to stop."""
         if step == self._steps[-1]:
             return False
+        began = time.monotonic()
         self._looks.append(self._scores(weights))
+        self.seconds = max(self.seconds, time.monotonic() - began)
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
             self.best = weights

@@ -55,9 +55,10 @@ def stop_ids(loaded: LoadedModel) -> set[int]:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that decides which ids a prompt becomes: vocabulary, merges, special tokens, chat template."""
+    start = tokenizer("").input_ids  # first: it undoes the cutting and padding that a call of the host may have left on
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    says = (rules, tokenizer("").input_ids, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template)
+    says = (rules, start, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template)
     return hashlib.blake2b(repr(says).encode(), digest_size=16).hexdigest()
 
 

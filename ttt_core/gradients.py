@@ -222,13 +222,17 @@ class Passes:
 
     def measure(self, buffer: Buffer, row: Encoded) -> float:
         """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
-        model's own memory, and the adapters', are not counted. Returns about how long a step will take, in seconds.
+        model's own memory, and the adapters', are not counted. Returns about how long a step will take, in seconds: on
+        an accelerator at least that long.
         """
         began = time.monotonic()
         self.token_bytes = self._kept(buffer, row) / len(row.ids)
-        if self._memory is None:
-            self._memory = MEMORY_SHARE * free_memory(self._loaded.model.device)
-        self._memory = max(0.0, self._memory - buffer.nbytes)
+        if self._loaded.model.device.type == "cuda":
+            torch.cuda.synchronize(self._loaded.model.device)
+        if self._memory is None:  # the moments come with the first step
+            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - 2 * buffer.values.nbytes)
+        else:
+            self._memory = max(0.0, self._memory - buffer.nbytes)
         passes = buffer.values.shape[0] * self._recipe.batch / self._workers if self._on_cpu else 1
         return 3 * (time.monotonic() - began) * passes  # the way back takes twice the way there
 

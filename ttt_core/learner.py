@@ -100,7 +100,7 @@ class Learner:
         self.work = Work()
         """All work done so far; take differences."""
         self.ahead = 0.0
-        """Seconds of training that was done ahead and has been charged so far; take differences."""
+        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
         self._fingerprint = Fingerprint(loaded.model)
         self._lock = threading.RLock()
         self._changed: BaseChangedError | None = None
@@ -112,7 +112,7 @@ class Learner:
         self._prepared: dict[object, Adapter] = {}
         self._scored: dict[Encoded, list[TokenScores]] = {}
         self._reads: str | None = None
-        self._ahead: dict[int, tuple[LoraWeights, dict[Encoded, Generated]]] = {}
+        self._ahead: dict[int, tuple[LoraWeights, dict[Encoded, Generated], float]] = {}
 
     @classmethod
     def load(
@@ -222,10 +222,11 @@ class Learner:
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
             guess = self._unadapted.get(first.ids, ()) if adapter is not None and len(prompts) == 1 else ()
             prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not guess) if same else None
+            most = self._at_once() if temperature == 0 else TOKENS_AT_ONCE  # what is drawn is to follow from the seed
             generated = decode(
                 self.loaded, prompts, [self.room(t) for t in tasks],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=self._at_once(),
+                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
@@ -367,7 +368,8 @@ class Learner:
             training = joint(trainings)
             if training.error and watch.best is None:
                 _refuse_failed(trainings)
-            if training.steps and not training.error:
+            in_time = watch.best is None or time.monotonic() + watch.seconds <= deadline
+            if training.steps and not training.error and in_time:
                 watch.look(training.steps, weights)
             best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
             return Adapter(best, recipe, training, self.base_hash, watch.evidence(), examples[0][0].kind)
@@ -445,16 +447,19 @@ class Learner:
             may_begin = self.loaded.format.may_begin
             asked = [[Asked(self.encode(t), self.room(t), partial(may_begin, t)) for t in some] for _, some in able]
             with suppress(AdaptationError), _memory("answering"), self._use(None):
+                began = time.monotonic()
                 found = decode_together(self.loaded, [w for w, _ in able], asked, self._at_once())
+                each = (time.monotonic() - began) / max(1, sum(map(len, asked)))
                 for (weights, _), mine, answers in zip(able, asked, found, strict=True):
-                    self._ahead[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True))
+                    self._ahead[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True)), each
 
     def _answered_ahead(self, adapter: Adapter, prompts: Sequence[Encoded]) -> list[Generated]:
         """What an adapter answered to the prompts before it was asked, charged now; nothing where one is missing."""
-        _, known = self._ahead.get(id(adapter.weights), (None, {}))
+        _, known, seconds = self._ahead.get(id(adapter.weights), (None, {}, 0.0))
         if not all(p in known for p in prompts):
             return []
         found = [known[p] for p in prompts]
+        self.ahead += seconds * len(prompts)
         self._charge(forward=sum(len(p.ids) for p in prompts) + sum(len(g.ids) for g in found))
         return found
 
@@ -494,6 +499,11 @@ class Learner:
             self._unadapted.clear()
             self._scored.clear()
             self._prefix = None
+
+    def forget_scores(self) -> None:
+        """Drops the scores of the base: what is scored next costs what it would have, had nothing been asked before."""
+        with self._lock:
+            self._scored.clear()
 
     def charge_anew(self) -> None:
         """Forgets, but for the adapters in memory: they count as prepared, and whoever asks for one is charged for it.

@@ -117,6 +117,11 @@ class LoraWeights:
         return LoraWeights({n: (a.to(device), b.to(device)) for n, (a, b) in self.pairs.items()}, self.scaling)
 
     @property
+    def form(self) -> object:
+        """What adapters that are put side by side have in common: layers, sizes and scaling."""
+        return self.scaling, tuple((n, a.shape[1:], b.shape[1:]) for n, (a, b) in self.pairs.items())
+
+    @property
     def nbytes(self) -> int:
         """Memory, in bytes."""
         return sum(t.nbytes for t in self.tensors)

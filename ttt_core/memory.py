@@ -50,8 +50,8 @@ def _free_in_group() -> int | None:
 
 
 def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
-    """Tokens that may be read side by side without gradients: what the cache keeps of them, and what one layer makes of
-    them, is within `memory` bytes, or within `SHARE` of what is free.
+    """Tokens that may be read side by side without gradients: what the cache keeps of them, what one layer makes of
+    them, and their logits are within `memory` bytes, or within `SHARE` of what is free.
 
     Of numbers that a configuration does not give, it is taken that the hidden size bounds them.
     """
@@ -61,7 +61,7 @@ def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
     keys = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or hidden // heads
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    numbers = 2 * layers * keys * width + 8 * hidden + 3 * inner
+    numbers = 2 * layers * keys * width + 8 * hidden + 3 * inner + 3 * config.vocab_size
     bound = SHARE * free_memory(model.device) if memory is None else memory
     return int(bound / (numbers * model.dtype.itemsize))
 

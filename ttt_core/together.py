@@ -28,24 +28,26 @@ class Asked:
 def decode_together(
     loaded: LoadedModel, adapters: Sequence[LoraWeights], asked: Sequence[Sequence[Asked]], most: int = TOKENS_AT_ONCE
 ) -> list[list[Generated]]:
-    """The greedy answers of each adapter to the prompts that it is asked, at least one. Adapters of like lengths go
-    together, up to `most` tokens and fewer where memory does not suffice; those with fewer prompts than others repeat
-    their last.
+    """The greedy answers of each adapter to the prompts that it is asked, at least one. Adapters of one shape and with
+    as many prompts go together, those of like lengths, up to `most` tokens and fewer where memory does not suffice.
     """
     found: list[list[Generated]] = [[] for _ in asked]
 
     def together(some: Sequence[int]) -> list[list[Generated]]:
-        rows = max(len(asked[i]) for i in some)
-        filled = [[*asked[i], *[asked[i][-1]] * (rows - len(asked[i]))] for i in some]
+        mine = [asked[i] for i in some]
         with LoraWeights.joined([adapters[i] for i in some]).attached(loaded.model):
             return decode_each(
-                loaded, [[a.prompt for a in mine] for mine in filled], [[a.room for a in mine] for mine in filled],
-                [[a.readable for a in mine] for mine in filled],
+                loaded, [[a.prompt for a in one] for one in mine], [[a.room for a in one] for one in mine],
+                [[a.readable for a in one] for one in mine],
             )  # fmt: skip
 
-    sizes = [max(len(a.prompt.ids) + a.room for a in mine) * len(mine) for mine in asked]
-    for group in chunks(sizes, most):
-        for some, answers in in_halves(group, together):
-            for index, mine in zip(some, answers, strict=True):
-                found[index] = mine[: len(asked[index])]
+    alike: dict[tuple[object, int], list[int]] = {}
+    for index, (weights, mine) in enumerate(zip(adapters, asked, strict=True)):
+        alike.setdefault((weights.form, len(mine)), []).append(index)
+    for (_, rows), places in alike.items():
+        sizes = [rows * max(len(a.prompt.ids) + a.room for a in asked[i]) for i in places]
+        for group in chunks(sizes, most):
+            for some, answers in in_halves([places[n] for n in group], together):
+                for index, one in zip(some, answers, strict=True):
+                    found[index] = one
     return found

@@ -65,7 +65,7 @@ def train(
     start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
     """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone. They begin
-    as `start`, or as new ones.
+    as `start` (of one adapter alone), or as new ones.
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
