@@ -1,11 +1,12 @@
 """Where the cross-fit stands: what held-out demonstrations say of training, and what it then did to the query.
 
-    python benchmarks/crossfit.py --generated 40 --json runs/crossfit.json
-    python benchmarks/crossfit.py DATA/open/list_functions_rule.jsonl --limit 40 --json runs/crossfit.json
+    python benchmarks/crossfit.py --generated 40 --json benchmarks/results/crossfit.json --cases runs/crossfit.jsonl
+    python benchmarks/crossfit.py DATA/open/list_functions_rule.jsonl --limit 40 --json OUT --cases runs/lists.jsonl
 
 Prints three tables: accuracy in context, of the folds' vote, and with the verdict (the in-context answer where training
 did worse on what it had not seen); the tasks by the sign of the estimated gain; and how well each estimate tells right
-from wrong. Intervals are 90%, by bootstrap over families.
+from wrong. Intervals are 90%, by bootstrap over families. Cases are kept in --cases as they come: an interrupted run
+goes on from there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -33,6 +37,9 @@ from autottt.ttt_core.tasks import Task
 class Case:
     """One query."""
 
+    id: str
+    model: str
+    """Content hash."""
     family: str
     dataset: str
     in_context: bool
@@ -63,15 +70,17 @@ def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
     if fitted.evidence is None:
         return None
     return Case(
-        task.family or task.group, f"{task.dataset}, {task.kind}",
+        task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
         plain.value == task.answer, fitted.value == task.answer,
         fmean(fitted.evidence.before), fmean(fitted.evidence.after), fitted.confidence,
         fitted.cost.passes / plain.cost.passes,
     )  # fmt: skip
 
 
-def interval(cases: Sequence[Case], statistic: Callable[[Sequence[Case]], float], draws: int = 1000) -> str:
-    """A statistic with its 90% interval, families drawn with replacement."""
+def interval(cases: Sequence[Case], statistic: Callable[[Sequence[Case]], float], draws: int = 1000) -> list[float]:
+    """A statistic with its 90% interval, families drawn with replacement; not numbers where there are no cases."""
+    if not cases:
+        return [math.nan] * 3
     by: dict[str, list[Case]] = {}
     for case in cases:
         by.setdefault(case.family, []).append(case)
@@ -80,8 +89,8 @@ def interval(cases: Sequence[Case], statistic: Callable[[Sequence[Case]], float]
     for _ in range(draws):
         drawn = [c for i in rng.integers(len(families), size=len(families)) for c in families[i]]
         values.append(statistic(drawn))
-    low, high = np.nanquantile(values, (0.05, 0.95))
-    return f"{statistic(cases):.3f} [{low:.3f}, {high:.3f}]"
+    known = [value for value in values if not math.isnan(value)] or [math.nan]
+    return [statistic(cases), *map(float, np.quantile(known, (0.05, 0.95)))]
 
 
 def auroc(truth: Callable[[Case], bool], score: Callable[[Case], float]) -> Callable[[Sequence[Case]], float]:
@@ -94,31 +103,38 @@ def auroc(truth: Callable[[Case], bool], score: Callable[[Case], float]) -> Call
     return statistic
 
 
-def show(name: str, cases: Sequence[Case]) -> None:
-    """Prints the tables of one set."""
-    print(f"\n{name}: {len(cases)} queries of {len({c.family for c in cases})} families")
-    print(f"  in context                    {interval(cases, lambda s: fmean(c.in_context for c in s))}")
-    print(f"  vote of the folds             {interval(cases, lambda s: fmean(c.voted for c in s))}")
-    print(f"  vote, with the verdict        {interval(cases, lambda s: fmean(c.judged for c in s))}")
-    print(f"  work, multiples of in context {fmean(c.passes for c in cases):.0f}")
-    signs = {"above 0": 1, "0": 0, "below 0": -1}
-    for words, sign in signs.items():
+def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """What is said of one set, printed as well."""
+    families = len({c.family for c in cases})
+    print(f"\n{name}: {len(cases)} queries of {families} families")
+    found: list[dict[str, Any]] = []
+
+    def add(words: str, some: Sequence[Case], statistic: Callable[[Sequence[Case]], float], **more: Any) -> None:
+        value, low, high = interval(some, statistic)
+        known = not math.isnan(value)
+        shown = f"{value:7.3f} [{low:.3f}, {high:.3f}]" if known else "      -"
+        print(f"  {words:<52} {shown} of {len(some)} {more or ''}")
+        found.append({
+            "name": f"{name}: {words}", "value": round(value, 4) if known else None,
+            "interval_90": [round(low, 4), round(high, 4)] if known else None, "queries": len(some), **more,
+        })  # fmt: skip
+
+    add("right in context", cases, lambda s: fmean(c.in_context for c in s), families=families)
+    add("right by the vote of the folds", cases, lambda s: fmean(c.voted for c in s))
+    add("right by the vote, with the verdict", cases, lambda s: fmean(c.judged for c in s))
+    add("work, multiples of in context", cases, lambda s: fmean(c.passes for c in s))
+    for words, sign in {"above 0": 1, "0": 0, "below 0": -1}.items():
         some = [c for c in cases if np.sign(round(c.after - c.before, 9)) == sign]
-        gain = interval(some, lambda s: fmean(c.voted - c.in_context for c in s)) if some else "-"
-        better = sum(c.voted > c.in_context for c in some)
-        worse = sum(c.voted < c.in_context for c in some)
-        print(f"  estimated gain {words:<8} {len(some):>4} queries: gain {gain}, {better} better, {worse} worse")
+        better, worse = (sum(c.voted - c.in_context == way for c in some) for way in (1, -1))
+        gained = f"estimated gain {words}: true gain"
+        add(gained, some, lambda s: fmean(c.voted - c.in_context for c in s), better=better, worse=worse)
     for words, sign in (("harmful", -1), ("helpful", 1)):
         some = [c for c in cases if c.voted - c.in_context == sign]
-        rejected = interval(some, lambda s: fmean(c.after < c.before for c in s)) if some else "-"
-        print(f"  {words} adapters rejected       {rejected} of {len(some)}")
-    told = [
-        ("in context is right, by held-out before", auroc(lambda c: c.in_context, lambda c: c.before)),
-        ("the vote is right, by held-out after", auroc(lambda c: c.voted, lambda c: c.after)),
-        ("the vote is right, by agreement", auroc(lambda c: c.voted, lambda c: c.agreement)),
-    ]
-    for words, statistic in told:
-        print(f"  AUROC {words:<40} {interval(cases, statistic)}")
+        add(f"{words} adapters that the verdict rejects", some, lambda s: fmean(c.after < c.before for c in s))
+    add("AUROC: in context right, by held-out before", cases, auroc(lambda c: c.in_context, lambda c: c.before))
+    add("AUROC: the vote right, by held-out after", cases, auroc(lambda c: c.voted, lambda c: c.after))
+    add("AUROC: the vote right, by agreement", cases, auroc(lambda c: c.voted, lambda c: c.agreement))
+    return found
 
 
 def main() -> None:
@@ -132,25 +148,39 @@ def main() -> None:
     parser.add_argument("--split", default="policy")
     parser.add_argument("--limit", type=int, help="tasks of each file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, required=True, help="cases, written as they come")
+    parser.add_argument("--json", type=Path, required=True, help="what the tables say")
+    parser.add_argument("--cases", type=Path, required=True, help="cases as they come; an interrupted run goes on")
     given = parser.parse_args()
     learner = Learner.load(given.model)
     tasks = [t for f in given.files for t in read_tasks([f], limit=given.limit, seed=given.seed).tasks]
     if given.generated:
         for domain in given.domains.split(","):
             tasks += draw_tasks(given.split, given.generated, given.seed, domain, 1)
+    lines = given.cases.read_text().splitlines() if given.cases.exists() else []
+    kept = [Case(**json.loads(line)) for line in lines if line.endswith("}")]
+    known = {(c.id, c.dataset): c for c in kept if c.model == learner.base_hash}
     cases: list[Case] = []
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    for number, task in enumerate(tasks):
-        case = case_of(learner, task, given.strategy)
-        cases += [case] if case else []
-        print(f"\r{number + 1} of {len(tasks)}", end="", flush=True)
-        given.json.write_text(json.dumps([asdict(c) for c in cases], indent=1) + "\n")
-    for name in dict.fromkeys(c.dataset for c in cases):
-        show(name, [c for c in cases if c.dataset == name])
-    if len({c.dataset for c in cases}) > 1:
-        show("all", cases)
+    given.cases.parent.mkdir(parents=True, exist_ok=True)
+    with given.cases.open("a", encoding="utf-8") as stream:
+        for number, task in enumerate(tasks):
+            case = known.get((task.id, f"{task.dataset}, {task.kind}"))
+            if case is None:
+                case = case_of(learner, task, given.strategy)
+                if case is not None:
+                    print(json.dumps(asdict(case)), file=stream, flush=True)
+            cases += [case] if case else []
+            print(f"\r{number + 1} of {len(tasks)}", end="", file=sys.stderr, flush=True)
+    names = list(dict.fromkeys(c.dataset for c in cases))
+    rows = [row for name in names for row in rows_of(name, [c for c in cases if c.dataset == name])]
+    if len(names) > 1:
+        rows += rows_of("all", cases)
     print(f"\n{len(tasks) - len(cases)} queries could not be tried (too long, or too few demonstrations)")
+    facts = {
+        "date": datetime.now(UTC).date().isoformat(), "model": learner.base_hash, "strategy": given.strategy,
+        "limit": given.limit, "generated": given.generated, "seed": given.seed, "rows": rows,
+    }  # fmt: skip
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
