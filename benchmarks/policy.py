@@ -44,7 +44,7 @@ from autottt.ttt_core.tasks import Task
 ARMS = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented")
 SETS = ("list_functions_rule", "arc_1d", "mini_arc", "letter_string", "function_vectors", "concept_arc")
 """Open sets that the policy is judged on; it is not trained on any."""
-GENERATED, QUERIES, OF_A_SET = 700, 1, 60
+GENERATED, QUERIES, OF_A_SET = 600, 1, 60
 """Tasks of the generator, queries of each of them, and queries of each open set."""
 QUICK = 10
 

@@ -49,7 +49,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
         "- Released: "
         + (
-            "yes, the lower bound of that gain is above 0."
+            "yes, the lower bounds of both gains are above 0."
             if policy.released
             else f"no; it does not beat the single best strategy for sure, and always `{policy.ranking[0]}` is safer."
         ),

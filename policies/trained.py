@@ -84,10 +84,10 @@ class TrainedPolicy:
 
     @property
     def released(self) -> bool:
-        """Whether it beats the single best strategy of the training families for sure: the lower bound of its gain is
-        above 0."""
-        interval = (self.scorecard.get("gain_over_single_best") or {}).get("interval_90", ())
-        return bool(interval) and interval[0] > 0
+        """Whether it beats the single best strategy for sure: the lower bounds of its gain over the one that was best
+        on the training families of each fold, and over the one that proved best on all, are above 0."""
+        gains = [self.scorecard.get(name) or {} for name in ("gain_over_single_best", "gain_over_first")]
+        return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
 
     def chances(self, stage: int, rows: Floats) -> Floats:
         """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""

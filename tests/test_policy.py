@@ -571,11 +571,12 @@ def test_the_words_hold_the_numbers(learned):
 
 def test_only_a_policy_that_beats_the_single_best_strategy_for_sure_is_the_default(learned, tmp_path, monkeypatch):
     monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
-    for low, released in ((0.01, True), (0.0, False), (-0.1, False)):
-        gain = {"value": 0.05, "interval_90": [low, 0.1]}
-        one = dataclasses.replace(
-            learned.trained, scorecard={**learned.trained.scorecard, "gain_over_single_best": gain}
-        )
+    sure = {"strategy": "x", "value": 0.05, "interval_90": [0.01, 0.1]}
+    names = ("gain_over_single_best", "gain_over_first")
+    cases = [(low, name, low > 0) for name in names for low in (0.01, 0.0, -0.1)]
+    for low, name, released in cases:
+        gains = dict.fromkeys(names, sure) | {name: sure | {"interval_90": [low, 0.1]}}
+        one = dataclasses.replace(learned.trained, scorecard={**learned.trained.scorecard, **gains})
         assert one.released == released
         save_bundle(one, tmp_path)
         found = load_policy(base_hash="base")
