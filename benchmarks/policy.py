@@ -192,7 +192,7 @@ def main() -> None:
     given = parser.parse_args()
     generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0, queries=1 if given.quick else QUERIES)
     outcomes = collected(given.runs / "generated", generated, given.model, given.workers)
-    trained = train_policy(outcomes)
+    trained = train_policy(outcomes, workers=given.workers)
     save_bundle(trained, given.runs / "bundle")
     write_report(trained, given.runs / "bundle")
     policy = LearnedPolicy(trained)

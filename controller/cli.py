@@ -566,6 +566,7 @@ def train_policy(
     runs: Runs = Path("runs/policies"),
     price: Price = None,
     risk: Risk = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw the folds of the scorecard.")] = 1,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
@@ -573,10 +574,12 @@ def train_policy(
 
     Example: `autottt train-policy runs/outcomes --out runs/policy`
     """
-    _train(store, out, runs, price, risk, seed)
+    _train(store, out, runs, price, risk, seed, workers)
 
 
-def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int) -> None:
+def _train(
+    store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int, workers: int = 1
+) -> None:
     """Trains, writes the bundle, keeps track of the run, and prints how good it is."""
     from ..policies.bundle import save_bundle
     from ..policies.outcomes import OutcomeStore
@@ -587,8 +590,12 @@ def _train(store: Path, out: Path, runs: Path, price: float | None, risk: float 
     outcomes = OutcomeStore(store).read()
     if not outcomes:
         raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
-    with errors.status(f"training on {len(outcomes)} outcomes: minutes for some hundred queries"):
-        trained = train_policy(outcomes, price=price, risk=risk, seed=seed)
+    with _progress() as progress:
+        bar = progress.add_task(f"training on {len(outcomes)} outcomes", total=None)
+        trained = train_policy(
+            outcomes, price=price, risk=risk, seed=seed, workers=workers,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
     save_bundle(trained, out)
     write_report(trained, out)
     settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}

@@ -7,9 +7,12 @@ within the training side of every outer split, so that the scorecard is of the w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +57,16 @@ def train_policy(
     candidates: Sequence[str] = tuple(CANDIDATES),
     risk: float | None = None,
     repeats: int = REPEATS,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainedPolicy:
     """A policy for the model that the outcomes are of, with its scorecard.
 
     `price` is the accuracy that one in-context cost is worth; by default the most expensive strategy costs 0.1 on
     average. `risk` is a promise: with `CONFIDENCE`, at most this share of the answers that are kept in context is wrong
-    (see `_kept_from`). The scorecard is of `repeats` draws of the folds; its details are of the first. The same
-    outcomes and seed give the same policy. Raises `PolicyError` when there is too little to learn from.
+    (see `_kept_from`). The scorecard is of `repeats` draws of the folds; its details are of the first. They are made by
+    `workers` processes, and `on_progress` is told how many of how many are done. The same outcomes and seed give the
+    same policy. Raises `PolicyError` when there is too little to learn from.
     """
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
@@ -73,14 +79,28 @@ def train_policy(
         )
     worth = TOP_PRICE / float(whole.costs.mean(axis=0).max()) if price is None else price
     settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
-    draws = [_held_out(cases, replace(settings, seed=seed + n), by_family=True) for n in range(repeats)]
-    at_random = _held_out(cases, settings, by_family=False)
+    wanted = [(cases, replace(settings, seed=seed + n), True) for n in range(repeats)]
+    *draws, at_random = _drawn([*wanted, (cases, settings, False)], workers, on_progress)
     judged = scorecard(whole, draws, worth, seed)
     judged |= {"leakage": leakage(whole, draws[0], at_random, worth), "repeats": spread(whole, draws, worth)}
     return replace(fit(cases, settings), scorecard=judged)
 
 
-def _held_out(cases: Cases, settings: Settings, *, by_family: bool) -> HeldOut:
+def _drawn(
+    wanted: Sequence[tuple[Cases, Settings, bool]], workers: int, on_progress: Callable[[int, int], None] | None
+) -> list[HeldOut]:
+    """What `_held_out` gives for each, in order."""
+    found = []
+    columns = zip(*wanted, strict=True)
+    with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext() as pool:
+        for one in map(_held_out, *columns) if pool is None else pool.map(_held_out, *columns):
+            found.append(one)
+            if on_progress is not None:
+                on_progress(len(found), len(wanted) + 1)
+    return found
+
+
+def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
     """What a policy that was trained on cases of other families, or on other cases, does with each that can be judged.
 
     The folds are of the cases that can be judged; all others teach in every one that does not hold their family out.

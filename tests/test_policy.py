@@ -165,6 +165,14 @@ def asked(rows: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None
     return Question(rows, right, names, np.ones(len(rows)) if weights is None else weights)
 
 
+def test_several_processes_train_what_one_does() -> None:
+    told: list[tuple[int, int]] = []
+    one = trained(SMALL, repeats=2)
+    several = trained(SMALL, repeats=2, workers=2, on_progress=lambda *n: told.append(n))
+    assert several.scorecard == one.scorecard
+    assert told == [(1, 4), (2, 4), (3, 4)]
+
+
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_fitting_twice_gives_equal_heads(name):
     rows = np.random.default_rng(0).normal(size=(200, 5))
