@@ -235,9 +235,11 @@ def _odd(trained: TrainedPolicy, base_hash: str, recipe_of: Callable[[str, str],
     """What a policy was trained for that this is not; empty where it fits."""
     if trained.base_hash != base_hash:
         return f"another model, {trained.base_hash}, and this one is {base_hash}"
-    for place, digest in trained.recipes.items() if recipe_of else ():
+    if recipe_of is None:
+        return ""
+    for place, digest in trained.recipes.items():
         name, _, kind = place.partition("/")
-        if recipe_of is not None and recipe_of(name, kind) != digest:
+        if recipe_of(name, kind) != digest:
             return f"another recipe of {name}, and what it achieves and costs on {kind} tasks has changed with it"
     return ""
 

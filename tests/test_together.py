@@ -10,7 +10,7 @@ import torch
 
 from autottt.controller.controller import Controller
 from autottt.policies.policy import FixedPolicy
-from autottt.strategies.base import get_strategy
+from autottt.strategies.base import get_strategy, strategies
 from autottt.ttt_core import together
 from autottt.ttt_core.decoding import Generated
 from autottt.ttt_core.examples import leave_one_out
@@ -134,7 +134,7 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     learner = make_learner()
     controller = Controller(learner, FixedPolicy(strategy))
     settings = replace(get_strategy(strategy), recipe=QUICK)  # type: ignore[type-var]
-    monkeypatch.setattr("autottt.strategies.base._REGISTRY", {**get_registry(), strategy: settings})
+    monkeypatch.setattr("autottt.strategies.base._REGISTRY", {**strategies(), strategy: settings})
     passes: list[int] = []
     handle = learner.loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
     alone = controller.solve_many(TASKS)
@@ -147,9 +147,3 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     assert [r.adapted for r in side_by_side] == [True] * 4
     assert learner._ahead == {}
     assert len(passes) - one_by_one <= one_by_one - 4
-
-
-def get_registry() -> dict[str, Any]:
-    from autottt.strategies.base import strategies
-
-    return dict(strategies())
