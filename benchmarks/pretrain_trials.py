@@ -35,6 +35,9 @@ ROW = 256
 MIXTURE = (("lists", 0.4), ("rows", 0.15), ("grids", 0.25), ("strings", 0.2))
 JUDGED, SHOWN = 64, 4
 """Tasks a domain that variants are judged on, and the pairs of each; the last is judged."""
+LONG_JUDGED, LONG_SHOWN = 24, 14
+"""The same for tasks of grids that fill a long row."""
+LONG = "long grids"
 
 
 def single_characters(text: str) -> list[str]:
@@ -85,6 +88,9 @@ VARIANTS = {
     "two orders": Variant("every task twice, in another order", orders=2),
     "mirrored": Variant("every task twice, in another order and symmetry", orders=2, mirrored=True),
     "long rows": Variant("rows of 1,024 tokens", {}, ((1024, 1.0),)),
+    "2k rows": Variant("rows of 2,048 tokens", {}, ((2048, 1.0),)),
+    "4k rows": Variant("rows of 4,096 tokens", {}, ((4096, 1.0),)),
+    "8k rows": Variant("rows of 8,192 tokens (--tokens 8192 or more)", {}, ((8192, 1.0),)),
     "short first": Variant("rows of 128 tokens in the first half, then 384", {}, ((128, 1.0),)),
 }
 
@@ -152,27 +158,29 @@ class TrialStream(Stream):
 
 
 def judged_tasks() -> dict[str, list[tuple[str, Pairs]]]:
-    """Kind and pairs of the tasks that every variant is judged on, per domain; each fits in 400 tokens."""
-    found: dict[str, list[tuple[str, Pairs]]] = {}
-    for name in domains():
-        rng = random.Random(f"judged-{name}")
+    """Kind and pairs of the tasks that every variant is judged on, per domain, each within 400 tokens; and of long
+    ones, about 1,500 to 4,000 tokens each."""
+
+    def drawn(label: str, domain: str, tasks: int, shown: int, characters: range) -> list[tuple[str, Pairs]]:
+        rng = random.Random(f"judged-{label}")
         kept: list[tuple[str, Pairs]] = []
-        while len(kept) < JUDGED:
-            family, pairs = draw_task_pairs("test", SHOWN, rng, name)
-            size = sum(len(str(side)) for pair in pairs for side in pair)
-            if size < 1000:
+        while len(kept) < tasks:
+            family, pairs = draw_task_pairs("test", shown, rng, domain)
+            if sum(len(str(side)) for pair in pairs for side in pair) in characters:
                 kept.append((family.domain.kind, pairs))
-        found[name] = kept
-    return found
+        return kept
+
+    found = {name: drawn(name, name, JUDGED, SHOWN, range(1000)) for name in domains()}
+    return found | {LONG: drawn(LONG, "grids", LONG_JUDGED, LONG_SHOWN, range(4500, 12000))}
 
 
 @torch.no_grad()
 def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, float]:
-    """Share of last answers right, and their mean loss in nats, per domain and over all."""
+    """Share of last answers right, and their mean loss in nats, per domain and over all but the long ones."""
     found: dict[str, float] = {}
     hits_of_all, nats_of_all = [], []
     for name, cases in tasks.items():
-        rows: list[Row] = [stream.encode(kind, pairs, SHOWN - 1, 4096)[:2] for kind, pairs in cases]
+        rows: list[Row] = [stream.encode(kind, pairs, len(pairs) - 1, 8192)[:2] for kind, pairs in cases]
         hits, nats = [], []
         for start in range(0, len(rows), 8):
             ids, labels = padded(rows[start : start + 8], trainer.tokenizer.pad_token_id)
@@ -185,8 +193,9 @@ def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str
             nats += loss.sum(1).tolist()
         found[name] = sum(hits) / len(hits)
         found[f"{name}_nats"] = sum(nats) / len(nats)
-        hits_of_all += hits
-        nats_of_all += nats
+        if name != LONG:
+            hits_of_all += hits
+            nats_of_all += nats
     return found | {"all": sum(hits_of_all) / len(hits_of_all), "all_nats": sum(nats_of_all) / len(nats_of_all)}
 
 

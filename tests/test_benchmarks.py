@@ -69,6 +69,26 @@ class TestNumbers:
         low = next(r for n, r in found.items() if n.startswith("under 10% in context (mini_arc)"))
         assert (low["value"], low["holds"]) == (None, False)  # nothing right in context: no ratio
 
+    def test_a_set_without_a_goal_is_to_be_gained_on_by_training(self) -> None:
+        rows = [
+            r
+            for f, before, after in (("f", 5, 9), ("g", 5, 6), ("h", 5, 5))
+            for r in rows_of("letter_string", {"in_context": before, "ttt_augmented": after}, f)
+        ]
+        gained = self.found(rows, ["letter_string"])["letter_string: ttt_augmented beyond in_context"]
+        assert (gained["value"], gained["holds"], gained["interval_90"]) == (16.7, True, [3.33, 30.0])
+        lost = self.found(rows_of("letter_string", {"in_context": 5, "ttt_augmented": 4}), ["letter_string"])
+        assert lost["letter_string: ttt_augmented beyond in_context"]["holds"] is False
+
+    def test_ratios_have_the_spread_of_their_families(self) -> None:
+        rows = [
+            r
+            for f, after in (("f", 4), ("g", 8))
+            for r in rows_of("arc_1d", {"in_context": 4, "ttt_augmented": after}, f)
+        ]
+        every = next(r for n, r in self.found(rows, ["arc_1d"]).items() if n.startswith("all"))
+        assert (every["value"], every["interval_90"]) == (1.5, [1.0, 2.0])
+
     def test_two_attempts_count_for_arc_alone(self) -> None:
         rows = [row("arc_agi_1", str(n), s, False, second=True) for s in model.STRATEGIES for n in range(4)]
         assert self.found(rows, ["arc_agi_1"])["arc_agi_1: ttt_augmented"]["value"] == 100.0

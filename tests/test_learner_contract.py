@@ -367,6 +367,23 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
     assert [a.text for a in together] == [learner.answer([t])[0].text for t in (full, roomy)]
 
 
+def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "room", real_room)
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    empty = len(learner.encode(make_task([("", "b" * 9)], "c")).ids)
+
+    def filled(left: int) -> Task:
+        """A task whose prompt leaves so many tokens."""
+        return make_task([("a" * (CONTEXT - empty - left), "b" * 9)], "c")
+
+    assert CONTEXT - len(learner.encode(filled(20)).ids) == 20 < learner.room(filled(20))
+    for left in (9, 20):
+        (answer,) = learner.answer([filled(left)])
+        assert len(answer.scores.hits) <= left
+    with pytest.raises(TooLongError, match="at least 9,"):
+        learner.answer([filled(8)])
+
+
 def test_scoring_and_training_need_an_answer(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     for use in (lambda t: learner.score([t]), lambda t: learner.adapt([t], QUICK)):

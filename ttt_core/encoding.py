@@ -83,8 +83,9 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, room: i
             if len(answers) <= len(task.demonstrations):
                 shared = len(ids)
     if len(ids) + room > loaded.context:
+        answered = f" and its answer takes at least {room}" if room else "" if answer is None else " with its answer"
         raise TooLongError(
-            f"{task.id}: the prompt has {len(ids)} tokens and its answer may take {room}, more than the "
+            f"{task.id}: the prompt has {len(ids)} tokens{answered}, more than the "
             f"{loaded.context} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, or a "
             "model that reads more"
         )

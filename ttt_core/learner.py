@@ -162,8 +162,11 @@ class Learner:
         return recipe_for(self.loaded.recipes, strategy, kind)
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
-        """The task's prompt as ids. Raises `TooLongError` when it and its answer do not fit in the context."""
-        return encode(self.loaded, task, answer, 0 if answer is not None else self.room(task))
+        """The task's prompt as ids. Raises `TooLongError` when it does not fit in the context with its answer; where
+        none is given, with one as long as the shortest output shown.
+        """
+        least = 0 if answer is not None else min(min(self._sizes(task), default=1), self.room(task))
+        return encode(self.loaded, task, answer, least)
 
     def fits(self, task: Task) -> bool:
         """Whether the task's prompt and its answer fit in the context."""
@@ -178,11 +181,23 @@ class Learner:
         return len(self.encode(task, task.answer).ids)
 
     def room(self, task: Task) -> int:
-        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more."""
+        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more. Where a prompt leaves
+        less of the context, its answer may take that.
+        """
+        (query,) = self._tokens(task, [task.query])
+        return 2 * max([*self._sizes(task), query]) + 16
+
+    def _sizes(self, task: Task) -> list[int]:
+        """Tokens of each output shown."""
+        return self._tokens(task, [d.output for d in task.demonstrations])
+
+    def _tokens(self, task: Task, values: Sequence[Value]) -> list[int]:
         kind, notation = kind_of(task), self.loaded.format.notation
-        shown = [d.output for d in task.demonstrations] + [task.query]
-        longest = max(len(self.loaded.tokens(kind.render(v, notation))) for v in shown)
-        return 2 * longest + 16
+        return [len(self.loaded.tokens(kind.render(v, notation))) for v in values]
+
+    def _left(self, task: Task, prompt: Encoded) -> int:
+        """Tokens that the answer to a prompt may take."""
+        return min(self.room(task), self.loaded.context - len(prompt.ids))
 
     # --- answering -------------------------------------------------------------------------------------------------
 
@@ -224,7 +239,7 @@ class Learner:
             prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not guess) if same else None
             most = self._at_once() if temperature == 0 else TOKENS_AT_ONCE  # what is drawn is to follow from the seed
             generated = decode(
-                self.loaded, prompts, [self.room(t) for t in tasks],
+                self.loaded, prompts, [self._left(t, p) for t, p in zip(tasks, prompts, strict=True)],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
                 guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
             )  # fmt: skip
@@ -444,14 +459,17 @@ class Learner:
         with self._lock:
             ready = [(self._prepared.get(self._full(key)), some) for key, some in zip(keys, tasks, strict=True)]
             able = [(a.weights, some) for a, some in ready if a is not None and a.weights.count == 1 and some]
-            may_begin = self.loaded.format.may_begin
-            asked = [[Asked(self.encode(t), self.room(t), partial(may_begin, t)) for t in some] for _, some in able]
+            asked = [[self._asked(t) for t in some] for _, some in able]
             with suppress(AdaptationError), _memory("answering"), self._use(None):
                 began = time.monotonic()
                 found = decode_together(self.loaded, [w for w, _ in able], asked, self._at_once())
                 each = (time.monotonic() - began) / max(1, sum(map(len, asked)))
                 for (weights, _), mine, answers in zip(able, asked, found, strict=True):
                     self._ahead[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True)), each
+
+    def _asked(self, task: Task) -> Asked:
+        prompt = self.encode(task)
+        return Asked(prompt, self._left(task, prompt), partial(self.loaded.format.may_begin, task))
 
     def _answered_ahead(self, adapter: Adapter, prompts: Sequence[Encoded]) -> list[Generated]:
         """What an adapter answered to the prompts before it was asked, charged now; nothing where one is missing."""
