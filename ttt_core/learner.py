@@ -181,8 +181,8 @@ class Learner:
         return len(self.encode(task, task.answer).ids)
 
     def room(self, task: Task) -> int:
-        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more. Where a prompt leaves
-        less of the context, its answer may take that.
+        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more; but never more than
+        the prompt leaves of the context.
         """
         (query,) = self._tokens(task, [task.query])
         return 2 * max([*self._sizes(task), query]) + 16
