@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,16 +35,43 @@ T = TypeVar("T")
 class Controller:
     """A model that judges by itself whether to answer a task at once or to learn from it first.
 
-    It is safe to use from several threads: the learner does one thing at a time.
+    It is safe to use from several threads: tasks take turns, also those of other controllers around the same model.
     """
 
-    def __init__(self, learner: Learner, policy: Policy, *, budget: Budget | str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        policy: Policy | None = None,
+        *,
+        budget: Budget | str | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """A controller around a learner; `Controller(Learner.wrap(model, tokenizer))` is one around a model that the
+        program holds. Without a policy, the one that fits the learner.
+        """
+        if not isinstance(learner, Learner):
+            raise TypeError(
+                f"expected a Learner, such as Learner.wrap(model, tokenizer); received a {type(learner).__name__}"
+            )
+        if isinstance(policy, (str, os.PathLike)):
+            raise TypeError(
+                f"expected a policy; received {policy!r}: FixedPolicy({policy!r}) forces a strategy, and "
+                "load_policy(folder, base_hash=learner.base_hash) reads a bundle"
+            )
         self.learner = learner
-        self.policy = policy
+        self.policy = policy_for(learner) if policy is None else policy
         self.budget = _budget(budget)
         self.seed = seed
-        self.graph: Graph = build_graph()
-        """The compiled LangGraph graph. Run it yourself with `context=controller.context()`."""
+        self._graph: tuple[tuple[str, ...], Graph] | None = None
+
+    @property
+    def graph(self) -> Graph:
+        """The compiled LangGraph graph, with all strategies there are. Run it yourself with
+        `context=controller.context()`."""
+        names = tuple(strategies())
+        if self._graph is None or self._graph[0] != names:
+            self._graph = names, build_graph()
+        return self._graph[1]
 
     @classmethod
     def from_pretrained(
@@ -57,7 +84,7 @@ class Controller:
         dtype: str | None = None,
         prompt_format: str | None = None,
         verify: Literal["pointers", "full"] = "pointers",
-        budget: Budget | str | None = None,
+        budget: Budget | str | float | None = None,
         seed: int = 0,
         adapters: str | os.PathLike[str] | None = None,
         memory_bytes: int | None = None,
@@ -87,35 +114,44 @@ class Controller:
             chosen = ServedPolicy(chosen, other, explore, seed)
         return cls(learner, chosen, budget=budget, seed=seed)
 
-    def context(self, budget: Budget | str | None = None, cancel: threading.Event | None = None) -> Context:
-        """What the graph's nodes work with."""
+    def context(
+        self,
+        budget: Budget | str | float | None = None,
+        cancel: threading.Event | None = None,
+        strategy: str | None = None,
+    ) -> Context:
+        """What the graph's nodes work with. `strategy` forces one, in place of the policy."""
         limit = self.budget if budget is None else _budget(budget)
-        return Context(self.learner, self.policy, limit, cancel or threading.Event())
+        policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
+        return Context(self.learner, policy, limit, cancel or threading.Event())
 
     def solve(
         self,
         task: Task,
         *,
-        budget: Budget | str | None = None,
+        strategy: str | None = None,
+        budget: Budget | str | float | None = None,
         seed: int | None = None,
         cancel: threading.Event | None = None,
     ) -> Result:
-        """Answers one task. Raises `TooLongError` when it does not fit in the model's context, and `Cancelled` soon
-        after another thread sets `cancel`: before the next step of training, or the next node.
+        """Answers one task: as the policy decides, or by the strategy that is named.
+
+        A budget is a `Budget`, a text such as `10s` or `20x`, or seconds; it begins when the task's turn comes. Raises
+        `TooLongError` when the task does not fit in the model's context, and `Cancelled` soon after another thread sets
+        `cancel`: while it waits for its turn, before the next step of training, or before the next node.
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
-        spent = meter(self.learner)
-        state: State = {}
-        for update in self._run(task, self.context(budget, cancel), seed, "values"):
-            state = update
-        return result_of(task, state, spent())
+        context = self.context(budget, cancel, strategy)
+        with self.learner.turns.whole(context.go_on):
+            return self._solved(task, context, seed)
 
     def solve_many(
         self,
         tasks: Iterable[Task],
         *,
-        budget: Budget | str | None = None,
+        strategy: str | None = None,
+        budget: Budget | str | float | None = None,
         seed: int | None = None,
         together: int = 32,
         on_result: Callable[[Result], None] | None = None,
@@ -127,22 +163,24 @@ class Controller:
         Up to `together` tasks are measured and decided on first; then the adapters that they need are trained side by
         side. With a budget each task is solved by itself, so that none waits for others.
         """
-        context = self.context(budget, cancel)
+        if isinstance(tasks, Task):
+            raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
+        context = self.context(budget, cancel, strategy)
         size = max(1, together) if context.budget == UNLIMITED else 1
         found = []
         waiting = iter(tasks)
         while window := list(islice(waiting, size)):
-            for result in self._solved_together(window, context, self.seed if seed is None else seed):
-                found.append(result)
-                if on_result is not None:
-                    on_result(result)
+            with self.learner.turns.whole(context.go_on):
+                for result in self._solved_together(window, context, self.seed if seed is None else seed):
+                    found.append(result)
+                    if on_result is not None:
+                        on_result(result)
         return found
 
     def _solved_together(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
         """The results of some tasks whose adapters are trained side by side."""
         if len(tasks) == 1:
-            alone = partial(self.solve, tasks[0], budget=context.budget, seed=seed, cancel=context.cancel)
-            yield self._or_refused(tasks[0], alone)
+            yield self._or_refused(tasks[0], partial(self._solved, tasks[0], context, seed))
             return
         graph = build_graph(InMemorySaver())
         begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
@@ -154,13 +192,21 @@ class Controller:
                 if isinstance(decided, Result):
                     refusals[index] = decided
                 elif isinstance(strategy := get_strategy(decided), Teaches):
-                    lessons.append(strategy.lesson(self.learner, run.task, seed))
+                    with suppress(Exception):  # a mistake in it is met again, and told, when the strategy runs
+                        lessons.append(strategy.lesson(self.learner, run.task, seed))
             try:
                 prepare(self.learner, lessons, lambda step, loss: context.go_on())
                 for index, run in enumerate(begun):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
                 self.learner.settle()
+
+    def _solved(self, task: Task, context: Context, seed: int | None) -> Result:
+        spent = meter(self.learner)
+        state: State = {}
+        for update in self._run(task, context, seed, "values"):
+            state = update
+        return result_of(task, state, spent())
 
     def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
         """What the work gives, or the result of a task that cannot be tried."""
@@ -172,28 +218,43 @@ class Controller:
             return refused(task, error, self.learner.verify())
 
     def stream(
-        self, task: Task, *, budget: Budget | str | None = None, seed: int | None = None
+        self,
+        task: Task,
+        *,
+        strategy: str | None = None,
+        budget: Budget | str | float | None = None,
+        seed: int | None = None,
+        cancel: threading.Event | None = None,
     ) -> Iterator[dict[str, Any] | Result]:
         """What happens as it happens: a dictionary per finished node and training step, and the result at the end.
 
-        Closed before its end, it cancels what is under way.
+        A node gives `{"event": "node", "node": its name, "update": the keys of the state that it changed}`, a step
+        `{"event": "step", "strategy", "step", "loss"}`. Closed before its end, it cancels what is under way; so does
+        `cancel`, set from another thread. Until the end, other threads wait for their turn.
         """
-        spent, context = meter(self.learner), self.context(budget)
-        state: State = {}
-        updates = self._run(task, context, seed, ["updates", "custom", "values"])
-        try:
-            for mode, data in updates:
-                if mode == "values":
-                    state = data
-                else:
-                    yield {"event": "step" if mode == "custom" else "node", **data}
-        finally:
-            context.cancel.set()  # first: `updates` waits for the node that is under way before it ends
-            updates.close()
+        stop = threading.Event()  # ours: that the stream was closed is nothing that the caller's event should tell
+        context = replace(self.context(budget, cancel, strategy), closed=stop)
+        with self.learner.turns.whole(context.go_on):
+            spent = meter(self.learner)
+            state: State = {}
+            updates = self._run(task, context, seed, ["updates", "custom", "values"])
+            try:
+                for mode, data in updates:
+                    if mode == "values":
+                        state = data
+                    elif mode == "custom":
+                        yield {"event": "step", **data}
+                    else:
+                        yield from ({"event": "node", "node": node, "update": found} for node, found in data.items())
+            finally:
+                stop.set()  # first: `updates` waits for the node that is under way before it ends
+                updates.close()
         yield result_of(task, state, spent())
 
     def _run(self, task: Task, context: Context, seed: int | None, mode: Any) -> Generator[Any]:
         """Runs the graph; the base is verified also when a node raises, since later nodes do not run then."""
+        if not isinstance(task, Task):
+            raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
         start: State = {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
         with self._proven():
             yield from self.graph.stream(start, context=context, stream_mode=mode)
@@ -210,10 +271,12 @@ class Controller:
                 self.learner.verify()
 
 
-def _budget(budget: Budget | str | None) -> Budget:
-    if budget is None:
-        return Budget()
-    return Budget.parse(budget) if isinstance(budget, str) else budget
+def _budget(budget: Budget | str | float | None) -> Budget:
+    if budget is None or isinstance(budget, Budget):
+        return budget or Budget()
+    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+        return Budget(seconds=budget)
+    return Budget.parse(str(budget))
 
 
 def meter(learner: Learner) -> Callable[[], Cost]:
@@ -248,14 +311,10 @@ class _Run:
 
     def _go(self, start: State | None, stops: list[str] | None) -> State:
         spent = meter(self._learner)
-        chance = random.getstate()  # checkpoints draw from it
-        try:
-            states = self._graph.stream(
-                start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
-            )  # fmt: skip
-            (state,) = deque(states, maxlen=1)
-        finally:
-            random.setstate(chance)
+        states = self._graph.stream(
+            start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
+        )
+        (state,) = deque(states, maxlen=1)
         self._cost += spent()
         return cast(State, state)
 

@@ -103,13 +103,16 @@ def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Bu
 @traced("decide")
 def decide(state: State, runtime: Runtime[Context]) -> State:
     """Asks the policy which strategy to use, among those that the task allows and the budget can pay."""
-    tried = [a["strategy"] for a in state.get("attempts", [])]
-    if state.get("verdict", {}).get("action") == "fall_back":
+    tried, verdict = [a["strategy"] for a in state.get("attempts", [])], state.get("verdict")
+    if verdict and verdict["action"] == "fall_back":
         decision: Decision = replace(
-            _asked(state, runtime, ["in_context"], []), strategy="in_context", reason=state["verdict"]["reason"]
+            _asked(state, runtime, ["in_context"], []), strategy="in_context", reason=verdict["reason"]
         )
     else:
-        decision = _affordable(state, runtime, [n for n in possible(task_from_plain(state["task"])) if n not in tried])
+        untried = [n for n in possible(task_from_plain(state["task"])) if n not in tried]
+        decision = _affordable(state, runtime, untried, tried)
+        if verdict:
+            decision = replace(decision, reason=f"{verdict['reason']}: {decision.reason}")
     return {"decision": asdict(decision)}
 
 
@@ -127,12 +130,12 @@ def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: l
     return runtime.context.policy.decide(features, allowed, tried=tried)
 
 
-def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> Decision:
+def _affordable(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
     """The policy's best choice among those that what is left of the budget pays: at least half of it where they train,
     since training can stop early."""
     in_context = state["in_context"]["cost"]["seconds"]
     left = remaining(state, runtime)
-    wanted = _asked(state, runtime, allowed, [])
+    wanted = _asked(state, runtime, allowed, tried)
 
     def pays(name: str) -> bool:
         cost_class = strategies()[name].cost_class
@@ -142,7 +145,7 @@ def _affordable(state: State, runtime: Runtime[Context], allowed: list[str]) -> 
     paid = [name for name in allowed if pays(name)] or allowed[:1]
     if paid == allowed:
         return wanted
-    decision = _asked(state, runtime, paid, [])
+    decision = _asked(state, runtime, paid, tried)
     if decision.strategy != wanted.strategy:
         note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {wanted.strategy})"
         decision = replace(decision, reason=f"{decision.reason} {note}")

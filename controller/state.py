@@ -53,10 +53,12 @@ class Context:
     budget: Budget = UNLIMITED
     cancel: threading.Event = field(default_factory=threading.Event)
     """Set from another thread, no node begins any more, and training stops before its next step."""
+    closed: threading.Event = field(default_factory=threading.Event)
+    """The same, set by whoever runs the graph once nobody waits for the answer any more."""
 
     def go_on(self) -> None:
-        """Raises `Cancelled` once `cancel` is set."""
-        if self.cancel.is_set():
+        """Raises `Cancelled` once `cancel` or `closed` is set."""
+        if self.cancel.is_set() or self.closed.is_set():
             raise Cancelled("cancelled by the caller; this task has no answer")
 
 
@@ -76,8 +78,10 @@ def task_to_plain(task: Task) -> Plain:
     return asdict(task)
 
 
-def task_from_plain(plain: Plain) -> Task:
-    """The task again, also after JSON or msgpack made lists of its tuples."""
+def task_from_plain(plain: Plain | Task) -> Task:
+    """The task again, also after JSON or msgpack made lists of its tuples. A `Task` is given back as it is."""
+    if isinstance(plain, Task):
+        return plain
     values = {f.name: plain[f.name] for f in fields(Task) if f.name in plain}
     values["demonstrations"] = tuple(
         Demonstration(_frozen(d["input"]), _frozen(d["output"])) for d in plain["demonstrations"]

@@ -6,17 +6,22 @@ Knows no strategy by name. A new strategy is one file in this folder with a froz
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
+import logging
 import math
+import os
 import pkgutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from ..ttt_core.crossfit import Evidence
-from ..ttt_core.errors import AdaptationError, StrategyError
+from ..ttt_core.errors import AdaptationError, AutotttError, StrategyError
 from ..ttt_core.learner import Answer, Learner
 from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from ..ttt_core.tasks import Task, Value
@@ -115,35 +120,90 @@ class Strategy(Protocol):
 
 
 S = TypeVar("S")
+COST_CLASSES = ("read", "sample", "train")
+NODES = ("measure", "decide", "judge", "revert")
+"""Names of the graph's other nodes."""
+ENTRY_POINTS = "autottt.strategies"
+"""The group of entry points under which an installed package names its strategies' modules."""
+PLUGINS = "AUTOTTT_PLUGINS"
+"""The environment variable with further modules or .py files, separated as in PATH."""
+_PACKAGE = __name__.rpartition(".")[0]
 _REGISTRY: dict[str, Strategy] = {}
+_DISCOVERED: list[bool] = []
 
 
 def register(cls: type[S]) -> type[S]:
     """Class decorator: makes a strategy, with its default settings, known by its name.
 
-    Raises `StrategyError` when the name is taken.
+    Raises `StrategyError` when the name is taken by another class, or its name, cost class or needs are none.
     """
+    if not cls.__module__.startswith(f"{_PACKAGE}."):
+        _discover()  # so that a name that is taken here is found to be
     strategy: Strategy = cls()  # type: ignore[assignment]
-    other = type(_REGISTRY.get(strategy.name, strategy))
-    if other.__qualname__ != cls.__qualname__:
-        raise StrategyError(f"two strategies are called {strategy.name!r}: {other.__qualname__} and {cls.__qualname__}")
-    _REGISTRY[strategy.name] = strategy
+    name, where = strategy.name, f"{cls.__module__}.{cls.__qualname__}"
+    if not (isinstance(name, str) and name.isidentifier()) or name in NODES:
+        raise StrategyError(
+            f"{where}: expected a name of letters, digits and _, and not {', '.join(NODES)}; received {name!r}"
+        )
+    if strategy.cost_class not in COST_CLASSES:
+        raise StrategyError(
+            f"{where}: expected a cost_class of {', '.join(COST_CLASSES)}; received {strategy.cost_class!r}"
+        )
+    if not isinstance(strategy.needs, int) or strategy.needs < 0:
+        raise StrategyError(f"{where}: expected a number of demonstrations as needs; received {strategy.needs!r}")
+    other = type(_REGISTRY.get(name, strategy))
+    if (there := f"{other.__module__}.{other.__qualname__}") != where:
+        raise StrategyError(f"two strategies are called {name!r}: {there} and {where}")
+    _REGISTRY[name] = strategy
     return cls
 
 
-@cache
 def _discover() -> None:
-    package = __name__.rpartition(".")[0]
-    path = importlib.import_module(package).__path__
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")
+    """Imports the modules of this folder, then those of installed packages and of `PLUGINS`, once."""
+    if _DISCOVERED:
+        return
+    _DISCOVERED.append(True)  # first: what is imported registers strategies, and comes here again
+    try:
+        for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
+            importlib.import_module(f"{_PACKAGE}.{module.name}")
+        for point in entry_points(group=ENTRY_POINTS):
+            _plugged(f"{point.name} ({point.value})", point.load)
+        for source in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            _plugged(source, partial(_import, source))
+    except BaseException:
+        _DISCOVERED.clear()
+        raise
+
+
+def _plugged(name: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except StrategyError:
+        raise
+    except Exception as error:
+        raise StrategyError(f"the plug-in {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import(source: str) -> None:
+    """A module by its name, or a file that ends in .py."""
+    if not source.endswith(".py"):
+        importlib.import_module(source)
+        return
+    path = Path(source).resolve()
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+        return
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise StrategyError(f"{source}: no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
 
 
 def strategies() -> Mapping[str, Strategy]:
     """Every strategy by name, cheapest cost class first."""
     _discover()
-    order = ("read", "sample", "train")
-    return dict(sorted(_REGISTRY.items(), key=lambda item: (order.index(item[1].cost_class), item[0])))
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (COST_CLASSES.index(item[1].cost_class), item[0])))
 
 
 def get_strategy(name: str) -> Strategy:
@@ -172,7 +232,8 @@ def run(
     deadline: float = math.inf,
     on_step: OnStep | None = None,
 ) -> Attempt:
-    """Runs an attempt and adds what it cost. Training that fails makes a failed attempt; other errors are raised.
+    """Runs an attempt and adds what it cost. Training that fails makes a failed attempt, and so does what a strategy
+    raises by mistake, which is logged; other errors of this package are raised.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -185,6 +246,11 @@ def run(
         attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except AdaptationError as error:
         attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
+    except AutotttError:
+        raise
+    except Exception as error:
+        logging.getLogger("autottt").warning("%s failed on %s", strategy.name, task.id, exc_info=True)
+        attempt = Attempt(strategy.name, None, "", 0.0, error=f"{type(error).__name__}: {error}")
     done = learner.work - before
     seconds = time.perf_counter() - began + learner.ahead - ahead
     recipe = recipe_digest(strategy, learner.loaded.recipes, task.kind)

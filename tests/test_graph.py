@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autottt.controller import graph as graph_module
 from autottt.controller import nodes
@@ -19,7 +21,15 @@ from autottt.controller.state import attempt_from_plain, task_from_plain, task_t
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.policies.serving import ServedPolicy
 from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
-from autottt.ttt_core.errors import AdaptationError, BaseChangedError, Cancelled, TooLongError
+from autottt.ttt_core.errors import (
+    AdaptationError,
+    BaseChangedError,
+    BudgetError,
+    Cancelled,
+    ModelError,
+    StrategyError,
+    TooLongError,
+)
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import wrap_model
@@ -287,7 +297,7 @@ def test_an_over_long_task_is_refused_with_its_lengths_and_others_are_answered(l
     assert second.status != "refused"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("boom")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("boom")])
 def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypatch, error):
     controller = Controller(learner, Scripted(["ttt_in_context"]))
     before = learner.verify(full=True)
@@ -297,9 +307,148 @@ def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypat
         raise error
 
     monkeypatch.setattr(learner, "adapt", broken)
-    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+    with pytest.raises((KeyboardInterrupt, ModelError)):
         controller.solve(TASK)
     assert learner.verify(full=True).hash == before.hash
+
+
+def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, monkeypatch):
+    learner.forget()
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
+    monkeypatch.setattr(learner, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    first, second = controller.solve_many([TASK, TASK])
+    for result in (first, second):
+        assert result.attempts[0].status == "failed"
+        assert result.attempts[0].error == "IndexError: boom"
+        assert "ttt_in_context failed (IndexError: boom)" in result.reason
+        assert "has been tried" in result.reason or "back to the in-context answer" in result.reason
+
+
+def test_a_forced_strategy_that_cannot_run_is_said_to(learner):
+    one = replace(TASK, demonstrations=TASK.demonstrations[:1])
+    result = Controller(learner, FixedPolicy("in_context")).solve(one, strategy="ttt_in_context")
+    assert result.attempts[0].strategy == "in_context"
+    assert "cannot be used here (too few demonstrations" in result.decision["reason"]
+
+
+def test_a_call_may_name_its_strategy_and_give_seconds(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    assert controller.solve(TASK, strategy="zero_shot", budget=1000).attempts[0].strategy == "zero_shot"
+    assert [r.attempts[0].strategy for r in controller.solve_many([TASK, TASK], strategy="zero_shot")] == [
+        "zero_shot"
+    ] * 2
+    assert controller.context(2.5).budget.seconds == 2.5
+    with pytest.raises(StrategyError, match="did you mean 'zero_shot'"):
+        controller.solve(TASK, strategy="zero_shoot")
+    for odd in (True, [3], "3"):
+        with pytest.raises(BudgetError, match="received"):
+            controller.solve(TASK, budget=odd)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.solve({"query": 3}), "make_task gives; received a dict"),
+        (lambda c: c.solve_many(TASK), "several tasks"),
+        (lambda c: Controller(c.learner.loaded.model), "Learner.wrap"),
+        (lambda c: Controller(c.learner, "in_context"), "FixedPolicy"),
+    ],
+)
+def test_what_is_no_task_learner_or_policy_is_said_to_be_none(learner, call, says):
+    with pytest.raises(TypeError, match=says):
+        call(Controller(learner, FixedPolicy("in_context")))
+
+
+def test_a_controller_needs_no_policy(learner):
+    assert Controller(learner).policy.name == "rule of thumb"
+
+
+# --- several threads ------------------------------------------------------------------------------------------------
+
+
+def test_threads_take_turns_and_each_pays_for_its_own(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    other = Controller(Learner(learner.loaded), FixedPolicy("in_context"))  # another learner around the same model
+    learner.forget()
+    alone = controller.solve(TASK, budget="1000s").cost
+    stepping, solved = threading.Event(), []
+
+    def slow():
+        for event in controller.stream(TASK, strategy="ttt_augmented"):
+            if isinstance(event, dict) and event["event"] == "step":
+                stepping.set()
+                time.sleep(0.05)
+
+    training = threading.Thread(target=slow)
+    training.start()
+    assert stepping.wait(60)
+    for one in (other, controller):
+        one.learner.forget()
+        solved.append(one.solve(TASK))
+    training.join()
+    for result in solved:
+        assert result.cost.backward_tokens == 0
+        assert result.cost.forward_tokens == alone.forward_tokens
+
+
+def test_what_is_called_from_inside_a_turn_does_not_wait_for_it(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    inner = []
+    controller.solve_many([TASK, TASK], on_result=lambda _: inner.append(controller.solve(TASK)))
+    for event in controller.stream(TASK):
+        if isinstance(event, dict):
+            inner.append(controller.solve(TASK))
+    assert len(inner) > 3
+
+
+def test_whoever_waits_for_a_turn_can_be_cancelled(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    cancel = threading.Event()
+    cancel.set()
+    found = []
+
+    def waits():
+        try:
+            controller.solve(TASK, cancel=cancel)
+        except Cancelled as error:
+            found.append(error)
+
+    with learner.turns.whole():
+        thread = threading.Thread(target=waits)
+        thread.start()
+        thread.join(60)
+    assert len(found) == 1
+
+
+def test_numbers_that_another_thread_draws_do_not_come_twice(learner):
+    controller, drawn, done = Controller(learner, FixedPolicy("ttt_in_context")), [], threading.Event()
+
+    def draws():
+        while not done.is_set():
+            drawn.append((random.random(), float(torch.rand(1, dtype=torch.float64))))
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=draws)
+    thread.start()
+    for _ in range(3):
+        learner.forget()
+        controller.solve(TASK)
+    done.set()
+    thread.join()
+    assert len(drawn) > 20
+    assert len({a for a, _ in drawn}) == len({b for _, b in drawn}) == len(drawn)
+
+
+def test_a_stream_can_be_cancelled_from_another_thread(learner):
+    learner.forget()
+    cancel = threading.Event()
+    stream = Controller(learner).stream(TASK, strategy="ttt_augmented", cancel=cancel)
+    assert next(stream)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert learner.verify(full=True)
 
 
 def test_a_changed_base_is_raised_even_when_a_node_fails_first():
@@ -322,7 +471,8 @@ def test_streaming_gives_nodes_steps_and_the_result(learner):
     assert isinstance(seen[-1], Result)
     steps = [e for e in seen[:-1] if e["event"] == "step"]
     assert [e["step"] for e in steps] == [1, 2, 3]
-    assert {"measure", "decide", "ttt_in_context", "judge", "revert"} <= {k for e in seen[:-1] for k in e}
+    assert {"measure", "decide", "ttt_in_context", "judge", "revert"} <= {e.get("node") for e in seen[:-1]}
+    assert seen[1]["update"]["decision"]["strategy"] == "ttt_in_context"
 
 
 def test_the_same_seed_gives_the_same_result(learner):
@@ -425,7 +575,7 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
     learner.forget()
     trained: list[int] = []
     real = Learner.adapt_many
-    with pytest.MonkeyPatch.context() as patch, unchanged(learner.loaded.model):
+    with pytest.MonkeyPatch.context() as patch, unchanged(learner.loaded.model, but="random state of Python"):
         patch.setattr(Learner, "adapt_many", lambda self, e, *a, **k: trained.append(len(e)) or real(self, e, *a, **k))
         together = controller.solve_many(many(), together=4)
     assert [comparable(r) for r in together] == [comparable(r) for r in alone]
@@ -475,7 +625,7 @@ def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
 
     learner.forget()
     monkeypatch.setattr(Learner, "adapt_many", interrupt)
-    with unchanged(learner.loaded.model), pytest.raises(KeyboardInterrupt):
+    with unchanged(learner.loaded.model, but="random state of Python"), pytest.raises(KeyboardInterrupt):
         controller.solve_many(many())
     learner.verify(full=True)
 

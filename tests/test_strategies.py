@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from autottt import strategies as package
 from autottt.strategies import base
 from autottt.strategies.adapting import fitting
-from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, run, strategies
+from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, register, run, strategies
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
 from autottt.ttt_core.examples import reordered
@@ -218,17 +219,50 @@ def with_echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     (tmp_path / "echo.py").write_text(NEW)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    base._discover.cache_clear()
+    base._DISCOVERED.clear()
     yield
     sys.modules.pop(f"{package.__name__}.echo", None)
     if hasattr(package, "echo"):
         del package.echo
-    base._discover.cache_clear()
+    base._DISCOVERED.clear()
 
 
 def test_a_strategy_is_one_file(with_echo: None, learner: Learner) -> None:
     assert set(strategies()) == {*NAMES, "echo"}
     assert run(get_strategy("echo"), learner, TASKS["list"]).value == (6, 7)
+
+
+def test_a_strategy_is_found_in_a_plugged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "plugged_echo.py"
+    file.write_text(NEW.replace("from .base", "from autottt.strategies.base").replace('"echo"', '"plugged"'))
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(base, "_DISCOVERED", [])
+    monkeypatch.setenv(base.PLUGINS, str(file))
+    assert "plugged" in strategies()
+    assert "plugged" in strategies()
+    monkeypatch.setattr(base, "_DISCOVERED", [])
+    monkeypatch.setenv(base.PLUGINS, f"{file}{os.pathsep}no.such.module")
+    for _ in range(2):  # not forgotten the second time
+        with pytest.raises(StrategyError, match=r"no\.such\.module cannot be imported"):
+            strategies()
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ({"name": "measure"}, "not measure, decide"),
+        ({"name": "two words"}, "received 'two words'"),
+        ({"cost_class": "cheap"}, "read, sample, train; received 'cheap'"),
+        ({"needs": -1}, "number of demonstrations as needs; received -1"),
+        ({"name": "ttt_direct"}, r"TttDirect and .*\.TttDirect"),
+    ],
+)
+def test_a_strategy_that_cannot_be_used_is_not_registered(odd: dict[str, object], says: str) -> None:
+    before = dict(strategies())
+    fields = {"name": "fine", "cost_class": "read", "needs": 0, "__module__": __name__, **odd}
+    with pytest.raises(StrategyError, match=says):
+        register(type("TttDirect", (), fields))
+    assert strategies() == before
 
 
 # --- adapters that are known ----------------------------------------------------------------------------------------

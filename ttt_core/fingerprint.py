@@ -7,14 +7,12 @@ want certainty about writes that bypass PyTorch's version counter (`tensor.data`
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -169,15 +167,14 @@ HOOKS = (
 def restored(model: nn.Module) -> Iterator[None]:
     """Gives back what a run may change besides the weights, whatever happens inside.
 
-    That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, whether
-    gradients are recorded, and the random state of Python, NumPy and torch (CPU, and CUDA where it is in use).
+    That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, and
+    whether gradients are recorded. Random states are left alone: whatever is drawn here comes from generators of its own,
+    and to set back a state that other threads draw from would give them the same numbers again.
     """
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modules = [(m, m.training) for m in model.modules()]
     hooks = [(found, dict(found) if found else None) for m, _ in modules for h in HOOKS for found in (getattr(m, h),)]
     grad_enabled = torch.is_grad_enabled()
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -191,8 +188,3 @@ def restored(model: nn.Module) -> Iterator[None]:
                 current.clear()
                 current.update(before or {})
         torch.set_grad_enabled(grad_enabled)
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -33,6 +32,7 @@ from .recipes import Recipe, recipe_for
 from .tasks import Task, Value
 from .together import Asked, decode_together
 from .training import Training, joint, train
+from .turns import turns_at
 
 COPIES = 8
 """Of an adapter's weights that its training holds at most: gradients in parts, moments, what is put aside."""
@@ -102,7 +102,9 @@ class Learner:
         self.ahead = 0.0
         """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
         self._fingerprint = Fingerprint(loaded.model)
-        self._lock = threading.RLock()
+        self.turns = turns_at(loaded.model)
+        """Whose turn it is at the model; other learners around it wait for the same."""
+        self._lock = self.turns.use
         self._changed: BaseChangedError | None = None
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self.adapters = adapters or AdapterCache()
@@ -138,9 +140,12 @@ class Learner:
         *,
         prompt_format: str | None = None,
         verify: Literal["pointers", "full"] = "pointers",
+        adapters: AdapterCache | None = None,
+        memory_bytes: int | None = None,
     ) -> Learner:
         """A learner around a model that a program already holds. The model is given back as it was after every call."""
-        return cls(wrap_model(model, tokenizer, prompt_format=prompt_format), verify=verify)
+        loaded = wrap_model(model, tokenizer, prompt_format=prompt_format)
+        return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
 
     @property
     def base_hash(self) -> str:
@@ -440,7 +445,7 @@ class Learner:
                     adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False, on_step=on_step)
                 except (BaseChangedError, Cancelled):
                     raise
-                except AutotttError:
+                except Exception:
                     continue  # one of them may be to blame; each fails, or not, when it is asked for
                 made = zip(map(self._full, keys[some]), adapters, strict=True)
                 self._prepared.update((key, adapter) for key, adapter in made if adapter.training.stopped != "failed")
