@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from .controller.controller import Controller as Controller
     from .controller.results import Result as Result
     from .policies.policy import Decision as Decision
+    from .policies.policy import FixedPolicy as FixedPolicy
     from .strategies.base import Attempt as Attempt
     from .strategies.base import Cost as Cost
     from .strategies.base import register as register
+    from .ttt_core.adapters import AdapterCache as AdapterCache
     from .ttt_core.errors import AutotttError as AutotttError
+    from .ttt_core.errors import BaseChangedError as BaseChangedError
+    from .ttt_core.errors import Cancelled as Cancelled
+    from .ttt_core.errors import TooLongError as TooLongError
     from .ttt_core.kinds import make_task as make_task
     from .ttt_core.learner import Learner as Learner
     from .ttt_core.readers import read_tasks as read_tasks
@@ -29,17 +34,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdapterCache": "ttt_core.adapters",
     "Attempt": "strategies.base",
     "AutotttError": "ttt_core.errors",
+    "BaseChangedError": "ttt_core.errors",
     "Budget": "controller.budget",
+    "Cancelled": "ttt_core.errors",
     "Controller": "controller.controller",
     "Cost": "strategies.base",
     "Decision": "policies.policy",
     "Demonstration": "ttt_core.tasks",
+    "FixedPolicy": "policies.policy",
     "Learner": "ttt_core.learner",
     "Recipe": "ttt_core.recipes",
     "Result": "controller.results",
     "Task": "ttt_core.tasks",
+    "TooLongError": "ttt_core.errors",
     "make_task": "ttt_core.kinds",
     "read_tasks": "ttt_core.readers",
     "register": "strategies.base",
