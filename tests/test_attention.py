@@ -9,6 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from autottt.ttt_core import attention as module
 from autottt.ttt_core.attention import NAME, attention, use_cpu_attention
+from autottt.ttt_core.cache import GrowingLayer
 from autottt.ttt_core.testing import tiny_model
 
 
@@ -41,6 +42,31 @@ def test_outputs_and_gradients_are_those_of_sdpa(groups: int, masked: bool, monk
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
+def test_a_single_query_sees_what_it_sees_with_sdpa(
+    groups: int, masked: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 1, 8)
+    key, value = torch.randn(2, 2, 4 // groups, 7, 8)
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[1, :, :, :3] = False
+    if masked == torch.float32:
+        mask = torch.zeros(2, 1, 1, 7).masked_fill(~mask, torch.finfo(torch.float32).min)
+    given = (_Layer(groups), query, key, value, mask if masked else None)
+    expected, _ = sdpa_attention_forward(*given, scaling=0.3, is_causal=False)
+    monkeypatch.setattr(module, "sdpa_attention_forward", None)  # its own path, not the fallback
+    found, _ = attention(*given, scaling=0.3, use_cache=True)
+    torch.testing.assert_close(found, expected)
+    layer = GrowingLayer()
+    layer.update(key[:, :, :-1], value[:, :, :-1])
+    roomy = layer.update(key[:, :, -1:], value[:, :, -1:])
+    assert not roomy[0].is_contiguous()
+    found, _ = attention(*given[:2], *roomy, given[-1], scaling=0.3, use_cache=True)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"is_causal": False}, {"s_aux": torch.ones(4)}])
 def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
@@ -48,7 +74,7 @@ def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeyp
     states = torch.randn(1, 2, 5, 4, requires_grad=True)
     attention(_Layer(1), states, states, states, None, **settings)
     assert len(calls) == 1
-    attention(_Layer(1), states[:, :, -1:], states, states, None)  # decoding
+    attention(_Layer(1), states[:, :, -2:], states, states, None)  # going on after a prefix
     attention(_Layer(1), states.detach(), states, states, None)  # no gradients
     both_ways = _Layer(1)
     both_ways.is_causal = False

@@ -1,4 +1,4 @@
-"""Attention whose backward pass is quick on a CPU. Elsewhere, and without gradients, it is PyTorch's own."""
+"""Attention that is quick on a CPU for training on short rows and for decoding. Elsewhere it is PyTorch's own."""
 
 from __future__ import annotations
 
@@ -21,32 +21,60 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of queries [B, H, T, D] to keys and values [B, H/groups, T, D]; returns [B, T, H, D].
 
-    For training on short rows it is two matrix products and a softmax: in bf16 on a CPU the backward pass of SDPA's
-    kernel takes several times as long as those (benchmarks/LOG.md).
+    For training on short rows, and for decoding a token, it is two matrix products and a softmax: in bf16 on a CPU the
+    backward pass of SDPA's kernel, and its pass for a single query, take several times as long as those
+    (benchmarks/LOG.md).
     """
-    plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "cache_position"}
-    rows, heads, length, _ = query.shape
-    fits = length == key.shape[2] and rows * heads * length * length <= MOST_WEIGHTS and query.requires_grad
+    plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "cache_position", "use_cache"}
+    rows, heads, length, size = query.shape
+    short = length == key.shape[2] and rows * heads * length * length <= MOST_WEIGHTS and query.requires_grad
+    single = length == 1 and not query.requires_grad
     odd = [k for k, v in settings.items() if k not in plain and v is not None and v is not False]
     causal = settings.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    if not fits or settings.get("dropout") or not causal or odd:
+    if not (short or single) or settings.get("dropout") or not causal or odd:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
     groups = heads // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if single:  # the queries of a group go side by side, as many to the same keys
+        query = query.reshape(rows, key.shape[1], groups, size)
+        key, value, attention_mask = _with_room(key, value, attention_mask)
+    else:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = settings.get("scaling")
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if attention_mask is None:
-        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores = query @ key.transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
+    if attention_mask is None:  # a single query sees all keys
+        attention_mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = attention_mask if single else attention_mask.tril()
     if attention_mask.dtype == torch.bool:
         # Rows that see nothing are padding; a finite value keeps them numbers.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    output = weights @ value
+    return (output.reshape(rows, 1, heads, size) if single else output.transpose(1, 2).contiguous()), None
+
+
+def _with_room(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values with the room that a `GrowingLayer` keeps behind them, and a mask that hides it: products with
+    the whole are several times as quick as those with its beginning, which is no block of memory.
+    """
+    spare = min(t.stride(1) // t.shape[3] - t.shape[2] for t in (key, value))
+    if spare <= 0 or not all(t.stride() == _strides(t, spare) for t in (key, value)):
+        return key, value, mask
+    if mask is None:
+        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    key, value = (t.as_strided((*t.shape[:2], t.shape[2] + spare, t.shape[3]), t.stride()) for t in (key, value))
+    return key, value, nn.functional.pad(mask, (0, spare), value=hidden)
+
+
+def _strides(tensor: Tensor, spare: int) -> tuple[int, ...]:
+    """Of a [B, H, T, D] tensor in a block of memory with so many tokens of room for each head."""
+    _, heads, length, size = tensor.shape
+    return heads * (length + spare) * size, (length + spare) * size, size, 1
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:

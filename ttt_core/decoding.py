@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from .cache import new_cache
 from .encoding import Encoded, PaddedBatch, chunks, forward, pad, pad_id_of, stop_ids
 from .memory import in_halves
 from .model import LoadedModel
@@ -134,7 +134,7 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, whole: 
     `whole` asks for the rest of the prompt in the same pass, where the cache can forget it again.
     """
     ids = prompt.ids[: prompt.shared]
-    cache = DynamicCache(config=loaded.model.config)
+    cache = new_cache(loaded.model.config)
     if not ids:
         return Prefix(ids, cache, ())
     rest = prompt.ids[prompt.shared :] if whole and not any(layer.is_sliding for layer in cache.layers) else ()
@@ -237,7 +237,7 @@ def _decode(
     """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row."""
     device = loaded.model.device
     each = len(rows)
-    cache = DynamicCache(config=loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+    cache = new_cache(loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
     if any(layer.is_sliding for layer in cache.layers):
         guess = ()  # what slid out of sight cannot be brought back
     if prefix is not None and prefix.rest and not begun:

@@ -168,8 +168,8 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Gives back what a run may change besides the weights, whatever happens inside.
 
     That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, and
-    whether gradients are recorded. Random states are left alone: whatever is drawn here comes from generators of its own,
-    and to set back a state that other threads draw from would give them the same numbers again.
+    whether gradients are recorded. Random states are left alone: whatever is drawn here comes from generators of its
+    own, and to set back a state that other threads draw from would give them the same numbers again.
     """
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modules = [(m, m.training) for m in model.modules()]

@@ -22,7 +22,7 @@ from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
 from .decoding import TOKENS_AT_ONCE, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, encode, tokenizer_digest
-from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled, ParseError, TooLongError
+from .errors import AdaptationError, BaseChangedError, Cancelled, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .kinds import kind_of
 from .lora import LoraWeights
