@@ -3,10 +3,11 @@
     python benchmarks/contamination.py DATA... --pairs 10000000 --json benchmarks/results/contamination.json
     python benchmarks/contamination.py DATA... --write     # what the generator leaves out: known_pairs.bin
 
-DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. The
-sample is drawn without the generator's filter, which says how often chance repeats a benchmark. `left` counts the
-tasks that the filter lets through all the same: it must be 0, or the run ends with an error. What is to be expected by
-chance is counted beside it: hits on as many tasks that the generator has drawn before, in place of the benchmarks'.
+DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. One
+sample is drawn without the generator's filter, which says how often a benchmark would be repeated, and one with it, as
+training draws: `left` counts the tasks of the second that repeat a benchmark all the same. It must be 0, or the run
+ends with an error. Beside it stand the hits on as many tasks that the generator itself drew before, in place of the
+benchmarks': how often the generator repeats itself, which is no bound on what chance alone would do.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import argparse
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair, known_pairs
+from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair
 from autottt.ttt_core.generator.families import draw_task_pairs
 from autottt.ttt_core.readers import read_tasks
 
@@ -47,11 +49,20 @@ def stand_ins(tasks: list[tuple[str, list[Pair]]], seed: int) -> KnownPairs:
     )
 
 
+def sample(count: int, seed: int, filtered: bool) -> Iterator[tuple[str, str, list[Pair]]]:
+    """Domain, kind and pairs of tasks of the split `pretrain`, until `count` pairs have been drawn."""
+    rng = random.Random(f"contamination-{'filtered-' * filtered}{seed}")
+    while count > 0:
+        family, pairs = draw_task_pairs("pretrain", rng.randint(4, 14), rng, filtered=filtered)
+        count -= len(pairs)
+        yield family.domain.name, family.domain.kind, pairs
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path)
-    parser.add_argument("--pairs", type=int, default=10_000_000, help="generated pairs to look at")
+    parser.add_argument("--pairs", type=int, default=10_000_000, help="generated pairs in each sample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name} and stop")
     parser.add_argument("--json", type=Path)
@@ -63,44 +74,35 @@ def main() -> None:
         known.save()
         return
     others = stand_ins(benchmarks, given.seed)
-    rng = random.Random(f"contamination-{given.seed}")
-    tasks: Counter[str] = Counter()
-    left: Counter[str] = Counter()
-    drawn: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    bad: Counter[str] = Counter()
-    chance: Counter[str] = Counter()
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     began = time.monotonic()
-    while drawn.total() < given.pairs:
-        family, pairs = draw_task_pairs("pretrain", rng.randint(4, 14), rng, filtered=False)
-        name, kind = family.domain.name, family.domain.kind
-        tasks[name] += 1
-        drawn[name] += len(pairs)
-        hits[name] += len(known.hits(kind, pairs))
-        chance[name] += len(others.hits(kind, pairs))
-        repeats = known.contaminates(kind, pairs)
-        bad[name] += repeats
-        left[name] += repeats and not known_pairs().contaminates(kind, pairs)
+    for name, kind, pairs in sample(given.pairs, given.seed, filtered=False):
+        found[name] += Counter(
+            tasks=1,
+            pairs=len(pairs),
+            known_pairs=len(known.hits(kind, pairs)),
+            stand_ins=len(others.hits(kind, pairs)),
+            contaminated_tasks=known.contaminates(kind, pairs),
+        )
+    for name, kind, pairs in sample(given.pairs, given.seed, filtered=True):
+        found[name] += Counter(tasks_filtered=1, pairs_filtered=len(pairs), left=known.contaminates(kind, pairs))
     seconds = time.monotonic() - began
-    print(f"{drawn.total():,} pairs in {seconds:.0f} s")
+    print(f"{given.pairs:,} pairs without the filter, and as many with it, in {seconds:.0f} s")
     rows = [
         {
-            "domain": n,
-            "tasks": tasks[n],
-            "pairs": drawn[n],
-            "known_pairs": hits[n],
-            "share_known": round(hits[n] / drawn[n], 6),
-            "share_of_stand_ins": round(chance[n] / drawn[n], 6),
-            "contaminated_tasks": bad[n],
-            "left": left[n],
+            "domain": name,
+            **{k: one[k] for k in ("tasks", "pairs", "known_pairs", "contaminated_tasks")},
+            "share_known": round(one["known_pairs"] / one["pairs"], 6),
+            "share_of_stand_ins": round(one["stand_ins"] / one["pairs"], 6),
+            **{k: one[k] for k in ("tasks_filtered", "pairs_filtered", "left")},
         }
-        for n in sorted(drawn)
+        for name, one in sorted(found.items())
     ]
     for row in rows:
         print(row)
     if given.json:
         given.json.write_text(json.dumps({"seed": given.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
-    if left.total():
+    if sum(one["left"] for one in found.values()):
         raise SystemExit("the filter lets tasks through: run with --write, with all of the benchmarks")
 
 

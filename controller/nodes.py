@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from langgraph.runtime import Runtime
 
 from ..policies.features import Features, free_features, probe_features
-from ..policies.policy import Decision, Policy
+from ..policies.policy import NOT_PROMISED, Decision, Policy
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
@@ -105,9 +105,9 @@ def decide(state: State, runtime: Runtime[Context]) -> State:
     """Asks the policy which strategy to use, among those that the task allows and the budget can pay."""
     tried, verdict = [a["strategy"] for a in state.get("attempts", [])], state.get("verdict")
     if verdict and verdict["action"] == "fall_back":
-        decision: Decision = replace(
-            _asked(state, runtime, ["in_context"], []), strategy="in_context", reason=verdict["reason"]
-        )
+        decision = _asked(state, runtime, ["in_context"], [])
+        kept = "" if decision.may_keep else f"; {NOT_PROMISED}"
+        decision = replace(decision, strategy="in_context", reason=f"{verdict['reason']}{kept}")
     else:
         untried = [n for n in possible(task_from_plain(state["task"])) if n not in tried]
         decision = _affordable(state, runtime, untried, tried)

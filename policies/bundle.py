@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import skops.io
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from ..ttt_core.errors import PolicyError
+from .cases import BASE
 from .features import FEATURES_VERSION, NAMES
 from .heads import Head
 from .trained import Pair, TrainedPolicy
@@ -51,9 +53,21 @@ LOADERS = frozenset({
 """The ways in which skops builds them; none calls a function that the file names."""
 
 
-def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str]) -> None:
-    """Writes the folder; what was in these two files before is replaced."""
+def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_released: bool = False) -> None:
+    """Writes the folder; what was in these two files before is replaced.
+
+    But a released policy for the same model gives way to one that is not released only where told so: else the new one
+    goes to a folder beside, `...-unreleased`, and `PolicyError` says so.
+    """
     path = Path(folder)
+    if not (over_released or policy.released) and _released(path, policy.base_hash):
+        beside = path.parent / f"{path.name or 'policy'}-unreleased"
+        save_bundle(policy, beside, over_released=True)
+        raise PolicyError(
+            f"{path} holds a released policy and is left as it was: the new one does not beat always "
+            f"{policy.ranking[0]} for sure, and is in {beside}. Collect more; to use it as it is, name that folder, or "
+            "remove the released one and train again"
+        )
     path.mkdir(parents=True, exist_ok=True)
     named = _named(policy)
     skops.io.dump(
@@ -77,7 +91,7 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
     estimators = _read_heads(path, card.get("heads_sha256"))
     try:
         heads = {name: Head(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()}
-        return TrainedPolicy(
+        policy = TrainedPolicy(
             base_hash=str(card["base_hash"]),
             strategies=tuple(card["strategies"]),
             heads={stage: tuple(heads[f"{stage}/{name}"] for name in card["strategies"]) for stage in NAMES},
@@ -101,6 +115,8 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
             recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
             scorecard=dict(card["scorecard"]),
         )
+        _check(policy)
+        return policy
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _refused(path, f"{CARD} is not what it has to be: {type(error).__name__}: {error}") from None
 
@@ -134,6 +150,42 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
     }
 
 
+def _check(policy: TrainedPolicy) -> None:
+    """Raises `ValueError` for names, lengths or numbers that no training makes."""
+    names, free, all_stages, pairs = policy.strategies, len(NAMES[0]), len(NAMES[max(NAMES)]), policy.pairs
+    wrong = {
+        "strategies": names[:1] != (BASE,) or len(set(names)) < len(names),
+        "ranking": sorted(policy.ranking) != sorted(names),
+        "costs": "" not in policy.costs or any(len(costs) != len(names) for costs in policy.costs.values()),
+        "lowest": len(policy.lowest) != free,
+        "highest": len(policy.highest) != free,
+        "deciles": [len(nine) for nine in policy.deciles] != [9] * all_stages,
+        "below": [len(nine) for nine in policy.below] != [9] * all_stages,
+        "pairs": not all(0 <= place < len(names) for pair in pairs for place in (pair.first, pair.second)),
+        "risk": policy.risk is not None and not 0 < policy.risk < 1,
+        "price": policy.price < 0,
+    }
+    numbers: dict[str, Iterable[float]] = {
+        "price": [policy.price], "enough": [policy.enough], "keep": [policy.keep],
+        "costs": chain(*policy.costs.values()), "lowest": policy.lowest, "highest": policy.highest,
+        "deciles": chain(*policy.deciles), "below": chain(*policy.below), "pairs": [pair.size for pair in pairs],
+        "calibration": chain(*((head.slope, head.intercept) for head in _named(policy).values())),
+    }  # fmt: skip
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    found += [name for name, values in numbers.items() if not np.isfinite(list(values)).all()]
+    if found:
+        raise ValueError(f"{', '.join(dict.fromkeys(found))}: not what a training makes of {len(names)} strategies")
+
+
+def _released(path: Path, base_hash: str) -> bool:
+    """Whether a folder holds a released policy for a model."""
+    try:
+        card = json.loads((path / CARD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(card, dict) and card.get("released") is True and card.get("base_hash") == base_hash
+
+
 def _named(policy: TrainedPolicy) -> dict[str, Head]:
     named = {
         f"{stage}/{name}": head
@@ -156,7 +208,7 @@ def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:
         raise _refused(path, f"{CARD} is not JSON ({error})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise _refused(path, f"{CARD} is not of format {FORMAT}")
-    same = tuple(card.get("features", ())) == NAMES[max(NAMES)]
+    same = card.get("features") == list(NAMES[max(NAMES)])
     if not same or (card.get("features_version") != FEATURES_VERSION and not anyway):
         raise _refused(
             path,

@@ -5,6 +5,8 @@ Axes: N cases, S strategies, F features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +32,7 @@ class Cases:
     strategies: tuple[str, ...]
     """`in_context` first, then by mean cost."""
     families: tuple[str, ...]
-    """[N]; a query without a family is its own."""
+    """[N]; a query without a family has its group's name, or its own."""
     datasets: tuple[str, ...]
     """[N]"""
     tasks: tuple[str, ...]
@@ -47,6 +49,8 @@ class Cases:
     """[N], what measuring stage 1 took, in the same unit."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe, where it is known."""
+    over_long: int = 0
+    """Queries that are not among the cases, since they do not fit in the model's context."""
 
     def __len__(self) -> int:
         return len(self.families)
@@ -73,6 +77,15 @@ class Cases:
         return self.right[index, choice], costs
 
     @property
+    def digest(self) -> str:
+        """Names the cases by their content: the same outcomes give the same."""
+        names = (self.base_hash, self.strategies, self.datasets, self.tasks)
+        found = hashlib.sha256(json.dumps(names).encode())
+        for numbers in (self.rows, self.right, self.costs, self.probe):
+            found.update(np.ascontiguousarray(numbers).tobytes())
+        return found.hexdigest()[:16]
+
+    @property
     def judged(self) -> NDArray[np.bool_]:
         """Whether every strategy was tried [N]."""
         return np.asarray(~np.isnan(self.right).any(axis=1), dtype=np.bool_)
@@ -94,7 +107,8 @@ class Cases:
 
 
 def cases_of(outcomes: Iterable[Outcome]) -> Cases:
-    """The table of all queries that `in_context` was tried on and features were measured on. Some need every strategy.
+    """The table of all queries that `in_context` was tried on and features were measured on; some of them need every
+    strategy. Over-long queries are counted and left out.
 
     Raises `PolicyError` when the outcomes are of several models or another feature version, or too few to learn from.
     """
@@ -117,9 +131,19 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
         grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
     known = [by for by in grouped.values() if BASE in by and by[BASE].features]
     strategies = _compared({o.strategy for o in found}, known)
-    _check(known, strategies)
+    _check(found, known, strategies)
     compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
-    return replace(_table(hashes[0], known, strategies), recipes=compared)
+    return replace(_table(hashes[0], known, strategies), recipes=compared, over_long=len(over_long(found)))
+
+
+def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:
+    """Queries that do not fit in the model's context, by data set, name and seed. Nothing is known of them, nor what
+    the other strategies cost there as multiples of in-context."""
+    return {(o.dataset, o.task_id, o.seed) for o in outcomes if o.strategy == BASE and o.status == "too_long"}
+
+
+def _family(outcome: Outcome) -> str:
+    return outcome.family or outcome.group or outcome.task_id
 
 
 def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:
@@ -127,7 +151,7 @@ def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[
     served now and then, and never collected, must not make everything else incomparable."""
 
     def judged(names: set[str]) -> int:
-        return len({by[BASE].family or by[BASE].task_id for by in known if by.keys() >= names})
+        return len({_family(by[BASE]) for by in known if by.keys() >= names})
 
     left = strategies
     while len(left) > 2 and judged(left) < LEAST_FAMILIES:
@@ -135,11 +159,21 @@ def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[
     return left if judged(left) >= LEAST_FAMILIES else strategies
 
 
-def _check(known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
+def _check(found: Sequence[Outcome], known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
     collect = "collect more with `autottt collect`"
+    if not found:
+        raise PolicyError(
+            "there are no outcomes to learn from. `autottt collect` measures some; of what was served, those queries "
+            "give some whose right answer is known (--answers) and on which everything was measured"
+        )
     if len(strategies) < 2 or BASE not in strategies:
         raise PolicyError(
             f"a policy chooses between {BASE} and others; the outcomes are of {sorted(strategies)}; {collect}"
+        )
+    if not any(outcome.features for outcome in found):
+        raise PolicyError(
+            "these outcomes have no features (imported, or of over-long tasks only?); a policy needs those that "
+            "`autottt collect` measures. `autottt outcomes show` summarises them"
         )
     if not any(by.keys() >= strategies for by in known):
         raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
@@ -159,7 +193,7 @@ def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[
     return Cases(
         base_hash,
         names,
-        families=tuple(b.family or b.group or b.task_id for b in bases),
+        families=tuple(map(_family, bases)),
         datasets=tuple(b.dataset for b in bases),
         tasks=tuple(b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),

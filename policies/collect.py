@@ -52,7 +52,8 @@ def collect(
 
     `in_context` is always run, since all costs are multiples of its. Each attempt pays for all it needs, also where
     another query of the task has trained the adapter before. Failures are outcomes with their full cost. Raises
-    `TaskError` for a task whose answer is not known.
+    `TaskError` for a task whose answer is not known, and `PolicyError` for one whose name is another task's in the
+    store, or one whose strategies had other recipes there.
     """
     batches, total = missing(learner.base_hash, learner.loaded.recipes, tasks, strategies, seeds, store)
     done = total - lacking(batches)
@@ -84,6 +85,7 @@ def missing(
     stored = store.read()
     _refuse_other_recipes(stored, base_hash, recipes, wanted)
     known = {outcome.key: outcome for outcome in stored}
+    digests = {outcome.key: outcome.digest for outcome in stored}
     batches: dict[tuple[str, str, int], list[Unit]] = {}
     keys_of_all = set[Key]()
     for task in tasks:
@@ -92,6 +94,13 @@ def missing(
                 s.name: Key(base_hash, task.dataset, task.id, s.name, seed, recipe_digest(s, recipes, task.kind))
                 for s in wanted
             }
+            for key in keys.values():
+                if (digests.get(key) or task.digest) != task.digest:
+                    raise PolicyError(
+                        f"{task.id}: another task of this name, in the data set {task.dataset!r}, is in {store.folder} "
+                        "or among those given. Collect into another --store, or give the tasks other ids"
+                    )
+                digests[key] = task.digest
             new = tuple(s for s in wanted if keys[s.name] not in known and keys[s.name] not in keys_of_all)
             keys_of_all |= set(keys.values())
             unit = known.get(keys[BASE])
@@ -156,6 +165,7 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
         strategy=strategy.name, seed=seed, status=status, correct=correct,
         seconds=time.perf_counter() - began + learner.ahead - ahead, work=(learner.work - before).passes, cost=0.0,
         base_hash=learner.base_hash, recipe=recipe_digest(strategy, learner.loaded.recipes, task.kind),
+        digest=task.digest,
     )  # fmt: skip
 
 

@@ -72,6 +72,8 @@ class Outcome:
     recipe: str = ""
     """Digest of the strategy's recipe for this kind of task (see `collect.recipe_digest`); empty where it has none, or
     where it is not known."""
+    digest: str = ""
+    """What is asked, by its content (`Task.digest`); empty where it is not known."""
 
     @property
     def key(self) -> Key:

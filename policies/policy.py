@@ -25,6 +25,7 @@ from .features import NAMES, STAGE_0, Features
 from .heads import Floats
 from .trained import TrainedPolicy
 
+NOT_PROMISED = "what was promised about answers that are kept does not hold of it"
 BUNDLED = Path(__file__).parent / "bundles" / "bundled"
 """The policy for the bundled model."""
 
@@ -54,6 +55,8 @@ class Decision:
     """What the policy in the shadow would have chosen, where there is one."""
     shadow_knew: bool = True
     """Whether the shadow would have decided on as much as was measured."""
+    may_keep: bool = True
+    """Whether the in-context answer may be kept: not where that would break what was promised about such."""
 
 
 class Policy(Protocol):
@@ -91,16 +94,17 @@ class LearnedPolicy:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = left_of(allowed, tried)
         trained = self.trained
-        chances, costs, gains = self._judge(features)
+        judged = chances, costs, gains = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
-        among = [trained.strategies.index(s) for s in known]
-        preferences = self._by_name(trained.preferences(chances, costs, gains, among)[0].tolist())
+        preferences = self._preferences(*judged, known)
+        strange, least = self.strange(features), trained.keeps_from(gains is not None)
+        may_keep = trained.keep <= 0 or (scores[BASE] >= least and not strange)
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
-        elif self.strange(features):
+        elif strange:
             choice = trained.usually(known)
             reason = f"unlike the tasks that the policy was trained on; {choice} was best there on average"
         else:
@@ -110,13 +114,24 @@ class LearnedPolicy:
             if gains is not None and trained.pairs and choice != likeliest:
                 ahead = preferences[choice] - preferences[likeliest]
                 reason += f"; compared in pairs, it is worth {ahead:.2f} more than {likeliest}"
-            if preferences[BASE] == -np.inf and choice != BASE and utilities[BASE] > utilities[choice]:
-                reason += f"; an in-context answer is kept from a chance of {trained.keep:.2f} on"
-        if choice == BASE and scores[BASE] < trained.keep:
-            reason += (
-                "; nothing else is possible, and what was promised about answers that are kept does not hold of it"
-            )
-        return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage)
+            if preferences.get(BASE) == -np.inf and choice != BASE and utilities[BASE] > utilities[choice]:
+                reason += f"; an in-context answer is kept from a chance of {least:.2f} on"
+                reason += " where no more is measured" if least > trained.keep else ""
+        if choice == BASE and not may_keep:
+            reason += f"; nothing else is possible, and {NOT_PROMISED}"
+        return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage, may_keep=may_keep)
+
+    def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
+        """What the choice between these strategies is made by, the highest being chosen: utilities or, where pairs
+        decide, what those expect. Minus infinity for an in-context answer that is not to be kept."""
+        return self._preferences(*self._judge(features), among)
+
+    def _preferences(
+        self, chances: Floats, costs: Floats, gains: Floats | None, among: Sequence[str]
+    ) -> dict[str, float]:
+        places = [self.trained.strategies.index(s) for s in among]
+        found = self.trained.preferences(chances, costs, gains, places)[0]
+        return {name: float(found[place]) for name, place in zip(among, places, strict=True)}
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
@@ -156,7 +171,11 @@ class FixedPolicy:
         choice, reason = self.strategy, f"always {self.strategy}: {self.why}"
         if self.strategy not in left:
             choice = BASE if BASE in left else left[0]
-            reason += f", but cannot be used here; {choice} instead"
+            reason += (
+                " and has been tried" if self.strategy in tried
+                else ", but cannot be used here (too few demonstrations, or more than what is left of the budget)"
+            )  # fmt: skip
+            reason += f"; {choice} instead"
         return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)
 
     def card(self) -> Mapping[str, Any]:
@@ -167,7 +186,9 @@ class FixedPolicy:
 class HeuristicPolicy:
     """Keeps the in-context answer where the model finds the demonstrations from each other, and trains otherwise.
 
-    The test-time training of Akyürek et al. 2025 is worth most on grids with transformations, elsewhere without.
+    Where it finds some of them, but not most, training may help or harm: there `ttt_crossfit` comes first, whose
+    held-out demonstrations say which. The test-time training of Akyürek et al. 2025 is worth most on grids with
+    transformations, elsewhere without.
     """
 
     note: str = ""
@@ -181,6 +202,8 @@ class HeuristicPolicy:
         default_factory=lambda: {"grid": ("ttt_augmented",), "grid1d": ("ttt_augmented",)}
     )
     """Kind -> what to do about a difficult task of it, before `ttt_in_context`."""
+    most: float = 0.5
+    """Share of the demonstrations that are found from the others, up to which that is some of them, not most."""
 
     def needs_more(self, features: Features) -> bool:
         return features.stage == 0 and _rule_of_thumb(features) < self.sure
@@ -188,11 +211,17 @@ class HeuristicPolicy:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = left_of(allowed, tried)
         chance = _rule_of_thumb(features)
-        training = [*self.learners.get(features.kind, ()), "ttt_in_context", "ttt_augmented", "in_context_vote"]
+        doubtful = 0 < features.values.get("loo_hits", 0.0) <= self.most
+        training = [
+            *(["ttt_crossfit"] if doubtful else []), *self.learners.get(features.kind, ()),
+            "ttt_in_context", "ttt_augmented", "in_context_vote",
+        ]  # fmt: skip
         order = [BASE, *training] if chance >= self.enough else [*training, BASE]
         choice = next((s for s in order if s in left), left[0])
         likely = f"the in-context answer is right at about {chance:.2f}"
         verdict = "keep it" if choice == BASE else f"try {choice}"
+        if choice == "ttt_crossfit":
+            verdict += ", which holds demonstrations out to tell whether training helps"
         parts = ["by rule of thumb", likely, verdict, self.note]
         reason = "; ".join(part for part in parts if part)
         return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)

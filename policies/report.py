@@ -36,6 +36,9 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
+        "- The best of each is a maximum over single draws of every strategy: part of it is luck that nobody can "
+        "foresee (the winner's curse), and no choice closes all of the gap to it.",
+        *_left_out(card, policy.strategies),
         "- Utility beyond the single best strategy of the training families: "
         + _with_interval(card["gain_over_single_best"])
         + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
@@ -43,7 +46,9 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"{_with_interval(card['gain_over_first'])}.",
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
         f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
-        f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}.",
+        f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}. "
+        "But for the last, these numbers and those on sending queries on use all stages for every query, also where "
+        "the policy measures no more.",
         f"- Kept in context: {card['kept']['share']:.0%} of the cases, {_share(card['kept']['wrong_share'])} of them "
         "wrong" + (f" (promised: at most {policy.risk:.0%})." if policy.risk is not None else "."),
         f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
@@ -56,7 +61,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         *_repeats(card["repeats"]),
         *_routing(card["routing"]),
         *_details(card),
-        *_leakage(card["leakage"]),
+        *_leakage(card),
         "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
         "",
         "## What the judgement rests on",
@@ -123,11 +128,23 @@ def _details(card: Mapping[str, Any]) -> Sequence[str]:
     ]
 
 
-def _leakage(found: Mapping[str, Mapping[str, float | None]]) -> Sequence[str]:
-    family, random = found["families_held_out"], found["cases_held_out"]
+def _left_out(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[str]:
+    """What the table does not show; scorecards of early versions do not count over-long queries."""
+    lines = []
+    if "ttt_crossfit" not in strategies:
+        lines.append("- The rule of thumb is judged without `ttt_crossfit`, of which no outcomes were collected.")
+    if card.get("over_long"):
+        lines.append(f"- {card['over_long']} queries were left out: over-long for the model's context.")
+    return lines
+
+
+def _leakage(card: Mapping[str, Any]) -> Sequence[str]:
+    family, random = card["leakage"]["families_held_out"], card["leakage"]["cases_held_out"]
+    alone = card.get("single_case_families")
     return [
         f"- Leakage gauge: utility {family['utility']:.3f} and AUROC {_number(family['auroc'])} with families held "
-        f"out, {random['utility']:.3f} and {_number(random['auroc'])} with cases held out at random."
+        f"out, {random['utility']:.3f} and {_number(random['auroc'])} with cases held out at random"
+        + ("." if alone is None else f"; {alone} of {card['families']} families have a single case, and leak nothing.")
     ]
 
 

@@ -5,6 +5,7 @@ Knows nothing about how the policy came about. Whatever a policy measured is cha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
@@ -112,7 +113,8 @@ def best_rule(cases: Cases, price: float) -> Rule:
 
 def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -> dict[str, Any]:
     """The numbers as plain JSON: what is decided and gained is the mean over all draws of the folds, what is estimated
-    is of the first. Shares and accuracies are 0 to 1, costs multiples of in-context."""
+    is of the first, and but for `difficulty_free` from all stages for every case. Shares and accuracies are 0 to 1,
+    costs multiples of in-context."""
     index, first = np.arange(len(cases)), draws[0]
 
     def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
@@ -143,6 +145,9 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "families": len(set(cases.families)),
         "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
         "cases": len(cases),
+        "single_case_families": sum(n == 1 for n in Counter(cases.families).values()),
+        "over_long": cases.over_long,
+        "digest": cases.digest,
         "price": price,
         "arms": {name: _arm(right, cost, worth[name]) for name, (right, cost) in arms.items()},
         "gain_over_single_best": gains("single_best"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ttt_core.errors import PolicyError
+from .cases import BASE
 from .features import STAGE_0, Features
 from .policy import Decision, Policy, left_of
 
@@ -20,7 +21,8 @@ class ServedPolicy:
     """A policy with a shadow, or that explores, or both.
 
     What it explores hangs on the query's free features and the seed alone, so that the same run does the same. A query
-    that is explored is measured to the last stage: its outcome is then one to learn from.
+    that is explored is measured to the last stage: its outcome is then one to learn from. The policy's own choice is
+    what it would have been without, and an in-context answer that a promise forbids to keep is not drawn.
     """
 
     policy: Policy
@@ -42,16 +44,24 @@ class ServedPolicy:
         return (features.stage == 0 and self._draw(features) is not None) or self.policy.needs_more(features)
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        decision = self.policy.decide(features, allowed, tried=tried)
-        own, chance = decision.strategy, self._draw(features)
-        known = [s for s in left_of(allowed, tried) if s in decision.costs]
-        drawn = known if len(known) > 1 else left_of(allowed, tried)
+        decision, chance = self.policy.decide(features, allowed, tried=tried), self._draw(features)
+        without = decision if chance is None else self._unexplored(decision, features, allowed, tried)
+        own, drawn = without.strategy, _drawable(without, left_of(allowed, tried))
         chosen = own if chance is None else chance.choice(drawn)
-        share = self.explore / len(drawn) + (1 - self.explore) * (chosen == own)
+        share = self.explore * (chosen in drawn) / len(drawn) + (1 - self.explore) * (chosen == own)
         if chance is not None:
-            words = f"explored, drawn from {len(drawn)}; else it would be {own}: {decision.reason}"
+            words = f"explored, drawn from {len(drawn)}; else it would be {own}: {without.reason}"
             decision = replace(decision, strategy=chosen, reason=words, instead_of=own)
         return self._shadowed(replace(decision, propensity=share), features, allowed, tried)
+
+    def _unexplored(
+        self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
+    ) -> Decision:
+        """What the policy would have decided on what it would have measured."""
+        free = Features(0, {name: features.values[name] for name in STAGE_0})
+        if features.stage == 0 or self.policy.needs_more(free):
+            return decision
+        return self.policy.decide(free, allowed, tried=tried)
 
     def card(self) -> Mapping[str, Any]:
         served = {"explore": self.explore, "shadow": None if self.shadow is None else self.shadow.name}
@@ -73,3 +83,11 @@ class ServedPolicy:
             return replace(decision, shadow=choice, shadow_knew=not self.shadow.needs_more(features))
         except Exception as error:  # a shadow is there to be tried out: its failure is a finding, not ours to raise
             return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")
+
+
+def _drawable(decision: Decision, left: Sequence[str]) -> Sequence[str]:
+    """What is drawn from: of the strategies that are left those that the policy knows, where it knows several, without
+    an in-context answer that may not be kept."""
+    kept = [s for s in left if s != BASE or decision.may_keep] or left
+    known = [s for s in kept if s in decision.costs]
+    return known if len(known) > 1 else kept

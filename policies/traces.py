@@ -42,7 +42,10 @@ def read_log(files: Iterable[Path]) -> list[Row]:
     """
     found: list[Row] = []
     for file in files:
-        lines = file.read_text("utf-8").splitlines(keepends=True)
+        try:
+            lines = file.read_text("utf-8").splitlines(keepends=True)
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"{file}: expected a text in UTF-8 ({error})") from None
         for number, line in enumerate(lines, start=1):
             place = f"{file}:{number}"
             try:
@@ -65,7 +68,9 @@ def read_log(files: Iterable[Path]) -> list[Row]:
 
 
 def base_of(rows: Sequence[Row]) -> str:
-    """The content hash of the model that answered. Raises `PolicyError` when there were several, or none."""
+    """The content hash of the model that answered. Raises `PolicyError` when there were several, or no answers."""
+    if not rows:
+        raise PolicyError("these logs hold no answered query: they are empty, or all their tasks were refused")
     hashes = sorted({row["proof"]["hash"] for row in rows})
     if len(hashes) != 1:
         names = ", ".join(name[:12] for name in hashes)
@@ -114,7 +119,7 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
         status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
         seconds=attempt["cost"]["seconds"], work=work, cost=work / row["unit"],
-        base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), **more,
+        base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"], **more,
     )  # fmt: skip
 
 

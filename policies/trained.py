@@ -116,7 +116,8 @@ class TrainedPolicy:
         self, chances: Floats, costs: Floats, gains: Floats | None = None, among: Collection[int] | None = None
     ) -> Floats:
         """Utilities [N, S]; where `gains` [N, P] are given and there are pairs, by those `among` these strategies
-        (None: all), relative to their mean. In-context answers that are not to be kept come last.
+        (None: all), relative to their mean. In-context answers that are not to be kept come last. Without `gains`,
+        stage 1 has not been measured.
         """
         found = self.utilities(chances, costs)
         if gains is not None and self.pairs:
@@ -125,8 +126,13 @@ class TrainedPolicy:
                 if pair.first in among and pair.second in among:
                     found[:, pair.first] += gain / len(among)
                     found[:, pair.second] -= gain / len(among)
-        found[:, 0] = np.where(chances[:, 0] < self.keep, -np.inf, found[:, 0])
+        found[:, 0] = np.where(chances[:, 0] < self.keeps_from(gains is not None), -np.inf, found[:, 0])
         return found
+
+    def keeps_from(self, measured: bool) -> float:
+        """Chance of a right in-context answer without which it is not kept. Of those on which stage 1 was not measured,
+        a promise was tested on such only that needed no more."""
+        return self.keep if measured or self.keep <= 0 else max(self.keep, self.enough)
 
     def usually(self, among: Collection[str] | None = None) -> str:
         """What was best on average: for a query of which nothing else is known. Where a promise was made about answers

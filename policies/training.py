@@ -1,7 +1,9 @@
 """Training: outcomes become a policy, judged on families that it has not seen. Knows nothing about files.
 
-Everything that is chosen (the kind of each head, its calibration, the threshold, the single best strategy) is chosen
-within the training side of every outer split, so that the scorecard is of the whole procedure.
+What a training chooses (the kind of each head, its calibration, the threshold, the single best strategy) it chooses
+within the training side of every outer split. What it chooses from (`heads.CANDIDATES`: which estimators, how free,
+from how many families on) was settled before, on generated tasks that the shipped scorecard is of as well: it flatters
+the policy by what that was worth (see benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -68,6 +70,10 @@ def train_policy(
     `workers` processes, and `on_progress` is told how many of how many are done. The same outcomes and seed give the
     same policy. Raises `PolicyError` when there is too little to learn from.
     """
+    if price is not None and not 0 <= price < math.inf:
+        raise PolicyError(
+            f"price: expected the accuracy that one in-context cost is worth, 0 or more; received {price}"
+        )
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
     cases = cases_of(outcomes)

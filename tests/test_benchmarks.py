@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from autottt.controller.evaluation import Row
+from autottt.policies.cases import cases_of
+from autottt.policies.features import FEATURES_VERSION, NAMES
+from autottt.policies.outcomes import Outcome
+from autottt.policies.policy import LearnedPolicy
 from autottt.ttt_core.tokenizer import build_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -28,6 +34,7 @@ def script(name: str) -> ModuleType:
 
 
 model = script("model")
+policy = script("policy")
 trials = script("pretrain_trials")
 
 
@@ -121,15 +128,115 @@ class TestTrials:
     def test_rows_are_numbered_without_a_token_more(self) -> None:
         assert trials.numbered_rows(" 1 2 / 3 4 / 5 6") == [" 1 2 11 3 4 12 5 6"]
 
-    @pytest.mark.parametrize("name", ["last answer", "two orders", "numbered rows"])
-    def test_a_variant_labels_what_it_says(self, name: str) -> None:
-        config = trials.PretrainConfig(tokens=1024, phases=trials.phases_of(name, trials.VARIANTS[name], 2))
-        stream = trials.TrialStream(trials.VARIANTS[name], config, build_tokenizer())
-        batch = stream.batch(0)
-        assert batch.ids.shape == batch.labels.shape == batch.positions.shape
+    def tasks(self, name: str, domain: str, tokens: int = 4096) -> list[tuple[str, int]]:
+        """Text of each task in a variant's first batch, all of one domain, and its number of labelled runs."""
+        tokenizer = build_tokenizer()
+        phases = (trials.Phase(0, ((trials.ROW, 1.0),), ((domain, 1.0),)),)
+        config = trials.PretrainConfig(tokens=tokens, phases=phases)
+        batch = trials.TrialStream(trials.VARIANTS[name], config, tokenizer).batch(0)
+        assert batch.ids.shape == batch.labels.shape == batch.positions.shape == (tokens // trials.ROW, trials.ROW)
         learned = batch.labels != trials.IGNORED
         assert (batch.labels[learned] == batch.ids[learned]).all()
-        if name == "last answer":
-            ends = [int(n) for n in (learned[:, 1:] & ~learned[:, :-1]).sum(1)]
-            starts = [int(n) for n in (batch.positions == 0).sum(1)]
-            assert all(0 < e <= s for e, s in zip(ends, starts, strict=True))
+        found = []
+        for ids, marks in zip(batch.ids.tolist(), learned.tolist(), strict=True):
+            ids = ids[: ids.index(tokenizer.pad_token_id)] if tokenizer.pad_token_id in ids else ids
+            starts = [i for i, token in enumerate(ids) if token == tokenizer.bos_token_id]
+            for a, b in zip(starts, [*starts[1:], len(ids)], strict=True):
+                runs = sum(now and not before for before, now in pairwise([False, *marks[a:b]]))
+                found.append((tokenizer.decode(ids[a + 1 : b]), runs))
+        return found
+
+    @pytest.mark.parametrize("domain", ["lists", "grids"])
+    def test_the_last_answer_alone_is_learned(self, domain: str) -> None:
+        assert {runs for _, runs in self.tasks("last answer", domain)} == {1}
+        assert min(runs for _, runs in self.tasks("base", domain)) > 1
+
+    def test_every_task_comes_twice_in_another_order(self) -> None:
+        def repeated(name: str) -> tuple[int, int]:
+            """Tasks that hold two pairs or more of the one before, in another order; and all tasks."""
+            pairs = [text.split("\nI")[:-1] for text, _ in self.tasks(name, "lists")]
+            again = [a != b and len(set(a) & set(b)) > 1 for a, b in pairwise(pairs)]
+            return sum(again), len(pairs)
+
+        again, count = repeated("two orders")
+        assert count > 20
+        assert again > count / 3  # half, but for copies that do not fit
+        assert repeated("base")[0] == 0
+
+    def test_ends_of_rows_are_numbered_in_grids_alone(self) -> None:
+        assert any(" /" in text for text, _ in self.tasks("base", "grids"))
+        texts = [text for text, _ in self.tasks("numbered rows", "grids")]
+        assert not any("/" in text for text in texts)
+        assert all(" 11" in text for text in texts)
+        assert self.tasks("numbered rows", "rows") == self.tasks("base", "rows")
+
+
+def outcome(family: str, strategy: str, run: int, right: float, cost: float, stage: bool = False) -> Outcome:
+    values = dict.fromkeys(NAMES[1], 0.0) | {"kind_list": 1.0} if stage else {}
+    version = FEATURES_VERSION if stage else 0
+    return Outcome(
+        family, family, family, "made", "list", strategy, run, "answered", right, 1.0, 10, cost, "base", values, version
+    )
+
+
+class TestPolicy:
+    def test_knowing_the_sub_task_closes_no_more_than_other_runs_bear_out(self) -> None:
+        """Coins: the best of each sub-task is better on the runs that chose it, and on no others."""
+        rng = random.Random(0)
+        costs = {"in_context": 1.0, "a": 5.0, "b": 50.0}
+        coins = [
+            outcome(f"f{n}", s, run + 40 * (s == "b"), rng.random(), costs[s])
+            for n in range(60) for s in costs for run in range(5)
+        ]  # fmt: skip
+        found = policy.without_features(coins)
+        assert found["best_of_each_same_runs"] > found["single"] + 0.05
+        assert abs(found["best_of_each_other_runs"] - found["single"]) < 0.05
+        assert (found["families"], found["runs"]) == (60, 5)
+        sure = [
+            outcome(f"f{n}", s, run, float(s == ("a" if n % 2 else "b")), 1.0)
+            for n in range(10) for s in costs for run in range(5)
+        ]  # fmt: skip
+        found = policy.without_features(sure)
+        assert found["best_of_each_other_runs"] == found["best_of_each_same_runs"] > found["single"] + 0.4
+
+    def test_what_cannot_be_told_holds_no_goal(self) -> None:
+        shipped = policy.load_bundle(policy.BUNDLED)
+        rows = {r["name"]: r for r in policy.judged(shipped)}
+        assert rows["gap closed, lower bound, all draws"]["holds"] is True
+        draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed", "apgr")}
+        bare = {**shipped.scorecard, "gap_closed": None, "routing": None, "repeats": draws}
+        without = {r["name"]: r for r in policy.judged(replace(shipped, scorecard=bare))}
+        assert list(without) == list(rows)
+        untold = [name for name, r in without.items() if r["value"] is None]
+        assert len(untold) == 5
+        assert all(without[name]["holds"] is (None if rows[name]["goal"] is None else False) for name in untold)
+
+    def test_the_shipped_bundle_is_told_from_another(self) -> None:
+        shipped = policy.load_bundle(policy.BUNDLED)
+        assert policy.same_as_shipped(shipped, shipped, 1.0)[0]["holds"] is True
+        arms = shipped.scorecard["arms"]
+        more = {**arms, "ttt_augmented": {**arms["ttt_augmented"], "cost": arms["ttt_augmented"]["cost"] + 1}}
+        others = [
+            replace(shipped, scorecard={**shipped.scorecard, "arms": more}),
+            replace(shipped, base_hash="other"),
+        ]
+        for other in others:
+            assert policy.same_as_shipped(other, shipped, 1.0)[0]["holds"] is False
+        two = [replace(shipped, scorecard={**shipped.scorecard, "digest": name}) for name in "ab"]
+        assert policy.same_as_shipped(*two, 1.0)[0]["holds"] is False
+
+    def test_a_gain_on_another_set_has_the_spread_of_its_families(self) -> None:
+        learned = LearnedPolicy(policy.load_bundle(policy.BUNDLED))
+        strategies = learned.trained.strategies
+        outcomes = [
+            outcome(f"f{n}", s, 0, float(s == "in_context" or n < 2), c, s == "in_context")
+            for n in range(6) for s, c in zip(strategies, (1.0, 8.0, 200.0, 300.0), strict=True)
+        ]  # fmt: skip
+        found = policy.transferred(learned, cases_of(outcomes))
+        assert found["gain"] == pytest.approx(found["utility"] - found["single_utility"], abs=1e-3)
+        assert found["interval_90"][0] <= found["gain"] <= found["interval_90"][1]
+        assert found["queries"] == 6
+
+    def test_every_public_set_is_judged_or_left_out_with_a_reason(self) -> None:
+        assert not set(policy.SETS) & set(policy.OMITTED)
+        assert all(policy.OMITTED.values())

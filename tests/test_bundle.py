@@ -51,6 +51,13 @@ def folder(policy, tmp_path):
     return tmp_path
 
 
+def alone(policy, heads):
+    """A policy of one strategy, with these heads."""
+    return dataclasses.replace(
+        policy, strategies=("in_context",), heads=heads, pairs=(), costs={"": (1.0,)}, ranking=("in_context",)
+    )
+
+
 def edit_card(folder, **changed):
     card = json.loads((folder / CARD).read_text()) | changed
     (folder / CARD).write_text(json.dumps(card))
@@ -74,7 +81,7 @@ def test_what_was_saved_is_loaded(policy, folder):
 def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
     for name in CANDIDATES:
         made = {stage: (head(name, stage),) for stage in NAMES}
-        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made, pairs=()), tmp_path / name)
+        save_bundle(alone(policy, made), tmp_path / name)
         assert load_bundle(tmp_path / name).heads.keys() == NAMES.keys()
 
 
@@ -91,7 +98,7 @@ def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
             nodes = estimator._predictors[0][0].nodes
             nodes["left" if broken == "child" else "feature_idx"][0] = 10**6
         folder = tmp_path / broken
-        save_bundle(dataclasses.replace(policy, strategies=("in_context",), heads=made, pairs=()), folder)
+        save_bundle(alone(policy, made), folder)
         with pytest.raises(PolicyError, match="lead nowhere"):
             load_bundle(folder)
 
@@ -173,6 +180,20 @@ def test_a_damaged_file_is_refused(folder, name):
         ({"costs": None}, "is not what it has to be"),
         ({"price": "high"}, "is not what it has to be"),
         ({"calibration": {"0/in_context": [1]}}, "is not what it has to be"),
+        ({"features": None}, "trained on features of version"),
+        ({"lowest": []}, "lowest: not what a training makes"),
+        ({"highest": [1.0]}, "highest: not what"),
+        ({"deciles": []}, "deciles: not what"),
+        ({"below": [[0.5] * 8] * len(NAMES[1])}, "below: not what"),
+        ({"price": float("nan")}, "price: not what"),
+        ({"price": -0.1}, "price: not what"),
+        ({"enough": float("inf")}, "enough: not what"),
+        ({"costs": {"": [1.0]}}, "costs: not what"),
+        ({"costs": {"list": [1.0, 50.0, 7.0]}}, "costs: not what"),
+        ({"ranking": ["nope"]}, "ranking: not what"),
+        ({"risk": 2.0}, "risk: not what"),
+        ({"pairs": [[0, 1, float("inf")], [1, 2, 0.1]]}, "pairs: not what"),
+        ({"lowest": [], "price": float("nan")}, "lowest, price: not what"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(folder, changed, reason):

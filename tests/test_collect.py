@@ -316,6 +316,37 @@ def test_a_strategy_can_be_added_to_a_store(tmp_path):
     assert {o.cost for o in outcomes if o.strategy == "other"} == {20.0}
 
 
+def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
+    collected(tmp_path)
+    assert {o.digest for o in OutcomeStore(tmp_path).read()} == {t.digest for t in TASKS}
+    other = make_task([([1], [2]), ([2], [3])], [3], answer=[4], id="t1", family="f1", dataset="made")
+    learner = Echo()
+    with pytest.raises(PolicyError, match=r"t1: another task of this name.*'made'.*another --store, or .* other ids"):
+        collected(tmp_path, learner=learner, tasks=[TASKS[0], other])
+    with pytest.raises(PolicyError, match="t1: another task of this name"):
+        collected(tmp_path / "new", learner=learner, tasks=[*TASKS, other])
+    assert learner.answered == 0
+    collected(tmp_path, learner=learner, tasks=[*TASKS, *TASKS, dataclasses.replace(other, dataset="elsewhere")])
+    assert learner.answered > 0
+
+
+def test_outcomes_of_early_versions_say_not_what_was_asked(tmp_path):
+    """They are read, from journals and shards, and are taken for the task of their name."""
+    collected(tmp_path / "new")
+    rows = [dataclasses.asdict(o) for o in OutcomeStore(tmp_path / "new").read()]
+    for row in rows:
+        del row["digest"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "_1-dead.journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    (shard,) = (tmp_path / "new").glob("*.parquet")
+    table = pyarrow.parquet.read_table(shard)
+    pyarrow.parquet.write_table(table.drop_columns(["digest"]), tmp_path / "old" / "outcomes-0.parquet")
+    learner = Echo()
+    found = collected(tmp_path / "old", learner=learner)
+    assert [o.digest for o in found] == [""] * 6
+    assert learner.answered == 0
+
+
 def test_outcomes_of_another_model_do_not_count(tmp_path):
     collected(tmp_path)
     other = Echo()

@@ -21,6 +21,7 @@ import pytest
 
 import autottt.strategies
 from autottt.strategies import base
+from autottt.ttt_core.generator.core import Domain, Primitive
 from autottt.ttt_core.generator.families import domains
 
 ROOT = Path(__file__).parents[1]
@@ -196,14 +197,23 @@ def drawing() -> str:
 GENERATED = {"tree": tree, "strategies": strategies_table, "graph": drawing}
 
 
+def solves(domain: Domain, primitive: Primitive) -> str:
+    return ", ".join(public for public, names in domain.solves.items() if primitive.name in names)
+
+
 def primitives() -> str:
     """All of docs/primitives.md."""
     every = [(d, p) for d in domains().values() for p in sorted(d.primitives, key=lambda p: p.name)]
     rows = [
-        f"| `{p.name}` | {d.name} | {'yes' if p.held_out else ''} | {p.also_benchmark.replace('|', '/')} |"
+        f"| `{p.name}` | {d.name} | {'yes' if p.held_out else ''} | {p.also_benchmark} | {solves(d, p)} | {p.about} |"
         for d, p in every
     ]
-    held, shared = sum(p.held_out for _, p in every), sum(bool(p.also_benchmark) for _, p in every)
+    scenes = [
+        f"| `{s}` | {d.name} | {d.inputs[s]} | {d.also_benchmark.get(s, '')} |"
+        for d in domains().values()
+        for s in d.scenes
+    ]
+    held, shared = sum(p.held_out for _, p in every), sum(bool(p.also_benchmark or solves(d, p)) for d, p in every)
     return "\n".join(
         [
             "# The generator's primitives",
@@ -211,11 +221,25 @@ def primitives() -> str:
             "Written by `make docs`; a test holds it to the code. What they are for: [model.md](model.md).",
             "",
             f"{len(every)} primitives in {len(domains())} domains. {held} are held out of pre-training; {shared} do "
-            "what a family of a public benchmark does too.",
+            "what a family of a public benchmark does, by its kind or because they alone solve tasks of its open part, "
+            "as `python benchmarks/families.py solved DATA` finds.",
             "",
-            "| primitive | domain | held out of pre-training | benchmark with a family of this kind |",
-            "|---|---|---|---|",
+            "Where they come from: for single primitives no source was noted when they were written; what a domain "
+            "draws on is below. No file of tasks is read, and tasks that repeat a benchmark's are drawn again.",
+            "",
+            *(f"- `{d.name}`: {d.origin}" for d in domains().values()),
+            "",
+            "| primitive | domain | held out | family of this kind in | alone solves tasks of | remark |",
+            "|---|---|---|---|---|---|",
             *rows,
+            "",
+            "## Scenes",
+            "",
+            "A scene draws the inputs of a task.",
+            "",
+            "| scene | domain | inputs | benchmark with inputs of this form |",
+            "|---|---|---|---|",
+            *scenes,
             "",
         ]
     )

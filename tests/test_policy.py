@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
 
 from autottt.policies import policy as policy_module
-from autottt.policies.bundle import save_bundle
+from autottt.policies import scorecard as scorecard_module
+from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, fit_heads, folds, surely_above
+from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, _line, fit_heads, folds, surely_above
 from autottt.policies.outcomes import Outcome
-from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
-from autottt.policies.scorecard import HeldOut, routing
+from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
+from autottt.policies.scorecard import HeldOut, bootstrap, intervals, routing, scorecard
 from autottt.policies.trained import NEVER, Pair
-from autottt.policies.training import Settings, _fit_pairs, _pay, fit, train_policy
+from autottt.policies.training import Settings, _fit_pairs, _held_out, _kept_from, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -137,16 +139,6 @@ def test_a_query_unlike_the_training_tasks_gets_what_was_best_there(learned):
 
 def test_a_kind_that_was_not_trained_on_is_unlike_the_training_tasks(learned):
     assert "unlike the tasks" in learned.decide(at(1.0, kind_list=0.0, kind_text=1.0), ALL).reason
-
-
-def test_deciding_takes_under_five_milliseconds(learned):
-    learned.decide(at(0.0), ALL)
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        learned.decide(at(0.0), ALL)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.005
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -408,18 +400,50 @@ def test_pairs_are_kept_only_where_they_pay():
 @pytest.mark.parametrize(
     ("outcomes", "reason"),
     [
-        ([], "a policy chooses between"),
+        ([], "there are no outcomes to learn from"),
         ([o for o in OUTCOMES if o.strategy == "in_context"], "a policy chooses between"),
         ([o for o in OUTCOMES if o.strategy != "in_context"], "a policy chooses between"),
         ([*OUTCOMES, dataclasses.replace(OUTCOMES[0], base_hash="other")], "outcomes of 2 models"),
         ([dataclasses.replace(o, features_version=99) for o in OUTCOMES], "features of version 99"),
         (made(families=3), "3 families"),
         ([OUTCOMES[0], OUTCOMES[4]], "no query has an outcome for each"),
+        ([dataclasses.replace(o, features={}) for o in OUTCOMES], "have no features .imported"),
     ],
 )
 def test_outcomes_that_nothing_can_be_learned_from_are_refused(outcomes, reason):
     with pytest.raises(PolicyError, match=reason):
         trained(outcomes)
+
+
+@pytest.mark.parametrize("price", [-0.1, math.nan, math.inf])
+def test_a_price_that_is_none_is_refused(price):
+    with pytest.raises(PolicyError, match=r"price: expected the accuracy .* received"):
+        trained(SMALL, price=price)
+
+
+def test_over_long_queries_are_counted_and_left_out():
+    first = [
+        dataclasses.replace(
+            o, task_id="long", status="too_long", correct=0.0, cost=0.0, features={}, features_version=0
+        )
+        for o in SMALL[:3]
+    ]
+    cases = cases_of([*SMALL, *first])
+    assert (len(cases), cases.over_long) == (64, 1)
+    np.testing.assert_array_equal(cases.costs, cases_of(SMALL).costs)
+    drawn = dataclasses.replace(HeldOut.empty(64, 3), expected=cases.costs)
+    card = scorecard(cases, [drawn], 0.001, 0)
+    assert (card["cases"], card["over_long"], card["single_case_families"]) == (64, 1, 0)
+    assert card["digest"] == cases_of(SMALL).digest != cases_of(SMALL[:-3]).digest
+
+
+def test_queries_without_a_family_are_of_their_group():
+    """Four of one group are one family, which is too few for a strategy that was tried on no others."""
+    grouped = [dataclasses.replace(o, family="", group=o.family) for o in SMALL]
+    assert set(cases_of(grouped).families) == {o.family for o in SMALL}
+    rare = [dataclasses.replace(o, strategy="zero_shot") for o in grouped[1:24:3]]
+    assert len({o.task_id for o in rare}) == 8
+    assert "zero_shot" not in cases_of([*grouped, *rare]).strategies
 
 
 # --- the other policies ----------------------------------------------------------------------------------------------
@@ -458,6 +482,19 @@ def test_the_rule_of_thumb_trains_where_demonstrations_do_not_follow_from_each_o
     assert decision.difficulty == pytest.approx(1 - agreement)
 
 
+@pytest.mark.parametrize(("found", "choice"), [(0.0, "ttt_in_context"), (0.4, "ttt_crossfit"), (0.7, "ttt_in_context")])
+def test_where_some_demonstrations_follow_from_the_others_held_out_ones_judge_training(found, choice):
+    features = thumb(0.4)
+    features = dataclasses.replace(features, values={**features.values, "loo_hits": found, "orders_hits": 0.0})
+    allowed = ["in_context", "ttt_in_context", "ttt_crossfit"]
+    decision = HeuristicPolicy().decide(features, allowed)
+    assert decision.strategy == choice
+    assert ("holds demonstrations out" in decision.reason) == (choice == "ttt_crossfit")
+    assert HeuristicPolicy().decide(features, allowed, tried=["ttt_crossfit"]).strategy == "ttt_in_context"
+    assert HeuristicPolicy().decide(features, allowed[:2]).strategy == "ttt_in_context", "it needs more demonstrations"
+    assert HeuristicPolicy().decide(thumb(0.9), allowed).strategy == "in_context"
+
+
 def test_the_rule_of_thumb_measures_more_unless_it_is_sure():
     assert HeuristicPolicy().needs_more(thumb(0.5, stage=0))
     assert not HeuristicPolicy().needs_more(thumb(0.99, stage=0))
@@ -493,6 +530,45 @@ def test_without_a_shipped_policy_for_the_model_the_rule_of_thumb_says_why(learn
     other = load_policy(base_hash="other")
     assert other.name == "rule of thumb"
     assert "another model" in other.decide(thumb(0.9), ALL).reason
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def test_copies_of_a_familys_cases_make_no_interval_narrower(monkeypatch):
+    monkeypatch.setattr(scorecard_module, "INTERVALS", 40)
+    cases = cases_of(SMALL)
+    rng = np.random.default_rng(0)
+    worth = {"policy": rng.normal(size=len(cases)) + 0.5, "other": rng.normal(size=len(cases))}
+    drawn = held_out(rng.random(len(cases)).tolist())
+    drawn.choice[:], drawn.chance[:] = 2, rng.random(len(cases))
+    copies = np.repeat(np.arange(len(cases)), 4)
+    many = cases.take(copies)
+    once = bootstrap(cases, worth, 0)("other")
+    again = bootstrap(many, {name: values[copies] for name, values in worth.items()}, 0)("other")
+    assert again["interval_90"] == pytest.approx(once["interval_90"], rel=1e-6)
+    all_once, all_again = intervals(cases, drawn, 0.001, 0), intervals(many, drawn.take(copies), 0.001, 0)
+    for name in ("accuracy", "cost", "utility", "auroc", "brier"):
+        assert all_again[name] == pytest.approx(all_once[name], rel=1e-6), name
+
+
+def test_what_only_the_family_tells_is_worth_nothing_with_families_held_out():
+    """Each family has features of its own, and they say nothing of other families: by case they tell all."""
+    rng = np.random.default_rng(0)
+    of_family = {f"family{n}": (rng.normal(size=len(NAMES[1])), float(n % 2)) for n in range(24)}
+    outcomes = []
+    for o in made(24, 6):
+        values, right = of_family[o.family]
+        noisy = dict(zip(NAMES[1], (values + 0.1 * rng.normal(size=len(values))).tolist(), strict=True))
+        outcomes.append(dataclasses.replace(o, correct=right, features=noisy if o.features else {}))
+    cases = cases_of(outcomes)
+    settings = Settings(0.001, 0, 4, ("logistic_free",))
+    wrong = 1 - cases.right[:, 0]
+    by_family, by_case = (
+        roc_auc_score(wrong, 1 - _held_out(cases, settings, families).chance) for families in (True, False)
+    )
+    assert by_case > 0.95
+    assert by_family < 0.75
 
 
 # --- routing ---------------------------------------------------------------------------------------------------------
@@ -539,17 +615,59 @@ def test_the_scorecard_says_how_it_routes_and_what_leaks(learned):
 # --- explaining ------------------------------------------------------------------------------------------------------
 
 
-def test_pushes_are_differences_of_the_policys_own_difficulty(learned):
-    features = at(1.0)
+def test_pushes_are_differences_of_the_policys_own_numbers(learned):
+    features = at(-0.25)
     found = explain(learned, features, ALL)
     assert found.decision == learned.decide(features, ALL)
-    assert {push.feature for push in found.pushes} == set(NAMES[1])
+    assert {push.feature for push in found.pushes} == {n for n in NAMES[1] if not n.startswith("kind_")}
     first = found.pushes[0]
     assert first.feature in ("loo_hits", "reading_hits", "answer_mean"), "what the outcomes were made from"
-    assert first.difficulty < 0
+    assert first.difficulty > 0
     without = dataclasses.replace(features, values={**features.values, first.feature: first.usual})
-    assert found.decision.difficulty - learned.decide(without, ALL).difficulty == pytest.approx(first.difficulty)
-    assert [abs(p.difficulty) for p in found.pushes] == sorted((abs(p.difficulty) for p in found.pushes), reverse=True)
+    other = learned.decide(without, ALL)
+    assert found.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
+    assert found.by == "chances"
+    assert found.preferences[0] == ("ttt_in_context", found.decision.utilities["ttt_in_context"])
+    leads = [d.utilities["ttt_in_context"] - d.utilities[found.runner_up] for d in (found.decision, other)]
+    assert leads[0] - leads[1] == pytest.approx(first.lead) != 0
+    assert [abs(p.lead) for p in found.pushes] == sorted((abs(p.lead) for p in found.pushes), reverse=True)
+
+
+def test_where_pairs_decide_the_explanation_is_of_them(learned):
+    """The vote wins in pairs where chances prefer training, the more so the higher a feature."""
+    rows = np.random.default_rng(0).normal(size=(400, len(NAMES[1])))
+    place = NAMES[1].index("answer_mean")
+    leaning = Head(_line(0.3).fit(rows, (rows[:, place] > -1).astype(int)))
+    yes = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
+    pairs = (Pair(1, 0, yes, 0.5), Pair(1, 2, leaning, 0.5))
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
+    found = explain(policy, at(-0.25), ALL)
+    assert max(found.decision.utilities.items(), key=lambda item: item[1])[0] == "ttt_in_context"
+    assert found.by == "pairs"
+    assert [name for name, _ in found.preferences] == ["in_context_vote", found.runner_up, "in_context"]
+    assert found.pushes[0].feature == "answer_mean"
+    assert found.pushes[0].lead < 0, "it lies below what is usual"
+    text = as_text(found)
+    assert "comparing in pairs" in text
+    assert "pairs were compared at this one" in text
+    unmeasured = explain(policy, at(-0.25, stage=0), ALL)
+    assert (unmeasured.by, unmeasured.preferences[0][0]) == ("chances", unmeasured.decision.strategy)
+
+
+def test_a_query_unlike_those_in_training_is_explained_as_such(learned):
+    found = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
+    assert (found.by, found.preferences, found.prices, found.runner_up) == ("average", (), (), "")
+    assert {push.lead for push in found.pushes} == {0.0}
+    assert "no price changes what was best there on average" in as_text(found)
+    assert "lead over" not in as_text(found)
+
+
+def test_an_answer_that_may_not_be_kept_is_no_runner_up(learned):
+    found = explain(LearnedPolicy(dataclasses.replace(learned.trained, keep=NEVER, risk=0.1)), at(1.0), ALL)
+    assert found.preferences[-1] == ("in_context", -math.inf)
+    assert found.runner_up in ALL[1:]
+    assert all(math.isfinite(push.lead) for push in found.pushes)
+    assert "inf" not in as_text(found).replace("in_context", "")
 
 
 def test_beyond_a_price_the_choice_is_another(learned):
@@ -571,7 +689,7 @@ def test_the_words_hold_the_numbers(learned):
     assert text.startswith("ttt_in_context: in context is likely wrong")
     assert "at " in text.splitlines()[-1]
     only = as_text(explain(learned, at(-0.25), ["in_context"]))
-    assert "no other price is known to change the choice" in only
+    assert "no other price changes the choice" in only
 
 
 # --- releases --------------------------------------------------------------------------------------------------------
@@ -586,7 +704,7 @@ def test_only_a_policy_that_beats_the_single_best_strategy_for_sure_is_the_defau
         gains = dict.fromkeys(names, sure) | {name: sure | {"interval_90": [low, 0.1]}}
         one = dataclasses.replace(learned.trained, scorecard={**learned.trained.scorecard, **gains})
         assert one.released == released
-        save_bundle(one, tmp_path)
+        save_bundle(one, tmp_path, over_released=True)
         found = load_policy(base_hash="base")
         assert isinstance(found, LearnedPolicy if released else FixedPolicy)
         assert isinstance(load_policy(tmp_path, base_hash="base"), LearnedPolicy), "asked for by name"
@@ -594,23 +712,72 @@ def test_only_a_policy_that_beats_the_single_best_strategy_for_sure_is_the_defau
     assert "does not beat it for sure" in found.decide(at(0.0), ALL).reason
 
 
+def test_a_released_policy_gives_way_to_one_that_is_not_only_where_told(learned, tmp_path):
+    sure = {"strategy": "x", "value": 0.05, "interval_90": [0.01, 0.1]}
+    names = ("gain_over_single_best", "gain_over_first")
+    released = dataclasses.replace(learned.trained, scorecard=learned.trained.scorecard | dict.fromkeys(names, sure))
+    worse = dataclasses.replace(released, scorecard={}, seed=5)
+    served, beside = tmp_path / "served", tmp_path / "served-unreleased"
+    save_bundle(worse, served)
+    save_bundle(released, served)
+    with pytest.raises(PolicyError, match=r"served holds a released policy and is left as it was.*served-unreleased"):
+        save_bundle(worse, served)
+    assert (load_bundle(served).seed, load_bundle(beside).seed) == (0, 5)
+    save_bundle(dataclasses.replace(released, seed=6), served)
+    assert load_bundle(served).seed == 6
+    save_bundle(dataclasses.replace(worse, base_hash="other"), served)
+    assert load_bundle(served).seed == 5, "of another model it is no use"
+    save_bundle(released, served)
+    save_bundle(worse, served, over_released=True)
+    assert load_bundle(served).seed == 5
+
+
 # --- promises --------------------------------------------------------------------------------------------------------
 
 
-def test_a_promise_about_what_is_kept_is_kept_on_new_tasks():
-    """On tasks of the same making, with the confidence that is stated: in nine of ten trainings."""
-    new = cases_of(made(seed=99))
-    broken = 0
-    for seed in range(6):
-        many = cases_of(made(300, 1, seed=seed))
-        policy = LearnedPolicy(fit(many, Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
-        assert policy.trained.keep < 1
-        rows = [Features(1, dict(zip(NAMES[1], row.tolist(), strict=True))) for row in new.rows]
-        kept = np.array([policy.decide(f, ALL).strategy == "in_context" for f in rows])
-        assert kept.sum() > 10
-        broken += 1 - new.right[kept, 0].mean() > 0.2
-    assert broken <= 2
+def test_a_promise_about_what_is_kept_is_kept_in_nine_of_ten_trainings(learned):
+    """Chances that are true and spread evenly: kept from t on, a share of (1 - t) / 2 is wrong, so 0.6 keeps a promise
+    of 0.2. Were it broken in three of ten trainings instead of one, so few of sixty would be by a chance of 0.02."""
+    some = cases_of(made(300, 1))
+    policy = dataclasses.replace(learned.trained, enough=1.0, pairs=(), costs={"": (1.0, 0, 0), "list": (1.0, 0, 0)})
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        chances = np.zeros((300, 3))
+        chances[:, 0] = rng.uniform(size=300)
+        right = some.right.copy()
+        right[:, 0] = rng.uniform(size=300) < chances[:, 0]
+        cases = dataclasses.replace(some, right=right)
+        found.append(_kept_from(policy, cases, dict.fromkeys(NAMES, chances), np.zeros((300, 0)), 0.2))
+    assert sum(keep < 0.6 for keep in found) <= 10
+    assert np.median(found) < 0.8, "a promise that keeps next to nothing is easily kept"
+
+
+def test_what_is_kept_of_new_tasks_is_as_seldom_wrong_as_promised():
+    many, new = cases_of(made(300, 1)), cases_of(made(100, 10, seed=99))
+    policy = LearnedPolicy(fit(many, Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
+    choice, _ = replayed(policy, new)
+    kept = choice == 0
+    assert kept.mean() > 0.1
+    assert 1 - new.right[kept, 0].mean() < 0.2
     assert policy.decide(at(1.0), ["in_context"]).strategy == "in_context"
+
+
+def test_before_all_is_measured_a_promise_is_of_those_only_that_need_no_more(learned):
+    """A budget may forbid to measure what the promise was tested on: then an in-context answer is kept only where no
+    more would have been measured."""
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, keep=0.3, risk=0.2, enough=0.999))
+    assert policy.decide(at(1.0), ALL).strategy == "in_context"
+    decision = policy.decide(at(1.0, stage=0), ALL)
+    assert decision.strategy != "in_context"
+    assert not decision.may_keep
+    assert "kept from a chance of 1.00 on where no more is measured" in decision.reason
+    assert "promised" in policy.decide(at(1.0, stage=0), ["in_context"]).reason
+    sure = LearnedPolicy(dataclasses.replace(policy.trained, enough=0.3))
+    assert sure.decide(at(1.0, stage=0), ALL).strategy == "in_context"
+    none = LearnedPolicy(dataclasses.replace(policy.trained, keep=0.0, risk=None))
+    assert none.decide(at(1.0, stage=0), ALL).strategy == "in_context", "nothing was promised"
+    assert none.decide(at(1.0, stage=0), ALL).may_keep
 
 
 def test_a_stricter_promise_keeps_fewer():

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from autottt.ttt_core import pretrain
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretrain import Trainer, build_model, checkpoint_facts, main, weights_digest
 from autottt.ttt_core.stream import IGNORED, Phase, PretrainConfig, Stream, packed_mask
@@ -22,6 +29,7 @@ from autottt.ttt_core.tokenizer import build_tokenizer
 
 TINY = ["--hidden", "32", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--intermediate", "32"]
 QUICK = [*TINY, "--tokens", "192", "--workers", "0", "--device", "cpu"]
+SMALL = PretrainConfig(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32, tokens=192)
 
 
 def run(folder: Path, *words: str) -> None:
@@ -97,9 +105,169 @@ def test_runs_that_began_with_different_weights_have_no_mean(tmp_path):
 
 def test_a_resumed_run_refuses_other_settings(tmp_path):
     run(tmp_path / "a", "--steps", "1")
-    for words in (["--lr", "0.5"], ["--meta"], ["--seed", "3"]):
+    for words in (["--lr", "0.5"], ["--meta"], ["--seed", "3"], ["--fp32"], ["--stage", "longer"]):
         with pytest.raises(SystemExit, match="is a run with other settings"):
             run(tmp_path / "a", "--steps", "2", *words)
+
+
+def test_a_run_in_fp32_stays_in_fp32(tmp_path):
+    run(tmp_path / "whole", "--steps", "4", "--fp32")
+    run(tmp_path / "parts", "--steps", "2", "--fp32")
+    run(tmp_path / "parts", "--steps", "4")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_resumed_run_refuses_other_weights_to_begin_with(tmp_path):
+    for name in "ab":
+        run(tmp_path / name, "--steps", "1", "--seed", str(ord(name)), "--export", str(tmp_path / name / "model"))
+    words = ["--run", str(tmp_path / "run"), *QUICK, "--steps", "1"]
+    main([*words, "--init", str(tmp_path / "a" / "model")])
+    main([*words, "--init", str(tmp_path / "a" / "model")])
+    with pytest.raises(SystemExit, match="other settings: init is"):
+        main([*words, "--init", str(tmp_path / "b" / "model")])
+
+
+def test_a_decay_that_has_begun_goes_on_to_its_end_and_no_other(tmp_path):
+    run(tmp_path / "whole", "--steps", "6", "--decay", "4")
+    main(["--run", str(tmp_path / "parts"), *QUICK, "--steps", "6", "--decay", "4", "--minutes", "0"])
+    trainer = Trainer(SMALL, tmp_path / "parts", "cpu", torch.bfloat16, compiled=False)
+    trainer.load()
+    stream = Stream(SMALL, trainer.tokenizer)
+    for step in range(4):
+        trainer.train_step(stream.batch(step), trainer.rate(step, 2, 6))
+    trainer.decay = [2, 6]
+    trainer.save()
+    for words in (["--steps", "8", "--decay", "4"], ["--steps", "6", "--decay", "3"], ["--steps", "6"]):
+        with pytest.raises(SystemExit, match=r"fall from step 2, to end at 6.*go on with --steps 6 --decay 4"):
+            run(tmp_path / "parts", *words)
+    run(tmp_path / "parts", "--steps", "6", "--decay", "4")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_decay_does_not_begin_before_the_step_of_the_run(tmp_path):
+    run(tmp_path / "run", "--steps", "3")
+    with pytest.raises(SystemExit, match=r"has kept the rate constant; a decay from step 1 to 4 was asked for"):
+        run(tmp_path / "run", "--steps", "4", "--decay", "3")
+    run(tmp_path / "run", "--steps", "4", "--decay", "1")
+    assert checkpoint_facts(tmp_path / "run")["decay"] == "[3, 4]"
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "LOG_EVERY", 4)
+    run(tmp_path / "whole", "--steps", "8")
+    run(tmp_path / "parts", "--steps", "3")
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:  # as if it had gone on, and then been killed
+        log.write('{"step": 4, "tokens": 1, "loss": 9.0, "seconds": 1.0}\n{"step": 8, "tok')
+    before = float(checkpoint_facts(tmp_path / "parts")["seconds"])
+    run(tmp_path / "parts", "--steps", "8")
+    whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
+    assert [{**row, "seconds": 0} for row in parts] == [{**row, "seconds": 0} for row in whole]
+    assert [row["step"] for row in parts] == [4, 8]
+    assert parts[0]["seconds"] > before > 0
+
+
+# --- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def test_workers_make_the_same_batches_in_order():
+    draw = partial(Stream(SMALL, build_tokenizer()).batch)
+    made = list(islice(pretrain._batches(draw, 3, workers=2), 5))
+    for number, batch in enumerate(made, start=3):
+        assert all(torch.equal(a, b) for a, b in zip(batch, draw(number), strict=True))
+
+
+def test_a_signal_to_the_whole_group_stops_resumably(tmp_path):
+    """As supervisors and `timeout` send it: to the process that makes batches as well."""
+    words = [sys.executable, "-m", "autottt.ttt_core.pretrain", "--run", str(tmp_path), *QUICK]
+    words += ["--steps", "100000", "--workers", "1"]
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    try:
+        for _ in range(600):
+            if (tmp_path / "log.jsonl").exists() and log_of(tmp_path):
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    step = int(checkpoint_facts(tmp_path)["step"])
+    assert 50 <= step < 100000
+    run(tmp_path, "--steps", str(step + 1))
+    assert checkpoint_facts(tmp_path)["step"] == str(step + 1)
+
+
+def test_what_was_learned_before_an_error_is_saved(tmp_path, monkeypatch):
+    batch = Stream.batch
+
+    def fails(stream, step, shard=0):
+        if step == 2:
+            raise OSError("no more")
+        return batch(stream, step, shard)
+
+    monkeypatch.setattr(Stream, "batch", fails)
+    handlers = [signal.getsignal(s) for s in pretrain.STOP_SIGNALS]
+    with pytest.raises(OSError, match="no more"):
+        run(tmp_path, "--steps", "4")
+    assert [signal.getsignal(s) for s in pretrain.STOP_SIGNALS] == handlers
+    assert checkpoint_facts(tmp_path)["step"] == "2"
+
+
+def test_a_half_taken_step_is_not_saved(tmp_path, monkeypatch):
+    run(tmp_path, "--steps", "1")
+    before = weights(tmp_path)
+
+    def fails(trainer):
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "_copy_masters", lambda trainer: None if trainer.step == 0 else fails(trainer))
+    with pytest.raises(MemoryError):
+        run(tmp_path, "--steps", "2")
+    after = weights(tmp_path)
+    assert checkpoint_facts(tmp_path)["step"] == "1"
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+# --- what is watched -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_last_answer_of_a_row_counts():
+    labels = torch.tensor([[IGNORED, 5, 5, IGNORED, 6, 6, IGNORED]] * 3)
+    right = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 0, 1]]).bool()
+    assert pretrain._last_answers_right(right, labels) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("shift", "share"), [(1, 1.0), (2, 0.0)])
+def test_the_accuracy_is_of_the_next_token(tmp_path, shift, share):
+    """A model that knows the text gets every last answer right, and one that is a token ahead none."""
+    trainer = Trainer(SMALL, tmp_path, "cpu", torch.float32, compiled=False)
+    size = len(trainer.tokenizer)
+
+    def knows(ids):
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(ids.roll(-shift, 1), size).float())
+
+    trainer.model = knows
+    assert trainer.evaluate(rows=3) == dict.fromkeys(("lists", "rows", "grids", "strings"), share)
+    trainer = Trainer(SMALL, tmp_path, "cpu", torch.float32, compiled=False)
+    assert set(trainer.evaluate(rows=1).values()) <= {0.0, 1.0}
+
+
+# --- the stream ------------------------------------------------------------------------------------------------------
+
+
+def test_the_stream_draws_what_it_drew():
+    """Whoever changes this does so on purpose: the shipped weights and the policy's outcomes are of these tasks."""
+    stream = Stream(PretrainConfig(tokens=1024), build_tokenizer())
+    found = hashlib.sha256()
+    for step in (0, 1, 2, 1752, 1753):
+        for part in stream.batch(step):
+            found.update(part.numpy().tobytes())
+    assert found.hexdigest() == "6aa078f845126e016c9ca2b562c1c777e27de0da72eb2c89622d022e682ef095"
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone():

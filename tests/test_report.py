@@ -60,6 +60,20 @@ def test_the_numbers_are_in_the_words() -> None:
     assert text.index("| policy |") < text.index("| always `ttt_in_context` |"), "the best first"
 
 
+def test_what_the_numbers_are_not_is_said() -> None:
+    text = as_markdown(POLICY)
+    assert "winner's curse" in text
+    assert "all stages for every query" in text
+    assert "rule of thumb is judged without `ttt_crossfit`" in text
+    assert "left out" not in text
+    assert "single case" not in text, "an early scorecard does not tell"
+    more = replace(POLICY, scorecard={**CARD, "over_long": 3, "single_case_families": 5})
+    text = as_markdown(replace(more, strategies=(*POLICY.strategies, "ttt_crossfit")))
+    assert "3 queries were left out: over-long" in text
+    assert "5 of 8 families have a single case" in text
+    assert "judged without" not in text
+
+
 def test_what_is_missing_is_said() -> None:
     bare = {**CARD, "routing": None, "gap_closed": None, "families_gained": {}}
     text = as_markdown(replace(POLICY, scorecard=bare))

@@ -88,6 +88,52 @@ def test_what_the_policy_knows_is_explored_and_a_smaller_choice_is_stated_anew()
             assert len(chosen) / 2000 == pytest.approx(chosen[0].propensity, abs=0.03)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Knows of two strategies; keeps what is likely by the free features, and trains on all that it measures."""
+
+    may_keep: bool = True
+    name: str = "staged"
+
+    def needs_more(self, features: Features) -> bool:
+        return features.stage == 0 and features.values["answer_mean"] < -1000
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        choice = "ttt_in_context" if features.stage or not self.may_keep else "in_context"
+        costs = {"in_context": 0.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
+        return Decision(choice, 0.5, {}, costs, {}, f"stage {features.stage}", features.stage, may_keep=self.may_keep)
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+
+def test_the_policys_own_choice_is_that_of_what_it_would_have_measured() -> None:
+    """Exploring measures all; without, the first half of the queries would have been decided by the free features."""
+    served = ServedPolicy(Staged(), explore=0.3)
+    decisions = []
+    for n in range(2000):
+        measured = int(served.needs_more(features(n)))
+        decisions.append((n, measured, served.decide(features(n, measured), ALL)))
+    for n, measured, decision in decisions:
+        own = "in_context" if n <= 1000 else "ttt_in_context"
+        assert (decision.instead_of or decision.strategy) == own
+        assert decision.stage == measured
+    for half in (decisions[:1001], decisions[1001:]):
+        for name in {d.strategy for _, _, d in half}:
+            chosen = [d.propensity for _, _, d in half if d.strategy == name]
+            assert len(chosen) / len(half) == pytest.approx(chosen[0], abs=0.04)
+            assert len({round(p, 6) for p in chosen}) == 1
+
+
+def test_what_a_promise_forbids_to_keep_is_not_drawn() -> None:
+    served = ServedPolicy(Staged(may_keep=False), explore=0.5)
+    decisions = [served.decide(features(n, 1), ALL) for n in range(400)]
+    assert {d.strategy for d in decisions} == {"in_context_vote", "ttt_in_context"}
+    assert {round(d.propensity, 6) for d in decisions if d.strategy == "in_context_vote"} == {0.25}
+    alone = served.decide(features(0, 1), ["in_context"])
+    assert alone.strategy in ("in_context", "ttt_in_context"), "nothing else is possible"
+
+
 def test_without_exploration_nothing_is_drawn() -> None:
     served = ServedPolicy(FixedPolicy("in_context"))
     assert all(served.decide(features(n), ALL).propensity == 1.0 for n in range(50))
@@ -158,6 +204,7 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
     assert works["t1"]["forward_tokens"] < units["t1"] == units["t0"], "a prompt whose beginning was read before"
     for outcome in found:
         assert outcome.base_hash == learner.base_hash
+        assert outcome.task_id.endswith(f"#{outcome.digest}")
         assert bool(outcome.recipe) == (outcome.strategy != "in_context")
         assert outcome.family == f"f{outcome.task_id[1]}"
         if outcome.strategy == "in_context":
@@ -197,6 +244,11 @@ def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
     refused = {**json.loads(log.read_text().splitlines()[0]), "status": "refused"}
     file.write_text(json.dumps(refused) + "\n")
     assert read_log([file]) == []
+    file.write_bytes(log.read_bytes() + "é".encode("latin-1"))
+    with pytest.raises(PolicyError, match=r"other\.jsonl: expected a text in UTF-8"):
+        read_log([file])
+    file.write_text("")
+    assert read_log([file]) == []
     file.write_text(log.read_text() + '{"id": "torn", "sta')
     assert len(read_log([file])) == 4
     file.write_text(json.dumps({**refused, "status": "answered", "features_version": 1}) + "\n")
@@ -207,7 +259,7 @@ def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
 def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None:
     rows = read_log([log])
     assert base_of(rows) == learner.base_hash
-    for some, says in (([*rows, {**rows[0], "proof": {"hash": "other"}}], "2 models"), ([], "0 models")):
+    for some, says in (([*rows, {**rows[0], "proof": {"hash": "other"}}], "2 models"), ([], "hold no answered query")):
         with pytest.raises(PolicyError, match=says):
             base_of(some)
 

@@ -19,11 +19,10 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -49,6 +48,8 @@ SETTINGS = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "
 """What the command line can set; a resumed run keeps its own."""
 SHAPE = ("hidden", "layers", "heads", "kv_heads", "intermediate", "context")
 """The settings that decide the model's architecture."""
+LOG_EVERY, JUDGE_EVERY = 50, 500
+"""Steps between rows of the log, and between rows with an accuracy; the second is a multiple of the first."""
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -109,6 +110,18 @@ class Trainer:
         self.step_model = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.step = 0
         self.tokens = 0
+        self.losses: list[float] = []
+        """Of the steps since the log's last row, in nats."""
+        self.decay: list[int] | None = None
+        """Step at which the rate began to fall, and the step of its end; None before."""
+        self.whole = True
+        """Whether weights, optimizers and counts are of the same step."""
+        self._earlier, self._began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training behind the state, those before an interruption included."""
+        return self._earlier + time.monotonic() - self._began
 
     def rate(self, step: int, decay_from: int | None, end: int) -> float:
         """Learning rate: linear warm-up, constant, and from `decay_from` linear to 2% at `end`."""
@@ -127,9 +140,7 @@ class Trainer:
         )
         loss.backward()  # type: ignore[no-untyped-call]
         self._apply(rate)
-        self.step += 1
-        self.tokens += ids.numel() * self.config.shards
-        return float(loss.detach())
+        return self._counted(float(loss.detach()), ids.numel())
 
     def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
         """A step for trainability (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
@@ -137,12 +148,18 @@ class Trainer:
 
         loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
         self._apply(rate)
+        return self._counted(loss, sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer))
+
+    def _counted(self, loss: float, tokens: int) -> float:
+        """Counts a step that has been taken: its loss in nats, and the tokens of one process."""
         self.step += 1
-        self.tokens += sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer) * self.config.shards
+        self.tokens += tokens * self.config.shards
+        self.losses.append(loss)
+        self.whole = True
         return loss
 
     def _apply(self, rate: float) -> None:
-        """Moves the gradients to the master weights and takes the optimizers' step."""
+        """Moves the gradients to the master weights and takes the optimizers' step, which `_counted` is to count."""
         for name, parameter in self.model.named_parameters():
             assert parameter.grad is not None
             self.masters[name].grad = parameter.grad.float()
@@ -155,6 +172,7 @@ class Trainer:
             for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
+        self.whole = False
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -182,7 +200,14 @@ class Trainer:
         for name, parameter in self.masters.items():
             for key, value in self._state_of(parameter).items():
                 state[f"{key}.{name}"] = value.clone()
-        facts = {"step": str(self.step), "tokens": str(self.tokens), "config": json.dumps(asdict(self.config))}
+        facts = {
+            "step": str(self.step),
+            "tokens": str(self.tokens),
+            "seconds": str(self.seconds),
+            "losses": json.dumps(self.losses),
+            "decay": json.dumps(self.decay),
+            "config": json.dumps(asdict(self.config)),
+        }
         target = self.run / "checkpoint.safetensors"
         partial = target.with_suffix(".partial")
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, partial, metadata=facts)
@@ -198,6 +223,8 @@ class Trainer:
             self._state_of(parameter).update({k: state[f"{k}.{name}"].clone() for k in keys})
         self._copy_masters()
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
+        self.losses, self.decay = json.loads(facts.get("losses", "[]")), json.loads(facts.get("decay", "null"))
+        self._earlier, self._began = float(facts.get("seconds", "0")), time.monotonic()
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of an exported model of the same shape; the optimizer starts afresh."""
@@ -240,7 +267,7 @@ def _last_answers_right(right: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def checkpoint_facts(run: Path) -> dict[str, str]:
-    """The metadata of a run's checkpoint: step, tokens, config."""
+    """The metadata of a run's checkpoint: step, tokens, seconds, config, and what its log and its decay go on from."""
     from safetensors import safe_open
 
     with safe_open(run / "checkpoint.safetensors", "pt") as file:
@@ -263,7 +290,35 @@ def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[A
             return draw(start + index)
 
     order = iter(range(1 << 40))
-    yield from DataLoader(Numbered(), sampler=order, batch_size=None, num_workers=workers, prefetch_factor=8)
+    yield from DataLoader(
+        Numbered(),
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8,
+        worker_init_fn=_ignore_stop_signals,
+    )
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """In a process that makes batches: a signal to the whole group is for the main process, which ends the others."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The stop signals received so far, which do not end the process meanwhile."""
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def export(runs: Sequence[Path], target: Path) -> None:
@@ -371,67 +426,102 @@ def main(argv: list[str] | None = None) -> None:
         export([given.run, *given.average], given.export)
 
 
-def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
-    """Trains to `given.steps`, resuming where the run stands; of `shards` processes, only the first (0) writes."""
-    resumed = (given.run / "checkpoint.safetensors").exists()
+def settings_of(given: argparse.Namespace, shards: int) -> PretrainConfig:
+    """The settings asked for; a resumed run keeps its own, and `SystemExit` says where others were asked for."""
     asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
     asked |= {"meta": True} if given.meta else {}
+    asked |= {"dtype": "float32"} if given.fp32 else {}
+    asked |= {"init": weights_digest(given.init)} if given.init else {}
     if given.stage or given.init:
         phases = STAGES[given.stage or "further"]
         longest = max(length for phase in phases for length, _ in phase.rows)
         asked |= {"phases": phases, "context": max(PretrainConfig.context, longest)}
     asked["shards"] = shards
-    if resumed:
-        config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
-        if other := {f: v for f, v in asked.items() if getattr(config, f) != v}:
-            raise SystemExit(f"{given.run} is a run with other settings: {other} were asked for; take another folder")
+    if not (given.run / "checkpoint.safetensors").exists():
+        return PretrainConfig(**asked)
+    config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
+    stages = {phases: name for name, phases in STAGES.items()}
+    pairs = [(f, v, getattr(config, f)) for f, v in asked.items()]
+    if other := [f"{f} is {stages.get(has, has)}, not {stages.get(v, v)}" for f, v, has in pairs if has != v]:
+        raise SystemExit(f"{given.run} is a run with other settings: {'; '.join(other)}; take another folder")
+    return config
+
+
+def check_decay(begun: list[int] | None, asked: list[int] | None, step: int) -> None:
+    """Raises `SystemExit` where a run at a step would go on with another decay of the rate than it has had.
+
+    A decay is the step at which the rate begins to fall, and the step of its end; `begun` is the run's own.
+    """
+    due = asked if asked and step > asked[0] else None
+    if begun == due:
+        return
+    if begun:
+        remedy = f"go on with --steps {begun[1]} --decay {begun[1] - begun[0]}"
+        had = f"has let the rate fall from step {begun[0]}, to end at {begun[1]}"
     else:
-        config = PretrainConfig(**asked, init=weights_digest(given.init) if given.init else None)
-    dtype = torch.float32 if given.fp32 else torch.bfloat16
-    trainer = Trainer(config, given.run, given.device, dtype, given.compile)
-    if resumed:
+        had, remedy = "has kept the rate constant", f"take a --decay that begins at step {step} or later"
+    wanted = f"a decay from step {asked[0]} to {asked[1]}" if asked else "no decay"
+    raise SystemExit(
+        f"the run stands at step {step} and {had}; {wanted} was asked for: {remedy}, or take another folder"
+    )
+
+
+def cut_log(file: Path, step: int) -> None:
+    """Leaves out the rows of a log beyond a step, which are about to be written again, and one that was cut short."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]))
+
+
+def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
+    """Trains to `given.steps`, resuming where the run stands; of `shards` processes, only the first (0) writes.
+
+    However it ends, what has been learned is saved, unless an error struck in the middle of an optimizer's step.
+    """
+    config = settings_of(given, shards)
+    trainer = Trainer(config, given.run, given.device, getattr(torch, config.dtype), given.compile)
+    decay = [given.steps - given.decay, given.steps] if given.decay else None
+    if (given.run / "checkpoint.safetensors").exists():
         trainer.load()
+        if "decay" in checkpoint_facts(given.run):  # older checkpoints do not say
+            check_decay(trainer.decay, decay, trainer.step)
     elif given.init:
         trainer.begin_with(given.init)
-    stop = False
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop
-        stop = True
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, ask_to_stop)
-    decay_from = given.steps - given.decay if given.decay else None
     began = saved = time.monotonic()
-    losses: list[float] = []
     stream = Stream(config, trainer.tokenizer)
     draw = partial(stream.meta_tasks if config.meta else stream.batch, shard=shard)
-    with (given.run / "log.jsonl").open("a") if not shard else nullcontext() as log:
-        for batch in _batches(draw, trainer.step, given.workers):
-            ending = stop or time.monotonic() - began > 60 * given.minutes
-            if trainer.step >= given.steps or _any_of(ending, shards, given.device):
-                break
-            take = trainer.meta_step if config.meta else trainer.train_step
-            losses.append(take(batch, trainer.rate(trainer.step, decay_from, given.steps)))
-            if log is None:
-                continue
-            if trainer.step % 50 == 0:
-                row: dict[str, object] = {
-                    "step": trainer.step,
-                    "tokens": trainer.tokens,
-                    "loss": sum(losses) / len(losses),
-                }
-                row["seconds"] = round(time.monotonic() - began, 1)
-                if trainer.step % 500 == 0:
-                    row["accuracy"] = trainer.evaluate()
-                print(json.dumps(row), file=log, flush=True)
-                print(row, flush=True)
-                losses.clear()
-            if time.monotonic() - saved > 120:
-                trainer.save()
-                saved = time.monotonic()
     if not shard:
-        trainer.save()
+        cut_log(given.run / "log.jsonl", trainer.step)
+    with _stop_signals() as stop, (given.run / "log.jsonl").open("a") if not shard else nullcontext() as log:
+        try:
+            for batch in _batches(draw, trainer.step, given.workers):
+                ending = bool(stop) or time.monotonic() - began > 60 * given.minutes
+                if trainer.step >= given.steps or _any_of(ending, shards, given.device):
+                    break
+                if decay and trainer.step >= decay[0]:
+                    trainer.decay = decay
+                take = trainer.meta_step if config.meta else trainer.train_step
+                take(batch, trainer.rate(trainer.step, decay[0] if decay else None, given.steps))
+                if trainer.step % LOG_EVERY == 0:
+                    if log:
+                        row = log_row(trainer)
+                        print(json.dumps(row), file=log, flush=True)
+                        print(row, flush=True)
+                    trainer.losses.clear()
+                if log and time.monotonic() - saved > 120:
+                    trainer.save()
+                    saved = time.monotonic()
+        finally:
+            if trainer.whole and not shard:
+                trainer.save()
+
+
+def log_row(trainer: Trainer) -> dict[str, object]:
+    """What the log says of the steps since its last row, and now and then the accuracy."""
+    mean = sum(trainer.losses) / len(trainer.losses)
+    row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens, "loss": mean}
+    row["seconds"] = round(trainer.seconds, 1)
+    return row | {"accuracy": trainer.evaluate()} if trainer.step % JUDGE_EVERY == 0 else row
 
 
 def _any_of(flag: bool, shards: int, device: str) -> bool:

@@ -123,6 +123,8 @@ class PretrainConfig:
     """In order; the first starts at step 0."""
     meta: bool = False
     """Every step is one for trainability (see `meta`), on the tasks of `Stream.meta_tasks`."""
+    dtype: str = "bfloat16"
+    """Precision of the working copy that gradients are computed with; the master weights are fp32."""
     init: str | None = None
     """SHA-256 of the weights that training began with (all shards, in order of their names); None: random weights."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Operation = Callable[[Any], Any]
@@ -34,7 +34,9 @@ class Primitive:
     weight: float = 1.0
     """How often it is drawn, against the others of its domain."""
     also_benchmark: str = ""
-    """The public benchmark that has a family of this name, where one does."""
+    """The public benchmark that has a family of this kind, where one does; `Domain.solves` says what was measured."""
+    about: str = ""
+    """What it does, where its name misleads."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class Domain:
     """From the domain's own representation to the kind's canonical value."""
     valid: Callable[[Any], bool]
     """Whether a value is small enough and of the right form to be an input or an output."""
+    origin: str = ""
+    """Where its scenes and primitives come from."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Scene -> what its inputs are."""
+    also_benchmark: Mapping[str, str] = field(default_factory=dict)
+    """Scene -> the public benchmark with inputs of this form, and its families, where there is one."""
+    solves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Public set -> primitives that solve tasks of its open part alone, as benchmarks/families.py found."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Families of tasks and their split: every chain of primitives is a family, and its name alone says where it belongs.
+"""Families of tasks and their split, which the names in a family's chain of primitives decide, whatever its scene.
 
 Knows nothing about single primitives. The split, published here and nowhere repeated:
 
-- `policy`: a chain with a held-out primitive, or one whose name hashes to 0 modulo 8;
-- `test`: of the others, one whose name hashes to 1 modulo 8;
+- `policy`: a chain with a held-out primitive, or one whose names, joined, hash to 0 modulo 8;
+- `test`: of the others, one whose names hash to 1 modulo 8;
 - `pretrain`: all the rest. Single primitives that are not held out are always in it.
 """
 

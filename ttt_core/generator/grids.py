@@ -846,6 +846,7 @@ _SOL = ("objects", "rectangles", "blobs", "objects")
 _OBJ = (*_SOL, "frames")
 _PIX = ("sparse", "aligned")
 _A, _C = "ARC", "ConceptARC"
+_FILL = "fills the grid with its commonest colour, or with its rarest"
 _TABLE = (
     Primitive("flip", _either(lambda g: [r[::-1] for r in g], lambda g: _copy(g[::-1])), _ANY, weight=2.0),
     Primitive("rotate", _either(*(partial(_turn, times=k) for k in (1, 2, 3))), _ANY, weight=2.0, also_benchmark=_A),
@@ -861,7 +862,7 @@ _TABLE = (
     Primitive("replace_colour", _by_colour(0), ("dense", "sparse", "objects")),
     Primitive("keep_colour", _by_colour(1), ("dense", "sparse", "objects")),
     Primitive("delete_colour", _by_colour(2), ("dense", "sparse", "objects")),
-    Primitive("majority", _by_colour(3), ("dense", "sparse", "objects")),
+    Primitive("majority", _by_colour(3), ("dense", "sparse", "objects"), about=_FILL),
     Primitive("crop_colour", _by_colour(4), ("objects", "rectangles", "marked"), held_out=True),
     Primitive("swap_colours", _fixed(_swap), ("dense", "marked"), held_out=True),
     Primitive("invert", _cellwise(_invert), ("lines", "sparse", "blobs", "small")),
@@ -936,4 +937,40 @@ def _valid(g: Grid) -> bool:
     return 1 <= len(g) <= LARGEST and 1 <= len(g[0]) <= LARGEST
 
 
-GRIDS = Domain("grids", "grid", SCENES, PRIMITIVES, _to_value, _valid)
+ORIGIN = (
+    "Symmetries, moving, recolouring, drawing, repairing and cropping of objects on a grid: the operations that "
+    "collections of grid puzzles (ARC, ConceptARC, Mini-ARC) share."
+)
+INPUTS = {
+    "dense": "every cell drawn by itself",
+    "small": "the same, 2-4 cells a side, with background",
+    "tiny": "the same, 2-3 cells a side",
+    "sparse": "1-6 single cells",
+    "aligned": "pairs of cells of one colour in a row or a column",
+    "rectangles": "filled rectangles that do not touch",
+    "frames": "outlines of rectangles",
+    "blobs": "connected shapes",
+    "objects": "rectangles or connected shapes, single cells among them",
+    "noisy": "rectangles, and single cells beside or in them",
+    "marked": "one or two shapes, and single cells of a colour of their own",
+    "lines": "1-3 straight lines",
+    "halves": "two patterns of one size, with or without a line between",
+    "symmetric": "a symmetric pattern with a rectangle missing",
+    "periodic": "a repeated tile with a rectangle missing",
+}
+SOLVES = {
+    "ARC": (
+        "combine", "connect", "crop", "crop_chosen", "crop_colour", "delete_chosen", "denoise", "fall",
+        "fall_objects", "fill_box", "fill_holes", "flip", "full_rows", "inside", "mask", "mirror_tile", "rays",
+        "rotate", "scale", "self_tile", "through", "tile", "translate", "transpose",
+    ),
+    "ConceptARC": (
+        "complete_symmetry", "crop_chosen", "delete_chosen", "edge", "histogram", "keep_chosen", "mirror_tile",
+        "overlay", "through", "tile",
+    ),
+    "Mini-ARC": (
+        "corners", "fall", "fall_objects", "flip", "flip_objects", "halo", "rotate", "row_colour", "swap_colours",
+        "through",
+    ),
+}  # fmt: skip
+GRIDS = Domain("grids", "grid", SCENES, PRIMITIVES, _to_value, _valid, ORIGIN, INPUTS, {}, SOLVES)

@@ -472,6 +472,7 @@ def _rotate_to(rng: random.Random) -> Operation:
 
 
 def _constant_tail(rng: random.Random) -> Operation:
+    """One number again and again, as often as the list tells by its length, first entry or different entries."""
     v = rng.randint(0, LIMIT)
     table: list[Operation] = [len, lambda x: x[0] % 8, lambda x: len(set(x))]
     f = rng.choice(table)
@@ -501,6 +502,7 @@ def _remove_value(rng: random.Random) -> Operation:
 
 
 _R = ("repeats", "digits", "long")
+_CONSTANT = "a list of one number, as long as the input tells; nothing of the input is kept"
 PRIMITIVES = (
     Primitive("reverse", _fixed(lambda x: x[::-1]), also_benchmark="list functions"),
     Primitive("sort", lambda rng: (lambda x: sorted(x)) if rng.random() < 0.6 else (lambda x: sorted(x, reverse=True))),
@@ -511,7 +513,7 @@ PRIMITIVES = (
     Primitive("drop", _with_int(1, 4, lambda k: lambda x: x[k:]), also_benchmark="list functions"),
     Primitive("take_last", _with_int(1, 5, lambda k: lambda x: x[-k:])),
     Primitive("drop_last", _with_int(1, 4, lambda k: lambda x: x[:-k])),
-    Primitive("take_while", _take_while),
+    Primitive("take_while", _take_while, about="takes, or drops, while a property holds"),
     Primitive("slice", _slice),
     Primitive("pick", _pick),
     Primitive("dedupe", _dedupe, _R, also_benchmark="list functions"),
@@ -549,7 +551,7 @@ PRIMITIVES = (
     Primitive("iota", _iota, ("digits", "long")),
     Primitive("head_count", _fixed(_head_count), ("digits",), weight=0.5, held_out=True),
     Primitive("by_index", _fixed(_by_index), ("long",), weight=0.5),
-    Primitive("constant_tail", _constant_tail, ("digits", "long"), weight=0.7),
+    Primitive("constant_tail", _constant_tail, ("digits", "long"), weight=0.7, about=_CONSTANT),
 )  # fmt: skip
 
 
@@ -557,4 +559,23 @@ def _valid(value: Ints) -> bool:
     return len(value) <= LONGEST and all(0 <= v <= LIMIT for v in value)
 
 
-LISTS = Domain("lists", "list", SCENES, PRIMITIVES, tuple, _valid)
+ORIGIN = (
+    "The usual operations on sequences: slices, map, filter, folds and scans, sorting, counting. The public set "
+    "of list functions is made of the same, and many of its rules are single primitives here."
+)
+INPUTS = {
+    "digits": "2-10 numbers 0-9",
+    "numbers": "2-10 numbers 0-99",
+    "repeats": "3-10 numbers 0-30, half of them repeated",
+    "long": "6-14 numbers 0-9",
+    "short": "1-5 numbers 0-50",
+}
+SOLVES = {
+    "list functions": (
+        "append_statistic", "branch", "by_index", "combine_scalar", "count_value", "drop", "drop_last", "filter",
+        "filter_positions", "insert", "map", "neighbours", "occurring", "pairs", "pick", "reduce", "remove_at",
+        "remove_value", "reverse", "rotate", "scan", "slice", "surround", "swap", "take", "take_last", "with_index",
+        "zip_reversed",
+    )
+}  # fmt: skip
+LISTS = Domain("lists", "list", SCENES, PRIMITIVES, tuple, _valid, ORIGIN, INPUTS, {}, SOLVES)

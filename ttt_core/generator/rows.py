@@ -678,6 +678,7 @@ _L = ("one_run", "long_runs", "headed", "noise")
 _A = ("one_run", "same", "runs", "markers", "headed", "dense")
 _H = ("dense", "runs")
 _D = "1D-ARC"
+_TWICE = "the row twice, or the row and its mirror image"
 PRIMITIVES = (
     Primitive("translate", _translate, ("one_run", "one_run", "same", "runs", "headed"), weight=2.5, also_benchmark=_D),
     Primitive("rotate", _rotate, _A),
@@ -723,7 +724,7 @@ PRIMITIVES = (
     Primitive("crop", _fixed(_crop), ("runs", "headed", "noise", "stamps")),
     Primitive("strip", _fixed(_strip), ("runs", "one_run", "headed")),
     Primitive("compress", _fixed(_compress), ("runs", "same", "dense"), held_out=True),
-    Primitive("double", _either(lambda r: r + r, lambda r: r + r[::-1], lambda r: r[::-1] + r), ("dense",)),
+    Primitive("double", _either(lambda r: r + r, lambda r: r + r[::-1], lambda r: r[::-1] + r), _H[:1], about=_TWICE),
     Primitive("scale", _either(*(partial(_scale, k) for k in (2, 3))), ("dense",)),
     Primitive("half", _either(lambda r: r[: len(r) // 2], lambda r: r[len(r) // 2 :], lambda r: r[::2]), _H),
     Primitive("combine_halves", _combine_halves, ("dense", "same")),
@@ -739,4 +740,31 @@ def _valid(row: Row) -> bool:
     return 1 <= len(row) <= LONGEST
 
 
-ROWS = Domain("rows", "grid1d", SCENES, PRIMITIVES, _to_value, _valid)
+ORIGIN = (
+    "Moving, recolouring, growing and cleaning of objects on a line. This domain is the nearest to a benchmark: all "
+    "nine open families of 1D-ARC are single primitives here, and seven scenes draw inputs of its families' form."
+)
+INPUTS = {
+    "one_run": "one object",
+    "same": "2-5 objects of one colour",
+    "runs": "2-5 objects of up to six colours",
+    "long_runs": "the same, each of three cells or more",
+    "markers": "one object, and single cells of another colour",
+    "headed": "one or two objects with another colour at one end",
+    "pivot": "a short segment on one side of a single cell",
+    "stamps": "a segment of odd length, then single cells",
+    "noise": "long objects, and single cells beside or in them",
+    "dense": "every cell drawn by itself",
+    "periodic": "a repeated pattern with a gap",
+}
+ALSO_BENCHMARK = {
+    "one_run": "1D-ARC: move, hollow",
+    "same": "1D-ARC: fill, recolour",
+    "markers": "1D-ARC: move and scale to a cell",
+    "headed": "1D-ARC: flip",
+    "pivot": "1D-ARC: mirror",
+    "stamps": "1D-ARC: pattern copy",
+    "noise": "1D-ARC: denoise",
+}
+SOLVES = {"1D-ARC": ("inside", "reverse_segments", "rotate", "slide_to_contact", "stamp", "translate")}
+ROWS = Domain("rows", "grid1d", SCENES, PRIMITIVES, _to_value, _valid, ORIGIN, INPUTS, ALSO_BENCHMARK, SOLVES)

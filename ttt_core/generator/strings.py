@@ -708,6 +708,11 @@ def _mirror(rng: random.Random) -> Operation:
     return lambda s: (s + s[::-1], s[::-1] + s, s + s[-2::-1])[way]
 
 
+def _repeat_each(k: int) -> Op:
+    return lambda s: "".join([c * k for c in s])
+
+
+_EACH = "every character two or three times"
 _W = ("word", "cased", "affixed", "mixed")
 _T = (*_W, "words", "name", "runs")
 _F = ("words", "cased_words", "name", "key_value", "numbers", "date")
@@ -736,7 +741,7 @@ PRIMITIVES = (
     Primitive("dedupe", _dedupe, ("runs",), also_benchmark=_LS),
     Primitive("run_length", _run_length, ("runs",), held_out=True),
     Primitive("replace_char", _replace_char, ("word", "words", "name")),
-    Primitive("double", _with_int(2, 3, lambda k: lambda s: "".join([c * k for c in s])), ("word", "number", "roman")),
+    Primitive("double", _with_int(2, 3, _repeat_each), ("word", "number", "roman"), about=_EACH),
     Primitive("caesar", _with_int(-3, 5, lambda k: _shift(k or 13)), _T),
     Primitive("insert", _insert, _W, held_out=True),
     Primitive("affix", _affix, weight=1.5),
@@ -785,4 +790,38 @@ def _valid(value: str) -> bool:
     return 0 < len(value) <= LONGEST and "\n" not in value and value == value.strip()
 
 
-STRINGS = Domain("strings", "text", SCENES, PRIMITIVES, str, _valid)
+ORIGIN = (
+    "The usual operations of string libraries and of text editing by example: case, slices, fields, numbers, dates. "
+    "Operations on sequences of letters are those of letter-string analogies (Hofstadter's Copycat), and three scenes "
+    "draw inputs of the form of that set."
+)
+INPUTS = {
+    "word": "one word",
+    "cased": "one word in upper or mixed case",
+    "words": "2-5 words",
+    "cased_words": "2-4 words in upper or mixed case",
+    "sequence": "letters, or doubled letters, in equal steps through the alphabet",
+    "defect": "the same with one letter replaced",
+    "runs": "letters of which some are repeated at once",
+    "number": "one number",
+    "two_numbers": "two numbers",
+    "numbers": "3-5 numbers",
+    "date": "a date in one of six forms",
+    "name": "2-3 capitalised words",
+    "key_value": "two fields with a separator",
+    "mixed": "a word with a number",
+    "bracketed": "a word in brackets or quotes beside others",
+    "affixed": "a word with a known prefix or suffix",
+    "roman": "a Roman number",
+}
+ALSO_BENCHMARK = {
+    "sequence": f"{_LS}: succ",
+    "defect": f"{_LS}: fix_alphabet",
+    "runs": f"{_LS}: remove_redundant",
+}
+SOLVES = {
+    _LS: ("dedupe", "repair", "step_element"),
+    _FV: ("affix", "branch", "capitalise", "nth_word", "title"),
+    _II: ("affix", "arithmetic", "branch", "filter_chars", "first_chars", "nth_char", "spaced"),
+}
+STRINGS = Domain("strings", "text", SCENES, PRIMITIVES, str, _valid, ORIGIN, INPUTS, ALSO_BENCHMARK, SOLVES)

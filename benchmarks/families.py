@@ -1,0 +1,191 @@
+"""What the names of the generator's families do not tell; prints tables.
+
+    python benchmarks/families.py solved DATA...     # which families of public sets a single primitive solves
+    python benchmarks/families.py coinciding         # which held-out primitives do what a known one does
+    python benchmarks/families.py shorter            # how often a chain does no more than a shorter one
+
+`solved` is what the marks in docs/primitives.md rest on (`Domain.solves`): a primitive is marked where it solves one in
+twenty or more of a family's tasks; a star says that it is not yet. It solves a task when one draw of its parameters
+gives the answers of all its pairs. Parameters are drawn at random, so more --draws find more, and all that is found is
+a lower bound. Tasks that change nothing are left out. DATA are files or folders that `autottt evaluate` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from autottt.ttt_core.generator.core import Domain, Family, Operation, Primitive, Reject, draw_pairs
+from autottt.ttt_core.generator.families import Split, domains, draw_family
+from autottt.ttt_core.readers import read_tasks
+
+Pairs = Sequence[tuple[Any, Any]]
+"""Canonical values of inputs and outputs."""
+Drawn = Mapping[str, Sequence[Operation]]
+"""Name of a primitive, and operations drawn from it."""
+BEYOND = (Reject, ArithmeticError, LookupError, TypeError, ValueError)
+"""What an operation raises on an input that no scene draws."""
+LEAST = 0.05
+"""Share of a family's tasks that a primitive must solve to be marked."""
+SHOWN = 8
+"""Pairs of a task that the generator draws."""
+
+
+def from_value(kind: str, value: Any) -> Any:
+    """From a kind's canonical value to the representation that operations work on."""
+    if kind == "grid":
+        return [list(row) for row in value]
+    return list(value[0]) if kind == "grid1d" else list(value) if kind == "list" else value
+
+
+def gives(operations: Iterable[Operation], domain: Domain, pairs: Pairs) -> bool:
+    """Whether operations, one after the other, turn every input into its output."""
+    for source, target in pairs:
+        value = from_value(domain.kind, source)
+        try:
+            for operation in operations:
+                value = operation(value)
+            if domain.to_value(value) != target:
+                return False
+        except BEYOND:
+            return False
+    return True
+
+
+def operations(primitives: Iterable[Primitive], draws: int, rng: random.Random) -> Drawn:
+    """So many draws of each primitive's parameters."""
+    return {p.name: [p.draw(rng) for _ in range(draws)] for p in primitives}
+
+
+def solvers(drawn: Drawn, domain: Domain, pairs: Pairs) -> list[str]:
+    """The primitives that solve a task alone."""
+    return [name for name, made in drawn.items() if any(gives([operation], domain, pairs) for operation in made)]
+
+
+def tasks_drawn(family: Family, count: int, rng: random.Random) -> list[tuple[list[Operation], Pairs]]:
+    """Tasks of a family: the operations of its chain, and pairs. Fewer than asked for where many draws are rejected."""
+    found: list[tuple[list[Operation], Pairs]] = []
+    for _ in range(20 * count):
+        made: list[Operation] = []
+
+        def kept(primitive: Primitive, made: list[Operation] = made) -> Primitive:
+            def draw(rng: random.Random) -> Operation:
+                made.append(primitive.draw(rng))
+                return made[-1]
+
+            return replace(primitive, draw=draw)
+
+        try:
+            pairs = draw_pairs(replace(family, chain=tuple(map(kept, family.chain))), SHOWN, rng)
+        except Reject:
+            continue
+        found.append((made, pairs))
+        if len(found) == count:
+            break
+    return found
+
+
+def coinciding(domain: Domain, tasks: int, draws: int, seed: int) -> dict[str, Counter[str]]:
+    """For each held-out primitive: in how many of its tasks ("tasks") a known one solves the task alone, by name and
+    over all ("known")."""
+    rng = random.Random(f"coinciding-{domain.name}-{seed}")
+    known = operations([p for p in domain.primitives if not p.held_out], draws, rng)
+    found = {}
+    for primitive in domain.primitives:
+        if primitive.held_out:
+            counts: Counter[str] = Counter()
+            for _ in range(tasks):
+                scene = rng.choice(primitive.scenes or tuple(domain.scenes))
+                for _, pairs in tasks_drawn(Family(domain, scene, (primitive,)), 1, rng):
+                    names = solvers(known, domain, pairs)
+                    counts.update([*names, "tasks", *["known"] * bool(names)])
+            found[primitive.name] = counts
+    return found
+
+
+def shorter(domain: Domain, split: Split, tasks: int, draws: int, seed: int) -> dict[int, Counter[str]]:
+    """For each length of a chain above one: tasks, those in which an operation can be left out, and those that a known
+    primitive solves alone."""
+    rng = random.Random(f"shorter-{domain.name}-{split}-{seed}")
+    known = operations([p for p in domain.primitives if not p.held_out], draws, rng)
+    found: dict[int, Counter[str]] = {2: Counter(), 3: Counter()}
+    for _ in range(tasks):
+        made: list[tuple[list[Operation], Pairs]] = []
+        while not made or len(made[0][0]) < 2:
+            made = tasks_drawn(draw_family(domain, split, rng), 1, rng)
+        chain, pairs = made[0]
+        found[len(chain)] += Counter(
+            tasks=1,
+            left_out=any(gives(chain[:i] + chain[i + 1 :], domain, pairs) for i in range(len(chain))),
+            alone=bool(draws and solvers(known, domain, pairs)),
+        )
+    return found
+
+
+def solved(paths: Sequence[Path], draws: int, seed: int) -> dict[str, dict[str, Counter[str]]]:
+    """Set -> family -> its tasks ("tasks"), and how many of them each primitive solves alone, and any ("solved")."""
+    rng = random.Random(f"solved-{seed}")
+    by_kind = {d.kind: (d, operations(d.primitives, draws, rng)) for d in domains().values()}
+    tasks: dict[tuple[str, str, str], tuple[str, list[tuple[Any, Any]]]] = {}
+    for task in read_tasks(list(paths)).tasks:
+        shown = [(d.input, d.output) for d in task.demonstrations]
+        _, pairs = tasks.setdefault((task.dataset, task.family, task.group or task.id), (task.kind, shown))
+        pairs.append((task.query, task.answer))
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for (dataset, family, _), (kind, pairs) in tasks.items():
+        if all(source == target for source, target in pairs):
+            continue
+        domain, drawn = by_kind[kind]
+        names = solvers(drawn, domain, pairs)
+        counts = found.setdefault(dataset, {}).setdefault(family, Counter())
+        counts.update([*(f"{domain.name}/{n}" for n in names), "tasks", *["solved"] * bool(names)])
+    return found
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["solved", "coinciding", "shorter"])
+    parser.add_argument("data", nargs="*", type=Path)
+    parser.add_argument("--draws", type=int, default=300, help="draws of each primitive's parameters")
+    parser.add_argument("--tasks", type=int, default=100, help="tasks of each held-out primitive, or of each split")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.what == "solved":
+        marked = {d.name: {p for names in d.solves.values() for p in names} for d in domains().values()}
+        for dataset, families in solved(given.data, given.draws, given.seed).items():
+            every: Counter[str] = sum(families.values(), Counter())
+            print(f"{dataset}: {every['solved']} of {every['tasks']} tasks are solved by a single primitive")
+            for family, counts in sorted(families.items()):
+                if counts["solved"]:
+                    print(f"  {family}: {counts['solved']} of {counts['tasks']}: {named(counts)}")
+            for domain in domains().values():
+                names = [
+                    p.name
+                    for p in domain.primitives
+                    if any(0 < LEAST * c["tasks"] <= c[f"{domain.name}/{p.name}"] for c in families.values())
+                ]
+                if names:
+                    print(f"  {domain.name}: {', '.join(n + '*' * (n not in marked[domain.name]) for n in names)}")
+    for domain in domains().values():
+        if given.what == "coinciding":
+            for name, counts in coinciding(domain, given.tasks, given.draws, given.seed).items():
+                print(f"{domain.name}/{name}: {counts['known']} of {counts['tasks']}: {named(counts)}")
+        if given.what == "shorter":
+            for split in get_args(Split):
+                for depth, counts in shorter(domain, split, given.tasks, given.draws, given.seed).items():
+                    print(f"{domain.name}, {split}, chains of {depth}: {dict(counts)}")
+
+
+def named(counts: Counter[str]) -> str:
+    """The primitives among counts, commonest first."""
+    return ", ".join(f"{n} {k}" for n, k in counts.most_common() if n not in ("tasks", "solved", "known"))
+
+
+if __name__ == "__main__":
+    main()
