@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeVar, cast
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from ..policies.policy import FixedPolicy, Policy, load_policy
+from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
 from ..policies.serving import ServedPolicy
 from ..strategies.adapting import Lesson, Teaches, prepare
 from ..strategies.base import Cost, get_strategy, recipe_digest, strategies
 from ..ttt_core.adapters import AdapterCache
-from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled
+from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
 from .budget import UNLIMITED, Budget
@@ -91,6 +91,7 @@ class Controller:
         shadow: str | os.PathLike[str] | None = None,
         explore: float = 0.0,
         any_policy: bool = False,
+        price: float | None = None,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
@@ -98,7 +99,8 @@ class Controller:
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
         bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
-        drawn. With `any_policy` a policy of another model or other recipes is used as it is. Raises `ModelError`,
+        drawn. With `any_policy` a policy of another model or other recipes is used as it is. `price` is what one in-context
+        cost is worth in accuracy, in place of the price that the policy was trained at. Raises `ModelError`,
         `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
@@ -109,6 +111,10 @@ class Controller:
             memory_bytes=memory_bytes,
         )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, any_policy)
+        if price is not None:
+            if not isinstance(chosen, LearnedPolicy):
+                raise PolicyError(f"price: only a learned policy weighs costs; this one is {chosen.name}")
+            chosen = chosen.at(price)
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, any_policy)
             chosen = ServedPolicy(chosen, other, explore, seed)

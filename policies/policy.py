@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +132,15 @@ class LearnedPolicy:
         places = [self.trained.strategies.index(s) for s in among]
         found = self.trained.preferences(chances, costs, gains, places)[0]
         return {name: float(found[place]) for name, place in zip(among, places, strict=True)}
+
+    def at(self, price: float) -> LearnedPolicy:
+        """The same estimates at another price of a cost, in accuracy for one in-context cost. What was judged and
+        promised in training was at the price of training. Raises `PolicyError` for a price that is none.
+        """
+        if not 0 <= price < float("inf"):
+            raise PolicyError(f"price: expected the accuracy that one in-context cost is worth, 0 or more; got {price}")
+        name = f"{self.name} at the price {price:.2g}"
+        return LearnedPolicy(replace(self.trained, price=price), name)
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)

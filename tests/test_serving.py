@@ -15,7 +15,7 @@ import pytest
 from autottt.controller.controller import Controller
 from autottt.policies.features import NAMES, STAGE_0, Features
 from autottt.policies.heads import Head
-from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy
+from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
 from autottt.policies.serving import ServedPolicy
 from autottt.policies.traces import base_of, drift, outcomes_of, read_log, summary
 from autottt.policies.tracking import RUN, track
@@ -377,3 +377,17 @@ def test_without_mlflow_the_folder_is_enough(tmp_path: Path, monkeypatch: pytest
     policy = policy_of(np.zeros((3, len(NAMES[1]))))
     assert (track(policy, tmp_path / "bundle", tmp_path / "runs", {}) / RUN).is_file()
     assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_a_price_of_the_callers_own() -> None:
+    cheap, dear = (Controller.from_pretrained(price=price).policy for price in (0.0, 1.0))
+    for policy, strategy in ((cheap, "ttt_augmented"), (dear, "in_context")):
+        assert isinstance(policy, LearnedPolicy)
+        found = policy.trained.utilities(np.array([[0.2, 0.2, 0.2, 0.4]]), np.array([[0.0, 9.0, 100.0, 200.0]]))
+        names = policy.trained.strategies
+        assert names[int(found[0].argmax())] == strategy
+    for odd in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PolicyError, match="price"):
+            Controller.from_pretrained(price=odd)
+    with pytest.raises(PolicyError, match="only a learned policy"):
+        Controller.from_pretrained(strategy="in_context", price=0.1)
