@@ -99,8 +99,8 @@ class Controller:
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
         bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
-        drawn. With `any_policy` a policy of another model or other recipes is used as it is. `price` is what one in-context
-        cost is worth in accuracy, in place of the price that the policy was trained at. Raises `ModelError`,
+        drawn. With `any_policy` a policy of another model or other recipes is used as it is. `price` is what one
+        in-context cost is worth in accuracy, in place of the price that the policy was trained at. Raises `ModelError`,
         `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
