@@ -165,8 +165,8 @@ def show_result(result: Result) -> RenderableType:
     return Group(reason, Padding(table, (0, 0, 0, 2)), facts)
 
 
-def show_summary(summaries: list[Summary]) -> Table:
-    """The table of an evaluation."""
+def show_summary(summaries: Sequence[Summary]) -> RenderableType:
+    """The table of an evaluation, and notes on queries that could not be tried."""
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in ("queries\nright", "tasks\nright", "seconds", "cost", "work", "adapted"):
@@ -175,11 +175,22 @@ def show_summary(summaries: list[Summary]) -> Table:
     for s in summaries:
         if s.dataset != last:
             table.add_section()
-            note = f" ({s.refused} queries over-long)" if s.refused else ""
-            table.add_row(Text(s.dataset + note, style="bold"))
+            table.add_row(Text(s.dataset, style="bold"))
             last = s.dataset
+        tried = s.refused + s.inapplicable < s.queries
+        spent = f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%"
         table.add_row(
             s.strategy, f"{100 * s.query_accuracy:.1f}% of {s.queries}", f"{100 * s.task_accuracy:.1f}% of {s.tasks}",
-            f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%",
+            *(spent if tried else ["-"] * len(spent)),
         )  # fmt: skip
-    return table
+    return Group(table, *(Text(note, style="yellow") for note in _untried(summaries)))
+
+
+def _untried(summaries: Sequence[Summary]) -> list[str]:
+    """A note for each reason why queries could not be tried, with the strategies it holds for."""
+    notes: dict[str, list[str]] = {}
+    for s in summaries:
+        for count, why in ((s.refused, "are over-long"), (s.inapplicable, "have too few demonstrations")):
+            if count:
+                notes.setdefault(f"{s.dataset}: {count} of {s.queries} queries {why} for", []).append(s.strategy)
+    return [f"{note} {', '.join(names)}; they count as wrong" for note, names in notes.items()]

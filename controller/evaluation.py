@@ -5,10 +5,11 @@ Knows nothing about the command line. Every row is kept, so that an interrupted 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -35,7 +36,8 @@ class Row:
     strategy: str
     right: bool
     status: str
-    """`answered`, `unreadable`, `failed`, `no_answer`, or `refused` (over-long; counted wrong)."""
+    """`answered`, `unreadable`, `failed` or `no_answer`; `refused` where the task is over-long, `inapplicable` where it
+    has too few demonstrations for the strategy. All but the first count as wrong."""
     chosen: str
     """The strategy whose answer it is."""
     adapted: bool
@@ -45,6 +47,8 @@ class Row:
     error: str = ""
     second: bool = False
     """Wrong, but the second of the answers that were voted for is right: ARC allows two attempts."""
+    digest: str = ""
+    """What was asked (see `Task.digest`); empty in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Summary:
     """Share of queries that were answered by, or after, training; 0 to 1."""
     refused: int
     """Queries that were over-long."""
+    inapplicable: int
+    """Queries with too few demonstrations for the strategy."""
 
 
 def evaluate(
@@ -83,16 +89,21 @@ def evaluate(
 
     Queries of one task come one after the other and share the task's adapter, which its first query pays for; where the
     controller chooses what a strategy before it has trained, it pays as much and nothing is trained twice. Rows are
-    added to `file` as they come, and those that it holds are not measured again. Raises `TaskError` when an answer is
-    not known.
+    added to `file` as they come, after a line with the settings; those that it holds are not measured again. Raises
+    `TaskError` when an answer is not known, or when the file holds rows of other settings or other queries, and
+    `StrategyError` for a name that is not known.
     """
     for task in tasks:
         if task.answer is None:
             raise TaskError(
                 f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)"
             )
-    done = {(r.strategy, r.id): r for r in (read_rows(file) if file else ())}
     wanted = list(dict.fromkeys(["in_context", *names]))
+    for name in wanted:
+        if name != CONTROLLER:
+            get_strategy(name)
+    settings = settings_of(controller, seed)
+    done = _done(file, settings, tasks) if file else {}
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
@@ -100,6 +111,8 @@ def evaluate(
     with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
+        if file and stream and read_settings(file) is None and not done:
+            print(json.dumps({"settings": settings}), file=stream, flush=True)
         for group in groups.values():
             controller.learner.forget()
             for name in wanted:
@@ -116,8 +129,37 @@ def evaluate(
     return rows
 
 
+def settings_of(controller: Controller, seed: int) -> dict[str, Any]:
+    """What rows depend on beside the tasks."""
+    learner, policy = controller.learner, controller.policy
+    card = hashlib.sha256(json.dumps(policy.card(), sort_keys=True, default=str).encode()).hexdigest()
+    return {
+        "model": learner.base_hash, "policy": f"{policy.name} ({card[:12]})", "seed": seed,
+        "dtype": learner.precision, "prompt_format": learner.loaded.format.name,
+    }  # fmt: skip
+
+
+def _done(file: Path, settings: Mapping[str, Any], tasks: Sequence[Task]) -> dict[tuple[str, str], Row]:
+    """The rows that a file holds. Raises `TaskError` when they do not go together with those to come."""
+    begun = read_settings(file)
+    if begun is not None and begun != settings:
+        raise TaskError(
+            f"{file} was begun with {json.dumps(begun)}; this run has {json.dumps(settings)}: go on with the same "
+            "options, or remove the file to begin anew"
+        )
+    rows, digests = read_rows(file), {task.id: task.digest for task in tasks}
+    for row in rows:
+        if row.digest and row.digest != digests.get(row.id, row.digest):
+            raise TaskError(
+                f"{file} holds a row of another query called {row.id!r}: go on with the same files and options, or "
+                "remove it to begin anew"
+            )
+    return {(row.strategy, row.id): row for row in rows}
+
+
 def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
-    common: dict[str, Any] = {n: getattr(task, n) for n in ("dataset", "family", "group", "id")} | {"strategy": name}
+    common: dict[str, Any] = {n: getattr(task, n) for n in ("dataset", "family", "group", "id", "digest")}
+    common["strategy"] = name
     try:
         if name == CONTROLLER:
             result = controller.solve(task, seed=seed)
@@ -136,8 +178,9 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
     except BaseChangedError:
         raise
     except (TooLongError, StrategyError) as error:
+        status = "refused" if isinstance(error, TooLongError) else "inapplicable"
         return Row(
-            **common, right=False, status="refused", chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
+            **common, right=False, status=status, chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
         )
 
 
@@ -163,6 +206,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 sum(r.seconds for r in cell) / max(1e-9, sum(r.seconds for r in base)),
                 sum(r.work for r in cell) / max(1, sum(r.work for r in base)),
                 sum(r.adapted for r in cell) / len(cell), sum(r.status == "refused" for r in cell),
+                sum(r.status == "inapplicable" for r in cell),
             )
         )  # fmt: skip
     return found
@@ -202,7 +246,7 @@ def report(controller: Controller, rows: Sequence[Row], settings: dict[str, Any]
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of an interrupted evaluation; a line torn by the interruption is dropped."""
+    """Rows of an interrupted evaluation; a line torn by the interruption, and the line of settings, are dropped."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -210,3 +254,13 @@ def read_rows(file: Path) -> list[Row]:
         except (json.JSONDecodeError, TypeError):
             continue
     return rows
+
+
+def read_settings(file: Path) -> dict[str, Any] | None:
+    """What the rows of a file were measured with; None where it does not say."""
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            return dict(json.loads(line)["settings"])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
+import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from autottt.controller import cli
+from autottt.controller.controller import Controller
+from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import OutcomeStore
+from autottt.strategies import base
 from autottt.strategies.base import strategies
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
@@ -44,10 +54,6 @@ def task(name: str, **more: object) -> dict[str, object]:
 
 def call(*words: str) -> tuple[int, str, str]:
     """Exit code, standard output, standard error, through `main` as the installed command runs it."""
-    import contextlib
-    import io
-    import sys
-
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
     sys.argv = ["autottt", *words]
@@ -109,6 +115,109 @@ def test_resuming_answers_only_what_is_missing(tmp_path, model):
     assert out.read_text().startswith(first)
 
 
+def test_resuming_leaves_files_that_are_no_answers_as_they_are(tmp_path, model):
+    file, notes = tasks_file(tmp_path, task("a")), tmp_path / "notes.md"
+    notes.write_text("# Notes\n\nprecious\n")
+    for out in (str(notes), file):
+        before = Path(out).read_text()
+        code, printed, err = call("solve", file, "--model", model, "--out", out, "--resume")
+        assert (code, printed) == (2, "")
+        assert Path(out).name in err
+        assert Path(out).read_text() == before
+
+
+def test_resuming_with_another_seed_or_model_is_refused(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--out", str(out), "--strategy", "in_context"]
+    assert call(*words, "--model", model, "--limit", "1")[0] == 0
+    before = out.read_text()
+    code, _, err = call(*words, "--model", model, "--resume", "--seed", "7")
+    assert (code, "answered with seed 0" in err) == (2, True)
+    code, _, err = call(*words, "--resume")
+    assert (code, "answered by the model" in err) == (2, True)
+    assert out.read_text() == before
+
+
+def test_an_interruption_says_what_is_kept(tmp_path, model, monkeypatch):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--model", model, "--strategy", "in_context"]
+    windows = []
+
+    def interrupted(controller, tasks, together, on_result):
+        windows.append(together)
+        on_result(controller.solve(tasks[0]))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Controller, "solve_many", interrupted)
+        code, _, err = call(*words, "--out", str(out), "--together", "3")
+        assert code == 130
+        assert err.count("\n") == 1
+        assert "out.jsonl keeps the answers so far, and --resume goes on" in err
+        code, printed, err = call(*words)
+        assert (code, len(printed.splitlines())) == (130, 1)
+        assert "--out FILE keeps the answers" in err
+    assert windows == [3, 32]
+    assert call(*words, "--out", str(out), "--resume")[0] == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b"]
+
+
+def test_lines_of_standard_input_are_answered_as_they_come(tmp_path, model, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    answered: list[list[tuple[str, str]]] = []
+
+    def lines():
+        for line in (task("a"), "{", task(7, demonstrations=None), task("a", queries=[{"input": [1]}, {"input": [2]}])):
+            yield (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n"
+            answered.append([(x["id"], x["status"]) for x in map(json.loads, out.read_text().splitlines())])
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
+    code, _, err = call("solve", "-", "--model", model, "--strategy", "in_context", "--out", str(out))
+    assert code == 1
+    refused = ("stdin:2", "refused"), ("7", "refused")
+    seen = [id for id, _ in answered[-1]]
+    assert seen == ["a", "stdin:2", "7", "a#0", "a#1"]
+    assert [len(lines) for lines in answered] == [1, 2, 3, 5], "each before the next is read"
+    assert tuple(answered[2][1:]) == refused
+    assert "problem: stdin:2: not JSON" in err
+
+
+def test_a_strategy_of_ones_own_is_plugged_in(tmp_path, model, monkeypatch):
+    file = tmp_path / "plugged_in_for_a_test.py"
+    file.write_text(
+        "import dataclasses\n"
+        "from autottt import register\n"
+        "from autottt.strategies.base import get_strategy\n"
+        "@register\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine:\n"
+        '    """Idea: the in-context answer again."""\n'
+        "    name: str = 'mine'\n"
+        "    cost_class: str = 'read'\n"
+        "    needs: int = 0\n"
+        "    def attempt(self, learner, task, **more):\n"
+        "        found = get_strategy('in_context').attempt(learner, task, **more)\n"
+        "        return dataclasses.replace(found, strategy='mine')\n"
+    )
+    monkeypatch.setenv(base.PLUGINS, "")
+    monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in strategies()})
+    monkeypatch.setattr(base, "_DISCOVERED", [])
+    try:
+        code, out, _ = call("strategies", "--plugin", "json", "--plugin", str(file))
+        assert code == 0
+        assert "the in-context answer again" in out
+        assert os.environ[base.PLUGINS] == os.pathsep.join(["json", str(file)]), "for worker processes"
+        tasks = tasks_file(tmp_path, task("a"))
+        code, out, _ = call("solve", tasks, "--model", model, "--strategy", "mine", "--plugin", str(file), "--full")
+        assert code == 0
+        assert json.loads(out)["attempts"][0]["strategy"] == "mine"
+        base._DISCOVERED.clear()
+        code, _, err = call("solve", tasks, "--model", model, "--plugin", "no_such_module")
+        assert (code, "no_such_module" in err) == (2, True)
+    finally:
+        sys.modules.pop(file.stem, None)
+
+
 def test_an_existing_file_of_answers_is_not_overwritten(tmp_path, model):
     out = tmp_path / "out.jsonl"
     out.write_text("precious")
@@ -128,6 +237,12 @@ def test_an_existing_file_of_answers_is_not_overwritten(tmp_path, model):
         (["solve", "TASKS", "--device", "abacus"], "abacus"),
         (["solve", "TASKS", "--dtype", "int3"], "bf16"),
         (["solve", "TASKS", "--policy", "no-policy"], "no-policy"),
+        (["solve", "TASKS", "--policy", "some", "--strategy", "in_context"], "leaves a policy no choice"),
+        (["solve", "TASKS", "-"], "give it alone"),
+        (["solve", "-", "--limit", "2"], "without --limit"),
+        (["solve", "TASKS", "--resume"], "--out"),
+        (["evaluate", "TASKS", "--resume"], "--json"),
+        (["evaluate", "TASKS", "--json", "tasks.jsonl"], "write to another"),
         (["evaluate", "TASKS", "--strategies", "magic"], "magic"),
         (["collect", "--store", "s"], "--generated"),
         (["train-policy", "no-store", "--out", "o"], "no-store"),
@@ -140,13 +255,12 @@ def test_an_error_is_one_clear_line_and_exit_2(tmp_path, model, monkeypatch, wor
         given += ["--model", model]
     code, out, err = call(*given)
     assert code == 2
-    assert says in err.replace("\n", " ").replace("  ", " ")
+    assert says in err
+    assert err.count("\n") == 1
     assert "Traceback" not in err + out
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    import sys
-
     before = sys.argv
     sys.argv = ["autottt", "solve", str(tmp_path / "none.jsonl"), "--debug"]
     try:
@@ -177,7 +291,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
     from autottt.controller import evaluation
 
     file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
-    words = ["evaluate", file, "--model", model, "--strategies", "in_context", "--json", str(out)]
+    words = ["evaluate", file, "--model", model, "--strategies", "in_context", "--json", str(out), "--dtype", "fp32"]
     real, calls = evaluation._row, []
 
     def interrupted(controller, task, name, seed):
@@ -187,18 +301,42 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
         return real(controller, task, name, seed)
 
     monkeypatch.setattr(evaluation, "_row", interrupted)
-    code, _, _ = call(*words)
-    assert code != 0
+    code, _, err = call(*words)
+    assert code == 130
+    assert "out.rows.jsonl keeps the rows so far, and --resume goes on" in err
     assert not out.exists()
+    kept = tmp_path / "out.rows.jsonl"
+    before = kept.read_text()
+    for other in ([], ["--resume", "--seed", "7"], ["--resume", "--dtype", "bf16"]):
+        code, _, err = call(*words, *other)
+        assert code == 2
+        assert "to begin anew" in err
+        assert kept.read_text() == before
     assert call(*words, "--resume")[0] == 0
     assert calls == ["a", "b", "b"]
     assert {r["id"] for r in json.loads(out.read_text())["rows"]} == {"a", "b"}
+    assert not kept.exists()
+
+
+def test_rows_that_do_not_say_what_they_were_measured_with_are_not_gone_on_with(tmp_path, model):
+    row = Row("tasks", "a", "a", "a", "in_context", True, "answered", "in_context", False, 1.0, 1)
+    kept = tmp_path / "out.rows.jsonl"
+    kept.write_text(json.dumps(dataclasses.asdict(row)) + "\n")
+    words = ["evaluate", tasks_file(tmp_path, task("a")), "--json", str(tmp_path / "out.json"), "--resume"]
+    code, _, err = call(*words, "--model", model)
+    assert (code, "does not say" in err) == (2, True)
+    assert kept.exists()
 
 
 def test_evaluating_tasks_without_answers_is_an_error(tmp_path, model):
     code, _, err = call("evaluate", tasks_file(tmp_path, task("a", queries=[{"input": [1]}])), "--model", model)
     assert code == 2
     assert "right answer" in err
+
+
+def test_the_version_is_printed():
+    code, out, _ = call("--version")
+    assert (code, out) == (0, f"autottt {version('autottt')}\n")
 
 
 def test_strategies_lists_every_one():
@@ -236,6 +374,13 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
     assert code == 0
     assert "what pushed the estimated difficulty" in out
+    (tmp_path / "other").mkdir()
+    mixed = tasks_file(tmp_path / "other", task("long", queries=[{"input": [1] * 900}]), task("short"))
+    options = ["--device", "cpu", "--prompt-format", "compact"]
+    code, out, err = call("policy", "explain", mixed, "--model", model, "--policy", bundle, *options)
+    assert code == 1
+    assert "refused: long: " in err
+    assert "short" in out, "the others are explained"
     code, out, _ = call("policy", "compare", bundle, bundle)
     assert code == 0
     assert "AUROC of difficulty" in out

@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from autottt.controller.controller import Controller
+from autottt.controller.display import show_summary
 from autottt.controller.evaluation import (
     CONTROLLER,
     Row,
@@ -15,10 +17,12 @@ from autottt.controller.evaluation import (
     accuracy_interval,
     evaluate,
     read_rows,
+    read_settings,
     summarise,
 )
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import Attempt, Candidate
+from autottt.ttt_core.errors import StrategyError, TaskError
 from autottt.ttt_core.kinds import make_task
 
 
@@ -44,6 +48,36 @@ def test_costs_are_multiples_of_in_context_on_the_same_queries():
 def test_refused_queries_are_counted_and_wrong():
     (summary,) = summarise([row("a", 0, "in_context", False, status="refused"), row("b", 0, "in_context", True)])
     assert (summary.refused, summary.query_accuracy) == (1, 0.5)
+
+
+def test_a_strategy_with_too_few_demonstrations_is_inapplicable_and_wrong(make_learner):
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    single = make_task([([1], [1])], [2], answer=[2])
+    found = evaluate(controller, [single], ["ttt_in_context"])[1]
+    assert (found.status, found.right) == ("inapplicable", False)
+    assert "needs 2 demonstrations; the task has 1" in found.error
+    assert (summarise([replace(found, strategy="in_context")])[0].inapplicable) == 1
+
+
+def shown(rows: list[Row]) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(show_summary(summarise(rows)))
+    return capture.get()
+
+
+def test_queries_that_could_not_be_tried_are_noted_for_each_strategy():
+    rows = [
+        row("a", 0, "in_context", True), row("b", 0, "in_context", False, status="refused"),
+        row("a", 0, "ttt_direct", True), row("b", 0, "ttt_direct", False, status="refused"),
+        row("a", 0, "ttt_crossfit", False, status="inapplicable", seconds=0.0, work=0),
+        row("b", 0, "ttt_crossfit", False, status="inapplicable", seconds=0.0, work=0),
+    ]  # fmt: skip
+    text = shown(rows)
+    assert "set: 1 of 2 queries are over-long for in_context, ttt_direct; they count as wrong" in text
+    assert "set: 2 of 2 queries have too few demonstrations for ttt_crossfit; they count as wrong" in text
+    assert "0.0x" not in text
+    assert "they count as wrong" not in shown(rows[:1])
 
 
 def test_the_interval_comes_from_whole_families():
@@ -82,6 +116,49 @@ def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
     again = evaluate(controller, [task], ["zero_shot"], file=file)
     assert [r.strategy for r in again] == [r.strategy for r in first]
     assert sorted(asdict(r)["strategy"] for r in read_rows(file)) == ["in_context", "zero_shot"]
+
+
+def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, make_learner, task):
+    file, learner = tmp_path / "rows", make_learner()
+    controller = Controller(learner, FixedPolicy("in_context"))
+    rows = evaluate(controller, [task], [], file=file)
+    assert read_settings(file)["seed"] == 0
+    assert read_settings(file)["model"] == learner.base_hash
+    before = file.read_text()
+    assert len(before.splitlines()) == 1 + len(rows)
+    evaluate(controller, [task], [], file=file)
+    others = [
+        (controller, 7),
+        (Controller(learner, FixedPolicy("zero_shot")), 0),
+        (Controller(make_learner(seed=1), FixedPolicy("in_context")), 0),
+    ]
+    for other, seed in others:
+        with pytest.raises(TaskError, match=r"was begun with .*\"seed\": 0.*this run has .*to begin anew"):
+            evaluate(other, [task], [], seed=seed, file=file)
+    with pytest.raises(TaskError, match="holds a row of another query called 'task'"):
+        evaluate(controller, [replace(task, query=(1, 2))], [], file=file)
+    assert file.read_text() == before
+
+
+def test_rows_without_settings_are_gone_on_with(tmp_path, make_learner, task):
+    from dataclasses import asdict
+
+    file = tmp_path / "rows"
+    kept = replace(row("task", 0, "in_context", True), id=task.id)
+    plain = {name: value for name, value in asdict(kept).items() if name != "digest"}
+    file.write_text(json.dumps(plain) + "\n")
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    assert evaluate(controller, [task], ["zero_shot"], file=file)[0] == kept
+    assert read_settings(file) is None
+
+
+def test_nothing_is_written_before_names_and_answers_are_known(tmp_path, make_learner, task):
+    controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
+    with pytest.raises(TaskError, match="right answer"):
+        evaluate(controller, [task, replace(task, answer=None)], [], file=file)
+    with pytest.raises(StrategyError, match="magic"):
+        evaluate(controller, [task], ["magic"], file=file)
+    assert not file.exists()
 
 
 def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_learner, task, monkeypatch):

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -397,6 +398,23 @@ def test_a_task_is_made_from_plain_lists():
     assert (task.demonstrations[0].input, task.demonstrations[0].output) == ((1, 2), (2, 1))
     assert (task.id, task.group, task.family, task.dataset) == ("flip", "flip", "reversal", "mine")
     assert kind_of(task) is KINDS["list"]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+@pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]]])
+def test_arrays_and_their_numbers_make_the_task_that_lists_make(rows, dtype):
+    array = np.array(rows, dtype)
+    expected = make_task([(rows, rows)], rows, answer=rows)
+    for raw in (array, list(array), tuple(array)):
+        task = make_task([(raw, raw)], raw, answer=raw)
+        assert task == expected
+        assert task.digest == expected.digest, "plain integers, which JSON can hold"
+
+
+@pytest.mark.parametrize("array", [np.array([1.0]), np.array([True]), np.array([[True]]), np.float64(1), np.array(1)])
+def test_arrays_of_anything_but_integers_are_refused(array):
+    with pytest.raises(TaskError, match=r"^query: expected"):
+        make_task([], array)
 
 
 @pytest.mark.parametrize(

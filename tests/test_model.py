@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from transformers.utils import logging as bars
 
+from autottt.ttt_core import model as module
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
@@ -189,6 +193,65 @@ def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot load a causal language model from '.+nowhere'"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "~/nowhere", "/no/where", "no/such/folder", "no\\where"])
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("it was"))
+    with pytest.raises(ModelError, match=re.escape(f"{name!r}: there is no such folder")):
+        load_model(name)
+
+
+def test_a_folder_may_be_named_from_the_home_folder(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder()
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_model(f"~/{folder.name}", device="cpu").name == str(folder)
+
+
+# --- what loading writes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def retries() -> Any:
+    """What the hub's client says of its retries."""
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addHandler(handler)
+    yield seen
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("hub_shows", [True, False])
+@pytest.mark.parametrize("host_shows", [True, False])
+def test_loading_is_quiet_and_leaves_the_hosts_settings(
+    host_shows: bool, hub_shows: bool, retries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars, "_tqdm_active", host_shows)
+    (bars.enable_progress_bar if host_shows else bars.disable_progress_bar)()
+    if not hub_shows:
+        disable_progress_bars()
+    before = bars.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    inside: list[bool] = []
+
+    def offline(*_: Any, **__: Any) -> None:
+        inside.append(bars.is_progress_bar_enabled())
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no connection")
+
+    monkeypatch.setattr(module.AutoConfig, "from_pretrained", offline)
+    try:
+        with pytest.raises(ModelError, match="no connection"):
+            load_model("nobody/nothing")
+        assert inside == [False]
+        assert retries == []
+        assert (bars.is_progress_bar_enabled(), are_progress_bars_disabled()) == before
+        logger.warning("the host's")
+        assert retries == ["the host's"]
+    finally:
+        bars.enable_progress_bar()
 
 
 # --- what a folder says of itself -----------------------------------------------------------------------------------

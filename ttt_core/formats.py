@@ -143,8 +143,10 @@ def _checked(kind: str, raw: object, field: str) -> Value:
 def _name(raw: object, field: str, default: str) -> str:
     if raw is None:
         return default
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return str(raw)
     if not isinstance(raw, str) or not raw.strip():
-        raise wrong(field, "a text that is not blank", raw)
+        raise wrong(field, "a text that is not blank, or an integer", raw)
     return str(_checked("text", raw, field))
 
 
@@ -211,7 +213,18 @@ def _message(message: object, field: str) -> tuple[object, object]:
     """The role and the content of a message."""
     if not isinstance(message, Mapping):
         raise wrong(field, 'an object {"role", "content"}', message)
-    return message.get("role", _MISSING), _checked("text", message.get("content", _MISSING), f"{field}.content")
+    content = _joined(message.get("content", _MISSING), f"{field}.content")
+    return message.get("role", _MISSING), _checked("text", content, f"{field}.content")
+
+
+def _joined(content: object, field: str) -> object:
+    """The text of a content that is given in parts; any other content as it is."""
+    if not isinstance(content, (list, tuple)) or not content:
+        return content
+    for n, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise wrong(f"{field}[{n}]", 'a part {"type": "text", "text": ...}, since only text can be read', part)
+    return "".join(part["text"] for part in content)
 
 
 _FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], Settings], _Draft]]] = (

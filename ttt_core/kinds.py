@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ class Kind(Protocol):
     def name(self) -> str: ...
 
     def check(self, raw: object) -> Value:
-        """The canonical value of `raw` (as JSON gives it). Raises `TaskError` saying what was expected."""
+        """The canonical value of `raw` (as JSON gives it, or with arrays in place of lists). Raises `TaskError` saying
+        what was expected."""
         ...
 
     def render(self, value: Value, notation: Notation) -> str: ...
@@ -166,7 +168,19 @@ def _colour_permutation(task: Task, rng: random.Random) -> tuple[int, ...]:
 
 
 def _is_int(x: object) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
+    return isinstance(x, (int, numbers.Integral)) and not isinstance(x, bool)
+
+
+def _listed(raw: object) -> object:
+    """An array, of NumPy or alike, as lists; anything else as it is."""
+    tolist = None if isinstance(raw, (list, tuple)) else getattr(raw, "tolist", None)
+    return tolist() if callable(tolist) else raw
+
+
+def _rows_listed(raw: object) -> object:
+    """As `_listed`, also for rows that are arrays within a list."""
+    whole = _listed(raw)
+    return [_listed(row) for row in whole] if isinstance(whole, (list, tuple)) else whole
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,7 @@ class GridKind:
 
     def check(self, raw: object) -> Value:
         expected = "one row: [[0, 1, ...]]" if self.one_row else "rows of equal length: [[0, 1], [1, 0]]"
+        raw = _rows_listed(raw)
         if not isinstance(raw, (list, tuple)) or not raw or not all(isinstance(r, (list, tuple)) and r for r in raw):
             raise TaskError(f"expected a grid, {expected}, cells 0-9; received {_short(raw)}")
         if self.one_row and len(raw) != 1:
@@ -243,6 +258,7 @@ class ListKind:
     name: str = "list"
 
     def check(self, raw: object) -> Value:
+        raw = _listed(raw)
         if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {_short(raw)}")
         return tuple(int(x) for x in raw)
@@ -338,7 +354,8 @@ def kind_of(task: Task) -> Kind:
 
 
 def guess_kind(raw: object) -> str:
-    """The kind whose values look like `raw` (as JSON gives it): text, list, or grid."""
+    """The kind whose values look like `raw` (as `Kind.check` takes it): text, list, or grid."""
+    raw = _rows_listed(raw)
     if isinstance(raw, str):
         return "text"
     if isinstance(raw, (list, tuple)) and raw and all(isinstance(r, (list, tuple)) for r in raw):
@@ -358,7 +375,7 @@ def make_task(
     dataset: str = "",
     group: str = "",
 ) -> Task:
-    """A checked task from plain lists and strings. Without `kind`, it is told from the query.
+    """A checked task from lists, NumPy arrays and strings. Without `kind`, it is told from the query.
 
     Raises `TaskError` naming the field that is wrong.
 

@@ -6,17 +6,21 @@ Knows nothing about tasks. Weights are read from safetensors only, and no code f
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as bars
 
 from .attention import use_cpu_attention
 from .errors import ModelError
@@ -66,11 +70,22 @@ class LoadedModel:
         return next((int(n) for n in limits if n), 1 << 20)
 
 
-def without_progress_bars() -> None:
-    """Keeps transformers from drawing bars while it loads weights, for programs that own the screen."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No bars and no warnings about retries inside; afterwards the host's settings hold again."""
+    shown, hub_hidden = bars.is_progress_bar_enabled(), are_progress_bars_disabled()
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    level = retries.level
+    bars.disable_progress_bar()
+    retries.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        retries.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()  # the hub's too
+        if hub_hidden:
+            disable_progress_bars()
 
 
 def choose_device(device: str | None = None) -> torch.device:
@@ -124,27 +139,26 @@ def load_model(
     `prompt_format` is `chat`, `standard` or `compact`; by default what the model folder says, else `chat` where the
     tokenizer has a chat template, else `standard`. Raises `ModelError` with the reason and the remedy.
     """
-    where = str(source or BUNDLED)
+    where = os.path.expanduser(source or BUNDLED)
+    if _looks_like_a_path(str(source or BUNDLED)) and not os.path.isdir(where):
+        raise _not_loaded(str(source), "there is no such folder")
     chosen = choose_device(device)
     precision = choose_dtype(chosen, dtype)
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        model: PreTrainedModel
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            where,
-            config=config,
-            dtype=precision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _quietly():
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            model: PreTrainedModel
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                where,
+                config=config,
+                dtype=precision,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except _UNLOADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot load a causal language model from {where!r}: {reason} "
-            "(expected a folder or hub id with config.json, a tokenizer and safetensors weights)"
-        ) from error
+        raise _not_loaded(where, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
@@ -162,6 +176,16 @@ def load_model(
         prompt_format=prompt_format or settings.get("prompt_format"),
         recipes=recipes,
     )
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Whether a name is no hub id, which is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _not_loaded(where: str, reason: str) -> ModelError:
+    expected = "expected a folder or hub id with config.json, a tokenizer and safetensors weights"
+    return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected})")
 
 
 def wrap_model(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import TaskError
@@ -15,6 +15,8 @@ from .kinds import _short
 from .tasks import Task
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
+TASK_SUFFIXES = (*LINE_SUFFIXES, ".json")
+"""Of the files of a folder that are read."""
 
 ACCEPTED_FILES = f"""\
 Accepted: .jsonl files (a task a line), .json files (a task, a list or {{id: task}}), folders of them.
@@ -29,6 +31,8 @@ class Problem:
     """File and line, `tasks.jsonl:12`; where one JSON value holds many, file and task, `tasks.json, task 007bbfb7`."""
     message: str
     """The field, what was expected, and what was received."""
+    id: str = field(default="", compare=False)
+    """Of the task, where something like one is there."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -57,7 +61,8 @@ def read_tasks(
     their order; the .json files of a folder count as one file. `kind` replaces what files say about the kind.
 
     A task that is wrong, a repeated id, and a file of a folder that cannot be read become problems; the others are
-    returned. Raises `TaskError` if a path is missing, cannot be read, or has nothing like a task in it.
+    returned. Raises `TaskError` if a path is missing, cannot be read, or has nothing like a task in it, the last with
+    the formats that are accepted.
 
     >>> read_tasks("tasks.jsonl", limit=20).problems  # doctest: +SKIP
     ()
@@ -79,6 +84,21 @@ def read_tasks(
     return Reading(tuple(tasks), tuple(problems))
 
 
+def read_lines(
+    lines: Iterable[str | bytes], name: str = "stdin", *, demonstrations: int | None = None, seed: int = 0
+) -> Iterator[Reading]:
+    """What JSON lines hold, each read when it comes: the queries of a task, or a problem. Blank lines are passed over.
+
+    `name` stands for the file in places and in names of tasks that have none; ids may repeat. The rest is as in
+    `read_tasks`.
+    """
+    settings = Settings(Settings.demonstrations if demonstrations is None else demonstrations, seed)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            groups, problems = _groups([_line(line.rstrip(), Path(name), number)], settings, {})
+            yield Reading(tuple(task for group in groups for task in group), tuple(problems))
+
+
 @dataclass(frozen=True)
 class _Record:
     """A JSON object that looks like a task, its place, and what its task is called if it does not say."""
@@ -94,7 +114,10 @@ _Entry = _Record | Problem
 
 def _sources(path: Path) -> list[list[_Entry]]:
     """The entries of a file; of a folder, those of every .jsonl file, then those of all .json files together."""
-    sources = _folder(path) if os.path.isdir(path) else [_file(path)]
+    try:
+        sources = _folder(path) if os.path.isdir(path) else [_entries(path)]
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
     entries = [entry for source in sources for entry in source]
     if not _any_record(entries):
         first = next((e for e in entries if isinstance(e, Problem)), None)
@@ -108,22 +131,25 @@ def _any_record(entries: list[_Entry]) -> bool:
 
 
 def _folder(path: Path) -> list[list[_Entry]]:
-    try:
-        files = sorted(path / name for name in os.listdir(path) if not name.startswith("."))
-    except OSError as error:
-        return [[Problem(str(path), f"cannot be read: {error.strerror}")]]
+    files = sorted(path / name for name in os.listdir(path) if not name.startswith("."))
     by_line = [_file(f) for f in files if f.suffix.lower() in LINE_SUFFIXES]
     return [*by_line, [entry for f in files if f.suffix.lower() == ".json" for entry in _file(f)]]
 
 
 def _file(path: Path) -> list[_Entry]:
-    """The records of a file and its problems; one problem if nothing in it looks like a task."""
+    """The entries of a file of a folder; a problem if it cannot be read."""
+    try:
+        return _entries(path)
+    except OSError as error:
+        return [Problem(str(path), f"cannot be read: {error.strerror}")]
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """The records of a file and its problems; one problem if nothing in it looks like a task. Raises `OSError`."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         return [Problem(str(path), f"expected UTF-8 text; received {error.reason} at byte {error.start}")]
-    except OSError as error:
-        return [Problem(str(path), f"cannot be read: {error.strerror}")]
     if not text.strip():
         return [Problem(str(path), "expected tasks; received an empty file")]
     ways = (_lines, _document) if path.suffix.lower() in LINE_SUFFIXES else (_document, _lines)
@@ -135,13 +161,14 @@ def _file(path: Path) -> list[_Entry]:
 
 
 def _lines(text: str, path: Path) -> list[_Entry]:
-    entries: list[_Entry] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            data = _decode(line, path, number)
-            record = _record(data, f"{path}:{number}", f"{path.stem}:{number}", path.stem)
-            entries.append(data if isinstance(data, Problem) else record)
-    return entries
+    return [_line(line, path, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _line(line: str | bytes, path: Path, number: int) -> _Entry:
+    data = _decode(line, path, number)
+    if isinstance(data, Problem):
+        return data
+    return _record(data, f"{path}:{number}", f"{path.stem}:{number}", path.stem)
 
 
 def _document(text: str, path: Path) -> list[_Entry]:
@@ -157,7 +184,7 @@ def _document(text: str, path: Path) -> list[_Entry]:
     return [whole]
 
 
-def _decode(text: str, path: Path, line: int = 1) -> object:
+def _decode(text: str | bytes, path: Path, line: int = 1) -> object:
     """The JSON value of `text`, which begins on `line`; a `Problem` if it is none."""
     try:
         return json.loads(text)
@@ -191,7 +218,8 @@ def _groups(
             _note_ids(group, entry.where, places)
             groups.append(group)
         except TaskError as error:
-            problems.append(Problem(entry.where, str(error)))
+            given = entry.data.get("id")
+            problems.append(Problem(entry.where, str(error), str(given) if isinstance(given, (int, str)) else entry.id))
     return groups, problems
 
 
@@ -209,4 +237,4 @@ def _sample(groups: list[tuple[Task, ...]], limit: int | None, seed: int) -> lis
     return [groups[i] for i in sorted(random.Random(seed).sample(range(len(groups)), limit))]
 
 
-__all__ = ["Problem", "Reading", "read_tasks", "task_from_messages"]
+__all__ = ["Problem", "Reading", "read_lines", "read_tasks", "task_from_messages"]
