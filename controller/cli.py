@@ -32,6 +32,7 @@ from .cli_options import (
     Policy,
     Seed,
     Shown,
+    Worth,
     errors,
     interruptible,
     load_controller,
@@ -130,6 +131,7 @@ def solve(
     explore: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of queries whose strategy is drawn, to learn from.")
     ] = 0.0,
+    price: Worth = None,
     model: Model = None,
     policy: Policy = None,
     any_policy: AnyPolicy = False,
@@ -159,7 +161,7 @@ def solve(
     controller = load_controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
         budget=budget, seed=seed, adapters=adapters, shadow=shadow, explore=explore,
-        memory_bytes=None if memory is None else round(memory * (1 << 30)), any_policy=any_policy,
+        memory_bytes=None if memory is None else round(memory * (1 << 30)), any_policy=any_policy, price=price,
     )  # fmt: skip
     if kept is not None:
         kept.go_on(controller.learner.base_hash)
@@ -227,6 +229,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the rows that an interrupted run left beside --json.")
     ] = False,
+    price: Worth = None,
     model: Model = None,
     policy: Policy = None,
     any_policy: AnyPolicy = False,
@@ -255,7 +258,7 @@ def evaluate(
     reading = read(files, limit, seed, shown)
     controller = load_controller(
         model=model, policy=policy, any_policy=any_policy, device=device, dtype=dtype, prompt_format=prompt_format,
-        seed=seed,
+        seed=seed, price=price,
     )  # fmt: skip
     total = len(reading.tasks) * len(dict.fromkeys(["in_context", *names]))
     left = f"{partial} keeps the rows so far" if partial else "--json FILE keeps the rows"

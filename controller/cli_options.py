@@ -68,6 +68,12 @@ Plugin = Annotated[
         help="Module or .py file with strategies of your own; may be repeated.",
     ),
 ]  # fmt: skip
+Worth = Annotated[
+    float | None,
+    typer.Option(
+        "--price", help="Accuracy that one in-context cost is worth; default: what the policy was trained at."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -361,10 +361,10 @@ def _train(
             outcomes, price=price, risk=risk, seed=seed, workers=workers,
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
+    screen.print_json(json.dumps(trained.scorecard, default=float))
     save_bundle(trained, out)
     write_report(trained, out)
     settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
-    screen.print_json(json.dumps(trained.scorecard, default=float))
     errors.print(f"the run is kept in {track(trained, out, runs, settings)}", highlight=False)
     if not trained.released:
         errors.print(

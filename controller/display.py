@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..policies.cases import over_long
 from ..policies.outcomes import Outcome
 from ..policies.trained import TrainedPolicy
 from ..ttt_core.kinds import KINDS, STANDARD
@@ -84,21 +85,28 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
         table.add_column(name, no_wrap=True)
     for name in ("cases", "right", "cost", "seconds", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
+    left_out = over_long(outcomes)
     cells: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         cells.setdefault((outcome.dataset, outcome.strategy), []).append(outcome)
-    for (dataset, strategy), cell in sorted(
-        cells.items(), key=lambda item: (item[0][0], fmean(o.cost for o in item[1]))
-    ):
+
+    def cost(cell: Sequence[Outcome]) -> float:
+        """The mean, where there is an in-context cost that it is a multiple of."""
+        known = [o.cost for o in cell if (o.dataset, o.task_id, o.seed) not in left_out]
+        return fmean(known) if known else 0.0
+
+    for (dataset, strategy), cell in sorted(cells.items(), key=lambda item: (item[0][0], cost(item[1]))):
         failed = Counter(o.status for o in cell if o.status != "answered")
         table.add_row(
             dataset, strategy, str(len(cell)), f"{fmean(o.correct for o in cell):.1%}",
-            f"{fmean(o.cost for o in cell):.1f}x", f"{fmean(o.seconds for o in cell):.2f}",
+            f"{cost(cell):.1f}x", f"{fmean(o.seconds for o in cell):.2f}",
             ", ".join(f"{count} {status}" for status, count in failed.items()),
         )  # fmt: skip
     models = ", ".join(sorted({o.base_hash[:12] for o in outcomes}))
     counts = [len({(o.dataset, o.task_id) for o in outcomes}), len({o.family for o in outcomes})]
     text = f"{len(outcomes)} outcomes of {models}: {counts[0]} queries of {counts[1]} families"
+    if left_out:
+        text += f"; {len(left_out)} over-long, counted wrong and left out of the costs"
     return Group(table, Text(text, style="dim"))
 
 
@@ -121,6 +129,7 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
         )
 
     table.add_row("model", *(policy.base_hash[:12] for _, policy in policies))
+    row("price", lambda c: f"{c['price']:.2g}")
     row("cases (families)", lambda c: f"{c['cases']} ({c['families']})")
     for arm in dict.fromkeys(name for card in cards for name in card["arms"]):
         row(f"utility, {arm}", lambda c, a=arm: f"{c['arms'][a]['utility']:.3f}" if a in c["arms"] else "-")  # type: ignore[misc]
@@ -131,7 +140,18 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
     row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
     row("AUROC of difficulty", lambda c: f"{c['difficulty']['auroc'] or 0:.2f}")
     row("harm", lambda c: f"{c['harm_share']:.1%}")
-    return table
+    differ = [
+        what
+        for what, values in (
+            ("models", {policy.base_hash for _, policy in policies}),
+            ("prices", {card["price"] for card in cards}),
+            ("cases", {(card["cases"], card["families"], card.get("digest")) for card in cards}),
+        )
+        if len(values) > 1
+    ]
+    if not differ:
+        return table
+    return Group(table, Text(f"Not of the same {', '.join(differ)}: utilities cannot be compared.", style="yellow"))
 
 
 def mark(right: bool | None) -> Text:
