@@ -48,7 +48,9 @@ def vote(
     """
     sources: list[Transformation] = [Identity(), *transformations]
     prompts = _prompts(learner, task, views, transformations, rng)
-    answers = learner.answers([p for _, p in prompts], adapter)
+    guess = learner.guess(task)
+    guesses = [None if guess is None else sources[index].apply(guess) for index, _ in prompts]
+    answers = learner.answers([p for _, p in prompts], adapter, guesses=guesses)
     groups: list[list[Answer]] = [[] for _ in sources]
     for each in answers:
         for (index, _), answer in zip(prompts, each, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, rows: list[st
             row[script[step] if step < len(script) else rest] = sure
         return logits
 
+    monkeypatch.setattr(decoding, "FEWER", -1.0)  # a script goes with its place in the batch
     monkeypatch.setattr(decoding, "forward", forward)
     return seen
 
@@ -154,7 +156,7 @@ def test_a_guess_changes_how_an_answer_is_found_and_not_the_answer(architecture:
     ]  # fmt: skip
     for guess in guesses:
         prefix = read_prefix(loaded, prompt) if shared else None
-        (found,) = decode(loaded, [prompt], [8], prefix=prefix, guess=guess)
+        (found,) = decode(loaded, [prompt], [8], prefix=prefix, guesses=[guess])
         assert (found.ids, found.text, found.ended) == (plain.ids, plain.text, plain.ended), guess
         assert found.scores.hits == plain.scores.hits
         assert found.scores.log_probs == pytest.approx(plain.scores.log_probs, abs=1e-4)
@@ -174,23 +176,72 @@ def test_a_right_guess_is_one_pass_and_a_wrong_token_costs_what_came_after_it(
         return real(model, batch, *rest)
 
     monkeypatch.setattr(decoding, "forward", forward)
-    (right,) = decode(loaded, [prompt], [8], guess=plain.ids)
+    (right,) = decode(loaded, [prompt], [8], guesses=[plain.ids])
     assert passes == [len(prompt.ids) + 8]
     assert right.vain == 1, "the last token is decoded, and not read"
     passes.clear()
     wrong = (*plain.ids[:2], (plain.ids[2] + 1) % VOCABULARY, *plain.ids[3:])
-    (found,) = decode(loaded, [prompt], [8], guess=wrong)
+    (found,) = decode(loaded, [prompt], [8], guesses=[wrong])
     assert passes == [len(prompt.ids) + 8, 1, 1, 1, 1, 1]
     assert found.vain == 6
     assert found.ids == plain.ids
 
 
-def test_sampled_answers_and_several_prompts_take_no_guess(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_guesses_at_many_answers_change_none_of_them(
+    architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "WORTH", 2)
+    loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
+    queries = ["ef", "e", "efgh", "gh", "h"]
+    prompts = [encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], q)) for q in queries]
+    rooms = [12, 3, 12, 9, 12]
+    prefix = read_prefix(loaded, prompts[0]) if shared else None
+    plain = [decode(loaded, [p], [room])[0] for p, room in zip(prompts, rooms, strict=True)]
+
+    def wrong_at(ids: Sequence[int], place: int) -> tuple[int, ...]:
+        return (*ids[:place], (ids[place] + 1) % VOCABULARY, *ids[place + 1 :])
+
+    ids = [one.ids for one in plain]
+    for guesses in (
+        ids,
+        [ids[0], (), wrong_at(ids[2], 4), wrong_at(wrong_at(ids[3], 3), 6), wrong_at(ids[4], 0)],
+        [ids[0][:5], wrong_at(ids[1], 2), (*ids[2], 1, 2, 3), ids[0], ()],
+    ):
+        found = decode(loaded, prompts, rooms, prefix=prefix, guesses=guesses)
+        for one, wanted in zip(found, plain, strict=True):
+            assert (one.ids, one.text, one.ended) == (wanted.ids, wanted.text, wanted.ended)
+            assert one.scores.log_probs == pytest.approx(wanted.scores.log_probs, abs=1e-3)
+
+
+def test_what_follows_a_wrong_token_is_guessed_again_and_rows_that_are_done_are_dropped(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "WORTH", 2)
+    prompts = [encode(loaded, make_task([("ab", "ba")], q)) for q in ("ef", "gh", "kl")]
+    plain = decode(loaded, prompts, [9] * 3)
+    passes: list[tuple[int, ...]] = []
+    real = decoding.forward
+
+    def forward(model: Any, batch: PaddedBatch, *rest: Any) -> torch.Tensor:
+        passes.append(tuple(batch.ids.shape))
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(decoding, "forward", forward)
+    ids = plain[1].ids
+    wrong = (*ids[:3], (ids[3] + 1) % VOCABULARY, *ids[4:])
+    found = decode(loaded, prompts, [9] * 3, guesses=[plain[0].ids, wrong, plain[2].ids])
+    assert [one.ids for one in found] == [one.ids for one in plain]
+    assert passes == [(3, len(prompts[0].ids) + 9), (1, 6)], "one row, its fourth token and the five guessed after it"
+
+
+def test_sampled_answers_take_no_guess(loaded: LoadedModel) -> None:
     prompt = encode(loaded, make_task([("ab", "ba")], "ef"))
     draw = torch.Generator().manual_seed
     sampled = decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0))
-    assert decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0), guess=(1, 2)) == sampled
-    assert decode(loaded, [prompt] * 2, [8, 8], guess=(1, 2)) == decode(loaded, [prompt] * 2, [8, 8])
+    assert decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0), guesses=[(1, 2)]) == sampled
 
 
 def test_an_answer_stops_at_the_first_token_after_which_it_cannot_be_read(

@@ -18,6 +18,12 @@ from .model import LoadedModel
 
 TOKENS_AT_ONCE = 16384
 """Tokens that are read, or decoded after, side by side at most."""
+FEWER = 0.75
+"""Share of a batch's rows that are not done yet from which on the others are dropped."""
+LOGITS = 1 << 26
+"""Logits that checking guesses may take at most; beyond, there are no guesses."""
+WORTH = 8
+"""Tokens of a guess that have to be right for the rest of it to be tried after a wrong one."""
 Readable = Callable[[str], bool]
 """Whether an answer that begins with a text can still be read."""
 
@@ -161,7 +167,7 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     adapters: int = 1,
-    guess: Sequence[int] = (),
+    guesses: Sequence[Sequence[int]] = (),
     readable: Sequence[Readable] = (),
     most: int = TOKENS_AT_ONCE,
 ) -> list[Generated]:
@@ -169,22 +175,23 @@ def decode(
     With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read.
 
     Prompts of at most `most` tokens go side by side. Of several attached `adapters`, the answers of the first to all
-    prompts, then those of the second, ... With `prefix`, every prompt must begin with its ids. A `guess` at the tokens
-    of a single greedy answer is checked in one pass, and kept as far as it is what would have been decoded (Leviathan
-    et al. 2023, "Fast inference from transformers via speculative decoding", with a guess for a draft).
+    prompts, then those of the second, ... With `prefix`, every prompt must begin with its ids. Guesses at the tokens of
+    greedy answers, one for each prompt, are checked in one pass, and kept as far as they are what would have been
+    decoded; what follows a wrong token is checked once more (Leviathan et al. 2023, "Fast inference from transformers
+    via speculative decoding", with a guess for a draft).
     """
-    if len(prompts) > 1 or adapters > 1 or temperature > 0:
-        guess = ()
+    if temperature > 0 or not guesses:
+        guesses = [()] * len(prompts)
     known = len(prefix.ids) if prefix else 0
     found: list[dict[int, Generated]] = [{} for _ in range(adapters)]
     lengths = [len(p.ids) + room for p, room in zip(prompts, rooms, strict=True)]
-    begun = prefix is not None and len(prompts) == 1 and not guess and prefix.begins(prompts[0])
+    begun = prefix is not None and len(prompts) == 1 and not guesses[0] and prefix.begins(prompts[0])
 
     def answers(group: Sequence[int]) -> list[Generated]:
         rows = [prompts[i].ids[known:] for i in group]
         return _decode(
             loaded, rows, [rooms[i] for i in group], [readable[i] if readable else None for i in group],
-            prefix, temperature, generator, adapters, guess, begun,
+            prefix, temperature, generator, adapters, [guesses[i] for i in group], begun,
         )  # fmt: skip
 
     for group in _groups(lengths, prompts, prefix, most // adapters):
@@ -204,7 +211,7 @@ def decode_each(
     """Greedy answers of A attached adapters to as many prompts each, [A][n]: all of them side by side."""
     rows = [p.ids for mine in prompts for p in mine]
     room, may = [r for mine in rooms for r in mine], [r for mine in readable for r in mine]
-    found = iter(_decode(loaded, rows, room, may, None, 0.0, None, 1, (), False))
+    found = iter(_decode(loaded, rows, room, may, None, 0.0, None, 1, [()] * len(rows), False, fixed=True))
     return [[next(found) for _ in mine] for mine in prompts]
 
 
@@ -231,64 +238,108 @@ def _decode(
     temperature: float,
     generator: torch.Generator | None,
     adapters: int,
-    guess: Sequence[int],
+    guesses: Sequence[Sequence[int]],
     begun: bool,
+    fixed: bool = False,
 ) -> list[Generated]:
-    """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row."""
+    """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row.
+    `fixed`: a row's place in the batch says whose it is, also of one adapter.
+    """
     device = loaded.model.device
     each = len(rows)
     cache = new_cache(loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
-    if any(layer.is_sliding for layer in cache.layers):
-        guess = ()  # what slid out of sight cannot be brought back
+    longest = max(len(guess) for guess in guesses)
+    if any(layer.is_sliding for layer in cache.layers) or (
+        each * adapters * longest * loaded.model.config.get_text_config().vocab_size > LOGITS
+    ):
+        guesses = [()] * each  # what slid out of sight cannot be brought back
     if prefix is not None and prefix.rest and not begun:
         cache.crop(-len(prefix.rest))
-    if guess:
-        rows = [(*rows[0], *guess)]
-    rows, rooms = list(rows) * adapters, list(rooms) * adapters
-    batch = pad(rows, pad_id_of(loaded), device, left=True)
+    batch = pad(list(rows) * adapters, pad_id_of(loaded), device, left=True)
     mask = batch.mask
     if prefix is not None and prefix.ids:
         if each > 1:
             cache.batch_repeat_interleave(each)
-        mask = torch.cat([mask.new_ones(len(rows), len(prefix.ids)), mask], dim=1)
+        mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
-    writers = [_Writer(loaded, room, r) for room, r in zip(rooms, list(readable) * adapters, strict=True)]
-    last = torch.zeros_like(batch.ids, dtype=torch.bool)
-    last[:, -1 - len(guess) :] = True
+    writers = [_Writer(loaded, *each) for each in zip(list(rooms) * adapters, list(readable) * adapters, strict=True)]
+    drafts: list[Sequence[int]] = [guess[:room] for guess, room in zip(guesses, rooms, strict=True)] * adapters
+    here = list(range(len(writers)))
+    """Writers of the batch's rows."""
     known = prefix.logits if prefix is not None and begun else None
     while True:
+        batch, mask = _with_drafts(batch, mask, drafts, pad_id_of(loaded))
+        width = 1 + max(map(len, drafts))
+        last = torch.zeros_like(batch.ids, dtype=torch.bool)
+        last[:, -width:] = True
         logits = forward(loaded.model, batch, last, mask, cache) if known is None else known
-        known, unread = None, 0
+        known = None
         if temperature > 0:
             ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
         else:
             ids = logits.argmax(-1)
-        scores = token_scores(logits, ids)
-        if guess:
-            kept = _check(writers[0], ids.tolist(), scores, guess)
-            ids, unread, guess = ids[kept : kept + 1], len(guess) - kept, ()
-            writers[0].vain = unread
-        else:
-            for i, writer in enumerate(writers):
-                writer.add(int(ids[i]), scores, i)
+        scores, tokens = token_scores(logits, ids), ids.view(-1, width).tolist()
+        kept = [
+            _check(writers[i], tokens[row], scores, row * width, draft)
+            for row, (i, draft) in enumerate(zip(here, drafts, strict=True))
+        ]
         if all(w.done for w in writers):
             return [w.finish() for w in writers]
-        if unread:
+        # Drafts that were read in vain are hidden, and forgotten where no row has use for their places.
+        begin = mask.shape[1] - width + 1
+        for row, count in enumerate(kept):
+            mask[row, begin + count :] = 0
+        if unread := width - 1 - max(kept):
             cache.crop(-unread)
             mask = mask[:, :-unread]
-        going = torch.tensor([[not w.done] for w in writers], device=device)  # the others would leave the context
-        batch = PaddedBatch(ids[:, None], batch.mask[:, -1:], batch.positions[:, -1:] - unread + going)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        last = torch.ones_like(batch.ids, dtype=torch.bool)
+        drafts = [
+            () if writers[i].done else _rest(draft, count) for i, draft, count in zip(here, drafts, kept, strict=True)
+        ]
+        place = torch.tensor(kept, device=device)[:, None]
+        going = torch.tensor([[not writers[i].done] for i in here], device=device)  # the others would leave the context
+        positions = batch.positions[:, -width].unsqueeze(1) + place + going
+        batch = PaddedBatch(ids.view(-1, width).gather(1, place), torch.ones_like(place), positions)
+        live = [row for row, i in enumerate(here) if not writers[i].done]
+        if temperature == 0 and adapters == 1 and not fixed and len(live) <= FEWER * len(here):
+            rows_left = torch.tensor(live, device=device)
+            cache.batch_select_indices(rows_left)
+            batch = PaddedBatch(batch.ids[rows_left], batch.mask[rows_left], batch.positions[rows_left])
+            mask, drafts, here = mask[rows_left], [drafts[row] for row in live], [here[row] for row in live]
+        mask = torch.cat([mask, mask.new_ones(len(here), 1)], dim=1)
 
 
-def _check(writer: _Writer, ids: Sequence[int], scores: TokenScores, guess: Sequence[int]) -> int:
-    """Takes the decoded tokens up to the first that was not guessed, and returns how many were."""
+def _with_drafts(
+    batch: PaddedBatch, mask: Tensor, drafts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[PaddedBatch, Tensor]:
+    """The batch with each row's draft behind it, and the mask over the cache and all of it."""
+    if not any(drafts):
+        return batch, mask
+    width, device = max(map(len, drafts)), mask.device
+    ids = torch.tensor([[*draft, *[pad_id] * (width - len(draft))] for draft in drafts], device=device)
+    seen = torch.tensor([[1] * len(draft) + [0] * (width - len(draft)) for draft in drafts], device=device).to(mask)
+    positions = batch.positions[:, -1:] + seen.cumsum(1)
+    whole = PaddedBatch(
+        torch.cat([batch.ids, ids], 1), torch.cat([batch.mask, seen.to(batch.mask)], 1),
+        torch.cat([batch.positions, positions.to(batch.positions)], 1),
+    )  # fmt: skip
+    return whole, torch.cat([mask, seen], 1)
+
+
+def _check(writer: _Writer, ids: Sequence[int], scores: TokenScores, at: int, draft: Sequence[int]) -> int:
+    """Takes the decoded tokens, whose scores begin at `at`, through the first that is not in the draft; returns how
+    many of the draft's were right."""
     for kept, token in enumerate(ids):
-        writer.add(token, scores, kept)
-        if writer.done or kept == len(guess) or token != guess[kept]:
+        writer.add(token, scores, at + kept)
+        if writer.done or kept == len(draft) or token != draft[kept]:
+            writer.vain += len(draft) - kept
             return kept
     raise AssertionError("there is one more token than were guessed")
+
+
+def _rest(draft: Sequence[int], kept: int) -> Sequence[int]:
+    """What is guessed after so many right tokens and a wrong one: as if that alone was wrong, where the draft was worth
+    it."""
+    return draft[kept + 1 :] if kept >= WORTH else ()
 
 
 class _Writer:

@@ -229,8 +229,11 @@ class Learner:
         *,
         temperature: float = 0.0,
         seed: int = 0,
+        guesses: Sequence[Value | None] = (),
     ) -> list[list[Answer]]:
-        """As `answer`, by each adapter of a cross-fitted one: [A][task]."""
+        """As `answer`, by each adapter of a cross-fitted one: [A][task]. Guesses at the values, one for each task,
+        change how quickly they are found and nothing else.
+        """
         count = 1 if adapter is None else adapter.weights.count
         if not tasks:
             return [[] for _ in range(count)]
@@ -240,23 +243,48 @@ class Learner:
                 return [[self._as_answer(t, g) for t, g in zip(tasks, known, strict=True)]]
             first = prompts[0]
             same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
-            guess = self._unadapted.get(first.ids, ()) if adapter is not None and len(prompts) == 1 else ()
-            prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not guess) if same else None
+            tried = [
+                self._guessed(t, p, v) for t, p, v in zip(tasks, prompts, guesses or [None] * len(tasks), strict=True)
+            ]
+            if adapter is not None and len(prompts) == 1 and not tried[0]:
+                tried = [self._unadapted.get(first.ids, ())]
+            prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not tried[0]) if same else None
             most = self._at_once() if temperature == 0 else TOKENS_AT_ONCE  # what is drawn is to follow from the seed
             generated = decode(
                 self.loaded, prompts, [self._left(t, p) for t, p in zip(tasks, prompts, strict=True)],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guess=guess, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
+                guesses=tried, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
             skipped = len(prefix.ids) if prefix else 0
-            if prefix and len(prompts) == 1 and not guess and prefix.begins(first):
+            if prefix and len(prompts) == 1 and not tried[0] and prefix.begins(first):
                 skipped = len(first.ids)
             read = sum(len(p.ids) - skipped for p in prompts) * count
             self._charge(forward=read + sum(len(g.ids) + g.vain for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
+
+    def guess(self, task: Task) -> Value | None:
+        """What the base answered to a task lately, where that is known and can be read."""
+        ids = self._unadapted.get(self.encode(task).ids)
+        if ids is None:
+            return None
+        text = self.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        cut = min((at for end in self.loaded.format.ends if end and (at := text.find(end)) >= 0), default=len(text))
+        try:
+            return self.loaded.format.read(task, text[:cut])
+        except ParseError:
+            return None
+
+    def _guessed(self, task: Task, prompt: Encoded, value: Value | None) -> tuple[int, ...]:
+        """The tokens of a guess."""
+        if value is None:
+            return ()
+        try:
+            return self.encode(task, value).ids[len(prompt.ids) :]
+        except TooLongError:
+            return ()
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
