@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..ttt_core.adapters import Adapter
-from ..ttt_core.errors import TooLongError
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
@@ -93,8 +92,8 @@ def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None 
     for lesson in new.values():
         try:
             examples, recipe = lesson.examples(learner)
-        except TooLongError:
-            continue
+        except Exception:
+            continue  # over-long, or a strategy's mistake: met again, and told, by its attempt
         alike.setdefault(recipe, []).append((lesson, examples))
     for recipe, some in alike.items():
         learner.prepare(

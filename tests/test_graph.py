@@ -315,7 +315,7 @@ def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypat
 def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, monkeypatch):
     learner.forget()
     monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
-    monkeypatch.setattr(learner, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
+    monkeypatch.setattr(learner, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("boom")))
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     first, second = controller.solve_many([TASK, TASK])
     for result in (first, second):

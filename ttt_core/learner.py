@@ -22,7 +22,7 @@ from .adapters import Adapter, AdapterCache
 from .crossfit import HeldOut, score_of
 from .decoding import TOKENS_AT_ONCE, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from .encoding import Encoded, encode, tokenizer_digest
-from .errors import AdaptationError, BaseChangedError, Cancelled, ParseError, TooLongError
+from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled, ParseError, TooLongError
 from .fingerprint import Fingerprint, RevertProof, restored
 from .kinds import kind_of
 from .lora import LoraWeights
@@ -186,8 +186,8 @@ class Learner:
         return len(self.encode(task, task.answer).ids)
 
     def room(self, task: Task) -> int:
-        """Tokens that an answer may take: twice the longest output shown or the query, and 16 more; but never more than
-        the prompt leaves of the context.
+        """Tokens that an answer may take, where the prompt leaves as many: twice the longest output shown or the query,
+        and 16 more.
         """
         (query,) = self._tokens(task, [task.query])
         return 2 * max([*self._sizes(task), query]) + 16
@@ -473,7 +473,7 @@ class Learner:
                     adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False, on_step=on_step)
                 except (BaseChangedError, Cancelled):
                     raise
-                except Exception:
+                except AutotttError:
                     continue  # one of them may be to blame; each fails, or not, when it is asked for
                 made = zip(map(self._full, keys[some]), adapters, strict=True)
                 self._prepared.update((key, adapter) for key, adapter in made if adapter.training.stopped != "failed")
