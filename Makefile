@@ -53,7 +53,10 @@ STAGE := runs/pretrain/stage
 pretrain: $(STAMP)  ## Train a model as the bundled one was trained, into runs/pretrain (half a day of two cores)
 	@$(BIN)/python $(PRETRAIN) --run $(STAGE)1 --steps 3400 --decay 718 --export $(STAGE)1/model
 	@$(BIN)/python $(PRETRAIN) --run $(STAGE)2 --init $(STAGE)1/model --stage further --tokens 8192 --lr 0.0015 --seed 1 \
-		--steps 2650 --decay 1342 --export $(STAGE)2/model
+		--steps 1308
+	@$(BIN)/python $(PRETRAIN) --run $(STAGE)2b --branch $(STAGE)2 --seed 7 --steps 2060 --decay 752
+	@$(BIN)/python $(PRETRAIN) --run $(STAGE)2a --branch $(STAGE)2 --steps 2650 --decay 1342 --average $(STAGE)2b \
+		--export $(STAGE)2/model
 	@$(BIN)/torchrun --nproc-per-node $(SHARDS) $(PRETRAIN) --run $(STAGE)3 --init $(STAGE)2/model --stage balanced --tokens $$((16384 / $(SHARDS))) \
 		--seed 3 --workers 0 --steps 1800 --decay 870 --export $(STAGE)3/model
 	@$(BIN)/torchrun --nproc-per-node $(SHARDS) $(PRETRAIN) --run $(STAGE)4 --init $(STAGE)3/model --stage longer --tokens $$((16384 / $(SHARDS))) \

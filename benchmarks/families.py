@@ -3,6 +3,7 @@
     python benchmarks/families.py solved DATA...     # which families of public sets a single primitive solves
     python benchmarks/families.py coinciding         # which held-out primitives do what a known one does
     python benchmarks/families.py shorter            # how often a chain does no more than a shorter one
+    python benchmarks/families.py strict             # how often a task is left out where only strict ones are drawn
 
 `solved` is what the marks in docs/primitives.md rest on (`Domain.solves`): a primitive is marked where it solves one in
 twenty or more of a family's tasks; a star says that it is not yet. It solves a task when one draw of its parameters
@@ -20,7 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from autottt.ttt_core.generator.core import Domain, Family, Operation, Primitive, Reject, draw_pairs
+from autottt.ttt_core.generator.core import (
+    BEYOND,
+    Domain,
+    Family,
+    Operation,
+    Primitive,
+    Reject,
+    draw_pairs,
+    rejected_as,
+)
 from autottt.ttt_core.generator.families import Split, domains, draw_family
 from autottt.ttt_core.readers import read_tasks
 
@@ -28,8 +38,6 @@ Pairs = Sequence[tuple[Any, Any]]
 """Canonical values of inputs and outputs."""
 Drawn = Mapping[str, Sequence[Operation]]
 """Name of a primitive, and operations drawn from it."""
-BEYOND = (Reject, ArithmeticError, LookupError, TypeError, ValueError)
-"""What an operation raises on an input that no scene draws."""
 LEAST = 0.05
 """Share of a family's tasks that a primitive must solve to be marked."""
 SHOWN = 8
@@ -127,6 +135,19 @@ def shorter(domain: Domain, split: Split, tasks: int, draws: int, seed: int) -> 
     return found
 
 
+def faults(domain: Domain, split: Split, tasks: int, seed: int) -> Counter[str]:
+    """Of so many tasks of a split ("tasks"), how many are left out where only strict ones are drawn, and why."""
+    rng = random.Random(f"strict-{domain.name}-{split}-{seed}")
+    found: Counter[str] = Counter()
+    while found["tasks"] < tasks:
+        family = draw_family(domain, split, rng)
+        for made, pairs in tasks_drawn(family, 1, rng):
+            sources, targets = zip(*pairs, strict=True)
+            inputs = [from_value(domain.kind, source) for source in sources]
+            found.update(["tasks", rejected_as(family, made, inputs, targets, rng) or "drawn"])
+    return found
+
+
 def solved(paths: Sequence[Path], draws: int, seed: int) -> dict[str, dict[str, Counter[str]]]:
     """Set -> family -> its tasks ("tasks"), and how many of them each primitive solves alone, and any ("solved")."""
     rng = random.Random(f"solved-{seed}")
@@ -150,7 +171,7 @@ def solved(paths: Sequence[Path], draws: int, seed: int) -> dict[str, dict[str, 
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["solved", "coinciding", "shorter"])
+    parser.add_argument("what", choices=["solved", "coinciding", "shorter", "strict"])
     parser.add_argument("data", nargs="*", type=Path)
     parser.add_argument("--draws", type=int, default=300, help="draws of each primitive's parameters")
     parser.add_argument("--tasks", type=int, default=100, help="tasks of each held-out primitive, or of each split")
@@ -176,6 +197,9 @@ def main() -> None:
         if given.what == "coinciding":
             for name, counts in coinciding(domain, given.tasks, given.draws, given.seed).items():
                 print(f"{domain.name}/{name}: {counts['known']} of {counts['tasks']}: {named(counts)}")
+        if given.what == "strict":
+            for split in get_args(Split):
+                print(f"{domain.name}, {split}: {dict(faults(domain, split, given.tasks, given.seed))}")
         if given.what == "shorter":
             for split in get_args(Split):
                 for depth, counts in shorter(domain, split, given.tasks, given.draws, given.seed).items():

@@ -6,11 +6,13 @@ import hashlib
 import importlib.util
 import json
 import random
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from autottt.ttt_core.generator.core import Domain, Family, Primitive, Reject, draw_pairs
+from autottt.ttt_core.generator.core import Domain, Family, Primitive, Reject, draw_pairs, rejected_as
 from autottt.ttt_core.generator.families import MIXTURE, domains, draw_family, draw_task_pairs, draw_tasks, split_of
 from autottt.ttt_core.kinds import KINDS
 
@@ -183,6 +185,51 @@ def test_trivial_and_constant_tasks_are_rejected():
     for primitive in (same, constant):
         with pytest.raises(Reject):
             draw_pairs(Family(domain_of(primitive), "any", (primitive,)), 6, random.Random(0))
+
+
+def test_a_strict_task_is_not_ambiguous_and_needs_every_operation():
+    back = Primitive("reverse", lambda rng: lambda x: x[::-1])
+    idle = Primitive("sort_twice", lambda rng: lambda x: x)
+    rare = Primitive("rare", lambda rng: lambda x: x if x[0] < 9 else [0])
+
+    def lists(rng):
+        return lambda: [next(firsts), 2, 3, 5]
+
+    def drawn(*chain: Primitive, **options: bool) -> list[object]:
+        nonlocal firsts
+        firsts = iter([1, 2, 3, 9, 4, 5, 6, 7] * 5)
+        return draw_pairs(Family(Domain("fake", "list", {"any": lists}, chain, tuple, lambda v: True), "any", chain),
+                          6, random.Random(0), **options)  # fmt: skip
+
+    firsts: Iterator[int] = iter(())
+    assert drawn(back, strict=True) == drawn(back)
+    for chain, fault in (((back, idle), "needless"), ((rare, back), "ambiguous")):
+        assert len(drawn(*chain)) == 6
+        with pytest.raises(Reject, match=fault):
+            drawn(*chain, strict=True)
+
+
+def test_a_task_that_other_parameters_explain_but_for_one_pair_is_ambiguous():
+    least = Primitive("at_least", lambda rng: partial(at_least, rng.choice([2, 8])))
+    pairs = [([9, 9], [9, 9]), ([8, 9], [8, 9]), ([5, 9], [9]), ([1, 1], []), ([1, 0], [])]
+    inputs, targets = [a for a, _ in pairs], [tuple(b) for _, b in pairs]
+    family = Family(domain_of(least), "any", (least,))
+    assert rejected_as(family, [partial(at_least, 8)], inputs, targets, random.Random(0)) == "ambiguous"
+    more = [*inputs, [4, 9]]
+    assert rejected_as(family, [partial(at_least, 8)], more, [*targets, (9,)], random.Random(0)) is None
+
+
+def at_least(bound, values):
+    return [v for v in values if v >= bound]
+
+
+@pytest.mark.parametrize("name", MIXTURE)
+def test_strict_tasks_are_repeatable_and_lose_none_of_their_operations(name):
+    tasks = draw_tasks("test", 6, seed=2, domain=name, strict=True)
+    assert tasks == draw_tasks("test", 6, seed=2, domain=name, strict=True)
+    assert tasks != draw_tasks("test", 6, seed=2, domain=name)
+    found = script().faults(domains()[name], "test", 40, seed=0)
+    assert found["tasks"] == 40 > found["drawn"] > 20
 
 
 @pytest.mark.parametrize("name", MIXTURE)

@@ -96,6 +96,37 @@ def test_several_runs_are_exported_as_their_mean(tmp_path):
     assert len(json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]) == 2
 
 
+def test_a_branch_goes_on_where_a_run_stands_and_has_a_mean_with_its_twin(tmp_path):
+    run(tmp_path / "whole", "--steps", "6")
+    run(tmp_path / "trunk", "--steps", "3")
+    for name, words in (("same", ()), ("other", ("--seed", "7"))):
+        for steps in ("4", "6"):  # interrupted, and gone on with by the same command
+            run(tmp_path / name, "--branch", str(tmp_path / "trunk"), "--steps", steps, *words)
+    whole, same, other = (weights(tmp_path / name) for name in ("whole", "same", "other"))
+    assert all(torch.equal(whole[k], same[k]) for k in whole)
+    assert any(not torch.equal(whole[k], other[k]) for k in whole)
+    run(tmp_path / "same", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "other"))
+    first, second = json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]
+    assert (first["parted"], first["seed"], second["parted"], second["seed"]) == ([3, 0], 0, [3, 0], 7)
+
+
+def test_a_branch_of_nothing_of_another_shape_or_into_a_run_of_its_own_is_refused(tmp_path):
+    run(tmp_path / "trunk", "--steps", "1")
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        run(tmp_path / "a", "--branch", str(tmp_path / "nothing"), "--steps", "2")
+    with pytest.raises(SystemExit, match="keeps its shape, but layers"):
+        run(tmp_path / "a", "--branch", str(tmp_path / "trunk"), "--steps", "2", "--layers", "2")
+    with pytest.raises(SystemExit, match="parted is a run of its own, not a branch"):
+        run(tmp_path / "trunk", "--branch", str(tmp_path / "trunk"), "--steps", "2")
+
+
+def test_a_strict_run_reads_other_tasks_and_stays_strict(tmp_path):
+    run(tmp_path / "strict", "--steps", "1", "--strict")
+    assert json.loads(checkpoint_facts(tmp_path / "strict")["config"])["strict"]
+    strict, loose = (Stream(replace(SMALL, strict=s), build_tokenizer()) for s in (True, False))
+    assert any(not torch.equal(strict.batch(k).ids, loose.batch(k).ids) for k in range(4))
+
+
 def test_runs_that_began_with_different_weights_have_no_mean(tmp_path):
     for name, seed in (("a", "0"), ("b", "1")):
         run(tmp_path / name, "--steps", "1", "--seed", seed)

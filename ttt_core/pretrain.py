@@ -6,6 +6,7 @@ worked examples of a task as fit, with the loss on every answer after the first.
     python -m autottt.ttt_core.pretrain --run runs/model --steps 20000          # again to resume
     python -m autottt.ttt_core.pretrain --run runs/model --export DIR --decay 1500
     python -m autottt.ttt_core.pretrain --run runs/next --init DIR --steps 4000 # further, with a fresh optimizer
+    python -m autottt.ttt_core.pretrain --run runs/twin --branch runs/model --seed 7 --steps 30000  # on other tasks
     torchrun --nproc-per-node 2 -m autottt.ttt_core.pretrain --run runs/wide --steps 20000   # twice the tokens a step
 """
 
@@ -18,9 +19,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -213,10 +214,11 @@ class Trainer:
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, partial, metadata=facts)
         partial.replace(target)
 
-    def load(self) -> None:
-        """Continues from the run's checkpoint."""
-        facts = checkpoint_facts(self.run)
-        state = load_file(self.run / "checkpoint.safetensors", device=self.device)
+    def load(self, run: Path | None = None) -> None:
+        """Continues from the run's checkpoint, or from another run's."""
+        run = run or self.run
+        facts = checkpoint_facts(run)
+        state = load_file(run / "checkpoint.safetensors", device=self.device)
         for name, parameter in self.masters.items():
             parameter.copy_(state[f"param.{name}"])
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if f"{k}.{name}" in state]
@@ -329,7 +331,7 @@ def export(runs: Sequence[Path], target: Path) -> None:
     facts = [checkpoint_facts(run) for run in runs]
     configs = [config_from(json.loads(fact["config"])) for fact in facts]
     config = configs[0]
-    begun = {(c.init or c.seed, *(getattr(c, f) for f in SHAPE)) for c in configs}
+    begun = {(c.init or first_seed(c), *(getattr(c, f) for f in SHAPE)) for c in configs}
     if len(begun) > 1:
         raise ValueError(f"only runs of one shape that began with the same weights have a mean; received {begun}")
     tokenizer = build_tokenizer()
@@ -386,7 +388,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
     parser.add_argument("--steps", type=int, default=0, help="train until this step")
     parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
-    parser.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
+    begin.add_argument(
+        "--branch", type=Path, help="begin where this run stands, optimizer and all; settings not named are its own"
+    )
     parser.add_argument(
         "--stage",
         choices=STAGES,
@@ -399,6 +405,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (not with --meta)")
     parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
+    parser.add_argument("--strict", action="store_true", help="leave out ambiguous tasks and needlessly long chains")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in SETTINGS:
@@ -430,6 +437,7 @@ def settings_of(given: argparse.Namespace, shards: int) -> PretrainConfig:
     """The settings asked for; a resumed run keeps its own, and `SystemExit` says where others were asked for."""
     asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
     asked |= {"meta": True} if given.meta else {}
+    asked |= {"strict": True} if given.strict else {}
     asked |= {"dtype": "float32"} if given.fp32 else {}
     asked |= {"init": weights_digest(given.init)} if given.init else {}
     if given.stage or given.init:
@@ -438,13 +446,30 @@ def settings_of(given: argparse.Namespace, shards: int) -> PretrainConfig:
         asked |= {"phases": phases, "context": max(PretrainConfig.context, longest)}
     asked["shards"] = shards
     if not (given.run / "checkpoint.safetensors").exists():
-        return PretrainConfig(**asked)
+        return branched(given.branch, asked) if given.branch else PretrainConfig(**asked)
     config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
     stages = {phases: name for name, phases in STAGES.items()}
     pairs = [(f, v, getattr(config, f)) for f, v in asked.items()]
+    pairs += [("parted", "a branch", "a run of its own")] if given.branch and not config.parted else []
     if other := [f"{f} is {stages.get(has, has)}, not {stages.get(v, v)}" for f, v, has in pairs if has != v]:
         raise SystemExit(f"{given.run} is a run with other settings: {'; '.join(other)}; take another folder")
     return config
+
+
+def first_seed(config: PretrainConfig) -> int:
+    """The seed of the run's random weights, which may be those of a run that it left."""
+    return config.parted[1] if config.parted else config.seed
+
+
+def branched(run: Path, asked: Mapping[str, Any]) -> PretrainConfig:
+    """The settings of a run that parts from another where that one stands, with those that are asked for changed."""
+    if not (run / "checkpoint.safetensors").exists():
+        raise SystemExit(f"--branch {run}: there is no checkpoint in this folder")
+    facts = checkpoint_facts(run)
+    config = config_from(json.loads(facts["config"]))
+    if other := [f for f in SHAPE if f in asked and asked[f] != getattr(config, f)]:
+        raise SystemExit(f"--branch {run}: the model keeps its shape, but {', '.join(other)} was asked for")
+    return replace(config, **asked, parted=(int(facts["step"]), first_seed(config)))
 
 
 def check_decay(begun: list[int] | None, asked: list[int] | None, step: int) -> None:
@@ -485,6 +510,9 @@ def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
         trainer.load()
         if "decay" in checkpoint_facts(given.run):  # older checkpoints do not say
             check_decay(trainer.decay, decay, trainer.step)
+    elif given.branch:
+        trainer.load(given.branch)
+        check_decay(trainer.decay, decay, trainer.step)
     elif given.init:
         trainer.begin_with(given.init)
     began = saved = time.monotonic()

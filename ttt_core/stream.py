@@ -123,10 +123,14 @@ class PretrainConfig:
     """In order; the first starts at step 0."""
     meta: bool = False
     """Every step is one for trainability (see `meta`), on the tasks of `Stream.meta_tasks`."""
+    strict: bool = False
+    """Ambiguous tasks are left out, and those that do no more than a part of their chain (see `generator.core`)."""
     dtype: str = "bfloat16"
     """Precision of the working copy that gradients are computed with; the master weights are fp32."""
     init: str | None = None
     """SHA-256 of the weights that training began with (all shards, in order of their names); None: random weights."""
+    parted: tuple[int, int] | None = None
+    """The step at which this run left another (`--branch`), and the seed that its first weights were drawn with."""
 
 
 def config_from(raw: dict[str, Any]) -> PretrainConfig:
@@ -135,7 +139,8 @@ def config_from(raw: dict[str, Any]) -> PretrainConfig:
         Phase(p["start"], tuple((n, x) for n, x in p["rows"]), tuple((n, x) for n, x in p["mixture"]))
         for p in raw["phases"]
     )
-    return PretrainConfig(**{**raw, "phases": phases})
+    parted = tuple(raw["parted"]) if raw.get("parted") else None
+    return PretrainConfig(**{**raw, "phases": phases, "parted": parted})
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class Stream:
         """As many worked examples of a task as fit; None where fewer than three do."""
         name = rng.choices(list(mixture), list(mixture.values()))[0]
         want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
-        family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name)
+        family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name, strict=self.config.strict)
         ids, labels, answers = self.encode(family.domain.kind, pairs, 1, length)
         return (ids, labels) if answers >= 3 else None
 
@@ -224,7 +229,7 @@ class Stream:
         tasks: list[MetaTask] = []
         while len(tasks) < META_TASKS:
             shown = rng.randint(3, 4) if name == "rows" else rng.randint(4, 8)
-            family, pairs = draw_task_pairs(self.split, shown + 4, rng, name)
+            family, pairs = draw_task_pairs(self.split, shown + 4, rng, name, strict=self.config.strict)
             kind = family.domain.kind
             if self.encode(kind, pairs, 1, META_LENGTH)[2] == len(pairs):
                 tasks.append(self._meta_task(kind, pairs[:shown], pairs[shown:], rng))

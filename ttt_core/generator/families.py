@@ -67,30 +67,36 @@ def _pool(name: str) -> tuple[tuple[Primitive, ...], tuple[float, ...]]:
 
 
 def draw_task_pairs(
-    split: Split, count: int, rng: random.Random, domain: str | None = None, filtered: bool = True
+    split: Split, count: int, rng: random.Random, domain: str | None = None, filtered: bool = True, strict: bool = False
 ) -> tuple[Family, list[tuple[Any, Any]]]:
     """A family of the split and `count` pairs of one task of it. The domain is drawn by `MIXTURE` unless named.
 
-    Tasks that repeat a public benchmark's are drawn again, unless not `filtered`.
+    Tasks that repeat a public benchmark's are drawn again, unless not `filtered`; where `strict`, so are those that are
+    ambiguous or do no more than a part of their chain.
     """
     name = domain or rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
     while True:
         family = draw_family(domains()[name], split, rng)
         try:
-            pairs = draw_pairs(family, count, rng)
+            pairs = draw_pairs(family, count, rng, strict)
         except Reject:
             continue
         if not (filtered and known_pairs().contaminates(family.domain.kind, pairs)):
             return family, pairs
 
 
-def draw_tasks(split: Split, count: int, seed: int, domain: str | None = None, queries: int = 1) -> list[Task]:
-    """`count` tasks with `queries` queries each, as `count * queries` tasks in groups. Repeatable from the seed."""
-    rng = random.Random(f"autottt-tasks-{split}-{domain}-{seed}")
+def draw_tasks(
+    split: Split, count: int, seed: int, domain: str | None = None, queries: int = 1, strict: bool = False
+) -> list[Task]:
+    """`count` tasks with `queries` queries each, as `count * queries` tasks in groups. Repeatable from the seed.
+
+    Where `strict`, ambiguous tasks are left out, as are those that do no more than a part of their chain.
+    """
+    rng = random.Random(f"autottt-tasks-{split}-{domain}-{seed}" + "-strict" * strict)
     tasks = []
     for index in range(count):
         shown = rng.randint(3, 9)
-        family, pairs = draw_task_pairs(split, shown + queries, rng, domain)
+        family, pairs = draw_task_pairs(split, shown + queries, rng, domain, strict=strict)
         group = f"{split}-{domain or 'all'}-{seed}-{index:05d}"
         demonstrations = tuple(Demonstration(a, b) for a, b in pairs[:shown])
         for q, (query, answer) in enumerate(pairs[shown:]):
