@@ -22,8 +22,9 @@ from ..ttt_core.kinds import KINDS
 from ..ttt_core.tasks import Task, Value
 
 if TYPE_CHECKING:
+    from ..ttt_core.answering import Answer, Reading
     from ..ttt_core.decoding import TokenScores
-    from ..ttt_core.learner import Answer, Learner, Reading
+    from ..ttt_core.learner import Learner
 
 FEATURES_VERSION = 2
 """Rises when a feature's name or meaning changes; a policy reads the version that it was trained on only."""

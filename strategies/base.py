@@ -20,9 +20,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from ..ttt_core.answering import Answer
 from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import AdaptationError, AutotttError, StrategyError
-from ..ttt_core.learner import Answer, Learner
+from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from ..ttt_core.tasks import Task, Value
 from ..ttt_core.training import Training

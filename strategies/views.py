@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ttt_core.adapters import Adapter
+from ..ttt_core.answering import Answer
 from ..ttt_core.examples import shuffled
 from ..ttt_core.kinds import Identity, Transformation, kind_of
-from ..ttt_core.learner import Answer, Learner
+from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
 from .base import Attempt, hierarchical_vote

@@ -21,10 +21,11 @@ from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
 from autottt.strategies.base import Attempt, get_strategy
+from autottt.ttt_core.answering import Answer, Reading
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, PolicyError, TaskError, TooLongError
+from autottt.ttt_core.guarded import Work
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import Answer, Reading, Work
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 

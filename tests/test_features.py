@@ -8,9 +8,9 @@ import math
 import pytest
 
 from autottt.policies.features import FLOOR, NEUTRAL, STAGE_0, STAGE_1, VIEWS, Features, free_features, probe_features
+from autottt.ttt_core.answering import Answer, Reading
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import Answer, Reading
 
 TASKS = {
     "list": make_task([([1, 2], [2, 1]), ([3, 4, 5], [5, 4, 3]), ([6], [6])], [7, 8], answer=[8, 7]),

@@ -16,12 +16,13 @@ from torch import nn
 
 from autottt.ttt_core import decoding, gradients, training
 from autottt.ttt_core.adapters import Adapter
+from autottt.ttt_core.answering import Answer
 from autottt.ttt_core.decoding import TokenScores, decode
 from autottt.ttt_core.encoding import Encoded
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import Answer, Learner
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.memory import tokens_that_fit
 from autottt.ttt_core.model import wrap_model

@@ -18,11 +18,12 @@ from autottt import strategies as package
 from autottt.strategies import base
 from autottt.strategies.adapting import fitting
 from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, register, run, strategies
+from autottt.ttt_core.answering import Answer
 from autottt.ttt_core.decoding import TokenScores
 from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
 from autottt.ttt_core.examples import reordered
 from autottt.ttt_core.kinds import KINDS, make_task
-from autottt.ttt_core.learner import Answer, Learner
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
