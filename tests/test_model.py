@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from transformers import MambaConfig, MambaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from transformers.utils import logging as bars
 
 from autottt.ttt_core import model as module
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.model import choose_device, choose_dtype, load_model, wrap_model
+from autottt.ttt_core.model import LoadedModel, choose_device, choose_dtype, load_model, wrap_model
+from autottt.ttt_core.prompts import STANDARD_FORMAT
 from autottt.ttt_core.recipes import BUNDLED as BUNDLED_RECIPES
 from autottt.ttt_core.recipes import PUBLISHED, Recipe
 from autottt.ttt_core.testing import CONTEXT, tiny_model, tiny_tokenizer
@@ -117,12 +119,40 @@ def test_chat_without_a_template_is_refused() -> None:
         wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="chat")
 
 
-def test_a_template_that_refuses_a_system_message_is_told_so() -> None:
+def test_a_template_without_system_turns_has_the_instruction_in_the_first_turn() -> None:
     tokenizer = tiny_tokenizer(chat=True)
-    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    refused = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refused + tokenizer.chat_template
     learner = Learner.wrap(tiny_model("llama"), tokenizer)
-    with pytest.raises(ModelError, match=r"System role not supported.*use prompt_format='standard'"):
-        learner.encode(make_task([("a", "b")], "c", instruction="Next letter."))
+    text = tokenizer.decode(list(learner.encode(make_task([("a", "b")], "c", instruction="Next letter.")).ids))
+    assert text.startswith("<|start|>user\nNext letter.\n\na<|end|>")
+
+
+def test_a_template_that_cannot_show_examples_gives_way_to_plain_text_or_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ raise_exception('One turn, please') }}"
+    assert wrap_model(tiny_model("llama"), tokenizer).format.name == "standard"
+    assert "One turn, please" in caplog.text
+    with pytest.raises(ModelError, match=r"One turn, please.*use prompt_format='standard'"):
+        wrap_model(tiny_model("llama"), tokenizer, prompt_format="chat")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)), "recurrent state"),
+        (
+            lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=1, n_head=2)),
+            "no past_key_values",
+        ),
+    ],
+    ids=["mamba", "openai-gpt"],
+)
+def test_a_model_whose_reading_cannot_be_cut_back_is_refused(model: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        wrap_model(model(), tiny_tokenizer())
 
 
 def test_an_unknown_format_is_refused() -> None:
@@ -137,7 +167,7 @@ def test_the_context_is_found_under_either_name_and_otherwise_unbounded() -> Non
         (SimpleNamespace(max_position_embeddings=None), 1 << 20),
     ):
         model: Any = SimpleNamespace(config=config)
-        assert wrap_model(model, tiny_tokenizer()).context == expected
+        assert LoadedModel("fake", model, tiny_tokenizer(), STANDARD_FORMAT).context == expected
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -127,13 +127,63 @@ def forgetful(messages: Sequence[dict[str, str]], generation: bool) -> str:
     return template(kept, generation)
 
 
-def trimming(messages: Sequence[dict[str, str]], generation: bool) -> str:
-    """Puts something between the prompt for an answer and the answer."""
-    turns = "".join(f"<|{m['role']}|>{'<think>' * (m['role'] == 'assistant')}{m['content']}<|end|>" for m in messages)
-    return turns + "<|assistant|>" * generation
-
-
-@pytest.mark.parametrize("rewriting", [forgetful, trimming])
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_advice(rewriting: Any) -> None:
+def test_a_template_that_drops_earlier_answers_is_refused_with_advice() -> None:
     with pytest.raises(ModelError, match=r"rewrites earlier turns.*use prompt_format='standard'"):
-        ChatFormat(rewriting).pieces(TASKS[0])
+        ChatFormat(forgetful).pieces(TASKS[0])
+
+
+def turns(messages: Sequence[dict[str, str]], before_answer: str = "") -> str:
+    return "".join(
+        f"<|{m['role']}|>{before_answer * (m['role'] == 'assistant')}{m['content']}<|end|>" for m in messages
+    )
+
+
+def thinking(messages: Sequence[dict[str, str]], generation: bool) -> str:
+    """An empty thought before the last answer alone, as in Qwen3's."""
+    last = messages[-1]["role"] == "assistant"
+    text = turns(messages[:-1]) + turns(messages[-1:], "<think></think>") if last else turns(messages)
+    return text + "<|assistant|><think></think>" * generation
+
+
+def stripping(messages: Sequence[dict[str, str]], generation: bool) -> str:
+    """Contents without white space at their ends, and no system turns, as in Gemma's."""
+    if any(m["role"] == "system" for m in messages):
+        raise ModelError("System role not supported")
+    return turns([{**m, "content": m["content"].strip()} for m in messages]) + "<|assistant|>" * generation
+
+
+def late(messages: Sequence[dict[str, str]], generation: bool) -> str:
+    """The system's words in the last user's turn, and a space before answers, as in Mistral's."""
+    system = "".join(m["content"] + "\n\n" for m in messages if m["role"] == "system")
+    rest = [m for m in messages if m["role"] != "system"]
+    last = max(n for n, m in enumerate(rest) if m["role"] == "user")
+    rest = [{**m, "content": system * (n == last) + m["content"]} for n, m in enumerate(rest)]
+    return turns(rest, " ") + "<|assistant|>" * generation
+
+
+@pytest.mark.parametrize(
+    ("rendered", "expected"),
+    [
+        (
+            thinking,
+            "<|system|>Shout.<|end|><|user|> a <|end|><|assistant|>[A]<|end|><|user|>b<|end|>"
+            "<|assistant|><think></think>[B]<|end|>",
+        ),
+        (
+            stripping,
+            "<|user|>Shout.\n\n a <|end|><|assistant|>[A]<|end|><|user|>b<|end|><|assistant|>[B]<|end|>",
+        ),
+        (
+            late,
+            "<|user|> a <|end|><|assistant|> [A]<|end|><|user|>Shout.\n\nb<|end|><|assistant|> [B]<|end|>",
+        ),
+    ],
+    ids=["thinking", "stripping", "late"],
+)
+def test_templates_in_use_are_written_out_with_contents_as_they_are(rendered: Any, expected: str) -> None:
+    task = make_task([(" a ", "A")], "b", instruction="Shout.", answer="B")
+    pieces = ChatFormat(rendered).pieces(task, task.answer)
+    text = "".join(f"[{p.text}]" if p.role == "answer" else p.text for p in pieces)
+    assert text == expected
+    assert [p.role for p in pieces] == ["context", "answer", "end"] * 2
+    assert ChatFormat(rendered).ends == ("<|end|>",)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from .errors import ModelError
 
 ROOM = 64
 """Tokens that a layer makes room for at once, once tokens follow those that it was made with."""
@@ -49,6 +52,23 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self._kept = None
+
+
+def check_cache(model: PreTrainedModel) -> None:
+    """Raises `ModelError` for a model whose reading cannot be kept, cut back and repeated, as many answers to prompts
+    with one beginning need: one without a cache of keys and values, or with a recurrent state beside it.
+    """
+    name = type(model).__name__
+    layers = DynamicCache(config=model.config).layers
+    if getattr(model, "_is_stateful", False) or any(isinstance(x, LinearAttentionCacheLayerMixin) for x in layers):
+        raise ModelError(
+            f"{name} keeps a recurrent state, which cannot be cut back to what prompts share; take a model whose "
+            "layers all attend to keys and values"
+        )
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name} keeps no keys and values while it reads (no past_key_values); take a decoder that does"
+        )
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:

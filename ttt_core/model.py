@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as bars
 
 from .attention import use_cpu_attention
+from .cache import check_cache
 from .errors import ModelError
 from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .recipes import PUBLISHED, Recipe
@@ -196,10 +197,23 @@ def wrap_model(
     prompt_format: str | None = None,
     recipes: Mapping[str, Recipe] = PUBLISHED,
 ) -> LoadedModel:
-    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format."""
+    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model whose
+    cache cannot be cut back to what prompts share (one that keeps a recurrent state).
+
+    Without `prompt_format`, a chat template that hides or rewrites earlier turns gives way to `standard`, with a
+    warning in the log.
+    """
+    check_cache(model)
     wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
     if wanted == "chat":
         chosen: PromptFormat = ChatFormat(_template(tokenizer))
+        try:
+            chosen.ends  # noqa: B018 - asks the template, which may refuse
+        except ModelError as error:
+            if prompt_format:
+                raise
+            logging.getLogger("autottt").warning("%s: %s; taken: standard", name or type(model).__name__, error)
+            chosen = STANDARD_FORMAT
     elif wanted in PLAIN_FORMATS:
         chosen = PLAIN_FORMATS[wanted]
     else:
@@ -215,7 +229,12 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
 
     def render(messages: Any, generation: bool) -> str:
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+            # Templates without thoughts ignore the switch; an answer is to follow the prompt at once.
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generation, enable_thinking=False
+                )
+            )
         except TemplateError as error:
             raise ModelError(
                 f"the tokenizer's chat template refuses these messages ({error}); use prompt_format='standard'"

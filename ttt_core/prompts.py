@@ -6,8 +6,11 @@ that measuring, training and decoding see the same ids whatever the tokenizer me
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Literal, Protocol
 
 from .errors import ModelError, ParseError, TaskError
@@ -99,7 +102,11 @@ Template = Callable[[Sequence[dict[str, str]], bool], str]
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Demonstrations as turns of the tokenizer's own chat template, for instruction-tuned models."""
+    """Demonstrations as turns of the tokenizer's own chat template, for instruction-tuned models.
+
+    The template is asked once for each shape of a conversation, with a mark in place of each content: so contents stand
+    in the prompt as they are, and turns that are over as the template shows them then (it may drop a thought).
+    """
 
     template: Template
     notation: Notation = STANDARD
@@ -107,44 +114,76 @@ class ChatFormat:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        probe = [{"role": "user", "content": "1"}]
-        return (self._after(probe, "2")[len("2") :],)
+        return (self._end,)
 
-    def _after(self, messages: list[dict[str, str]], content: str) -> str:
-        """What the template adds when the assistant says `content`; it must begin with it."""
-        before = self.template(messages, True)
-        whole = self.template([*messages, {"role": "assistant", "content": content}], False)
-        if not whole.startswith(before + content):
-            raise ModelError(
-                "the tokenizer's chat template rewrites earlier turns, so answers cannot be located in it; "
-                "use prompt_format='standard'"
-            )
-        return whole[len(before) :]
+    @cached_property
+    def _end(self) -> str:
+        """What follows an answer, whether or not another turn comes after it."""
+        last = self._around(("user", "assistant"), False)[-1][0]
+        between = self._around(("user", "assistant", "user"), True)[2][0]
+        return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, between, strict=False)))
+
+    @cached_property
+    def _gap(self) -> str:
+        """White space that the template puts between the prompt for an answer and the answer."""
+        prompt = self._around(("user",), True)[-1][0]
+        shown = self._around(("user", "assistant"), False)[1][0]
+        gap = shown.removeprefix(prompt)
+        return gap if shown == prompt + gap and gap.isspace() else ""
+
+    @cached_property
+    def _shapes(self) -> dict[tuple[tuple[str, ...], bool], list[tuple[str, int | None]]]:
+        return {}
+
+    def _around(self, roles: tuple[str, ...], generation: bool) -> list[tuple[str, int | None]]:
+        """What the template writes before each content of a conversation, in its order, and the content's number;
+        last, what it writes after them, with None. Raises `ModelError` where a content is left out or comes twice.
+        """
+        if (roles, generation) not in self._shapes:
+            messages = [{"role": role, "content": f"@{n}@"} for n, role in enumerate(roles)]
+            first, *rest = re.split(r"@(\d+)@", self.template(messages, generation))
+            numbers = [int(n) for n in rest[::2]]
+            turns = [n for n in numbers if n >= len(roles) or roles[n] != "system"]
+            if sorted(numbers) != list(range(len(roles))) or turns != sorted(turns):
+                raise ModelError(
+                    "the tokenizer's chat template rewrites earlier turns, so answers cannot be located in it; "
+                    "use prompt_format='standard'"
+                )
+            self._shapes[roles, generation] = list(zip([first, *rest[1::2]], [*numbers, None], strict=True))
+        return self._shapes[roles, generation]
 
     def pieces(self, task: Task, answer: Value | None = None) -> list[Piece]:
-        kind = kind_of(task)
-        messages = [{"role": "system", "content": task.instruction}] if task.instruction else []
+        values = [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
+        contents = [kind_of(task).render(v, self.notation) for v in values]
+        roles = ("user", "assistant") * len(task.demonstrations) + ("user",)
+        around = self._around(roles, True)
+        if task.instruction:
+            try:
+                around = self._around(("system", *roles), True)
+                roles, contents = ("system", *roles), [task.instruction, *contents]
+            except ModelError:  # there is no such turn for this model
+                contents[0] = f"{task.instruction}\n\n{contents[0]}"
         found: list[Piece] = []
-        done = ""
-        turns: list[tuple[Value, Value | None]] = [(d.input, d.output) for d in task.demonstrations]
-        for source, target in [*turns, (task.query, answer)]:
-            messages.append({"role": "user", "content": kind.render(source, self.notation)})
-            before = self.template(messages, True)
-            if not before.startswith(done):
-                raise ModelError("the tokenizer's chat template rewrites earlier turns; use prompt_format='standard'")
-            found.append(Piece(before[len(done) :], "context"))
-            if target is not None:
-                content = kind.render(target, self.notation)
-                after = self._after(messages, content)
-                end = after[len(content) :]
-                if end.strip() and end.strip() in content:
-                    raise TaskError(
-                        f"{task.id}: an output contains {end.strip()!r}, which ends an answer in this prompt format"
-                    )
-                found.extend((Piece(content, "answer"), Piece(end, "end")))
-                messages.append({"role": "assistant", "content": content})
-                done = before + after
-        return found
+        context = ""
+        for before, number in around:
+            context += before
+            if number is None or roles[number] != "assistant":
+                context += "" if number is None else contents[number]
+                continue
+            if found:
+                context = context.removeprefix(self._end)
+            found += [Piece(context, "context"), *self._answered(task, contents[number])]
+            context = ""
+        found.append(Piece((context.removeprefix(self._end) if found else context) + self._gap, "context"))
+        return found if answer is None else found + self._answered(task, kind_of(task).render(answer, self.notation))
+
+    def _answered(self, task: Task, content: str) -> list[Piece]:
+        end = self._end
+        if end.strip() and end.strip() in content:
+            raise TaskError(
+                f"{task.id}: an output contains {end.strip()!r}, which ends an answer in this prompt format"
+            )
+        return [Piece(content, "answer"), Piece(end, "end")]
 
     def read(self, task: Task, text: str) -> Value:
         try:
