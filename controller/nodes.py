@@ -5,6 +5,7 @@ No adapted weights outlive a node: a strategy adapts, answers and lets go inside
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from langgraph.runtime import Runtime
 
 from ..policies.features import Features, free_features, probe_features
 from ..policies.policy import NOT_PROMISED, Decision, Policy
+from ..strategies.adapting import knows
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
@@ -132,15 +134,21 @@ def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: l
 
 def _affordable(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
     """The policy's best choice among those that what is left of the budget pays: at least half of it where they train,
-    since training can stop early."""
-    in_context = state["in_context"]["cost"]["seconds"]
+    since training can stop early, and the answer alone where the adapter is known."""
+    in_context, learner = state["in_context"]["cost"]["seconds"], runtime.context.learner
     left = remaining(state, runtime)
     wanted = _asked(state, runtime, allowed, tried)
+    if left == math.inf:
+        return wanted
+    task, seed = task_from_plain(state["task"]), state.get("seed", 0)
 
     def pays(name: str) -> bool:
-        cost_class = strategies()[name].cost_class
-        price = wanted.costs.get(name, USUAL_COST[cost_class]) * in_context
-        return name == "in_context" or (price / 2 if cost_class == "train" else price) <= left
+        strategy = strategies()[name]
+        price = wanted.costs.get(name, USUAL_COST[strategy.cost_class]) * in_context
+        if strategy.cost_class == "train":
+            known = knows(learner, strategy, task, seed)
+            price = answering(strategy, learner, task.kind, in_context) if known else price / 2
+        return name == "in_context" or price <= left
 
     paid = [name for name in allowed if pays(name)] or allowed[:1]
     if paid == allowed:
@@ -181,10 +189,16 @@ def strategy_node(strategy: Strategy) -> Node:
 
         learner, left, task = runtime.context.learner, remaining(state, runtime), task_from_plain(state["task"])
         kept = min(answering(strategy, learner, task.kind, state["in_context"]["cost"]["seconds"]), left / 2)
-        found: Attempt = run(
-            strategy, learner, task,
-            seed=state.get("seed", 0), deadline=time.monotonic() + left - kept, on_step=on_step,
-        )  # fmt: skip
+        ends = time.monotonic() + left
+
+        def over() -> bool:
+            runtime.context.go_on()
+            return time.monotonic() >= ends
+
+        with learner.until(over):
+            found: Attempt = run(
+                strategy, learner, task, seed=state.get("seed", 0), deadline=ends - kept, on_step=on_step
+            )
         return {"attempts": [asdict(found)], "trace": steps}
 
     return attempt

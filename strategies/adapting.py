@@ -80,6 +80,11 @@ def adapter_of(learner: Learner, lesson: Lesson, deadline: float, on_step: OnSte
     return learner.remembered(lesson.key, train)
 
 
+def knows(learner: Learner, strategy: object, task: Task, seed: int) -> bool:
+    """Whether the strategy's adapter for a task is there already, so that only answering costs."""
+    return isinstance(strategy, Teaches) and learner.knows(strategy.lesson(learner, task, seed).key)
+
+
 def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None = None) -> None:
     """Trains the adapters that are not known yet side by side, for the attempts that come; on an accelerator they also
     answer side by side.

@@ -21,6 +21,7 @@ from autottt.controller.state import attempt_from_plain, task_from_plain, task_t
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.policies.serving import ServedPolicy
 from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
+from autottt.ttt_core import decoding
 from autottt.ttt_core.errors import (
     AdaptationError,
     BaseChangedError,
@@ -210,6 +211,64 @@ def test_a_budget_is_kept(strategy: str, learner: Learner, monkeypatch: pytest.M
         if late[-1] <= 0:
             return
     pytest.fail(f"seconds past what is allowed: {late}")
+
+
+@pytest.fixture
+def endless(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """An answer in context is three tokens long; one after training does not end. Passes of decoding take 20 ms each;
+    their times."""
+    passes: list[float] = []
+    whole = decoding.forward
+
+    def slow(*given: Any, **named: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        passes.append(time.monotonic())
+        return whole(*given, **named)
+
+    learner.forget()
+    once = replace(QUICK, steps=1, views=2)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), once)))
+    monkeypatch.setattr(decoding, "forward", slow)
+    monkeypatch.setattr(decoding, "stop_ids", lambda loaded: set())
+    monkeypatch.setattr(type(learner.loaded.format), "ends", ())
+    monkeypatch.setattr(type(learner.loaded.format), "may_begin", lambda *given: True)
+    monkeypatch.setattr(
+        learner, "_left", lambda *given: 300 if learner.adapters.newest(1, lambda a: True, "cpu") else 3
+    )
+    monkeypatch.setitem(nodes.USUAL_COST, "train", 0.0)
+    return passes
+
+
+@pytest.mark.parametrize("strategy", ["ttt_in_context", "ttt_augmented"])
+def test_an_answer_that_would_take_longer_than_the_budget_is_cut_short(
+    strategy: str, learner: Learner, endless: list[float]
+) -> None:
+    began = time.monotonic()
+    result = Controller(learner, FixedPolicy(strategy)).solve(TASK, budget=Budget(seconds=2.0))
+    assert 10 < len(endless) < 150, "300 tokens were to come"
+    assert endless[-1] < began + 3.0
+    assert result.attempts[0].strategy == strategy
+    assert result.attempts[0].value is None
+
+
+def test_whoever_cancels_does_not_wait_for_an_answer(learner: Learner, endless: list[float]) -> None:
+    cancel = threading.Event()
+    threading.Timer(1.5, cancel.set).start()
+    with pytest.raises(Cancelled):
+        Controller(learner, FixedPolicy("ttt_in_context")).solve(TASK, cancel=cancel)
+    assert 10 < len(endless) < 150, "300 tokens were to come"
+
+
+def test_a_known_adapter_is_used_within_a_budget_that_would_not_pay_for_training(learner, monkeypatch):
+    learner.forget()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    monkeypatch.setitem(nodes.USUAL_COST, "train", 1e6)
+    before = controller.solve(TASK, budget=Budget(seconds=30.0))
+    assert not before.adapted
+    controller.solve(TASK)
+    again = controller.solve(replace(TASK, query=(9, 8), answer=(8, 9)), budget=Budget(seconds=30.0))
+    assert again.attempts[0].strategy == "ttt_in_context"
+    assert again.attempts[0].reused
 
 
 def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ Knows nothing about how adapters are trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -58,6 +59,7 @@ class Answerer(GuardedModel):
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self._unadapted: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._scored: dict[Encoded, list[TokenScores]] = {}
+        self._stop: Callable[[], bool] | None = None
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
@@ -149,9 +151,10 @@ class Answerer(GuardedModel):
                 self.loaded, prompts, [self._left(t, p) for t, p in zip(tasks, prompts, strict=True)],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
                 guesses=tried, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
+                stop=self._stop,
             )  # fmt: skip
             if adapter is None and temperature == 0:
-                self._guess_later(dict(zip([p.ids for p in prompts], [g.ids for g in generated], strict=True)))
+                self._guess_later({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
             skipped = len(prefix.ids) if prefix else 0
             if prefix and len(prompts) == 1 and not tried[0] and prefix.begins(first):
                 skipped = len(first.ids)
@@ -159,6 +162,18 @@ class Answerer(GuardedModel):
             self._charge(forward=read + sum(len(g.ids) + g.vain for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
+
+    @contextmanager
+    def until(self, stop: Callable[[], bool]) -> Iterator[None]:
+        """While inside, answers end where they are once `stop()` is true, which is asked before every pass: what was
+        decoded by then may not be readable. What `stop` raises, `answers` raises.
+        """
+        with self._lock:
+            before, self._stop = self._stop, stop
+            try:
+                yield
+            finally:
+                self._stop = before
 
     def guess(self, task: Task) -> Value | None:
         """What the base answered to a task lately, where that is known and can be read."""

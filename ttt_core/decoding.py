@@ -170,9 +170,11 @@ def decode(
     guesses: Sequence[Sequence[int]] = (),
     readable: Sequence[Readable] = (),
     most: int = TOKENS_AT_ONCE,
+    stop: Callable[[], bool] | None = None,
 ) -> list[Generated]:
     """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
-    With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read.
+    With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read. With `stop`,
+    which is asked before every pass, all that are under way stop where they are once it is true.
 
     Prompts of at most `most` tokens go side by side. Of several attached `adapters`, the answers of the first to all
     prompts, then those of the second, ... With `prefix`, every prompt must begin with its ids. Guesses at the tokens of
@@ -191,10 +193,10 @@ def decode(
         rows = [prompts[i].ids[known:] for i in group]
         return _decode(
             loaded, rows, [rooms[i] for i in group], [readable[i] if readable else None for i in group],
-            prefix, temperature, generator, adapters, [guesses[i] for i in group], begun,
+            prefix, temperature, generator, adapters, [guesses[i] for i in group], begun, stop=stop,
         )  # fmt: skip
 
-    for group in _groups(lengths, prompts, prefix, most // adapters):
+    for group in _groups(lengths, prompts, prefix, most // adapters, loaded.pads):
         for some, written in in_halves(group, answers):
             for adapter, one in enumerate(found):
                 mine = written[adapter * len(some) : (adapter + 1) * len(some)]
@@ -215,15 +217,18 @@ def decode_each(
     return [[next(found) for _ in mine] for mine in prompts]
 
 
-def _groups(lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int) -> list[list[int]]:
+def _groups(
+    lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int, pads: bool
+) -> list[list[int]]:
     """Indices of the prompts to decode side by side; `lengths` are theirs, with the room of their answers.
 
     A sliding window counts places in the cache: padding between the prefix and a row would push tokens out of its
-    sight. Where a window is shorter than what is read, only prompts of one length go together.
+    sight. Where a window is shorter than what is read, and where padding does harm otherwise (not `pads`), only prompts
+    of one length go together.
     """
     groups = chunks(lengths, budget)
     layers = prefix.cache.layers if prefix is not None and prefix.ids else []
-    if all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
+    if pads and all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
         return groups
     tokens = [len(p.ids) for p in prompts]
     return [list(same) for g in groups for _, same in groupby(sorted(g, key=tokens.__getitem__), tokens.__getitem__)]
@@ -241,6 +246,7 @@ def _decode(
     guesses: Sequence[Sequence[int]],
     begun: bool,
     fixed: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> list[Generated]:
     """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row.
     `fixed`: a row's place in the batch says whose it is, also of one adapter.
@@ -268,6 +274,8 @@ def _decode(
     """Writers of the batch's rows."""
     known = prefix.logits if prefix is not None and begun else None
     while True:
+        if stop is not None and stop():
+            return [w.finish() for w in writers]
         batch, mask = _with_drafts(batch, mask, drafts, pad_id_of(loaded))
         width = 1 + max(map(len, drafts))
         last = torch.zeros_like(batch.ids, dtype=torch.bool)

@@ -6,7 +6,6 @@ Knows nothing about adapters or training. Axes: B rows, T tokens, V vocabulary, 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import ModelError, TooLongError
 from .model import LoadedModel
+from .probe import accepts_positions
 from .tasks import Task, Value
 
 Span = tuple[int, int]
@@ -143,11 +143,6 @@ def head_on(model: PreTrainedModel, chosen: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def accepts_positions(model: PreTrainedModel) -> bool:
-    """Whether the model takes explicit positions (some derive them from the mask)."""
-    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def forward(

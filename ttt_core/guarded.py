@@ -79,7 +79,7 @@ class GuardedModel:
         """Whether passes take rows of many adapters: on accelerators. On a CPU one task's rows fill a core already, and
         padding them to the longest of all costs more than it gives (see `gradients`).
         """
-        return bool(self.loaded.model.device.type != "cpu")
+        return self.loaded.pads and bool(self.loaded.model.device.type != "cpu")
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
         """Proves that the base is what was loaded. Raises `BaseChangedError`; then the learner refuses all work."""

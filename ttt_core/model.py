@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as bars
 
 from .attention import use_cpu_attention
-from .cache import check_cache
 from .errors import ModelError
+from .probe import can_pad
 from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .recipes import PUBLISHED, Recipe
 
@@ -51,6 +51,8 @@ class LoadedModel:
     format: PromptFormat
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: PUBLISHED)
     """Strategy -> its recipe for this model; `strategy/kind` -> the one for tasks of that kind, where there is one."""
+    pads: bool = True
+    """Whether padding beside what was read changes nothing; where it does, rows of one length alone go side by side."""
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def tokens(self, text: str) -> tuple[int, ...]:
@@ -197,13 +199,14 @@ def wrap_model(
     prompt_format: str | None = None,
     recipes: Mapping[str, Recipe] = PUBLISHED,
 ) -> LoadedModel:
-    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model whose
-    cache cannot be cut back to what prompts share (one that keeps a recurrent state).
+    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
+    cannot be used: an encoder, one that sees the tokens to come, one whose cache cannot be cut back to what prompts
+    share (a recurrent state). A few passes over a dozen tokens find that out.
 
     Without `prompt_format`, a chat template that hides or rewrites earlier turns gives way to `standard`, with a
     warning in the log.
     """
-    check_cache(model)
+    pads = can_pad(model)
     wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
     if wanted == "chat":
         chosen: PromptFormat = ChatFormat(_template(tokenizer))
@@ -218,7 +221,7 @@ def wrap_model(
         chosen = PLAIN_FORMATS[wanted]
     else:
         raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {wanted!r}")
-    return LoadedModel(name or type(model).__name__, model, tokenizer, chosen, recipes)
+    return LoadedModel(name or type(model).__name__, model, tokenizer, chosen, recipes, pads)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
