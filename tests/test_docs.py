@@ -1,7 +1,7 @@
 """What the documents say is so: every example in them runs, and what is generated from the code is up to date.
 
-Run as a script (`make docs`), it writes the generated parts again: the tree, the table of strategies and the graph in
-README.md, and docs/primitives.md.
+Run as a script (`make docs`), it writes the generated parts again: the tree, the table of strategies, the graph and
+the measured numbers in README.md, docs/primitives.md, and docs/measured.md, which quotes benchmarks/results.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,8 @@ from autottt.ttt_core.generator.families import domains
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PRIMITIVES = ROOT / "docs" / "primitives.md"
+MEASURED = ROOT / "docs" / "measured.md"
+RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PACKAGES = ("autottt", "controller", "strategies", "ttt_core", "policies")
 SKIPPED = ("make", "git", "pip", "cd")
@@ -194,7 +198,69 @@ def drawing() -> str:
     return found[0]
 
 
-GENERATED = {"tree": tree, "strategies": strategies_table, "graph": drawing}
+def results(name: str) -> dict[str, Any]:
+    """What `make bench-NAME` wrote."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
+
+
+def measured_table() -> str:
+    """Of benchmarks/results/model.json, a line for each set: what each strategy got right, at which work."""
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results("model")["rows"]:
+        label, _, strategy = row["name"].partition(": ")
+        if strategy in autottt.strategies.base.strategies() or strategy == "controller":
+            cells.setdefault(label, {})[strategy] = row
+    shown = {label: row for label, row in cells.items() if label.count(",") < 2}
+    names = list(next(iter(shown.values())))
+    lines = ["| set | queries | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (2 + len(names)) + "|"]
+    for label, row in shown.items():
+        best = max(r["value"] for r in row.values())
+        texts = []
+        for name, r in row.items():
+            text = f"**{r['value']:.1f}**" if r["value"] == best else f"{r['value']:.1f}"
+            text += f" ({r['work']:.0f}x)" if name != "in_context" else ""
+            texts.append(text)
+        label += {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}.get(label, "")
+        lines.append(f"| {label} | {row[names[0]]['queries']} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def measured() -> str:
+    """All of docs/measured.md."""
+    lines = [
+        "# Measured",
+        "",
+        "Written by `make docs` from benchmarks/results, where the commands below put what they print; a test holds it "
+        "to those files. Brackets are 90% intervals. Goals were set beforehand; not all of them are reached.",
+    ]
+    for name, about in COMMANDS.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        facts = results(name)
+        where = [
+            *(f"{k} {v}" for k, v in facts["machine"].items()),
+            *(f"{k} {v}" for k, v in facts["versions"].items()),
+        ]
+        lines += [
+            "",
+            f"## {about}",
+            "",
+            f"`make bench-{name}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.",
+        ]
+        lines += ["", "| what | value | against | goal |", "|---|---|---|---|"]
+        for row in facts["rows"]:
+            value = "-" if row["value"] is None else f"{row['value']:g} {row['unit']}"
+            if row.get("interval_90"):
+                value += " [{:g}, {:g}]".format(*row["interval_90"])
+            verdict = (
+                "" if row["goal"] is None else f"{row['goal']:g}: {'holds' if row['holds'] else '**not reached**'}"
+            )
+            lines.append(f"| {row['name']} | {value} | {row['against']} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The policy"}
+GENERATED = {"tree": tree, "strategies": strategies_table, "graph": drawing, "measured": measured_table}
 
 
 def solves(domain: Domain, primitive: Primitive) -> str:
@@ -259,6 +325,10 @@ def test_the_list_of_primitives_is_up_to_date():
     assert PRIMITIVES.read_text("utf-8") == primitives(), "run `make docs`"
 
 
+def test_the_page_of_measured_numbers_is_what_was_measured():
+    assert MEASURED.read_text("utf-8") == measured(), "run `make docs`"
+
+
 def test_the_table_names_every_strategy_and_its_price():
     rows = [re.findall(r"[^|]+", row) for row in strategies_table().splitlines()[2:]]
     said = {row[0].strip(" `"): (row[1].strip(), int(row[2])) for row in rows}
@@ -273,6 +343,7 @@ def write() -> None:
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, part=part: part, text, flags=re.DOTALL)
     README.write_text(text, "utf-8")
     PRIMITIVES.write_text(primitives(), "utf-8")
+    MEASURED.write_text(measured(), "utf-8")
 
 
 if __name__ == "__main__":

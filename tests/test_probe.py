@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from autottt.ttt_core.errors import ModelError
@@ -77,6 +78,14 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(name: str) -> No
     make, said = REFUSED[name]
     with pytest.raises(ModelError, match=said):
         wrap_model(make().eval(), tiny_tokenizer())
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+def test_a_model_with_adapters_of_its_host_is_refused_with_the_remedy() -> None:
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match=r"carries adapters of PEFT in 2 layers.*merge_and_unload"):
+        wrap_model(model, tiny_tokenizer())
+    assert wrap_model(model.merge_and_unload(), tiny_tokenizer()).pads
 
 
 def test_the_probe_leaves_the_model_as_it_was() -> None:
