@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from autottt.controller.cli import app
 from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core import adapters
 from autottt.ttt_core.adapters import ABANDONED, Adapter, AdapterCache
 from autottt.ttt_core.crossfit import Evidence
-from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.errors import AdaptationError, ModelError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.testing import VOCABULARY, tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import Training
 
 QUICK = Recipe(rank=2, alpha=4.0, dropout=0.0, steps=2, batch=2, targets=("q_proj", "v_proj"))
@@ -82,6 +90,52 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(damage: bytes | None,
     assert same(AdapterCache(folder=tmp_path).get("key", "base"), adapter())
 
 
+def test_a_flipped_bit_anywhere_in_a_file_counts_as_none(tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    whole = file.read_bytes()
+    for place in [*range(0, len(whole), 41), len(whole) - 1]:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found = AdapterCache(folder=tmp_path).get("key", "base")
+        assert found is None or same(found, adapter()), f"byte {place}: read as another adapter"
+    assert place == len(whole) - 1
+    assert found is None, "a weight"
+    with pytest.raises(ModelError, match=r"safetensors: cannot be read as an adapter \(ValueError: the checksum"):
+        Adapter.load(file)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"recipe": []}, {"recipe": None}, {"evidence": 3}, {"evidence": [1]}, {"training": None}, {"training": {}},
+        {"scaling": ()}, None,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_whole_file_that_says_something_else_counts_as_none(facts: dict[str, Any] | None, tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        known = json.loads(opened.metadata()["adapter"])
+    text = json.dumps([]) if facts is None else json.dumps({**known, **facts})
+    if facts == {"scaling": ()}:
+        del tensors["layers.0.q.up"]
+    save_file(tensors, file, metadata={"adapter": text, "checksum": adapters._checksum(text, tensors)})
+    cache = AdapterCache(folder=tmp_path)
+    assert cache.get("key", "base") is None
+    assert cache.newest(3, lambda _: True) == []
+    with pytest.raises(ModelError, match="cannot be read as an adapter"):
+        Adapter.load(file)
+
+
+def test_files_of_another_format_count_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    monkeypatch.setattr(adapters, "FORMAT", adapters.FORMAT + 1)
+    assert AdapterCache(folder=tmp_path).get("key", "base") is None
+    assert AdapterCache(folder=tmp_path).newest(3, lambda _: True) == []
+
+
 def test_memory_and_disk_let_go_of_what_was_used_longest_ago(tmp_path: Path) -> None:
     size = adapter().weights.nbytes
     cache = AdapterCache(memory_bytes=2 * size, folder=tmp_path, disk_bytes=10**9)
@@ -117,43 +171,58 @@ def test_only_abandoned_parts_of_files_are_cleared_away(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == [new.name]
 
 
-def test_many_writers_of_one_folder_leave_whole_files(tmp_path: Path) -> None:
-    caches = [AdapterCache(folder=tmp_path, disk_bytes=20_000) for _ in range(4)]
+def use(folder: Path, bound: int, seed: int) -> list[bool]:
+    """Writes and reads eight keys in a folder with room for three; whether each was found."""
+    cache, draw, found = AdapterCache(folder=folder, disk_bytes=bound), random.Random(seed), []
+    for _ in range(40):
+        written, read = draw.randrange(8), draw.randrange(8)
+        cache.put(written, adapter(written))
+        cache.clear()
+        kept = cache.get(read, "base")
+        assert kept is None or same(kept, adapter(read))
+        found.append(kept is not None)
+    return found
 
-    def use(index: int) -> None:
-        for round_ in range(10):
-            caches[index].put(round_ % 3, adapter(round_ % 3))
-            caches[index].clear()
-            found = caches[index].get((round_ + 1) % 3, "base")
-            assert found is None or same(found, adapter((round_ + 1) % 3))
 
+@pytest.fixture
+def bound(tmp_path: Path) -> int:
+    """Bytes for three files and a half."""
+    adapter().save(tmp_path / "one")
+    return int(3.5 * (tmp_path / "one").stat().st_size)
+
+
+def within(folder: Path, bound: int) -> bool:
+    """Whether there are whole files of eight possible ones, and no more than there is room for."""
+    files = list(folder.iterdir())
+    whole = all(any(same(Adapter.load(f), adapter(n)) for n in range(8)) for f in files)
+    return whole and 0 < len(files) <= 3 and sum(f.stat().st_size for f in files) <= bound
+
+
+def test_many_writers_of_one_folder_leave_whole_files_within_the_bound(tmp_path: Path, bound: int) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(use, range(4)))
-    assert not list(tmp_path.glob(".*"))
+        found = list(pool.map(lambda seed: use(tmp_path / "kept", bound, seed), range(4)))
+    assert all(any(mine) and not all(mine) for mine in found), "some are kept and some had to go"
+    assert within(tmp_path / "kept", bound)
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from test_adapters import AdapterCache, adapter, same
-cache = AdapterCache(folder=Path(sys.argv[1]), disk_bytes=20_000)
+from test_adapters import use
 print("ready", flush=True)
 sys.stdin.readline()
-for round_ in range(30):
-    cache.put(round_ % 3, adapter(round_ % 3))
-    cache.clear()
-    found = cache.get((round_ + 1) % 3, "base")
-    assert found is None or same(found, adapter((round_ + 1) % 3))
+found = use(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+assert any(found) and not all(found), found
 """
 
 
-def test_several_processes_share_a_folder(tmp_path: Path) -> None:
+def test_several_processes_keep_a_folder_within_its_bound(tmp_path: Path, bound: int) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=Path(__file__).parent, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", WRITER, str(tmp_path / "kept"), str(bound), str(seed)], cwd=Path(__file__).parent,
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for _ in range(2)
+        for seed in range(3)
     ]  # fmt: skip
     for writer in writers:  # all begin once the last is ready
         assert writer.stdout is not None
@@ -165,15 +234,63 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     for writer in writers:
         _, said = writer.communicate(timeout=120)
         assert writer.returncode == 0, said
-    assert not list(tmp_path.glob(".*"))
-    assert 0 < len(list(tmp_path.glob("*.safetensors"))) <= 3
+    assert within(tmp_path / "kept", bound)
 
 
-def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Threads take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("often")
+def test_threads_may_share_a_cache() -> None:
+    made = [adapter(n) for n in range(8)]
+    cache = AdapterCache(memory_bytes=3 * made[0].weights.nbytes)
+
+    def mix(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(500):
+            n = draw.randrange(8)
+            cache.put(n, made[n])
+            assert cache.get(n, "base") in (None, made[n])
+            assert len(cache.newest(3, lambda _: True)) <= 3
+            if n == 0:
+                cache.clear()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(mix, range(4)))
+    assert len(cache.clear()) <= 3
+
+
+def test_a_folder_that_is_gone_is_told_once_and_memory_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = AdapterCache(folder=tmp_path / "kept")
     (tmp_path / "kept").rmdir()
-    cache.put("key", adapter())
-    assert same(cache.get("key", "base"), adapter())
+    with caplog.at_level(logging.WARNING, "autottt"):
+        for name in "ab":
+            cache.put(name, adapter())
+            assert same(cache.get(name, "base"), adapter())
+    (said,) = caplog.messages
+    assert f"adapters cannot be kept in {tmp_path / 'kept'} (" in said
+
+
+def test_a_folder_that_cannot_be_made_is_told_once_and_memory_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, "autottt"):
+        for folder in (tmp_path / "file", tmp_path / "file" / "kept"):
+            cache = AdapterCache(folder=folder)
+            cache.put("key", adapter())
+            assert same(cache.get("key", "base"), adapter())
+            assert cache.get("another", "base") is None
+            assert len(cache.newest(3, lambda _: True)) == 1
+    assert len(caplog.messages) == 2, "one for each folder"
 
 
 def test_an_adapter_belongs_to_how_its_prompts_were_written(tmp_path: Path, task: Task) -> None:
@@ -327,3 +444,121 @@ def test_prepared_adapters_are_bounded_and_the_others_are_trained_when_they_are_
     learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=4 * 3 * size + 16)
     learner.prepare(list("abcdef"), [leave_one_out(task)] * 6, QUICK, list(range(6)))
     assert [learner.knows(key) for key in "abcdef"] == [True] * 3 + [False] * 3
+
+
+PEFT = [
+    pytest.mark.usefixtures("one_thread"),
+    # What PEFT 0.21 says beside transformers 5.23, whichever model it wraps.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning"),
+]
+
+
+def with_peft(test: Any) -> Any:
+    for mark in PEFT:
+        test = mark(test)
+    return test
+
+
+def around(architecture: str = "llama") -> Learner:
+    return Learner.wrap(tiny_model(architecture), tiny_tokenizer())
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.arange(60).view(4, 15)).logits
+    return found
+
+
+def from_peft(folder: Path, architecture: str = "llama", **settings: Any) -> Any:
+    """A model with an adapter of random weights that PEFT made and wrote."""
+    torch.manual_seed(3)
+    config = {"r": 3, "lora_alpha": 7, "init_lora_weights": False, "task_type": "CAUSAL_LM", **settings}
+    model = get_peft_model(tiny_model(architecture), LoraConfig(**config)).eval()
+    model.save_pretrained(str(folder))
+    return model
+
+
+@with_peft
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_peft_answers_as_the_learner_with_what_it_exports(architecture: str, task: Task, tmp_path: Path) -> None:
+    learner = around(architecture)
+    trained = learner.adapt(leave_one_out(task), replace(QUICK, targets=("all-linear",), learning_rate=1e-2))
+    learner.export(trained, tmp_path / "new" / "folder")
+    theirs = PeftModel.from_pretrained(tiny_model(architecture), str(tmp_path / "new" / "folder")).eval()
+    with trained.weights.attached(learner.loaded.model):
+        ours = logits(learner.loaded.model)
+    assert torch.allclose(ours, logits(theirs), atol=1e-4)
+    assert not torch.allclose(ours, logits(learner.loaded.model), atol=1e-2)
+    back = learner.import_peft(tmp_path / "new" / "folder")
+    assert all(map(torch.equal, back.weights.tensors, trained.weights.tensors))
+    assert learner.answer([task], back) == learner.answer([task], trained)
+    again = learner.adapt(leave_one_out(task), trained.recipe, start=back)
+    assert again.training.steps == QUICK.steps, "it is one that training of the same recipe may begin as"
+
+
+@with_peft
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
+def test_the_learner_answers_as_peft_with_what_peft_wrote(targets: Any, task: Task, tmp_path: Path) -> None:
+    theirs = from_peft(tmp_path / "theirs", target_modules=targets, lora_dropout=0.1)
+    learner = around()
+    found = learner.import_peft(tmp_path / "theirs")
+    recipe = found.recipe
+    assert (recipe.rank, recipe.alpha, recipe.dropout) == (3, 7.0, 0.1)
+    assert recipe.targets == (("all-linear",) if targets == "all-linear" else ("down_proj", "q_proj"))
+    whole = Learner.wrap(theirs.merge_and_unload(), tiny_tokenizer())
+    assert [a.text for a in learner.answer([task], found)] == [a.text for a in whole.answer([task])]
+    assert learner.score([task], found)[0][-1].total == pytest.approx(whole.score([task])[0][-1].total, abs=1e-3)
+    assert learner.score([task])[0][-1].total != pytest.approx(whole.score([task])[0][-1].total, abs=1e-2)
+    learner.export(found, tmp_path / "ours")
+    assert same(learner.import_peft(tmp_path / "ours"), found)
+
+
+@with_peft
+def test_a_peft_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    from_peft(tmp_path / "gpt2", "gpt2", target_modules="all-linear")
+    with pytest.raises(
+        ModelError, match=r"gpt2: adapts 'transformer.h.0.attn.c_attn', .* no linear layer of this Llama"
+    ):
+        around().import_peft(tmp_path / "gpt2")
+    head = {"lm_head": (torch.ones(1, 2, 32), torch.ones(1, VOCABULARY, 2))}
+    LoraWeights(head, 2.0).save(tmp_path / "head", QUICK)
+    with pytest.raises(
+        ModelError, match=r"adapts 'lm_head', .* below its head; .* 'model.layers.0.self_attn.q_proj' is"
+    ):
+        around().import_peft(tmp_path / "head")
+    from_peft(tmp_path / "other", "qwen3", target_modules=["k_proj", "v_proj", "q_proj"])
+    file = tmp_path / "other" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "r": 4}))
+    with pytest.raises(
+        ModelError, match=r"at rank 4, expected weights A and B of \(\(4, 32\), .*; received \(\(3, 32\)"
+    ):
+        around().import_peft(tmp_path / "other")
+
+
+@with_peft
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", "{"), ("adapter_config.json", "[]"), ("adapter_config.json", '{"peft_type": "NONE"}'),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": 0}'), ("adapter_model.safetensors", "not tensors"),
+    ],
+)  # fmt: skip
+def test_a_peft_folder_that_cannot_be_read_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    from_peft(tmp_path, target_modules=["q_proj"])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match="cannot be read as a PEFT adapter"):
+        around().import_peft(tmp_path)
+    with pytest.raises(ModelError, match=r"nothing: expected a folder with adapter_config\.json"):
+        around().import_peft(tmp_path / "nothing")
+
+
+def test_what_peft_cannot_hold_is_not_exported(tmp_path: Path) -> None:
+    learner = around()
+    several = adapter(count=3, base=learner.base_hash)
+    with pytest.raises(ModelError, match=r"holds one adapter; this one is 3 that were cross-fitted"):
+        learner.export(several, tmp_path)
+    with pytest.raises(AdaptationError, match="another base model"):
+        learner.export(adapter(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    learner.export(replace(several, weights=several.weights.select(0)), tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
+from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +16,14 @@ from hypothesis import strategies as st
 
 from autottt.controller.nodes import judged
 from autottt.strategies.base import Attempt, get_strategy, run
-from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds
+from autottt.ttt_core import decoding, training
+from autottt.ttt_core import learner as learning
+from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds, seeds_of
 from autottt.ttt_core.errors import AdaptationError, StrategyError
 from autottt.ttt_core.examples import leave_one_out
+from autottt.ttt_core.gradients import Buffer
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.learner import COPIES, Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.training import Training, joint
@@ -105,6 +110,48 @@ def test_training_stops_where_every_held_out_demonstration_is_solved() -> None:
     assert watch.evidence().gain == 0.5
 
 
+def test_a_fold_is_judged_no_later_than_the_others_alone_would_have_stopped() -> None:
+    """The others are solved at the first look; only fold 0, which is not, makes that there is a second."""
+    base: list[list[Score]] = [[(False, -2.0)], [(False, -2.0)], [(False, -2.0)]]
+    first: list[list[Score]] = [[(False, -2.0)], [(True, -1.0)], [(True, -1.0)]]
+    second: list[list[Score]] = [[(True, -0.1)], [(True, -0.5)], [(True, -0.5)]]
+    watch, said = watcher([base, first, second])
+    assert said == [False, False, False, True]
+    assert watch.evidence().steps == 4
+    assert watch.evidence().after == (False, True, True)
+
+
+def test_training_goes_on_while_the_others_of_some_fold_get_better() -> None:
+    """All together only get worse, because fold 0 does; fold 1 is judged where fold 0 and itself have no say in it."""
+    looks: list[list[list[Score]]] = [[[(False, -1.0 - 4 * n)], [(False, -1.0)], [(False, -3.0 + n)]] for n in range(3)]
+    watch, said = watcher([*looks, looks[-1], looks[-1]], patience=2)
+    assert said == [False] * 7 + [True]
+    assert watch.evidence().steps == 0
+    assert watch.evidence().likelihood_after == (looks[2][0][0][1], -1.0, looks[0][2][0][1])
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("stays", [0.0, 0.7])
+def test_where_training_changes_nothing_but_by_chance_the_gain_is_none_on_average(count: int, stays: float) -> None:
+    """Every answer is right by the same chance at every look, the base's included, and stays as it was with another."""
+    rng, gains = random.Random(count), []
+    for _ in range(600):
+        state = [rng.random() < 0.7 for _ in range(count)]
+        looks: list[list[list[Score]]] = []
+        for _ in range(13):
+            looks.append([[(right, rng.gauss(-0.2 if right else -2.0, 0.3))] for right in state])
+            state = [right if rng.random() < stays else rng.random() < 0.7 for right in state]
+        later = iter(looks[1:])
+        watch = HeldOut(None, [[None]] * count, looks[0], 2, 4, lambda *_: None)  # type: ignore[arg-type, list-item]
+        watch._scores = lambda weights, later=later: next(later)  # type: ignore[misc, method-assign]
+        for step in range(1, 25):
+            if watch(step, lambda: SimpleNamespace()):  # type: ignore[arg-type, return-value]
+                break
+        gains.append(watch.evidence().gain)
+    assert abs(fmean(gains)) < 3 * stdev(gains) / len(gains) ** 0.5
+    assert stdev(gains) < 0.5
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_adapters_answer_what_each_answers_alone(
@@ -164,7 +211,7 @@ def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: A
     examples = [leave_one_out(f.shown) for f in parts]
     both = learner.crossfit(examples, [f.held for f in parts], recipe, every=3, patience=9)
     assert both.evidence.steps == 3, "otherwise there is nothing to compare"
-    alone = [learner.adapt(e, recipe, seed=i) for i, e in enumerate(examples)]
+    alone = [learner.adapt(e, recipe, seed=s) for e, s in zip(examples, seeds_of(0, 2), strict=True)]
     for index, one in enumerate(alone):
         for name, (down, up) in one.weights.pairs.items():
             torch.testing.assert_close(both.weights.pairs[name][0][index], down[0], atol=1e-3, rtol=1e-3)
@@ -228,7 +275,7 @@ def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
     monkeypatch.setattr(Passes, "losses", losses)
     monkeypatch.setattr(HeldOut, "_best", lambda self, without=None: len(self._looks) - 1)  # each look is the best
     failing = 5
-    adapter = crossfit(learner, task, every=1)
+    adapter = crossfit(learner, task, every=1, patience=9)
     assert adapter.evidence.steps == 4
     assert adapter.training.stopped == "failed"
     assert learner.answers([task], adapter)
@@ -252,3 +299,75 @@ def test_held_out_prompts_that_were_scored_before_are_not_scored_again(make_lear
     again = learner.work.forward
     learner.score([*leave, *leave])
     assert learner.work.forward == again
+
+
+def test_folds_of_different_seeds_begin_as_unlike_adapters() -> None:
+    drawn = [seed for of in range(20) for seed in seeds_of(of, 4)]
+    assert len(set(drawn)) == 80
+    assert drawn[:3] == seeds_of(0, 3), "however many there are"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
+    cached: bool, make_learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, task = make_learner(), task_of(3)
+    parts = folds(task, 3, random.Random(0))
+    if cached:
+        learner.score([h for f in parts for h in f.held])
+    slow, ends = decoding._score_once, []
+
+    def score_once(loaded: Any, prompts: Any) -> Any:
+        time.sleep(0.1 * len(prompts))
+        return slow(loaded, prompts)
+
+    def train(*given: Any, deadline: float, **settings: Any) -> Any:
+        ends.append(deadline)
+        return training.train(*given, deadline=deadline, **settings)
+
+    monkeypatch.setattr(decoding, "_score_once", score_once)
+    monkeypatch.setattr(learning, "train", train)
+    deadline = time.monotonic() + 1000
+    before = learner.work.forward
+    crossfit(learner, task, recipe=replace(QUICK, steps=1), deadline=deadline)
+    assert learner.work.forward > before
+    assert deadline - ends[0] > 0.25, "three prompts take 0.3 seconds"
+    crossfit(learner, task, recipe=replace(QUICK, steps=1))
+    assert ends[1] > 1e9, "without a deadline none is needed"
+
+
+def test_folds_that_do_not_fit_in_memory_are_refused_and_told_what_they_need(make_learner: Any) -> None:
+    learner = make_learner()
+    size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
+    learner.memory_bytes = 3 * COPIES * size - 1
+    with pytest.raises(AdaptationError, match=r"3 adapters of rank 4 .* need up to .* MB; the bound is .* MB"):
+        crossfit(learner, task_of(4))
+    learner.memory_bytes += 1
+    assert crossfit(learner, task_of(4)).weights.count == 3
+
+
+def test_what_a_cross_fit_holds_stays_within_the_bound(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, kept, read = make_learner(), [], []
+
+    class Noted(Buffer):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            kept.append(self.nbytes)
+
+    real = decoding._score_once
+
+    def score_once(loaded: Any, prompts: Any) -> Any:
+        read.append((len(prompts), sum(len(p.ids) for p in prompts)))
+        return real(loaded, prompts)
+
+    monkeypatch.setattr(training, "Buffer", Noted)
+    monkeypatch.setattr(decoding, "_score_once", score_once)
+    size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
+    kept.clear()
+    learner.memory_bytes = 2 * COPIES * size
+    crossfit(learner, task_of(8), count=2, every=1, patience=9)
+    assert kept
+    assert max(kept) + 2 * learning.PUT_ASIDE * size <= learner.memory_bytes
+    most = learner._at_once()
+    assert sum(tokens for _, tokens in read) > most, "otherwise nothing is to be divided"
+    assert all(rows == 1 or tokens <= most for rows, tokens in read)

@@ -14,17 +14,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from autottt.ttt_core import gradients, memory
 from autottt.ttt_core.encoding import Encoded, encode
+from autottt.ttt_core.errors import AdaptationError
 from autottt.ttt_core.examples import leave_one_out, reordered
 from autottt.ttt_core.gradients import Buffer, Pass, Passes, parts_of
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
-from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.recipes import PUBLISHED, Recipe
 from autottt.ttt_core.tasks import Task
-from autottt.ttt_core.testing import ARCHITECTURES, tiny_model, tiny_tokenizer
+from autottt.ttt_core.testing import ARCHITECTURES, CONTEXT, VOCABULARY, WINDOW, tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import train
 
 RECIPE = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=4)
@@ -44,6 +46,22 @@ def setting(architecture: str, dtype: torch.dtype, task: Task) -> tuple[LoadedMo
     long = task.with_demonstrations((*task.demonstrations, *task.demonstrations[:1]))
     tasks = [task, long, task.with_demonstrations(task.demonstrations[:2])]
     return loaded, [[encode(loaded, x, x.answer) for x in reordered(t, 4, random.Random(0))] for t in tasks]
+
+
+def seeing_model() -> PreTrainedModel:
+    """A tiny Gemma 3 as it comes from four billion parameters upwards: a text decoder beside a vision tower."""
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+        "sliding_window": WINDOW, "initializer_range": 0.25,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)).eval()
 
 
 def found(
@@ -321,6 +339,92 @@ def test_hooks_of_the_host_are_called_as_they_are_by_every_thread(task: Task) ->
     alone = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
     for a, b in zip(alone, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_layer_whose_copy_calls_the_original_is_trained_by_one_thread(task: Task) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    expected = train(loaded, rows, RECIPE, [0, 1, 2], workers=1)[0]
+    for layer in loaded.model.model.layers:
+        layer.mlp.forward = lambda x, original=layer.mlp.forward: original(x)
+    with Passes(loaded, RECIPE, 3, 2) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), RECIPE, passes.parts(3))
+        assert passes.parts(3) > 1
+        passes.measure(buffer, rows[0][0])
+        assert passes.parts(3) == 1
+    found = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0]
+    assert found.pairs.keys() == expected.pairs.keys()
+    assert all(map(torch.equal, found.tensors, expected.tensors))
+
+
+class _Unused(torch.nn.Module):
+    """A layer with linear parts that a text pass does not use as such."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.idle = inner, torch.nn.Linear(32, 8)
+        self.choice = _Router(32, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.choice(x)
+        return self.inner(x)
+
+
+class _Router(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_layers_that_get_no_gradient_are_left_out_and_change_nothing(
+    workers: int, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "autottt")
+    loaded, rows = setting("llama", torch.float32, task)
+    start = LoraWeights.initial(loaded.model, RECIPE, [0])
+    expected, _ = train(loaded, rows[:1], RECIPE, [0], workers=workers, start=start)
+    last = loaded.model.model.layers[-1]
+    last.mlp = _Unused(last.mlp).requires_grad_(False)
+    more = LoraWeights.initial(loaded.model, RECIPE, [0])
+    same = {name: start.pairs.get(name.replace("mlp.inner", "mlp"), pair) for name, pair in more.pairs.items()}
+    found, _ = train(loaded, rows[:1], RECIPE, [0], workers=workers, start=replace(more, pairs=same))
+    assert more.pairs.keys() - found.pairs.keys() == {f"model.layers.1.mlp.{n}" for n in ("idle", "choice")}
+    assert all(map(torch.equal, found.tensors, expected.tensors))
+    assert "adapters leave out 2 layers without gradients, model.layers.1.mlp.idle" in caplog.text
+    assert "one thread" not in caplog.text
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_no_layer_gets_a_gradient_there_is_nothing_to_train(workers: int, task: Task) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+    loaded.model.model.layers[0].mlp = _Unused(loaded.model.model.layers[0].mlp).requires_grad_(False)
+    with pytest.raises(AdaptationError, match=r"no layer that \('idle',\) names has a part in how"):
+        train(loaded, rows, replace(RECIPE, targets=("idle",)), [0, 1, 2], workers=workers)
+
+
+def test_what_autograd_refuses_is_an_error_of_training(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, rows = setting("llama", torch.float32, task)
+
+    def grad(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a view was modified in place")
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.raises(AdaptationError, match="no gradients to train with: a view was modified in place"):
+        train(loaded, rows, RECIPE, [0, 1, 2])
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), PUBLISHED["ttt_in_context"].targets], ids=["all", "published"])
+def test_of_a_model_that_also_sees_the_text_decoder_is_trained(targets: tuple[str, ...], task: Task) -> None:
+    model = seeing_model()
+    loaded = wrap_model(model.requires_grad_(False), tiny_tokenizer())
+    rows = [[encode(loaded, t, t.answer) for t in leave_one_out(task)]]
+    recipe = replace(RECIPE, targets=targets)
+    assert any("vision" in name for name, _ in model.named_modules())
+    weights, (training,) = train(loaded, rows, recipe, [0])
+    assert training.losses[-1] < training.losses[0]
+    assert all(name.startswith("model.language_model.layers.") for name in weights.pairs)
+    assert weights.count == 1
+    assert loaded.context == CONTEXT
 
 
 def test_files_that_were_read_are_memory_that_a_group_has_left(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -708,9 +708,9 @@ def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
     sizes: list[int] = []
     real = decoding._decode
 
-    def decode(loaded: Any, rows: Any, *more: Any) -> Any:
+    def decode(loaded: Any, rows: Any, *more: Any, **named: Any) -> Any:
         sizes.append(len(rows))
-        return real(loaded, rows, *more)
+        return real(loaded, rows, *more, **named)
 
     monkeypatch.setattr(decoding, "_decode", decode)
     found = []

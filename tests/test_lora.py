@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from autottt.ttt_core.errors import ModelError
-from autottt.ttt_core.lora import Dropout, LoraWeights, target_modules
-from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.lora import Dropout, LoraWeights, check_no_adapters, target_modules
+from autottt.ttt_core.recipes import PUBLISHED, Recipe
 from autottt.ttt_core.testing import ARCHITECTURES, VOCABULARY, tiny_model
 
 RECIPE = Recipe(rank=4, alpha=10.0, dropout=0.1)
@@ -141,12 +142,49 @@ def test_targets_are_named_by_the_last_part_of_their_path() -> None:
     assert sorted(found) == sorted(
         f"model.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn.q_proj", "mlp.down_proj")
     )
-    assert target_modules(model, ("no_such",)) == target_modules(model, ("all-linear",))
     with pytest.raises(ModelError, match="no linear layers"):
         target_modules(_Headless(), ("all-linear",))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("name", "level"), [("no_such", logging.WARNING), ("q_proj", logging.DEBUG)])
+def test_names_of_which_a_model_has_none_mean_every_layer_and_the_log_says_so(
+    name: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "autottt")
+    model = tiny_model("gpt2")
+    assert not (target_modules(model, ("all-linear",)).keys() ^ target_modules(model, (name,)).keys())
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert name in record.getMessage()
+
+
+def test_a_name_that_matches_nothing_beside_one_that_does_is_refused() -> None:
+    expected = "targets ['v_porj'] name no linear layer of LlamaForCausalLM, which has down_proj, gate_proj, k_proj, "
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        target_modules(tiny_model("llama"), ("q_proj", "v_porj"))
+
+
+@pytest.mark.parametrize("architecture", ["phi", "llama"])
+def test_of_published_names_a_model_has_some(architecture: str) -> None:
+    targets = PUBLISHED["ttt_in_context"].targets
+    found = target_modules(tiny_model(architecture), targets)
+    names = {"phi": ["q_proj", "v_proj"], "llama": sorted(targets)}[architecture]
+    assert sorted({name.rsplit(".", 1)[-1] for name in found}) == names
+
+
+def test_a_model_with_adapters_of_peft_is_refused() -> None:
+    model = tiny_model("llama")
+    check_no_adapters(model)
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for carrier in (wrapped, model):
+        with pytest.raises(ModelError, match=r"in 2 layers, '.*layers.0.self_attn.q_proj' .*merge_and_unload\(\)"):
+            check_no_adapters(carrier)
+    check_no_adapters(wrapped.merge_and_unload())
+
+
 class _Headless(torch.nn.Module):
+    config = LlamaConfig()
+
     def get_output_embeddings(self) -> None:
         return None
 

@@ -143,13 +143,16 @@ def test_an_unknown_format_is_refused() -> None:
         wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="xml")
 
 
-def test_the_context_is_found_under_either_name_and_otherwise_unbounded() -> None:
+def test_the_context_is_found_under_any_of_its_names_and_otherwise_unbounded() -> None:
     for config, expected in (
         (SimpleNamespace(max_position_embeddings=7), 7),
         (SimpleNamespace(n_positions=8), 8),
-        (SimpleNamespace(max_position_embeddings=None), 1 << 20),
+        (SimpleNamespace(max_seq_len=9), 9),
+        (SimpleNamespace(max_target_positions=10), 10),
+        (SimpleNamespace(max_position_embeddings=-1, seq_length=11), 11),
+        (SimpleNamespace(max_position_embeddings=None, n_positions=0), 1 << 20),
     ):
-        model: Any = SimpleNamespace(config=config)
+        model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda config=config: config))
         assert LoadedModel("fake", model, tiny_tokenizer(), STANDARD_FORMAT).context == expected
 
 

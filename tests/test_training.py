@@ -9,16 +9,18 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from autottt.ttt_core import learner as learning
 from autottt.ttt_core import training
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.gradients import Buffer, Passes, clip, learned
-from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.learner import COPIES, Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
 from autottt.ttt_core.recipes import Loss, Recipe
@@ -334,3 +336,47 @@ def test_masks_follow_the_layer_not_the_order_in_which_layers_are_named(
     turned = LoraWeights(dict(sorted(start.pairs.items(), reverse=True)), start.scaling)
     losses = [train(loaded, [examples], recipe, [0], start=one)[1][0].losses for one in (start, turned)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_adapters_that_do_not_fit_side_by_side_are_trained_in_groups_and_come_out_the_same(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kept = tiny_model("llama"), []
+
+    class Noted(Buffer):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            kept.append((self.values.shape[0], self.nbytes))
+
+    monkeypatch.setattr(training, "Buffer", Noted)
+    given = [leave_one_out(task)] * 5, RECIPE, list(range(5))
+    free = Learner(wrap_model(model, tiny_tokenizer()))
+    together = free.adapt_many(*given)
+    assert [count for count, _ in kept] == [5]
+    kept.clear()
+    bound = 4 * 2 * COPIES * together[0].weights.nbytes
+    bounded = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=bound)
+    steps: list[int] = []
+    apart = bounded.adapt_many(*given, on_step=lambda step, loss: steps.append(step))
+    assert [count for count, _ in kept] == [2, 2, 1]
+    assert all(nbytes <= bound / 4 for _, nbytes in kept)
+    assert steps == [1, 2, 3] * 3
+    assert bounded.work == free.work
+    for one, other in zip(together, apart, strict=True):
+        assert one.training.losses == pytest.approx(other.training.losses, abs=1e-4)
+        for a, b in zip(one.weights.tensors, other.weights.tensors, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, shares = Learner.wrap(tiny_model("llama"), tiny_tokenizer()), []
+
+    def trained(*given: Any, deadline: float, **settings: Any) -> Any:
+        shares.append(deadline - time.monotonic())
+        return train(*given, deadline=deadline, **settings)
+
+    monkeypatch.setattr(learning, "train", trained)
+    monkeypatch.setattr(learner, "_beside", lambda recipe: 2)
+    prompts = [leave_one_out(task)] * 5
+    learner.adapt_many(prompts, replace(RECIPE, steps=1), list(range(5)), deadline=time.monotonic() + 100_000)
+    assert shares == pytest.approx([40_000, 66_666, 100_000], rel=0.01)

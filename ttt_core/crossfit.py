@@ -1,8 +1,10 @@
 """Cross-fitted training: adapters that each leave some demonstrations out, and what those say of it.
 
 Every demonstration is answered once by the adapter that never saw it, and by the base from the same prompt. The
-difference is an estimate of what training gains on this very task. Stone 1974, "Cross-validatory choice and assessment
-of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: A folds, each with its adapter.
+difference is an estimate of what training gains on this very task; how long a fold is trained for it is decided by the
+others, so that where training changes nothing but by chance it is 0 on average. Stone 1974, "Cross-validatory choice
+and assessment of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: A folds, each with its
+adapter.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
 
 import torch
 
-from .decoding import TokenScores, score_answers
+from .decoding import TOKENS_AT_ONCE, TokenScores, score_answers
 from .encoding import Encoded
 from .lora import LoraWeights
 from .model import LoadedModel
@@ -51,6 +54,11 @@ def folds(task: Task, count: int, rng: random.Random) -> list[Fold]:
     return found
 
 
+def seeds_of(seed: int, count: int) -> list[int]:
+    """A seed for each fold, independent of those of other seeds' folds."""
+    return [random.Random(f"{seed}-{fold}").getrandbits(31) for fold in range(count)]
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What held-out demonstrations say of a task's training: one entry each, paired."""
@@ -58,7 +66,7 @@ class Evidence:
     before: tuple[bool, ...]
     """Whether the base answers it right from the demonstrations that the fold was shown."""
     after: tuple[bool, ...]
-    """Whether the fold's adapter does, after as many steps as the other folds found best."""
+    """Whether the fold's adapter does, after as many steps as the other folds alone would have chosen."""
     likelihood_before: tuple[float, ...]
     """Log-probability per token of the right answer, in nats."""
     likelihood_after: tuple[float, ...]
@@ -67,7 +75,8 @@ class Evidence:
 
     @property
     def gain(self) -> float:
-        """Share of held-out demonstrations right after training, minus before; -1 to 1."""
+        """Share of held-out demonstrations right after training, minus before; -1 to 1. Coarse where they are few, but
+        by chance alone as often too high as too low."""
         return fmean(self.after) - fmean(self.before)
 
     @property
@@ -90,7 +99,8 @@ def score_of(scores: TokenScores) -> Score:
 class HeldOut:
     """Watches a training of folds: scores the held-out demonstrations as it goes, and keeps the best adapters.
 
-    Looks every `every` steps. Stops when all are answered right, or when `patience` looks in a row were no better.
+    Looks every `every` steps. Enough was seen when all are answered right, or when `patience` looks in a row were no
+    better. Stops when that is so by all folds, and by all but any one, since those decide how that one is judged.
     """
 
     loaded: LoadedModel
@@ -102,6 +112,8 @@ class HeldOut:
     patience: int
     charge: Callable[[int, int], None]
     """Told the tokens that go forward, and backward, before they go."""
+    most: int = TOKENS_AT_ONCE
+    """Tokens that may be read side by side."""
     best: LoraWeights | None = None
     """The adapters at the best look so far; None while none was better than the base."""
     seconds: float = 0.0
@@ -126,8 +138,21 @@ class HeldOut:
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
             self.best = weights
-        solved = all(right for fold in self._looks[-1] for right, _ in fold)
-        return solved or len(self._steps) - 1 - self._best() >= self.patience
+        return all(self._enough(without) is not None for without in (None, *range(len(self.held))))
+
+    def foresee(self, seconds: float, tokens: int) -> float:
+        """Seconds that a look will take where reading so many tokens took so long. Where none were read, the longest
+        held-out prompt is read to see.
+        """
+        prompts = [prompt for fold in self.held for prompt in fold]
+        if not tokens:
+            longest = max(prompts, key=lambda p: len(p.ids))
+            tokens = len(longest.ids)
+            self.charge(tokens, 0)
+            began = time.monotonic()
+            score_answers(self.loaded, [longest], self.most)
+            seconds = time.monotonic() - began
+        return seconds * sum(len(p.ids) for p in prompts) / tokens
 
     @torch.no_grad()
     def _scores(self, weights: LoraWeights) -> list[list[Score]]:
@@ -137,20 +162,38 @@ class HeldOut:
             asked = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
             self.charge(sum(len(p.ids) for p in asked), 0)
             with weights.select(index).attached(self.loaded.model):
-                found.append([score_of(row[-1]) for row in score_answers(self.loaded, asked)])
+                found.append([score_of(row[-1]) for row in score_answers(self.loaded, asked, self.most)])
         return found
 
+    def _scores_at(self, look: int, without: int | None) -> list[Score]:
+        """The scores of a look, but for those of one fold."""
+        return [score for a, fold in enumerate(self._looks[look]) if a != without for score in fold]
+
+    def _merit(self, look: int, without: int | None) -> tuple[int, float]:
+        """The right answers, and how likely all are."""
+        scores = self._scores_at(look, without)
+        return sum(right for right, _ in scores), sum(likelihood for _, likelihood in scores)
+
+    def _enough(self, without: int | None) -> int | None:
+        """The first look after which no more are needed, by all folds but one; None where there was none yet."""
+        best = 0
+        for look in range(1, len(self._looks)):
+            if self._merit(look, without) > self._merit(best, without):
+                best = look
+            if all(right for right, _ in self._scores_at(look, without)) or look - best >= self.patience:
+                return look
+        return None
+
     def _best(self, without: int | None = None) -> int:
-        """The look with the most right answers, the likeliest of equals, by all folds but one."""
-
-        def merit(look: int) -> tuple[int, float]:
-            scores = [s for a, fold in enumerate(self._looks[look]) if a != without for s in fold]
-            return sum(right for right, _ in scores), sum(likelihood for _, likelihood in scores)
-
-        return max(range(len(self._looks)), key=merit)
+        """The look with the most right answers, the likeliest of equals; by all folds but one, and then of those alone
+        that there would have been without that one.
+        """
+        last = None if without is None else self._enough(without)
+        looks = range(len(self._looks) if last is None else last + 1)
+        return max(looks, key=partial(self._merit, without=without))
 
     def evidence(self) -> Evidence:
-        """What was seen. A fold's own answers do not choose the step that it is judged at."""
+        """What was seen. A fold's own answers choose neither the step that it is judged at nor those to choose from."""
         before = [s for fold in self._looks[0] for s in fold]
         after = [s for a in range(len(self.held)) for s in self._looks[self._best(without=a)][a]]
         return Evidence(

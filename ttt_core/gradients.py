@@ -9,11 +9,13 @@ each, over copies of the model that share its weights.
 from __future__ import annotations
 
 import copy
+import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +23,14 @@ import torch
 from torch import Tensor
 
 from .encoding import Encoded, forward, pad, pad_id_of
+from .errors import AdaptationError
 from .fingerprint import HOOKS
 from .lora import Dropout, LoraWeights
 from .memory import free_memory, out_of_memory
 from .model import LoadedModel
 from .recipes import Loss, Recipe
 
+_log = logging.getLogger("autottt")
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
 
@@ -98,12 +102,25 @@ class Buffer:
 
     def keep(self, adapters: Sequence[int], parts: int) -> None:
         """Lets go of all adapters but these."""
-        state = self._optimizer.state.pop(self.values)
         index = torch.tensor(adapters, device=self.values.device)
-        self.values = self.values.detach()[index].requires_grad_(True)
+        self._choose(lambda rows: rows[index], parts)
+
+    def drop(self, layers: Collection[str]) -> None:
+        """Lets go of what all adapters have at these layers."""
+        sizes = {name: down.numel() + up.numel() for name, (down, up) in self._shapes.items()}
+        kept = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
+        index = kept.nonzero().flatten().to(self.values.device)
+        self._choose(lambda rows: rows[:, index], self.gradients.shape[0])
+        self._shapes = {name: shapes for name, shapes in self._shapes.items() if name not in layers}
+
+    def _choose(self, chosen: Callable[[Tensor], Tensor], parts: int) -> None:
+        """Keeps some of the weights [A, P] and of their moments."""
+        state = self._optimizer.state.pop(self.values, {})
+        self.values = chosen(self.values.detach()).requires_grad_(True)
         self.gradients = self.values.new_zeros(parts, *self.values.shape)
         self._optimizer.param_groups[0]["params"] = [self.values]
-        self._optimizer.state[self.values] = {k: v[index] if v.dim() else v for k, v in state.items()}
+        if state:
+            self._optimizer.state[self.values] = {k: chosen(v) if v.dim() else v for k, v in state.items()}
 
 
 def clip(gradients: Tensor, limit: float) -> None:
@@ -186,11 +203,15 @@ class Passes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_threads()
+
+    def _end_threads(self) -> None:
         if self._pool is not None:
             try:
                 self._pool.shutdown(cancel_futures=True)
             finally:
                 torch.set_num_threads(self._threads)
+                self._pool = None
 
     def parts(self, adapters: int) -> int:
         """Parts that a `Buffer` of so many adapters needs."""
@@ -224,20 +245,33 @@ class Passes:
         """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
         model's own memory, and the adapters', are not counted. Returns about how long a step will take, in seconds: on
         an accelerator at least that long.
+
+        What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
+        copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
+        on with the model itself. Raises `AdaptationError` when no layer is left.
         """
-        began = time.monotonic()
-        self.token_bytes = self._kept(buffer, row) / len(row.ids)
-        if self._loaded.model.device.type == "cuda":
-            torch.cuda.synchronize(self._loaded.model.device)
+        loaded = self._models.get()
+        self._models.put(loaded)
+        kept, unused, seconds = self._kept(loaded, buffer, row)
+        if unused and self._pool is not None:
+            of_model = self._kept(self._loaded, buffer, row)
+            if of_model[1] != unused:
+                _log.debug("%s: copies of it lack a part, so one thread trains", self._loaded.name)
+                kept, unused, seconds = of_model
+                self._go_on_without_copies()
+        if unused:
+            self._drop(buffer, unused)
+        self.token_bytes = kept / len(row.ids)
         if self._memory is None:  # the moments come with the first step
             self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - 2 * buffer.values.nbytes)
         else:
             self._memory = max(0.0, self._memory - buffer.nbytes)
         passes = buffer.values.shape[0] * self._recipe.batch / self._workers if self._on_cpu else 1
-        return 3 * (time.monotonic() - began) * passes  # the way back takes twice the way there
+        return 3 * seconds * passes  # the way back takes twice the way there
 
-    def _kept(self, buffer: Buffer, row: Encoded) -> int:
-        """Bytes that the pass of one row keeps for its way back."""
+    def _kept(self, loaded: LoadedModel, buffer: Buffer, row: Encoded) -> tuple[int, list[str], float]:
+        """Bytes that the pass of one row keeps for its way back, the layers that get no gradient from it, and the
+        seconds that its way there takes."""
         own = {
             t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
         }
@@ -251,15 +285,34 @@ class Passes:
 
         weights = _trainable(buffer.weights(0, 1))
         own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
-        loaded = self._models.get()
-        try:
-            hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-            with torch.enable_grad(), weights.attached(loaded.model, self._dropout([(0, row)])), hooks:
-                losses, _ = _token_losses(loaded, [row], self._recipe.loss)
-            del losses
-        finally:
-            self._models.put(loaded)
-        return sum(kept.values())
+        began = time.monotonic()
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.enable_grad(), weights.attached(loaded.model, self._dropout([(0, row)])), hooks:
+            losses, _ = _token_losses(loaded, [row], self._recipe.loss)
+            total = losses.sum()
+        if loaded.model.device.type == "cuda":
+            torch.cuda.synchronize(loaded.model.device)
+        seconds = time.monotonic() - began
+        if not total.requires_grad:
+            return sum(kept.values()), list(weights.pairs), seconds
+        with _gradient_errors():
+            torch.autograd.backward(total, inputs=[up for _, up in weights.pairs.values()])
+        unused = [name for name, (_, up) in weights.pairs.items() if up.grad is None]
+        return sum(kept.values()), unused, seconds
+
+    def _go_on_without_copies(self) -> None:
+        """From now on one thread, with the model itself."""
+        self._end_threads()
+        self._workers, self._models = 1, queue.SimpleQueue()
+        self._models.put(self._loaded)
+
+    def _drop(self, buffer: Buffer, unused: Sequence[str]) -> None:
+        """Lets go of layers that get no gradient."""
+        name, targets = self._loaded.name, self._recipe.targets
+        if len(unused) == len(buffer.weights().pairs):
+            raise AdaptationError(f"no layer that {targets} names has a part in how {name} reads text: name others")
+        _log.debug("%s: adapters leave out %d layers without gradients, %s", name, len(unused), ", ".join(unused))
+        buffer.drop(unused)
 
     def _dropout(self, rows: Sequence[tuple[int, Encoded]]) -> Dropout | None:
         """Of rows with their numbers."""
@@ -322,7 +375,8 @@ class Passes:
                     parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(mine), each)])
                     totals = torch.stack([part.sum() for part in parts])
                     means = totals / totals.new_tensor(counts[one.begin : one.end])
-                    gradients = torch.autograd.grad(means.sum(), weights.tensors)
+                    with _gradient_errors():
+                        gradients = torch.autograd.grad(means.sum(), weights.tensors)
                 except Exception as error:
                     if len(mine) > 1 and out_of_memory(error):
                         return None
@@ -341,6 +395,17 @@ def _within(one: Pass, longest: Sequence[int], fit: float) -> list[Pass]:
     if tokens <= fit or halves is None:
         return [one]
     return [small for half in halves for small in _within(half, longest, fit)]
+
+
+@contextmanager
+def _gradient_errors() -> Iterator[None]:
+    """Turns what autograd raises into an `AdaptationError`, unless memory ran out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise AdaptationError(f"the model gives no gradients to train with: {error}") from error
 
 
 def _trainable(weights: LoraWeights) -> LoraWeights:

@@ -13,16 +13,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, AdapterCache
 from .answering import Answerer, answer_of
-from .crossfit import HeldOut, score_of
+from .crossfit import HeldOut, score_of, seeds_of
 from .decoding import Generated
 from .encoding import Encoded, tokenizer_digest
 from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled
+from .gradients import parts_of
 from .guarded import memory_errors
 from .lora import LoraWeights
 from .memory import free_memory
@@ -33,7 +35,10 @@ from .together import Asked, decode_together
 from .training import Training, joint, train
 
 COPIES = 8
-"""Of an adapter's weights that its training holds at most: gradients in parts, moments, what is put aside."""
+"""Of an adapter's weights that its training holds at most: as they were, as they are, at this look and at the best
+one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
+PUT_ASIDE = 4
+"""Of these, those that training does not count itself (see `gradients.Buffer.nbytes`)."""
 
 
 class Learner(Answerer):
@@ -128,7 +133,8 @@ class Learner(Answerer):
         charged: bool = True,
         start: Adapter | None = None,
     ) -> list[Adapter]:
-        """Trains an adapter for each list of examples, side by side; each gets what `adapt` would have given it.
+        """Trains an adapter for each list of examples, as many side by side as fit in memory and the others afterwards,
+        with their share of the time. Each gets what `adapt` would have given it.
 
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first, and to the caller
         to look whether one `failed`: only what concerns all of them is raised.
@@ -142,24 +148,33 @@ class Learner(Answerer):
                     f"{start.weights.count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
                     f"{start.recipe.targets}"
                 )
+        found: list[Adapter] = []
         with memory_errors(f"training (batch {recipe.batch})"), self._use(None):
             encoded = [[self.encode(t, answer_of(t)) for t in some] for some in examples]
-            try:
-                weights, trainings = train(
-                    self.loaded, encoded, recipe, seeds,
-                    deadline=deadline, on_step=on_step, memory=self.memory_bytes, charge=self._charge,
-                    start=None if start is None else start.weights.copied(),
-                )  # fmt: skip
-            finally:
-                if not charged:
-                    self.work = before
-            if charged:
-                _refuse_failed(trainings)
-            shares = [replace(t, seconds=t.seconds / len(seeds)) for t in trainings]
-            return [
-                Adapter(weights.select(a), recipe, share, self.base_hash, kind=some[0].kind)
-                for a, (share, some) in enumerate(zip(shares, examples, strict=True))
-            ]
+            beside = max(1, self._beside(recipe)) if len(examples) > 1 else 1
+            for at in range(0, max(1, len(examples)), beside):
+                some, now = slice(at, at + beside), time.monotonic()
+                share = min(1.0, beside / max(1, len(examples) - at))
+                try:
+                    weights, trainings = train(
+                        self.loaded, encoded[some], recipe, seeds[some],
+                        deadline=now + share * (deadline - now), on_step=on_step, memory=self.memory_bytes,
+                        charge=self._charge, start=None if start is None else start.weights.copied(),
+                    )  # fmt: skip
+                finally:
+                    if not charged:
+                        self.work = before
+                if charged:
+                    _refuse_failed(trainings)
+                found += [
+                    Adapter(
+                        weights.select(a), recipe, replace(t, seconds=t.seconds / len(trainings)), self.base_hash,
+                        kind=mine[0].kind,
+                    )
+                    for a, (t, mine) in enumerate(zip(trainings, examples[some], strict=True))
+                ]  # fmt: skip
+                del weights  # before the next are trained
+        return found
 
     def crossfit(
         self,
@@ -176,21 +191,35 @@ class Learner(Answerer):
         """Trains an adapter per fold, side by side: on its `examples`, judged by its `held` tasks `every` so many
         steps (None: about twelve times in all).
 
-        Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`.
+        Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`,
+        and `AdaptationError` where so many adapters do not fit in memory side by side.
         """
         with memory_errors(f"training (batch {recipe.batch})"), self._use(None):
             learned = [[self.encode(t, answer_of(t)) for t in fold] for fold in examples]
             judged = [[self.encode(t, answer_of(t)) for t in fold] for fold in held]
-            began = time.monotonic()
+            size = self._size(recipe)
+            needed = len(held) * size * self._copies(len(held), recipe)
+            if needed > (most := self._most()):
+                raise AdaptationError(
+                    f"{len(held)} adapters of rank {recipe.rank} that are trained side by side need up to "
+                    f"{needed / 1e6:,.1f} MB; " + ("the bound is" if self.memory_bytes is not None else "there are")
+                    + f" {most / 1e6:,.1f} MB; fewer folds or a lower rank need less"
+                )  # fmt: skip
+            began, work = time.monotonic(), self.work
             scores = iter(self.score([t for fold in held for t in fold]))
             before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
-            looking = time.monotonic() - began
-            watch = HeldOut(self.loaded, judged, before, every or max(1, recipe.steps // 12), patience, self._charge)
-            seeds = [seed + a for a in range(len(held))]
+            took = time.monotonic() - began
+            watch = HeldOut(
+                self.loaded, judged, before, every or max(1, recipe.steps // 12), patience, self._charge,
+                self._at_once(),
+            )  # fmt: skip
+            looking = watch.foresee(took, (self.work - work).forward) if deadline < math.inf else 0.0
+            seeds = seeds_of(seed, len(held))
+            aside = PUT_ASIDE * len(held) * size
             weights, trainings = train(
                 self.loaded, learned, recipe, seeds,
-                deadline=deadline - looking, on_step=on_step, watch=watch, memory=self.memory_bytes,
-                charge=self._charge,
+                deadline=deadline - looking, on_step=on_step, watch=watch, charge=self._charge,
+                memory=None if self.memory_bytes is None else self.memory_bytes - aside,
             )  # fmt: skip
             training = joint(trainings)
             if training.error and watch.best is None:
@@ -239,6 +268,19 @@ class Learner(Answerer):
         with self._lock:
             key = self._full(key)
             return key in self._prepared or self.adapters.get(key, self.base_hash, self.loaded.model.device) is not None
+
+    def export(self, adapter: Adapter, folder: str | os.PathLike[str]) -> None:
+        """Writes an adapter as a folder that `peft.PeftModel.from_pretrained` reads. Raises `AdaptationError` for one
+        of another base, and `ModelError` for several that were cross-fitted.
+        """
+        self._refuse_other_base(adapter)
+        adapter.to_peft(Path(folder), self.loaded.model.name_or_path)
+
+    def import_peft(self, folder: str | os.PathLike[str]) -> Adapter:
+        """Reads a LoRA adapter of this model from a folder that PEFT wrote, to answer with. Raises `ModelError` for any
+        other kind of adapter, and where its layers or their sizes are not the model's.
+        """
+        return Adapter.from_peft(Path(folder), self.loaded.model, self.base_hash)
 
     def forget(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
@@ -344,11 +386,26 @@ class Learner(Answerer):
         """How many adapters of a recipe may be trained side by side: weights, gradients, moments and copies of them
         take no more than a quarter of the memory that is free, or the bound, and what is prepared as much; 0: none.
         """
-        one = LoraWeights.initial(self.loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
+        one = self._size(recipe)
         prepared = sum(a.weights.nbytes for a in self._prepared.values())
-        quarter = (free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes) / 4
+        quarter = self._most() / 4
         room = int((quarter - prepared) / one)
-        return max(0 if prepared else 1, min(room, max(1, int(quarter / (COPIES * one)))))
+        counts = range(int(quarter / (COPIES * one)), 1, -1)
+        fit = next((n for n in counts if n * one * self._copies(n, recipe) <= quarter), 1)
+        return max(0 if prepared else 1, min(room, fit))
+
+    def _most(self) -> int:
+        """Bytes that may be used: the bound, or what is free."""
+        return free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
+
+    def _size(self, recipe: Recipe) -> int:
+        """Bytes of an adapter."""
+        return LoraWeights.initial(self.loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
+
+    def _copies(self, adapters: int, recipe: Recipe) -> int:
+        """Of their weights, that training so many adapters side by side holds at most."""
+        workers = 1 if self.stacks else min(self.threads, adapters * recipe.batch)
+        return COPIES - 1 + parts_of(adapters, recipe.batch, workers)
 
 
 def _refuse_failed(trainings: Sequence[Training]) -> None:

@@ -6,6 +6,7 @@ Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,31 +17,73 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftType
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ModelError
-from .recipes import Recipe
+from .recipes import PUBLISHED, Recipe
 
 Pair = tuple[Tensor, Tensor]
 """Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
 
+_USUAL = {name for recipe in PUBLISHED.values() for name in recipe.targets}
+"""Names that recipes for any model give; each model has some of them."""
+_log = logging.getLogger("autottt")
+
 
 def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear layers that `targets` name (by the last part of their path).
+    """The linear layers that `targets` name (by the last part of their path); of a model that reads more than text,
+    those of its text decoder.
 
-    `all-linear`, or names of which the model has none, mean every linear layer but the output head.
+    `all-linear`, or names of which the model has none, mean every linear layer but the output head. Of the names that
+    published recipes give, a model has some. Raises `ModelError` for others that match nothing beside some that do.
     """
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
-    named = {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets}
-    found = named or linear
-    if not found:
+    reading = set(_text_decoder(model).modules())
+    linear = {n: m for n, m in linear.items() if m in reading} or linear
+    if not linear:
         raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
-    return found
+    named = {n: m for n, m in linear.items() if _last(n) in targets}
+    known = {_last(n) for n in linear}
+    if odd := [t for t in targets if t not in known | _USUAL]:
+        has = f"of {type(model).__name__}, which has {', '.join(sorted(known))}"
+        if named:
+            raise ModelError(f"targets {odd} name no linear layer {has}")
+        _log.warning("targets %s name no linear layer %s: all of them are adapted", odd, has)
+    elif not named and "all-linear" not in targets:
+        _log.debug("%s has no layers named %s: all linear layers are adapted", type(model).__name__, tuple(targets))
+    return named or linear
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _text_decoder(model: PreTrainedModel) -> nn.Module:
+    """What reads text in a model that reads more than that; any other model as a whole."""
+    sees_more = model.config.get_text_config() is not model.config
+    reading: nn.Module = model.get_decoder() if sees_more else model
+    return reading
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """Raises `ModelError` for a model that carries adapters of the PEFT library.
+
+    Which of them are active changes its answers without a trace in its weights, and their layers would be adapted too.
+    """
+    layers = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    if not layers and not isinstance(model, PeftModel):
+        return
+    where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
+    raise ModelError(
+        f"{type(model).__name__} carries adapters of PEFT{where}: merge them into the weights with "
+        "`model = peft_model.merge_and_unload()`, or give the base model without them (`peft_model.unload()`)"
+    )
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
@@ -231,7 +274,9 @@ class _Update:
         self._ready: Pair | None = None
         """Transposed and in the model's precision, for as long as nothing is trained."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor):  # a router's choice, which is no projection to add to
+            return output
         x: Tensor = args[0]
         training = torch.is_grad_enabled()
         if self._dropout and training:

@@ -24,6 +24,7 @@ from transformers.utils import logging as bars
 
 from .attention import use_cpu_attention
 from .errors import ModelError
+from .lora import check_no_adapters
 from .probe import can_pad
 from .prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .recipes import PUBLISHED, Recipe
@@ -33,6 +34,8 @@ _UNLOADABLE = (
 )  # fmt: skip
 """What the libraries raise about a folder that is no model."""
 
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "seq_length")
+"""What configurations call the longest sequence; some give -1 where there is none."""
 KNOWN_TEXTS = 20_000
 """Texts whose ids are kept."""
 LONGEST_KNOWN = 4096
@@ -69,8 +72,9 @@ class LoadedModel:
     @property
     def context(self) -> int:
         """Longest sequence, in tokens, that the model was made for."""
-        limits = (getattr(self.model.config, n, None) for n in ("max_position_embeddings", "n_positions"))
-        return next((int(n) for n in limits if n), 1 << 20)
+        config = self.model.config.get_text_config()
+        limits = (getattr(config, name, None) for name in _CONTEXT_NAMES)
+        return next((int(n) for n in limits if n is not None and n >= 1), 1 << 20)
 
 
 @contextmanager
@@ -200,12 +204,13 @@ def wrap_model(
     recipes: Mapping[str, Recipe] = PUBLISHED,
 ) -> LoadedModel:
     """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
-    cannot be used: an encoder, one that sees the tokens to come, one whose cache cannot be cut back to what prompts
-    share (a recurrent state). A few passes over a dozen tokens find that out.
+    cannot be used: one with adapters of PEFT in it, an encoder, one that sees the tokens to come, one whose cache
+    cannot be cut back to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
 
     Without `prompt_format`, a chat template that hides or rewrites earlier turns gives way to `standard`, with a
     warning in the log.
     """
+    check_no_adapters(model)
     pads = can_pad(model)
     wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
     if wanted == "chat":

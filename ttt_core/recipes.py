@@ -7,13 +7,28 @@ its own in `autottt.json`; the bundled model does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from math import inf
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from .errors import ModelError
 
 Loss = Literal["all", "last", "inputs"]
+
+_WHOLE = {"rank": 1, "steps": 1, "batch": 1, "views": 1, "tokens": 0, "transformations": 0}
+"""Settings that count something, and the least of each."""
+_NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "alpha": ("a number", lambda x: -inf < x < inf),
+    "dropout": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "learning_rate": ("a number above 0", lambda x: 0 < x < inf),
+    "warmup": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "weight_decay": ("a number of at least 0", lambda x: 0 <= x < inf),
+    "clip": ("a number above 0", lambda x: 0 < x < inf),
+    "stop_loss": ("a number of at least 0", lambda x: 0 <= x < inf),
+}
+"""The other numbers: what each has to be, in words and as a test."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +63,39 @@ class Recipe:
     """Training stops early once two steps in a row had a loss below this, in nats; 0 takes every step."""
 
     def __post_init__(self) -> None:
-        if min(self.rank, self.steps, self.batch, self.views) < 1:
-            raise ModelError(f"a recipe's rank, steps, batch and views are at least 1; received {self}")
+        """Raises `ModelError` for a setting that is not what it has to be. Numbers become `int` or `float`: equal
+        recipes are to have equal digests."""
+        for name, least in _WHOLE.items():
+            count: object = getattr(self, name)
+            if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
+                raise _refused(name, f"an integer of at least {least}", count)
+            object.__setattr__(self, name, int(count))
+        for name, (expected, suits) in _NUMBERS.items():
+            number: object = getattr(self, name)
+            if not isinstance(number, Real) or isinstance(number, bool) or not suits(float(number)):
+                raise _refused(name, expected, number)
+            object.__setattr__(self, name, float(number))
+        if self.loss not in get_args(Loss):
+            raise _refused("loss", f"one of {', '.join(get_args(Loss))}", self.loss)
+        targets: object = self.targets
+        if not isinstance(targets, tuple) or not targets or not all(isinstance(t, str) for t in targets):
+            raise _refused("targets", "a tuple of names of modules, or ('all-linear',)", targets)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
-        """A recipe from a mapping as JSON gives it. Raises `ModelError` naming unknown settings."""
+        """A recipe from a mapping as JSON gives it. Raises `ModelError` naming unknown settings and wrong ones."""
+        if not isinstance(settings, Mapping):
+            raise ModelError(f"a recipe is an object of settings; received {settings!r}")
         known = {f.name for f in fields(cls)}
         if odd := sorted(settings.keys() - known):
             raise ModelError(f"unknown recipe settings {odd}; known are {sorted(known)}")
-        values = dict(settings)
-        if "targets" in values:
-            values["targets"] = tuple(values["targets"])
-        try:
-            return replace(cls(), **values)
-        except TypeError as error:
-            raise ModelError(f"a recipe's settings are of the wrong type ({error}); received {values}") from None
+        targets = settings.get("targets")
+        values = {**settings, "targets": tuple(targets)} if isinstance(targets, list) else settings
+        return replace(cls(), **values)
+
+
+def _refused(name: str, expected: str, received: object) -> ModelError:
+    return ModelError(f"a recipe's {name}: expected {expected}; received {received!r}")
 
 
 _SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, tokens=2048, stop_loss=0.01)
