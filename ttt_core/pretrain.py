@@ -548,7 +548,7 @@ def log_row(trainer: Trainer) -> dict[str, object]:
     """What the log says of the steps since its last row, and now and then the accuracy."""
     mean = sum(trainer.losses) / len(trainer.losses)
     row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens, "loss": mean}
-    row["seconds"] = round(trainer.seconds, 1)
+    row["seconds"] = round(trainer.seconds, 3)
     return row | {"accuracy": trainer.evaluate()} if trainer.step % JUDGE_EVERY == 0 else row
 
 
