@@ -87,13 +87,14 @@ class Step:
         times = []
         device = self.loaded.model.device
         before = peak_memory(device, begin=True)
-        with Passes(self.loaded, self.recipe, len(self.rows)) as passes:
+        recipes = [self.recipe] * len(self.rows)
+        with Passes(self.loaded, recipes) as passes:
             weights = LoraWeights.initial(self.loaded.model, self.recipe, list(range(len(self.rows))))
-            buffer = Buffer(weights, self.recipe, passes.parts(len(self.rows)))
+            buffer = Buffer(weights, recipes, passes.parts(len(self.rows)))
             for _ in range(steps):
                 began = time.perf_counter()
                 passes.losses(buffer, self.rows)
-                buffer.step(1e-4, 1.0)
+                buffer.step([1e-4] * len(self.rows))
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - began)

@@ -38,6 +38,9 @@ JUDGED, SHOWN = 64, 4
 LONG_JUDGED, LONG_SHOWN = 24, 14
 """The same for tasks of grids that fill a long row."""
 LONG = "long grids"
+LONGEST_KEPT = 4096
+"""Tokens of a row up to which the weights of attention are kept for the way back; 8,192 would take over 20 GB, so
+they are computed again."""
 
 
 def single_characters(text: str) -> list[str]:
@@ -212,6 +215,8 @@ def trial(name: str, steps: int, tokens: int, tasks: dict[str, list[tuple[str, P
     config = PretrainConfig(**{"tokens": tokens, "warmup": 30, "phases": phases, **variant.settings})
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder), "cpu", torch.bfloat16, compiled=False)
+        if max(length for length, _ in variant.rows) > LONGEST_KEPT:
+            trainer.model.gradient_checkpointing_enable()
         stream = TrialStream(variant, config, trainer.tokenizer)
         rate = partial(trainer.rate, decay_from=steps // 2, end=steps)
         began = time.process_time()

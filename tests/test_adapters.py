@@ -141,13 +141,16 @@ def test_memory_and_disk_let_go_of_what_was_used_longest_ago(tmp_path: Path) -> 
     cache = AdapterCache(memory_bytes=2 * size, folder=tmp_path, disk_bytes=10**9)
     for name in "abc":
         cache.put(name, adapter())
+    for file in tmp_path.glob("*.safetensors"):
+        os.utime(file, (time.time() - 1000,) * 2)
     file_size = next(tmp_path.glob("*.safetensors")).stat().st_size
     assert len(cache._kept) == 2
     for age, name in enumerate("bca"):  # b was used longest ago
         cache.clear()
         assert cache.get(name, "base")
-        newest = max(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
-        os.utime(newest, (time.time() - 100 + age,) * 2)
+        file = tmp_path / f"{adapters._digest(name, 'base')}.safetensors"
+        assert time.time() - file.stat().st_mtime < 5, "reading it is using it"
+        os.utime(file, (time.time() - 100 + age,) * 2)
     cache.disk_bytes = 3 * file_size + 10
     cache.put("d", adapter())
     fresh = AdapterCache(folder=tmp_path)

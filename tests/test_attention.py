@@ -25,8 +25,8 @@ class _Layer(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_outputs_and_gradients_are_those_of_sdpa(groups: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    query = torch.randn(2, 4, 7, 8)
-    key, value = torch.randn(2, 2, 4 // groups, 7, 8)
+    query = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    key, value = torch.randn(2, 2, 4 // groups, 7, 8, dtype=torch.float64)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
     mask[1, :, :, :3] = False  # padding on the left: its own rows see nothing
     found = []
@@ -71,17 +71,18 @@ def test_a_single_query_sees_what_it_sees_with_sdpa(
 def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(module, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
-    states = torch.randn(1, 2, 5, 4, requires_grad=True)
+    states = torch.randn(1, 2, 5, 4, dtype=torch.bfloat16, requires_grad=True)
     attention(_Layer(1), states, states, states, None, **settings)
     assert len(calls) == 1
     attention(_Layer(1), states[:, :, -2:], states, states, None)  # going on after a prefix
     attention(_Layer(1), states.detach(), states, states, None)  # no gradients
+    attention(_Layer(1), *[states.detach().float().requires_grad_()] * 3, None)  # quick there in fp32
     both_ways = _Layer(1)
     both_ways.is_causal = False
     attention(both_ways, states, states, states, None)
     monkeypatch.setattr(module, "MOST_WEIGHTS", 49)
     attention(_Layer(1), states, states, states, None)  # too large
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_models_with_an_attention_of_their_own_keep_it() -> None:

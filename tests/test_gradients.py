@@ -69,9 +69,9 @@ def found(
 ) -> Any:
     """Losses and gradients [A, P] of one step; the seeds are `first` and those after it."""
     seeds = list(range(first, first + len(rows)))
-    with Passes(loaded, RECIPE, len(rows), workers) as passes:
+    with Passes(loaded, [RECIPE] * len(rows), workers) as passes:
         passes._on_cpu = not stacked  # as an accelerator would divide it
-        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, seeds), RECIPE, passes.parts(len(rows)))
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, seeds), [RECIPE] * len(rows), passes.parts(len(rows)))
         for _, up in buffer.weights().pairs.values():
             for mine, seed in zip(up, seeds, strict=True):
                 mine.copy_(0.05 * torch.randn(mine.shape, generator=torch.Generator().manual_seed(seed)))
@@ -189,9 +189,9 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
     longest = [max(len(r.ids) for r in mine) for mine in rows]
 
     def divided(tokens: float, on_cpu: bool = False) -> list[tuple[int, int, int, int]]:
-        passes = Passes(loaded, RECIPE, 3, 1, memory=round(100 * tokens))
+        passes = Passes(loaded, [RECIPE] * 3, 1, memory=round(100 * tokens))
         passes._on_cpu, passes.token_bytes = on_cpu, 100.0
-        return [(p.begin, p.end, p.first, p.last) for job in passes._divided(rows) for p in job]
+        return [(p.begin, p.end, p.first, p.last) for job in passes._divided(passes._rows(rows)) for p in job]
 
     assert divided(10**6) == [(0, 3, 0, 4)]
     assert divided(4 * 2 * max(longest[:2])) == [(0, 2, 0, 4), (2, 3, 0, 4)]
@@ -203,9 +203,9 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
 
 def test_no_two_threads_add_to_the_same_gradients(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
-    passes = Passes(loaded, RECIPE, 3, 2, memory=100)
+    passes = Passes(loaded, [RECIPE] * 3, 2, memory=100)
     passes.token_bytes = 100.0
-    jobs = passes._divided(rows)
+    jobs = passes._divided(passes._rows(rows))
     assert any(len(job) > 1 for job in jobs)
     places = [{(p.begin, p.end, p.part) for p in job} for job in jobs]
     assert all(len(place) == 1 for place in places)
@@ -227,8 +227,8 @@ def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task
     loaded, rows = setting(architecture, torch.float32, task)
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
-    with Passes(loaded, RECIPE, 1, 1) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), RECIPE, 1)
+    with Passes(loaded, [RECIPE], 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE], 1)
         passes.measure(buffer, max(rows[0], key=lambda r: len(r.ids)))
         assert passes.token_bytes
         own.add(buffer.values.untyped_storage().data_ptr())
@@ -265,22 +265,22 @@ def test_adapters_that_are_put_aside_take_their_moments_along(task: Task) -> Non
     loaded, rows = setting("llama", torch.float32, task)
     recipe = replace(RECIPE, steps=4)
     whole, _ = train(loaded, [rows[0], rows[2]], recipe, [0, 2])
-    with Passes(loaded, recipe, 3, 1) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 1, 2]), recipe, 1)
+    with Passes(loaded, [recipe] * 3, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 1, 2]), [recipe] * 3, 1)
         for step in range(4):
             mine = rows if step < 2 else [rows[0], rows[2]]
             if step == 2:
                 buffer.keep([0, 2], 1)
             passes.losses(buffer, mine)
-            buffer.step(1e-2, 1.0)
+            buffer.step([1e-2] * len(buffer.values))
         kept = buffer.weights().copied()
     assert kept.count == whole.count == 2
     # Neither order nor rate are those of `train`: what is compared is a run in which nothing was put aside.
-    with Passes(loaded, recipe, 3, 1) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 2]), recipe, 1)
+    with Passes(loaded, [recipe] * 3, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, recipe, [0, 2]), [recipe] * 2, 1)
         for _ in range(4):
             passes.losses(buffer, [rows[0], rows[2]])
-            buffer.step(1e-2, 1.0)
+            buffer.step([1e-2] * len(buffer.values))
     for a, b in zip(kept.tensors, buffer.weights().tensors, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
@@ -310,10 +310,10 @@ def test_a_bound_is_halved_once_however_many_passes_of_a_size_fail(task: Task, m
         return real(model, mine, loss)
 
     monkeypatch.setattr(gradients, "_token_losses", narrow)
-    with Passes(loaded, RECIPE, 3, 1) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), RECIPE, passes.parts(3))
+    with Passes(loaded, [RECIPE] * 3, 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, passes.parts(3))
         passes.losses(buffer, rows)
-        assert {p.last - p.first for job in passes._divided(rows) for p in job} == {2}, "not single rows"
+        assert {p.last - p.first for job in passes._divided(passes._rows(rows)) for p in job} == {2}, "not single rows"
 
 
 def test_hooks_of_the_host_are_called_as_they_are_by_every_thread(task: Task) -> None:
@@ -347,8 +347,8 @@ def test_a_layer_whose_copy_calls_the_original_is_trained_by_one_thread(task: Ta
     expected = train(loaded, rows, RECIPE, [0, 1, 2], workers=1)[0]
     for layer in loaded.model.model.layers:
         layer.mlp.forward = lambda x, original=layer.mlp.forward: original(x)
-    with Passes(loaded, RECIPE, 3, 2) as passes:
-        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), RECIPE, passes.parts(3))
+    with Passes(loaded, [RECIPE] * 3, 2) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, passes.parts(3))
         assert passes.parts(3) > 1
         passes.measure(buffer, rows[0][0])
         assert passes.parts(3) == 1

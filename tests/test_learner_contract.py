@@ -581,8 +581,8 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     odd(model)
     real_clip, real_step = gradients.clip, torch.optim.AdamW.step
 
-    def clip(found: torch.Tensor, limit: float) -> None:
-        real_clip(found, limit)
+    def clip(found: torch.Tensor, limits: list[float]) -> None:
+        real_clip(found, limits)
         poison_first([found])
 
     def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> None:

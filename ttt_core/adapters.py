@@ -32,7 +32,7 @@ from .lora import LoraWeights
 from .recipes import Recipe
 from .training import Training
 
-FORMAT = 2
+FORMAT = 3
 """Of the files and of what keys mean; other formats' files are not found."""
 ABANDONED = 3600.0
 """Seconds after which a file that was being written belongs to a process that is gone."""

@@ -12,8 +12,8 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "autottt_cpu"
 MOST_WEIGHTS = 1 << 23
-"""Attention weights in a layer (rows * heads * tokens * tokens) that are kept for the backward pass, at most: in bf16
-they take six bytes each, so 48 MiB a layer."""
+"""Attention weights in a layer (rows * heads * tokens * tokens) that are kept for the backward pass, at most: two bytes
+each, so 16 MiB a layer. Beyond, SDPA is as quick."""
 
 
 def attention(
@@ -21,13 +21,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of queries [B, H, T, D] to keys and values [B, H/groups, T, D]; returns [B, T, H, D].
 
-    For training on short rows, and for decoding a token, it is two matrix products and a softmax: in bf16 on a CPU the
-    backward pass of SDPA's kernel, and its pass for a single query, take several times as long as those
+    For training on short rows but in fp32, and for decoding a token, it is two matrix products and a softmax: in bf16
+    the backward pass of SDPA's kernel, and its pass for a single query, take several times as long
     (benchmarks/LOG.md).
     """
     plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "cache_position", "use_cache"}
     rows, heads, length, size = query.shape
-    short = length == key.shape[2] and rows * heads * length * length <= MOST_WEIGHTS and query.requires_grad
+    few = length == key.shape[2] and rows * heads * length * length <= MOST_WEIGHTS
+    short = few and query.requires_grad and query.dtype != torch.float32
     single = length == 1 and not query.requires_grad
     odd = [k for k, v in settings.items() if k not in plain and v is not None and v is not False]
     causal = settings.get("is_causal")
@@ -42,19 +43,29 @@ def attention(
         key, value, attention_mask = _with_room(key, value, attention_mask)
     else:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    bias = _bias(attention_mask, length, key.shape[2], query)
+    flat = [t.reshape(-1, *t.shape[2:]) for t in (query, key, value)]
     scaling = settings.get("scaling")
-    scores = query @ key.transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
-    if attention_mask is None:  # a single query sees all keys
-        attention_mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device)
-        attention_mask = attention_mask if single else attention_mask.tril()
-    if attention_mask.dtype == torch.bool:
-        # Rows that see nothing are padding; a finite value keeps them numbers.
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = weights @ value
+    scale = size**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(bias, flat[0], flat[1].mT, alpha=scale)
+    output = torch.bmm(scores.softmax(-1), flat[2]).view_as(query)  # the kernel sums in fp32
     return (output.reshape(rows, 1, heads, size) if single else output.transpose(1, 2).contiguous()), None
+
+
+def _bias(mask: Tensor | None, length: int, keys: int, query: Tensor) -> Tensor:
+    """What is added to the scores [B * H, ., keys] of a query [B, H, ., D]: 0, or a number that hides; a finite one,
+    since rows that see nothing are padding and have to stay numbers.
+    """
+    if mask is None:
+        if length == 1:  # a single query sees all keys
+            return query.new_zeros(1)
+        mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril()
+    if mask.dtype == torch.bool:
+        least = torch.finfo(query.dtype).min
+        mask = query.new_zeros(mask.shape).masked_fill_(~mask, least)
+    if mask[..., 0, 0].numel() == 1:
+        return mask.reshape(-1, keys)
+    return mask.expand(*query.shape[:2], -1, -1).reshape(-1, *mask.shape[2:]).to(query.dtype)
 
 
 def _with_room(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -13,7 +13,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dropout import Dropout
 from .encoding import Encoded, forward, pad, pad_id_of
 from .errors import AdaptationError
 from .fingerprint import HOOKS
-from .lora import Dropout, LoraWeights
+from .lora import LoraWeights
 from .memory import free_memory, out_of_memory
 from .model import LoadedModel
 from .recipes import Loss, Recipe
@@ -49,19 +51,21 @@ def learned(example: Encoded, loss: Loss) -> list[int]:
 class Buffer:
     """The weights of A adapters in one tensor, with their gradients and AdamW's moments.
 
-    Clipping, a step, or putting adapters aside is a few operations, whatever the number of layers.
+    Clipping them, or putting some aside, is a few operations, whatever the number of layers; each takes its own step.
     """
 
-    def __init__(self, weights: LoraWeights, recipe: Recipe, parts: int = 1) -> None:
+    def __init__(self, weights: LoraWeights, recipes: Sequence[Recipe], parts: int = 1) -> None:
         self._shapes = {name: (down.shape[1:], up.shape[1:]) for name, (down, up) in weights.pairs.items()}
         self._scaling = weights.scaling
-        self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1).requires_grad_(True)
+        self._clips = [recipe.clip for recipe in recipes]
+        self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1)
         """[A, P], fp32."""
         self.gradients = self.values.new_zeros(parts, *self.values.shape)
         """[S, A, P]; what passes add up, each in its own part, so that no two write to one place at once."""
-        self._optimizer = torch.optim.AdamW(
-            [self.values], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), fused=True
-        )
+        groups = [
+            {"params": [row], "weight_decay": r.weight_decay} for row, r in zip(self.values, recipes, strict=True)
+        ]
+        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +74,7 @@ class Buffer:
 
     def weights(self, begin: int = 0, end: int | None = None) -> LoraWeights:
         """Views of adapters `begin` to `end`."""
-        return self._views(self.values.detach()[begin:end])
+        return self._views(self.values[begin:end])
 
     def add(self, gradients: Sequence[Tensor], begin: int, end: int, part: int) -> None:
         """Adds the gradients of the tensors of adapters `begin` to `end` to a part."""
@@ -88,45 +92,51 @@ class Buffer:
             pairs[name] = views[0], views[1]
         return LoraWeights(pairs, self._scaling)
 
-    def step(self, rate: float, limit: float) -> None:
-        """Scales each adapter's gradient to a norm of at most `limit`, and takes AdamW's step with it."""
+    def step(self, rates: Sequence[float]) -> None:
+        """Scales each adapter's gradient to a norm of at most its recipe's, and takes AdamW's step with it at its
+        rate."""
         gradient = self.gradients[0]
         for other in self.gradients[1:]:
             gradient += other
-        clip(gradient, limit)
-        self.values.grad = gradient
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        clip(gradient, self._clips)
+        for group, rate, mine in zip(self._optimizer.param_groups, rates, gradient, strict=True):
+            (row,) = group["params"]
+            row.grad, group["lr"] = mine, rate
         self._optimizer.step()
         self.gradients.zero_()
 
     def keep(self, adapters: Sequence[int], parts: int) -> None:
         """Lets go of all adapters but these."""
-        index = torch.tensor(adapters, device=self.values.device)
-        self._choose(lambda rows: rows[index], parts)
+        groups = self._optimizer.param_groups
+        self._optimizer.param_groups = [groups[a] for a in adapters]
+        self._clips = [self._clips[a] for a in adapters]
+        self._choose(self.values[list(adapters)], slice(None), parts)
 
     def drop(self, layers: Collection[str]) -> None:
         """Lets go of what all adapters have at these layers."""
         sizes = {name: down.numel() + up.numel() for name, (down, up) in self._shapes.items()}
         kept = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
         index = kept.nonzero().flatten().to(self.values.device)
-        self._choose(lambda rows: rows[:, index], self.gradients.shape[0])
+        self._choose(self.values[:, index], index, self.gradients.shape[0])
         self._shapes = {name: shapes for name, shapes in self._shapes.items() if name not in layers}
 
-    def _choose(self, chosen: Callable[[Tensor], Tensor], parts: int) -> None:
-        """Keeps some of the weights [A, P] and of their moments."""
-        state = self._optimizer.state.pop(self.values, {})
-        self.values = chosen(self.values.detach()).requires_grad_(True)
-        self.gradients = self.values.new_zeros(parts, *self.values.shape)
-        self._optimizer.param_groups[0]["params"] = [self.values]
-        if state:
-            self._optimizer.state[self.values] = {k: chosen(v) if v.dim() else v for k, v in state.items()}
+    def _choose(self, values: Tensor, columns: Tensor | slice, parts: int) -> None:
+        """Goes on with these weights [a, p], and with the same columns of their moments."""
+        self.values = values
+        self.gradients = values.new_zeros(parts, *values.shape)
+        before, self._optimizer.state = self._optimizer.state, defaultdict(dict)
+        for row, group in zip(values, self._optimizer.param_groups, strict=True):
+            (earlier,) = group["params"]
+            group["params"] = [row]
+            state = before.get(earlier, {})
+            self._optimizer.state[row] = {k: v[columns] if v.dim() else v for k, v in state.items()}
 
 
-def clip(gradients: Tensor, limit: float) -> None:
-    """Scales each row of [A, P] to a norm of at most `limit`."""
-    norms = gradients.norm(dim=1, keepdim=True)
-    gradients.mul_((limit / norms.clamp(min=1e-12)).clamp(max=1.0))
+def clip(gradients: Tensor, limits: Sequence[float]) -> None:
+    """Scales each row of [A, P] to a norm of at most its limit."""
+    norms = gradients.norm(dim=1)
+    most = gradients.new_tensor(limits)
+    gradients.mul_((most / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None])
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,28 @@ class Pass:
         return None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a step learns from."""
+
+    of: Sequence[Sequence[Encoded]]
+    """Each adapter's rows, [A][batch]."""
+    learned: Sequence[int]
+    """How many tokens each adapter learns."""
+    chances: Sequence[int]
+    """A number for each adapter that decides where dropout falls."""
+
+    @property
+    def longest(self) -> list[int]:
+        """Tokens of each adapter's longest row."""
+        return [max(len(row.ids) for row in mine) for mine in self.of]
+
+    def padded(self, one: Pass) -> int:
+        """Tokens of a pass, as long as its longest row each."""
+        lengths = [len(row.ids) for mine in self.of[one.begin : one.end] for row in mine[one.first : one.last]]
+        return max(lengths) * len(lengths)
+
+
 def parts_of(adapters: int, batch: int, workers: int) -> int:
     """Into how many parts each adapter's rows go, so that the workers have equally much to do."""
     if adapters >= 4 * workers:
@@ -170,18 +202,19 @@ class Passes:
     def __init__(
         self,
         loaded: LoadedModel,
-        recipe: Recipe,
-        adapters: int,
+        recipes: Sequence[Recipe],
         workers: int | None = None,
         memory: int | None = None,
     ) -> None:
-        """`workers` is the most threads on a CPU; None means as many as PyTorch would use. `memory` bounds what passes
-        keep, in bytes; None means `MEMORY_SHARE` of what is free when the first begins.
+        """`recipes`, one for each adapter, are of one form. `workers` is the most threads on a CPU; None means as many
+        as PyTorch would use. `memory` bounds what passes keep, in bytes; None means `MEMORY_SHARE` of what is free when
+        the first begins.
         """
         on_cpu = loaded.model.device.type == "cpu"
         self._threads = torch.get_num_threads()
-        self._workers = min(workers or self._threads, adapters * recipe.batch) if on_cpu else 1
-        self._loaded, self._recipe = loaded, recipe
+        self._batch = max(recipe.batch for recipe in recipes)
+        self._workers = min(workers or self._threads, len(recipes) * self._batch) if on_cpu else 1
+        self._loaded, self._recipe = loaded, recipes[0]
         self._memory: float | None = memory
         self.token_bytes: float | None = None
         """Bytes that a pass keeps of a padded token for its way back, once they are known."""
@@ -189,7 +222,6 @@ class Passes:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
-        self._chances: Sequence[int] = ()
 
     def __enter__(self) -> Passes:
         copies = _copies_sharing_weights(self._loaded.model, self._workers if self._workers > 1 else 0)
@@ -215,7 +247,7 @@ class Passes:
 
     def parts(self, adapters: int) -> int:
         """Parts that a `Buffer` of so many adapters needs."""
-        return parts_of(adapters, self._recipe.batch, self._workers) if self._on_cpu else 1
+        return parts_of(adapters, self._batch, self._workers) if self._on_cpu else 1
 
     def losses(
         self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], chances: Sequence[int] | None = None
@@ -225,14 +257,13 @@ class Passes:
         `chances`, a number for each adapter, decides where dropout falls. A pass that memory does not suffice for is
         done in two halves.
         """
-        counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
+        step = self._rows(rows, chances)
         if self.token_bytes is None:
             self.measure(buffer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
-        jobs = self._divided(rows)
-        self._chances = chances or [0] * len(rows)
+        jobs = self._divided(step)
 
         def run(job: Sequence[Pass]) -> list[tuple[Pass, list[float]]]:
-            return [(one, self._halving(buffer, rows, counts, one)) for one in job]
+            return [(one, self._halving(buffer, step, one)) for one in job]
 
         done = list(map(run, jobs) if self._pool is None else self._pool.map(run, jobs))
         totals = [0.0] * len(rows)
@@ -241,10 +272,13 @@ class Passes:
                 totals[adapter] += loss
         return totals
 
-    def measure(self, buffer: Buffer, row: Encoded) -> float:
+    def _rows(self, rows: Sequence[Sequence[Encoded]], chances: Sequence[int] | None = None) -> Rows:
+        counts = [sum(len(learned(r, self._recipe.loss)) for r in mine) for mine in rows]
+        return Rows(rows, counts, chances or [0] * len(rows))
+
+    def measure(self, buffer: Buffer, row: Encoded) -> None:
         """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
-        model's own memory, and the adapters', are not counted. Returns about how long a step will take, in seconds: on
-        an accelerator at least that long.
+        model's own memory, and the adapters', are not counted.
 
         What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
         copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
@@ -252,12 +286,12 @@ class Passes:
         """
         loaded = self._models.get()
         self._models.put(loaded)
-        kept, unused, seconds = self._kept(loaded, buffer, row)
+        kept, unused = self._kept(loaded, buffer, row)
         if unused and self._pool is not None:
             of_model = self._kept(self._loaded, buffer, row)
             if of_model[1] != unused:
                 _log.debug("%s: copies of it lack a part, so one thread trains", self._loaded.name)
-                kept, unused, seconds = of_model
+                kept, unused = of_model
                 self._go_on_without_copies()
         if unused:
             self._drop(buffer, unused)
@@ -266,12 +300,32 @@ class Passes:
             self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - 2 * buffer.values.nbytes)
         else:
             self._memory = max(0.0, self._memory - buffer.nbytes)
-        passes = buffer.values.shape[0] * self._recipe.batch / self._workers if self._on_cpu else 1
-        return 3 * seconds * passes  # the way back takes twice the way there
 
-    def _kept(self, loaded: LoadedModel, buffer: Buffer, row: Encoded) -> tuple[int, list[str], float]:
-        """Bytes that the pass of one row keeps for its way back, the layers that get no gradient from it, and the
-        seconds that its way there takes."""
+    def expected(self, buffer: Buffer, rows: Sequence[Sequence[Encoded]]) -> float:
+        """About how long the step on these rows will take, in seconds. Its largest pass is read for that, without the
+        way back, which takes twice as long.
+        """
+        step = self._rows(rows)
+        passes = [one for job in self._divided(step) for one in job]
+        sizes = [step.padded(one) for one in passes]
+        one = passes[sizes.index(max(sizes))]
+        loaded = self._models.get()
+        try:
+            began = time.monotonic()
+            self._through(loaded, buffer, step, one, back=False)
+            if loaded.model.device.type == "cuda":
+                torch.cuda.synchronize(loaded.model.device)
+            seconds = time.monotonic() - began
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return 0.0  # the step will halve it
+        finally:
+            self._models.put(loaded)
+        return 3 * seconds * max(1.0, sum(sizes) / max(sizes) / self._workers)
+
+    def _kept(self, loaded: LoadedModel, buffer: Buffer, row: Encoded) -> tuple[int, list[str]]:
+        """Bytes that the pass of one row keeps for its way back, and the layers that get no gradient from it."""
         own = {
             t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
         }
@@ -285,20 +339,16 @@ class Passes:
 
         weights = _trainable(buffer.weights(0, 1))
         own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
-        began = time.monotonic()
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with torch.enable_grad(), weights.attached(loaded.model, self._dropout([(0, row)])), hooks:
+        with torch.enable_grad(), weights.attached(loaded.model, self._dropout([0])), hooks:
             losses, _ = _token_losses(loaded, [row], self._recipe.loss)
             total = losses.sum()
-        if loaded.model.device.type == "cuda":
-            torch.cuda.synchronize(loaded.model.device)
-        seconds = time.monotonic() - began
         if not total.requires_grad:
-            return sum(kept.values()), list(weights.pairs), seconds
+            return sum(kept.values()), list(weights.pairs)
         with _gradient_errors():
             torch.autograd.backward(total, inputs=[up for _, up in weights.pairs.values()])
         unused = [name for name, (_, up) in weights.pairs.items() if up.grad is None]
-        return sum(kept.values()), unused, seconds
+        return sum(kept.values()), unused
 
     def _go_on_without_copies(self) -> None:
         """From now on one thread, with the model itself."""
@@ -314,78 +364,79 @@ class Passes:
         _log.debug("%s: adapters leave out %d layers without gradients, %s", name, len(unused), ", ".join(unused))
         buffer.drop(unused)
 
-    def _dropout(self, rows: Sequence[tuple[int, Encoded]]) -> Dropout | None:
-        """Of rows with their numbers."""
-        share = self._recipe.dropout
-        return Dropout(share, [(number, len(row.ids)) for number, row in rows]) if share else None
+    def _dropout(self, numbers: Sequence[int]) -> Dropout | None:
+        """Of rows with these numbers."""
+        return Dropout(self._recipe.dropout, numbers) if self._recipe.dropout else None
 
-    def _divided(self, rows: Sequence[Sequence[Encoded]]) -> list[list[Pass]]:
+    def _divided(self, step: Rows) -> list[list[Pass]]:
         """The passes of a step, each within memory; those of one list add to the same gradients, one after the other.
 
-        On an accelerator neighbours go together as long as they fit.
+        On an accelerator neighbours go together as long as they fit and have as many rows.
         """
-        batch = len(rows[0])
         fit = max(1.0, (self._memory or 0.0) / self._workers / max(1.0, self.token_bytes or 1.0))
-        longest = [max(len(r.ids) for r in mine) for mine in rows]
+        rows, longest = step.of, step.longest
         if self._on_cpu:
             parts = self.parts(len(rows))
-            cuts = [batch * p // parts for p in range(parts + 1)]
-            whole = [Pass(a, a + 1, cuts[p], cuts[p + 1], p) for a in range(len(rows)) for p in range(parts)]
+            cuts = [[len(mine) * p // parts for p in range(parts + 1)] for mine in rows]
+            some = [Pass(a, a + 1, cuts[a][p], cuts[a][p + 1], p) for a in range(len(rows)) for p in range(parts)]
+            whole = [one for one in some if one.last > one.first]
         else:
             whole, begin = [], 0
             for adapter in range(1, len(rows) + 1):
+                batch = len(rows[begin])
                 together = max(longest[begin : adapter + 1]) * batch * (adapter + 1 - begin)
-                if adapter == len(rows) or together > fit:
+                if adapter == len(rows) or len(rows[adapter]) != batch or together > fit:
                     whole.append(Pass(begin, adapter, 0, batch))
                     begin = adapter
         return [_within(one, longest, fit) for one in whole]
 
-    def _halving(
-        self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
-    ) -> list[float]:
+    def _halving(self, buffer: Buffer, step: Rows, one: Pass) -> list[float]:
         """The losses of a pass, in halves where memory does not suffice."""
-        losses = self._once(buffer, rows, counts, one)
+        losses = self._once(buffer, step, one)
         if losses is not None:
             return losses
         halves = one.halves()
         assert halves is not None
-        longest = max(len(rows[a][n].ids) for a in range(one.begin, one.end) for n in range(one.first, one.last))
-        taken = longest * (one.last - one.first) * (one.end - one.begin) * (self.token_bytes or 0.0) * self._workers
+        taken = step.padded(one) * (self.token_bytes or 0.0) * self._workers
         with self._lock:  # from now on no pass as large as this one; others may fail beside it for the same reason
             self._memory = min(self._memory or 0.0, taken / 2)
-        first, second = (self._halving(buffer, rows, counts, half) for half in halves)
+        first, second = (self._halving(buffer, step, half) for half in halves)
         if halves[0].end < one.end:
             return first + second
         return [a + b for a, b in zip(first, second, strict=True)]
 
-    def _once(
-        self, buffer: Buffer, rows: Sequence[Sequence[Encoded]], counts: Sequence[int], one: Pass
-    ) -> list[float] | None:
+    def _once(self, buffer: Buffer, step: Rows, one: Pass) -> list[float] | None:
         """The losses of a pass; None where memory does not suffice, but may for less."""
-        places = [(a, n) for a in range(one.begin, one.end) for n in range(one.first, one.last)]
-        mine = [rows[a][n] for a, n in places]
-        dropout = self._dropout([(self._chances[a] + n, rows[a][n]) for a, n in places])
-        each = one.last - one.first
         loaded = self._models.get()
         try:
-            weights = _trainable(buffer.weights(one.begin, one.end))
-            with torch.enable_grad(), weights.attached(loaded.model, dropout):
-                try:
-                    losses, sizes = _token_losses(loaded, mine, self._recipe.loss)
-                    parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(mine), each)])
-                    totals = torch.stack([part.sum() for part in parts])
-                    means = totals / totals.new_tensor(counts[one.begin : one.end])
-                    with _gradient_errors():
-                        gradients = torch.autograd.grad(means.sum(), weights.tensors)
-                except Exception as error:
-                    if len(mine) > 1 and out_of_memory(error):
-                        return None
-                    raise
+            try:
+                means, gradients = self._through(loaded, buffer, step, one)
+            except Exception as error:
+                if one.halves() and out_of_memory(error):
+                    return None
+                raise
             buffer.add(gradients, one.begin, one.end, one.part)
-            found: list[float] = means.detach().tolist()
-            return found
+            return means
         finally:
             self._models.put(loaded)
+
+    def _through(
+        self, loaded: LoadedModel, buffer: Buffer, step: Rows, one: Pass, back: bool = True
+    ) -> tuple[list[float], tuple[Tensor, ...]]:
+        """A pass there and back: each adapter's loss, over the tokens that it learns in all its passes, and the
+        gradients of their sum; none without the way back."""
+        places = [(a, n) for a in range(one.begin, one.end) for n in range(one.first, one.last)]
+        dropout = self._dropout([step.chances[a] + n for a, n in places])
+        each = one.last - one.first
+        weights = _trainable(buffer.weights(one.begin, one.end))
+        with torch.enable_grad(), weights.attached(loaded.model, dropout):
+            losses, sizes = _token_losses(loaded, [step.of[a][n] for a, n in places], self._recipe.loss)
+            parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(places), each)])
+            totals = torch.stack([part.sum() for part in parts])
+            means = totals / totals.new_tensor(step.learned[one.begin : one.end])
+            with _gradient_errors():
+                gradients = torch.autograd.grad(means.sum(), weights.tensors) if back else ()
+        return means.detach().tolist(), gradients
 
 
 def _within(one: Pass, longest: Sequence[int], fit: float) -> list[Pass]:

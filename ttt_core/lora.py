@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .dropout import Dropout
 from .errors import ModelError
 from .recipes import PUBLISHED, Recipe
 
@@ -92,25 +93,6 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     assert isinstance(module, Conv1D)
     return int(module.weight.shape[0]), int(module.weight.shape[1])
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Which inputs of the adapters are dropped in training: a row's own number and its layer decide, not what else is
-    in the batch, in which pass it goes, or in which thread."""
-
-    share: float
-    rows: Sequence[tuple[int, int]]
-    """A number for each row, and its length in tokens; what comes after is padding."""
-
-    def __call__(self, x: Tensor, layer: int) -> Tensor:
-        """`x` [B, T, d], or with B and T in one, with some of it 0 and the rest scaled up to the same mean."""
-        rows = x.reshape(len(self.rows), -1, x.shape[-1])
-        keep = torch.zeros(rows.shape, dtype=torch.bool, device=x.device)
-        for kept, (number, tokens) in zip(keep, self.rows, strict=True):
-            chance = torch.Generator(x.device).manual_seed((number * 0x9E3779B97F4A7C15 + layer) % (1 << 63))
-            kept[:tokens] = torch.rand(kept[:tokens].shape, generator=chance, device=x.device) >= self.share
-        return (rows * keep / (1 - self.share)).view_as(x)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,11 @@ class Recipe:
         if not isinstance(targets, tuple) or not targets or not all(isinstance(t, str) for t in targets):
             raise _refused("targets", "a tuple of names of modules, or ('all-linear',)", targets)
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What the recipes of adapters that are trained side by side have in common."""
+        return self.rank, self.alpha, self.targets, self.dropout, self.loss
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
         """A recipe from a mapping as JSON gives it. Raises `ModelError` naming unknown settings and wrong ones."""

@@ -53,7 +53,7 @@ def joint(trainings: Sequence[Training]) -> Training:
 def train(
     loaded: LoadedModel,
     examples: Sequence[Sequence[Encoded]],
-    recipe: Recipe,
+    recipe: Recipe | Sequence[Recipe],
     seeds: Sequence[int],
     *,
     deadline: float = math.inf,
@@ -65,47 +65,56 @@ def train(
     start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, list[Training]]:
     """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone. They begin
-    as `start` (of one adapter alone), or as new ones.
+    as `start` (of one adapter alone), or as new ones. `recipe` is for all of them, or one for each, of one form.
 
     `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
     `charge` is told the tokens that go forward and backward before they go. An adapter whose loss or weights are not
     numbers is given up, and its `Training` says so; the others go on, unless they are watched together. Raises
-    `AdaptationError` when there is nothing to train on.
+    `AdaptationError` when there is nothing to train on, and `ValueError` for recipes of several forms.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
+    recipes = [recipe] * len(seeds) if isinstance(recipe, Recipe) else list(recipe)
+    if len({one.form for one in recipes}) > 1:
+        raise ValueError(f"adapters side by side have recipes of one form; received {recipes}")
     began = time.monotonic()
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
     tokens = [0] * len(seeds)
     stopped = "finished"
+    converged: set[int] = set()
+    ended: set[int] = set()
     longest = [max(some, key=lambda e: len(e.ids)) for some in examples]
-    active = sorted(range(len(seeds)), key=lambda a: len(longest[a].ids))  # neighbours share a pass: little padding
+    # Neighbours share a pass: as many rows of each, and little padding.
+    active = sorted(range(len(seeds)), key=lambda a: (-recipes[a].batch, len(longest[a].ids)))
     done: dict[int, LoraWeights] = {}
     errors: dict[int, str] = {}
-    with Passes(loaded, recipe, len(seeds), workers, memory) as passes:
-        begin = LoraWeights.initial(loaded.model, recipe, [seeds[a] for a in active]) if start is None else start
-        buffer = Buffer(begin, recipe, passes.parts(len(active)))
-        slowest = passes.measure(buffer, longest[active[-1]])
+    with Passes(loaded, recipes, workers, memory) as passes:
+        begin = LoraWeights.initial(loaded.model, recipes[0], [seeds[a] for a in active]) if start is None else start
+        buffer = Buffer(begin, [recipes[a] for a in active], passes.parts(len(active)))
+        passes.measure(buffer, max(longest, key=lambda e: len(e.ids)))
+        slowest = 0.0
+        if deadline < math.inf:
+            slowest = passes.expected(buffer, [[longest[a]] * recipes[a].batch for a in active])
 
         def current() -> LoraWeights:
             """All adapters as they are now."""
             now = {a: buffer.weights(i, i + 1) for i, a in enumerate(active)} | done
             return LoraWeights.joined([now[a] for a in range(len(seeds))])
 
-        for step in range(recipe.steps):
+        for step in range(max(one.steps for one in recipes)):
             at = time.monotonic()
             if at + slowest > deadline:
                 stopped = "deadline"
                 break
-            rows = [[examples[a][next(orders[a])] for _ in range(recipe.batch)] for a in active]
+            rows = [[examples[a][next(orders[a])] for _ in range(recipes[a].batch)] for a in active]
             read = [sum(len(r.ids) for r in mine) for mine in rows]
             if charge is not None:
                 charge(sum(read), sum(read))
             chances = [random.Random(f"dropout-{seeds[a]}-{step}").getrandbits(62) for a in active]
             values = passes.losses(buffer, rows, chances)
-            buffer.step(recipe.learning_rate * _schedule(step, recipe), recipe.clip)
+            buffer.step([recipes[a].learning_rate * _schedule(step, recipes[a]) for a in active])
             for adapter, value, count in zip(active, values, read, strict=True):
                 tokens[adapter] += count
                 if math.isfinite(value):
@@ -117,12 +126,14 @@ def train(
             if watch is not None and (errors or watch(step + 1, current)):
                 stopped = "watched"
                 break
-            going = [i for i, a in enumerate(active) if a not in errors and not _converged(losses[a], recipe.stop_loss)]
+            converged |= {a for a in active if a not in errors and _converged(losses[a], recipes[a].stop_loss)}
+            ended |= {a for a in active if recipes[a].steps == step + 1} | converged | errors.keys()
+            going = [i for i, a in enumerate(active) if a not in ended]
+            if not going:
+                break
             if len(going) < len(active):
                 done |= {a: buffer.weights(i, i + 1).copied() for i, a in enumerate(active) if i not in going}
                 active = [active[i] for i in going]
-                if not active:
-                    break
                 buffer.keep(going, passes.parts(len(going)))
             slowest = time.monotonic() - at if step == 0 else max(slowest, time.monotonic() - at)
         weights = current()
@@ -131,11 +142,16 @@ def train(
             errors.setdefault(adapter, f"the adapter's weights are not numbers after {len(losses[adapter])} steps")
     seconds = time.monotonic() - began
     hint = "; a lower learning rate may help"
-    ends = ["failed" if a in errors else "converged" if a in done else stopped for a in range(len(seeds))]
+    ends = [_end(a in errors, a in converged, a in ended, stopped) for a in range(len(seeds))]
     return weights, [
         Training(len(h), tuple(h), seconds, tokens[a], ends[a], errors[a] + hint if a in errors else "")
         for a, h in enumerate(losses)
     ]
+
+
+def _end(failed: bool, converged: bool, ended: bool, stopped: str) -> str:
+    """How training an adapter ended; `stopped` is how that of those ended that had not."""
+    return "failed" if failed else "converged" if converged else "finished" if ended else stopped
 
 
 def _converged(losses: Sequence[float], stop_loss: float) -> bool:
