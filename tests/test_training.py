@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from autottt.ttt_core import learner as learning
+from autottt.ttt_core import teaching as learning
 from autottt.ttt_core import training
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.gradients import Buffer, Passes, clip, learned
-from autottt.ttt_core.learner import COPIES, Learner
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
 from autottt.ttt_core.recipes import Loss, Recipe
 from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.teaching import COPIES
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import _schedule, train
 
@@ -376,7 +377,7 @@ def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.Mo
         return train(*given, deadline=deadline, **settings)
 
     monkeypatch.setattr(learning, "train", trained)
-    monkeypatch.setattr(learner, "_beside", lambda recipe: 2)
+    monkeypatch.setattr(learner.teacher, "beside", lambda *given: 2)
     prompts = [leave_one_out(task)] * 5
     learner.adapt_many(prompts, replace(RECIPE, steps=1), list(range(5)), deadline=time.monotonic() + 100_000)
     assert shares == pytest.approx([40_000, 66_666, 100_000], rel=0.01)
