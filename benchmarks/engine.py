@@ -137,7 +137,7 @@ class Ours:
     def train(self, rows: list[list[Encoded]], asked: list[Encoded]) -> list[bool]:
         """Trains side by side; whether greedy decoding then answers each right."""
         learner = self.learner
-        with learner._use(None):
+        with learner.guarded.use(None):
             weights, _ = train(learner.loaded, rows, self.recipe, list(range(len(rows))))
         return [self._right(weights.select(i), one) for i, one in enumerate(asked)]
 
@@ -284,7 +284,7 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
 
     def asked() -> Task:
         """A query over the same demonstrations that was not asked before, of which nothing is known."""
-        learner._prefix = None
+        learner.answerer.forget_prompt()
         return replace(task, query=(next(numbers) % 100, *task.query[1:]), answer=None)
 
     def plain() -> None:
@@ -294,7 +294,7 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
         run(get_strategy("ttt_in_context"), learner, asked())
 
     def through() -> None:
-        learner._prefix = None
+        learner.answerer.forget_prompt()
         controller.solve(asked(), strategy="ttt_in_context")
 
     found = []

@@ -93,18 +93,17 @@ def prepare(learner: Learner, lessons: Sequence[Lesson], on_step: OnStep | None 
     what `on_step` raises is raised.
     """
     new = {lesson.key: lesson for lesson in lessons if not learner.knows(lesson.key)}
-    alike: dict[Recipe, list[tuple[Lesson, list[Task]]]] = {}
+    alike: dict[object, list[tuple[Lesson, list[Task], Recipe]]] = {}
     for lesson in new.values():
         try:
             examples, recipe = lesson.examples(learner)
         except Exception:
             continue  # over-long, or a strategy's mistake: met again, and told, by its attempt
-        alike.setdefault(recipe, []).append((lesson, examples))
-    for recipe, some in alike.items():
-        learner.prepare(
-            [lesson.key for lesson, _ in some], [e for _, e in some], recipe, [lesson.seed for lesson, _ in some],
-            on_step=on_step,
-        )  # fmt: skip
+        alike.setdefault(recipe.form, []).append((lesson, examples, recipe))
+    for some in alike.values():
+        taught, examples_of_each, recipes = zip(*some, strict=True)
+        keys, seeds = [lesson.key for lesson in taught], [lesson.seed for lesson in taught]
+        learner.prepare(keys, examples_of_each, recipes, seeds, on_step=on_step)
     if learner.stacks:
         asked: dict[object, list[Task]] = {}
         for lesson in lessons:

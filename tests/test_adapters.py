@@ -36,6 +36,7 @@ from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.testing import VOCABULARY, tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import Training
+from autottt.ttt_core.window import ContextWindow
 
 QUICK = Recipe(rank=2, alpha=4.0, dropout=0.0, steps=2, batch=2, targets=("q_proj", "v_proj"))
 
@@ -320,7 +321,7 @@ def test_a_known_task_is_answered_without_training_in_a_new_process(
         model = wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes={name: replace(QUICK, steps=3)})
         return Learner(model, adapters=AdapterCache(folder=tmp_path))
 
-    monkeypatch.setattr(Learner, "room", lambda self, task: 4)
+    monkeypatch.setattr(ContextWindow, "room", lambda self, task: 4)
     first = run(get_strategy(name), learner(), task)
     for door in ("adapt", "crossfit"):
         monkeypatch.setattr(Learner, door, lambda *_, **__: pytest.fail("trained again"))

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from autottt.controller.nodes import judged
 from autottt.strategies.base import Attempt, get_strategy, run
-from autottt.ttt_core import decoding, training
-from autottt.ttt_core import learner as learning
+from autottt.ttt_core import decoding, teaching, training
 from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds, seeds_of
 from autottt.ttt_core.errors import AdaptationError, StrategyError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.gradients import Buffer
 from autottt.ttt_core.kinds import make_task
-from autottt.ttt_core.learner import COPIES, Learner
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.training import Training, joint
@@ -158,7 +157,7 @@ def test_several_adapters_answer_what_each_answers_alone(
     architecture: str, dtype: torch.dtype, make_learner: Any
 ) -> None:
     learner = make_learner(architecture, dtype)
-    learner.room = lambda task: 6
+    learner.window.room = lambda task: 6
     task = task_of(4)
     adapter = crossfit(learner, task, every=1, patience=9)
     queries = [task, replace(task, query=(3, 1, 4)), replace(task, demonstrations=task.demonstrations[::-1])]
@@ -326,7 +325,7 @@ def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
         return training.train(*given, deadline=deadline, **settings)
 
     monkeypatch.setattr(decoding, "_score_once", score_once)
-    monkeypatch.setattr(learning, "train", train)
+    monkeypatch.setattr(teaching, "train", train)
     deadline = time.monotonic() + 1000
     before = learner.work.forward
     crossfit(learner, task, recipe=replace(QUICK, steps=1), deadline=deadline)
@@ -339,7 +338,7 @@ def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
 def test_folds_that_do_not_fit_in_memory_are_refused_and_told_what_they_need(make_learner: Any) -> None:
     learner = make_learner()
     size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
-    learner.memory_bytes = 3 * COPIES * size - 1
+    learner.memory_bytes = 3 * teaching.COPIES * size - 1
     with pytest.raises(AdaptationError, match=r"3 adapters of rank 4 .* need up to .* MB; the bound is .* MB"):
         crossfit(learner, task_of(4))
     learner.memory_bytes += 1
@@ -364,10 +363,10 @@ def test_what_a_cross_fit_holds_stays_within_the_bound(make_learner: Any, monkey
     monkeypatch.setattr(decoding, "_score_once", score_once)
     size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
     kept.clear()
-    learner.memory_bytes = 2 * COPIES * size
+    learner.memory_bytes = 2 * teaching.COPIES * size
     crossfit(learner, task_of(8), count=2, every=1, patience=9)
     assert kept
-    assert max(kept) + 2 * learning.PUT_ASIDE * size <= learner.memory_bytes
-    most = learner._at_once()
+    assert max(kept) + 2 * teaching.PUT_ASIDE * size <= learner.memory_bytes
+    most = learner.guarded.at_once()
     assert sum(tokens for _, tokens in read) > most, "otherwise nothing is to be divided"
     assert all(rows == 1 or tokens <= most for rows, tokens in read)

@@ -36,6 +36,7 @@ from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Demonstration, Task
+from autottt.ttt_core.teaching import Teacher
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
@@ -233,7 +234,7 @@ def endless(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(type(learner.loaded.format), "ends", ())
     monkeypatch.setattr(type(learner.loaded.format), "may_begin", lambda *given: True)
     monkeypatch.setattr(
-        learner, "_left", lambda *given: 300 if learner.adapters.newest(1, lambda a: True, "cpu") else 3
+        learner.window, "left", lambda *given: 300 if learner.adapters.newest(1, lambda a: True, "cpu") else 3
     )
     monkeypatch.setitem(nodes.USUAL_COST, "train", 0.0)
     return passes
@@ -310,8 +311,8 @@ def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):
 
         return real(*args, on_step=counted, **rest)
 
-    real = learner.adapt_many
-    monkeypatch.setattr(learner, "adapt_many", adapt)
+    real = learner.teacher.adapt_many
+    monkeypatch.setattr(learner.teacher, "adapt_many", adapt)
     controller = Controller(learner, Scripted(["ttt_in_context"]))
     with pytest.raises(Cancelled, match="cancelled by the caller"):
         controller.solve(TASK, cancel=cancel)
@@ -374,7 +375,7 @@ def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypat
 def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, monkeypatch):
     learner.forget()
     monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
-    monkeypatch.setattr(learner, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("boom")))
+    monkeypatch.setattr(learner.teacher, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("boom")))
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     first, second = controller.solve_many([TASK, TASK])
     for result in (first, second):
@@ -633,9 +634,9 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
     alone = controller.solve_many(many(), together=1)
     learner.forget()
     trained: list[int] = []
-    real = Learner.adapt_many
+    real = Teacher.adapt_many
     with pytest.MonkeyPatch.context() as patch, unchanged(learner.loaded.model, but="random state of Python"):
-        patch.setattr(Learner, "adapt_many", lambda self, e, *a, **k: trained.append(len(e)) or real(self, e, *a, **k))
+        patch.setattr(Teacher, "adapt_many", lambda self, e, *a, **k: trained.append(len(e)) or real(self, e, *a, **k))
         together = controller.solve_many(many(), together=4)
     assert [comparable(r) for r in together] == [comparable(r) for r in alone]
     if strategy in ("ttt_in_context", "ttt_augmented"):
@@ -657,14 +658,14 @@ def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: p
 
 
 def test_what_cannot_be_trained_together_is_left_to_each(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Learner.adapt_many
+    real = Teacher.adapt_many
 
-    def fail(self: Learner, examples: Any, *args: Any, **settings: Any) -> Any:
+    def fail(self: Teacher, examples: Any, *args: Any, **settings: Any) -> Any:
         if len(examples) > 1:
             raise AdaptationError("the training loss is not a number")
         return real(self, examples, *args, **settings)
 
-    monkeypatch.setattr(Learner, "adapt_many", fail)
+    monkeypatch.setattr(Teacher, "adapt_many", fail)
     learner.forget()
     found = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
     assert all(r.attempts[0].status != "failed" for r in found)
@@ -683,7 +684,7 @@ def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
         raise KeyboardInterrupt
 
     learner.forget()
-    monkeypatch.setattr(Learner, "adapt_many", interrupt)
+    monkeypatch.setattr(Teacher, "adapt_many", interrupt)
     with unchanged(learner.loaded.model, but="random state of Python"), pytest.raises(KeyboardInterrupt):
         controller.solve_many(many())
     learner.verify(full=True)
@@ -699,7 +700,7 @@ def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Lear
 
     with pytest.raises(KeyboardInterrupt):
         controller.solve_many(many(), on_result=stop)
-    assert learner._prepared == {}
+    assert learner.store.prepared == {}
     charged = learner.work - before
     assert charged.backward > 0
     again = controller.solve_many(many())
@@ -710,13 +711,13 @@ def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Lear
 def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(
     learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = Learner.adapt_many, []
+    real, sizes = Teacher.adapt_many, []
 
-    def adapt_many(self: Learner, examples: Any, *args: Any, **settings: Any) -> Any:
+    def adapt_many(self: Teacher, examples: Any, *args: Any, **settings: Any) -> Any:
         sizes.append(len(examples))
         return real(self, examples, *args, **settings)
 
-    monkeypatch.setattr(Learner, "adapt_many", adapt_many)
+    monkeypatch.setattr(Teacher, "adapt_many", adapt_many)
     monkeypatch.setattr(learner, "memory_bytes", 1)
     learner.forget()
     Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())

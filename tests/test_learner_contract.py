@@ -31,6 +31,7 @@ from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.testing import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import Training, train
+from autottt.ttt_core.window import ContextWindow
 
 QUICK = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=2)
 
@@ -69,13 +70,13 @@ CASES = [
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 pytestmark = pytest.mark.usefixtures("one_thread")
-real_room = Learner.room
+real_room = ContextWindow.room
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of random models do not end, and are nothing but noise; a few tokens show as much as many."""
-    monkeypatch.setattr(Learner, "room", lambda self, task: min(10, real_room(self, task)))
+    monkeypatch.setattr(ContextWindow, "room", lambda self, task: min(10, real_room(self, task)))
     monkeypatch.setattr(PlainFormat, "may_begin", lambda self, task, text: True)
 
 
@@ -357,7 +358,7 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
 def test_a_batch_never_leaves_the_context_for_the_room_of_another(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Learner, "room", real_room)
+    monkeypatch.setattr(ContextWindow, "room", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     full = make_task([("a" * 40, "b")] * 6, "a" * 40)
     filled = len(learner.encode(full).ids)
@@ -369,7 +370,7 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
 
 
 def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "room", real_room)
+    monkeypatch.setattr(ContextWindow, "room", real_room)
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     empty = len(learner.encode(make_task([("", "b" * 9)], "c")).ids)
 

@@ -28,6 +28,7 @@ from autottt.ttt_core.model import wrap_model
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.window import ContextWindow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = list(strategies())
@@ -47,8 +48,8 @@ every_strategy = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture
 def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     """Quick recipes for every strategy, and answers of a few tokens."""
-    real = Learner.room
-    monkeypatch.setattr(Learner, "room", lambda self, task: min(8, real(self, task)))
+    real = ContextWindow.room
+    monkeypatch.setattr(ContextWindow, "room", lambda self, task: min(8, real(self, task)))
     recipes = dict.fromkeys(NAMES, QUICK)
     return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes=recipes))
 

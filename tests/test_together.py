@@ -34,7 +34,7 @@ TASKS = [task_of(number, 2 + number) for number in range(4)]
 
 def ready(make_learner: Any, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Learner:
     learner: Learner = make_learner(architecture, dtype)
-    learner.room = lambda task: 6  # type: ignore[method-assign]
+    learner.window.room = lambda task: 6  # type: ignore[method-assign]
     learner.prepare(list("abcd"), [leave_one_out(t) for t in TASKS], QUICK, list(range(4)))
     return learner
 
@@ -48,14 +48,14 @@ def asked(index: int) -> list[Task]:
 def test_what_was_answered_side_by_side_is_what_each_answers_alone(architecture: str, make_learner: Any) -> None:
     learner = ready(make_learner, architecture)
     learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
-    assert len(learner._ahead) == 4
+    assert len(learner.store.ahead) == 4
     for index, key in enumerate("abcd"):
         adapter, known = learner.remembered(key, pytest.fail)
         assert not known
         before = learner.work.forward
         ahead = learner.answer(asked(index), adapter)
         assert learner.work.forward - before >= sum(len(learner.encode(t).ids) for t in asked(index))
-        learner._ahead.clear()
+        learner.store.ahead.clear()
         alone = learner.answer(asked(index), adapter)
         for one, other in zip(ahead, alone, strict=True):
             assert one.text == other.text
@@ -65,7 +65,7 @@ def test_what_was_answered_side_by_side_is_what_each_answers_alone(architecture:
 
 def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     learner: Learner = make_learner()
-    learner.room = lambda task: 6  # type: ignore[method-assign]
+    learner.window.room = lambda task: 6  # type: ignore[method-assign]
     recipes = [QUICK, replace(QUICK, rank=2), replace(QUICK, alpha=64.0), replace(QUICK, targets=("q_proj",)), QUICK]
     for number, recipe in enumerate(recipes):
         learner.prepare([number], [leave_one_out(TASKS[1])], recipe, [number])
@@ -79,14 +79,15 @@ def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, mo
     monkeypatch.setattr(together, "decode_each", counted)
     learner.answer_ahead(range(5), [[TASKS[1]]] * 5)
     assert sorted(sizes) == [1, 1, 1, 2]
+    answered = []
     for number in range(5):
         adapter, _ = learner.remembered(number, pytest.fail)
         before = learner.ahead
-        (ahead,) = learner.answer([TASKS[1]], adapter)
+        answered.append((adapter, *learner.answer([TASKS[1]], adapter)))
         assert learner.ahead > before
-        kept = learner._ahead.pop(id(adapter.weights))
+    learner.store.ahead.clear()
+    for adapter, ahead in answered:
         (alone,) = learner.answer([TASKS[1]], adapter)
-        learner._ahead[id(adapter.weights)] = kept
         assert ahead.scores.log_probs == pytest.approx(alone.scores.log_probs, abs=1e-3)
 
 
@@ -116,15 +117,15 @@ def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
     fits = 1
     learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
     assert sizes == [1] * 4
-    assert len(learner._ahead) == 4
+    assert len(learner.store.ahead) == 4
     sizes.clear()
     fits = 2
     learner.answer_ahead(list("abcd"), [asked(0)] * 4)
     assert sizes == [2, 2]
     fits = 0
-    learner._ahead.clear()
+    learner.store.ahead.clear()
     learner.answer_ahead(list("abcd"), [asked(i) for i in range(4)])
-    assert learner._ahead == {}, "they answer when they are asked"
+    assert len(learner.store.ahead) == 0, "they answer when they are asked"
 
 
 @pytest.mark.parametrize("strategy", ["ttt_direct", "ttt_in_context", "ttt_augmented"])
@@ -145,5 +146,29 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     handle.remove()
     assert [r.text for r in side_by_side] == [r.text for r in alone]
     assert [r.adapted for r in side_by_side] == [True] * 4
-    assert learner._ahead == {}
+    assert len(learner.store.ahead) == 0
     assert len(passes) - one_by_one <= one_by_one - 4
+
+
+def test_a_queue_of_unlike_tasks_is_trained_in_one_batch(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinds that take other numbers of steps, and prompts that only fit in smaller batches."""
+    learner = make_learner()
+    grids = [([[i, 0], [0, i]], [[0, i], [i, 0]]) for i in range(1, 5)]
+    mixed = [*TASKS, make_task(grids, [[7, 0], [0, 7]], answer=[[0, 7], [7, 0]], id="grids")]
+    tokens = 2 * learner.length(TASKS[0])
+    settings = {kind: replace(QUICK, steps=steps, tokens=tokens) for kind, steps in (("list", 3), ("grid", 5))}
+    monkeypatch.setattr(learner, "recipe", lambda strategy, kind="": settings[kind])
+    batches: list[list[Recipe]] = []
+    real = learner.teacher.adapt_many
+
+    def noted(examples: Any, recipes: Any, *given: Any, **more: Any) -> Any:
+        batches.append(list(recipes))
+        return real(examples, recipes, *given, **more)
+
+    monkeypatch.setattr(learner.teacher, "adapt_many", noted)
+    results = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(mixed)
+    assert [r.adapted for r in results] == [True] * 5
+    assert len(batches) == 1
+    assert {(r.steps, r.batch) for r in batches[0]} >= {(3, 2), (3, 1), (5, 1)}
+    trained = [r.attempts[-1].training for r in results]
+    assert [t.steps for t in trained if t is not None] == [3, 3, 3, 3, 5]

@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from autottt.ttt_core import gradients, training
-from autottt.ttt_core import learner as learning
+from autottt.ttt_core import teaching as learning
 from autottt.ttt_core.encoding import Encoded, encode
-from autottt.ttt_core.errors import AdaptationError
+from autottt.ttt_core.errors import AdaptationError, ModelError
 from autottt.ttt_core.examples import leave_one_out
 from autottt.ttt_core.gradients import Buffer, Passes, clip, learned
-from autottt.ttt_core.learner import COPIES, Learner
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
 from autottt.ttt_core.recipes import Loss, Recipe
 from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.teaching import COPIES
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 from autottt.ttt_core.training import _schedule, train
 
@@ -372,9 +373,11 @@ def test_each_adapter_follows_its_own_recipe_as_it_would_alone(
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
-def test_recipes_of_several_forms_are_refused(loaded: LoadedModel, examples: list[Encoded]) -> None:
-    with pytest.raises(ValueError, match="of one form; received"):
+def test_recipes_that_cannot_go_side_by_side_are_refused(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    with pytest.raises(ModelError, match=r"one rank, alpha, .*received \(4, 8.0, .*\(2, 8.0, .*train them in groups"):
         train(loaded, [examples] * 2, [RECIPE, replace(RECIPE, rank=2)], [0, 1])
+    with pytest.raises(ModelError, match=r"one for each; received 1"):
+        train(loaded, [examples] * 2, [RECIPE], [0, 1])
 
 
 def test_masks_follow_the_layer_not_the_order_in_which_layers_are_named(
@@ -425,7 +428,7 @@ def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.Mo
         return train(*given, deadline=deadline, **settings)
 
     monkeypatch.setattr(learning, "train", trained)
-    monkeypatch.setattr(learner, "_beside", lambda recipe: 2)
+    monkeypatch.setattr(learner.teacher, "beside", lambda *given: 2)
     prompts = [leave_one_out(task)] * 5
     learner.adapt_many(prompts, replace(RECIPE, steps=1), list(range(5)), deadline=time.monotonic() + 100_000)
     assert shares == pytest.approx([40_000, 66_666, 100_000], rel=0.01)

@@ -52,6 +52,12 @@ class Adapter:
     kind: str = ""
     """Of the task that it was learned from."""
 
+    def matches(self, recipe: Recipe) -> bool:
+        """Whether it is one alone, with the shape and the scale that the recipe asks for."""
+        mine = self.recipe
+        same = (mine.rank, mine.alpha, mine.targets) == (recipe.rank, recipe.alpha, recipe.targets)
+        return self.weights.count == 1 and same
+
     def save(self, file: Path) -> None:
         """Writes a safetensors file: whole, or not at all."""
         tensors = {}

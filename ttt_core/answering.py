@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from .adapters import Adapter
 from .decoding import TOKENS_AT_ONCE, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
-from .encoding import Encoded, encode
+from .encoding import Encoded
 from .errors import AdaptationError, ParseError, TooLongError
 from .guarded import GuardedModel, memory_errors
-from .kinds import kind_of
 from .lora import LoraWeights
-from .model import LoadedModel
 from .tasks import Task, Value
+from .together import AnsweredAhead
+from .window import ContextWindow
 
 GUESSES = 256
 """Answers of the base that are kept as guesses at those of adapters."""
@@ -48,127 +47,57 @@ class Reading:
     answers: tuple[TokenScores, ...]
 
 
-class Answerer(GuardedModel):
-    """A guarded model that answers tasks and scores answers."""
+class Answerer:
+    """What a model answers, and how likely it finds answers; its methods are those of `Learner`."""
 
-    def __init__(
-        self, loaded: LoadedModel, verify: Literal["pointers", "full"] = "pointers", memory_bytes: int | None = None
-    ) -> None:
-        """As `GuardedModel`."""
-        super().__init__(loaded, verify, memory_bytes)
+    def __init__(self, guarded: GuardedModel, window: ContextWindow, ahead: AnsweredAhead) -> None:
+        """`ahead` is where answers of adapters are looked for first."""
+        self._guarded = guarded
+        self._loaded = guarded.loaded
+        self._window = window
+        self._ahead = ahead
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self._unadapted: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._scored: dict[Encoded, list[TokenScores]] = {}
         self._stop: Callable[[], bool] | None = None
 
-    # --- prompts ---------------------------------------------------------------------------------------------------
-
-    def encode(self, task: Task, answer: Value | None = None) -> Encoded:
-        """The task's prompt as ids. Raises `TooLongError` when it does not fit in the context with its answer; where
-        none is given, with one as long as the shortest output shown.
-        """
-        least = 0 if answer is not None else min(min(self._sizes(task), default=1), self.room(task))
-        return encode(self.loaded, task, answer, least)
-
-    def fits(self, task: Task) -> bool:
-        """Whether the task's prompt and its answer fit in the context."""
-        try:
-            self.encode(task)
-        except TooLongError:
-            return False
-        return True
-
-    def length(self, task: Task) -> int:
-        """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""
-        return len(self.encode(task, task.answer).ids)
-
-    def room(self, task: Task) -> int:
-        """Tokens that an answer may take, where the prompt leaves as many: twice the longest output shown or the query,
-        and 16 more.
-        """
-        (query,) = self._tokens(task, [task.query])
-        return 2 * max([*self._sizes(task), query]) + 16
-
-    def _sizes(self, task: Task) -> list[int]:
-        """Tokens of each output shown."""
-        return self._tokens(task, [d.output for d in task.demonstrations])
-
-    def _tokens(self, task: Task, values: Sequence[Value]) -> list[int]:
-        kind, notation = kind_of(task), self.loaded.format.notation
-        return [len(self.loaded.tokens(kind.render(v, notation))) for v in values]
-
-    def _left(self, task: Task, prompt: Encoded) -> int:
-        """Tokens that the answer to a prompt may take."""
-        return min(self.room(task), self.loaded.context - len(prompt.ids))
-
-    # --- answering -------------------------------------------------------------------------------------------------
-
     def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
-        """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
-        with memory_errors("reading the demonstrations"), self._use(_single(adapter)):
-            return Reading(self._prefix_of(self.encode(task), adapter, whole=True).reading)
-
-    def answer(
-        self,
-        tasks: Sequence[Task],
-        adapter: Adapter | None = None,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> list[Answer]:
-        """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
-        return self.answers(tasks, _single(adapter), temperature=temperature, seed=seed)[0]
+        """Scores the demonstrations' answers while they are read."""
+        with memory_errors("reading the demonstrations"), self._guarded.use(single(adapter)):
+            return Reading(self._prefix_of(self._window.encode(task), adapter, whole=True).reading)
 
     def answers(
-        self,
-        tasks: Sequence[Task],
-        adapter: Adapter | None = None,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-        guesses: Sequence[Value | None] = (),
-    ) -> list[list[Answer]]:
-        """As `answer`, by each adapter of a cross-fitted one: [A][task]. Guesses at the values, one for each task,
-        change how quickly they are found and nothing else.
-        """
+        self, tasks: Sequence[Task], adapter: Adapter | None, temperature: float, seed: int,
+        guesses: Sequence[Value | None],
+    ) -> list[list[Answer]]:  # fmt: skip
+        """Answers by each adapter of a cross-fitted one, [A][task]; those that are kept from earlier, or decoded."""
         count = 1 if adapter is None else adapter.weights.count
         if not tasks:
             return [[] for _ in range(count)]
-        with memory_errors("answering"), self._use(adapter):
-            prompts = [self.encode(t) for t in tasks]
-            if adapter is not None and temperature == 0 and (known := self._answered_ahead(adapter, prompts)):
+        with memory_errors("answering"), self._guarded.use(adapter):
+            asked = [self._window.ask(t) for t in tasks]
+            prompts = [a.prompt for a in asked]
+            if adapter is not None and temperature == 0 and (known := self._ahead.take(adapter.weights, prompts)):
                 return [[self._as_answer(t, g) for t, g in zip(tasks, known, strict=True)]]
-            first = prompts[0]
-            same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
-            tried = [
-                self._guessed(t, p, v) for t, p, v in zip(tasks, prompts, guesses or [None] * len(tasks), strict=True)
-            ]
-            if adapter is not None and len(prompts) == 1 and not tried[0]:
-                tried = [self._unadapted.get(first.ids, ())]
-            prefix = self._prefix_of(first, adapter, whole=len(prompts) == 1 and not tried[0]) if same else None
-            most = self._at_once() if temperature == 0 else TOKENS_AT_ONCE  # what is drawn is to follow from the seed
+            tried = self._tried(tasks, prompts, adapter, guesses)
+            prefix = self._shared_prefix(prompts, adapter, whole=len(prompts) == 1 and not tried[0])
+            # What is drawn is to follow from the seed alone.
+            most = self._guarded.at_once() if temperature == 0 else TOKENS_AT_ONCE
             generated = decode(
-                self.loaded, prompts, [self._left(t, p) for t, p in zip(tasks, prompts, strict=True)],
+                self._loaded, prompts, [a.room for a in asked],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                guesses=tried, readable=[partial(self.loaded.format.may_begin, t) for t in tasks], most=most,
-                stop=self._stop,
+                guesses=tried, readable=[a.readable for a in asked], most=most, stop=self._stop,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._guess_later({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
-            skipped = len(prefix.ids) if prefix else 0
-            if prefix and len(prompts) == 1 and not tried[0] and prefix.begins(first):
-                skipped = len(first.ids)
-            read = sum(len(p.ids) - skipped for p in prompts) * count
-            self._charge(forward=read + sum(len(g.ids) + g.vain for g in generated))
+            self._guarded.charge(forward=sum(g.read + len(g.ids) + g.vain for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
 
     @contextmanager
     def until(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """While inside, answers end where they are once `stop()` is true, which is asked before every pass: what was
-        decoded by then may not be readable. What `stop` raises, `answers` raises.
-        """
-        with self._lock:
+        """While inside, decoding asks `stop` before every pass."""
+        with self._guarded.turns.use:
             before, self._stop = self._stop, stop
             try:
                 yield
@@ -176,29 +105,25 @@ class Answerer(GuardedModel):
                 self._stop = before
 
     def guess(self, task: Task) -> Value | None:
-        """What the base answered to a task lately, where that is known and can be read."""
-        ids = self._unadapted.get(self.encode(task).ids)
+        """What the base answered to the task lately."""
+        ids = self._unadapted.get(self._window.encode(task).ids)
         if ids is None:
             return None
-        text = self.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        cut = min((at for end in self.loaded.format.ends if end and (at := text.find(end)) >= 0), default=len(text))
+        text = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        cut = min((at for end in self._loaded.format.ends if end and (at := text.find(end)) >= 0), default=len(text))
         try:
-            return self.loaded.format.read(task, text[:cut])
+            return self._loaded.format.read(task, text[:cut])
         except ParseError:
             return None
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
-        """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
-
-        The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed. What
-        the base was asked lately is not worked out again.
-        """
-        with memory_errors("scoring answers"), self._use(_single(adapter)):
-            prompts = [self.encode(t, answer_of(t)) for t in tasks]
+        """Scores of the answers in each prompt; the base's are kept."""
+        with memory_errors("scoring answers"), self._guarded.use(single(adapter)):
+            prompts = [self._window.encode(t, answer_of(t)) for t in tasks]
             found = {} if adapter is not None else {p: self._scored[p] for p in prompts if p in self._scored}
             new = [p for p in dict.fromkeys(prompts) if p not in found]
-            self._charge(forward=sum(len(p.ids) for p in new))
-            found |= zip(new, score_answers(self.loaded, new, self._at_once()), strict=True)
+            self._guarded.charge(forward=sum(len(p.ids) for p in new))
+            found |= zip(new, score_answers(self._loaded, new, self._guarded.at_once()), strict=True)
             if adapter is None:
                 self._scored |= found
                 _at_most(self._scored, SCORES)
@@ -206,26 +131,38 @@ class Answerer(GuardedModel):
 
     def forget(self) -> None:
         """Drops what was read, answered and scored."""
-        with self._lock:
-            self._prefix = None
+        with self._guarded.turns.use:
+            self.forget_prompt()
             self._unadapted.clear()
-            self._scored.clear()
+            self.forget_scores()
+
+    def forget_prompt(self) -> None:
+        """Drops what was read of the last prompt."""
+        with self._guarded.turns.use:
+            self._prefix = None
 
     def forget_scores(self) -> None:
-        """Drops the scores of the base: what is scored next costs what it would have, had nothing been asked before."""
-        with self._lock:
+        """Drops the scores of the base."""
+        with self._guarded.turns.use:
             self._scored.clear()
 
-    def _answered_ahead(self, adapter: Adapter, prompts: Sequence[Encoded]) -> list[Generated]:
-        """What an adapter answered to the prompts before it was asked; nothing where one is missing."""
-        return []
+    def _tried(
+        self, tasks: Sequence[Task], prompts: Sequence[Encoded], adapter: Adapter | None,
+        guesses: Sequence[Value | None],
+    ) -> list[tuple[int, ...]]:  # fmt: skip
+        """The tokens of a guess at each answer; an adapter's, where none is given, is what the base answered."""
+        given = guesses or [None] * len(tasks)
+        tried = [self._guessed(t, p, v) for t, p, v in zip(tasks, prompts, given, strict=True)]
+        if adapter is not None and len(prompts) == 1 and not tried[0]:
+            return [self._unadapted.get(prompts[0].ids, ())]
+        return tried
 
     def _guessed(self, task: Task, prompt: Encoded, value: Value | None) -> tuple[int, ...]:
         """The tokens of a guess."""
         if value is None:
             return ()
         try:
-            return self.encode(task, value).ids[len(prompt.ids) :]
+            return self._window.encode(task, value).ids[len(prompt.ids) :]
         except TooLongError:
             return ()
 
@@ -234,20 +171,26 @@ class Answerer(GuardedModel):
         self._unadapted.update(answers)
         _at_most(self._unadapted, GUESSES)
 
+    def _shared_prefix(self, prompts: Sequence[Encoded], adapter: Adapter | None, whole: bool) -> Prefix | None:
+        """As `_prefix_of`, where it is the beginning of all the prompts."""
+        first = prompts[0]
+        same = all(p.shared == first.shared and p.ids[: p.shared] == first.ids[: first.shared] for p in prompts)
+        return self._prefix_of(first, adapter, whole) if same else None
+
     def _prefix_of(self, prompt: Encoded, adapter: Adapter | None, whole: bool) -> Prefix:
         """The prompt's shared beginning, read now or just before; `whole`: and the rest, where it is read now."""
         owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared]
         if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
             count = 1 if owner is None else owner.count
-            prefix = read_prefix(self.loaded, prompt, count, whole)
+            prefix = read_prefix(self._loaded, prompt, count, whole)
             self._prefix = owner, prefix
-            self._charge(forward=(len(ids) + len(prefix.rest)) * count)
+            self._guarded.charge(forward=(len(ids) + len(prefix.rest)) * count)
         return self._prefix[1]
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
         try:
-            value = self.loaded.format.read(task, generated.text) if generated.ended else None
+            value = self._loaded.format.read(task, generated.text) if generated.ended else None
         except ParseError:
             value = None
         return Answer(value, generated.text, generated.scores, generated.ended)
@@ -259,8 +202,8 @@ def _at_most(kept: dict[Any, Any], most: int) -> None:
         del kept[next(iter(kept))]
 
 
-def _single(adapter: Adapter | None) -> Adapter | None:
-    """The adapter, which must be one alone."""
+def single(adapter: Adapter | None) -> Adapter | None:
+    """The adapter, which must be one alone. Raises `AdaptationError`."""
     if adapter is not None and adapter.weights.count != 1:
         parts = adapter.weights.count
         raise AdaptationError(f"a cross-fitted adapter of {parts} parts has as many answers: ask `answers` for them")
@@ -268,6 +211,7 @@ def _single(adapter: Adapter | None) -> Adapter | None:
 
 
 def answer_of(task: Task) -> Value:
+    """The right answer of the query. Raises `AdaptationError` where there is none."""
     if task.answer is None:
         raise AdaptationError(f"{task.id}: scoring and training need the right answer of the query; this task has none")
     return task.answer

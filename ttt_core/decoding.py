@@ -80,6 +80,8 @@ class Generated:
     """Every decoded token, the end included."""
     vain: int = 0
     """Tokens of a guess that were read and were wrong."""
+    read: int = 0
+    """Tokens of the prompt that were read for it, beyond those of a prefix."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ def _decode(
             cache.batch_repeat_interleave(each)
         mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
         batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
-    writers = [_Writer(loaded, *each) for each in zip(list(rooms) * adapters, list(readable) * adapters, strict=True)]
+    read = [0 if begun else len(row) for row in rows]
+    writers = [_Writer(loaded, *one) for _ in range(adapters) for one in zip(rooms, readable, read, strict=True)]
     drafts: list[Sequence[int]] = [guess[:room] for guess, room in zip(guesses, rooms, strict=True)] * adapters
     here = list(range(len(writers)))
     """Writers of the batch's rows."""
@@ -353,12 +356,13 @@ def _rest(draft: Sequence[int], kept: int) -> Sequence[int]:
 class _Writer:
     """Collects one row's tokens until its answer ends, cannot be read any more, or has used up its room."""
 
-    def __init__(self, loaded: LoadedModel, room: int, readable: Readable | None = None) -> None:
+    def __init__(self, loaded: LoadedModel, room: int, readable: Readable | None, read: int) -> None:
         self._tokenizer = loaded.tokenizer
         self._ends = loaded.format.ends
         self._stop_ids = stop_ids(loaded)
         self._room = room
         self._readable = readable
+        self._read = read
         self._lost = False
         self._ids: list[int] = []
         self._decoded: list[int] = []
@@ -391,4 +395,4 @@ class _Writer:
 
     def finish(self) -> Generated:
         columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())
-        return Generated(self.text, TokenScores(*columns), self.ended, tuple(self._decoded), self.vain)
+        return Generated(self.text, TokenScores(*columns), self.ended, tuple(self._decoded), self.vain, self._read)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from .adapters import Adapter
 from .decoding import TOKENS_AT_ONCE
 from .errors import AdaptationError, BaseChangedError
 from .fingerprint import Fingerprint, RevertProof, restored
-from .memory import out_of_memory, tokens_that_fit
+from .memory import free_memory, out_of_memory, tokens_that_fit
 from .model import LoadedModel
 from .turns import turns_at
 
@@ -53,9 +53,10 @@ class GuardedModel:
         self.memory_bytes = memory_bytes
         self.work = Work()
         """All work done so far; take differences."""
+        self.ahead = 0.0
+        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
         self.turns = turns_at(loaded.model)
         """Whose turn it is at the model; others around it wait for the same."""
-        self._lock = self.turns.use
         self._fingerprint = Fingerprint(loaded.model)
         self._changed: BaseChangedError | None = None
 
@@ -76,14 +77,12 @@ class GuardedModel:
 
     @property
     def stacks(self) -> bool:
-        """Whether passes take rows of many adapters: on accelerators. On a CPU one task's rows fill a core already, and
-        padding them to the longest of all costs more than it gives (see `gradients`).
-        """
+        """Whether passes take rows of many adapters."""
         return self.loaded.pads and bool(self.loaded.model.device.type != "cpu")
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
-        """Proves that the base is what was loaded. Raises `BaseChangedError`; then the learner refuses all work."""
-        with self._lock:
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on all work is refused."""
+        with self.turns.use:
             self._refuse_if_changed()
             try:
                 return self._fingerprint.verify(
@@ -94,12 +93,12 @@ class GuardedModel:
                 raise
 
     @contextmanager
-    def _use(self, adapter: Adapter | None) -> Iterator[None]:
+    def use(self, adapter: Adapter | None) -> Iterator[None]:
         """The model in evaluation mode without gradients, with the adapter attached; all of it undone at the end."""
-        with self._lock:
+        with self.turns.use:
             self._refuse_if_changed()
             if adapter is not None:
-                self._refuse_other_base(adapter)
+                self.refuse_other_base(adapter)
             model = self.loaded.model
             with restored(model), torch.inference_mode(False), torch.no_grad():
                 model.eval()
@@ -107,22 +106,29 @@ class GuardedModel:
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield
 
+    def refuse_other_base(self, adapter: Adapter) -> None:
+        """Raises `AdaptationError` for an adapter of another base."""
+        if adapter.base_hash != self.base_hash:
+            raise AdaptationError("this adapter was trained on another base model; train it again on this one")
+
+    def at_once(self) -> int:
+        """Tokens that are read side by side."""
+        return min(TOKENS_AT_ONCE, tokens_that_fit(self.loaded.model, self.memory_bytes))
+
+    def most_bytes(self) -> int:
+        """Bytes that may be used: the bound, or what is free."""
+        return free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
+
+    def charge(self, forward: int = 0, backward: int = 0, ahead: float = 0.0) -> None:
+        """Counts tokens that go through the model, and seconds that were spent on them ahead of time."""
+        self.work = Work(self.work.forward + forward, self.work.backward + backward)
+        self.ahead += ahead
+
     def _refuse_if_changed(self) -> None:
         if self._changed is not None:
             raise BaseChangedError(
                 f"this learner's base model is not what was loaded, so it answers no more: {self._changed}"
             )
-
-    def _refuse_other_base(self, adapter: Adapter) -> None:
-        if adapter.base_hash != self.base_hash:
-            raise AdaptationError("this adapter was trained on another base model; train it again on this one")
-
-    def _at_once(self) -> int:
-        """Tokens that are read side by side."""
-        return min(TOKENS_AT_ONCE, tokens_that_fit(self.loaded.model, self.memory_bytes))
-
-    def _charge(self, forward: int = 0, backward: int = 0) -> None:
-        self.work = replace(self.work, forward=self.work.forward + forward, backward=self.work.backward + backward)
 
 
 @contextmanager

@@ -8,41 +8,33 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, AdapterCache
-from .answering import Answerer, answer_of
-from .crossfit import HeldOut, score_of, seeds_of
-from .decoding import Generated
-from .encoding import Encoded, tokenizer_digest
-from .errors import AdaptationError, AutotttError, BaseChangedError, Cancelled
-from .gradients import parts_of
-from .guarded import memory_errors
-from .lora import LoraWeights
-from .memory import free_memory
+from .answering import Answer, Answerer, Reading, single
+from .decoding import TokenScores
+from .encoding import Encoded
+from .fingerprint import RevertProof
+from .guarded import GuardedModel, Work
 from .model import LoadedModel, load_model, wrap_model
-from .recipes import Recipe, recipe_for
-from .tasks import Task
-from .together import Asked, decode_together
-from .training import Training, joint, train
-
-COPIES = 8
-"""Of an adapter's weights that its training holds at most: as they were, as they are, at this look and at the best
-one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
-PUT_ASIDE = 4
-"""Of these, those that training does not count itself (see `gradients.Buffer.nbytes`)."""
+from .recipes import Recipe, for_each, recipe_for
+from .store import AdapterStore
+from .tasks import Task, Value
+from .teaching import OnStep, Teacher
+from .together import AnsweredAhead
+from .window import ContextWindow
 
 
-class Learner(Answerer):
-    """A model with everything that can be asked of it. Build one with `Learner.load` or from a model in memory."""
+class Learner:
+    """A model with everything that can be asked of it. Build one with `Learner.load` or from a model in memory.
+
+    Each part does its work in a module of its own: `guarded`, `window`, `answerer`, `teacher` and `store`.
+    """
 
     def __init__(
         self,
@@ -57,14 +49,15 @@ class Learner(Answerer):
         `memory_bytes` bounds what training keeps for its backward passes, adapters with their gradients and moments
         included, and what is read side by side; None: a share of what is free. The model itself is not counted.
         """
-        super().__init__(loaded, verify, memory_bytes)
-        self.adapters = adapters or AdapterCache()
-        """Adapters of demonstrations that were met before."""
-        self.ahead = 0.0
-        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
-        self._prepared: dict[object, Adapter] = {}
-        self._ahead: dict[int, tuple[LoraWeights, dict[Encoded, Generated], float]] = {}
-        self._reads: str | None = None
+        self.loaded = loaded
+        self.guarded = GuardedModel(loaded, verify, memory_bytes)
+        self.window = ContextWindow(loaded)
+        ahead = AnsweredAhead(self.guarded, self.window)
+        self.answerer = Answerer(self.guarded, self.window, ahead)
+        self.teacher = Teacher(self.guarded, self.window, self.answerer)
+        self.store = AdapterStore(self.guarded, self.teacher, ahead, adapters or AdapterCache())
+        self.turns = self.guarded.turns
+        """Whose turn it is at the model; others around it wait for the same."""
 
     @classmethod
     def load(
@@ -97,9 +90,145 @@ class Learner(Answerer):
         loaded = wrap_model(model, tokenizer, prompt_format=prompt_format)
         return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
 
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def verification(self) -> Literal["pointers", "full"]:
+        """How `verify` proves the base unchanged."""
+        return self.guarded.verification
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The bound on what is read side by side and kept in training; None: a share of what is free."""
+        return self.guarded.memory_bytes
+
+    @memory_bytes.setter
+    def memory_bytes(self, most: int | None) -> None:
+        self.guarded.memory_bytes = most
+
+    @property
+    def adapters(self) -> AdapterCache:
+        """Adapters of demonstrations that were met before."""
+        return self.store.adapters
+
+    @adapters.setter
+    def adapters(self, cache: AdapterCache) -> None:
+        self.store.adapters = cache
+
+    @property
+    def work(self) -> Work:
+        """All work done so far; take differences."""
+        return self.guarded.work
+
+    @property
+    def ahead(self) -> float:
+        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
+        return self.guarded.ahead
+
+    @property
+    def base_hash(self) -> str:
+        """Content hash of the base model, as loaded."""
+        return self.guarded.base_hash
+
+    @property
+    def precision(self) -> str:
+        """Type of the weights, such as bfloat16."""
+        return self.guarded.precision
+
+    @property
+    def threads(self) -> int:
+        """Threads that computing on the CPU uses."""
+        return self.guarded.threads
+
+    @property
+    def stacks(self) -> bool:
+        """Whether passes take rows of many adapters: on accelerators. On a CPU one task's rows fill a core already, and
+        padding them to the longest of all costs more than it gives (see `gradients`).
+        """
+        return self.guarded.stacks
+
+    def verify(self, *, full: bool | None = None) -> RevertProof:
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; then the learner refuses all work."""
+        return self.guarded.verify(full=full)
+
     def recipe(self, strategy: str, kind: str = "") -> Recipe:
         """The recipe of a strategy for this model and kind of task, or for any kind, or the general default."""
         return recipe_for(self.loaded.recipes, strategy, kind)
+
+    # --- prompts ---------------------------------------------------------------------------------------------------
+
+    def encode(self, task: Task, answer: Value | None = None) -> Encoded:
+        """The task's prompt as ids. Raises `TooLongError` when it does not fit in the context with its answer; where
+        none is given, with one as long as the shortest output shown.
+        """
+        return self.window.encode(task, answer)
+
+    def fits(self, task: Task) -> bool:
+        """Whether the task's prompt and its answer fit in the context."""
+        return self.window.fits(task)
+
+    def length(self, task: Task) -> int:
+        """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""
+        return len(self.encode(task, task.answer).ids)
+
+    def room(self, task: Task) -> int:
+        """Tokens that an answer may take, where the prompt leaves as many: twice the longest output shown or the query,
+        and 16 more.
+        """
+        return self.window.room(task)
+
+    # --- answering -------------------------------------------------------------------------------------------------
+
+    def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
+        """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
+        return self.answerer.read(task, adapter)
+
+    def answer(
+        self,
+        tasks: Sequence[Task],
+        adapter: Adapter | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
+        return self.answers(tasks, single(adapter), temperature=temperature, seed=seed)[0]
+
+    def answers(
+        self,
+        tasks: Sequence[Task],
+        adapter: Adapter | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guesses: Sequence[Value | None] = (),
+    ) -> list[list[Answer]]:
+        """As `answer`, by each adapter of a cross-fitted one: [A][task]. Guesses at the values, one for each task,
+        change how quickly they are found and nothing else.
+        """
+        return self.answerer.answers(tasks, adapter, temperature, seed, guesses)
+
+    def until(self, stop: Callable[[], bool]) -> AbstractContextManager[None]:
+        """While inside, answers end where they are once `stop()` is true, which is asked before every pass: what was
+        decoded by then may not be readable. What `stop` raises, `answers` raises.
+        """
+        return self.answerer.until(stop)
+
+    def guess(self, task: Task) -> Value | None:
+        """What the base answered to a task lately, where that is known and can be read."""
+        return self.answerer.guess(task)
+
+    def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
+        """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
+
+        The last one's `all_hit` says whether greedy decoding would answer the query right: no decoding is needed. What
+        the base was asked lately is not worked out again.
+        """
+        return self.answerer.score(tasks, adapter)
+
+    def forget_scores(self) -> None:
+        """Drops the scores of the base: what is scored next costs what it would have, had nothing been asked before."""
+        self.answerer.forget_scores()
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -110,7 +239,7 @@ class Learner(Answerer):
         *,
         seed: int = 0,
         deadline: float = math.inf,
-        on_step: Callable[[int, float], None] | None = None,
+        on_step: OnStep | None = None,
         start: Adapter | None = None,
     ) -> Adapter:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
@@ -125,56 +254,26 @@ class Learner(Answerer):
     def adapt_many(
         self,
         examples: Sequence[Sequence[Task]],
-        recipe: Recipe,
+        recipe: Recipe | Sequence[Recipe],
         seeds: Sequence[int],
         *,
         deadline: float = math.inf,
-        on_step: Callable[[int, float], None] | None = None,
+        on_step: OnStep | None = None,
         charged: bool = True,
         start: Adapter | None = None,
     ) -> list[Adapter]:
         """Trains an adapter for each list of examples, as many side by side as fit in memory and the others afterwards,
-        with their share of the time. Each gets what `adapt` would have given it.
+        with their share of the time. Each gets what `adapt` would have given it. `recipe` is for all of them, or one
+        for each, of one form (`Recipe.form`).
 
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first, and to the caller
         to look whether one `failed`: only what concerns all of them is raised.
         """
-        before = self.work
-        if start is not None:
-            self._refuse_other_base(start)
-            if not _alike(start, recipe) or len(seeds) != 1:
-                raise AdaptationError(
-                    f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.targets} cannot begin as "
-                    f"{start.weights.count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
-                    f"{start.recipe.targets}"
-                )
-        found: list[Adapter] = []
-        with memory_errors(f"training (batch {recipe.batch})"), self._use(None):
-            encoded = [[self.encode(t, answer_of(t)) for t in some] for some in examples]
-            beside = max(1, self._beside(recipe)) if len(examples) > 1 else 1
-            for at in range(0, max(1, len(examples)), beside):
-                some, now = slice(at, at + beside), time.monotonic()
-                share = min(1.0, beside / max(1, len(examples) - at))
-                try:
-                    weights, trainings = train(
-                        self.loaded, encoded[some], recipe, seeds[some],
-                        deadline=now + share * (deadline - now), on_step=on_step, memory=self.memory_bytes,
-                        charge=self._charge, start=None if start is None else start.weights.copied(),
-                    )  # fmt: skip
-                finally:
-                    if not charged:
-                        self.work = before
-                if charged:
-                    _refuse_failed(trainings)
-                found += [
-                    Adapter(
-                        weights.select(a), recipe, replace(t, seconds=t.seconds / len(trainings)), self.base_hash,
-                        kind=mine[0].kind,
-                    )
-                    for a, (t, mine) in enumerate(zip(trainings, examples[some], strict=True))
-                ]  # fmt: skip
-                del weights  # before the next are trained
-        return found
+        with self.turns.use:
+            return self.teacher.adapt_many(
+                examples, for_each(recipe, len(examples)), seeds, deadline=deadline, on_step=on_step, charged=charged,
+                start=start, prepared=self.store.prepared_bytes,
+            )  # fmt: skip
 
     def crossfit(
         self,
@@ -186,7 +285,7 @@ class Learner(Answerer):
         every: int | None = None,
         patience: int = 4,
         deadline: float = math.inf,
-        on_step: Callable[[int, float], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> Adapter:
         """Trains an adapter per fold, side by side: on its `examples`, judged by its `held` tasks `every` so many
         steps (None: about twelve times in all).
@@ -194,86 +293,42 @@ class Learner(Answerer):
         Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`,
         and `AdaptationError` where so many adapters do not fit in memory side by side.
         """
-        with memory_errors(f"training (batch {recipe.batch})"), self._use(None):
-            learned = [[self.encode(t, answer_of(t)) for t in fold] for fold in examples]
-            judged = [[self.encode(t, answer_of(t)) for t in fold] for fold in held]
-            size = self._size(recipe)
-            needed = len(held) * size * self._copies(len(held), recipe)
-            if needed > (most := self._most()):
-                raise AdaptationError(
-                    f"{len(held)} adapters of rank {recipe.rank} that are trained side by side need up to "
-                    f"{needed / 1e6:,.1f} MB; " + ("the bound is" if self.memory_bytes is not None else "there are")
-                    + f" {most / 1e6:,.1f} MB; fewer folds or a lower rank need less"
-                )  # fmt: skip
-            began, work = time.monotonic(), self.work
-            scores = iter(self.score([t for fold in held for t in fold]))
-            before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held]
-            took = time.monotonic() - began
-            watch = HeldOut(
-                self.loaded, judged, before, every or max(1, recipe.steps // 12), patience, self._charge,
-                self._at_once(),
-            )  # fmt: skip
-            looking = watch.foresee(took, (self.work - work).forward) if deadline < math.inf else 0.0
-            seeds = seeds_of(seed, len(held))
-            aside = PUT_ASIDE * len(held) * size
-            weights, trainings = train(
-                self.loaded, learned, recipe, seeds,
-                deadline=deadline - looking, on_step=on_step, watch=watch, charge=self._charge,
-                memory=None if self.memory_bytes is None else self.memory_bytes - aside,
-            )  # fmt: skip
-            training = joint(trainings)
-            if training.error and watch.best is None:
-                _refuse_failed(trainings)
-            in_time = watch.best is None or time.monotonic() + watch.seconds <= deadline
-            if training.steps and not training.error and in_time:
-                watch.look(training.steps, weights)
-            best = watch.best or LoraWeights.initial(self.loaded.model, recipe, seeds)
-            return Adapter(best, recipe, training, self.base_hash, watch.evidence(), examples[0][0].kind)
+        return self.teacher.crossfit(
+            examples, held, recipe, seed=seed, every=every, patience=patience, deadline=deadline, on_step=on_step
+        )
 
-    def nearest(self, task: Task, recipe: Recipe, most: int) -> Adapter | None:
-        """Of the adapters used last, up to `most` of the task's kind and the recipe's rank and targets, the one that
-        finds the demonstrations' answers likeliest; None where the base finds them likelier still."""
-
-        def suits(adapter: Adapter) -> bool:
-            return adapter.base_hash == self.base_hash and adapter.kind == task.kind and _alike(adapter, recipe)
-
-        with self._lock:
-            known = self.adapters.newest(most, suits, self.loaded.model.device)
-            shown = [task.leave_out(len(task.demonstrations) - 1)]
-            candidates = [None, *known] if known else []
-            likelihoods = [sum(s.total for s in self.score(shown, a)[0][1:]) for a in candidates]
-            return candidates[likelihoods.index(max(likelihoods))] if candidates else None
-
-    # --- remembering -----------------------------------------------------------------------------------------------
+    # --- adapters --------------------------------------------------------------------------------------------------
 
     def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept.
 
         One that was prepared is new to who asks for it first, and charged then.
         """
-        with self._lock:
-            key = self._full(key)
-            if key in self._prepared:
-                return self._settled(key), False
-            known = self.adapters.get(key, self.base_hash, self.loaded.model.device)
-            if known is not None:
-                return known, True
-            adapter = make()
-            if adapter.training.stopped not in ("deadline", "failed"):
-                self.adapters.put(key, adapter)
-            return adapter, False
+        return self.store.remembered(key, make)
 
     def knows(self, key: object) -> bool:
         """Whether `remembered` would train nothing."""
-        with self._lock:
-            key = self._full(key)
-            return key in self._prepared or self.adapters.get(key, self.base_hash, self.loaded.model.device) is not None
+        return self.store.knows(key)
+
+    def nearest(self, task: Task, recipe: Recipe, most: int) -> Adapter | None:
+        """Of the adapters used last, up to `most` of the task's kind and the recipe's rank and targets, the one that
+        finds the demonstrations' answers likeliest; None where the base finds them likelier still."""
+
+        def suits(adapter: Adapter) -> bool:
+            return adapter.base_hash == self.base_hash and adapter.kind == task.kind and adapter.matches(recipe)
+
+        with self.turns.use:
+            known = self.adapters.newest(most, suits, self.loaded.model.device)
+            shown = [task.leave_out(len(task.demonstrations) - 1)]
+            candidates = [None, *known] if known else []
+            likelihoods = [sum(s.total for s in self.score(shown, a)[0][1:]) for a in candidates]
+            return candidates[likelihoods.index(max(likelihoods))] if candidates else None
 
     def export(self, adapter: Adapter, folder: str | os.PathLike[str]) -> None:
         """Writes an adapter as a folder that `peft.PeftModel.from_pretrained` reads. Raises `AdaptationError` for one
         of another base, and `ModelError` for several that were cross-fitted.
         """
-        self._refuse_other_base(adapter)
+        self.guarded.refuse_other_base(adapter)
         adapter.to_peft(Path(folder), self.loaded.model.name_or_path)
 
     def import_peft(self, folder: str | os.PathLike[str]) -> Adapter:
@@ -284,11 +339,9 @@ class Learner(Answerer):
 
     def forget(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
-        with self._lock:
-            super().forget()
-            self.adapters.clear()
-            self._prepared.clear()
-            self._ahead.clear()
+        with self.turns.use:
+            self.answerer.forget()
+            self.store.forget()
 
     def charge_anew(self) -> None:
         """Forgets, but for the adapters in memory: they count as prepared, and whoever asks for one is charged for it.
@@ -296,16 +349,9 @@ class Learner(Answerer):
         So costs can be measured as if nothing were known, without training anything twice. Cross-fitted adapters are
         forgotten: what watching them cost is not kept.
         """
-        with self._lock:
-            unpaid = dict(self._prepared) | {k: a for k, a in self.adapters.clear() if a.evidence is None}
-            self.forget()
-            self._prepared.update(unpaid)
-
-    def _full(self, key: object) -> object:
-        """The key with what else decides an adapter: how prompts are written, and in which precision they are read."""
-        if self._reads is None:
-            self._reads = tokenizer_digest(self.loaded.tokenizer)
-        return key, self.loaded.format.name, self._reads, self.precision
+        with self.turns.use:
+            self.answerer.forget()
+            self.store.charge_anew()
 
     # --- ahead of time ---------------------------------------------------------------------------------------------
 
@@ -313,110 +359,27 @@ class Learner(Answerer):
         self,
         keys: Sequence[object],
         examples: Sequence[Sequence[Task]],
-        recipe: Recipe,
+        recipe: Recipe | Sequence[Recipe],
         seeds: Sequence[int],
         *,
-        on_step: Callable[[int, float], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        """Trains adapters side by side, as many at once as fit, to be asked for by `remembered` soon.
+        """Trains adapters side by side, as many at once as fit, to be asked for by `remembered` soon; by one recipe, or
+        one for each, of one form.
 
         Those that fail are not prepared, nor those that would not fit in memory beside the others. What `on_step`
         raises is raised.
         """
-        with self._lock:
-            at = 0
-            while at < len(keys) and (beside := self._beside(recipe)):
-                some = slice(at, at := at + beside)
-                try:
-                    adapters = self.adapt_many(examples[some], recipe, seeds[some], charged=False, on_step=on_step)
-                except (BaseChangedError, Cancelled):
-                    raise
-                except AutotttError:
-                    continue  # one of them may be to blame; each fails, or not, when it is asked for
-                made = zip(map(self._full, keys[some]), adapters, strict=True)
-                self._prepared.update((key, adapter) for key, adapter in made if adapter.training.stopped != "failed")
+        self.store.prepare(keys, examples, for_each(recipe, len(keys)), seeds, on_step)
 
     def answer_ahead(self, keys: Sequence[object], tasks: Sequence[Sequence[Task]]) -> None:
         """Decodes what prepared adapters answer to some tasks each, side by side, for `answers` to find. What fails
         here is left to be asked again there.
         """
-        with self._lock:
-            ready = [(self._prepared.get(self._full(key)), some) for key, some in zip(keys, tasks, strict=True)]
-            able = [(a.weights, some) for a, some in ready if a is not None and a.weights.count == 1 and some]
-            asked = [[self._asked(t) for t in some] for _, some in able]
-            with suppress(AdaptationError), memory_errors("answering"), self._use(None):
-                began = time.monotonic()
-                found = decode_together(self.loaded, [w for w, _ in able], asked, self._at_once())
-                each = (time.monotonic() - began) / max(1, sum(map(len, asked)))
-                for (weights, _), mine, answers in zip(able, asked, found, strict=True):
-                    self._ahead[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True)), each
+        self.store.answer_ahead(keys, tasks)
 
     def settle(self) -> None:
         """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now. Answers
         that nobody has asked for are forgotten.
         """
-        with self._lock:
-            self._ahead.clear()
-            for key in list(self._prepared):
-                self._settled(key)
-
-    def _asked(self, task: Task) -> Asked:
-        prompt = self.encode(task)
-        return Asked(prompt, self._left(task, prompt), partial(self.loaded.format.may_begin, task))
-
-    def _answered_ahead(self, adapter: Adapter, prompts: Sequence[Encoded]) -> list[Generated]:
-        """What an adapter answered to the prompts before it was asked, charged now; nothing where one is missing."""
-        _, known, seconds = self._ahead.get(id(adapter.weights), (None, {}, 0.0))
-        if not all(p in known for p in prompts):
-            return []
-        found = [known[p] for p in prompts]
-        self.ahead += seconds * len(prompts)
-        self._charge(forward=sum(len(p.ids) for p in prompts) + sum(len(g.ids) for g in found))
-        return found
-
-    def _settled(self, key: object) -> Adapter:
-        """The prepared adapter of a full key: charged, and kept as any other."""
-        adapter = self._prepared.pop(key)
-        self._charge(adapter.training.tokens, adapter.training.tokens)
-        self.ahead += adapter.training.seconds
-        self.adapters.put(key, adapter)
-        return adapter
-
-    def _beside(self, recipe: Recipe) -> int:
-        """How many adapters of a recipe may be trained side by side: weights, gradients, moments and copies of them
-        take no more than a quarter of the memory that is free, or the bound, and what is prepared as much; 0: none.
-        """
-        one = self._size(recipe)
-        prepared = sum(a.weights.nbytes for a in self._prepared.values())
-        quarter = self._most() / 4
-        room = int((quarter - prepared) / one)
-        counts = range(int(quarter / (COPIES * one)), 1, -1)
-        fit = next((n for n in counts if n * one * self._copies(n, recipe) <= quarter), 1)
-        return max(0 if prepared else 1, min(room, fit))
-
-    def _most(self) -> int:
-        """Bytes that may be used: the bound, or what is free."""
-        return free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
-
-    def _size(self, recipe: Recipe) -> int:
-        """Bytes of an adapter."""
-        return LoraWeights.initial(self.loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
-
-    def _copies(self, adapters: int, recipe: Recipe) -> int:
-        """Of their weights, that training so many adapters side by side holds at most."""
-        workers = 1 if self.stacks else min(self.threads, adapters * recipe.batch)
-        return COPIES - 1 + parts_of(adapters, recipe.batch, workers)
-
-
-def _refuse_failed(trainings: Sequence[Training]) -> None:
-    """Raises `AdaptationError` where one of them failed."""
-    for training in trainings:
-        if training.error:
-            raise AdaptationError(training.error)
-
-
-def _alike(adapter: Adapter, recipe: Recipe) -> bool:
-    """Whether an adapter alone has the shape and the scale that the recipe asks for."""
-    mine = adapter.recipe
-    same = (mine.rank, mine.alpha, mine.targets) == (recipe.rank, recipe.alpha, recipe.targets)
-    return adapter.weights.count == 1 and same
+        self.store.settle()

@@ -7,7 +7,7 @@ its own in `autottt.json`; the bundled model does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
 from numbers import Integral, Real
@@ -138,6 +138,22 @@ PUBLISHED: Mapping[str, Recipe] = {
 def recipe_for(recipes: Mapping[str, Recipe], strategy: str, kind: str = "") -> Recipe:
     """A model's recipe for a strategy and kind of task, or for any kind, or the general default."""
     return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
+
+
+def for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:
+    """The recipes of so many adapters that are trained side by side: one for all, or one for each. Raises `ModelError`
+    for another number of them, or several forms.
+    """
+    recipes = [recipe] * count if isinstance(recipe, Recipe) else list(recipe)
+    if len(recipes) != count:
+        raise ModelError(f"expected one recipe for all {count} adapters, or one for each; received {len(recipes)}")
+    if len({one.form for one in recipes}) > 1:
+        forms = ", ".join(map(repr, dict.fromkeys(one.form for one in recipes)))
+        raise ModelError(
+            "adapters that are trained side by side have one rank, alpha, targets, dropout and loss; received "
+            f"{forms}: train them in groups"
+        )
+    return recipes
 
 
 def digest_of(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from .errors import AdaptationError
 from .gradients import Buffer, Passes
 from .lora import LoraWeights
 from .model import LoadedModel
-from .recipes import Recipe
+from .recipes import Recipe, for_each
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,11 @@ def train(
     no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
     `charge` is told the tokens that go forward and backward before they go. An adapter whose loss or weights are not
     numbers is given up, and its `Training` says so; the others go on, unless they are watched together. Raises
-    `AdaptationError` when there is nothing to train on, and `ValueError` for recipes of several forms.
+    `AdaptationError` when there is nothing to train on, and `ModelError` for recipes of several forms.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
-    recipes = [recipe] * len(seeds) if isinstance(recipe, Recipe) else list(recipe)
-    if len({one.form for one in recipes}) > 1:
-        raise ValueError(f"adapters side by side have recipes of one form; received {recipes}")
+    recipes = for_each(recipe, len(seeds))
     began = time.monotonic()
     orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
     losses: list[list[float]] = [[] for _ in seeds]
