@@ -65,6 +65,7 @@ class Peft:
     def __init__(self, learner: Learner, recipe: Recipe) -> None:
         self.learner, self.recipe = learner, recipe
         self.base = copy.deepcopy(learner.loaded.model)
+        self.base.set_attn_implementation("sdpa")  # the default of transformers, not what this package puts there
         self.warm = math.ceil(recipe.warmup * recipe.steps)
         self.pad = learner.loaded.tokenizer.pad_token_id
 

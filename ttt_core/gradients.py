@@ -76,6 +76,13 @@ class Buffer:
         """Views of adapters `begin` to `end`."""
         return self._views(self.values[begin:end])
 
+    def leaves(self, begin: int, end: int, dtype: torch.dtype) -> LoraWeights:
+        """Adapters `begin` to `end` in the precision of a model, to take gradients of."""
+        weights = self._views(self.values[begin:end].to(dtype))
+        for tensor in weights.tensors:
+            tensor.requires_grad_(True)
+        return weights
+
     def add(self, gradients: Sequence[Tensor], begin: int, end: int, part: int) -> None:
         """Adds the gradients of the tensors of adapters `begin` to `end` to a part."""
         for target, gradient in zip(self._views(self.gradients[part, begin:end]).tensors, gradients, strict=True):
@@ -337,7 +344,7 @@ class Passes:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()  # an output that is kept as it is holds its own graph, and neither is ever freed
 
-        weights = _trainable(buffer.weights(0, 1))
+        weights = buffer.leaves(0, 1, loaded.model.dtype)
         own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), weights.attached(loaded.model, self._dropout([0])), hooks:
@@ -428,7 +435,7 @@ class Passes:
         places = [(a, n) for a in range(one.begin, one.end) for n in range(one.first, one.last)]
         dropout = self._dropout([step.chances[a] + n for a, n in places])
         each = one.last - one.first
-        weights = _trainable(buffer.weights(one.begin, one.end))
+        weights = buffer.leaves(one.begin, one.end, loaded.model.dtype)
         with torch.enable_grad(), weights.attached(loaded.model, dropout):
             losses, sizes = _token_losses(loaded, [step.of[a][n] for a, n in places], self._recipe.loss)
             parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(places), each)])
@@ -457,12 +464,6 @@ def _gradient_errors() -> Iterator[None]:
         if out_of_memory(error):
             raise
         raise AdaptationError(f"the model gives no gradients to train with: {error}") from error
-
-
-def _trainable(weights: LoraWeights) -> LoraWeights:
-    for tensor in weights.tensors:
-        tensor.requires_grad_(True)
-    return weights
 
 
 def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> tuple[Tensor, list[int]]:

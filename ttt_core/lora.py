@@ -264,7 +264,8 @@ class _Update:
         if self._dropout and training:
             x = self._dropout(x)
         if self._ready is None or training:
-            pair = self._down.to(x.dtype).mT, (self._up * self._scaling).to(x.dtype).mT
+            up = self._up if self._scaling == 1 else self._up * self._scaling
+            pair = self._down.to(x.dtype).mT, up.to(x.dtype).mT
             self._ready = None if training else pair
         else:
             pair = self._ready
