@@ -54,10 +54,6 @@ from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks import Task
 from autottt.ttt_core.training import train
 
-warnings.filterwarnings("ignore")
-logging.disable(logging.WARNING)
-transformers.logging.set_verbosity_error()
-
 
 class Peft:
     """The usual way: a PEFT model over a base that is kept in memory, a new adapter for each task."""
@@ -403,6 +399,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw how time and memory grow (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
     learner = Learner.load(device=given.device)
     model = learner.loaded.model
     recipe = replace(learner.recipe("ttt_in_context"), stop_loss=0.0)

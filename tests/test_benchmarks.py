@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from autottt.controller.evaluation import Row
 from autottt.policies.cases import cases_of
 from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import LearnedPolicy
+from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 from autottt.ttt_core.tokenizer import build_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))  # `engine` imports its neighbour `engine_growth`, as a script does
 
 
 def script(name: str) -> ModuleType:
@@ -36,6 +42,8 @@ def script(name: str) -> ModuleType:
 model = script("model")
 policy = script("policy")
 trials = script("pretrain_trials")
+crossfit = script("crossfit")
+warm = script("warm")
 
 
 def row(dataset: str, name: str, strategy: str, right: bool, family: str = "f", second: bool = False) -> Row:
@@ -240,3 +248,86 @@ class TestPolicy:
     def test_every_public_set_is_judged_or_left_out_with_a_reason(self) -> None:
         assert not set(policy.SETS) & set(policy.OMITTED)
         assert all(policy.OMITTED.values())
+
+
+class TestCrossfit:
+    def case(self, family: int, in_context: bool, voted: bool, before: float, after: float) -> object:
+        return crossfit.Case(
+            f"{family}", "model", f"f{family}", "set, list", in_context, voted, before, after, 0.5, 40.0
+        )
+
+    def test_harm_on_held_out_demonstrations_keeps_the_in_context_answer(self) -> None:
+        assert self.case(0, True, False, 0.5, 0.25).judged is True
+        assert self.case(0, True, False, 0.5, 0.5).judged is False
+        assert self.case(0, False, True, 0.5, 0.75).judged is True
+
+    def test_the_verdict_is_counted_against_what_training_did(self, capsys: pytest.CaptureFixture[str]) -> None:
+        cases = [
+            self.case(0, True, False, 1.0, 0.5),  # harm, rejected
+            self.case(1, True, False, 0.5, 0.5),  # harm, let through
+            self.case(2, False, True, 0.0, 0.5),  # help, let through
+            self.case(3, False, True, 0.5, 0.0),  # help, rejected
+            self.case(4, True, True, 1.0, 1.0),
+        ]
+        found = {r["name"].removeprefix("s: "): r for r in crossfit.rows_of("s", cases)}
+        assert found["right in context"]["value"] == 0.6
+        assert found["right by the vote of the folds"]["value"] == 0.6
+        assert found["right by the vote, with the verdict"]["value"] == 0.6
+        assert found["harmful adapters that the verdict rejects"]["value"] == 0.5
+        assert found["helpful adapters that the verdict rejects"]["value"] == 0.5
+        below = found["estimated gain below 0: true gain"]
+        assert (below["better"], below["worse"], below["queries"]) == (1, 1, 2)
+        low, high = found["right in context"]["interval_90"]
+        assert low < 0.6 < high
+        assert "5 queries of 5 families" in capsys.readouterr().out
+
+    def test_what_no_case_tells_is_no_number(self) -> None:
+        found = {r["name"]: r for r in crossfit.rows_of("s", [self.case(0, True, True, 1.0, 1.0)])}
+        assert found["s: helpful adapters that the verdict rejects"]["value"] is None
+
+
+class TestWarm:
+    def test_the_tasks_that_return_are_of_the_most_frequent_families(self) -> None:
+        (one,) = warm.draw_tasks("policy", 1, 0, "lists")
+        tasks = [replace(one, family=family) for family in "aaaabbbbbcc"]
+        found = warm.returning(tasks, 6, 4, random.Random(0))
+        assert sorted(t.family for t in found) == list("aaaabbbbb")
+        assert warm.returning(tasks, 6, 6, random.Random(0)) == []
+
+    def test_differences_are_paired(self) -> None:
+        rows = [{"warm_steps": n + 2, "cold_steps": n} for n in (1, 100, 1000)]
+        assert warm.compared(rows, "steps")["difference_90"] == [2.0, 2.0]
+
+
+class TestEngine:
+    def test_a_ratio_is_of_times_taken_in_turn(self) -> None:
+        engine = script("engine")
+        now: list[str] = []
+        ratio, mine, other = engine.side_by_side(
+            lambda: now.append("ours"), lambda: (now.append("theirs"), time.sleep(0.02)), 3, torch.device("cpu")
+        )
+        assert ratio > 1
+        assert mine < other
+        assert sorted(now) == ["ours"] * 4 + ["theirs"] * 4
+
+    def test_a_goal_is_the_least_or_the_most_that_a_number_should_be(self, capsys: pytest.CaptureFixture[str]) -> None:
+        engine = script("engine")
+        assert engine.row("n", 3.0, "times", "x", 2.0)["holds"] is True
+        assert engine.row("n", 3.0, "times", "x", 2.0, most=True)["holds"] is False
+        assert engine.row("n", 3.0, "times", "x", None)["holds"] is None
+        assert "goal 2: does not hold" in capsys.readouterr().out
+
+    def test_operations_grow_with_rows_and_rank(self) -> None:
+        engine = script("engine")
+        growth = sys.modules["engine_growth"]
+        loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+        recipe = Recipe(rank=4, steps=1, batch=2, dropout=0.0)
+        rows = growth.prompts_of(loaded, growth.lists_task(3), recipe)
+        assert len(rows) == 2
+        once = growth.operations(loaded, recipe, rows[:1]) + growth.operations(loaded, recipe, rows[1:])
+        assert growth.operations(loaded, recipe, rows) == pytest.approx(once)
+        assert growth.operations(loaded, replace(recipe, rank=8), rows) > once
+        assert engine.operations is growth.operations
+        times, nbytes, _ = growth.Step(loaded, recipe, [rows]).run(2)
+        assert len(times) == 2
+        assert nbytes > 0
