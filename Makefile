@@ -32,14 +32,16 @@ bench-model: $(STAMP)  ## Measure the bundled model on public sets (hours; DATA=
 	@$(BIN)/python benchmarks/model.py $(DATA) --json $(if $(QUICK),runs,benchmarks/results)/model.json \
 		--rows runs/model$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
 
-# QUICK=1 for few tasks and runs. Ratios are measured on the generator's tasks, and where the cross-fit stands on those and on
-# the public sets in DATA; the latter goes on where it was interrupted.
+# QUICK=1 for few tasks and runs. Ratios, and whether known adapters are a good beginning, are measured on the generator's
+# tasks; where the cross-fit stands on those and on the public sets in DATA, going on where it was interrupted.
 bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usual ways (DATA=folder, QUICK=1 for a short run)
 	@$(BIN)/python benchmarks/engine.py --json $(if $(QUICK),runs,benchmarks/results)/engine.json \
 		$(if $(QUICK),--quick,--picture docs/engine.svg)
 	@$(BIN)/python benchmarks/crossfit.py $(if $(QUICK),,$(sort $(wildcard $(DATA)/open/*.jsonl))) --limit 40 \
 		--generated $(if $(QUICK),1,20) --json $(if $(QUICK),runs,benchmarks/results)/crossfit.json \
 		--cases runs/crossfit$(if $(QUICK),_quick).jsonl
+	@$(BIN)/python benchmarks/warm.py --tasks $(if $(QUICK),4,60) \
+		--json $(if $(QUICK),runs,benchmarks/results)/warm.json
 
 bench-policy: $(STAMP)  ## Collect outcomes, train a policy on generated families, judge it (hours; DATA=folder, QUICK=1)
 	@$(BIN)/python benchmarks/policy.py $(DATA) --runs runs/policy$(if $(QUICK),_quick) \

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -175,8 +176,10 @@ def main() -> None:
     if len(names) > 1:
         rows += rows_of("all", cases)
     print(f"\n{len(tasks) - len(cases)} queries could not be tried (too long, or too few demonstrations)")
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
-        "date": datetime.now(UTC).date().isoformat(), "model": learner.base_hash, "strategy": given.strategy,
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
+        "model": learner.base_hash, "strategy": given.strategy,
         "limit": given.limit, "generated": given.generated, "seed": given.seed, "rows": rows,
     }  # fmt: skip
     given.json.parent.mkdir(parents=True, exist_ok=True)

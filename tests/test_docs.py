@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import json
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -198,68 +198,20 @@ def drawing() -> str:
     return found[0]
 
 
-def results(name: str) -> dict[str, Any]:
-    """What `make bench-NAME` wrote."""
-    return dict(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
-
-
 def measured_table() -> str:
-    """Of benchmarks/results/model.json, a line for each set: what each strategy got right, at which work."""
-    cells: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in results("model")["rows"]:
-        label, _, strategy = row["name"].partition(": ")
-        if strategy in autottt.strategies.base.strategies() or strategy == "controller":
-            cells.setdefault(label, {})[strategy] = row
-    shown = {label: row for label, row in cells.items() if label.count(",") < 2}
-    names = list(next(iter(shown.values())))
-    lines = ["| set | queries | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (2 + len(names)) + "|"]
-    for label, row in shown.items():
-        best = max(r["value"] for r in row.values())
-        texts = []
-        for name, r in row.items():
-            text = f"**{r['value']:.1f}**" if r["value"] == best else f"{r['value']:.1f}"
-            text += f" ({r['work']:.0f}x)" if name != "in_context" else ""
-            texts.append(text)
-        label += {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}.get(label, "")
-        lines.append(f"| {label} | {row[names[0]]['queries']} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+    return str(benchmarks().measured_table(RESULTS, set(base.strategies())))
 
 
-def measured() -> str:
-    """All of docs/measured.md."""
-    lines = [
-        "# Measured",
-        "",
-        "Written by `make docs` from benchmarks/results, where the commands below put what they print; a test holds it "
-        "to those files. Brackets are 90% intervals. Goals were set beforehand; not all of them are reached.",
-    ]
-    for name, about in COMMANDS.items():
-        if not (RESULTS / f"{name}.json").exists():
-            continue
-        facts = results(name)
-        where = [
-            *(f"{k} {v}" for k, v in facts["machine"].items()),
-            *(f"{k} {v}" for k, v in facts["versions"].items()),
-        ]
-        lines += [
-            "",
-            f"## {about}",
-            "",
-            f"`make bench-{name}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.",
-        ]
-        lines += ["", "| what | value | against | goal |", "|---|---|---|---|"]
-        for row in facts["rows"]:
-            value = "-" if row["value"] is None else f"{row['value']:g} {row['unit']}"
-            if row.get("interval_90"):
-                value += " [{:g}, {:g}]".format(*row["interval_90"])
-            verdict = (
-                "" if row["goal"] is None else f"{row['goal']:g}: {'holds' if row['holds'] else '**not reached**'}"
-            )
-            lines.append(f"| {row['name']} | {value} | {row['against']} | {verdict} |")
-    return "\n".join([*lines, ""])
+def benchmarks() -> ModuleType:
+    """benchmarks/measured.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("benchmark_measured", ROOT / "benchmarks" / "measured.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The policy"}
 GENERATED = {"tree": tree, "strategies": strategies_table, "graph": drawing, "measured": measured_table}
 
 
@@ -326,7 +278,7 @@ def test_the_list_of_primitives_is_up_to_date():
 
 
 def test_the_page_of_measured_numbers_is_what_was_measured():
-    assert MEASURED.read_text("utf-8") == measured(), "run `make docs`"
+    assert MEASURED.read_text("utf-8") == benchmarks().measured(RESULTS), "run `make docs`"
 
 
 def test_the_table_names_every_strategy_and_its_price():
@@ -343,7 +295,7 @@ def write() -> None:
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, part=part: part, text, flags=re.DOTALL)
     README.write_text(text, "utf-8")
     PRIMITIVES.write_text(primitives(), "utf-8")
-    MEASURED.write_text(measured(), "utf-8")
+    MEASURED.write_text(benchmarks().measured(RESULTS), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""What the documents quote of benchmarks/results: docs/measured.md, and the table of README.md.
+
+`make docs` writes both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The policy"}
+"""`make bench-NAME` -> what it measures."""
+OF_SETS = {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}
+OF_THE_VERDICT = {
+    "right in context": "in context",
+    "right by the vote of the folds": "vote of the folds",
+    "right by the vote, with the verdict": "with the verdict",
+    "harmful adapters that the verdict rejects": "harmful ones rejected",
+    "helpful adapters that the verdict rejects": "helpful ones rejected",
+    "AUROC: the vote right, by held-out after": "AUROC of the vote by held-out",
+    "work, multiples of in context": "work",
+}
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    return dict(json.loads((folder / f"{name}.json").read_text("utf-8")))
+
+
+def measured_table(folder: Path, strategies: Collection[str]) -> str:
+    """Of model.json, a line for each set: what each strategy got right, at which work."""
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in read(folder, "model")["rows"]:
+        label, _, strategy = row["name"].partition(": ")
+        if strategy in strategies or strategy == "controller":
+            cells.setdefault(label, {})[strategy] = row
+    shown = {label: row for label, row in cells.items() if label.count(",") < 2}
+    names = list(next(iter(shown.values())))
+    lines = [_line("set", "queries", *(f"`{name}`" for name in names)), _rule(2 + len(names))]
+    for label, row in shown.items():
+        best = max(r["value"] for r in row.values())
+        texts = []
+        for name, r in row.items():
+            text = f"**{r['value']:.1f}**" if r["value"] == best else f"{r['value']:.1f}"
+            text += f" ({r['work']:.0f}x)" if name != "in_context" else ""
+            texts.append(text)
+        lines.append(_line(label + OF_SETS.get(label, ""), row[names[0]]["queries"], *texts))
+    return "\n".join(lines)
+
+
+def measured(folder: Path) -> str:
+    """All of docs/measured.md."""
+    lines = [
+        "# Measured",
+        "",
+        "Written by `make docs` from benchmarks/results, where the commands below put what they print; a test holds it "
+        "to those files. Brackets are 90% intervals. Goals were set beforehand; not all of them are reached.",
+    ]
+    for name, about in COMMANDS.items():
+        if (folder / f"{name}.json").exists():
+            lines += _of_command(name, about, read(folder, name))
+    if (folder / "crossfit.json").exists():
+        lines += _crossfitted(read(folder, "crossfit"))
+    return "\n".join([*lines, ""])
+
+
+def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
+    """The rows that a command printed, and whether they reach their goals."""
+    where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
+    lines = ["", f"## {about}", ""]
+    lines += [f"`make bench-{name}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
+    lines += [_line("what", "value", "against", "goal"), _rule(4)]
+    for row in facts["rows"]:
+        value = "-" if row["value"] is None else f"{row['value']:g} {row['unit']}"
+        if row.get("interval_90"):
+            value += " [{:g}, {:g}]".format(*row["interval_90"])
+        verdict = "" if row["goal"] is None else f"{row['goal']:g}: {'holds' if row['holds'] else '**not reached**'}"
+        lines.append(_line(row["name"], value, row["against"], verdict))
+    return lines + (_grown(facts) if "growth" in facts else [])
+
+
+def _grown(facts: Mapping[str, Any]) -> list[str]:
+    """How a training step grows, and where its time goes."""
+    lines = [
+        "",
+        "How a training step grows along each axis ([engine.svg](engine.svg)), and the share of it that its matrix "
+        "products alone would take at the rate measured:",
+        "",
+        _line("by", "", "tokens", "seconds", "products alone", "MB kept"),
+        _rule(6),
+    ]
+    for axis, rows in facts["growth"].items():
+        for r in rows:
+            cells = f"{r['tokens']:,}", f"{r['seconds']:.3f}", f"{r['share_of_rate']:.0%}", f"{r['megabytes']:g}"
+            lines.append(_line(axis, f"{r[axis]:,}", *cells))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in facts["profile"].items())
+    return [*lines, "", f"Where the processor's time goes in a step on one thread: {shares}."]
+
+
+def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
+    """What held-out demonstrations say of training, and what it then did to the query, a line for each set."""
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in facts["rows"]:
+        name, _, words = row["name"].partition(": ")
+        cells.setdefault(name, {})[words] = row
+    lines = [
+        "",
+        "## Where the cross-fit stands",
+        "",
+        f"`make bench-engine`, {facts['date']}, commit {facts['commit']}; `{facts['strategy']}`, up to "
+        f"{facts['limit']} queries of each public set and {facts['generated']} tasks a domain of the generator's "
+        "held-out families. Brackets are 90% intervals over families.",
+        "",
+        _line("set", "queries", *OF_THE_VERDICT.values()),
+        _rule(2 + len(OF_THE_VERDICT)),
+    ]
+    for name, found in cells.items():
+        lines.append(_line(name, found["right in context"]["queries"], *(_cell(w, found[w]) for w in OF_THE_VERDICT)))
+    return lines
+
+
+def _cell(words: str, row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "-"
+    if "rejects" in words:
+        return f"{row['value'] * row['queries']:.0f} of {row['queries']}"
+    return f"{row['value']:.2f} [{{:.2f}}, {{:.2f}}]".format(*row["interval_90"])
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|---" * columns + "|"
