@@ -10,7 +10,8 @@ from ..ttt_core.adapters import Adapter
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .base import Attempt, OnStep
+from ..ttt_core.training import OnStep
+from .base import Attempt
 
 MOST_EXAMPLES = 250
 """Different prompts that an adapter is trained on, as in Akyürek et al. 2025; more steps see them again."""

@@ -26,12 +26,11 @@ from ..ttt_core.errors import AdaptationError, AutotttError, StrategyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe, digest_of, recipe_for
 from ..ttt_core.tasks import Task, Value
+from ..ttt_core.training import OnStep as OnStep
 from ..ttt_core.training import Training
 
 CostClass = Literal["read", "sample", "train"]
 """One pass over the prompt; several; or training."""
-OnStep = Callable[[int, float], None]
-"""Called after each training step with its number (from 1) and its loss in nats."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,15 @@ class _Layer(nn.Module):
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_outputs_and_gradients_are_those_of_sdpa(groups: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [8, 5])
+def test_outputs_and_gradients_are_those_of_sdpa(
+    groups: int, masked: bool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where values have another size than keys, as in DeepSeek's models."""
     torch.manual_seed(0)
     query = torch.randn(2, 4, 7, 8, dtype=torch.float64)
-    key, value = torch.randn(2, 2, 4 // groups, 7, 8, dtype=torch.float64)
+    key = torch.randn(2, 4 // groups, 7, 8, dtype=torch.float64)
+    value = torch.randn(2, 4 // groups, 7, size, dtype=torch.float64)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
     mask[1, :, :, :3] = False  # padding on the left: its own rows see nothing
     found = []
@@ -44,12 +49,13 @@ def test_outputs_and_gradients_are_those_of_sdpa(groups: int, masked: bool, monk
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
+@pytest.mark.parametrize("size", [8, 5])
 def test_a_single_query_sees_what_it_sees_with_sdpa(
-    groups: int, masked: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+    groups: int, masked: torch.dtype | None, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     query = torch.randn(2, 4, 1, 8)
-    key, value = torch.randn(2, 2, 4 // groups, 7, 8)
+    key, value = torch.randn(2, 4 // groups, 7, 8), torch.randn(2, 4 // groups, 7, size)
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
     mask[1, :, :, :3] = False
     if masked == torch.float32:
@@ -65,6 +71,20 @@ def test_a_single_query_sees_what_it_sees_with_sdpa(
     assert not roomy[0].is_contiguous()
     found, _ = attention(*given[:2], *roomy, given[-1], scaling=0.3, use_cache=True)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_mask_of_numbers_may_be_in_another_precision(rows: int) -> None:
+    """What it hides stays hidden, and rows that see nothing stay numbers."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, rows, 2, 6, 8).bfloat16()
+    seen = torch.ones(6, 6, dtype=torch.bool).tril()[None, None].repeat(rows, 1, 1, 1)
+    seen[:, :, 0] = False
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    query.requires_grad_(True)
+    (as_numbers, _), (as_bool, _) = (attention(_Layer(1), query, key, value, m) for m in (mask, seen))
+    assert as_numbers.isfinite().all()
+    assert torch.equal(as_numbers, as_bool)
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"is_causal": False}, {"s_aux": torch.ones(4)}])

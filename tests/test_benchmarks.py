@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import sys
 import time
@@ -331,3 +332,29 @@ class TestEngine:
         times, nbytes, _ = growth.Step(loaded, recipe, [rows]).run(2)
         assert len(times) == 2
         assert nbytes > 0
+
+
+def test_what_documents_quote_is_written_from_what_was_measured(tmp_path: Path) -> None:
+    measured = script("measured")
+    facts = {"commit": "c0ffee", "date": "2026-01-02", "machine": {"cores": 2}, "versions": {"torch": "2"}}
+    goals = [
+        {"name": "one", "value": 3.0, "unit": "times", "against": "x", "goal": 2.0, "holds": True},
+        {"name": "two", "value": 1.0, "unit": "times", "against": "x", "goal": 2.0, "holds": False},
+        {"name": "three", "value": None, "unit": "ms", "against": "-", "goal": None, "holds": None},
+    ]
+    step = {"adapters": 1000, "tokens": 2000, "seconds": 0.5, "share_of_rate": 0.4, "megabytes": 7.5}
+    engine = facts | {"rows": goals, "growth": {"adapters": [step]}, "profile": {"matrix products": 0.6, "mul": 0.4}}
+    (tmp_path / "engine.json").write_text(json.dumps(engine))
+    cases = [TestCrossfit().case(n, n < 2, n > 0, 0.5, 0.25) for n in range(3)]
+    fitted = {"strategy": "ttt_crossfit", "limit": 40, "generated": 20, "rows": crossfit.rows_of("lists", cases)}
+    (tmp_path / "crossfit.json").write_text(json.dumps(facts | fitted))
+    page = measured.measured(tmp_path)
+    assert "| one | 3 times | x | 2: holds |" in page
+    assert "| two | 1 times | x | 2: **not reached** |" in page
+    assert "| three | - | - |  |" in page
+    assert "| adapters | 1,000 | 2,000 | 0.500 | 40% | 7.5 |" in page
+    assert "matrix products 60%, mul 40%." in page
+    assert "`make bench-engine`, 2026-01-02, commit c0ffee; cores 2, torch 2." in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| lists | 3 |")]
+    assert "| 1 of 1 | 1 of 1 |" in line
+    assert "0.67 [" in line

@@ -241,7 +241,7 @@ def test_dropout_acts_in_training_only() -> None:
         whole = logits(model)
     seen = []
     for number in (1, 1, 2):
-        with weights.attached(model, Dropout(0.5, [number] * len(IDS))):
+        with weights.attached(model, Dropout(0.5, torch.tensor([number] * len(IDS)))):
             assert torch.equal(logits(model), whole)
             with torch.enable_grad():
                 seen.append(model(input_ids=IDS).logits)

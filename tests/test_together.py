@@ -172,3 +172,6 @@ def test_a_queue_of_unlike_tasks_is_trained_in_one_batch(make_learner: Any, monk
     assert {(r.steps, r.batch) for r in batches[0]} >= {(3, 2), (3, 1), (5, 1)}
     trained = [[a.training.steps for a in r.attempts if a.training] for r in results]
     assert trained == [[3], [3], [3], [3], [5]]
+    spent = [next(a.training for a in r.attempts if a.training) for r in results]
+    each = {round(t.seconds / t.tokens, 9) for t in spent}
+    assert len(each) == 1, "each is charged the time that its tokens took"

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from autottt.ttt_core import gradients, training
-from autottt.ttt_core import teaching as learning
+from autottt.ttt_core import gradients, teaching, training
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError, ModelError
 from autottt.ttt_core.examples import leave_one_out
@@ -320,9 +319,17 @@ def test_the_first_step_is_not_begun_where_it_would_be_too_long(
     assert time.monotonic() - began < 0.4
 
 
-@pytest.mark.parametrize(("workers", "batches"), [(1, [8]), (2, [8]), (1, [2, 8]), (2, [4, 4, 4, 4, 4, 4, 4, 4])])
+@pytest.mark.parametrize(
+    ("workers", "batches", "after_one_another"),
+    [(1, [8], 8), (2, [8], 4), (1, [2, 8], 10), (2, [4] * 8, 16), (2, [1, 1, 1], 2)],
+)
 def test_how_long_a_step_takes_follows_from_its_largest_pass(
-    workers: int, batches: list[int], loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+    workers: int,
+    batches: list[int],
+    after_one_another: int,
+    loaded: LoadedModel,
+    examples: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A clock that counts tokens: one for each on the way there, two on the way back."""
     now, real = [0.0], gradients._token_losses
@@ -338,8 +345,40 @@ def test_how_long_a_step_takes_follows_from_its_largest_pass(
     with Passes(loaded, recipes, workers) as passes:
         buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0] * len(rows)), recipes, passes.parts(len(rows)))
         passes.measure(buffer, examples[0])
-        expected = passes.expected(buffer, rows)
-    assert expected == pytest.approx(3 * len(examples[0].ids) * sum(batches) / workers)
+        charged: list[int] = []
+        expected = passes.expected(buffer, rows, lambda forward, backward: charged.append(forward - backward))
+    assert expected == pytest.approx(3 * len(examples[0].ids) * after_one_another)
+    assert charged == [len(examples[0].ids) * max(batches) // (workers if len(batches) == 1 else 1)]
+
+
+def test_a_pass_that_memory_does_not_suffice_for_is_estimated_in_halves(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = gradients._token_losses, list[int]()
+
+    def narrow(loaded: LoadedModel, rows: list[Encoded], loss: Loss) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(loaded, rows, loss)
+
+    with Passes(loaded, [replace(RECIPE, batch=8)], 1) as passes:
+        buffer = Buffer(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE])
+        passes.measure(buffer, examples[0])
+        monkeypatch.setattr(gradients, "_token_losses", narrow)
+        assert passes.expected(buffer, [examples[:1] * 8]) > 0
+        assert sizes == [8, 4, 2]
+        passes.losses(buffer, [examples[:1] * 8])
+    assert sizes[3:] == [2] * 4, "what was learned holds for the step"
+
+
+def test_nothing_is_read_to_estimate_a_step_that_would_come_too_late(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Passes, "expected", None)
+    _, (training,) = train(loaded, [examples], RECIPE, [0], deadline=time.monotonic() - 1)
+    assert (training.steps, training.stopped) == (0, "deadline")
+    train(loaded, [examples], RECIPE, [0])
 
 
 class Stacked(Passes):
@@ -427,7 +466,7 @@ def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.Mo
         shares.append(deadline - time.monotonic())
         return train(*given, deadline=deadline, **settings)
 
-    monkeypatch.setattr(learning, "train", trained)
+    monkeypatch.setattr(teaching, "train", trained)
     monkeypatch.setattr(learner.teacher, "beside", lambda *given: 2)
     prompts = [leave_one_out(task)] * 5
     learner.adapt_many(prompts, replace(RECIPE, steps=1), list(range(5)), deadline=time.monotonic() + 100_000)

@@ -19,10 +19,10 @@ each, so 16 MiB a layer. Beyond, SDPA is as quick."""
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Attention of queries [B, H, T, D] to keys and values [B, H/groups, T, D]; returns [B, T, H, D].
+    """Attention of queries [B, H, T, D] to keys [B, H/groups, T, D], with values [B, H/groups, T, V]: [B, T, H, V].
 
-    For training on short rows but in fp32, and for decoding a token, it is two matrix products and a softmax: in bf16
-    the backward pass of SDPA's kernel, and its pass for a single query, take several times as long
+    For training on short rows, except in fp32, and for decoding a token, it is two matrix products and a softmax: in
+    bf16 the backward pass of SDPA's kernel, and its pass for a single query, take several times as long
     (benchmarks/LOG.md).
     """
     plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "cache_position", "use_cache"}
@@ -48,8 +48,8 @@ def attention(
     scaling = settings.get("scaling")
     scale = size**-0.5 if scaling is None else scaling
     scores = torch.baddbmm(bias, flat[0], flat[1].mT, alpha=scale)
-    output = torch.bmm(scores.softmax(-1), flat[2]).view_as(query)  # the kernel sums in fp32
-    return (output.reshape(rows, 1, heads, size) if single else output.transpose(1, 2).contiguous()), None
+    output = torch.bmm(scores.softmax(-1), flat[2]).view(*query.shape[:3], -1)  # the kernel sums in fp32
+    return (output.reshape(rows, 1, heads, -1) if single else output.transpose(1, 2).contiguous()), None
 
 
 def _bias(mask: Tensor | None, length: int, keys: int, query: Tensor) -> Tensor:
@@ -60,12 +60,14 @@ def _bias(mask: Tensor | None, length: int, keys: int, query: Tensor) -> Tensor:
         if length == 1:  # a single query sees all keys
             return query.new_zeros(1)
         mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril()
+    least = torch.finfo(query.dtype).min / 2  # so that a score below 0 stays a number, too
     if mask.dtype == torch.bool:
-        least = torch.finfo(query.dtype).min
         mask = query.new_zeros(mask.shape).masked_fill_(~mask, least)
+    else:
+        mask = mask.clamp(min=least).to(query.dtype)
     if mask[..., 0, 0].numel() == 1:
         return mask.reshape(-1, keys)
-    return mask.expand(*query.shape[:2], -1, -1).reshape(-1, *mask.shape[2:]).to(query.dtype)
+    return mask.expand(*query.shape[:2], -1, -1).reshape(-1, *mask.shape[2:])
 
 
 def _with_room(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -5,7 +5,6 @@ Knows nothing about adapters. Axes: B rows, T tokens, d features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,13 @@ class Dropout:
 
     share: float
     """Of the inputs, in [0, 1)."""
-    rows: Sequence[int]
-    """A number for each row."""
+    rows: Tensor
+    """A number for each row, [B], int64."""
 
     def __call__(self, x: Tensor, layer: int) -> Tensor:
         """`x` [B, T, d], or with B and T in one, with some of it 0 and the rest scaled up to the same mean."""
         rows = x.reshape(len(self.rows), -1, x.shape[-1])
-        seeds = [_signed(_mixed(_mixed(number % _WHOLE) ^ layer)) for number in self.rows]
-        seed = torch.tensor(seeds, device=x.device)[:, None]
+        seed = _drawn(_drawn(self.rows[:, None], 1) ^ layer, 1)
         # The product of two random odd numbers is one, whose upper bits are as random as theirs (Dietzfelbinger et al.
         # 1997, "A Reliable Randomized Algorithm for the Closest-Pair Problem"): one multiplication for each input.
         tokens = _drawn(seed, rows.shape[1])[:, :, None]
@@ -50,14 +48,6 @@ def _drawn(seed: Tensor, count: int) -> Tensor:
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """To the right, with zeros from the left."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed(z: int) -> int:
-    """One step of SplitMix64, of a single number."""
-    z = (z + 0x9E3779B97F4A7C15) % _WHOLE
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % _WHOLE
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % _WHOLE
-    return z ^ (z >> 31)
 
 
 def _signed(z: int) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -303,33 +304,49 @@ class Passes:
         if unused:
             self._drop(buffer, unused)
         self.token_bytes = kept / len(row.ids)
+        taken = buffer.values.nbytes  # of what a pass takes gradients of, with those
         if self._memory is None:  # the moments come with the first step
-            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - 2 * buffer.values.nbytes)
+            taken += 2 * buffer.values.nbytes
+            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
         else:
-            self._memory = max(0.0, self._memory - buffer.nbytes)
+            self._memory = max(0.0, self._memory - buffer.nbytes - taken)
 
-    def expected(self, buffer: Buffer, rows: Sequence[Sequence[Encoded]]) -> float:
+    def expected(
+        self,
+        buffer: Buffer,
+        rows: Sequence[Sequence[Encoded]],
+        charge: Callable[[int, int], None] | None = None,
+    ) -> float:
         """About how long the step on these rows will take, in seconds. Its largest pass is read for that, without the
-        way back, which takes twice as long.
+        way back, which takes twice as long; `charge` is told its tokens.
         """
         step = self._rows(rows)
         passes = [one for job in self._divided(step) for one in job]
         sizes = [step.padded(one) for one in passes]
         one = passes[sizes.index(max(sizes))]
-        loaded = self._models.get()
-        try:
+        if charge is not None:
+            charge(sum(len(r.ids) for mine in rows[one.begin : one.end] for r in mine[one.first : one.last]), 0)
+
+        def reading() -> float:
+            loaded = self._models.get()
             began = time.monotonic()
-            self._through(loaded, buffer, step, one, back=False)
-            if loaded.model.device.type == "cuda":
-                torch.cuda.synchronize(loaded.model.device)
-            seconds = time.monotonic() - began
+            try:
+                self._through(loaded, buffer, step, one, back=False)
+            finally:
+                self._models.put(loaded)
+            return time.monotonic() - began
+
+        try:
+            seconds = reading() if self._pool is None else self._pool.submit(reading).result()
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return 0.0  # the step will halve it
-        finally:
-            self._models.put(loaded)
-        return 3 * seconds * max(1.0, sum(sizes) / max(sizes) / self._workers)
+            if one.halves() is None:
+                return 0.0  # the step will say so
+            self._halve(step, one)
+            return self.expected(buffer, rows)
+        rounds = min(math.ceil(len(sizes) / self._workers), sum(sizes) / max(sizes))
+        return 3 * seconds * max(1.0, rounds)
 
     def _kept(self, loaded: LoadedModel, buffer: Buffer, row: Encoded) -> tuple[int, list[str]]:
         """Bytes that the pass of one row keeps for its way back, and the layers that get no gradient from it."""
@@ -373,7 +390,8 @@ class Passes:
 
     def _dropout(self, numbers: Sequence[int]) -> Dropout | None:
         """Of rows with these numbers."""
-        return Dropout(self._recipe.dropout, numbers) if self._recipe.dropout else None
+        share = self._recipe.dropout
+        return Dropout(share, torch.tensor(numbers, device=self._loaded.model.device)) if share else None
 
     def _divided(self, step: Rows) -> list[list[Pass]]:
         """The passes of a step, each within memory; those of one list add to the same gradients, one after the other.
@@ -404,13 +422,17 @@ class Passes:
             return losses
         halves = one.halves()
         assert halves is not None
-        taken = step.padded(one) * (self.token_bytes or 0.0) * self._workers
-        with self._lock:  # from now on no pass as large as this one; others may fail beside it for the same reason
-            self._memory = min(self._memory or 0.0, taken / 2)
+        self._halve(step, one)
         first, second = (self._halving(buffer, step, half) for half in halves)
         if halves[0].end < one.end:
             return first + second
         return [a + b for a, b in zip(first, second, strict=True)]
+
+    def _halve(self, step: Rows, one: Pass) -> None:
+        """From now on no pass as large as this one; others may fail beside it for the same reason."""
+        taken = step.padded(one) * (self.token_bytes or 0.0) * self._workers
+        with self._lock:
+            self._memory = min(self._memory or 0.0, taken / 2)
 
     def _once(self, buffer: Buffer, step: Rows, one: Pass) -> list[float] | None:
         """The losses of a pass; None where memory does not suffice, but may for less."""

@@ -25,8 +25,9 @@ from .model import LoadedModel, load_model, wrap_model
 from .recipes import Recipe, for_each, recipe_for
 from .store import AdapterStore
 from .tasks import Task, Value
-from .teaching import OnStep, Teacher
+from .teaching import Teacher
 from .together import AnsweredAhead
+from .training import OnStep
 from .window import ContextWindow
 
 

@@ -16,8 +16,9 @@ from .errors import AutotttError, BaseChangedError, Cancelled
 from .guarded import GuardedModel
 from .recipes import Recipe
 from .tasks import Task
-from .teaching import OnStep, Teacher
+from .teaching import Teacher
 from .together import AnsweredAhead
+from .training import OnStep
 
 
 class AdapterStore:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .adapters import Adapter
@@ -20,7 +20,7 @@ from .guarded import GuardedModel, memory_errors
 from .lora import LoraWeights
 from .recipes import Recipe
 from .tasks import Task
-from .training import Training, joint, train
+from .training import OnStep, Training, joint, train
 from .window import ContextWindow
 
 COPIES = 8
@@ -28,9 +28,6 @@ COPIES = 8
 one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
 PUT_ASIDE = 4
 """Of these, those that training does not count itself (see `gradients.Buffer.nbytes`)."""
-
-OnStep = Callable[[int, float], None]
-"""Told the step, from 1, and its loss."""
 
 
 class Teacher:
@@ -65,9 +62,10 @@ class Teacher:
                 )  # fmt: skip
                 if charged:
                     _refuse_failed(trainings)
+                read = max(1, sum(t.tokens for t in trainings))
                 found += [
                     Adapter(
-                        weights.select(a), recipe, replace(t, seconds=t.seconds / len(trainings)),
+                        weights.select(a), recipe, replace(t, seconds=t.seconds * t.tokens / read),
                         self._guarded.base_hash, kind=mine[0].kind,
                     )
                     for a, (t, recipe, mine) in enumerate(zip(trainings, recipes[some], examples[some], strict=True))

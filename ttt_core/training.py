@@ -36,6 +36,8 @@ class Training:
     """Why the adapter is of no use, where it failed."""
 
 
+OnStep = Callable[[int, float], None]
+"""Called after each training step with its number (from 1) and its loss in nats."""
 Watch = Callable[[int, Callable[[], LoraWeights]], bool]
 """Called after a step with its number (from 1) and with what gives all adapters as they are; True stops all."""
 
@@ -57,7 +59,7 @@ def train(
     seeds: Sequence[int],
     *,
     deadline: float = math.inf,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     watch: Watch | None = None,
     workers: int | None = None,
     memory: int | None = None,
@@ -93,8 +95,8 @@ def train(
         buffer = Buffer(begin, [recipes[a] for a in active], passes.parts(len(active)))
         passes.measure(buffer, max(longest, key=lambda e: len(e.ids)))
         slowest = 0.0
-        if deadline < math.inf:
-            slowest = passes.expected(buffer, [[longest[a]] * recipes[a].batch for a in active])
+        if time.monotonic() < deadline < math.inf:
+            slowest = passes.expected(buffer, [[longest[a]] * recipes[a].batch for a in active], charge)
 
         def current() -> LoraWeights:
             """All adapters as they are now."""
