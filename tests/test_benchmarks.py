@@ -282,6 +282,12 @@ class TestCrossfit:
         assert low < 0.6 < high
         assert "5 queries of 5 families" in capsys.readouterr().out
 
+    def test_one_query_of_each_task_is_asked(self) -> None:
+        tasks = crossfit.draw_tasks("policy", 3, 0, "lists", 2)
+        assert crossfit.first_queries(tasks) == tasks[::2]
+        alone = [replace(t, group="") for t in tasks]
+        assert crossfit.first_queries(alone) == alone
+
     def test_what_no_case_tells_is_no_number(self) -> None:
         found = {r["name"]: r for r in crossfit.rows_of("s", [self.case(0, True, True, 1.0, 1.0)])}
         assert found["s: helpful adapters that the verdict rejects"]["value"] is None

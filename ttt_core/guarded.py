@@ -15,7 +15,7 @@ import torch
 from .adapters import Adapter
 from .decoding import TOKENS_AT_ONCE
 from .errors import AdaptationError, BaseChangedError
-from .fingerprint import Fingerprint, RevertProof, restored
+from .fingerprint import Fingerprint, RevertProof, freeze, restored
 from .memory import free_memory, out_of_memory, tokens_that_fit
 from .model import LoadedModel
 from .turns import turns_at
@@ -101,8 +101,7 @@ class GuardedModel:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
             with restored(model), torch.inference_mode(False), torch.no_grad():
-                model.eval()
-                model.requires_grad_(False)
+                freeze(model)
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield
 

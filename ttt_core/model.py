@@ -177,7 +177,7 @@ def load_model(
     recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
     name = "bundled" if source is None else where
     return wrap_model(
-        model.to(chosen),
+        model.to(chosen).requires_grad_(False),
         tokenizer,
         name=name,
         prompt_format=prompt_format or settings.get("prompt_format"),
