@@ -21,10 +21,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from autottt.ttt_core.buffer import Buffer
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.examples import reordered
 from autottt.ttt_core.generator.families import draw_task_pairs
-from autottt.ttt_core.gradients import Buffer, Passes, learned
+from autottt.ttt_core.gradients import Passes, learned
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights, target_modules

@@ -32,6 +32,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called, a step of training is divided as there: rows of several adapters in one pass."""
+    from autottt.ttt_core import training
+    from autottt.ttt_core.gradients import Passes
+
+    class Stacked(Passes):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self._on_cpu, self._workers = False, 1
+
+    return lambda: monkeypatch.setattr(training, "Passes", Stacked)
+
+
+@pytest.fixture
 def make_learner(one_thread: None) -> MakeLearner:
     """Builds a learner around a tiny model: architecture, precision, and what its tokenizer has."""
     import torch

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from autottt.controller.nodes import judged
 from autottt.strategies.base import Attempt, get_strategy, run
 from autottt.ttt_core import decoding, teaching, training
+from autottt.ttt_core.buffer import Buffer
 from autottt.ttt_core.crossfit import Evidence, HeldOut, Score, folds, seeds_of
 from autottt.ttt_core.errors import AdaptationError, StrategyError
 from autottt.ttt_core.examples import leave_one_out
-from autottt.ttt_core.gradients import Buffer
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from autottt.ttt_core import gradients, memory
+from autottt.ttt_core.buffer import Buffer
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError
 from autottt.ttt_core.examples import leave_one_out, reordered
-from autottt.ttt_core.gradients import Buffer, Pass, Passes, parts_of
+from autottt.ttt_core.gradients import Pass, Passes, parts_of
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from autottt.ttt_core import decoding, gradients, training
+from autottt.ttt_core import buffer, decoding
 from autottt.ttt_core.adapters import Adapter
 from autottt.ttt_core.answering import Answer
 from autottt.ttt_core.decoding import TokenScores, decode
@@ -237,22 +237,14 @@ def test_a_new_adapter_changes_nothing(case: Case, task: Task) -> None:
     assert learner.answer([task], adapter) == learner.answer([task])
 
 
-class Stacked(gradients.Passes):
-    """Divides a step as on an accelerator: rows of several adapters in one pass."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self._on_cpu, self._workers = False, 1
-
-
 @pytest.mark.parametrize("stacked", [False, True])
 @every_case
 def test_adapters_trained_side_by_side_are_those_trained_alone(
-    case: Case, stacked: bool, task: Task, monkeypatch: pytest.MonkeyPatch
+    case: Case, stacked: bool, task: Task, as_on_an_accelerator: Callable[[], None]
 ) -> None:
     """Apart by less than 0.01% of the way that training went in fp32, and 2% in bf16, in the mean."""
     if stacked:
-        monkeypatch.setattr(training, "Passes", Stacked)
+        as_on_an_accelerator()
     learner = case.learner()
     model = learner.loaded.model.requires_grad_(False)
     held: list[list[Encoded]] = [
@@ -463,7 +455,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("the last training pass", 7, layer, "forward", after=True),
         Fault("before backward", 1, lambda _: torch.autograd, "grad"),
         Fault("after backward", 2, lambda _: torch.autograd, "grad", after=True),
-        Fault("clipping", 2, lambda _: gradients, "clip"),
+        Fault("clipping", 2, lambda _: buffer, "clip"),
         Fault("before the optimizer's step", 1, lambda _: torch.optim.AdamW, "step"),
         Fault("after the optimizer's step", 3, lambda _: torch.optim.AdamW, "step", after=True),
     ],
@@ -580,7 +572,7 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
     odd(model)
-    real_clip, real_step = gradients.clip, torch.optim.AdamW.step
+    real_clip, real_step = buffer.clip, torch.optim.AdamW.step
 
     def clip(found: torch.Tensor, limits: list[float]) -> None:
         real_clip(found, limits)
@@ -595,7 +587,7 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
             if stage == "forward":
                 Fault("", 3, layer, "forward", after=True).set(patch, model, lambda output: output * torch.nan)
             elif stage == "gradient":
-                patch.setattr(gradients, "clip", clip)
+                patch.setattr(buffer, "clip", clip)
             else:
                 patch.setattr(torch.optim.AdamW, "step", step)
             one_step = replace(QUICK, steps=2 if stage == "forward" else 1)

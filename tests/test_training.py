@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ import pytest
 import torch
 
 from autottt.ttt_core import gradients, teaching, training
+from autottt.ttt_core.buffer import Buffer, clip
 from autottt.ttt_core.encoding import Encoded, encode
 from autottt.ttt_core.errors import AdaptationError, ModelError
 from autottt.ttt_core.examples import leave_one_out
-from autottt.ttt_core.gradients import Buffer, Passes, clip, learned
+from autottt.ttt_core.gradients import Passes, learned
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import LoraWeights
 from autottt.ttt_core.model import LoadedModel, wrap_model
@@ -381,19 +383,12 @@ def test_nothing_is_read_to_estimate_a_step_that_would_come_too_late(
     train(loaded, [examples], RECIPE, [0])
 
 
-class Stacked(Passes):
-    """Divides a step as on an accelerator: rows of several adapters in one pass."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self._on_cpu, self._workers = False, 1
-
-
-@pytest.mark.parametrize("passes", [Passes, Stacked])
+@pytest.mark.parametrize("stacked", [False, True])
 def test_each_adapter_follows_its_own_recipe_as_it_would_alone(
-    passes: type[Passes], loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+    stacked: bool, loaded: LoadedModel, examples: list[Encoded], as_on_an_accelerator: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(training, "Passes", passes)
+    if stacked:
+        as_on_an_accelerator()
     recipes = [
         RECIPE,
         replace(RECIPE, steps=6, learning_rate=3e-3, warmup=0.5),

@@ -1,6 +1,6 @@
-"""Gradients of many adapters: their weights in one buffer, and the passes of a step divided to fit the machine.
+"""Gradients of many adapters: the passes of a step, divided to fit the machine.
 
-Knows nothing about optimizers' schedules, tasks or when to stop. Axes: A adapters, P numbers in each, S parts.
+Knows nothing about optimizers, tasks or when to stop. Axes: A adapters.
 On an accelerator one pass takes many adapters. On a CPU, where one task's rows fill a core already and padding rows of
 different tasks to one length costs more than it gives, a pass takes one adapter and several passes go at once, a thread
 each, over copies of the model that share its weights.
@@ -14,8 +14,7 @@ import math
 import queue
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .buffer import Buffer
 from .dropout import Dropout
 from .encoding import Encoded, forward, pad, pad_id_of
 from .errors import AdaptationError
 from .fingerprint import HOOKS
-from .lora import LoraWeights
 from .memory import free_memory, out_of_memory
 from .model import LoadedModel
 from .recipes import Loss, Recipe
@@ -47,104 +46,6 @@ def learned(example: Encoded, loss: Loss) -> list[int]:
         return list(range(1, len(example.ids)))
     spans = example.answers[-1:] if loss == "last" else example.answers[1:] or example.answers
     return [i for begin, end in spans for i in range(max(1, begin), end)]
-
-
-class Buffer:
-    """The weights of A adapters in one tensor, with their gradients and AdamW's moments.
-
-    Clipping them, or putting some aside, is a few operations, whatever the number of layers; each takes its own step.
-    """
-
-    def __init__(self, weights: LoraWeights, recipes: Sequence[Recipe], parts: int = 1) -> None:
-        self._shapes = {name: (down.shape[1:], up.shape[1:]) for name, (down, up) in weights.pairs.items()}
-        self._scaling = weights.scaling
-        self._clips = [recipe.clip for recipe in recipes]
-        self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1)
-        """[A, P], fp32."""
-        self.gradients = self.values.new_zeros(parts, *self.values.shape)
-        """[S, A, P]; what passes add up, each in its own part, so that no two write to one place at once."""
-        groups = [
-            {"params": [row], "weight_decay": r.weight_decay} for row, r in zip(self.values, recipes, strict=True)
-        ]
-        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the weights, their gradients and their moments, in bytes."""
-        return self.values.nbytes * (3 + self.gradients.shape[0])
-
-    def weights(self, begin: int = 0, end: int | None = None) -> LoraWeights:
-        """Views of adapters `begin` to `end`."""
-        return self._views(self.values[begin:end])
-
-    def leaves(self, begin: int, end: int, dtype: torch.dtype) -> LoraWeights:
-        """Adapters `begin` to `end` in the precision of a model, to take gradients of."""
-        weights = self._views(self.values[begin:end].to(dtype))
-        for tensor in weights.tensors:
-            tensor.requires_grad_(True)
-        return weights
-
-    def add(self, gradients: Sequence[Tensor], begin: int, end: int, part: int) -> None:
-        """Adds the gradients of the tensors of adapters `begin` to `end` to a part."""
-        for target, gradient in zip(self._views(self.gradients[part, begin:end]).tensors, gradients, strict=True):
-            target += gradient
-
-    def _views(self, rows: Tensor) -> LoraWeights:
-        """What rows [a, P] hold, tensor by tensor."""
-        at, pairs = 0, {}
-        for name, shapes in self._shapes.items():
-            views = []
-            for shape in shapes:
-                views.append(rows[:, at : at + shape.numel()].view(-1, *shape))
-                at += shape.numel()
-            pairs[name] = views[0], views[1]
-        return LoraWeights(pairs, self._scaling)
-
-    def step(self, rates: Sequence[float]) -> None:
-        """Scales each adapter's gradient to a norm of at most its recipe's, and takes AdamW's step with it at its
-        rate."""
-        gradient = self.gradients[0]
-        for other in self.gradients[1:]:
-            gradient += other
-        clip(gradient, self._clips)
-        for group, rate, mine in zip(self._optimizer.param_groups, rates, gradient, strict=True):
-            (row,) = group["params"]
-            row.grad, group["lr"] = mine, rate
-        self._optimizer.step()
-        self.gradients.zero_()
-
-    def keep(self, adapters: Sequence[int], parts: int) -> None:
-        """Lets go of all adapters but these."""
-        groups = self._optimizer.param_groups
-        self._optimizer.param_groups = [groups[a] for a in adapters]
-        self._clips = [self._clips[a] for a in adapters]
-        self._choose(self.values[list(adapters)], slice(None), parts)
-
-    def drop(self, layers: Collection[str]) -> None:
-        """Lets go of what all adapters have at these layers."""
-        sizes = {name: down.numel() + up.numel() for name, (down, up) in self._shapes.items()}
-        kept = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
-        index = kept.nonzero().flatten().to(self.values.device)
-        self._choose(self.values[:, index], index, self.gradients.shape[0])
-        self._shapes = {name: shapes for name, shapes in self._shapes.items() if name not in layers}
-
-    def _choose(self, values: Tensor, columns: Tensor | slice, parts: int) -> None:
-        """Goes on with these weights [a, p], and with the same columns of their moments."""
-        self.values = values
-        self.gradients = values.new_zeros(parts, *values.shape)
-        before, self._optimizer.state = self._optimizer.state, defaultdict(dict)
-        for row, group in zip(values, self._optimizer.param_groups, strict=True):
-            (earlier,) = group["params"]
-            group["params"] = [row]
-            state = before.get(earlier, {})
-            self._optimizer.state[row] = {k: v[columns] if v.dim() else v for k, v in state.items()}
-
-
-def clip(gradients: Tensor, limits: Sequence[float]) -> None:
-    """Scales each row of [A, P] to a norm of at most its limit."""
-    norms = gradients.norm(dim=1)
-    most = gradients.new_tensor(limits)
-    gradients.mul_((most / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None])
 
 
 @dataclass(frozen=True)
@@ -187,9 +88,13 @@ class Rows:
         """Tokens of each adapter's longest row."""
         return [max(len(row.ids) for row in mine) for mine in self.of]
 
+    def lengths(self, one: Pass) -> list[int]:
+        """Tokens of each row of a pass."""
+        return [len(row.ids) for mine in self.of[one.begin : one.end] for row in mine[one.first : one.last]]
+
     def padded(self, one: Pass) -> int:
-        """Tokens of a pass, as long as its longest row each."""
-        lengths = [len(row.ids) for mine in self.of[one.begin : one.end] for row in mine[one.first : one.last]]
+        """Tokens of a pass, all rows as long as the longest."""
+        lengths = self.lengths(one)
         return max(lengths) * len(lengths)
 
 
@@ -325,7 +230,7 @@ class Passes:
         sizes = [step.padded(one) for one in passes]
         one = passes[sizes.index(max(sizes))]
         if charge is not None:
-            charge(sum(len(r.ids) for mine in rows[one.begin : one.end] for r in mine[one.first : one.last]), 0)
+            charge(sum(step.lengths(one)), 0)
 
         def reading() -> float:
             loaded = self._models.get()

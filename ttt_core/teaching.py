@@ -27,7 +27,7 @@ COPIES = 8
 """Of an adapter's weights that its training holds at most: as they were, as they are, at this look and at the best
 one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
 PUT_ASIDE = 4
-"""Of these, those that training does not count itself (see `gradients.Buffer.nbytes`)."""
+"""Of these, those that training does not count itself (see `buffer.Buffer.nbytes`)."""
 
 
 class Teacher:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
 
+from .buffer import Buffer
 from .encoding import Encoded
 from .errors import AdaptationError
-from .gradients import Buffer, Passes
+from .gradients import Passes
 from .lora import LoraWeights
 from .model import LoadedModel
 from .recipes import Recipe, for_each
