@@ -18,13 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import BASE, Cases, cases_of
@@ -55,6 +56,8 @@ OMITTED = {
 """Open sets that it is not judged on, and why."""
 GENERATED, QUERIES, OF_A_SET = 600, 1, 60
 """Tasks of the generator, queries of each of them, and queries of each open set."""
+TWICE = 150
+"""Tasks of the generator on which every strategy is tried with a second seed."""
 QUICK = 10
 
 
@@ -63,7 +66,9 @@ def some(tasks: Sequence[Task], count: int) -> list[Task]:
     return list(tasks[:: max(1, len(tasks) // count)])[:count]
 
 
-def collected(folder: Path, tasks: list[Task], model: str | None, workers: int) -> list[Outcome]:
+def collected(
+    folder: Path, tasks: list[Task], model: str | None, workers: int, seeds: Sequence[int] = (0,)
+) -> list[Outcome]:
     """The outcomes of all strategies on the tasks; those in the folder are not measured again."""
     store = OutcomeStore(folder)
 
@@ -71,9 +76,9 @@ def collected(folder: Path, tasks: list[Task], model: str | None, workers: int) 
         print(f"\r{folder.name}: {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     strategies = [get_strategy(name) for name in ARMS]
-    collect_with_workers(Source(model), tasks, strategies, [0], store, workers=workers, on_progress=tell)
+    collect_with_workers(Source(model), tasks, strategies, seeds, store, workers=workers, on_progress=tell)
     wanted = {(t.dataset, t.id) for t in tasks}
-    return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS]
+    return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS and o.seed in seeds]
 
 
 def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
@@ -95,8 +100,8 @@ def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
     return found | {"interval_90": rounded(gain["interval_90"]), "queries": len(cases), "over_long": cases.over_long}
 
 
-def rounded(numbers: Sequence[float]) -> list[float]:
-    return [round(number, 3) for number in numbers]
+def rounded(numbers: Iterable[float]) -> list[float]:
+    return [round(float(number), 3) for number in numbers]
 
 
 def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -114,11 +119,38 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
     worth = right - TOP_PRICE / costs.mean(axis=(0, 2)).max() * costs  # [families, strategies, runs]
     means, index = worth.mean(axis=2), np.arange(len(families))
     held = [means[n, np.delete(means, n, 0).mean(axis=0).argmax()] for n in index]
-    across = [worth[index, np.delete(worth, n, 2).mean(axis=2).argmax(axis=1), n] for n in range(runs)]
     return {
         "single": float(np.mean(held)), "best_of_each_same_runs": float(means.max(axis=1).mean()),
-        "best_of_each_other_runs": float(np.mean(across)), "in_context": float(means[:, 0].mean()),
+        "best_of_each_other_runs": float(by_other_runs(worth).mean()), "in_context": float(means[:, 0].mean()),
         "families": len(families), "runs": runs,
+    }  # fmt: skip
+
+
+def by_other_runs(worth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What choosing the best strategy by all runs but one is worth in that one, the mean over which one it is, from
+    what each strategy was worth in each run [N, strategies, runs] -> [N]."""
+    index, runs = np.arange(len(worth)), worth.shape[2]
+    across = [worth[index, np.delete(worth, n, 2).mean(axis=2).argmax(axis=1), n] for n in range(runs)]
+    found: NDArray[np.float64] = np.mean(across, axis=0)
+    return found
+
+
+def told_by_another_run(outcomes: Sequence[Outcome], price: float, single: str) -> dict[str, Any]:
+    """How much of the gap between a single strategy and the best of each query somebody would close who had seen every
+    strategy tried on that query once before, with another seed: the best of each is a maximum over draws, some of which
+    are luck. Queries without all seeds are left out. With the 90% interval when families are drawn again."""
+    seeds, tried = sorted({o.seed for o in outcomes}), {(o.task_id, o.strategy, o.seed): o for o in outcomes}
+    names = [t for t in sorted({o.task_id for o in outcomes}) if all((t, s, n) in tried for s in ARMS for n in seeds)]
+    worth = np.array([[[(o := tried[t, s, n]).correct - price * o.cost for n in seeds] for s in ARMS] for t in names])
+    ours = worth[:, ARMS.index(single)].mean(axis=1)
+    best, told = worth.max(axis=1).mean(axis=1), by_other_runs(worth)
+    _, family = np.unique([tried[t, single, seeds[0]].family for t in names], return_inverse=True)
+    sums = np.stack([np.bincount(family, told - ours), np.bincount(family, best - ours)])
+    drawn = np.random.default_rng(0).integers(sums.shape[1], size=(2000, sums.shape[1]))
+    gained, way = sums[:, drawn].sum(axis=2)
+    return {
+        "value": float(sums[0].sum() / sums[1].sum()), "interval_90": rounded(np.quantile(gained / way, (0.05, 0.95))),
+        "queries": len(names), "single": float(ours.mean()), "told": float(told.mean()), "best": float(best.mean()),
     }  # fmt: skip
 
 
@@ -316,6 +348,14 @@ def main() -> None:
     if (trained.base_hash, trained.strategies) == (shipped.base_hash, shipped.strategies):
         policies["shipped"] = LearnedPolicy(shipped)
     rows = [*judged(trained), *same_as_shipped(trained, shipped, None if given.quick else 1.0)]
+    twice = collected(
+        given.runs / "generated", some(generated, QUICK if given.quick else TWICE), given.model, given.workers, (0, 1)
+    )
+    luck = told_by_another_run(twice, trained.price, trained.ranking[0])
+    rows.append(row(
+        "gap closed by having tried every strategy once before", luck.pop("value"), "of it",
+        f"always {trained.ranking[0]} to best of each", None, **luck,
+    ))  # fmt: skip
     transfer, omitted = on_open_sets(given, policies, outcomes)
     rows += [*transfer, *on_table(given.data / "outcomes" / "bbh_llama31_8b.csv")]
     rows.append(timed(policies["trained"], cases_of(outcomes)))

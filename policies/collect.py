@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..strategies.base import Strategy, get_strategy, recipe_digest, run
+from ..strategies.base import Attempt, Strategy, get_strategy, recipe_digest, run
 from ..ttt_core.errors import PolicyError, StrategyError, TaskError, TooLongError
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
+from ..ttt_core.tasks import Task, content_digest
 from .features import FEATURES_VERSION, free_features, probe_features
-from .outcomes import Key, Outcome, OutcomeStore
+from .outcomes import Key, Outcome, OutcomeStore, finite
 
 BASE = "in_context"
 """The strategy that costs are multiples of."""
@@ -151,21 +151,23 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
     """The outcome without its cost, which another outcome is needed for."""
     learner.charge_anew()
     began, before, ahead = time.perf_counter(), learner.work, learner.ahead
-    correct = 0.0
+    attempt: Attempt | None = None
     try:
         attempt = run(strategy, learner, task, seed=seed)
         status: str = attempt.status
-        correct = float(attempt.value == task.answer)
     except TooLongError:
         status = "too_long"
     except StrategyError:
         status = "too_few"
+    done, value = learner.work - before, None if attempt is None else attempt.value
     return Outcome(
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
-        strategy=strategy.name, seed=seed, status=status, correct=correct,
-        seconds=time.perf_counter() - began + learner.ahead - ahead, work=(learner.work - before).passes, cost=0.0,
+        strategy=strategy.name, seed=seed, status=status, correct=float(value is not None and value == task.answer),
+        seconds=time.perf_counter() - began + learner.ahead - ahead, work=done.passes, cost=0.0,
         base_hash=learner.base_hash, recipe=recipe_digest(strategy, learner.loaded.recipes, task.kind),
-        digest=task.digest,
+        digest=task.digest, forward=done.forward, backward=done.backward,
+        confidence=attempt.confidence if attempt else 0.0, answer="" if value is None else content_digest(value),
+        losses=finite(attempt.training.losses if attempt and attempt.training else ()),
     )  # fmt: skip
 
 

@@ -234,13 +234,13 @@ def _simplest(questions: Sequence[Question], held_outs: Mapping[str, Sequence[Fl
     return next(n for n in losses if n == best or not surely_above(losses[n] - losses[best], families))
 
 
-def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
-    """Whether the mean of the values [N] is more than a standard error above 0. Cases of a family are not independent,
-    so the error is that of families drawn anew."""
+def surely_above(values: Floats, families: NDArray[np.str_], errors: float = 1.0) -> bool:
+    """Whether the mean of the values [N] is more than so many standard errors above 0. Cases of a family are not
+    independent, so the error is that of families drawn anew."""
     mean = values.mean()
     _, place = np.unique(families, return_inverse=True)
     error = np.sqrt((np.bincount(place, values - mean) ** 2).sum()) / len(values)
-    return bool(mean > error)
+    return bool(mean > errors * error)
 
 
 def _suited(questions: Sequence[Question], candidates: Sequence[str]) -> list[str]:

@@ -7,11 +7,13 @@ own, a line of JSON, and seals many at once as a shard: a Parquet file, whole or
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
@@ -74,10 +76,25 @@ class Outcome:
     where it is not known."""
     digest: str = ""
     """What is asked, by its content (`Task.digest`); empty where it is not known."""
+    forward: int = 0
+    """Tokens forward, of `work`; 0 with `backward` where they are not known apart."""
+    backward: int = 0
+    """Tokens backward, each of which counts twice in `work`."""
+    confidence: float = 0.0
+    """Of the attempt: the probability of its answer, or the share of votes for it; 0 where it is not known."""
+    answer: str = ""
+    """The answer, by its content (`content_digest`): strategies with the same one agree. Empty for none."""
+    losses: tuple[float, ...] = ()
+    """Mean loss of each training step in nats, of strategies that train, as far as they are numbers."""
 
     @property
     def key(self) -> Key:
         return Key(self.base_hash, self.dataset, self.task_id, self.strategy, self.seed, self.recipe)
+
+
+def finite(losses: Iterable[float]) -> tuple[float, ...]:
+    """The losses up to the first that is no number: training that fails ends there."""
+    return tuple(takewhile(math.isfinite, losses))
 
 
 class OutcomeStore:
@@ -190,7 +207,7 @@ def _journaled(file: Path) -> list[Outcome]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(Outcome(**json.loads(line)))
+            found.append(_outcome(json.loads(line)))
         except (ValueError, TypeError) as error:
             known = ", ".join(f.name for f in fields(Outcome))
             raise PolicyError(
@@ -198,6 +215,12 @@ def _journaled(file: Path) -> list[Outcome]:
                 "Remove the line to measure it again"
             ) from None
     return found
+
+
+def _outcome(row: Mapping[str, Any]) -> Outcome:
+    """What a line or a row says; early versions have fewer columns."""
+    found = Outcome(**row)
+    return replace(found, features=dict(found.features), losses=tuple(found.losses))
 
 
 def _pyarrow() -> ModuleType | None:
@@ -215,6 +238,7 @@ def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     types = {name: kinds.get(hint) for name, hint in get_type_hints(Outcome).items()}
     types["features"] = arrow.map_(arrow.string(), arrow.float64())
+    types["losses"] = arrow.list_(arrow.float64())
     columns = {name: arrow.array([_plain(getattr(o, name)) for o in outcomes], type) for name, type in types.items()}
     partial = target.with_name(f"_{target.name}.partial")
     arrow.parquet.write_table(arrow.table(columns), partial, compression="zstd")
@@ -233,6 +257,6 @@ def _sealed(file: Path) -> Iterable[Outcome]:
     try:
         rows: list[dict[str, Any]] = arrow.parquet.read_table(file).to_pylist()
         for row in rows:
-            yield Outcome(**{**row, "features": dict(row["features"])})
+            yield _outcome(row)
     except (arrow.ArrowException, OSError, TypeError, KeyError) as error:
         raise PolicyError(f"{file}: not a shard of outcomes ({error}); remove it to measure them again") from None

@@ -140,11 +140,11 @@ def _left_out(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[st
 
 def _leakage(card: Mapping[str, Any]) -> Sequence[str]:
     family, random = card["leakage"]["families_held_out"], card["leakage"]["cases_held_out"]
-    alone = card.get("single_case_families")
+    of = card["leakage"].get("cases")
     return [
         f"- Leakage gauge: utility {family['utility']:.3f} and AUROC {_number(family['auroc'])} with families held "
         f"out, {random['utility']:.3f} and {_number(random['auroc'])} with cases held out at random"
-        + ("." if alone is None else f"; {alone} of {card['families']} families have a single case, and leak nothing.")
+        + ("." if of is None else f", both of the {of} cases whose family has others.")
     ]
 
 

@@ -24,7 +24,7 @@ RESAMPLES = 2000
 INTERVALS = 300
 """Of the same, for numbers that take longer."""
 Outcomes = tuple[Floats, Floats]
-"""Shares right and costs, [N] each."""
+"""Whether right and costs, [N] each, or [D, N] of D draws of the folds."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +112,18 @@ def best_rule(cases: Cases, price: float) -> Rule:
 
 
 def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -> dict[str, Any]:
-    """The numbers as plain JSON: what is decided and gained is the mean over all draws of the folds, what is estimated
+    """The numbers as plain JSON: what is decided and gained is the mean of all draws of the folds, what is estimated
     is of the first, and but for `difficulty_free` from all stages for every case. Shares and accuracies are 0 to 1,
     costs multiples of in-context."""
     index, first = np.arange(len(cases)), draws[0]
 
     def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
-        right = np.mean([cases.right[index, choice] for choice in choices], axis=0)
-        return right, np.mean([cases.costs[index, choice] for choice in choices], axis=0)
+        right = np.stack([cases.right[index, choice] for choice in choices])
+        return right, np.stack([cases.costs[index, choice] for choice in choices])
 
     def after_measuring(choices: Sequence[NDArray[np.int64]], measured: Sequence[NDArray[np.bool_]]) -> Outcomes:
         decided = [cases.decided(choice, more) for choice, more in zip(choices, measured, strict=True)]
-        return np.mean([right for right, _ in decided], axis=0), np.mean([costs for _, costs in decided], axis=0)
+        return np.stack([right for right, _ in decided]), np.stack([costs for _, costs in decided])
 
     chosen = np.stack([draw.choice for draw in draws])
     shares = np.bincount(chosen.ravel(), minlength=len(cases.strategies)) / chosen.size
@@ -145,7 +145,6 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "families": len(set(cases.families)),
         "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
         "cases": len(cases),
-        "single_case_families": sum(n == 1 for n in Counter(cases.families).values()),
         "over_long": cases.over_long,
         "digest": cases.digest,
         "price": price,
@@ -160,7 +159,7 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "heads": {name: _classifier(cases.right[:, s], first.chances[:, s]) for s, name in enumerate(cases.strategies)},
         "prices": _prices(cases, first),
         "importance": _importance(wrong, first),
-        "families_gained": _per_family(cases, arms["policy"][0] - cases.right[:, 0]),
+        "families_gained": _per_family(cases, arms["policy"][0].mean(axis=0) - cases.right[:, 0]),
         "kept": _kept(cases, draws),
         "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
         "measured_share": float(np.mean([d.measured for d in draws])),
@@ -193,16 +192,25 @@ def routing(cases: Cases, held_out: HeldOut) -> dict[str, Any] | None:
     }
 
 
-def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, dict[str, float | None]]:
+def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, Any]:
     """The policy with families held out beside the same with cases held out at random: what knowing the family, which
-    no new task has, would flatter it by."""
+    no new task has, would flatter it by. Of the cases whose family has others: nothing leaks of one that has none."""
+    count = Counter(cases.families)
+    several = np.flatnonzero([count[family] > 1 for family in cases.families])
+    if not len(several):
+        several = np.arange(len(cases))
+    some = cases.take(several)
 
     def of(held_out: HeldOut) -> dict[str, float | None]:
-        right, costs = cases.decided(held_out.choice, held_out.measured)
-        found = _classifier(1 - cases.right[:, 0], 1 - held_out.chance)
+        right, costs = some.decided(held_out.choice, held_out.measured)
+        found = _classifier(1 - some.right[:, 0], 1 - held_out.chance)
         return {"utility": float((right - price * costs).mean()), "auroc": found["auroc"]}
 
-    return {"families_held_out": of(by_family), "cases_held_out": of(at_random)}
+    return {
+        "families_held_out": of(by_family.take(several)),
+        "cases_held_out": of(at_random.take(several)),
+        "cases": len(some),
+    }
 
 
 def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, Any]:
@@ -270,24 +278,29 @@ def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:
 
 def bootstrap(cases: Cases, worth: Mapping[str, Floats], seed: int) -> Callable[..., dict[str, Any] | None]:
     """What gives the policy's mean gain over an arm, or the share of the way from there to another arm that it goes
-    (None where there is no way), with the 90% interval when families are drawn again."""
+    (None where there is no way), with the 90% interval when families are drawn again.
+
+    Arms are worth [N], or [D, N] in D draws of the folds. The gain is the mean of the draws; each time that families
+    are drawn again one of the draws is taken, so that the interval has the spread of both.
+    """
     names, family = np.unique(np.array(cases.families), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    weights = np.vstack([np.ones(len(names)), drawn])
+    counts = np.bincount(family, minlength=len(names))
 
-    def means(values: Floats) -> Floats:
-        sums = [np.bincount(family, weights=v, minlength=len(names)) for v in (values, np.ones(len(cases)))]
-        found: Floats = (weights @ sums[0]) / (weights @ sums[1])
-        return found
+    def means(values: Floats) -> tuple[float, Floats]:
+        rows = np.atleast_2d(values)
+        sums = np.stack([np.bincount(family, weights=row, minlength=len(names)) for row in rows])
+        again = (drawn * sums[np.arange(RESAMPLES) % len(sums)]).sum(axis=1) / (drawn @ counts)
+        return float(rows.mean()), again
 
     def gain(over: str, to: str | None = None) -> dict[str, Any] | None:
-        found = means(worth["policy"] - worth[over])
+        value, again = means(worth["policy"] - worth[over])
         if to is not None:
-            way = means(worth[to] - worth[over])
-            if way[0] <= 1e-9:
+            way, ways = means(worth[to] - worth[over])
+            if way <= 1e-9:
                 return None
-            found = found[way > 1e-9] / way[way > 1e-9]
-        return {"value": float(found[0]), "interval_90": _interval(found[1:])}
+            value, again = value / way, again[ways > 1e-9] / ways[ways > 1e-9]
+        return {"value": value, "interval_90": _interval(again)}
 
     return gain
 

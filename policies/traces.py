@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
+from ..ttt_core.tasks import content_digest
 from .cases import BASE
 from .features import FEATURES_VERSION, NAMES, STAGE_0
 from .heads import Floats
-from .outcomes import Outcome
+from .outcomes import Outcome, finite
 from .trained import TrainedPolicy
 
 DRIFTED = 0.25
@@ -119,7 +120,10 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
         status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
         seconds=attempt["cost"]["seconds"], work=work, cost=work / row["unit"],
-        base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"], **more,
+        base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
+        forward=work - 2 * attempt["cost"]["backward_tokens"], backward=attempt["cost"]["backward_tokens"],
+        confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
+        losses=finite((attempt["training"] or {}).get("losses", ())), **more,
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
 CONFIDENCE = 0.9
 """Of the promise about answers that are kept in context."""
+SURE = 1.645
+"""Standard errors by which deciding in pairs has to be worth more: 95% of a normal distribution lie below."""
 REPEATS = 5
 """Draws of the folds that a scorecard is of."""
 
@@ -224,11 +226,12 @@ def _fit_pairs(cases: Cases, settings: Settings) -> tuple[tuple[Pair, ...], Floa
 
 
 def _pay(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> bool:
-    """Whether deciding by pairs is worth more than by chances, by more than a standard error, on what is held out."""
+    """Whether deciding by pairs is worth more than by chances on what is held out, by so much that it is by chance in
+    one of twenty trainings only."""
     index, worth = np.arange(len(cases)), cases.worth(policy.price)
     by_pairs, _ = _choose(policy, cases, chances, gains)
     by_chances, _ = _choose(replace(policy, pairs=()), cases, chances, gains)
-    return surely_above(worth[index, by_pairs] - worth[index, by_chances], np.array(cases.families))
+    return surely_above(worth[index, by_pairs] - worth[index, by_chances], np.array(cases.families), SURE)
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:

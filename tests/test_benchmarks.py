@@ -208,6 +208,21 @@ class TestPolicy:
         found = policy.without_features(sure)
         assert found["best_of_each_other_runs"] == found["best_of_each_same_runs"] > found["single"] + 0.4
 
+    def test_luck_is_not_told_by_another_run_and_what_a_query_is_like_is(self) -> None:
+        rng = random.Random(0)
+
+        def drawn(lucky: bool) -> list[Outcome]:
+            return [
+                outcome(f"f{n}", s, run, rng.random() < 0.5 if lucky else (n + place) % 4 == 0, 1.0)
+                for n in range(200) for place, s in enumerate(policy.ARMS) for run in range(2)
+            ]  # fmt: skip
+
+        found = policy.told_by_another_run(drawn(lucky=True), 0.001, "ttt_augmented")
+        assert abs(found["value"]) < 0.2
+        assert found["interval_90"][0] < found["value"] < found["interval_90"][1]
+        found = policy.told_by_another_run(drawn(lucky=False), 0.001, "ttt_augmented")
+        assert (found["value"], found["queries"]) == (1.0, 200)
+
     def test_what_cannot_be_told_holds_no_goal(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)
         rows = {r["name"]: r for r in policy.judged(shipped)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from autottt.ttt_core.guarded import Work
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.training import Training
 
 OUTCOME = Outcome(
     "t1", "t1", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base", {"a": 0.5}, 1, 2.0
@@ -79,12 +81,13 @@ class Fake:
     needs: int = 0
     error: Exception | None = None
     value: object = None
+    training: Training | None = None
 
     def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
         learner.work = Work(learner.work.forward + 100, learner.work.backward + 50)
         if self.error:
             raise self.error
-        return Attempt(self.name, self.value, "", 1.0)
+        return Attempt(self.name, self.value, "", 1.0, training=self.training)
 
 
 def timeless(outcomes):
@@ -263,6 +266,18 @@ def test_right_and_wrong_answers_are_told_apart(tmp_path):
     assert (by["fake"].correct, by["fake"].status) == (0.0, "answered")
 
 
+def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_path):
+    losses = (2.0, 0.5, math.nan, 0.25)
+    training = Training(4, losses, 0.0, 50, "finished")
+    same, other = Fake("same", value=[3], training=training), Fake("other", value=[4])
+    by = {o.strategy: o for o in collected(tmp_path, [same, other], tasks=TASKS[:1])}
+    assert [(by[s].forward, by[s].backward) for s in ("in_context", "same")] == [(10, 0), (100, 50)]
+    assert by["same"].answer == by["in_context"].answer != by["other"].answer
+    assert by["in_context"].confidence == pytest.approx(math.exp(SCORES.total))
+    assert (by["same"].confidence, by["same"].losses) == (1.0, (2.0, 0.5))
+    assert by["other"].losses == ()
+
+
 @pytest.mark.parametrize(
     ("strategy", "status", "work"),
     [
@@ -331,17 +346,22 @@ def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
     assert learner.answered > 0
 
 
+LATER = ["digest", "forward", "backward", "confidence", "answer", "losses"]
+"""Columns that early versions did not have."""
+
+
 def test_outcomes_of_early_versions_say_not_what_was_asked(tmp_path):
     """They are read, from journals and shards, and are taken for the task of their name."""
     collected(tmp_path / "new")
     rows = [dataclasses.asdict(o) for o in OutcomeStore(tmp_path / "new").read()]
     for row in rows:
-        del row["digest"]
+        for name in LATER:
+            del row[name]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "_1-dead.journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
     (shard,) = (tmp_path / "new").glob("*.parquet")
     table = pyarrow.parquet.read_table(shard)
-    pyarrow.parquet.write_table(table.drop_columns(["digest"]), tmp_path / "old" / "outcomes-0.parquet")
+    pyarrow.parquet.write_table(table.drop_columns(LATER), tmp_path / "old" / "outcomes-0.parquet")
     learner = Echo()
     found = collected(tmp_path / "old", learner=learner)
     assert [o.digest for o in found] == [""] * 6

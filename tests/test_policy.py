@@ -20,7 +20,7 @@ from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
 from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, _line, fit_heads, folds, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
-from autottt.policies.scorecard import HeldOut, bootstrap, intervals, routing, scorecard
+from autottt.policies.scorecard import HeldOut, bootstrap, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Pair
 from autottt.policies.training import Settings, _fit_pairs, _held_out, _kept_from, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
@@ -433,7 +433,7 @@ def test_over_long_queries_are_counted_and_left_out():
     np.testing.assert_array_equal(cases.costs, cases_of(SMALL).costs)
     drawn = dataclasses.replace(HeldOut.empty(64, 3), expected=cases.costs)
     card = scorecard(cases, [drawn], 0.001, 0)
-    assert (card["cases"], card["over_long"], card["single_case_families"]) == (64, 1, 0)
+    assert (card["cases"], card["over_long"]) == (64, 1)
     assert card["digest"] == cases_of(SMALL).digest != cases_of(SMALL[:-3]).digest
 
 
@@ -571,6 +571,16 @@ def test_what_only_the_family_tells_is_worth_nothing_with_families_held_out():
     assert by_family < 0.75
 
 
+def test_the_leakage_gauge_is_of_families_that_can_leak():
+    cases = cases_of(SMALL)
+    lonely = dataclasses.replace(cases, families=("alone", *cases.families[1:]))
+    by_family, at_random = held_out([0.0] * len(cases)), held_out([0.0] * len(cases))
+    at_random.choice[0] = 2  # as if only the family that is alone were decided otherwise
+    found = leakage(lonely, by_family, at_random, 0.001)
+    assert found["cases"] == len(cases) - 1
+    assert found["families_held_out"] == found["cases_held_out"]
+
+
 # --- routing ---------------------------------------------------------------------------------------------------------
 
 
@@ -606,7 +616,8 @@ def test_there_is_no_routing_to_what_gains_nothing():
 def test_the_scorecard_says_how_it_routes_and_what_leaks(learned):
     card = learned.trained.scorecard
     assert card["routing"]["apgr"] > 0.6
-    assert set(card["leakage"]) == {"families_held_out", "cases_held_out"}
+    assert set(card["leakage"]) == {"families_held_out", "cases_held_out", "cases"}
+    assert card["leakage"]["cases"] == card["cases"], "every family has several here"
     assert card["leakage"]["families_held_out"]["utility"] == pytest.approx(card["arms"]["policy"]["utility"])
     assert card["arms"]["by_kind"] == card["arms"]["single_best"], "there is one kind"
     assert card["arms"]["rule_of_thumb"]["cost"] > 1

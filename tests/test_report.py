@@ -66,11 +66,11 @@ def test_what_the_numbers_are_not_is_said() -> None:
     assert "all stages for every query" in text
     assert "rule of thumb is judged without `ttt_crossfit`" in text
     assert "left out" not in text
-    assert "single case" not in text, "an early scorecard does not tell"
-    more = replace(POLICY, scorecard={**CARD, "over_long": 3, "single_case_families": 5})
+    assert "whose family has others" not in text, "an early scorecard does not tell"
+    more = replace(POLICY, scorecard={**CARD, "over_long": 3, "leakage": {**CARD["leakage"], "cases": 12}})
     text = as_markdown(replace(more, strategies=(*POLICY.strategies, "ttt_crossfit")))
     assert "3 queries were left out: over-long" in text
-    assert "5 of 8 families have a single case" in text
+    assert "both of the 12 cases whose family has others" in text
     assert "judged without" not in text
 
 

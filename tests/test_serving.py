@@ -207,6 +207,10 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
         assert outcome.task_id.endswith(f"#{outcome.digest}")
         assert bool(outcome.recipe) == (outcome.strategy != "in_context")
         assert outcome.family == f"f{outcome.task_id[1]}"
+        assert outcome.work == outcome.forward + 2 * outcome.backward
+        assert bool(outcome.answer) == (outcome.status == "answered")
+        assert bool(outcome.losses) == bool(outcome.backward)
+        assert 0 <= outcome.confidence <= 1 + 1e-6
         if outcome.strategy == "in_context":
             assert set(outcome.features) == set(NAMES[1])
             assert outcome.cost == 1.0

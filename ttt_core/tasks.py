@@ -6,11 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 Grid = tuple[tuple[int, ...], ...]
 IntList = tuple[int, ...]
 Value = Grid | IntList | str
 """What an input or an output is: a grid (rows of digits 0-9), a list of integers, or a text."""
+
+
+def content_digest(content: Any) -> str:
+    """Names a value, or several, by the content: 16 hexadecimal digits of what JSON makes of it."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Task:
     def digest(self) -> str:
         """Names what is asked by its content: kind, instruction, demonstrations and query, but not the answer."""
         asked = (self.kind, self.instruction, [(d.input, d.output) for d in self.demonstrations], self.query)
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        return content_digest(asked)
 
     def map(self, function: Callable[[Value], Value]) -> Task:
         """This task with `function` applied to every input and output."""
