@@ -4,9 +4,9 @@
     python benchmarks/crossfit.py DATA/open/list_functions_rule.jsonl --limit 40 --json OUT --cases runs/lists.jsonl
 
 Prints three tables: accuracy in context, of the folds' vote, and with the verdict (the in-context answer where training
-did worse on what it had not seen); the tasks by the sign of the estimated gain; and how well each estimate tells right
-from wrong. Intervals are 90%, by bootstrap over families. Cases are kept in --cases as they come: an interrupted run
-goes on from there.
+did no better on what it had not seen, and the model was surer of it); the tasks by the sign of the estimated gain; and
+how well each estimate tells right from wrong. Intervals are 90%, by bootstrap over families. Cases are kept in --cases
+as they come: an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core.crossfit import rejected
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.generator.families import draw_tasks
 from autottt.ttt_core.learner import Learner
@@ -53,11 +54,18 @@ class Case:
     """Share of the votes for the answer."""
     passes: float
     """Work of the cross-fit, in multiples of answering in context."""
+    sure: float
+    """Probability of the in-context answer."""
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the verdict keeps the in-context answer."""
+        return rejected(self.after - self.before, self.agreement, self.sure)
 
     @property
     def judged(self) -> bool:
-        """Right, where harm on held-out demonstrations keeps the in-context answer."""
-        return self.in_context if self.after < self.before else self.voted
+        """Right, with the verdict."""
+        return self.in_context if self.rejected else self.voted
 
 
 def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
@@ -74,7 +82,7 @@ def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
         task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
         plain.value == task.answer, fitted.value == task.answer,
         fmean(fitted.evidence.before), fmean(fitted.evidence.after), fitted.confidence,
-        fitted.cost.passes / plain.cost.passes,
+        fitted.cost.passes / plain.cost.passes, plain.confidence,
     )  # fmt: skip
 
 
@@ -136,7 +144,7 @@ def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
         add(gained, some, lambda s: fmean(c.voted - c.in_context for c in s), better=better, worse=worse)
     for words, sign in (("harmful", -1), ("helpful", 1)):
         some = [c for c in cases if c.voted - c.in_context == sign]
-        add(f"{words} adapters that the verdict rejects", some, lambda s: fmean(c.after < c.before for c in s))
+        add(f"{words} adapters that the verdict rejects", some, lambda s: fmean(c.rejected for c in s))
     add("AUROC: in context right, by held-out before", cases, auroc(lambda c: c.in_context, lambda c: c.before))
     add("AUROC: the vote right, by held-out after", cases, auroc(lambda c: c.voted, lambda c: c.after))
     add("AUROC: the vote right, by agreement", cases, auroc(lambda c: c.voted, lambda c: c.agreement))

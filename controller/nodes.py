@@ -18,6 +18,7 @@ from ..policies.features import Features, free_features, probe_features
 from ..policies.policy import NOT_PROMISED, Decision, Policy
 from ..strategies.adapting import knows
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
+from ..ttt_core.crossfit import rejected
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks import Task
 from .budget import UNLIMITED, Budget
@@ -207,21 +208,20 @@ def strategy_node(strategy: Strategy) -> Node:
 @traced("judge")
 def judge(state: State, runtime: Runtime[Context]) -> State:
     """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
-    attempt = attempt_from_plain(state["attempts"][-1])
-    verdict = judged(
-        attempt, len(state["attempts"]), remaining(state, runtime), bool(state["in_context"]["value"] is not None)
-    )
+    attempt, in_context = attempt_from_plain(state["attempts"][-1]), attempt_from_plain(state["in_context"])
+    verdict = judged(attempt, len(state["attempts"]), remaining(state, runtime), in_context)
     return {"verdict": asdict(verdict)}
 
 
-def judged(attempt: Attempt, attempts: int, left: float, in_context_answered: bool) -> Verdict:
+def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt) -> Verdict:
     """What to do after an attempt with `left` seconds of the budget, when `attempts` were made."""
-    if attempt.status == "answered" and attempt.evidence and attempt.evidence.harmful and in_context_answered:
-        found = attempt.evidence
+    found, otherwise = attempt.evidence, in_context.value not in (None, attempt.value) and attempt.value is not None
+    if found and otherwise and rejected(found.gain, attempt.confidence, in_context.confidence):
         return Verdict(
             "fall_back",
-            f"{attempt.strategy} learned worse than reading: of {len(found.before)} demonstrations held out, "
-            f"{sum(found.after)} right after training and {sum(found.before)} before; back to the in-context answer",
+            f"{attempt.strategy} is not borne out: of {len(found.before)} demonstrations held out, {sum(found.after)} "
+            f"right after training and {sum(found.before)} before, and {attempt.confidence:.2f} of the votes for its "
+            f"answer; back to the in-context answer, of probability {in_context.confidence:.2f}",
         )
     if attempt.status == "answered":
         return Verdict("accept", f"{attempt.strategy} gave an answer that can be read")
@@ -234,7 +234,7 @@ def judged(attempt: Attempt, attempts: int, left: float, in_context_answered: bo
     )
     if left > 0 and attempts < 3:
         return Verdict("escalate", f"{what}; trying the next best")
-    if attempt.strategy == "in_context" or not in_context_answered:
+    if attempt.strategy == "in_context" or in_context.value is None:
         return Verdict("accept", f"{what}; nothing is left to try")
     return Verdict("fall_back", f"{what}; back to the in-context answer")
 

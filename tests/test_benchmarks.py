@@ -267,22 +267,25 @@ class TestPolicy:
 
 
 class TestCrossfit:
-    def case(self, family: int, in_context: bool, voted: bool, before: float, after: float) -> object:
+    def case(
+        self, family: int, in_context: bool, voted: bool, before: float, after: float, sure: float = 0.4
+    ) -> object:
         return crossfit.Case(
-            f"{family}", "model", f"f{family}", "set, list", in_context, voted, before, after, 0.5, 40.0
+            f"{family}", "model", f"f{family}", "set, list", in_context, voted, before, after, 0.5, 40.0, sure
         )
 
-    def test_harm_on_held_out_demonstrations_keeps_the_in_context_answer(self) -> None:
-        assert self.case(0, True, False, 0.5, 0.25).judged is True
-        assert self.case(0, True, False, 0.5, 0.5).judged is False
-        assert self.case(0, False, True, 0.5, 0.75).judged is True
+    def test_what_nothing_bears_out_gives_way_to_a_surer_in_context_answer(self) -> None:
+        assert self.case(0, True, False, 0.5, 0.25, 0.9).judged is True
+        assert self.case(0, True, False, 0.5, 0.5, 0.9).judged is True
+        assert self.case(0, True, False, 0.5, 0.5, 0.1).judged is False
+        assert self.case(0, False, True, 0.5, 0.75, 0.9).judged is True
 
     def test_the_verdict_is_counted_against_what_training_did(self, capsys: pytest.CaptureFixture[str]) -> None:
         cases = [
-            self.case(0, True, False, 1.0, 0.5),  # harm, rejected
+            self.case(0, True, False, 1.0, 0.5, 0.9),  # harm, rejected
             self.case(1, True, False, 0.5, 0.5),  # harm, let through
-            self.case(2, False, True, 0.0, 0.5),  # help, let through
-            self.case(3, False, True, 0.5, 0.0),  # help, rejected
+            self.case(2, False, True, 0.0, 0.5, 0.9),  # help, let through
+            self.case(3, False, True, 0.5, 0.0, 0.9),  # help, rejected
             self.case(4, True, True, 1.0, 1.0),
         ]
         found = {r["name"].removeprefix("s: "): r for r in crossfit.rows_of("s", cases)}
@@ -366,7 +369,7 @@ def test_what_documents_quote_is_written_from_what_was_measured(tmp_path: Path) 
     step = {"adapters": 1000, "tokens": 2000, "seconds": 0.5, "share_of_rate": 0.4, "megabytes": 7.5}
     engine = facts | {"rows": goals, "growth": {"adapters": [step]}, "profile": {"matrix products": 0.6, "mul": 0.4}}
     (tmp_path / "engine.json").write_text(json.dumps(engine))
-    cases = [TestCrossfit().case(n, n < 2, n > 0, 0.5, 0.25) for n in range(3)]
+    cases = [TestCrossfit().case(n, n < 2, n > 0, 0.5, 0.25, 0.9) for n in range(3)]
     fitted = {"strategy": "ttt_crossfit", "limit": 40, "generated": 20, "rows": crossfit.rows_of("lists", cases)}
     (tmp_path / "crossfit.json").write_text(json.dumps(facts | fitted))
     page = measured.measured(tmp_path)

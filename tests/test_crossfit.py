@@ -79,7 +79,6 @@ def test_a_fold_does_not_choose_the_step_that_it_is_judged_at() -> None:
     assert found.likelihood_after == (-3.0, -1.0, -1.0, -1.0)
     assert found.before == (False,) * 4
     assert found.gain == pytest.approx(3 / 4)
-    assert not found.harmful
 
 
 def test_a_lucky_look_of_one_fold_is_no_evidence() -> None:
@@ -236,15 +235,26 @@ def test_one_fold_leaves_nothing_to_learn_from() -> None:
         replace(get_strategy("ttt_crossfit"), folds=1)  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize(("after", "action"), [((True, False), "accept"), ((False, False), "fall_back")])
-def test_the_judge_rejects_what_was_learned_worse_than_read(after: tuple[bool, ...], action: str) -> None:
+@pytest.mark.parametrize(
+    ("after", "votes", "action"),
+    [
+        ((True, True), 0.1, "accept"),  # held-out demonstrations speak for training
+        ((True, False), 0.9, "accept"),  # they say nothing, and the adapters are surer
+        ((True, False), 0.3, "fall_back"),
+        ((False, False), 0.9, "accept"),
+        ((False, False), 0.3, "fall_back"),
+    ],
+)
+def test_the_judge_rejects_what_nothing_bears_out(after: tuple[bool, ...], votes: float, action: str) -> None:
     evidence = Evidence((True, False), after, (-1.0, -1.0), (-1.0, -1.0), 4)
-    attempt = Attempt("ttt_crossfit", (1,), "1", 0.9, evidence=evidence)
-    verdict = judged(attempt, 1, 10.0, True)
+    attempt = Attempt("ttt_crossfit", (1,), "1", votes, evidence=evidence)
+    in_context = Attempt("in_context", (2,), "2", 0.5)
+    verdict = judged(attempt, 1, 10.0, in_context)
     assert verdict.action == action
-    assert judged(attempt, 1, 10.0, False).action == "accept"  # nothing to fall back on
+    for other in (replace(in_context, value=None), replace(in_context, value=(1,))):
+        assert judged(attempt, 1, 10.0, other).action == "accept", "nothing to fall back on, or nothing to decide"
     if action == "fall_back":
-        assert "of 2 demonstrations held out, 0 right after training and 1 before" in verdict.reason
+        assert f"of 2 demonstrations held out, {sum(after)} right after training and 1 before" in verdict.reason
 
 
 def test_three_demonstrations_are_enough_and_the_attempt_carries_the_evidence(make_learner: Any) -> None:

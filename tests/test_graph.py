@@ -156,13 +156,14 @@ def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(lear
 def test_what_judge_does():
     good, bad = Attempt("ttt_direct", (1,), "1", 0.5), Attempt("ttt_direct", None, "?", 0.5)
     failed = Attempt("ttt_direct", None, "", 0.0, error="no memory")
-    assert judged(good, 1, 0.0, True).action == "accept"
-    assert judged(bad, 1, 10.0, True).action == "escalate"
-    assert judged(failed, 1, 10.0, True).action == "escalate"
-    assert judged(failed, 1, -1.0, True).action == "fall_back"
-    assert judged(failed, 3, 10.0, True).action == "fall_back"
-    assert judged(failed, 3, 10.0, False).action == "accept"
-    assert judged(Attempt("in_context", None, "?", 0.1), 1, 0.0, False).action == "accept"
+    read, unread = Attempt("in_context", (2,), "2", 0.1), Attempt("in_context", None, "?", 0.1)
+    assert judged(good, 1, 0.0, read).action == "accept"
+    assert judged(bad, 1, 10.0, read).action == "escalate"
+    assert judged(failed, 1, 10.0, read).action == "escalate"
+    assert judged(failed, 1, -1.0, read).action == "fall_back"
+    assert judged(failed, 3, 10.0, read).action == "fall_back"
+    assert judged(failed, 3, 10.0, unread).action == "accept"
+    assert judged(unread, 1, 0.0, unread).action == "accept"
 
 
 def test_a_budget_that_pays_for_no_training_keeps_the_in_context_answer(learner):

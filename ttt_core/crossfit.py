@@ -79,10 +79,14 @@ class Evidence:
         by chance alone as often too high as too low."""
         return fmean(self.after) - fmean(self.before)
 
-    @property
-    def harmful(self) -> bool:
-        """Whether training seems to do more harm than good."""
-        return self.gain < 0
+
+def rejected(gain: float, agreement: float, sure: float) -> bool:
+    """The verdict on an answer of cross-fitted adapters: whether the in-context answer stands instead.
+
+    Where held-out demonstrations speak for training (`gain` above 0, see `Evidence`), the adapters' answer stands; else
+    that of which there is more certainty: the share of the votes for theirs, or the probability of the in-context one.
+    """
+    return gain <= 0 and agreement < sure
 
 
 Score = tuple[bool, float]
