@@ -3,10 +3,10 @@
     python benchmarks/crossfit.py --generated 40 --json benchmarks/results/crossfit.json --cases runs/crossfit.jsonl
     python benchmarks/crossfit.py DATA/open/list_functions_rule.jsonl --limit 40 --json OUT --cases runs/lists.jsonl
 
-Prints three tables: accuracy in context, of the folds' vote, and with the verdict (the in-context answer where training
-did no better on what it had not seen, and the model was surer of it); the tasks by the sign of the estimated gain; and
-how well each estimate tells right from wrong. Intervals are 90%, by bootstrap over families. Cases are kept in --cases
-as they come: an interrupted run goes on from there.
+Prints three tables: accuracy in context, of one adapter of all demonstrations, of the folds' vote, and with the verdict
+(the in-context answer where training did no better on what it had not seen, and the model was surer of it); the tasks
+by the sign of the estimated gain; and how well each estimate tells right from wrong. Intervals are 90%, by bootstrap
+over families. Cases are kept in --cases as they come: an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.readers import read_tasks
 from autottt.ttt_core.tasks import Task
 
+ONE = "ttt_augmented"
+"""One adapter, trained on all demonstrations by the recipe that the folds have."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -56,6 +59,8 @@ class Case:
     """Work of the cross-fit, in multiples of answering in context."""
     sure: float
     """Probability of the in-context answer."""
+    one: bool
+    """Whether one adapter, of all demonstrations, is right."""
 
     @property
     def rejected(self) -> bool:
@@ -83,6 +88,7 @@ def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
         plain.value == task.answer, fitted.value == task.answer,
         fmean(fitted.evidence.before), fmean(fitted.evidence.after), fitted.confidence,
         fitted.cost.passes / plain.cost.passes, plain.confidence,
+        run(get_strategy(ONE), learner, task).value == task.answer,
     )  # fmt: skip
 
 
@@ -134,6 +140,7 @@ def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
         })  # fmt: skip
 
     add("right in context", cases, lambda s: fmean(c.in_context for c in s), families=families)
+    add("right by one adapter", cases, lambda s: fmean(c.one for c in s))
     add("right by the vote of the folds", cases, lambda s: fmean(c.voted for c in s))
     add("right by the vote, with the verdict", cases, lambda s: fmean(c.judged for c in s))
     add("work, multiples of in context", cases, lambda s: fmean(c.passes for c in s))

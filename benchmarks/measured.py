@@ -15,6 +15,7 @@ COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The
 OF_SETS = {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}
 OF_THE_VERDICT = {
     "right in context": "in context",
+    "right by one adapter": "one adapter",
     "right by the vote of the folds": "vote of the folds",
     "right by the vote, with the verdict": "with the verdict",
     "harmful adapters that the verdict rejects": "harmful ones rejected",
@@ -118,6 +119,17 @@ def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
     ]
     for name, found in cells.items():
         lines.append(_line(name, found["right in context"]["queries"], *(_cell(w, found[w]) for w in OF_THE_VERDICT)))
+    name, found = list(cells.items())[-1]
+    lines += [
+        "",
+        f"Of {name}, by what the held-out demonstrations say of the gain, and what the vote then gained on the query:",
+        "",
+        _line("estimated gain", "queries", "gained, share right", "became right", "became wrong"),
+        _rule(5),
+    ]
+    for sign in ("above 0", "0", "below 0"):
+        row = found[f"estimated gain {sign}: true gain"]
+        lines.append(_line(sign, row["queries"], _cell("", row), row["better"], row["worse"]))
     return lines
 
 

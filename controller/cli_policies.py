@@ -362,10 +362,16 @@ def _train(
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
     screen.print_json(json.dumps(trained.scorecard, default=float))
-    save_bundle(trained, out)
-    write_report(trained, out)
+    written = save_bundle(trained, out)
+    write_report(trained, written)
     settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
-    errors.print(f"the run is kept in {track(trained, out, runs, settings)}", highlight=False)
+    errors.print(f"the run is kept in {track(trained, written, runs, settings)}", highlight=False)
+    if written != out:
+        raise PolicyError(
+            f"{out} holds a released policy and is left as it was: the new one does not beat always "
+            f"{trained.ranking[0]} for sure, and is in {written}. Collect more; to use it as it is, name that folder, "
+            "or remove the released one and train again"
+        )
     if not trained.released:
         errors.print(
             f"this policy does not beat always {trained.ranking[0]} for sure (see {out / REPORT}): collect more, or "

@@ -209,14 +209,16 @@ def strategy_node(strategy: Strategy) -> Node:
 def judge(state: State, runtime: Runtime[Context]) -> State:
     """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
     attempt, in_context = attempt_from_plain(state["attempts"][-1]), attempt_from_plain(state["in_context"])
-    verdict = judged(attempt, len(state["attempts"]), remaining(state, runtime), in_context)
+    left, may_keep = remaining(state, runtime), state["decision"]["may_keep"]
+    verdict = judged(attempt, len(state["attempts"]), left, in_context, may_keep)
     return {"verdict": asdict(verdict)}
 
 
-def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt) -> Verdict:
-    """What to do after an attempt with `left` seconds of the budget, when `attempts` were made."""
+def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True) -> Verdict:
+    """What to do after an attempt with `left` seconds of the budget, when `attempts` were made. An answer gives way to
+    the in-context one only where no promise forbids to keep that (`Decision.may_keep`)."""
     found, otherwise = attempt.evidence, in_context.value not in (None, attempt.value) and attempt.value is not None
-    if found and otherwise and rejected(found.gain, attempt.confidence, in_context.confidence):
+    if found and otherwise and may_keep and rejected(found.gain, attempt.confidence, in_context.confidence):
         return Verdict(
             "fall_back",
             f"{attempt.strategy} is not borne out: of {len(found.before)} demonstrations held out, {sum(found.after)} "

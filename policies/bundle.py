@@ -53,32 +53,31 @@ LOADERS = frozenset({
 """The ways in which skops builds them; none calls a function that the file names."""
 
 
-def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_released: bool = False) -> None:
-    """Writes the folder; what was in these two files before is replaced.
+def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_released: bool = False) -> Path:
+    """Writes the folder, and returns it; what was in these two files before is replaced.
 
     But a released policy for the same model gives way to one that is not released only where told so: else the new one
-    goes to a folder beside, `...-unreleased`, and `PolicyError` says so.
+    goes to a folder beside, `...-unreleased`, which is returned.
     """
     path = Path(folder)
     if not (over_released or policy.released) and _released(path, policy.base_hash):
-        beside = path.parent / f"{path.name or 'policy'}-unreleased"
-        save_bundle(policy, beside, over_released=True)
-        raise PolicyError(
-            f"{path} holds a released policy and is left as it was: the new one does not beat always "
-            f"{policy.ranking[0]} for sure, and is in {beside}. Collect more; to use it as it is, name that folder, or "
-            "remove the released one and train again"
-        )
+        path = path.parent / f"{path.name or 'policy'}-unreleased"
     path.mkdir(parents=True, exist_ok=True)
     named = _named(policy)
+    heads = path / f"_{HEADS}.partial"
     skops.io.dump(
         {name: head.estimator for name, head in named.items()},
-        path / HEADS, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
+        heads, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
     )  # fmt: skip
     card = card_of(policy) | {
         "calibration": {name: [head.slope, head.intercept] for name, head in named.items()},
-        "heads_sha256": _sha256(path / HEADS),
+        "heads_sha256": _sha256(heads),
     }
-    (path / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    written = path / f"_{CARD}.partial"
+    written.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    heads.replace(path / HEADS)
+    written.replace(path / CARD)
+    return path
 
 
 def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> TrainedPolicy:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ttt_core.crossfit import rejected
 from ..ttt_core.errors import PolicyError
 from .features import FEATURES_VERSION, NAMES
 from .heads import Floats
@@ -127,9 +128,9 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
                 f"{outcome.recipe}, which achieve and cost different things; keep a store for each"
             )
     grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
-    for outcome in found:
+    for outcome in sorted(found, key=lambda o: o.key):
         grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
-    known = [by for by in grouped.values() if BASE in by and by[BASE].features]
+    known = [_served(by) for by in grouped.values() if BASE in by and by[BASE].features]
     strategies = _compared({o.strategy for o in found}, known)
     _check(found, known, strategies)
     compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
@@ -144,6 +145,38 @@ def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:
 
 def _family(outcome: Outcome) -> str:
     return outcome.family or outcome.group or outcome.task_id
+
+
+def _served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """What a query's strategies amount to with the verdict of the graph's `judge`, which gives the in-context answer
+    where cross-fitted training is not borne out."""
+    base = by[BASE]
+
+    def judged(outcome: Outcome) -> Outcome:
+        answered = outcome.answer and base.answer
+        if answered and rejected(outcome.gain, outcome.confidence, base.confidence):
+            return replace(outcome, correct=base.correct)
+        return outcome
+
+    return {name: judged(outcome) for name, outcome in by.items()}
+
+
+def _joined(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The family of each; those in which the same is asked, by its content, are one, named by the first of them: a
+    query that came under two names would otherwise stand on both sides of a split."""
+    parent = {name: name for name in map(_family, outcomes)}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    asked: dict[str, str] = {}
+    for outcome in outcomes:
+        if outcome.digest:
+            first, second = sorted((root(asked.setdefault(outcome.digest, _family(outcome))), root(_family(outcome))))
+            parent[second] = first
+    return tuple(root(_family(outcome)) for outcome in outcomes)
 
 
 def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:
@@ -193,7 +226,7 @@ def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[
     return Cases(
         base_hash,
         names,
-        families=tuple(map(_family, bases)),
+        families=_joined(bases),
         datasets=tuple(b.dataset for b in bases),
         tasks=tuple(b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),

@@ -167,6 +167,7 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
         base_hash=learner.base_hash, recipe=recipe_digest(strategy, learner.loaded.recipes, task.kind),
         digest=task.digest, forward=done.forward, backward=done.backward,
         confidence=attempt.confidence if attempt else 0.0, answer="" if value is None else content_digest(value),
+        gain=attempt.evidence.gain if attempt and attempt.evidence else 1.0,
         losses=finite(attempt.training.losses if attempt and attempt.training else ()),
     )  # fmt: skip
 

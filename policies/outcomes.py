@@ -84,6 +84,8 @@ class Outcome:
     """Of the attempt: the probability of its answer, or the share of votes for it; 0 where it is not known."""
     answer: str = ""
     """The answer, by its content (`content_digest`): strategies with the same one agree. Empty for none."""
+    gain: float = 1.0
+    """What held-out demonstrations say that training gains (`Evidence.gain`), -1 to 1; 1 where none were held out."""
     losses: tuple[float, ...] = ()
     """Mean loss of each training step in nats, of strategies that train, as far as they are numbers."""
 

@@ -139,6 +139,8 @@ def _left_out(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[st
 
 
 def _leakage(card: Mapping[str, Any]) -> Sequence[str]:
+    if card["leakage"] is None:
+        return ["- Leakage gauge: none, since no family has more than one case."]
     family, random = card["leakage"]["families_held_out"], card["leakage"]["cases_held_out"]
     of = card["leakage"].get("cases")
     return [

@@ -192,13 +192,14 @@ def routing(cases: Cases, held_out: HeldOut) -> dict[str, Any] | None:
     }
 
 
-def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, Any]:
+def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) -> dict[str, Any] | None:
     """The policy with families held out beside the same with cases held out at random: what knowing the family, which
-    no new task has, would flatter it by. Of the cases whose family has others: nothing leaks of one that has none."""
+    no new task has, would flatter it by. Of the cases whose family has others: nothing leaks of one that has none. None
+    where no family has others."""
     count = Counter(cases.families)
     several = np.flatnonzero([count[family] > 1 for family in cases.families])
     if not len(several):
-        several = np.arange(len(cases))
+        return None
     some = cases.take(several)
 
     def of(held_out: HeldOut) -> dict[str, float | None]:

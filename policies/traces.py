@@ -123,8 +123,13 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
         forward=work - 2 * attempt["cost"]["backward_tokens"], backward=attempt["cost"]["backward_tokens"],
         confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
-        losses=finite((attempt["training"] or {}).get("losses", ())), **more,
+        gain=_gain(attempt["evidence"]), losses=finite((attempt["training"] or {}).get("losses", ())), **more,
     )  # fmt: skip
+
+
+def _gain(evidence: Row | None) -> float:
+    """As `Outcome.gain`."""
+    return 1.0 if not evidence else fmean(evidence["after"]) - fmean(evidence["before"])
 
 
 def _passes(row: Row) -> int:

@@ -222,12 +222,18 @@ class TestPolicy:
         assert found["interval_90"][0] < found["value"] < found["interval_90"][1]
         found = policy.told_by_another_run(drawn(lucky=False), 0.001, "ttt_augmented")
         assert (found["value"], found["queries"]) == (1.0, 200)
+        same = [replace(o, correct=1.0) for o in drawn(lucky=True)]
+        found = policy.told_by_another_run(same, 0.001, "ttt_augmented")
+        assert (found["value"], found["interval_90"]) == (None, None), "there is no gap"
 
     def test_what_cannot_be_told_holds_no_goal(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)
         rows = {r["name"]: r for r in policy.judged(shipped)}
         assert rows["gap closed, lower bound, all draws"]["holds"] is True
         draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed", "apgr")}
+        none = {"value": 0.0, "interval_90": [0.0, 0.0]}
+        level = policy.judged(replace(shipped, scorecard={**shipped.scorecard, "gap_closed": none}))
+        assert {r["name"]: r for r in level}["gap closed, lower bound, all draws"]["holds"] is False
         bare = {**shipped.scorecard, "gap_closed": None, "routing": None, "repeats": draws}
         without = {r["name"]: r for r in policy.judged(replace(shipped, scorecard=bare))}
         assert list(without) == list(rows)
@@ -271,7 +277,18 @@ class TestCrossfit:
         self, family: int, in_context: bool, voted: bool, before: float, after: float, sure: float = 0.4
     ) -> object:
         return crossfit.Case(
-            f"{family}", "model", f"f{family}", "set, list", in_context, voted, before, after, 0.5, 40.0, sure
+            f"{family}",
+            "model",
+            f"f{family}",
+            "set, list",
+            in_context,
+            voted,
+            before,
+            after,
+            0.5,
+            40.0,
+            sure,
+            family < 2,
         )
 
     def test_what_nothing_bears_out_gives_way_to_a_surer_in_context_answer(self) -> None:
@@ -290,6 +307,7 @@ class TestCrossfit:
         ]
         found = {r["name"].removeprefix("s: "): r for r in crossfit.rows_of("s", cases)}
         assert found["right in context"]["value"] == 0.6
+        assert found["right by one adapter"]["value"] == 0.4
         assert found["right by the vote of the folds"]["value"] == 0.6
         assert found["right by the vote, with the verdict"]["value"] == 0.6
         assert found["harmful adapters that the verdict rejects"]["value"] == 0.5

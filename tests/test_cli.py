@@ -359,7 +359,7 @@ def test_policy_show_is_json(model):
 
 
 def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
-    families = [task(f"t{i}", family=f"f{i}") for i in range(6)]
+    families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
     file = tasks_file(tmp_path, *families)
     assert call("collect", file, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
@@ -391,7 +391,7 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
 
 def test_what_was_served_teaches_the_next_policy(tmp_path, model):
     """Solved without the answers, exploring, with another policy in the shadow; the answers come later."""
-    families = [task(f"t{i}", family=f"f{i}") for i in range(6)]
+    families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle, log = (str(tmp_path / n) for n in ("store", "bundle", "answers.jsonl"))
     places = ["--store", store, "--out", bundle, "--runs", str(tmp_path / "runs")]
     known = tasks_file(tmp_path, *families)

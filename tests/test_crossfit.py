@@ -253,6 +253,7 @@ def test_the_judge_rejects_what_nothing_bears_out(after: tuple[bool, ...], votes
     assert verdict.action == action
     for other in (replace(in_context, value=None), replace(in_context, value=(1,))):
         assert judged(attempt, 1, 10.0, other).action == "accept", "nothing to fall back on, or nothing to decide"
+    assert judged(attempt, 1, 10.0, in_context, may_keep=False).action == "accept", "a promise forbids to keep it"
     if action == "fall_back":
         assert f"of 2 demonstrations held out, {sum(after)} right after training and 1 before" in verdict.reason
 

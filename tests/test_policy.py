@@ -571,6 +571,53 @@ def test_what_only_the_family_tells_is_worth_nothing_with_families_held_out():
     assert by_family < 0.75
 
 
+def test_the_same_query_under_two_names_is_of_one_family():
+    named = [dataclasses.replace(o, digest=o.task_id) for o in SMALL]
+    again = [dataclasses.replace(o, task_id=f"again {o.task_id}", family=f"again {o.family}") for o in named]
+    cases, both = cases_of(named), cases_of([*named, *again])
+    assert len(both) == 2 * len(cases)
+    assert set(both.families) == {f"again {family}" for family in cases.families}
+    unknown = [dataclasses.replace(o, digest="") for o in [*named, *again]]
+    assert len(set(cases_of(unknown).families)) == 2 * len(set(cases.families))
+
+
+def test_what_was_answered_counts_as_the_judge_would_have_served_it():
+    cases = cases_of(SMALL)
+    other = cases.strategies[-1]
+
+    def served(gain: float, confidence: float) -> list[float]:
+        answers = {"in_context": "a", other: "b"}
+        rows = [
+            dataclasses.replace(o, answer=answers.get(o.strategy, ""), confidence=confidence, gain=gain)
+            if o.strategy == other
+            else dataclasses.replace(o, answer=answers.get(o.strategy, ""), confidence=0.5)
+            for o in SMALL
+        ]
+        cases = cases_of(rows)
+        return cases.right[:, cases.strategies.index(other)].tolist()
+
+    own, read = cases.right[:, -1].tolist(), cases.right[:, 0].tolist()
+    assert own != read
+    assert served(1.0, 0.1) == own, "nothing was held out"
+    assert served(0.0, 0.9) == own
+    assert served(0.0, 0.1) == read
+
+
+def test_the_order_of_the_outcomes_changes_nothing():
+    shuffled = list(SMALL)
+    np.random.default_rng(0).shuffle(shuffled)
+    assert cases_of(shuffled).digest == cases_of(SMALL).digest
+
+
+def test_what_no_training_can_be_of_is_refused():
+    with pytest.raises(PolicyError, match="2 folds or more, drawn once or more; received 1 and 5"):
+        train_policy(SMALL, fold_count=1)
+    with pytest.raises(PolicyError, match="received 5 and 0"):
+        train_policy(SMALL, repeats=0)
+    with pytest.raises(PolicyError, match=r"expected some of logistic, .*; received logistik"):
+        train_policy(SMALL, candidates=("logistik",))
+
+
 def test_the_leakage_gauge_is_of_families_that_can_leak():
     cases = cases_of(SMALL)
     lonely = dataclasses.replace(cases, families=("alone", *cases.families[1:]))
@@ -579,6 +626,8 @@ def test_the_leakage_gauge_is_of_families_that_can_leak():
     found = leakage(lonely, by_family, at_random, 0.001)
     assert found["cases"] == len(cases) - 1
     assert found["families_held_out"] == found["cases_held_out"]
+    apart = dataclasses.replace(cases, families=tuple(map(str, range(len(cases)))))
+    assert leakage(apart, by_family, at_random, 0.001) is None
 
 
 # --- routing ---------------------------------------------------------------------------------------------------------
@@ -731,8 +780,7 @@ def test_a_released_policy_gives_way_to_one_that_is_not_only_where_told(learned,
     served, beside = tmp_path / "served", tmp_path / "served-unreleased"
     save_bundle(worse, served)
     save_bundle(released, served)
-    with pytest.raises(PolicyError, match=r"served holds a released policy and is left as it was.*served-unreleased"):
-        save_bundle(worse, served)
+    assert save_bundle(worse, served) == beside
     assert (load_bundle(served).seed, load_bundle(beside).seed) == (0, 5)
     save_bundle(dataclasses.replace(released, seed=6), served)
     assert load_bundle(served).seed == 6

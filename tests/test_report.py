@@ -75,8 +75,9 @@ def test_what_the_numbers_are_not_is_said() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    bare = {**CARD, "routing": None, "gap_closed": None, "families_gained": {}}
+    bare = {**CARD, "routing": None, "gap_closed": None, "families_gained": {}, "leakage": None}
     text = as_markdown(replace(POLICY, scorecard=bare))
+    assert "no family has more than one case" in text
     assert "gains nothing here" in text
     assert "gap to the best" not in text
     assert "None." in text
