@@ -36,7 +36,7 @@ from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
 from autottt.policies.policy import BUNDLED, LearnedPolicy, replayed
 from autottt.policies.report import write_report
-from autottt.policies.scorecard import bootstrap
+from autottt.policies.scorecard import Bootstrap
 from autottt.policies.trained import TrainedPolicy
 from autottt.policies.training import TOP_PRICE, Settings, fit, train_policy
 from autottt.strategies.base import get_strategy
@@ -91,7 +91,7 @@ def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
     price = policy.trained.price
     single = cases.strategies.index(policy.trained.ranking[0])
     worth = {"policy": right - price * costs, "single": cases.right[:, single] - price * cases.costs[:, single]}
-    gain = bootstrap(cases, worth, 0)("single")
+    gain = Bootstrap(cases, worth, 0).gain("single")
     assert gain is not None
     numbers = {
         "utility": worth["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
@@ -191,7 +191,7 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
         found = draws.get(name, {})
         return found.get("mean"), {"range": found.get("range"), "interval_90_first_draw": bounds.get(name)}
 
-    closed, apgr, auroc, harm = (drawn(name) for name in ("gap_closed", "apgr", "auroc", "harm_share"))
+    closed, apgr, sent, auroc, harm = (drawn(n) for n in ("gap_closed", "apgr", "cpt_95", "auroc", "harm_share"))
     low = gap["interval_90"][0] if gap else None
     gained, against = policy["accuracy"] - fixed[best]["accuracy"], "single best to best of each"
     return [
@@ -201,10 +201,9 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
             interval_90=rounded(gap.get("interval_90", []))),
         row("APGR over the share of queries sent", apgr[0], "area", "0.5 at random", 0.8, **apgr[1]),
         row("APGR over the share of the cost", routing.get("apgr_cost"), "area", "0.5 at random", None),
-        row("share of queries for 95% of the gain, first draw", routing.get("cpt_95"), "of them", "all", 0.5, most=True,
-            interval_90_first_draw=bounds.get("cpt_95")),
+        row("share of queries for 95% of the gain", sent[0], "of them", "all", 0.5, most=True, **sent[1]),
         row("gap closed by the rule of thumb for models without a policy", _closed(card["arms"], "rule_of_thumb"),
-            "of it", against, None),
+            "of it", against, None, without=[] if "ttt_crossfit" in trained.strategies else ["ttt_crossfit"]),
         row("accuracy beyond the best fixed strategy", gained, "share", f"always {best}", 0.0),
         row("cost", policy["cost"] / fixed[best]["cost"], "of its cost", f"always {best}", 0.4, most=True),
         row("AUROC of an in-context answer being right", auroc[0], "area", "-", 0.85, **auroc[1]),

@@ -32,7 +32,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         "|---|---|---|---|",
         *(
             f"| {f'always `{name}`' if name in policy.strategies else name.replace('_', ' ')} "
-            f"| {arm['accuracy']:.1%} | {arm['cost']:.1f}x | {arm['utility']:.3f} |"
+            f"| {arm['accuracy']:.1%} | {arm['cost']:.1f}x | {arm['utility']:.3f}{_bracketed(arm)} |"
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
@@ -85,6 +85,11 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
 def _with_interval(found: Mapping[str, Any]) -> str:
     low, high = found["interval_90"]
     return f"{found['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})"
+
+
+def _bracketed(arm: Mapping[str, Any]) -> str:
+    """The 90% interval of its utility, which early scorecards lack."""
+    return " [{:.3f}, {:.3f}]".format(*arm["interval_90"]) if arm.get("interval_90") else ""
 
 
 def _number(value: float | None) -> str:

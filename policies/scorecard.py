@@ -6,7 +6,7 @@ Knows nothing about how the policy came about. Whatever a policy measured is cha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Any
@@ -140,7 +140,7 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
     best = max(cases.strategies, key=lambda name: float(worth[name].mean()))
-    gains = bootstrap(cases, worth, seed)
+    drawn = Bootstrap(cases, worth, seed)
     return {
         "families": len(set(cases.families)),
         "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
@@ -148,10 +148,18 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "over_long": cases.over_long,
         "digest": cases.digest,
         "price": price,
-        "arms": {name: _arm(right, cost, worth[name]) for name, (right, cost) in arms.items()},
-        "gain_over_single_best": gains("single_best"),
-        "gain_over_first": {"strategy": best, **(gains(best) or {})},
-        "gap_closed": gains("single_best", "best_of_each"),
+        "arms": {
+            name: {
+                "accuracy": float(right.mean()),
+                "cost": float(cost.mean()),
+                "utility": float(worth[name].mean()),
+                "interval_90": drawn.level(name)["interval_90"],
+            }
+            for name, (right, cost) in arms.items()
+        },
+        "gain_over_single_best": drawn.gain("single_best"),
+        "gain_over_first": {"strategy": best, **(drawn.gain(best) or {})},
+        "gap_closed": drawn.gain("single_best", "best_of_each"),
         "difficulty": _classifier(wrong, 1 - first.chance),
         "difficulty_free": _classifier(wrong, 1 - first.free_chance),
         "routing": routing(cases, first),
@@ -228,6 +236,7 @@ def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, An
         numbers = {
             "accuracy": float(right.mean()), "cost": float(cost.mean()), "gain_over_single_best": gained,
             "gap_closed": gained / possible if possible > 1e-9 else None, "apgr": sent and sent["apgr"],
+            "cpt_95": sent and sent["cpt_95"],
             "auroc": _classifier(1 - cases.right[:, 0], 1 - drawn.chance)["auroc"],
             "harm_share": float((right < cases.right[:, 0]).mean()),
         }  # fmt: skip
@@ -273,37 +282,43 @@ def _prices(cases: Cases, drawn: HeldOut) -> list[list[float]]:
     return found
 
 
-def _arm(right: Floats, cost: Floats, worth: Floats) -> dict[str, float]:
-    return {"accuracy": float(right.mean()), "cost": float(cost.mean()), "utility": float(worth.mean())}
+class Bootstrap:
+    """Means of what arms are worth with their 90% intervals, when families are drawn again.
 
-
-def bootstrap(cases: Cases, worth: Mapping[str, Floats], seed: int) -> Callable[..., dict[str, Any] | None]:
-    """What gives the policy's mean gain over an arm, or the share of the way from there to another arm that it goes
-    (None where there is no way), with the 90% interval when families are drawn again.
-
-    Arms are worth [N], or [D, N] in D draws of the folds. The gain is the mean of the draws; each time that families
-    are drawn again one of the draws is taken, so that the interval has the spread of both.
+    Arms are worth [N], or [D, N] in D draws of the folds. A mean is that of the draws; each time that families are
+    drawn again one of the draws is taken, so that the interval has the spread of both.
     """
-    names, family = np.unique(np.array(cases.families), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    counts = np.bincount(family, minlength=len(names))
 
-    def means(values: Floats) -> tuple[float, Floats]:
-        rows = np.atleast_2d(values)
-        sums = np.stack([np.bincount(family, weights=row, minlength=len(names)) for row in rows])
-        again = (drawn * sums[np.arange(RESAMPLES) % len(sums)]).sum(axis=1) / (drawn @ counts)
-        return float(rows.mean()), again
+    def __init__(self, cases: Cases, worth: Mapping[str, Floats], seed: int) -> None:
+        self._worth = worth
+        names, self._family = np.unique(np.array(cases.families), return_inverse=True)
+        self._drawn = np.random.default_rng(seed).multinomial(
+            len(names), np.full(len(names), 1 / len(names)), RESAMPLES
+        )
+        self._counts = np.bincount(self._family, minlength=len(names))
 
-    def gain(over: str, to: str | None = None) -> dict[str, Any] | None:
-        value, again = means(worth["policy"] - worth[over])
+    def level(self, arm: str) -> dict[str, Any]:
+        """What an arm is worth."""
+        value, again = self._means(self._worth[arm])
+        return {"value": value, "interval_90": _interval(again)}
+
+    def gain(self, over: str, to: str | None = None) -> dict[str, Any] | None:
+        """What the policy is worth more than an arm, or the share of the way from there to another arm that it goes;
+        None where there is no way."""
+        value, again = self._means(self._worth["policy"] - self._worth[over])
         if to is not None:
-            way, ways = means(worth[to] - worth[over])
+            way, ways = self._means(self._worth[to] - self._worth[over])
             if way <= 1e-9:
                 return None
             value, again = value / way, again[ways > 1e-9] / ways[ways > 1e-9]
         return {"value": value, "interval_90": _interval(again)}
 
-    return gain
+    def _means(self, values: Floats) -> tuple[float, Floats]:
+        """The mean, and those of families drawn again [RESAMPLES]."""
+        rows = np.atleast_2d(values)
+        sums = np.stack([np.bincount(self._family, weights=row, minlength=len(self._counts)) for row in rows])
+        again = (self._drawn * sums[np.arange(RESAMPLES) % len(sums)]).sum(axis=1) / (self._drawn @ self._counts)
+        return float(rows.mean()), again
 
 
 def _interval(values: Floats) -> list[float]:

@@ -20,7 +20,7 @@ from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
 from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, _line, fit_heads, folds, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
-from autottt.policies.scorecard import HeldOut, bootstrap, intervals, leakage, routing, scorecard
+from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Pair
 from autottt.policies.training import Settings, _fit_pairs, _held_out, _kept_from, _pay, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
@@ -544,8 +544,8 @@ def test_copies_of_a_familys_cases_make_no_interval_narrower(monkeypatch):
     drawn.choice[:], drawn.chance[:] = 2, rng.random(len(cases))
     copies = np.repeat(np.arange(len(cases)), 4)
     many = cases.take(copies)
-    once = bootstrap(cases, worth, 0)("other")
-    again = bootstrap(many, {name: values[copies] for name, values in worth.items()}, 0)("other")
+    once = Bootstrap(cases, worth, 0).gain("other")
+    again = Bootstrap(many, {name: values[copies] for name, values in worth.items()}, 0).gain("other")
     assert again["interval_90"] == pytest.approx(once["interval_90"], rel=1e-6)
     all_once, all_again = intervals(cases, drawn, 0.001, 0), intervals(many, drawn.take(copies), 0.001, 0)
     for name in ("accuracy", "cost", "utility", "auroc", "brier"):
