@@ -416,6 +416,23 @@ def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
     assert sorted(seen) == seen
 
 
+def test_what_is_trained_is_the_same_whatever_the_workers(folder, tmp_path):
+    quick = dataclasses.replace(get_strategy("ttt_in_context"), recipe=Recipe(steps=3, batch=2, rank=2))
+    one, two = OutcomeStore(tmp_path / "one"), OutcomeStore(tmp_path / "two")
+    collect(Source(str(folder)).load(), TASKS, [quick], (0,), one)
+    collect_with_workers(Source(str(folder)), TASKS, [quick], (0,), two, workers=2)
+
+    def rounded(store):
+        found = [o for o in timeless(store.read()) if o.strategy == quick.name]
+        return [
+            dataclasses.replace(o, confidence=round(o.confidence, 3), losses=tuple(round(x, 3) for x in o.losses))
+            for o in found
+        ]
+
+    assert rounded(one) == rounded(two)
+    assert [len(o.losses) for o in rounded(one)] == [3] * len(TASKS)
+
+
 def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
     store = OutcomeStore(tmp_path)
     other = dataclasses.replace(get_strategy("in_context_vote"), name="my_own")
