@@ -206,13 +206,20 @@ def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:
     except ValueError as error:
         raise _refused(path, f"{CARD} is not JSON ({error})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise _refused(path, f"{CARD} is not of format {FORMAT}")
-    same = card.get("features") == list(NAMES[max(NAMES)])
-    if not same or (card.get("features_version") != FEATURES_VERSION and not anyway):
+        received = card.get("format", "none") if isinstance(card, dict) else f"no object but a {type(card).__name__}"
+        raise _refused(path, f"{CARD} is not of format {FORMAT}, but {received}")
+    known, features = NAMES[max(NAMES)], card.get("features")
+    if features != list(known):
+        names = features if isinstance(features, list) else []
+        odd = [f"without {n}" for n in known if n not in names] + [f"with {n}" for n in names if n not in known]
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        shown = ", ".join(odd[:3]) + more if odd else "in another order"
+        raise _refused(path, f"it was trained on other features than this package measures: {shown}")
+    if card.get("features_version") != FEATURES_VERSION and not anyway:
         raise _refused(
             path,
             f"it was trained on features of version {card.get('features_version')}, and this package measures "
-            f"version {FEATURES_VERSION}",
+            f"version {FEATURES_VERSION}, of the same names; --any-policy (any_policy=True) takes one for the other",
         )
     return card
 
