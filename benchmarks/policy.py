@@ -91,7 +91,7 @@ def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
     price = policy.trained.price
     single = cases.strategies.index(policy.trained.ranking[0])
     worth = {"policy": right - price * costs, "single": cases.right[:, single] - price * cases.costs[:, single]}
-    gain = Bootstrap(cases, worth, 0).gain("single")
+    gain = Bootstrap(cases.families, worth, 0).gain("single")
     assert gain is not None
     numbers = {
         "utility": worth["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
@@ -140,20 +140,16 @@ def by_other_runs(worth: NDArray[np.float64]) -> NDArray[np.float64]:
 def told_by_another_run(outcomes: Sequence[Outcome], price: float, single: str) -> dict[str, Any]:
     """How much of the gap between a single strategy and the best of each query somebody would close who had seen every
     strategy tried on that query once before, with another seed: the best of each is a maximum over draws, some of which
-    are luck. Queries without all seeds are left out. With the 90% interval when families are drawn again."""
+    are luck. The first try is not charged; queries without all seeds are left out. No value where there is no gap."""
     seeds, tried = sorted({o.seed for o in outcomes}), {(o.task_id, o.strategy, o.seed): o for o in outcomes}
     names = [t for t in sorted({o.task_id for o in outcomes}) if all((t, s, n) in tried for s in ARMS for n in seeds)]
     worth = np.array([[[(o := tried[t, s, n]).correct - price * o.cost for n in seeds] for s in ARMS] for t in names])
     ours = worth[:, ARMS.index(single)].mean(axis=1)
     best, told = worth.max(axis=1).mean(axis=1), by_other_runs(worth)
-    _, family = np.unique([tried[t, single, seeds[0]].family for t in names], return_inverse=True)
-    sums = np.stack([np.bincount(family, told - ours), np.bincount(family, best - ours)])
-    drawn = np.random.default_rng(0).integers(sums.shape[1], size=(2000, sums.shape[1]))
-    (gained, way), again = sums.sum(axis=1), sums[:, drawn].sum(axis=2)
-    shares = again[0][again[1] > ABOVE_0] / again[1][again[1] > ABOVE_0]
+    families = [tried[t, single, seeds[0]].family for t in names]
+    found = Bootstrap(families, {"policy": told, "single": ours, "best": best}, 0).gain("single", "best")
     return {
-        "value": float(gained / way) if way > ABOVE_0 else None,
-        "interval_90": rounded(np.quantile(shares, (0.05, 0.95))) if way > ABOVE_0 else None,
+        "value": found and found["value"], "interval_90": found and rounded(found["interval_90"]),
         "queries": len(names), "single": float(ours.mean()), "told": float(told.mean()), "best": float(best.mean()),
     }  # fmt: skip
 

@@ -140,7 +140,7 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
     best = max(cases.strategies, key=lambda name: float(worth[name].mean()))
-    drawn = Bootstrap(cases, worth, seed)
+    drawn = Bootstrap(cases.families, worth, seed)
     return {
         "families": len(set(cases.families)),
         "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
@@ -289,9 +289,9 @@ class Bootstrap:
     drawn again one of the draws is taken, so that the interval has the spread of both.
     """
 
-    def __init__(self, cases: Cases, worth: Mapping[str, Floats], seed: int) -> None:
+    def __init__(self, families: Sequence[str], worth: Mapping[str, Floats], seed: int) -> None:
         self._worth = worth
-        names, self._family = np.unique(np.array(cases.families), return_inverse=True)
+        names, self._family = np.unique(np.array(families), return_inverse=True)
         self._drawn = np.random.default_rng(seed).multinomial(
             len(names), np.full(len(names), 1 / len(names)), RESAMPLES
         )

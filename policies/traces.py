@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.tasks import content_digest
 from .cases import BASE
@@ -123,13 +124,9 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
         forward=work - 2 * attempt["cost"]["backward_tokens"], backward=attempt["cost"]["backward_tokens"],
         confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
-        gain=_gain(attempt["evidence"]), losses=finite((attempt["training"] or {}).get("losses", ())), **more,
+        gain=Evidence(**attempt["evidence"]).gain if attempt["evidence"] else 1.0,
+        losses=finite((attempt["training"] or {}).get("losses", ())), **more,
     )  # fmt: skip
-
-
-def _gain(evidence: Row | None) -> float:
-    """As `Outcome.gain`."""
-    return 1.0 if not evidence else fmean(evidence["after"]) - fmean(evidence["before"])
 
 
 def _passes(row: Row) -> int:

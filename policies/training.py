@@ -80,8 +80,10 @@ def train_policy(
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
     if fold_count < 2 or repeats < 1:
         raise PolicyError(f"expected 2 folds or more, drawn once or more; received {fold_count} and {repeats}")
-    if unknown := [name for name in candidates if name not in CANDIDATES] or (not candidates and ["none"]):
-        raise PolicyError(f"candidates: expected some of {', '.join(CANDIDATES)}; received {', '.join(unknown)}")
+    if not candidates or set(candidates) - set(CANDIDATES):
+        raise PolicyError(
+            f"candidates: expected some of {', '.join(CANDIDATES)}; received {', '.join(candidates) or 'none'}"
+        )
     cases = cases_of(outcomes)
     whole = cases.complete()
     if len(set(whole.families)) < LEAST_FAMILIES:

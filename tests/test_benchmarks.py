@@ -277,19 +277,9 @@ class TestCrossfit:
         self, family: int, in_context: bool, voted: bool, before: float, after: float, sure: float = 0.4
     ) -> object:
         return crossfit.Case(
-            f"{family}",
-            "model",
-            f"f{family}",
-            "set, list",
-            in_context,
-            voted,
-            before,
-            after,
-            0.5,
-            40.0,
-            sure,
+            f"{family}", "model", f"f{family}", "set, list", in_context, voted, before, after, 0.5, 40.0, sure,
             family < 2,
-        )
+        )  # fmt: skip
 
     def test_what_nothing_bears_out_gives_way_to_a_surer_in_context_answer(self) -> None:
         assert self.case(0, True, False, 0.5, 0.25, 0.9).judged is True

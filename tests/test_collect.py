@@ -346,7 +346,7 @@ def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
     assert learner.answered > 0
 
 
-LATER = ["digest", "forward", "backward", "confidence", "answer", "losses"]
+LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses"]
 """Columns that early versions did not have."""
 
 

@@ -544,8 +544,8 @@ def test_copies_of_a_familys_cases_make_no_interval_narrower(monkeypatch):
     drawn.choice[:], drawn.chance[:] = 2, rng.random(len(cases))
     copies = np.repeat(np.arange(len(cases)), 4)
     many = cases.take(copies)
-    once = Bootstrap(cases, worth, 0).gain("other")
-    again = Bootstrap(many, {name: values[copies] for name, values in worth.items()}, 0).gain("other")
+    once = Bootstrap(cases.families, worth, 0).gain("other")
+    again = Bootstrap(many.families, {name: values[copies] for name, values in worth.items()}, 0).gain("other")
     assert again["interval_90"] == pytest.approx(once["interval_90"], rel=1e-6)
     all_once, all_again = intervals(cases, drawn, 0.001, 0), intervals(many, drawn.take(copies), 0.001, 0)
     for name in ("accuracy", "cost", "utility", "auroc", "brier"):
