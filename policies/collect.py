@@ -169,6 +169,7 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
         confidence=attempt.confidence if attempt else 0.0, answer="" if value is None else content_digest(value),
         gain=attempt.evidence.gain if attempt and attempt.evidence else 1.0,
         losses=finite(attempt.training.losses if attempt and attempt.training else ()),
+        votes={content_digest(c.value): c.share for c in attempt.candidates} if attempt else {},
     )  # fmt: skip
 
 

@@ -88,6 +88,8 @@ class Outcome:
     """What held-out demonstrations say that training gains (`Evidence.gain`), -1 to 1; 1 where none were held out."""
     losses: tuple[float, ...] = ()
     """Mean loss of each training step in nats, of strategies that train, as far as they are numbers."""
+    votes: Mapping[str, float] = field(default_factory=dict)
+    """Share of the votes for each answer, by its content; empty for strategies that do not vote."""
 
     @property
     def key(self) -> Key:
@@ -222,7 +224,9 @@ def _journaled(file: Path) -> list[Outcome]:
 def _outcome(row: Mapping[str, Any]) -> Outcome:
     """What a line or a row says; early versions have fewer columns."""
     found = Outcome(**row)
-    return replace(found, features=dict(found.features), losses=tuple(found.losses))
+    return replace(
+        found, features=dict(found.features), losses=tuple(found.losses or ()), votes=dict(found.votes or {})
+    )
 
 
 def _pyarrow() -> ModuleType | None:
@@ -239,7 +243,7 @@ def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
     assert arrow is not None
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     types = {name: kinds.get(hint) for name, hint in get_type_hints(Outcome).items()}
-    types["features"] = arrow.map_(arrow.string(), arrow.float64())
+    types["features"] = types["votes"] = arrow.map_(arrow.string(), arrow.float64())
     types["losses"] = arrow.list_(arrow.float64())
     columns = {name: arrow.array([_plain(getattr(o, name)) for o in outcomes], type) for name, type in types.items()}
     partial = target.with_name(f"_{target.name}.partial")

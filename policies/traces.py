@@ -125,7 +125,8 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         forward=work - 2 * attempt["cost"]["backward_tokens"], backward=attempt["cost"]["backward_tokens"],
         confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
         gain=Evidence(**attempt["evidence"]).gain if attempt["evidence"] else 1.0,
-        losses=finite((attempt["training"] or {}).get("losses", ())), **more,
+        losses=finite((attempt["training"] or {}).get("losses", ())),
+        votes={content_digest(c["value"]): c["share"] for c in attempt["candidates"]}, **more,
     )  # fmt: skip
 
 

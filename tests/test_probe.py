@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "rwkv": (lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**NAMES, hidden_size=32, num_hidden_layers=2)), "recurrent"),
     "openai-gpt": (
         lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**NAMES, n_embd=16, n_layer=1, n_head=2)),
-        "no past_key_values",
+        "no cache or past_key_values",
     ),
     "bert": (lambda: hf.BertLMHeadModel(hf.BertConfig(**SMALL, initializer_range=0.25)), "sees the tokens to come"),
     "t5": (

@@ -11,6 +11,8 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from .errors import ModelError
 
+ARGUMENTS = ("cache", "past_key_values")
+"""What models call the cache: as of transformers 5.24, and before."""
 ROOM = 64
 """Tokens that a layer makes room for at once, once tokens follow those that it was made with."""
 
@@ -65,10 +67,16 @@ def check_cache(model: PreTrainedModel) -> None:
             f"{name} keeps a recurrent state, which cannot be cut back to what prompts share; take a model whose "
             "layers all attend to keys and values"
         )
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if not any(known in inspect.signature(model.forward).parameters for known in ARGUMENTS):
         raise ModelError(
-            f"{name} keeps no keys and values while it reads (no past_key_values); take a decoder that does"
+            f"{name} keeps no keys and values while it reads (no {' or '.join(ARGUMENTS)}); take a decoder that does"
         )
+
+
+def kept_in(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
+    """The arguments with which a model reads behind what a cache holds, and adds to it."""
+    known = inspect.signature(model.forward).parameters
+    return {next(name for name in ARGUMENTS if name in known): cache, "use_cache": True}
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .cache import kept_in
 from .errors import ModelError, TooLongError
 from .model import LoadedModel
 from .probe import accepts_positions
@@ -150,15 +151,9 @@ def forward(
 ) -> Tensor:
     """Logits [N, V] in fp32 at the `chosen` positions. `mask` covers the cache as well, where there is one."""
     extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
-    if cache is not None:
-        extra["past_key_values"] = cache
+    extra |= {"use_cache": False} if cache is None else kept_in(model, cache)
     with head_on(model, chosen):
-        output = model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask if mask is None else mask,
-            use_cache=cache is not None,
-            **extra,
-        )
+        output = model(input_ids=batch.ids, attention_mask=batch.mask if mask is None else mask, **extra)
     logits: Tensor = output.logits[0].float()
     return logits
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .cache import check_cache, new_cache
+from .cache import check_cache, kept_in, new_cache
 from .errors import ModelError
 from .fingerprint import restored
 from .turns import turns_at
@@ -75,13 +75,11 @@ def _behind(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     cache = new_cache(model.config)
     first, last = ids[:, :SHARED], torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
     begun = torch.ones_like(first)
-    model(input_ids=first, attention_mask=begun, past_key_values=cache, use_cache=True, **_positions(model, begun))
+    model(input_ids=first, attention_mask=begun, **kept_in(model, cache), **_positions(model, begun))
     mask = torch.ones(1, SHARED + padding + OWN, dtype=torch.long, device=ids.device)
     mask[:, SHARED : SHARED + padding] = 0
     places = _positions(model, mask, SHARED)
-    logits: Tensor = model(
-        input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True, **places
-    ).logits  # fmt: skip
+    logits: Tensor = model(input_ids=last, attention_mask=mask, **kept_in(model, cache), **places).logits
     return logits[0, padding:].float()
 
 
