@@ -37,7 +37,9 @@ class Cases:
     datasets: tuple[str, ...]
     """[N]"""
     tasks: tuple[str, ...]
-    """[N]"""
+    """[N], the queries' names."""
+    groups: tuple[str, ...]
+    """[N], the tasks: queries of one share their demonstrations."""
     kinds: tuple[str, ...]
     """[N]"""
     rows: Floats
@@ -97,14 +99,22 @@ class Cases:
 
     def take(self, chosen: NDArray[np.int64]) -> Cases:
         """The cases at these indices."""
-        families, datasets, tasks, kinds = (
-            tuple(column[i] for i in chosen) for column in (self.families, self.datasets, self.tasks, self.kinds)
+        families, datasets, tasks, groups, kinds = (
+            tuple(column[i] for i in chosen)
+            for column in (self.families, self.datasets, self.tasks, self.groups, self.kinds)
         )
         rows, right, costs, probe = (a[chosen] for a in (self.rows, self.right, self.costs, self.probe))
         return replace(
-            self, families=families, datasets=datasets, tasks=tasks, kinds=kinds, rows=rows, right=right, costs=costs,
-            probe=probe,
+            self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, rows=rows, right=right,
+            costs=costs, probe=probe,
         )  # fmt: skip
+
+    def best_of_tasks(self, price: float) -> NDArray[np.int64]:
+        """For each case [N] the strategy that was worth most over all queries and seeds of its task."""
+        _, task = np.unique(np.array(list(zip(self.datasets, self.groups, strict=True))), axis=0, return_inverse=True)
+        worth = self.utilities(price)
+        sums = np.stack([np.bincount(task, weights=worth[:, s]) for s in range(worth.shape[1])], axis=1)
+        return np.asarray(sums.argmax(axis=1)[task], dtype=np.int64)
 
 
 def cases_of(outcomes: Iterable[Outcome]) -> Cases:
@@ -229,6 +239,7 @@ def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[
         families=_joined(bases),
         datasets=tuple(b.dataset for b in bases),
         tasks=tuple(b.task_id for b in bases),
+        groups=tuple(b.group or b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),
         rows=np.array([[b.features[name] for name in NAMES[1]] for b in bases]),
         right=np.array([[by[s].correct if s in by else np.nan for s in names] for by in known]),

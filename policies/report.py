@@ -24,9 +24,9 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
     lines = [
         "# Scorecard",
         "",
-        f"Policy for the model {policy.base_hash}, trained on {card['cases']} cases: {card['tasks']} queries of "
-        f"{card['families']} families. Everything below is measured with families held out. Costs are multiples of "
-        f"answering in context; utility is accuracy minus {card['price']:.2g} for each.",
+        f"Policy for the model {policy.base_hash}, trained on {card['cases']} cases: {card['queries']} queries of "
+        f"{card['tasks']} tasks, of {card['families']} families. Everything below is measured with families held out. "
+        f"Costs are multiples of answering in context; utility is accuracy minus {card['price']:.2g} for each.",
         "",
         "| | right | cost | utility |",
         "|---|---|---|---|",
@@ -36,12 +36,15 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
             for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
         ),
         "",
-        "- The best of each is a maximum over single draws of every strategy: part of it is luck that nobody can "
-        "foresee (the winner's curse), and no choice closes all of the gap to it.",
+        "- The best of each task is the strategy that was worth most over all its queries, the best of each query a "
+        "maximum over single draws. Both are known afterwards only, and part of them is luck that nobody can foresee "
+        "(the winner's curse): no choice closes all of the gap to them.",
         *_left_out(card, policy.strategies),
         "- Utility beyond the single best strategy of the training families: "
         + _with_interval(card["gain_over_single_best"])
-        + (f"; gap to the best of each closed: {_with_interval(card['gap_closed'])}." if card["gap_closed"] else "."),
+        + _closed(card, "gap_closed", "task")
+        + _closed(card, "gap_closed_queries", "query")
+        + ".",
         f"- Utility beyond `{card['gain_over_first']['strategy']}`, which proved the best fixed strategy here: "
         f"{_with_interval(card['gain_over_first'])}.",
         f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
@@ -85,6 +88,11 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
 def _with_interval(found: Mapping[str, Any]) -> str:
     low, high = found["interval_90"]
     return f"{found['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})"
+
+
+def _closed(card: Mapping[str, Any], name: str, of: str) -> str:
+    """How much of a gap was closed, where there was one."""
+    return f"; gap to the best of each {of} closed: {_with_interval(card[name])}" if card[name] else ""
 
 
 def _bracketed(arm: Mapping[str, Any]) -> str:

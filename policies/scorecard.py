@@ -131,7 +131,8 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "policy": after_measuring([d.choice for d in draws], [d.measured for d in draws]),
         **{name: (cases.right[:, s], cases.costs[:, s]) for s, name in enumerate(cases.strategies)},
         "single_best": fixed([d.single for d in draws]),
-        "best_of_each": fixed([cases.utilities(price).argmax(axis=1)]),
+        "best_of_each_task": fixed([cases.best_of_tasks(price)]),
+        "best_of_each_query": fixed([cases.utilities(price).argmax(axis=1)]),
         "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
         "one_feature": after_measuring([d.by_rule for d in draws], [d.rule_measured for d in draws]),
         "by_kind": fixed([d.by_kind for d in draws]),
@@ -143,7 +144,8 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
     drawn = Bootstrap(cases.families, worth, seed)
     return {
         "families": len(set(cases.families)),
-        "tasks": len(set(zip(cases.datasets, cases.tasks, strict=True))),
+        "tasks": len(set(zip(cases.datasets, cases.groups, strict=True))),
+        "queries": len(set(zip(cases.datasets, cases.tasks, strict=True))),
         "cases": len(cases),
         "over_long": cases.over_long,
         "digest": cases.digest,
@@ -159,7 +161,8 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         },
         "gain_over_single_best": drawn.gain("single_best"),
         "gain_over_first": {"strategy": best, **(drawn.gain(best) or {})},
-        "gap_closed": drawn.gain("single_best", "best_of_each"),
+        "gap_closed": drawn.gain("single_best", "best_of_each_task"),
+        "gap_closed_queries": drawn.gain("single_best", "best_of_each_query"),
         "difficulty": _classifier(wrong, 1 - first.chance),
         "difficulty_free": _classifier(wrong, 1 - first.free_chance),
         "routing": routing(cases, first),
@@ -226,11 +229,12 @@ def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, An
     """The main numbers when the folds are drawn again: mean, lowest and highest of the draws."""
     index = np.arange(len(cases))
     utilities = cases.utilities(price)
+    best = utilities[index, cases.best_of_tasks(price)].mean()
     found: dict[str, list[float]] = {}
     for drawn in draws:
         right, cost = cases.decided(drawn.choice, drawn.measured)
         single = utilities[index, drawn.single].mean()
-        possible = utilities.max(axis=1).mean() - single
+        possible = best - single
         gained = float((right - price * cost).mean() - single)
         sent = routing(cases, drawn)
         numbers = {

@@ -208,23 +208,26 @@ class TestPolicy:
         found = policy.without_features(sure)
         assert found["best_of_each_other_runs"] == found["best_of_each_same_runs"] > found["single"] + 0.4
 
-    def test_luck_is_not_told_by_another_run_and_what_a_query_is_like_is(self) -> None:
+    def test_luck_is_not_told_by_other_queries_and_what_a_task_is_like_is(self) -> None:
         rng = random.Random(0)
 
         def drawn(lucky: bool) -> list[Outcome]:
             return [
-                outcome(f"f{n}", s, run, rng.random() < 0.5 if lucky else (n + place) % 4 == 0, 1.0)
-                for n in range(200) for place, s in enumerate(policy.ARMS) for run in range(2)
+                replace(outcome(f"f{n}", s, 0, right, 1.0), task_id=f"f{n}#{query}")
+                for n in range(200) for place, s in enumerate(policy.ARMS) for query in range(2)
+                for right in [rng.random() < 0.5 if lucky else (n + place) % 4 == 0]
             ]  # fmt: skip
 
-        found = policy.told_by_another_run(drawn(lucky=True), 0.001, "ttt_augmented")
+        found = policy.told_by_other_queries(drawn(lucky=True), 0.001, "ttt_augmented")
         assert abs(found["value"]) < 0.2
         assert found["interval_90"][0] < found["value"] < found["interval_90"][1]
-        found = policy.told_by_another_run(drawn(lucky=False), 0.001, "ttt_augmented")
-        assert (found["value"], found["queries"]) == (1.0, 200)
+        found = policy.told_by_other_queries(drawn(lucky=False), 0.001, "ttt_augmented")
+        assert (found["value"], found["tasks"], found["queries_each"]) == (1.0, 200, 2)
         same = [replace(o, correct=1.0) for o in drawn(lucky=True)]
-        found = policy.told_by_another_run(same, 0.001, "ttt_augmented")
+        found = policy.told_by_other_queries(same, 0.001, "ttt_augmented")
         assert (found["value"], found["interval_90"]) == (None, None), "there is no gap"
+        alone = [o for o in same if o.task_id.endswith("#0")]
+        assert policy.told_by_other_queries(alone, 0.001, "ttt_augmented")["tasks"] == 0
 
     def test_what_cannot_be_told_holds_no_goal(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)

@@ -199,13 +199,13 @@ def test_the_policy_beats_every_fixed_strategy_where_features_tell(learned):
     card = learned.trained.scorecard
     arms = card["arms"]
     assert all(arms["policy"]["utility"] > arms[s]["utility"] for s in [*ALL, "single_best", "random_at_equal_share"])
-    assert arms["best_of_each"]["utility"] > arms["policy"]["utility"]
+    assert arms["best_of_each_query"]["utility"] > arms["policy"]["utility"]
     assert 0 < card["gap_closed"]["value"] < 1
     low, high = card["gain_over_single_best"]["interval_90"]
     assert 0 < low < card["gain_over_single_best"]["value"] < high
     assert card["difficulty"]["auroc"] > 0.85
     assert card["difficulty"]["ece"] < 0.15
-    assert (card["families"], card["tasks"]) == (24, 240)
+    assert (card["families"], card["queries"]) == (24, 240)
     assert sum(card["shares"].values()) == pytest.approx(1)
 
 
@@ -214,6 +214,26 @@ def test_features_that_tell_nothing_close_no_gap():
     blind = [dataclasses.replace(o, features=values_of(0.0, rng)) if o.features else o for o in OUTCOMES]
     gain = trained(blind).scorecard["gain_over_single_best"]
     assert gain["interval_90"][0] < 0.01
+
+
+def test_the_best_of_a_task_is_one_strategy_for_all_its_queries():
+    right = {"in_context": (0.0, 1.0), "in_context_vote": (1.0, 0.0), "ttt_in_context": (1.0, 1.0)}
+    costs = {"in_context": 1.0, "in_context_vote": 2.0, "ttt_in_context": 4.0}
+    pairs = [
+        dataclasses.replace(
+            o, correct=right[o.strategy][int(o.task_id[-1])], cost=costs[o.strategy],
+            group="t0" if o.task_id.startswith("t0") else "",
+        )
+        for o in SMALL if o.task_id[-1] in "01"
+    ]  # fmt: skip
+    cases = cases_of(pairs)
+    of_a_task = np.array([task.startswith("t0") for task in cases.tasks])
+    alone = np.array([right[s] for s in cases.strategies]).T - 0.01 * cases.costs[:2]
+    best = cases.best_of_tasks(0.01)
+    assert (best[of_a_task] == 2).all(), "two queries of one task: training is right on both"
+    own = alone.argmax(axis=1)[[int(name[-1]) for name in cases.tasks]]
+    np.testing.assert_array_equal(best[~of_a_task], own[~of_a_task])
+    assert len(set(own)) == 2
 
 
 def test_measuring_is_charged_to_the_policy(learned):

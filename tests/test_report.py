@@ -16,7 +16,7 @@ from autottt.policies.report import _hull, as_markdown, write_report
 from autottt.policies.trained import TrainedPolicy
 
 CARD: dict[str, Any] = {
-    "cases": 40, "tasks": 20, "families": 8, "price": 0.001, "measured_share": 0.75, "harm_share": 0.025,
+    "cases": 40, "queries": 20, "tasks": 10, "families": 8, "price": 0.001, "measured_share": 0.75, "harm_share": 0.025,
     "arms": {
         "policy": {"accuracy": 0.5, "cost": 20.0, "utility": 0.48},
         "in_context": {"accuracy": 0.3, "cost": 1.0, "utility": 0.299},
@@ -26,6 +26,7 @@ CARD: dict[str, Any] = {
     "gain_over_single_best": {"value": 0.04, "interval_90": [0.01, 0.07]},
     "gain_over_first": {"strategy": "ttt_in_context", "value": 0.03, "interval_90": [0.005, 0.06]},
     "gap_closed": {"value": 0.4, "interval_90": [0.1, 0.6]},
+    "gap_closed_queries": {"value": 0.2, "interval_90": [0.05, 0.3]},
     "difficulty": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": [[0.1, 0.2, 10], [0.9, 0.8, 30]]},
     "difficulty_free": {"auroc": None, "brier": 0.1, "ece": 0.05, "reliability": []},
     "routing": {"apgr": 0.8, "apgr_cost": 0.7, "cpt_95": 0.45, "curve": [[0.0, 0.0], [1.0, 1.0]]},
@@ -52,6 +53,7 @@ def test_the_numbers_are_in_the_words() -> None:
     assert "| policy | 50.0% | 20.0x | 0.480 |" in text
     assert "| always `in_context` | 30.0% | 1.0x | 0.299 |" in text
     assert "+0.040 (90% interval +0.010 to +0.070)" in text
+    assert "best of each task closed: +0.400 (90% interval +0.100 to +0.600); gap to the best of each query" in text
     assert "AUROC 0.90" in text
     assert "95% of the gain with 45% of the queries" in text
     assert "AUROC none" in text
@@ -75,7 +77,8 @@ def test_what_the_numbers_are_not_is_said() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    bare = {**CARD, "routing": None, "gap_closed": None, "families_gained": {}, "leakage": None}
+    none = dict.fromkeys(["routing", "gap_closed", "gap_closed_queries", "leakage"])
+    bare = {**CARD, **none, "families_gained": {}}
     text = as_markdown(replace(POLICY, scorecard=bare))
     assert "no family has more than one case" in text
     assert "gains nothing here" in text
