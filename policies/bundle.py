@@ -25,9 +25,9 @@ from ..ttt_core.errors import PolicyError
 from .cases import BASE
 from .features import FEATURES_VERSION, NAMES
 from .heads import Head
-from .trained import Pair, TrainedPolicy
+from .trained import Change, TrainedPolicy
 
-FORMAT = 5
+FORMAT = 6
 CARD, HEADS = "card.json", "heads.skops"
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
@@ -93,7 +93,14 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
         policy = TrainedPolicy(
             base_hash=str(card["base_hash"]),
             strategies=tuple(card["strategies"]),
-            heads={stage: tuple(heads[f"{stage}/{name}"] for name in card["strategies"]) for stage in NAMES},
+            difficulty={stage: heads[f"{stage}/{BASE}"] for stage in NAMES},
+            changes={
+                stage: tuple(
+                    Change(heads[f"{stage}/{name}/mends"], heads[f"{stage}/{name}/spoils"])
+                    for name in card["strategies"][1:]
+                )
+                for stage in NAMES
+            },
             costs={kind: tuple(map(float, costs)) for kind, costs in card["costs"].items()},
             price=float(card["price"]),
             enough=float(card["enough"]),
@@ -105,10 +112,6 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
-            pairs=tuple(
-                Pair(int(first), int(second), heads[_pair(first, second)], float(size))
-                for first, second, size in card["pairs"]
-            ),
             keep=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
             recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
@@ -145,13 +148,12 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "highest": policy.highest,
         "deciles": policy.deciles,
         "below": policy.below,
-        "pairs": [[pair.first, pair.second, pair.size] for pair in policy.pairs],
     }
 
 
 def _check(policy: TrainedPolicy) -> None:
     """Raises `ValueError` for names, lengths or numbers that no training makes."""
-    names, free, all_stages, pairs = policy.strategies, len(NAMES[0]), len(NAMES[max(NAMES)]), policy.pairs
+    names, free, all_stages = policy.strategies, len(NAMES[0]), len(NAMES[max(NAMES)])
     wrong = {
         "strategies": names[:1] != (BASE,) or len(set(names)) < len(names),
         "ranking": sorted(policy.ranking) != sorted(names),
@@ -160,14 +162,13 @@ def _check(policy: TrainedPolicy) -> None:
         "highest": len(policy.highest) != free,
         "deciles": [len(nine) for nine in policy.deciles] != [9] * all_stages,
         "below": [len(nine) for nine in policy.below] != [9] * all_stages,
-        "pairs": not all(0 <= place < len(names) for pair in pairs for place in (pair.first, pair.second)),
         "risk": policy.risk is not None and not 0 < policy.risk < 1,
         "price": policy.price < 0,
     }
     numbers: dict[str, Iterable[float]] = {
         "price": [policy.price], "enough": [policy.enough], "keep": [policy.keep],
         "costs": chain(*policy.costs.values()), "lowest": policy.lowest, "highest": policy.highest,
-        "deciles": chain(*policy.deciles), "below": chain(*policy.below), "pairs": [pair.size for pair in pairs],
+        "deciles": chain(*policy.deciles), "below": chain(*policy.below),
         "calibration": chain(*((head.slope, head.intercept) for head in _named(policy).values())),
     }  # fmt: skip
     found = [name for name, is_wrong in wrong.items() if is_wrong]
@@ -186,16 +187,11 @@ def _released(path: Path, base_hash: str) -> bool:
 
 
 def _named(policy: TrainedPolicy) -> dict[str, Head]:
-    named = {
-        f"{stage}/{name}": head
-        for stage, heads in policy.heads.items()
-        for name, head in zip(policy.strategies, heads, strict=True)
-    }
-    return named | {_pair(pair.first, pair.second): pair.head for pair in policy.pairs}
-
-
-def _pair(first: int, second: int) -> str:
-    return f"pair/{first}/{second}"
+    named = {f"{stage}/{BASE}": head for stage, head in policy.difficulty.items()}
+    for stage, changes in policy.changes.items():
+        for name, change in zip(policy.strategies[1:], changes, strict=True):
+            named |= {f"{stage}/{name}/mends": change.mends, f"{stage}/{name}/spoils": change.spoils}
+    return named
 
 
 def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:

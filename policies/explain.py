@@ -15,9 +15,9 @@ from .cases import BASE
 from .features import NAMES, Features
 from .policy import Decision, LearnedPolicy
 
-By = Literal["pairs", "chances", "average"]
-"""What chose: judgements of every two strategies; the chance and cost of each; or what was best on average, for a query
-unlike those in training."""
+By = Literal["chances", "average"]
+"""What chose: the chance and cost of each strategy, or what was best on average, for a query unlike those in
+training."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Explanation:
     decision: Decision
     by: By
     preferences: tuple[tuple[str, float], ...]
-    """Strategies that were to choose from and what the choice was made by, the highest first, in accuracy; by pairs,
-    relative to their mean. Minus infinity for an in-context answer that may not be kept. Empty by average."""
+    """Strategies that were to choose from and what the choice was made by, the highest first, in accuracy. Minus
+    infinity for an in-context answer that may not be kept. Empty by average."""
     pushes: tuple[Push, ...]
     """The strongest on the lead first; without a lead, on the difficulty."""
     prices: tuple[tuple[float, str], ...]
@@ -63,8 +63,6 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
     trained, decision = policy.trained, policy.decide(features, allowed)
     known = [s for s in trained.strategies if s in allowed]
     by: By = "average" if policy.strange(features) else "chances"
-    if by == "chances" and trained.pairs and decision.stage == max(NAMES):
-        by = "pairs"
     ranked = sorted(policy.preferences(features, known).items(), key=lambda item: -item[1]) if by != "average" else []
     found = Explanation(decision, by, tuple(ranked), (), (), trained.price)
     prices = _prices(policy, found, known) if by == "chances" else ()
@@ -121,7 +119,6 @@ def _prices(policy: LearnedPolicy, found: Explanation, known: Sequence[str]) -> 
 
 
 _NO_PRICE = {
-    "pairs": "at which other price the choice would be another is not known: pairs were compared at this one",
     "average": "the query is unlike those in training, and no price changes what was best there on average",
     "chances": "no other price changes the choice",
 }
@@ -130,17 +127,14 @@ _NO_PRICE = {
 def as_text(found: Explanation, most: int = 6) -> str:
     """The explanation in words."""
     decision, ranked = found.decision, dict(found.preferences)
-    pairs = "; what decided: comparing in pairs" if found.by == "pairs" else ""
     lines = [
         f"{decision.strategy}: {decision.reason}",
         "",
-        f"what it would be worth (chance of a right answer, cost, utility{pairs}):",
+        "what it would be worth (chance of a right answer, cost, utility):",
     ]
     for name in [*ranked, *(n for n in decision.scores if n not in ranked)]:
-        worth = f"  {decision.utilities[name]:+.3f}"
-        if found.by == "pairs":
-            worth += f"  {ranked[name]:+.3f}" if math.isfinite(ranked.get(name, -math.inf)) else "  -"
-        lines.append(f"  {name:<18} {decision.scores[name]:.2f}  {decision.costs[name]:6.0f}x{worth}")
+        worth = decision.utilities[name]
+        lines.append(f"  {name:<18} {decision.scores[name]:.2f}  {decision.costs[name]:6.0f}x  {worth:+.3f}")
     over = f", and {decision.strategy}'s lead over {found.runner_up}" if found.runner_up else ""
     lines += ["", f"what pushed the estimated difficulty{over} (value; usual in training; by how much):"]
     for push in found.pushes[:most]:

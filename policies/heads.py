@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -153,55 +153,53 @@ class Head:
 
 @dataclass(frozen=True)
 class Question:
-    """What a head learns: N cases, yes or no of each, and how much each matters."""
+    """What a head learns: N cases, and yes or no of each. One of which it is not known teaches nothing."""
 
     rows: Floats
     """[N, F]"""
     yes: Floats
-    """[N], 0 or 1."""
+    """[N], 0 or 1; not a number, where it is not known."""
     families: NDArray[np.str_]
     """[N]"""
-    weights: Floats
-    """[N]"""
+    prior: float = 0.5
+    """The share of yeses that is expected where there are no cases."""
 
     def take(self, chosen: NDArray[np.int64]) -> Question:
         """The question about the cases at these indices."""
-        return Question(self.rows[chosen], self.yes[chosen], self.families[chosen], self.weights[chosen])
+        return replace(self, rows=self.rows[chosen], yes=self.yes[chosen], families=self.families[chosen])
+
+    @property
+    def known(self) -> Question:
+        """The question about the cases of which the answer is known."""
+        return self.take(np.flatnonzero(~np.isnan(self.yes)))
 
     def by_family(self) -> Question:
-        """One row for each family: its means, all of equal weight."""
+        """One row for each family: its means."""
         names, place = np.unique(self.families, return_inverse=True)
         means = (np.arange(len(names))[:, None] == place) / np.bincount(place)[:, None]
-        return Question(means @ self.rows, means @ self.yes, names, np.ones(len(names)))
+        return replace(self, rows=means @ self.rows, yes=means @ self.yes, families=names)
 
     def losses(self, chances: Floats) -> Floats:
-        """Log-loss of each chance [N] in nats, times what the case's weight is to the mean weight."""
+        """Log-loss of each chance [N] in nats."""
         clipped = np.clip(chances, 1e-4, 1 - 1e-4)
         found: Floats = -np.where(self.yes == 1, np.log(clipped), np.log(1 - clipped))
-        found *= self.weights / self.weights.mean()
         return found
 
     @property
-    def weighted(self) -> bool:
-        """Whether some cases matter more than others."""
-        return bool(np.ptp(self.weights) > 0)
-
-    @property
     def usual(self) -> float:
-        """The share of yeses by weight, drawn a little towards one half."""
-        return float((self.weights @ self.yes + 1) / (self.weights.sum() + 2))
+        """The share of yeses, drawn a little towards the prior."""
+        return float((self.yes.sum() + 2 * self.prior) / (len(self.yes) + 2))
 
     @property
     def settled(self) -> bool:
-        """Whether nearly all that matters has the same answer."""
-        yes = self.yes[self.weights > 0]
-        return bool(min(yes.sum(), len(yes) - yes.sum()) < RAREST)
+        """Whether nearly all cases have the same answer."""
+        return bool(min(self.yes.sum(), len(self.yes) - self.yes.sum()) < RAREST)
 
 
 def fit_heads(
     questions: Sequence[Question], fold_count: int, seed: int, candidates: Sequence[str] = tuple(CANDIDATES)
 ) -> list[tuple[Head, Floats]]:
-    """For each question a head, calibrated on families held out, and its held-out chances [N].
+    """For each question a head, calibrated on families held out, and its held-out chances [N], of all cases.
 
     All are of one candidate, since errors that are alike cancel where heads are compared: the simplest whose log-loss
     on families held out, over all questions, is not above the best by more than a standard error (Breiman et al. 1984).
@@ -214,7 +212,9 @@ def fit_heads(
         sigmoids = {n: [_calibration(h, q) for h, q in zip(held_outs[n], questions, strict=True)] for n in left}
         chances = {n: [_calibrated(h, *pair) for h, pair in zip(held_outs[n], sigmoids[n], strict=True)] for n in left}
         name = _simplest(questions, chances)
-        estimators = [_fit(name, q, seed) if s else _constant(q) for q, s in zip(questions, splits, strict=True)]
+        estimators = [
+            _fit(name, q.known, seed) if s else _constant(q.known) for q, s in zip(questions, splits, strict=True)
+        ]
     return [
         (Head(estimator), held_out) if isinstance(estimator, DummyClassifier) else (Head(estimator, *pair), calibrated)
         for estimator, held_out, pair, calibrated in zip(
@@ -225,30 +225,29 @@ def fit_heads(
 
 def _simplest(questions: Sequence[Question], held_outs: Mapping[str, Sequence[Floats]]) -> str:
     """The first candidate whose losses are not surely above the best one's, all questions taken together."""
-    families = np.concatenate([q.families for q in questions])
+    known = [~np.isnan(q.yes) for q in questions]
+    families = np.concatenate([q.families[k] for q, k in zip(questions, known, strict=True)])
     losses = {
-        name: np.concatenate([q.losses(chances) for q, chances in zip(questions, all_chances, strict=True)])
+        name: np.concatenate([q.known.losses(c[k]) for q, k, c in zip(questions, known, all_chances, strict=True)])
         for name, all_chances in held_outs.items()
     }
     best = min(losses, key=lambda name: float(losses[name].mean()))
     return next(n for n in losses if n == best or not surely_above(losses[n] - losses[best], families))
 
 
-def surely_above(values: Floats, families: NDArray[np.str_], errors: float = 1.0) -> bool:
-    """Whether the mean of the values [N] is more than so many standard errors above 0. Cases of a family are not
+def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
+    """Whether the mean of the values [N] is more than a standard error above 0. Cases of a family are not
     independent, so the error is that of families drawn anew."""
     mean = values.mean()
     _, place = np.unique(families, return_inverse=True)
     error = np.sqrt((np.bincount(place, values - mean) ** 2).sum()) / len(values)
-    return bool(mean > errors * error)
+    return bool(mean > error)
 
 
 def _suited(questions: Sequence[Question], candidates: Sequence[str]) -> list[str]:
-    """The candidates that there are families enough for, and that heed weights where there are some."""
-    fewest, weighted = min(len(set(q.families)) for q in questions), any(q.weighted for q in questions)
-    left = [n for n in candidates if fewest >= LEAST.get(n, 0)] or list(candidates)
-    heeding = [n for n in left if n not in BY_FAMILY]
-    return heeding if weighted and heeding else left
+    """The candidates that there are families enough for."""
+    fewest = min(len(set(q.families)) for q in questions)
+    return [n for n in candidates if fewest >= LEAST.get(n, 0)] or list(candidates)
 
 
 def folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
@@ -273,9 +272,9 @@ def _threadpools() -> ThreadpoolController:
 
 
 def _held_out(name: str, question: Question, splits: Sequence[Split], seed: int) -> Floats:
-    chances = np.full(len(question.yes), question.usual)
+    chances = np.full(len(question.yes), question.known.usual)
     for learn, held in splits:
-        chances[held] = _yes(_fit(name, question.take(learn), seed), question.rows[held])
+        chances[held] = _yes(_fit(name, question.take(learn).known, seed), question.rows[held])
     return chances
 
 
@@ -286,14 +285,8 @@ def _fit(name: str, question: Question, seed: int) -> Any:
         families = question.by_family()
         return CANDIDATES[name](seed, len(families.yes)).fit(families.rows, families.yes)
     made = CANDIDATES[name](seed, len(question.yes))
-    return [_taught(one, question) for one in made] if isinstance(made, list) else _taught(made, question)
-
-
-def _taught(estimator: Any, question: Question) -> Any:
-    weights = "sample_weight"
-    if isinstance(estimator, Pipeline):
-        weights = f"{estimator.steps[-1][0]}__{weights}"
-    return estimator.fit(question.rows, question.yes.astype(int), **{weights: question.weights})
+    yes = question.yes.astype(int)
+    return [one.fit(question.rows, yes) for one in made] if isinstance(made, list) else made.fit(question.rows, yes)
 
 
 def _constant(question: Question) -> DummyClassifier:
@@ -303,12 +296,13 @@ def _constant(question: Question) -> DummyClassifier:
 
 def _calibration(chances: Floats, question: Question) -> tuple[float, float]:
     """Slope and intercept of Platt's sigmoid; a slope that would turn the order around becomes 0."""
-    yes, weights = question.yes.astype(int), question.weights
-    if question.settled:
+    known = question.known
+    if known.settled:
         return 1.0, 0.0
-    fitted = LogisticRegression(solver="newton-cholesky").fit(_log_odds(chances)[:, None], yes, weights)
+    odds = _log_odds(chances[~np.isnan(question.yes)])
+    fitted = LogisticRegression(solver="newton-cholesky").fit(odds[:, None], known.yes.astype(int))
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([question.usual]))[0]))
+    return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([known.usual]))[0]))
 
 
 def _quick(estimator: Any) -> Callable[[Floats], Floats]:

@@ -88,19 +88,18 @@ class LearnedPolicy:
     def needs_more(self, features: Features) -> bool:
         if features.stage > 0 or self.strange(features):
             return False
-        chances, costs, _ = self._judge(features)
-        return not bool(self.trained.settled(chances, costs)[0])
+        return not bool(self.trained.settled(*self._judge(features))[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = left_of(allowed, tried)
         trained = self.trained
-        judged = chances, costs, gains = self._judge(features)
+        chances, costs = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
-        preferences = self._preferences(*judged, known)
-        strange, least = self.strange(features), trained.keeps_from(gains is not None)
+        preferences = self.preferences(features, known)
+        strange, least = self.strange(features), trained.keeps_from(features.stage == max(NAMES))
         may_keep = trained.keep <= 0 or (scores[BASE] >= least and not strange)
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
@@ -110,10 +109,6 @@ class LearnedPolicy:
         else:
             choice = max(known, key=lambda s: preferences[s])
             reason = _in_words(choice, difficulty, scores, prices, utilities, known)
-            likeliest = max(known, key=lambda s: (preferences[s] > -np.inf, utilities[s]))
-            if gains is not None and trained.pairs and choice != likeliest:
-                ahead = preferences[choice] - preferences[likeliest]
-                reason += f"; compared in pairs, it is worth {ahead:.2f} more than {likeliest}"
             if preferences.get(BASE) == -np.inf and choice != BASE and utilities[BASE] > utilities[choice]:
                 reason += f"; an in-context answer is kept from a chance of {least:.2f} on"
                 reason += " where no more is measured" if least > trained.keep else ""
@@ -122,16 +117,10 @@ class LearnedPolicy:
         return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage, may_keep=may_keep)
 
     def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
-        """What the choice between these strategies is made by, the highest being chosen: utilities or, where pairs
-        decide, what those expect. Minus infinity for an in-context answer that is not to be kept."""
-        return self._preferences(*self._judge(features), among)
-
-    def _preferences(
-        self, chances: Floats, costs: Floats, gains: Floats | None, among: Sequence[str]
-    ) -> dict[str, float]:
-        places = [self.trained.strategies.index(s) for s in among]
-        found = self.trained.preferences(chances, costs, gains, places)[0]
-        return {name: float(found[place]) for name, place in zip(among, places, strict=True)}
+        """What the choice between these strategies is made by, the highest being chosen: utilities, but minus infinity
+        for an in-context answer that is not to be kept."""
+        found = self.trained.preferences(*self._judge(features), measured=features.stage == max(NAMES))[0]
+        return {name: value for name, value in self._by_name(found.tolist()).items() if name in among}
 
     def at(self, price: float) -> LearnedPolicy:
         """The same estimates at another price of a cost, in accuracy for one in-context cost. What was judged and
@@ -145,11 +134,10 @@ class LearnedPolicy:
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
 
-    def _judge(self, features: Features) -> tuple[Floats, Floats, Floats | None]:
-        """Chances and costs, [1, S] each; and what pairs expect, [1, P], once all is measured."""
-        row, trained = np.array([[features.values[name] for name in NAMES[features.stage]]]), self.trained
-        gains = trained.gains(row) if features.stage == max(NAMES) else None
-        return trained.chances(features.stage, row), trained.expected_costs([features.kind]), gains
+    def _judge(self, features: Features) -> tuple[Floats, Floats]:
+        """Chances and costs, [1, S] each."""
+        row = np.array([[features.values[name] for name in NAMES[features.stage]]])
+        return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
 
     def strange(self, features: Features) -> bool:
         """Whether a query is unlike those of training."""

@@ -25,21 +25,14 @@ OUTSIDE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A judgement of which of two strategies is worth more, after Xu et al. 2012 ("SATzilla2012")."""
+class Change:
+    """What a strategy does to the in-context answer: the pairwise judgement of the two. It is learned better than how
+    likely the strategy is right, most of which is how easy the query is."""
 
-    first: int
-    second: int
-    """Places among the policy's strategies."""
-    head: Head
-    """The chance that the first is, each case counting by how much it mattered."""
-    size: float
-    """How much it mattered in training, on average."""
-
-    def gains(self, rows: Floats) -> Floats:
-        """By how much the first is expected to be worth more than the second, for each row [N, F] -> [N]."""
-        expected: Floats = self.size * (2 * self.head.chances(rows) - 1)
-        return expected
+    mends: Head
+    """The chance that the strategy is right, if in-context is wrong."""
+    spoils: Head
+    """The chance that it is wrong, if in-context is right."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,10 @@ class TrainedPolicy:
     """Content hash of the model whose outcomes were learned from."""
     strategies: tuple[str, ...]
     """`in_context` first."""
-    heads: Mapping[int, tuple[Head, ...]]
-    """Stage -> for each strategy, the chance that its answer is right."""
+    difficulty: Mapping[int, Head]
+    """Stage -> the chance that the in-context answer is right."""
+    changes: Mapping[int, tuple[Change, ...]]
+    """Stage -> what each other strategy changes about it."""
     costs: Mapping[str, tuple[float, ...]]
     """Kind -> mean cost of each strategy as a multiple of in-context; the empty kind is the mean of all."""
     price: float
@@ -71,8 +66,6 @@ class TrainedPolicy:
     """That were trained on."""
     datasets: tuple[str, ...]
     seed: int
-    pairs: tuple[Pair, ...] = ()
-    """What decides after stage 1; where there are none, chances and costs do."""
     keep: float = 0.0
     """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
     risk: float | None = None
@@ -91,7 +84,11 @@ class TrainedPolicy:
 
     def chances(self, stage: int, rows: Floats) -> Floats:
         """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
-        return np.stack([head.chances(rows) for head in self.heads[stage]], axis=1)
+        changes = self.changes[stage]
+        shape = len(changes), len(rows)
+        mends = np.array([change.mends.chances(rows) for change in changes]).reshape(shape)
+        spoils = np.array([change.spoils.chances(rows) for change in changes]).reshape(shape)
+        return composed(self.difficulty[stage].chances(rows), mends.T, spoils.T)
 
     def expected_costs(self, kinds: Sequence[str]) -> Floats:
         """What each strategy would cost from here on [N, S]; the in-context answer is paid for already."""
@@ -108,25 +105,11 @@ class TrainedPolicy:
         """Median of each feature of all stages in training."""
         return tuple(nine[4] for nine in self.deciles)
 
-    def gains(self, rows: Floats) -> Floats:
-        """What the pairs expect [N, P] from the features of all stages [N, F]."""
-        return np.stack([pair.gains(rows) for pair in self.pairs], axis=1) if self.pairs else np.zeros((len(rows), 0))
-
-    def preferences(
-        self, chances: Floats, costs: Floats, gains: Floats | None = None, among: Collection[int] | None = None
-    ) -> Floats:
-        """Utilities [N, S]; where `gains` [N, P] are given and there are pairs, by those `among` these strategies
-        (None: all), relative to their mean. In-context answers that are not to be kept come last. Without `gains`,
-        stage 1 has not been measured.
-        """
+    def preferences(self, chances: Floats, costs: Floats, measured: bool) -> Floats:
+        """Utilities [N, S], but in-context answers that are not to be kept come last. `measured` says whether stage 1
+        was."""
         found = self.utilities(chances, costs)
-        if gains is not None and self.pairs:
-            found, among = np.zeros_like(found), range(len(self.strategies)) if among is None else among
-            for pair, gain in zip(self.pairs, gains.T, strict=True):
-                if pair.first in among and pair.second in among:
-                    found[:, pair.first] += gain / len(among)
-                    found[:, pair.second] -= gain / len(among)
-        found[:, 0] = np.where(chances[:, 0] < self.keeps_from(gains is not None), -np.inf, found[:, 0])
+        found[:, 0] = np.where(chances[:, 0] < self.keeps_from(measured), -np.inf, found[:, 0])
         return found
 
     def keeps_from(self, measured: bool) -> float:
@@ -143,7 +126,7 @@ class TrainedPolicy:
 
     def settled(self, chances: Floats, costs: Floats) -> Booleans:
         """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""
-        best = self.preferences(chances, costs).argmax(axis=1) == 0
+        best = self.preferences(chances, costs, measured=False).argmax(axis=1) == 0
         settled: Booleans = best & (chances[:, 0] >= self.enough)
         return settled
 
@@ -155,3 +138,10 @@ class TrainedPolicy:
         unknown = np.array([not kind or kind not in self.costs for kind in kinds])
         strange: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
         return strange
+
+
+def composed(base: Floats, mends: Floats, spoils: Floats) -> Floats:
+    """The chance that each strategy is right [N, S], from that of in-context [N] and the chances that the others mend
+    and spoil its answer [N, S - 1]."""
+    right = base[:, None]
+    return np.column_stack([base, (1 - right) * mends + right * (1 - spoils)])

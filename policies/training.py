@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import combinations
 from multiprocessing import get_context
 
 import numpy as np
@@ -23,11 +22,11 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, Head, Question, fit_heads, folds, surely_above
+from .heads import CANDIDATES, Floats, Head, Question, fit_heads, folds
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
 from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
-from .trained import NEVER, Pair, TrainedPolicy
+from .trained import NEVER, Change, TrainedPolicy, composed
 
 TOP_PRICE = 0.1
 """Accuracy that the most expensive strategy costs at the default price."""
@@ -35,8 +34,6 @@ LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
 CONFIDENCE = 0.9
 """Of the promise about answers that are kept in context."""
-SURE = 1.645
-"""Standard errors by which deciding in pairs has to be worth more: 95% of a normal distribution lie below."""
 REPEATS = 5
 """Draws of the folds that a scorecard is of."""
 
@@ -130,7 +127,7 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
         others = everywhere[~np.isin(families[everywhere], unseen.families)]
         policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
-        found.choice[held], found.measured[held] = _choose(policy, unseen, chances, policy.gains(unseen.rows))
+        found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.chances[held], found.expected[held] = chances[1], policy.expected_costs(unseen.kinds)
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
@@ -151,7 +148,7 @@ def _shuffled(policy: TrainedPolicy, cases: Cases, seed: int) -> Floats:
     for feature in range(cases.rows.shape[1]):
         rows = cases.rows.copy()
         rows[:, feature] = rows[order, feature]
-        found.append(policy.heads[1][0].chances(rows))
+        found.append(policy.difficulty[1].chances(rows))
     return np.array(found)
 
 
@@ -164,8 +161,7 @@ def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[
 
 def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     """A policy without a scorecard."""
-    asked = [(right, np.ones(len(cases))) for right in cases.right.T]
-    fitted = {stage: _fit_known(cases, cases.stage(stage), asked, settings) for stage in NAMES}
+    fitted = {stage: _fit_stage(cases, cases.stage(stage), settings) for stage in NAMES}
     whole = cases.complete()
     worth = whole.utilities(settings.price).mean(axis=0)
     free = cases.stage(0)
@@ -173,7 +169,8 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     policy = TrainedPolicy(
         base_hash=cases.base_hash,
         strategies=cases.strategies,
-        heads={stage: heads for stage, (heads, _) in fitted.items()},
+        difficulty={stage: head for stage, (head, _, _) in fitted.items()},
+        changes={stage: changes for stage, (_, changes, _) in fitted.items()},
         costs=_mean_costs(cases),
         price=settings.price,
         enough=1.0,
@@ -188,56 +185,26 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         recipes=dict(cases.recipes),
     )
     judged = cases.judged
-    chances = {stage: held_out[judged] for stage, (_, held_out) in fitted.items()}
-    pairs, gains = _fit_pairs(cases, settings)
-    gains = gains[judged]
-    if _pay(replace(policy, pairs=pairs), whole, chances, gains):
-        policy = replace(policy, pairs=pairs)
-    policy = replace(policy, enough=_enough(policy, whole, chances, gains))
+    chances = {stage: held_out[judged] for stage, (_, _, held_out) in fitted.items()}
+    policy = replace(policy, enough=_enough(policy, whole, chances))
     if settings.risk is None:
         return policy
-    return replace(policy, keep=_kept_from(policy, whole, chances, gains, settings.risk), risk=settings.risk)
+    return replace(policy, keep=_kept_from(policy, whole, chances, settings.risk), risk=settings.risk)
 
 
-def _fit_known(
-    cases: Cases, rows: Floats, asked: Sequence[tuple[Floats, Floats]], settings: Settings
-) -> tuple[tuple[Head, ...], Floats]:
-    """A head for each of Q questions, given as what is yes and what it weighs [N] each, fitted where that is known, and
-    their held-out chances [N, Q]; elsewhere they are not a number."""
-    families = np.array(cases.families)
-    known = [np.flatnonzero(~np.isnan(yes)) for yes, _ in asked]
-    questions = [
-        Question(rows[k], yes[k], families[k], weights[k]) for k, (yes, weights) in zip(known, asked, strict=True)
-    ]
-    fitted = fit_heads(questions, settings.folds, settings.seed, settings.candidates)
-    chances = np.full((len(cases), len(asked)), np.nan)
-    for place, (k, (_, held_out)) in enumerate(zip(known, fitted, strict=True)):
-        chances[k, place] = held_out
-    return tuple(head for head, _ in fitted), chances
-
-
-def _fit_pairs(cases: Cases, settings: Settings) -> tuple[tuple[Pair, ...], Floats]:
-    """A judgement on every two strategies, and what they expect of each case [N, P], held out."""
-    worth = cases.worth(settings.price)
-    places = list(combinations(range(len(cases.strategies)), 2))
-    more = [worth[:, first] - worth[:, second] for first, second in places]
-    sizes = np.array([np.nanmean(np.abs(m)) for m in more])
-    asked = [
-        (np.where(np.isnan(m), np.nan, m > 0), np.abs(m) / size if size else np.ones(len(cases)))
-        for m, size in zip(more, sizes, strict=True)
-    ]
-    heads, chances = _fit_known(cases, cases.rows, asked, settings)
-    pairs = [Pair(*two, head, float(size)) for two, head, size in zip(places, heads, sizes, strict=True)]
-    return tuple(pairs), sizes * (2 * chances - 1)
-
-
-def _pay(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> bool:
-    """Whether deciding by pairs is worth more than by chances on what is held out, by so much that it is by chance in
-    one of twenty trainings only."""
-    index, worth = np.arange(len(cases)), cases.worth(policy.price)
-    by_pairs, _ = _choose(policy, cases, chances, gains)
-    by_chances, _ = _choose(replace(policy, pairs=()), cases, chances, gains)
-    return surely_above(worth[index, by_pairs] - worth[index, by_chances], np.array(cases.families), SURE)
+def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tuple[Change, ...], Floats]:
+    """What is learned from the features of a stage, and the held-out chance of each strategy [N, S]. A strategy teaches
+    where it was tried: what it mends where in-context was wrong, what it spoils where that was right."""
+    base, families = cases.right[:, 0], np.array(cases.families)
+    asked = [Question(rows, base, families)]
+    for right in cases.right[:, 1:].T:
+        mended, spoiled = np.where(base == 0, right, np.nan), np.where(base == 1, 1 - right, np.nan)
+        asked += [Question(rows, mended, families, prior=0), Question(rows, spoiled, families, prior=0)]
+    (head, chance), *others = fit_heads(asked, settings.folds, settings.seed, settings.candidates)
+    mends, spoils = others[::2], others[1::2]
+    changes = tuple(Change(better, worse) for (better, _), (worse, _) in zip(mends, spoils, strict=True))
+    of_mends, of_spoils = (np.stack([c for _, c in some], axis=1) for some in (mends, spoils))
+    return head, changes, composed(chance, of_mends, of_spoils)
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
@@ -249,22 +216,22 @@ def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
 
 
 def _choose(
-    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats
+    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
     costs = policy.expected_costs(cases.kinds)
     settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
-    choice = np.where(settled, 0, policy.preferences(chances[1], costs, gains).argmax(axis=1))
+    choice = np.where(settled, 0, policy.preferences(chances[1], costs, measured=True).argmax(axis=1))
     return np.where(strange, policy.strategies.index(policy.usually()), choice), ~settled & ~strange
 
 
-def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats) -> float:
+def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) -> float:
     """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice, _ = _choose(replace(policy, enough=enough), cases, chances, gains)
+        choice, _ = _choose(replace(policy, enough=enough), cases, chances)
         return float(cases.right[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
@@ -275,7 +242,7 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], 
     return lowest
 
 
-def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], gains: Floats, risk: float) -> float:
+def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], risk: float) -> float:
     """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
 
     Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
@@ -291,7 +258,7 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        choice, _ = _choose(replace(policy, keep=threshold), cases, chances, gains)
+        choice, _ = _choose(replace(policy, keep=threshold), cases, chances)
         kept = (choice == 0) & one_each
         if kept.sum() < least:
             continue

@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
 from autottt.policies.features import NAMES
 from autottt.policies.heads import CANDIDATES, Head, Question, fit_heads
-from autottt.policies.trained import Pair, TrainedPolicy
+from autottt.policies.trained import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
 RNG = np.random.default_rng(0)
@@ -28,20 +28,25 @@ FAMILIES = [f"f{i % 12}" for i in range(120)]
 
 
 def head(name: str, stage: int, right=RIGHT) -> Head:
-    question = Question(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES), np.ones(120))
+    question = Question(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES))
     return fit_heads([question], 3, 0, (name,))[0][0]
 
 
 @pytest.fixture(scope="module")
 def policy():
     free = len(NAMES[0])
-    heads = {s: (head("logistic", s), head("boosting", s), head("logistic", s, np.zeros(120))) for s in NAMES}
+    changes = {
+        s: (
+            Change(head("boosting", s), head("logistic", s)),
+            Change(head("logistic", s, np.zeros(120)), head("blend", s)),
+        )
+        for s in NAMES
+    }
     return TrainedPolicy(
-        "base", ("in_context", "ttt_in_context", "never_right"), heads,
+        "base", ("in_context", "ttt_in_context", "never_right"), {s: head("logistic", s) for s in NAMES}, changes,
         {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
         (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ((0.5,) * 9,) * len(NAMES[1]),
-        ("a", "b"), ("made",), 7,
-        pairs=(Pair(0, 1, head("logistic", 1), 0.3), Pair(1, 2, head("boosting", 1), 0.1)), scorecard={"families": 2},
+        ("a", "b"), ("made",), 7, scorecard={"families": 2},
     )  # fmt: skip
 
 
@@ -52,10 +57,11 @@ def folder(policy, tmp_path):
 
 
 def alone(policy, heads):
-    """A policy of one strategy, with these heads."""
+    """A policy of one strategy, with a head for each stage."""
     return dataclasses.replace(
-        policy, strategies=("in_context",), heads=heads, pairs=(), costs={"": (1.0,)}, ranking=("in_context",)
-    )
+        policy, strategies=("in_context",), difficulty=heads, changes=dict.fromkeys(NAMES, ()), costs={"": (1.0,)},
+        ranking=("in_context",),
+    )  # fmt: skip
 
 
 def edit_card(folder, **changed):
@@ -74,22 +80,23 @@ def test_what_was_saved_is_loaded(policy, folder):
     for stage, names in NAMES.items():
         rows = ROWS[:, : len(names)]
         np.testing.assert_array_equal(loaded.chances(stage, rows), policy.chances(stage, rows))
-    np.testing.assert_array_equal(loaded.gains(ROWS), policy.gains(ROWS))
-    assert dataclasses.replace(loaded, heads={}, pairs=()) == dataclasses.replace(policy, heads={}, pairs=())
+    assert dataclasses.replace(loaded, difficulty={}, changes={}) == dataclasses.replace(
+        policy, difficulty={}, changes={}
+    )
 
 
 def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
     for name in CANDIDATES:
-        made = {stage: (head(name, stage),) for stage in NAMES}
+        made = {stage: head(name, stage) for stage in NAMES}
         save_bundle(alone(policy, made), tmp_path / name)
-        assert load_bundle(tmp_path / name).heads.keys() == NAMES.keys()
+        assert load_bundle(tmp_path / name).difficulty.keys() == NAMES.keys()
 
 
 @pytest.mark.parametrize("name", ["forest", "boosting"])
 def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
     for broken in ("child", "feature"):
-        made = {stage: (head(name, stage),) for stage in NAMES}
-        estimator = made[1][0].estimator
+        made = {stage: head(name, stage) for stage in NAMES}
+        estimator = made[1].estimator
         if name == "forest":
             tree = estimator.estimators_[0].tree_
             array = tree.children_left if broken == "child" else tree.feature
@@ -192,7 +199,6 @@ def test_a_damaged_file_is_refused(folder, name):
         ({"costs": {"list": [1.0, 50.0, 7.0]}}, "costs: not what"),
         ({"ranking": ["nope"]}, "ranking: not what"),
         ({"risk": 2.0}, "risk: not what"),
-        ({"pairs": [[0, 1, float("inf")], [1, 2, 0.1]]}, "pairs: not what"),
         ({"lowest": [], "price": float("nan")}, "lowest, price: not what"),
     ],
 )

@@ -17,12 +17,12 @@ from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import BY_FAMILY, CANDIDATES, Head, Question, Trees, _line, fit_heads, folds, surely_above
+from autottt.policies.heads import CANDIDATES, Head, Question, Trees, fit_heads, folds, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
-from autottt.policies.trained import NEVER, Pair
-from autottt.policies.training import Settings, _fit_pairs, _held_out, _kept_from, _pay, fit, train_policy
+from autottt.policies.trained import NEVER, Change
+from autottt.policies.training import Settings, _fit_stage, _held_out, _kept_from, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -151,10 +151,9 @@ def test_training_twice_gives_equal_policies():
     assert one.scorecard == two.scorecard
 
 
-def asked(rows: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None, families: int = 20) -> Question:
+def asked(rows: np.ndarray, right: np.ndarray, families: int = 20) -> Question:
     """A question about cases of so many families."""
-    names = np.array([f"f{i % families}" for i in range(len(rows))])
-    return Question(rows, right, names, np.ones(len(rows)) if weights is None else weights)
+    return Question(rows, right, np.array([f"f{i % families}" for i in range(len(rows))]))
 
 
 def test_several_processes_train_what_one_does() -> None:
@@ -244,12 +243,11 @@ def test_measuring_is_charged_to_the_policy(learned):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_strategy_that_is_always_wrong_or_always_right_gets_a_constant_chance(value):
+def test_a_strategy_that_is_always_wrong_or_always_right_is_known_to_be(value):
     outcomes = [dataclasses.replace(o, correct=value) if o.strategy == "in_context_vote" else o for o in SMALL]
     policy = LearnedPolicy(trained(outcomes, fold_count=2))
-    scores = {policy.decide(at(level), ALL).scores["in_context_vote"] for level in (-1.0, 1.0)}
-    assert len(scores) == 1
-    assert scores.pop() == pytest.approx(value, abs=0.02)
+    scores = [policy.decide(at(level), ALL).scores["in_context_vote"] for level in (-1.0, 0.0, 1.0)]
+    assert scores == pytest.approx([value] * 3, abs=0.06)
 
 
 def test_nothing_to_choose_between_still_gives_a_scorecard():
@@ -290,31 +288,22 @@ def test_a_strategy_that_was_hardly_tried_makes_nothing_incomparable():
     assert "ttt_augmented" in cases_of([*OUTCOMES, *some]).strategies
 
 
-# --- judging in pairs ------------------------------------------------------------------------------------------------
+# --- what a strategy mends and spoils --------------------------------------------------------------------------------
 
 
-def test_cases_weigh_by_how_much_they_matter():
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_cases_of_which_the_answer_is_not_known_teach_nothing_and_are_judged(name: str) -> None:
+    """Half of the cases are known, and of those alone the answer is the sign of a feature."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 3))
-    yes = (rng.uniform(size=400) < 0.5).astype(float)
-    weights = np.where(yes == 1, 3.0, 1.0)
-    for name in set(CANDIDATES) - set(BY_FAMILY):
-        ((head, _),) = fit_heads([asked(rows, yes, weights)], 4, 0, (name,))
-        assert head.chances(rows).mean() == pytest.approx(0.75, abs=0.08), name
-
-
-def test_weights_keep_out_what_cannot_heed_them_and_decide_constants() -> None:
-    rng = np.random.default_rng(0)
-    rows, yes = rng.normal(size=(100, 3)), np.zeros(100)
-    yes[:97] = 1.0
-    weights = np.where(yes == 1, 0.01, 0.9)
-    ((head, held_out),) = fit_heads([asked(rows, yes, weights)], 4, 0)
-    expected = (0.97 + 1) / (weights.sum() + 2)
-    assert head.chances(rows[:1]) == pytest.approx(expected, abs=1e-3)
-    assert held_out.mean() < 0.6
-    several = (rng.uniform(size=100) < 0.5).astype(float)
-    ((head, _),) = fit_heads([asked(rows, several, weights)], 4, 0)
-    assert "kneighborsregressor" not in dict(getattr(head.estimator, "steps", ()))
+    yes = (rows[:, 0] > 0).astype(float)
+    known = np.where(rng.uniform(size=400) < 0.5, yes, np.nan)
+    some = ~np.isnan(known)
+    ((head, held_out),) = fit_heads([asked(rows, known)], 4, 0, (name,))
+    ((alone, _),) = fit_heads([Question(rows[some], yes[some], asked(rows, yes).families[some])], 4, 0, (name,))
+    assert np.isfinite(held_out).all()
+    assert ((held_out > 0.5) == (yes == 1))[~some].mean() > 0.85
+    assert np.abs(head.chances(rows) - alone.chances(rows)).mean() < 0.05
 
 
 def test_all_heads_are_of_one_kind_the_simplest_that_is_as_good() -> None:
@@ -367,54 +356,43 @@ def test_a_forest_in_one_piece_is_the_forest() -> None:
     np.testing.assert_allclose(Trees.of(forest).chances(new), forest.predict_proba(new)[:, 1])
 
 
-def test_pairs_expect_what_was_gained_on_average():
-    pairs, gains = _fit_pairs(cases_of(OUTCOMES), Settings(0.001, 0, 3, ("logistic",)))
-    worth = cases_of(OUTCOMES).worth(0.001)
-    for pair, expected in zip(pairs, gains.T, strict=True):
-        gained = worth[:, pair.first] - worth[:, pair.second]
-        assert expected.mean() == pytest.approx(gained.mean(), abs=0.02)
-        assert np.corrcoef(expected, gained)[0, 1] > 0.1 or np.ptp(gained) < 0.01
-
-
-def test_pairs_decide_once_all_is_measured(learned):
-    """One that always prefers the vote: what chances say of it does not matter any more, except before measuring."""
-    always = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
-    pairs = (Pair(1, 0, always, 0.5), Pair(1, 2, always, 0.5))
-    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
-    assert learned.decide(at(-0.25), ALL).strategy == policy.decide(at(-0.25, stage=0), ALL).strategy
-    decision = policy.decide(at(-0.25), ALL)
-    assert decision.strategy == "in_context_vote"
-    assert "compared in pairs, it is worth 0.50 more than ttt_in_context" in decision.reason
-    assert explain(policy, at(-0.25), ALL).prices == ()
-
-
-def test_pairs_with_what_is_not_allowed_have_no_say(learned):
-    """In context beats the vote; that the vote beats training by more does not matter where training is not allowed."""
-    yes, no = (Head(DummyClassifier(strategy="constant", constant=c).fit(np.zeros((2, 1)), [0, 1])) for c in (1, 0))
-    pairs = (Pair(0, 1, yes, 0.1), Pair(0, 2, no, 0.5), Pair(1, 2, yes, 0.5))
-    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
-    assert policy.decide(at(-0.25), ALL).strategy == "in_context_vote"
-    assert policy.decide(at(-0.25), ALL[:2]).strategy == "in_context"
-
-
-def test_a_promise_and_pairs_are_told_in_finite_numbers(learned):
-    yes = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
-    pairs = (Pair(0, 1, yes, 0.1), Pair(1, 2, yes, 0.1))
-    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs, keep=NEVER, risk=0.1))
-    decision = policy.decide(at(1.0), ALL)
-    assert decision.strategy == "in_context_vote"
-    assert "inf" not in decision.reason
-
-
-def test_pairs_are_kept_only_where_they_pay():
+def test_uplift_expects_what_was_gained_on_average():
     cases = cases_of(OUTCOMES)
-    policy = fit(cases, Settings(0.1 / 60, 0, 3, ("logistic",)))
-    chances = {stage: policy.chances(stage, cases.stage(stage)) for stage in NAMES}
-    best = cases.worth(policy.price)
-    pairs = tuple(Pair(a, b, policy.heads[1][0], 1.0) for a, b in ((0, 1), (0, 2), (1, 2)))
-    gains = np.stack([best[:, p.first] - best[:, p.second] for p in pairs], axis=1)
-    assert _pay(dataclasses.replace(policy, pairs=pairs), cases, chances, gains)
-    assert not _pay(dataclasses.replace(policy, pairs=pairs), cases, chances, -gains)
+    _, changes, chances = _fit_stage(cases, cases.rows, Settings(0.001, 0, 3, ("logistic",)))
+    assert len(changes) == 2
+    for strategy in (1, 2):
+        expected, gained = chances[:, strategy] - chances[:, 0], cases.right[:, strategy] - cases.right[:, 0]
+        assert expected.mean() == pytest.approx(gained.mean(), abs=0.02)
+        assert np.ptp(gained) == 0 or np.corrcoef(expected, gained)[0, 1] > 0.1
+
+
+def test_training_is_expected_to_help_between_easy_and_hopeless_queries(learned):
+    """What a line cannot say of a strategy's own answers: it helps where in-context is wrong, and can be mended."""
+    uplifts = []
+    for level in (-1.5, -0.2, 1.5):
+        scores = learned.decide(at(level), ALL).scores
+        uplifts.append(scores["ttt_in_context"] - scores["in_context"])
+    assert uplifts[1] > max(uplifts[0], uplifts[2]) + 0.1
+
+
+def constant(chance: float) -> Head:
+    return Head(DummyClassifier(strategy="constant", constant=chance).fit(np.zeros((2, 1)), [0, 1]))
+
+
+def test_the_chance_of_a_strategy_is_what_it_leaves_and_what_it_mends(learned):
+    changes = {s: (Change(constant(1), constant(0)), Change(constant(0), constant(1))) for s in NAMES}
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, changes=changes))
+    scores = policy.decide(at(0.3), ALL).scores
+    assert scores["in_context_vote"] == pytest.approx(1, abs=1e-3), "it mends all and spoils nothing"
+    assert scores["ttt_in_context"] == pytest.approx(0, abs=1e-3)
+    assert 0.1 < scores["in_context"] < 0.9
+
+
+def test_a_promise_is_told_in_finite_numbers(learned):
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, keep=NEVER, risk=0.1))
+    decision = policy.decide(at(1.0), ALL)
+    assert decision.strategy != "in_context"
+    assert "inf" not in decision.reason.replace("in_context", "")
 
 
 @pytest.mark.parametrize(
@@ -713,27 +691,6 @@ def test_pushes_are_differences_of_the_policys_own_numbers(learned):
     assert [abs(p.lead) for p in found.pushes] == sorted((abs(p.lead) for p in found.pushes), reverse=True)
 
 
-def test_where_pairs_decide_the_explanation_is_of_them(learned):
-    """The vote wins in pairs where chances prefer training, the more so the higher a feature."""
-    rows = np.random.default_rng(0).normal(size=(400, len(NAMES[1])))
-    place = NAMES[1].index("answer_mean")
-    leaning = Head(_line(0.3).fit(rows, (rows[:, place] > -1).astype(int)))
-    yes = Head(DummyClassifier(strategy="constant", constant=1).fit(np.zeros((2, 1)), [0, 1]))
-    pairs = (Pair(1, 0, yes, 0.5), Pair(1, 2, leaning, 0.5))
-    policy = LearnedPolicy(dataclasses.replace(learned.trained, pairs=pairs))
-    found = explain(policy, at(-0.25), ALL)
-    assert max(found.decision.utilities.items(), key=lambda item: item[1])[0] == "ttt_in_context"
-    assert found.by == "pairs"
-    assert [name for name, _ in found.preferences] == ["in_context_vote", found.runner_up, "in_context"]
-    assert found.pushes[0].feature == "answer_mean"
-    assert found.pushes[0].lead < 0, "it lies below what is usual"
-    text = as_text(found)
-    assert "comparing in pairs" in text
-    assert "pairs were compared at this one" in text
-    unmeasured = explain(policy, at(-0.25, stage=0), ALL)
-    assert (unmeasured.by, unmeasured.preferences[0][0]) == ("chances", unmeasured.decision.strategy)
-
-
 def test_a_query_unlike_those_in_training_is_explained_as_such(learned):
     found = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
     assert (found.by, found.preferences, found.prices, found.runner_up) == ("average", (), (), "")
@@ -818,7 +775,7 @@ def test_a_promise_about_what_is_kept_is_kept_in_nine_of_ten_trainings(learned):
     """Chances that are true and spread evenly: kept from t on, a share of (1 - t) / 2 is wrong, so 0.6 keeps a promise
     of 0.2. Were it broken in three of ten trainings instead of one, so few of sixty would be by a chance of 0.02."""
     some = cases_of(made(300, 1))
-    policy = dataclasses.replace(learned.trained, enough=1.0, pairs=(), costs={"": (1.0, 0, 0), "list": (1.0, 0, 0)})
+    policy = dataclasses.replace(learned.trained, enough=1.0, costs={"": (1.0, 0, 0), "list": (1.0, 0, 0)})
     found = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -827,7 +784,7 @@ def test_a_promise_about_what_is_kept_is_kept_in_nine_of_ten_trainings(learned):
         right = some.right.copy()
         right[:, 0] = rng.uniform(size=300) < chances[:, 0]
         cases = dataclasses.replace(some, right=right)
-        found.append(_kept_from(policy, cases, dict.fromkeys(NAMES, chances), np.zeros((300, 0)), 0.2))
+        found.append(_kept_from(policy, cases, dict.fromkeys(NAMES, chances), 0.2))
     assert sum(keep < 0.6 for keep in found) <= 10
     assert np.median(found) < 0.8, "a promise that keeps next to nothing is easily kept"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autottt.policies.heads import Head
 from autottt.policies.report import _hull, as_markdown, write_report
 from autottt.policies.trained import TrainedPolicy
 
@@ -43,8 +42,8 @@ CARD: dict[str, Any] = {
     "prices": [[0.01, 0.3, 1.0], [0.0, 0.5, 60.0]],
 }  # fmt: skip
 POLICY = TrainedPolicy(
-    "base", ("in_context", "ttt_in_context"), {0: (Head(None),) * 2, 1: (Head(None),) * 2}, {"": (1.0, 60.0)}, 0.001,
-    1.0, ("ttt_in_context", "in_context"), (), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
+    "base", ("in_context", "ttt_in_context"), {}, {}, {"": (1.0, 60.0)}, 0.001, 1.0,
+    ("ttt_in_context", "in_context"), (), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
 )  # fmt: skip
 
 

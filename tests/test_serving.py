@@ -14,7 +14,6 @@ import pytest
 
 from autottt.controller.controller import Controller
 from autottt.policies.features import NAMES, STAGE_0, Features
-from autottt.policies.heads import Head
 from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
 from autottt.policies.serving import ServedPolicy
 from autottt.policies.traces import base_of, drift, outcomes_of, read_log, summary
@@ -288,7 +287,7 @@ def policy_of(rows: np.ndarray) -> TrainedPolicy:
     edges = tuple(map(tuple, deciles.tolist()))
     free = rows[:, : len(STAGE_0)]
     return TrainedPolicy(
-        "base", ("in_context",), {s: (Head(None),) for s in NAMES}, {"": (1.0,), "list": (1.0,)}, 0.1, 1.0,
+        "base", ("in_context",), {}, {}, {"": (1.0,), "list": (1.0,)}, 0.1, 1.0,
         ("in_context",), tuple(free.min(0).tolist()), tuple(free.max(0).tolist()), edges, below, (), (), 0,
     )  # fmt: skip
 
