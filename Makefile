@@ -43,9 +43,11 @@ bench-engine: $(STAMP)  ## Measure how fast adapters are trained, beside the usu
 	@$(BIN)/python benchmarks/warm.py --tasks $(if $(QUICK),4,60) \
 		--json $(if $(QUICK),runs,benchmarks/results)/warm.json
 
-bench-policy: $(STAMP)  ## Collect outcomes, train a policy on generated families, judge it (hours; DATA=folder, QUICK=1)
-	@$(BIN)/python benchmarks/policy.py $(DATA) --runs runs/policy$(if $(QUICK),_quick) \
-		--json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
+# The outcomes in benchmarks/outcomes are not measured again; OUTCOMES=folder begins another store, for hours.
+OUTCOMES ?= benchmarks/outcomes
+bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and judge it (DATA=folder, QUICK=1 for a few)
+	@$(BIN)/python benchmarks/policy.py $(DATA) --outcomes $(if $(QUICK),runs/outcomes_quick,$(OUTCOMES)) \
+		--bundle runs/policy$(if $(QUICK),_quick) --json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
 
 # The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
 # stages then take as many tokens a step in one process, and draw other tasks.

@@ -51,6 +51,22 @@ def measured_table(folder: Path, strategies: Collection[str]) -> str:
     return "\n".join(lines)
 
 
+def policy_table(folder: Path) -> str:
+    """Of policy.json: what the policy and its rivals are worth, and whether goals are reached."""
+    rows = read(folder, "policy")["rows"]
+    lines = [_line("families held out", "right", "cost", "utility"), _rule(4)]
+    for row in rows:
+        name, _, what = row["name"].partition(": ")
+        if what == "utility" and "accuracy" in row:
+            lines.append(_line(name, f"{row['accuracy']:.1%}", f"{row['cost']:.0f}x", f"{row['value']:.3f}"))
+    lines += ["", _line("what", "value", "goal", ""), _rule(4)]
+    for row in rows:
+        if row["goal"] is not None:
+            value = "-" if row["value"] is None else f"{row['value']:.3g} {row['unit']}"
+            lines.append(_line(row["name"], value, f"{row['goal']:g}", "holds" if row["holds"] else "not reached"))
+    return "\n".join(lines)
+
+
 def measured(folder: Path) -> str:
     """All of docs/measured.md."""
     lines = [

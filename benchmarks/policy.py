@@ -1,9 +1,10 @@
 """Collects outcomes, trains a policy on the generator's families alone, and judges it; `make bench-policy` runs it.
 
-    python benchmarks/policy.py DATA --runs runs/policy --json benchmarks/results/policy.json [--quick]
+    python benchmarks/policy.py DATA --outcomes benchmarks/outcomes --json benchmarks/results/policy.json [--quick]
 
 DATA is a folder with `open/<set>.jsonl` and `outcomes/bbh_llama31_8b.csv`; what it lacks is left out, and said. The
-outcomes are kept under --runs, so an interrupted run goes on from there. Writes the rows {"name", "value", "unit",
+outcomes are kept under --outcomes, a store for each set: an interrupted run goes on from there, and those of the
+repository are not measured again. The bundle goes to --bundle. Writes the rows {"name", "value", "unit",
 "against", "goal", "holds"} with the sets that were left out, the machine, versions, commit and date. Intervals are of
 families drawn again.
 """
@@ -54,7 +55,7 @@ OMITTED = {
     "instruction_induction": "English and knowledge more than rules, as function_vectors, with fewer tasks",
 }
 """Open sets that it is not judged on, and why."""
-GENERATED, QUERIES, OF_A_SET = 600, 1, 60
+GENERATED, QUERIES, OF_A_SET = 600, 3, 60
 """Tasks of the generator, queries of each of them, and queries of each open set."""
 QUICK = 10
 ABOVE_0 = 1e-9
@@ -200,7 +201,15 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
     of_queries = card["gap_closed_queries"] or {}
     low = gap["interval_90"][0] if gap else None
     gained, against = policy["accuracy"] - fixed[best]["accuracy"], "single best to best of each task"
+    arms = [
+        row(f"always `{name}`: utility" if name in fixed else f"{name.replace('_', ' ')}: utility", arm["utility"],
+            "utility", "-", None, accuracy=round(arm["accuracy"], 4), cost=round(arm["cost"], 1),
+            interval_90=rounded(arm["interval_90"]))
+        for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
+    ]  # fmt: skip
+    cheap = [accuracy for _, accuracy, cost in card["prices"] if cost <= 0.4 * fixed[best]["cost"]]
     return [
+        *arms,
         row(f"gap closed, families held out, mean of {draws['draws']} draws of the folds", closed[0], "of it", against,
             0.5, range=closed[1]["range"]),
         row("gap closed, lower bound, all draws", low, "of it", against, ABOVE_0, of_it=gap.get("value"),
@@ -214,6 +223,8 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
             "of it", against, None, without=[] if "ttt_crossfit" in trained.strategies else ["ttt_crossfit"]),
         row("accuracy beyond the best fixed strategy", gained, "share", f"always {best}", 0.0),
         row("cost", policy["cost"] / fixed[best]["cost"], "of its cost", f"always {best}", 0.4, most=True),
+        row("accuracy beyond the best fixed strategy at 40% of its cost, at whichever price that takes",
+            max(cheap, default=0.0) - fixed[best]["accuracy"], "share", f"always {best}", None),
         row("AUROC of an in-context answer being right", auroc[0], "area", "-", 0.85, **auroc[1]),
         row("harm: right in context, wrong as decided", harm[0], "of the cases", "-", 0.02, most=True, **harm[1]),
     ]  # fmt: skip
@@ -281,7 +292,7 @@ def on_open_sets(
             omitted[name] = "not there"
             continue
         tasks = some(read_tasks([file]).tasks, QUICK if given.quick else OF_A_SET)
-        public += (theirs := collected(given.runs / name, tasks, given.model, given.workers))
+        public += (theirs := collected(given.outcomes / name, tasks, given.model, given.workers))
         cases = cases_of(theirs)
         found, *others = (transferred(one, cases) for one in policies.values())
         values.append(found["gain"])
@@ -344,17 +355,18 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--outcomes", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, default=Path("runs/policy"))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--model", default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0, queries=1 if given.quick else QUERIES)
-    outcomes = collected(given.runs / "generated", generated, given.model, given.workers)
+    outcomes = collected(given.outcomes / "generated", generated, given.model, given.workers)
     trained, shipped = train_policy(outcomes, workers=given.workers), load_bundle(BUNDLED)
-    save_bundle(trained, given.runs / "bundle", over_released=True)
-    write_report(trained, given.runs / "bundle")
+    save_bundle(trained, given.bundle, over_released=True)
+    write_report(trained, given.bundle)
     policies = {"trained": LearnedPolicy(trained)}
     if (trained.base_hash, trained.strategies) == (shipped.base_hash, shipped.strategies):
         policies["shipped"] = LearnedPolicy(shipped)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from transformers import DynamicCache
 
-from autottt.ttt_core.cache import ROOM, GrowingLayer, new_cache
+from autottt.ttt_core.cache import ROOM, GrowingLayer, check_cache, kept_in, new_cache
 from autottt.ttt_core.testing import tiny_model
 
 
@@ -54,6 +55,17 @@ def test_a_token_more_is_written_where_the_others_are() -> None:
     layer.crop(-3)
     layer.update(*torch.randn(2, 1, 1, 2, 2))
     assert layer.keys.data_ptr() == place
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_handed_over_by_the_name_that_a_model_gives_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of 5.24, and before; a model of the other version would read without what was kept, or not at all."""
+    model = tiny_model("llama")
+    known = {"cache": lambda ids, cache=None: None, "past_key_values": lambda ids, past_key_values=None: None}
+    monkeypatch.setattr(model, "forward", known[name])
+    check_cache(model)
+    kept = new_cache(model.config)
+    assert kept_in(model, kept) == {name: kept, "use_cache": True}
 
 
 def test_layers_that_slide_stay_as_they_are() -> None:

@@ -202,6 +202,10 @@ def measured_table() -> str:
     return str(benchmarks().measured_table(RESULTS, set(base.strategies())))
 
 
+def policy_table() -> str:
+    return str(benchmarks().policy_table(RESULTS))
+
+
 def benchmarks() -> ModuleType:
     """benchmarks/measured.py, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("benchmark_measured", ROOT / "benchmarks" / "measured.py")
@@ -212,7 +216,9 @@ def benchmarks() -> ModuleType:
     return module
 
 
-GENERATED = {"tree": tree, "strategies": strategies_table, "graph": drawing, "measured": measured_table}
+GENERATED = {
+    "tree": tree, "strategies": strategies_table, "graph": drawing, "measured": measured_table, "policy": policy_table,
+}  # fmt: skip
 
 
 def solves(domain: Domain, primitive: Primitive) -> str:
