@@ -19,16 +19,18 @@ import numpy as np
 import sklearn
 import skops
 import skops.io
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 
 from ..ttt_core.errors import PolicyError
 from .cases import BASE
 from .features import FEATURES_VERSION, NAMES
-from .heads import Head
+from .heads import Amount, Head
 from .trained import Change, TrainedPolicy
 
 FORMAT = 6
 CARD, HEADS = "card.json", "heads.skops"
+COST = "0/cost/"
+"""What the names of estimators of costs begin with; they read the free features."""
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
 """What skops does not trust by itself: the trees of boosting and of forests. They are arrays of numbers, but ones that
@@ -40,7 +42,8 @@ TYPES = frozenset({
     "sklearn._loss.loss.HalfBinomialLoss", "sklearn.dummy.DummyClassifier",
     "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier",
-    "sklearn.ensemble._forest.RandomForestClassifier", "sklearn.linear_model._logistic.LogisticRegression",
+    "sklearn.ensemble._forest.RandomForestClassifier", "sklearn.ensemble._forest.RandomForestRegressor",
+    "sklearn.tree._classes.DecisionTreeRegressor", "sklearn.linear_model._logistic.LogisticRegression",
     "sklearn.neighbors._regression.KNeighborsRegressor", "sklearn.pipeline.Pipeline",
     "sklearn.preprocessing._data.StandardScaler", "sklearn.preprocessing._label.LabelEncoder",
     "sklearn.tree._classes.DecisionTreeClassifier", *TRUSTED,
@@ -66,7 +69,8 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     named = _named(policy)
     heads = path / f"_{HEADS}.partial"
     skops.io.dump(
-        {name: head.estimator for name, head in named.items()},
+        {name: head.estimator for name, head in named.items()}
+        | {f"{COST}{n}": amount.estimator for n, amount in zip(policy.strategies[1:], policy.spending, strict=False)},
         heads, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
     )  # fmt: skip
     card = card_of(policy) | {
@@ -112,6 +116,9 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
+            spending=tuple(
+                Amount(estimators[f"{COST}{name}"]) for name in card["strategies"][1:] if f"{COST}{name}" in estimators
+            ),
             keep=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
             recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
@@ -164,6 +171,7 @@ def _check(policy: TrainedPolicy) -> None:
         "below": [len(nine) for nine in policy.below] != [9] * all_stages,
         "risk": policy.risk is not None and not 0 < policy.risk < 1,
         "price": policy.price < 0,
+        "spending": len(policy.spending) not in (0, len(names) - 1),
     }
     numbers: dict[str, Iterable[float]] = {
         "price": [policy.price], "enough": [policy.enough], "keep": [policy.keep],
@@ -246,7 +254,7 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
 
 def _check_trees(estimator: Any, features: int) -> None:
     """Raises `ValueError` for a tree whose way down leaves it, or reads a feature that there is not."""
-    if isinstance(estimator, RandomForestClassifier):
+    if isinstance(estimator, RandomForestClassifier | RandomForestRegressor):
         trees = [tree.tree_.__getstate__()["nodes"] for tree in estimator.estimators_]
         names = ("left_child", "right_child", "feature")
         leaves = [nodes["left_child"] < 0 for nodes in trees]

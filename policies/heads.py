@@ -1,4 +1,4 @@
-"""Heads: calibrated classifiers of one yes-or-no question, chosen and judged with families held out.
+"""Heads: calibrated classifiers of one yes-or-no question, chosen and judged with families held out; and amounts.
 
 Knows nothing about strategies, prices or features' names. Axes: N cases, F features.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import KNeighborsRegressor
@@ -78,12 +78,12 @@ class Trees:
     left: NDArray[np.intp]
     right: NDArray[np.intp]
     value: Floats
-    """[nodes], the share of yeses."""
+    """[nodes], the share of yeses, or the mean amount."""
     depth: int
 
     @classmethod
-    def of(cls, forest: RandomForestClassifier) -> Trees:
-        """The trees of a fitted forest that tells 0 from 1."""
+    def of(cls, forest: RandomForestClassifier | RandomForestRegressor) -> Trees:
+        """The trees of a fitted forest that tells 0 from 1, or an amount."""
         trees = [one.tree_ for one in forest.estimators_]
         roots = np.concatenate([[0], np.cumsum([t.node_count for t in trees])[:-1]])
         leaf = np.concatenate([t.children_left < 0 for t in trees])
@@ -92,14 +92,17 @@ class Trees:
         def onwards(children: list[NDArray[np.intp]]) -> NDArray[np.intp]:
             return np.where(leaf, here, np.concatenate([c + r for c, r in zip(children, roots, strict=True)]))
 
-        yes = [t.value[:, 0, 1] / t.value[:, 0].sum(axis=1) for t in trees]
+        if isinstance(forest, RandomForestClassifier):
+            values = [t.value[:, 0, 1] / t.value[:, 0].sum(axis=1) for t in trees]
+        else:
+            values = [t.value[:, 0, 0] for t in trees]
         return cls(
             roots, np.where(leaf, 0, np.concatenate([t.feature for t in trees])),
             np.concatenate([t.threshold for t in trees]), onwards([t.children_left for t in trees]),
-            onwards([t.children_right for t in trees]), np.concatenate(yes), max(t.max_depth for t in trees),
+            onwards([t.children_right for t in trees]), np.concatenate(values), max(t.max_depth for t in trees),
         )  # fmt: skip
 
-    def chances(self, rows: Floats) -> Floats:
+    def means(self, rows: Floats) -> Floats:
         """The mean of all trees for each row [N, F] -> [N]."""
         values, node = rows.astype(np.float32), np.tile(self.roots, (len(rows), 1))
         case = np.arange(len(rows))[:, None]
@@ -149,6 +152,39 @@ class Head:
     def _parts(self) -> list[Callable[[Floats], Floats]]:
         """What gives the chances of each estimator, for a row in a tenth of a millisecond where that can be."""
         return [_quick(one) for one in (self.estimator if isinstance(self.estimator, list) else [self.estimator])]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A fitted forest that foretells an amount, such as a cost."""
+
+    estimator: RandomForestRegressor
+
+    def expected(self, rows: Floats) -> Floats:
+        """The amount for each row [N, F] -> [N]."""
+        return self._trees.means(rows)
+
+    @cached_property
+    def _trees(self) -> Trees:
+        return Trees.of(self.estimator)
+
+
+def fit_amount(
+    rows: Floats, amounts: Floats, families: Sequence[str], fold_count: int, seed: int
+) -> tuple[Amount, Floats]:
+    """What foretells amounts [N], not a number where they are not known, from rows [N, F]; and what was foretold of
+    each case [N] with its family held out."""
+    known, held_out = ~np.isnan(amounts), np.full(len(rows), np.nanmean(amounts))
+
+    def fitted(learn: NDArray[np.int64]) -> RandomForestRegressor:
+        forest = RandomForestRegressor(60, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1)
+        return forest.fit(rows[learn], amounts[learn])
+
+    with one_thread():
+        for learn, held in folds(families, fold_count, seed):
+            if known[learn].any():
+                held_out[held] = fitted(learn[known[learn]]).predict(rows[held])
+        return Amount(fitted(np.flatnonzero(known))), held_out
 
 
 @dataclass(frozen=True)
@@ -308,7 +344,7 @@ def _calibration(chances: Floats, question: Question) -> tuple[float, float]:
 def _quick(estimator: Any) -> Callable[[Floats], Floats]:
     """What gives a fitted estimator's chances, as quickly as is known."""
     if isinstance(estimator, RandomForestClassifier):
-        return Trees.of(estimator).chances
+        return Trees.of(estimator).means
     if isinstance(estimator, Pipeline) and isinstance(estimator.steps[-1][1], LogisticRegression):
         return Line.of(estimator).chances
 

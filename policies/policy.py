@@ -137,7 +137,8 @@ class LearnedPolicy:
     def _judge(self, features: Features) -> tuple[Floats, Floats]:
         """Chances and costs, [1, S] each."""
         row = np.array([[features.values[name] for name in NAMES[features.stage]]])
-        return self.trained.chances(features.stage, row), self.trained.expected_costs([features.kind])
+        costs = self.trained.expected_costs([features.kind], row[:, : len(STAGE_0)])
+        return self.trained.chances(features.stage, row), costs
 
     def strange(self, features: Features) -> bool:
         """Whether a query is unlike those of training."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .heads import Floats, Head
+from .heads import Amount, Floats, Head
 
 Booleans = NDArray[np.bool_]
 
@@ -70,6 +70,8 @@ class TrainedPolicy:
     """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
     risk: float | None = None
     """Share of wrong answers that was promised among those kept in context; None: nothing was promised."""
+    spending: tuple[Amount, ...] = ()
+    """What each other strategy costs, from the free features; where there are none, the mean of its kind stands."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe whose outcomes were learned from, where it was known."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
@@ -90,9 +92,12 @@ class TrainedPolicy:
         spoils = np.array([change.spoils.chances(rows) for change in changes]).reshape(shape)
         return composed(self.difficulty[stage].chances(rows), mends.T, spoils.T)
 
-    def expected_costs(self, kinds: Sequence[str]) -> Floats:
-        """What each strategy would cost from here on [N, S]; the in-context answer is paid for already."""
+    def expected_costs(self, kinds: Sequence[str], free: Floats) -> Floats:
+        """What each strategy would cost from here on [N, S], from the kinds and the free features [N, F]; the
+        in-context answer is paid for already."""
         table = np.array([self.costs.get(kind, self.costs[""]) for kind in kinds])
+        for place, amount in enumerate(self.spending, start=1):
+            table[:, place] = amount.expected(free)
         table[:, 0] = 0.0
         return table
 

@@ -22,7 +22,7 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Floats, Head, Question, fit_heads, folds
+from .heads import CANDIDATES, Amount, Floats, Head, Question, fit_amount, fit_heads, folds
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
 from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
@@ -34,6 +34,8 @@ LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
 CONFIDENCE = 0.9
 """Of the promise about answers that are kept in context."""
+LEAST_FOR_COSTS = 100
+"""Families from which on costs are foretold for each query; with fewer they are means of kinds."""
 REPEATS = 5
 """Draws of the folds that a scorecard is of."""
 
@@ -127,9 +129,10 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
         others = everywhere[~np.isin(families[everywhere], unseen.families)]
         policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
-        found.choice[held], found.measured[held] = _choose(policy, unseen, chances)
+        costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
+        found.choice[held], found.measured[held] = _choose(policy, unseen, chances, costs)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
-        found.chances[held], found.expected[held] = chances[1], policy.expected_costs(unseen.kinds)
+        found.chances[held], found.expected[held] = chances[1], costs
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
         known = whole.take(learn)
         found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
@@ -162,6 +165,7 @@ def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[
 def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
     """A policy without a scorecard."""
     fitted = {stage: _fit_stage(cases, cases.stage(stage), settings) for stage in NAMES}
+    spending, foretold = _fit_costs(cases, settings)
     whole = cases.complete()
     worth = whole.utilities(settings.price).mean(axis=0)
     free = cases.stage(0)
@@ -182,14 +186,16 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,
+        spending=spending,
         recipes=dict(cases.recipes),
     )
     judged = cases.judged
     chances = {stage: held_out[judged] for stage, (_, _, held_out) in fitted.items()}
-    policy = replace(policy, enough=_enough(policy, whole, chances))
+    costs = policy.expected_costs(whole.kinds, whole.stage(0)) if foretold is None else foretold[judged]
+    policy = replace(policy, enough=_enough(policy, whole, chances, costs))
     if settings.risk is None:
         return policy
-    return replace(policy, keep=_kept_from(policy, whole, chances, settings.risk), risk=settings.risk)
+    return replace(policy, keep=_kept_from(policy, whole, chances, costs, settings.risk), risk=settings.risk)
 
 
 def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tuple[Change, ...], Floats]:
@@ -207,6 +213,19 @@ def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tu
     return head, changes, composed(chance, of_mends, of_spoils)
 
 
+def _fit_costs(cases: Cases, settings: Settings) -> tuple[tuple[Amount, ...], Floats | None]:
+    """What foretells the cost of each strategy but in-context, and what it foretold of each case with its family held
+    out [N, S]; nothing, where there are too few families."""
+    if len(set(cases.families)) < LEAST_FOR_COSTS:
+        return (), None
+    fitted = [
+        fit_amount(cases.stage(0), costs, cases.families, settings.folds, settings.seed)
+        for costs in cases.costs[:, 1:].T
+    ]
+    foretold = np.stack([np.zeros(len(cases)), *(held_out for _, held_out in fitted)], axis=1)
+    return tuple(amount for amount, _ in fitted), foretold
+
+
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
     """Of each kind on which every strategy was tried, and of all."""
     whole = cases.complete()
@@ -216,22 +235,21 @@ def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
 
 
 def _choose(
-    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]
+    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
-    costs = policy.expected_costs(cases.kinds)
     settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
     choice = np.where(settled, 0, policy.preferences(chances[1], costs, measured=True).argmax(axis=1))
     return np.where(strange, policy.strategies.index(policy.usually()), choice), ~settled & ~strange
 
 
-def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) -> float:
+def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> float:
     """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice, _ = _choose(replace(policy, enough=enough), cases, chances)
+        choice, _ = _choose(replace(policy, enough=enough), cases, chances, costs)
         return float(cases.right[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
@@ -242,7 +260,7 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats]) 
     return lowest
 
 
-def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], risk: float) -> float:
+def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats, risk: float) -> float:
     """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
 
     Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
@@ -258,7 +276,7 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        choice, _ = _choose(replace(policy, keep=threshold), cases, chances)
+        choice, _ = _choose(replace(policy, keep=threshold), cases, chances, costs)
         kept = (choice == 0) & one_each
         if kept.sum() < least:
             continue

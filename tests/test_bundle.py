@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
 from autottt.policies.features import NAMES
-from autottt.policies.heads import CANDIDATES, Head, Question, fit_heads
+from autottt.policies.heads import CANDIDATES, Amount, Head, Question, fit_amount, fit_heads
 from autottt.policies.trained import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
@@ -30,6 +31,10 @@ FAMILIES = [f"f{i % 12}" for i in range(120)]
 def head(name: str, stage: int, right=RIGHT) -> Head:
     question = Question(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES))
     return fit_heads([question], 3, 0, (name,))[0][0]
+
+
+def amount() -> Amount:
+    return fit_amount(ROWS[:, : len(NAMES[0])], 50 + ROWS[:, 1], FAMILIES, 3, 0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def policy():
         "base", ("in_context", "ttt_in_context", "never_right"), {s: head("logistic", s) for s in NAMES}, changes,
         {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
         (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ((0.5,) * 9,) * len(NAMES[1]),
-        ("a", "b"), ("made",), 7, scorecard={"families": 2},
+        ("a", "b"), ("made",), 7, spending=(amount(), amount()), scorecard={"families": 2},
     )  # fmt: skip
 
 
@@ -60,7 +65,7 @@ def alone(policy, heads):
     """A policy of one strategy, with a head for each stage."""
     return dataclasses.replace(
         policy, strategies=("in_context",), difficulty=heads, changes=dict.fromkeys(NAMES, ()), costs={"": (1.0,)},
-        ranking=("in_context",),
+        ranking=("in_context",), spending=(),
     )  # fmt: skip
 
 
@@ -80,9 +85,12 @@ def test_what_was_saved_is_loaded(policy, folder):
     for stage, names in NAMES.items():
         rows = ROWS[:, : len(names)]
         np.testing.assert_array_equal(loaded.chances(stage, rows), policy.chances(stage, rows))
-    assert dataclasses.replace(loaded, difficulty={}, changes={}) == dataclasses.replace(
-        policy, difficulty={}, changes={}
-    )
+    free = ROWS[:, : len(NAMES[0])]
+    costs = policy.expected_costs(["list"] * 120, free)
+    np.testing.assert_array_equal(loaded.expected_costs(["list"] * 120, free), costs)
+    assert np.ptp(costs[:, 1]) > 0
+    fitted: dict[str, Any] = {"difficulty": {}, "changes": {}, "spending": ()}
+    assert dataclasses.replace(loaded, **fitted) == dataclasses.replace(policy, **fitted)
 
 
 def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
@@ -92,12 +100,13 @@ def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
         assert load_bundle(tmp_path / name).difficulty.keys() == NAMES.keys()
 
 
-@pytest.mark.parametrize("name", ["forest", "boosting"])
+@pytest.mark.parametrize("name", ["forest", "boosting", "cost"])
 def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
     for broken in ("child", "feature"):
-        made = {stage: head(name, stage) for stage in NAMES}
-        estimator = made[1].estimator
-        if name == "forest":
+        made = {stage: head("logistic" if name == "cost" else name, stage) for stage in NAMES}
+        whole = dataclasses.replace(policy, spending=(amount(), amount())) if name == "cost" else alone(policy, made)
+        estimator = whole.spending[0].estimator if name == "cost" else made[1].estimator
+        if name != "boosting":
             tree = estimator.estimators_[0].tree_
             array = tree.children_left if broken == "child" else tree.feature
             array[0] = 10**6
@@ -105,7 +114,7 @@ def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
             nodes = estimator._predictors[0][0].nodes
             nodes["left" if broken == "child" else "feature_idx"][0] = 10**6
         folder = tmp_path / broken
-        save_bundle(alone(policy, made), folder)
+        save_bundle(whole, folder)
         with pytest.raises(PolicyError, match="lead nowhere"):
             load_bundle(folder)
 

@@ -353,7 +353,7 @@ def test_a_forest_in_one_piece_is_the_forest() -> None:
     yes = (rows[:, 0] * rows[:, 1] + 0.3 * rng.normal(size=300) > 0).astype(float)
     forest = RandomForestClassifier(20, min_samples_leaf=3, random_state=0).fit(rows, yes.astype(int))
     new = rng.normal(size=(200, 6))
-    np.testing.assert_allclose(Trees.of(forest).chances(new), forest.predict_proba(new)[:, 1])
+    np.testing.assert_allclose(Trees.of(forest).means(new), forest.predict_proba(new)[:, 1])
 
 
 def test_uplift_expects_what_was_gained_on_average():
@@ -386,6 +386,23 @@ def test_the_chance_of_a_strategy_is_what_it_leaves_and_what_it_mends(learned):
     assert scores["in_context_vote"] == pytest.approx(1, abs=1e-3), "it mends all and spoils nothing"
     assert scores["ttt_in_context"] == pytest.approx(0, abs=1e-3)
     assert 0.1 < scores["in_context"] < 0.9
+
+
+def test_costs_are_foretold_for_each_query_once_there_are_families_enough() -> None:
+    """Training costs more where the output is long, which is known before anything is decided."""
+    place, rng = NAMES[0].index("output_size"), np.random.default_rng(0)
+    known = cases_of(made(120, 3))
+    long = rng.uniform(size=len(known)) < 0.5
+    rows, costs = known.rows.copy(), known.costs.copy()
+    rows[:, place], costs[:, 2] = np.where(long, 5.0, 2.0), np.where(long, 90.0, 30.0)
+    cases, settings = dataclasses.replace(known, rows=rows, costs=costs), Settings(0.1 / 60, 0, 3, ("logistic",))
+    policy = fit(cases, settings)
+    told = policy.expected_costs(["list", "list"], np.array([rows[long][0], rows[~long][0]])[:, : len(NAMES[0])])
+    assert told[:, 0].tolist() == [0.0, 0.0]
+    assert told[:, 2] == pytest.approx([90, 30], abs=12)
+    few = fit(cases.take(np.arange(60)), settings)
+    assert few.spending == ()
+    assert few.expected_costs(["list"], rows[:1, : len(NAMES[0])])[0, 2] == pytest.approx(costs[:60, 2].mean())
 
 
 def test_a_promise_is_told_in_finite_numbers(learned):
@@ -784,7 +801,7 @@ def test_a_promise_about_what_is_kept_is_kept_in_nine_of_ten_trainings(learned):
         right = some.right.copy()
         right[:, 0] = rng.uniform(size=300) < chances[:, 0]
         cases = dataclasses.replace(some, right=right)
-        found.append(_kept_from(policy, cases, dict.fromkeys(NAMES, chances), 0.2))
+        found.append(_kept_from(policy, cases, dict.fromkeys(NAMES, chances), np.zeros((300, 3)), 0.2))
     assert sum(keep < 0.6 for keep in found) <= 10
     assert np.median(found) < 0.8, "a promise that keeps next to nothing is easily kept"
 
