@@ -102,14 +102,32 @@ class Trees:
             onwards([t.children_right for t in trees]), np.concatenate(values), max(t.max_depth for t in trees),
         )  # fmt: skip
 
+    @classmethod
+    def joined(cls, forests: Sequence[Trees]) -> Trees:
+        """The trees of several forests of as many trees each, one after the other: going down all at once takes a
+        single forest's time."""
+        nodes = np.cumsum([0, *(len(f.value) for f in forests)])
+        roots, left, right = (
+            np.concatenate([getattr(f, name) + n for f, n in zip(forests, nodes, strict=False)])
+            for name in ("roots", "left", "right")
+        )
+        feature, threshold, value = (
+            np.concatenate([getattr(f, name) for f in forests]) for name in ("feature", "threshold", "value")
+        )
+        return cls(roots, feature, threshold, left, right, value, max(f.depth for f in forests))
+
     def means(self, rows: Floats) -> Floats:
         """The mean of all trees for each row [N, F] -> [N]."""
+        return self.means_of_each(rows, 1)[:, 0]
+
+    def means_of_each(self, rows: Floats, forests: int) -> Floats:
+        """The mean of the trees of each of so many forests, for each row [N, F] -> [N, forests]."""
         values, node = rows.astype(np.float32), np.tile(self.roots, (len(rows), 1))
         case = np.arange(len(rows))[:, None]
         for _ in range(self.depth):
             lower = values[case, self.feature[node]] <= self.threshold[node]
             node = np.where(lower, self.left[node], self.right[node])
-        found: Floats = self.value[node].mean(axis=1)
+        found: Floats = self.value[node].reshape(len(rows), forests, -1).mean(axis=2)
         return found
 
 
@@ -160,13 +178,11 @@ class Amount:
 
     estimator: RandomForestRegressor
 
-    def expected(self, rows: Floats) -> Floats:
-        """The amount for each row [N, F] -> [N]."""
-        return self._trees.means(rows)
 
-    @cached_property
-    def _trees(self) -> Trees:
-        return Trees.of(self.estimator)
+def foretelling(amounts: Sequence[Amount]) -> Callable[[Floats], Floats]:
+    """What gives the amounts [N, A] for rows [N, F]."""
+    trees = Trees.joined([Trees.of(amount.estimator) for amount in amounts])
+    return lambda rows: trees.means_of_each(rows, len(amounts))
 
 
 def fit_amount(

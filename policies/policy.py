@@ -93,12 +93,12 @@ class LearnedPolicy:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         left = left_of(allowed, tried)
         trained = self.trained
-        chances, costs = self._judge(features)
+        judged = chances, costs = self._judge(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
-        preferences = self.preferences(features, known)
+        preferences = self._preferences(*judged, features.stage, known)
         strange, least = self.strange(features), trained.keeps_from(features.stage == max(NAMES))
         may_keep = trained.keep <= 0 or (scores[BASE] >= least and not strange)
         if not known:
@@ -119,7 +119,10 @@ class LearnedPolicy:
     def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
         """What the choice between these strategies is made by, the highest being chosen: utilities, but minus infinity
         for an in-context answer that is not to be kept."""
-        found = self.trained.preferences(*self._judge(features), measured=features.stage == max(NAMES))[0]
+        return self._preferences(*self._judge(features), features.stage, among)
+
+    def _preferences(self, chances: Floats, costs: Floats, stage: int, among: Sequence[str]) -> dict[str, float]:
+        found = self.trained.preferences(chances, costs, measured=stage == max(NAMES))[0]
         return {name: value for name, value in self._by_name(found.tolist()).items() if name in among}
 
     def at(self, price: float) -> LearnedPolicy:

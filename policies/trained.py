@@ -5,14 +5,15 @@ Training judges itself with the same methods that answer a single query. Axes: N
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .heads import Amount, Floats, Head
+from .heads import Amount, Floats, Head, foretelling
 
 Booleans = NDArray[np.bool_]
 
@@ -96,10 +97,14 @@ class TrainedPolicy:
         """What each strategy would cost from here on [N, S], from the kinds and the free features [N, F]; the
         in-context answer is paid for already."""
         table = np.array([self.costs.get(kind, self.costs[""]) for kind in kinds])
-        for place, amount in enumerate(self.spending, start=1):
-            table[:, place] = amount.expected(free)
+        if self.spending:
+            table[:, 1:] = self._foretold(free)
         table[:, 0] = 0.0
         return table
+
+    @cached_property
+    def _foretold(self) -> Callable[[Floats], Floats]:
+        return foretelling(self.spending)
 
     def utilities(self, chances: Floats, costs: Floats) -> Floats:
         """Chance of a right answer minus the price of the cost [N, S]."""

@@ -17,7 +17,17 @@ from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import CANDIDATES, Head, Question, Trees, fit_heads, folds, surely_above
+from autottt.policies.heads import (
+    CANDIDATES,
+    Head,
+    Question,
+    Trees,
+    fit_amount,
+    fit_heads,
+    folds,
+    foretelling,
+    surely_above,
+)
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
@@ -354,6 +364,16 @@ def test_a_forest_in_one_piece_is_the_forest() -> None:
     forest = RandomForestClassifier(20, min_samples_leaf=3, random_state=0).fit(rows, yes.astype(int))
     new = rng.normal(size=(200, 6))
     np.testing.assert_allclose(Trees.of(forest).means(new), forest.predict_proba(new)[:, 1])
+
+
+def test_forests_that_foretell_amounts_do_so_at_once() -> None:
+    rng = np.random.default_rng(0)
+    rows, new = rng.normal(size=(300, 6)), rng.normal(size=(50, 6))
+    amounts = [fit_amount(rows, 5 + k * rows[:, k] ** 2, [str(n % 50) for n in range(300)], 3, 0) for k in (1, 2, 3)]
+    found = foretelling([amount for amount, _ in amounts])(new)
+    np.testing.assert_allclose(found, np.stack([amount.estimator.predict(new) for amount, _ in amounts], axis=1))
+    for k, (_, held_out) in zip((1, 2, 3), amounts, strict=True):
+        assert np.corrcoef(held_out, rows[:, k] ** 2)[0, 1] > 0.5
 
 
 def test_uplift_expects_what_was_gained_on_average():
