@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..ttt_core.crossfit import rejected
 from ..ttt_core.errors import PolicyError
 from .features import FEATURES_VERSION, NAMES
-from .heads import Floats
 from .outcomes import Outcome
+from .quick import Floats
 
 BASE = "in_context"
 """The strategy that measuring runs anyway: always the first, and paid for before anything is decided."""

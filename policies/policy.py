@@ -22,7 +22,7 @@ from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
 from .cases import BASE, Cases
 from .features import NAMES, STAGE_0, Features
-from .heads import Floats
+from .quick import Floats
 from .trained import TrainedPolicy
 
 NOT_PROMISED = "what was promised about answers that are kept does not hold of it"

@@ -17,7 +17,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from .cases import Cases
 from .features import NAMES, STAGE_0
-from .heads import Floats
+from .quick import Floats
 
 RESAMPLES = 2000
 """Of the bootstrap over families."""

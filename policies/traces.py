@@ -21,8 +21,8 @@ from ..ttt_core.errors import PolicyError
 from ..ttt_core.tasks import content_digest
 from .cases import BASE
 from .features import FEATURES_VERSION, NAMES, STAGE_0
-from .heads import Floats
 from .outcomes import Outcome, finite
+from .quick import Floats
 from .trained import TrainedPolicy
 
 DRIFTED = 0.25

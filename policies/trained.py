@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .heads import Amount, Floats, Head, foretelling
+from .heads import Amount, Head, foretelling
+from .quick import Floats
 
 Booleans = NDArray[np.bool_]
 

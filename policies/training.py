@@ -22,9 +22,10 @@ from scipy.stats import binom
 from ..ttt_core.errors import PolicyError
 from .cases import LEAST_FAMILIES, Cases, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Amount, Floats, Head, Question, fit_amount, fit_heads, folds
+from .heads import CANDIDATES, Amount, Head, Question, fit_amount, fit_heads, folds
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
+from .quick import Floats
 from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
 from .trained import NEVER, Change, TrainedPolicy, composed
 

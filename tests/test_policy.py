@@ -17,19 +17,10 @@ from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import (
-    CANDIDATES,
-    Head,
-    Question,
-    Trees,
-    fit_amount,
-    fit_heads,
-    folds,
-    foretelling,
-    surely_above,
-)
+from autottt.policies.heads import CANDIDATES, Head, Question, fit_amount, fit_heads, folds, foretelling, surely_above
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
+from autottt.policies.quick import Trees
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Change
 from autottt.policies.training import Settings, _fit_stage, _held_out, _kept_from, fit, train_policy
