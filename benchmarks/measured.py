@@ -63,7 +63,7 @@ def policy_table(folder: Path) -> str:
     for row in rows:
         if row["goal"] is not None:
             value = "-" if row["value"] is None else f"{row['value']:.3g} {row['unit']}"
-            lines.append(_line(row["name"], value, f"{row['goal']:g}", "holds" if row["holds"] else "not reached"))
+            lines.append(_line(row["name"], value, _goal(row), "holds" if row["holds"] else "not reached"))
     return "\n".join(lines)
 
 
@@ -93,7 +93,7 @@ def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
         value = "-" if row["value"] is None else f"{row['value']:g} {row['unit']}"
         if row.get("interval_90"):
             value += " [{:g}, {:g}]".format(*row["interval_90"])
-        verdict = "" if row["goal"] is None else f"{row['goal']:g}: {'holds' if row['holds'] else '**not reached**'}"
+        verdict = "" if row["goal"] is None else f"{_goal(row)}: {'holds' if row['holds'] else '**not reached**'}"
         lines.append(_line(row["name"], value, row["against"], verdict))
     return lines + (_grown(facts) if "growth" in facts else [])
 
@@ -155,6 +155,11 @@ def _cell(words: str, row: Mapping[str, Any]) -> str:
     if "rejects" in words:
         return f"{row['value'] * row['queries']:.0f} of {row['queries']}"
     return f"{row['value']:.2f} [{{:.2f}}, {{:.2f}}]".format(*row["interval_90"])
+
+
+def _goal(row: Mapping[str, Any]) -> str:
+    """The goal in figures; the least number above 0 in words."""
+    return "above 0" if 0 < row["goal"] < 1e-6 else f"{row['goal']:g}"
 
 
 def _line(*cells: object) -> str:

@@ -66,12 +66,6 @@ class Cases:
         """[N, S]: what each strategy would have been worth without a policy."""
         return self.right - price * self.costs
 
-    def worth(self, price: float) -> Floats:
-        """[N, S]: what each strategy would be worth from here on, the in-context answer being paid for."""
-        found = self.utilities(price)
-        found[:, 0] = self.right[:, 0]
-        return found
-
     def decided(self, choice: NDArray[np.int64], measured: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Whether each case [N] was right, and all that was spent on it, when these strategies were chosen after the
         in-context answer, and stage 1 was measured where it says so."""
