@@ -81,7 +81,10 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..ttt_core.errors import PolicyError
 
 if TYPE_CHECKING:
     from ..ttt_core.readers import Problem, Reading
@@ -112,6 +116,33 @@ def progress(*, hidden: bool = False) -> Progress:
         console=errors, transient=True, disable=hidden or not errors.is_terminal,
         speed_estimate_period=3600,  # one task may take minutes
     )  # fmt: skip
+
+
+@contextmanager
+def telling(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What is to be told how many of how many are done: a bar, or where nobody watches a line each minute."""
+    with progress() as bars:
+        bar, said = bars.add_task(what, total=None), -math.inf
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            bars.update(bar, completed=done, total=total)
+            if not errors.is_terminal and time.monotonic() > said + 60:
+                said = time.monotonic()
+                errors.print(f"{what}: {done} of {total}", highlight=False)
+
+        yield tell
+
+
+def make_folders(**folders: Path) -> None:
+    """Makes the folders that options name. Raises `PolicyError` for one that cannot be written to."""
+    for option, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PolicyError(f"--{option} {folder}: no folder can be made there ({error.strerror})") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PolicyError(f"--{option} {folder}: this folder cannot be written to")
 
 
 @contextmanager

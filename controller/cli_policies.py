@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markdown import Markdown
 
+from ..policies.outcomes import BASE
 from ..ttt_core.errors import PolicyError, TaskError, TooLongError
 from .cli_options import (
     AnyPolicy,
@@ -26,10 +28,11 @@ from .cli_options import (
     errors,
     interruptible,
     load_controller,
-    progress,
+    make_folders,
     quiet,
     read,
     screen,
+    telling,
     warn,
 )
 
@@ -43,14 +46,21 @@ def policy_show(
     policy: Policy = None,
     any_policy: AnyPolicy = False,
     plugin: Plugin = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show the policy that a model gets: what it was trained on and how well it decides.
 
     Example: `autottt policy show`
     """
-    controller = load_controller(model=model, policy=policy, any_policy=any_policy)
-    screen.print_json(json.dumps({"policy": controller.policy.name, **controller.policy.card()}, default=str))
+    from ..policies.policy import LearnedPolicy
+    from ..policies.report import as_markdown
+
+    policy_ = load_controller(model=model, policy=policy, any_policy=any_policy).policy
+    if as_json or not isinstance(policy_, LearnedPolicy):
+        screen.print_json(json.dumps({"policy": policy_.name, **policy_.card()}, default=str))
+        return
+    screen.print(Markdown(as_markdown(policy_.trained)))
 
 
 @policy_app.command("explain")
@@ -126,6 +136,11 @@ Price = Annotated[
     float | None,
     typer.Option(help="Accuracy that one in-context cost is worth; default: the dearest strategy costs 0.1."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")]
+Of = Annotated[
+    str | None,
+    typer.Option("--of", metavar="HASH", help="Only outcomes of the model whose content hash begins so; default: all."),
+]
 Risk = Annotated[
     float | None,
     typer.Option(help="Promise that at most this share of the answers kept in context is wrong, with 90% confidence."),
@@ -155,6 +170,8 @@ def policy_served(
     fits = trained.base_hash == base_of(rows)
     if policy is not None and not fits:
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it says nothing")
+    if not fits:
+        warn("no drift is told: the policy that ships was trained for another model; name yours with --policy")
     found = summary(rows, _right_answers(answers, rows, shown), trained if fits else None)
     screen.print_json(json.dumps(found))
     if found.get("drifted"):
@@ -180,6 +197,7 @@ def retrain(
     runs: Runs = Path("runs/policies"),
     price: Price = None,
     risk: Risk = None,
+    as_json: AsJson = False,
     plugin: Plugin = None,
     seed: Seed = 0,
     shown: Shown = None,
@@ -194,19 +212,24 @@ def retrain(
     """
     from ..policies.cases import cases_of
     from ..policies.outcomes import OutcomeStore
-    from ..policies.traces import outcomes_of, read_log
+    from ..policies.traces import outcomes_of, passed_over, read_log
 
+    make_folders(out=out, runs=runs, store=store)
     rows = read_log(logs)
-    kept = OutcomeStore(store)
-    stored, found = kept.read(), outcomes_of(rows, _right_answers(answers, rows, shown))
-    keys = {outcome.key for outcome in stored}
-    new = [outcome for outcome in found if outcome.key not in keys]
-    cases_of([*stored, *new])  # refuses what does not go together, before anything is written
+    kept, right = OutcomeStore(store), _right_answers(answers, rows, shown)
+    found, passed = outcomes_of(rows, right), passed_over(rows, right)
+    new = kept.lacking(found)
+    cases_of([*kept.read(), *new])  # refuses what does not go together, before anything is written
     for outcome in new:
         kept.append(outcome)
     kept.seal()
     screen.print(f"{len(rows)} queries in the logs; {len(found)} outcomes of them can be learned from, {len(new)} new")
-    _train(store, out, runs, price, risk, seed)
+    for why, count in passed.items():
+        screen.print(f"{count} teach nothing: {why}", highlight=False)
+    if new:
+        _train(store, out, runs, price, risk, seed, as_json=as_json)
+    else:
+        warn(f"nothing was trained, since there is nothing new to learn; {out} is as it was")
 
 
 def collect(
@@ -250,6 +273,11 @@ def collect(
     from ..ttt_core.learner import Learner
 
     chosen = [get_strategy(n.strip()) for n in strategies.split(",") if n.strip()]
+    if not {s.name for s in chosen} - {BASE}:
+        raise TaskError(
+            f"--strategies {strategies!r}: {BASE} is run anyway, and a policy chooses between it and others; name some"
+        )
+    make_folders(store=store)
     reading = read(files, limit, seed, shown) if files else None
     tasks = [*(reading.tasks if reading else ()), *draw_tasks("policy", generated, seed, queries=queries)]
     if not tasks:
@@ -258,12 +286,7 @@ def collect(
     drawn = _seeds(seeds) if seeds else [seed]
     kept = OutcomeStore(store)
     kept_so_far = f"{store} keeps the outcomes so far, and the same command goes on after them"
-    with interruptible(kept_so_far), progress() as bars:
-        bar = bars.add_task("collecting", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total)
-
+    with interruptible(kept_so_far), telling("collecting") as on_progress:
         if workers == 1 and ray is None:
             learner = Learner.load(model, device=device, dtype=dtype, prompt_format=prompt_format)
             collect(learner, tasks, chosen, drawn, kept, on_progress)
@@ -272,6 +295,10 @@ def collect(
             collect_with_workers(
                 source, tasks, chosen, drawn, kept, workers=workers, ray_address=ray, on_progress=on_progress
             )
+    stored = kept.read()
+    screen.print(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...", highlight=False)
+    if len(models := {o.base_hash for o in stored}) > 1:
+        warn(f"they are of {len(models)} models, and a policy is for one: train-policy --of HASH takes those of one")
     if reading and reading.problems:
         raise typer.Exit(1)
 
@@ -306,13 +333,12 @@ def outcomes_import(
     from ..policies.imported import import_csv
     from ..policies.outcomes import OutcomeStore
 
-    kept = OutcomeStore(store)
-    known = kept.done()
-    new = [o for o in import_csv(file, in_context=in_context, model=name) if o.key not in known]
+    kept, found = OutcomeStore(store), import_csv(file, in_context=in_context, model=name)
+    new = kept.lacking(found)
     for outcome in new:
         kept.append(outcome)
     kept.seal()
-    screen.print(f"{len(new)} outcomes added to {store}")
+    screen.print(f"{len(new)} outcomes added to {store}; {len(found) - len(new)} are there already")
 
 
 def _seeds(text: str) -> list[int]:
@@ -330,7 +356,9 @@ def train_policy(
     runs: Runs = Path("runs/policies"),
     price: Price = None,
     risk: Risk = None,
+    of: Of = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw the folds of the scorecard.")] = 1,
+    as_json: AsJson = False,
     plugin: Plugin = None,
     seed: Seed = 0,
     debug: Debug = False,
@@ -339,33 +367,53 @@ def train_policy(
 
     Example: `autottt train-policy runs/outcomes --out runs/policy`
     """
-    _train(store, out, runs, price, risk, seed, workers)
+    _train(store, out, runs, price, risk, seed, workers, of, as_json)
 
 
 def _train(
-    store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int, workers: int = 1
-) -> None:
+    store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int, workers: int = 1,
+    of: str | None = None, as_json: bool = False,
+) -> None:  # fmt: skip
     """Trains, writes the bundle, keeps track of the run, and prints how good it is."""
     from ..policies.bundle import save_bundle
     from ..policies.outcomes import OutcomeStore
-    from ..policies.report import REPORT, write_report
+    from ..policies.report import REPORT, as_markdown, write_report
     from ..policies.tracking import track
     from ..policies.training import train_policy
 
-    outcomes = OutcomeStore(store).read()
-    if not outcomes:
+    known = OutcomeStore(store).read()
+    if not known:
         raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
-    with progress() as bars:
-        bar = bars.add_task(f"training on {len(outcomes)} outcomes", total=None)
-        trained = train_policy(
-            outcomes, price=price, risk=risk, seed=seed, workers=workers,
-            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )  # fmt: skip
-    screen.print_json(json.dumps(trained.scorecard, default=float))
+    outcomes = [o for o in known if o.base_hash.startswith(of or "")]
+    if not outcomes:
+        raise TaskError(f"--of {of}: the outcomes in {store} are of {', '.join(sorted({o.base_hash for o in known}))}")
+    make_folders(out=out, runs=runs)
+    with telling(f"training on {len(outcomes)} outcomes") as on_progress:
+        trained = train_policy(outcomes, price=price, risk=risk, seed=seed, workers=workers, on_progress=on_progress)
+    card = trained.scorecard
+    if as_json:
+        screen.print_json(json.dumps(card, default=float))
+    else:
+        screen.print(Markdown(as_markdown(trained)))
+    if not any(card["arms"][name]["accuracy"] for name in trained.strategies):
+        unreadable = sum(o.status == "unreadable" for o in outcomes)
+        warn(
+            f"no strategy was right on any of {card['cases']} cases ({unreadable} of {len(outcomes)} answers cannot be "
+            "read): look at the model, the tasks or --prompt-format before more is collected"
+        )
+    if card["left_out"]:
+        warn(
+            f"left out, since too few queries were tried with all: {', '.join(card['left_out'])}; collect more of them"
+        )
+    if 2 * card["cases"] < card["learned_from"]:
+        warn(f"judged by {card['cases']} of {card['learned_from']} cases, those on which every strategy was tried")
     written = save_bundle(trained, out)
     write_report(trained, written)
     settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
-    errors.print(f"the run is kept in {track(trained, written, runs, settings)}", highlight=False)
+    kept = track(trained, written, runs, settings)
+    errors.print(
+        f"the policy is in {written}, with {REPORT}; the run is kept in {kept}", highlight=False, soft_wrap=True
+    )
     if written != out:
         raise PolicyError(
             f"{out} holds a released policy and is left as it was: the new one does not beat always "

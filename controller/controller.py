@@ -328,8 +328,11 @@ class _Run:
 def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, anyway: bool = False) -> Policy:
     """The policy in a folder, or the one that fits the learner; see `load_policy`."""
 
-    def recipe_of(strategy: str, kind: str) -> str:
+    def recipe_of(strategy: str, kind: str) -> str | None:
         known = strategies().get(strategy)
-        return "" if known is None else recipe_digest(known, learner.loaded.recipes, kind)
+        return None if known is None else recipe_digest(known, learner.loaded.recipes, kind)
 
-    return load_policy(source, base_hash=learner.base_hash, recipe_of=recipe_of, anyway=anyway and source is not None)
+    return load_policy(
+        source, base_hash=learner.base_hash, prompt_format=learner.loaded.format.name, recipe_of=recipe_of,
+        anyway=anyway and source is not None,
+    )  # fmt: skip

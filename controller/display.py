@@ -82,9 +82,10 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
     """A table of what each strategy did on each data set."""
     table = Table(box=SIMPLE_HEAD)
     for name in ("data set", "strategy"):
-        table.add_column(name, no_wrap=True)
-    for name in ("cases", "right", "cost", "seconds", "failed"):
+        table.add_column(name, overflow="fold")
+    for name in ("cases", "right", "cost", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("failed", justify="right")
     left_out = over_long(outcomes)
     cells: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
@@ -138,7 +139,7 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
     row("beyond the single best", lambda c: with_interval(c["gain_over_single_best"]))
     row("gap closed", lambda c: with_interval(c["gap_closed"]))
     row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
-    row("AUROC of difficulty", lambda c: f"{c['difficulty']['auroc'] or 0:.2f}")
+    row("AUROC of difficulty", lambda c: "-" if (found := c["difficulty"]["auroc"]) is None else f"{found:.2f}")
     row("harm", lambda c: f"{c['harm_share']:.1%}")
     differ = [
         what

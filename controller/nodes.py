@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from langgraph.runtime import Runtime
 
+from ..policies.cases import ATTEMPTS
 from ..policies.features import Features, free_features, probe_features
 from ..policies.policy import NOT_PROMISED, Decision, Policy
 from ..strategies.adapting import knows
@@ -74,6 +75,7 @@ def measure(state: State, runtime: Runtime[Context]) -> State:
     )
     return {
         "started": started, "features": asdict(found.features), "in_context": asdict(found.attempt), "unit": found.unit,
+        "prompt_format": context.learner.loaded.format.name,
     }  # fmt: skip
 
 
@@ -106,17 +108,23 @@ def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Bu
 @traced("decide")
 def decide(state: State, runtime: Runtime[Context]) -> State:
     """Asks the policy which strategy to use, among those that the task allows and the budget can pay."""
-    tried, verdict = [a["strategy"] for a in state.get("attempts", [])], state.get("verdict")
+    verdict = state.get("verdict")
     if verdict and verdict["action"] == "fall_back":
         decision = _asked(state, runtime, ["in_context"], [])
         kept = "" if decision.may_keep else f"; {NOT_PROMISED}"
         decision = replace(decision, strategy="in_context", reason=f"{verdict['reason']}{kept}")
     else:
-        untried = [n for n in possible(task_from_plain(state["task"])) if n not in tried]
-        decision = _affordable(state, runtime, untried, tried)
+        decision = _next(state, runtime)
         if verdict:
             decision = replace(decision, reason=f"{verdict['reason']}: {decision.reason}")
     return {"decision": asdict(decision)}
+
+
+def _next(state: State, runtime: Runtime[Context]) -> Decision:
+    """What the policy would try next, of what was not tried."""
+    tried = [a["strategy"] for a in state.get("attempts", [])]
+    untried = [n for n in possible(task_from_plain(state["task"])) if n not in tried]
+    return _affordable(state, runtime, untried, tried)
 
 
 USUAL_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
@@ -211,7 +219,13 @@ def judge(state: State, runtime: Runtime[Context]) -> State:
     attempt, in_context = attempt_from_plain(state["attempts"][-1]), attempt_from_plain(state["in_context"])
     left, may_keep = remaining(state, runtime), state["decision"]["may_keep"]
     verdict = judged(attempt, len(state["attempts"]), left, in_context, may_keep)
+    if verdict.action == "escalate" and not _next(state, runtime).worthwhile:
+        what = verdict.reason.removesuffix(NEXT_BEST)
+        verdict = _nothing_more(attempt, in_context, what, "nothing else is worth its price")
     return {"verdict": asdict(verdict)}
+
+
+NEXT_BEST = "; trying the next best"
 
 
 def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True) -> Verdict:
@@ -234,10 +248,15 @@ def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt, ma
         if attempt.error
         else f"{attempt.strategy}'s answer cannot be read"
     )
-    if left > 0 and attempts < 3:
-        return Verdict("escalate", f"{what}; trying the next best")
+    if left > 0 and attempts < ATTEMPTS:
+        return Verdict("escalate", what + NEXT_BEST)
+    return _nothing_more(attempt, in_context, what, "nothing is left to try")
+
+
+def _nothing_more(attempt: Attempt, in_context: Attempt, what: str, why: str) -> Verdict:
+    """The verdict on the last attempt, which gave no answer."""
     if attempt.strategy == "in_context" or in_context.value is None:
-        return Verdict("accept", f"{what}; nothing is left to try")
+        return Verdict("accept", f"{what}; {why}")
     return Verdict("fall_back", f"{what}; back to the in-context answer")
 
 

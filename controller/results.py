@@ -52,6 +52,8 @@ class Result:
     unit: int = 0
     """Tokens that answering in context takes, had nothing of the prompt been read before: what costs in tokens are
     multiples of."""
+    prompt_format: str = ""
+    """How the model was asked; see `load_model`."""
     decision: Mapping[str, Any] = field(default_factory=dict)
     """The first decision whole (see `policies.policy.Decision`); empty for a task that could not be tried."""
 
@@ -99,6 +101,7 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         error=last.error,
         seed=state.get("seed", 0),
         unit=state["unit"],
+        prompt_format=state["prompt_format"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )
 

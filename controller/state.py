@@ -35,6 +35,7 @@ class State(TypedDict, total=False):
     """The in-context attempt, which measuring gives for nothing."""
     unit: int
     """Tokens that answering in context takes, had nothing of the prompt been read before."""
+    prompt_format: str
     decision: Plain
     attempts: Annotated[list[Plain], operator.add]
     """Every attempt, in order."""

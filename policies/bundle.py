@@ -19,22 +19,27 @@ import numpy as np
 import sklearn
 import skops
 import skops.io
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ..ttt_core.errors import PolicyError
-from .cases import BASE
 from .features import FEATURES_VERSION, NAMES
 from .heads import Amount, Head
+from .outcomes import BASE
 from .trained import Change, TrainedPolicy
 
-FORMAT = 6
+FORMAT = 7
 CARD, HEADS = "card.json", "heads.skops"
 COST = "0/cost/"
 """What the names of estimators of costs begin with; they read the free features."""
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
 """What skops does not trust by itself: the trees of boosting and of forests. They are arrays of numbers, but ones that
-are followed without looking: `_check_trees` looks first."""
+are followed without looking: `_check_estimator` looks first."""
 TYPES = frozenset({
     "builtins.dict", "builtins.list", "builtins.str", "builtins.tuple",
     "numpy.float64", "numpy.int64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
@@ -121,6 +126,7 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
             ),
             keep=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
+            prompt_format=str(card["prompt_format"]),
             recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
             scorecard=dict(card["scorecard"]),
         )
@@ -145,6 +151,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "seed": policy.seed,
         "keep": policy.keep,
         "risk": policy.risk,
+        "prompt_format": policy.prompt_format,
         "recipes": policy.recipes,
         "released": policy.released,
         "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__},
@@ -242,7 +249,7 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
         estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
-                _check_trees(one, len(NAMES[0 if name.startswith("0/") else 1]))
+                _check_estimator(one, len(NAMES[0 if name.startswith("0/") else 1]))
         return estimators
     except OSError as error:
         raise _refused(path, f"{HEADS} cannot be read ({error.strerror})") from None
@@ -252,26 +259,33 @@ def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
         raise _refused(path, f"{HEADS} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _check_trees(estimator: Any, features: int) -> None:
-    """Raises `ValueError` for a tree whose way down leaves it, or reads a feature that there is not."""
-    if isinstance(estimator, RandomForestClassifier | RandomForestRegressor):
-        trees = [tree.tree_.__getstate__()["nodes"] for tree in estimator.estimators_]
-        names = ("left_child", "right_child", "feature")
-        leaves = [nodes["left_child"] < 0 for nodes in trees]
-    elif isinstance(estimator, HistGradientBoostingClassifier):
-        trees = [tree.nodes for trees in estimator._predictors for tree in trees]
-        names = ("left", "right", "feature_idx")
-        leaves = [nodes["is_leaf"] > 0 for nodes in trees]
-        if any(nodes["is_categorical"].any() for nodes in trees):
-            raise ValueError("a tree with categories, which no policy has")
-    else:
-        return
-    for nodes, leaf in zip(trees, leaves, strict=True):
-        inner, place = nodes[~leaf], np.flatnonzero(~leaf)
-        left, right, feature = (inner[name].astype(np.int64) for name in names)
-        onwards = (left > place) & (right > place) & (left < len(nodes)) & (right < len(nodes))
-        if not (len(nodes) and onwards.all() and ((feature >= 0) & (feature < features)).all()):
-            raise ValueError("a tree whose nodes lead nowhere")
+def _check_estimator(estimator: Any, features: int) -> None:
+    """Raises `ValueError` for one that no training makes, and for a tree whose way down leaves it, or reads a feature
+    that there is not."""
+    match estimator:
+        case RandomForestClassifier() | RandomForestRegressor():
+            for one in estimator.estimators_:
+                nodes = one.tree_.__getstate__()["nodes"]
+                _check_tree(nodes, nodes["left_child"] < 0, ("left_child", "right_child", "feature"), features)
+        case HistGradientBoostingClassifier():
+            for tree in (tree for trees in estimator._predictors for tree in trees):
+                if tree.nodes["is_categorical"].any():
+                    raise ValueError("a tree with categories, which no policy has")
+                _check_tree(tree.nodes, tree.nodes["is_leaf"] > 0, ("left", "right", "feature_idx"), features)
+        case Pipeline(steps=[(_, StandardScaler()), (_, LogisticRegression() | KNeighborsRegressor())]):
+            pass
+        case DummyClassifier():
+            pass
+        case _:
+            raise ValueError(f"an estimator that no policy has: {type(estimator).__name__}")
+
+
+def _check_tree(nodes: Any, leaf: Any, names: tuple[str, str, str], features: int) -> None:
+    inner, place = nodes[~leaf], np.flatnonzero(~leaf)
+    left, right, feature = (inner[name].astype(np.int64) for name in names)
+    onwards = (left > place) & (right > place) & (left < len(nodes)) & (right < len(nodes))
+    if not (len(nodes) and onwards.all() and ((feature >= 0) & (feature < features)).all()):
+        raise ValueError("a tree whose nodes lead nowhere")
 
 
 def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:

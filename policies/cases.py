@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +18,29 @@ from numpy.typing import NDArray
 from ..ttt_core.crossfit import rejected
 from ..ttt_core.errors import PolicyError
 from .features import FEATURES_VERSION, NAMES
-from .outcomes import Outcome
+from .outcomes import BASE, Outcome
 from .quick import Floats
 
-BASE = "in_context"
-"""The strategy that measuring runs anyway: always the first, and paid for before anything is decided."""
 LEAST_FAMILIES = 4
 """Families that a policy can be trained on at all."""
+
+
+UNREAD = ("unreadable", "failed")
+"""Statuses of outcomes that have no answer."""
+ATTEMPTS = 3
+"""Strategies that are tried on a query, while none gives an answer that can be read."""
+Booleans = NDArray[np.bool_]
+
+
+class Served(NamedTuple):
+    """What a policy does with each of N cases."""
+
+    choice: NDArray[np.int64]
+    """The strategy whose answer is given."""
+    measured: Booleans
+    """Whether stage 1 was measured."""
+    before: Floats
+    """What was spent on strategies before it, whose answers could not be read."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,15 @@ class Cases:
     """[N, S], multiples of in-context; likewise."""
     probe: Floats
     """[N], what measuring stage 1 took, in the same unit."""
+    able: Booleans
+    """[N, S], false where a query has too few demonstrations for a strategy: it teaches nothing about that one, which
+    is not chosen, and stands for the in-context answer that is served instead."""
+    unread: Booleans
+    """[N, S], whether there was no answer that can be read: then another strategy is tried."""
+    prompt_format: str = ""
+    """How the model was asked; empty where it is not known."""
+    left_out: tuple[str, ...] = ()
+    """Strategies that were tried on too few of the queries that others were."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe, where it is known."""
     over_long: int = 0
@@ -66,12 +93,23 @@ class Cases:
         """[N, S]: what each strategy would have been worth without a policy."""
         return self.right - price * self.costs
 
-    def decided(self, choice: NDArray[np.int64], measured: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Whether each case [N] was right, and all that was spent on it, when these strategies were chosen after the
-        in-context answer, and stage 1 was measured where it says so."""
-        index = np.arange(len(self))
-        costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0] + measured * self.probe
+    def decided(self, served: Served) -> tuple[Floats, Floats]:
+        """Whether each case [N] was right, and all that was spent on it, the in-context answer first."""
+        index, (choice, measured, before) = np.arange(len(self)), served
+        costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0] + measured * self.probe + before
         return self.right[index, choice], costs
+
+    def tried(self, case: int, first: int, following: Callable[[Sequence[int]], int | None]) -> tuple[int, float]:
+        """The strategy whose answer a case gets when `first` is tried first, and what those before it cost: as the
+        graph's `judge`, while an answer cannot be read it goes on with what follows those tried, if anything, and at
+        last with the in-context answer."""
+        tried = [first]
+        while self.unread[case, tried[-1]] and not (tried[-1] == 0 and len(tried) > 1):
+            after = following(tried) if len(tried) < ATTEMPTS else None
+            if after is None and (self.unread[case, 0] or 0 in tried):
+                break
+            tried.append(after or 0)
+        return tried[-1], float(sum(self.costs[case, n] for n in tried[:-1] if n))
 
     @property
     def digest(self) -> str:
@@ -83,7 +121,7 @@ class Cases:
         return found.hexdigest()[:16]
 
     @property
-    def judged(self) -> NDArray[np.bool_]:
+    def judged(self) -> Booleans:
         """Whether every strategy was tried [N]."""
         return np.asarray(~np.isnan(self.right).any(axis=1), dtype=np.bool_)
 
@@ -97,10 +135,10 @@ class Cases:
             tuple(column[i] for i in chosen)
             for column in (self.families, self.datasets, self.tasks, self.groups, self.kinds)
         )
-        rows, right, costs, probe = (a[chosen] for a in (self.rows, self.right, self.costs, self.probe))
         return replace(
-            self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, rows=rows, right=right,
-            costs=costs, probe=probe,
+            self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, rows=self.rows[chosen],
+            right=self.right[chosen], costs=self.costs[chosen], probe=self.probe[chosen], able=self.able[chosen],
+            unread=self.unread[chosen],
         )  # fmt: skip
 
     def best_of_tasks(self, price: float) -> NDArray[np.int64]:
@@ -121,8 +159,12 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     hashes = sorted({o.base_hash for o in found})
     if len(hashes) > 1:
         raise PolicyError(
-            f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); train on one's only"
+            f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); train on one's only: "
+            "`train-policy --of HASH`"
         )
+    formats = sorted({o.prompt_format for o in found} - {""})
+    if len(formats) > 1:
+        raise PolicyError(f"outcomes of {len(formats)} prompt formats ({', '.join(formats)}); keep a store for each")
     recipes: dict[str, str] = {}
     for outcome in found:
         place = f"{outcome.strategy}/{outcome.kind}"
@@ -138,7 +180,11 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     strategies = _compared({o.strategy for o in found}, known)
     _check(found, known, strategies)
     compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
-    return replace(_table(hashes[0], known, strategies), recipes=compared, over_long=len(over_long(found)))
+    table = _table(hashes[0], known, strategies)
+    return replace(
+        table, recipes=compared, over_long=len(over_long(found)), prompt_format="".join(formats),
+        left_out=tuple(sorted({o.strategy for o in found} - strategies)),
+    )  # fmt: skip
 
 
 def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:
@@ -152,11 +198,13 @@ def _family(outcome: Outcome) -> str:
 
 
 def _served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """What a query's strategies amount to with the verdict of the graph's `judge`, which gives the in-context answer
-    where cross-fitted training is not borne out."""
+    """What a query's strategies amount to as the graph serves them: the in-context answer stands for a strategy that
+    the query has too few demonstrations for, and for one whose cross-fitted training is not borne out (`judge`)."""
     base = by[BASE]
 
     def judged(outcome: Outcome) -> Outcome:
+        if outcome.status == "too_few":
+            return replace(outcome, correct=base.correct, cost=base.cost)  # the status tells it from what was tried
         answered = outcome.answer and base.answer
         if answered and rejected(outcome.gain, outcome.confidence, base.confidence):
             return replace(outcome, correct=base.correct)
@@ -217,14 +265,20 @@ def _check(found: Sequence[Outcome], known: Sequence[dict[str, Outcome]], strate
     for by in known:
         base = by[BASE]
         if base.features_version != FEATURES_VERSION or set(base.features) != set(NAMES[1]):
+            odd = sorted(set(base.features) ^ set(NAMES[1]))
+            names = f" ({len(odd)} names differ: {', '.join(odd[:3])}{' ...' if odd[3:] else ''})" if odd else ""
             raise PolicyError(
-                f"{base.task_id}: features of version {base.features_version}; this package measures "
+                f"{base.task_id}: features of version {base.features_version}{names}; this package measures "
                 f"version {FEATURES_VERSION}; collect again into a new store"
             )
 
 
 def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[str]) -> Cases:
-    mean_cost = {s: np.mean([by[s].cost for by in known if s in by]) for s in strategies}
+    able = {s: [s not in by or by[s].status != "too_few" for by in known] for s in strategies}
+    mean_cost = {
+        s: np.mean([by[s].cost for by, can in zip(known, able[s], strict=True) if can and s in by] or [math.inf])
+        for s in strategies
+    }
     names = (BASE, *sorted(strategies - {BASE}, key=lambda s: (mean_cost[s], s)))
     bases = [by[BASE] for by in known]
     return Cases(
@@ -239,4 +293,6 @@ def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[
         right=np.array([[by[s].correct if s in by else np.nan for s in names] for by in known]),
         costs=np.array([[by[s].cost if s in by else np.nan for s in names] for by in known]),
         probe=np.array([b.probe_cost for b in bases]),
+        able=np.array([able[s] for s in names]).T,
+        unread=np.array([[s in by and by[s].status in UNREAD for s in names] for by in known]),
     )

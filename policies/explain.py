@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .cases import BASE
 from .features import NAMES, Features
+from .outcomes import BASE
 from .policy import Decision, LearnedPolicy
 
 By = Literal["chances", "average"]

@@ -165,12 +165,14 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> d
 
 
 def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:
-    """Other orders and transformations of the task with the in-context answer as the right one."""
+    """Other orders and transformations of the task with the in-context answer as the right one, as far as they fit in
+    the context with it."""
     answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
     orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
     orders.pop(answered, None)
     turns = [answered.map(t.apply) for t in changing(learner, answered, VIEWS, rng)]
-    return list(orders)[:VIEWS] or [answered], turns
+    chosen = list(orders)[:VIEWS] or [answered]
+    return [t for t in chosen if learner.fits(t, t.answer)], [t for t in turns if learner.fits(t, t.answer)]
 
 
 def _agreement(name: str, scores: Sequence[TokenScores]) -> dict[str, float]:

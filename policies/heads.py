@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
@@ -172,10 +173,11 @@ def fit_heads(
     """
     splits = [folds(q.families.tolist(), fold_count, seed) for q in questions]
     with one_thread():
-        left = _suited(questions, candidates)
-        held_outs = {n: [_held_out(n, q, s, seed) for q, s in zip(questions, splits, strict=True)] for n in left}
-        sigmoids = {n: [_calibration(h, q) for h, q in zip(held_outs[n], questions, strict=True)] for n in left}
-        chances = {n: [_calibrated(h, *pair) for h, pair in zip(held_outs[n], sigmoids[n], strict=True)] for n in left}
+        held_outs = {n: [_held_out(n, q, s, seed) for q, s in zip(questions, splits, strict=True)] for n in candidates}
+        sigmoids = {n: [_calibration(h, q) for h, q in zip(held_outs[n], questions, strict=True)] for n in candidates}
+        chances = {
+            n: [_calibrated(h, *pair) for h, pair in zip(held_outs[n], sigmoids[n], strict=True)] for n in candidates
+        }
         name = _simplest(questions, chances)
         estimators = [
             _fit(name, q.known, seed) if s else _constant(q.known) for q, s in zip(questions, splits, strict=True)
@@ -209,10 +211,9 @@ def surely_above(values: Floats, families: NDArray[np.str_]) -> bool:
     return bool(mean > error)
 
 
-def _suited(questions: Sequence[Question], candidates: Sequence[str]) -> list[str]:
-    """The candidates that there are families enough for."""
-    fewest = min(len(set(q.families)) for q in questions)
-    return [n for n in candidates if fewest >= LEAST.get(n, 0)] or list(candidates)
+def suited(candidates: Sequence[str], families: int) -> tuple[str, ...]:
+    """The candidates that so many families are enough for; all, where they are enough for none."""
+    return tuple(n for n in candidates if families >= LEAST.get(n, 0)) or tuple(candidates)
 
 
 def folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
@@ -287,10 +288,8 @@ def _quick(estimator: Any) -> Callable[[Floats], Floats]:
 def _yes(estimator: Any, rows: Floats) -> Floats:
     if isinstance(estimator, list):
         return np.asarray(np.mean([_yes(one, rows) for one in estimator], axis=0), dtype=np.float64)
-    if hasattr(estimator, "predict_proba"):
-        chances: Floats = estimator.predict_proba(rows)[:, 1]
-    else:
-        chances = estimator.predict(rows)
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    chances: Floats = estimator.predict(rows) if is_regressor(last) else estimator.predict_proba(rows)[:, 1]
     return chances
 
 

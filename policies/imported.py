@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..ttt_core.errors import PolicyError
-from .collect import BASE
-from .outcomes import Key, Outcome
+from .outcomes import BASE, Key, Outcome
 
 SCALES: Mapping[str, float] = {"accuracy": 1.0, "accuracy_percent": 0.01}
 """Columns that say how many answers are right, and what makes shares of them."""
@@ -36,6 +35,10 @@ def import_csv(file: Path, *, in_context: str = BASE, model: str | None = None) 
     except UnicodeDecodeError as error:
         raise PolicyError(f"{file}: expected a text in UTF-8 ({error})") from None
     reader = csv.DictReader(text.splitlines())
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise PolicyError(f"{file}:{reader.line_num}: not a line of a table ({error})") from None
     columns = reader.fieldnames or []
     accuracy = next((name for name in SCALES if name in columns), None)
     costs = ["cost"] if "cost" in columns else [name for name in columns if name.endswith(SECONDS)]
@@ -44,10 +47,12 @@ def import_csv(file: Path, *, in_context: str = BASE, model: str | None = None) 
             f"{file}: expected columns task, seed, strategy, accuracy or accuracy_percent, and cost or "
             f"..._seconds; received {', '.join(columns) or 'no columns'}"
         )
+    if not rows:
+        raise PolicyError(f"{file}: a head and no rows")
     found: list[Outcome] = []
     places: dict[Key, str] = {}
-    for row in reader:
-        place = f"{file}:{reader.line_num}"
+    for number, row in rows:
+        place = f"{file}:{number}"
         outcome = _outcome(place, row, accuracy, costs, in_context, model or file.stem, file.stem)
         if outcome.key in places:
             raise PolicyError(
@@ -64,7 +69,7 @@ def import_csv(file: Path, *, in_context: str = BASE, model: str | None = None) 
         names = ", ".join(sorted({o.strategy for o in found}))
         raise PolicyError(
             f"{file}: no outcome of {in_context!r} for {', '.join(lacking[:3])}{' ...' if lacking[3:] else ''}: costs "
-            f"are multiples of it. Strategies in the table: {names}; say which of them answers in context"
+            f"are multiples of it. Strategies in the table: {names}; say which of them answers in context: --in-context"
         )
     return [replace(o, cost=o.seconds / units.get((o.task_id, o.seed), fmean(usual[o.task_id]))) for o in found]
 
@@ -79,6 +84,8 @@ def _outcome(
         raise PolicyError(
             f"{place}: the table has a strategy {BASE!r} already; then {in_context!r} cannot stand for it"
         )
+    if empty := [name for name in ("seed", accuracy) if not row[name]] or ([] if any(map(row.get, costs)) else costs):
+        raise PolicyError(f"{place}: nothing in {' or '.join(empty)}; received {', '.join(filter(None, row.values()))}")
     try:
         share = float(row[accuracy]) * SCALES[accuracy]
         spent = sum(float(row[name] or 0) for name in costs)

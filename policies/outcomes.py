@@ -25,6 +25,8 @@ try:
 except ImportError:  # only there can a journal be told to be some living writer's
     fcntl = None  # type: ignore[assignment]
 
+BASE = "in_context"
+"""The strategy that measuring runs anyway, and that costs are multiples of."""
 SHARD_ROWS = 512
 """Outcomes that a writer seals at once."""
 JOURNAL, SHARD, SEALING = ".journal.jsonl", ".parquet", "_sealing.lock"
@@ -90,6 +92,8 @@ class Outcome:
     """Mean loss of each training step in nats, of strategies that train, as far as they are numbers."""
     votes: Mapping[str, float] = field(default_factory=dict)
     """Share of the votes for each answer, by its content; empty for strategies that do not vote."""
+    prompt_format: str = ""
+    """How the model was asked (see `load_model`); empty where it is not known, and then it counts as any."""
 
     @property
     def key(self) -> Key:
@@ -135,9 +139,21 @@ class OutcomeStore:
             found.setdefault(outcome.key, outcome)
         return [found[key] for key in sorted(found)]
 
-    def done(self) -> set[Key]:
-        """What need not be run again."""
-        return {outcome.key for outcome in self.read()}
+    def lacking(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """Those that are not there yet. Raises `PolicyError` where one is that says otherwise what was right."""
+        known = {outcome.key: outcome for outcome in self.read()}
+        new = []
+        for outcome in outcomes:
+            stored = known.get(outcome.key)
+            if stored is None:
+                new.append(outcome)
+            elif stored.correct != outcome.correct:
+                raise PolicyError(
+                    f"{outcome.task_id}: {outcome.strategy} with seed {outcome.seed} is {stored.correct:g} right in "
+                    f"{self.folder}, and {outcome.correct:g} in what is to be added; nothing was. Use another "
+                    "--store"
+                )
+        return new
 
     def seal(self) -> None:
         """Moves what this writer, and writers that are gone, have written into a shard. Without pyarrow, nothing moves:
@@ -215,8 +231,8 @@ def _journaled(file: Path) -> list[Outcome]:
         except (ValueError, TypeError) as error:
             known = ", ".join(f.name for f in fields(Outcome))
             raise PolicyError(
-                f"{file}:{number}: not an outcome ({error}); expected a JSON object with {known}. "
-                "Remove the line to measure it again"
+                f"{file}:{number}: not an outcome ({error}); expected a JSON object with {known}. A later version of "
+                "this package may have written it: update. If it is damaged, remove the line to measure it again"
             ) from None
     return found
 
@@ -265,4 +281,7 @@ def _sealed(file: Path) -> Iterable[Outcome]:
         for row in rows:
             yield _outcome(row)
     except (arrow.ArrowException, OSError, TypeError, KeyError) as error:
-        raise PolicyError(f"{file}: not a shard of outcomes ({error}); remove it to measure them again") from None
+        raise PolicyError(
+            f"{file}: not a shard of outcomes ({error}). A later version of this package may have written it: "
+            "update. If it is damaged, remove it to measure them again"
+        ) from None

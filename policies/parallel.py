@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from ..strategies.base import Strategy, get_strategy
 from ..strategies.base import strategies as registered
-from ..ttt_core.errors import PolicyError
+from ..ttt_core.errors import AutotttError, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model import threads_in_use, use_threads
-from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks import Task
-from .collect import Batch, OnProgress, Unit, lacking, measured, missing
+from .collect import Batch, Identity, OnProgress, Unit, lacking, measured, missing
 from .outcomes import Outcome, OutcomeStore
 
 
@@ -69,56 +70,89 @@ def collect_with_workers(
 
 
 Progress = Iterator[tuple[list[Outcome], int, int]]
-"""What a batch gave, how many outcomes there are with it, and how many there will be."""
+"""What was measured since, how many outcomes there are with it, and how many there will be."""
+POLL = 0.5
+"""Seconds between two looks at what workers have measured."""
 
 
 def _on_this_machine(
     source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
     workers: int, _: str | None,
 ) -> Progress:  # fmt: skip
-    threads = max(1, threads_in_use() // workers)
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin, (source, threads, os.getpid())
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    found, stop, threads = context.SimpleQueue(), context.Event(), max(1, threads_in_use() // workers)
+    waiting: set[Future[None]] = set()
+    done = total = 0
+    with ProcessPoolExecutor(workers, context, _begin, (source, threads, os.getpid(), found, stop)) as pool:
         try:
-            batches, total = missing(*pool.submit(_identity).result(), tasks, strategies, seeds, store)
+            batches, total = missing(pool.submit(_identity).result(), tasks, strategies, seeds, store)
             done = total - lacking(batches)
-            waiting = [pool.submit(_measured, _packed(batch)) for batch in batches]
-            for finished in as_completed(waiting):
-                outcomes = finished.result()
+            yield [], done, total
+            waiting = {pool.submit(_measured, _packed(batch)) for batch in batches}
+            while waiting:
+                finished, waiting = wait(waiting, POLL, FIRST_COMPLETED)
+                outcomes = _drained(found)
                 done += len(outcomes)
                 yield outcomes, done, total
+                for one in finished:
+                    one.result()
+        except KeyboardInterrupt:
+            yield _drained(found), done, total
+            raise
         except BrokenProcessPool:
+            yield _drained(found), done, total
             raise PolicyError(
-                "a worker process is gone: it could not load the model (what it said is above; try --workers 1), was "
-                "killed, or ran out of memory. What was measured is kept, and the same command goes on from there"
+                "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). What was "
+                "measured is kept, and the same command goes on from there"
             ) from None
         finally:
+            if waiting:
+                stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-_learner: Learner | None = None
-"""Of a worker process."""
+def _drained(found: SimpleQueue[Outcome]) -> list[Outcome]:
+    """What workers have handed over."""
+    outcomes = []
+    while not found.empty():
+        outcomes.append(found.get())
+    return outcomes
 
 
-def _begin(source: Source, threads: int, parent: int) -> None:
-    """Loads the model of a worker process, which ends when its parent does."""
-    global _learner
+_learner: Learner | AutotttError | None = None
+"""Of a worker process; or why it has none."""
+_found: SimpleQueue[Outcome] | None = None
+"""Where a worker process hands over what it measures."""
+
+
+def _begin(source: Source, threads: int, parent: int, found: SimpleQueue[Outcome], stop: Event) -> None:
+    """Loads the model of a worker process, which ends when it is told to, or when its parent does."""
+    global _learner, _found
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and says what to do
+    threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
     use_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _learner = source.load()
+    _found = found
+    try:
+        _learner = source.load()
+    except AutotttError as error:
+        _learner = error
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with(parent: int, stop: Event) -> None:
+    while os.getppid() == parent and not stop.wait(POLL):
+        pass
     os._exit(1)
 
 
-def _identity() -> tuple[str, Mapping[str, Recipe]]:
-    """What decides outcomes besides tasks, strategies and seeds."""
+def _loaded() -> Learner:
     assert _learner is not None
-    return _learner.base_hash, dict(_learner.loaded.recipes)
+    if isinstance(_learner, AutotttError):
+        raise _learner
+    return _learner
+
+
+def _identity() -> Identity:
+    return Identity.of(_loaded())
 
 
 Packed = list[tuple[Task, int, tuple[Strategy | str, ...], int | None]]
@@ -140,9 +174,10 @@ def _unpacked(packed: Packed) -> Batch:
     )
 
 
-def _measured(packed: Packed) -> list[Outcome]:
-    assert _learner is not None
-    return list(measured(_learner, _unpacked(packed)))
+def _measured(packed: Packed) -> None:
+    assert _found is not None
+    for outcome in measured(_loaded(), _unpacked(packed)):
+        _found.put(outcome)
 
 
 def _on_ray(
@@ -158,8 +193,8 @@ def _on_ray(
         def __init__(self) -> None:
             self.learner = source.load()
 
-        def identity(self) -> tuple[str, Mapping[str, Recipe]]:
-            return self.learner.base_hash, dict(self.learner.loaded.recipes)
+        def identity(self) -> Identity:
+            return Identity.of(self.learner)
 
         def measured(self, packed: Packed) -> list[Outcome]:
             return list(measured(self.learner, _unpacked(packed)))
@@ -170,9 +205,9 @@ def _on_ray(
         remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
         room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
         actors = [remote() for _ in range(max(1, min(workers, room)))]
-        base_hash, recipes = ray.get(actors[0].identity.remote())
-        batches, total = missing(base_hash, recipes, tasks, strategies, seeds, store)
+        batches, total = missing(ray.get(actors[0].identity.remote()), tasks, strategies, seeds, store)
         done = total - lacking(batches)
+        yield [], done, total
         left = iter(batches)
         under_way: dict[Any, Any] = {}
 

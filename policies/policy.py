@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
-from .cases import BASE, Cases
+from .cases import Cases, Served
 from .features import NAMES, STAGE_0, Features
+from .outcomes import BASE
 from .quick import Floats
 from .trained import TrainedPolicy
 
@@ -57,6 +57,11 @@ class Decision:
     """Whether the shadow would have decided on as much as was measured."""
     may_keep: bool = True
     """Whether the in-context answer may be kept: not where that would break what was promised about such."""
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether it is worth its price, as far as that is known: better than to do nothing."""
+        return self.utilities.get(self.strategy, 1.0) > 0
 
 
 class Policy(Protocol):
@@ -100,7 +105,7 @@ class LearnedPolicy:
         known = [s for s in trained.strategies if s in left]
         preferences = self._preferences(*judged, features.stage, known)
         strange, least = self.strange(features), trained.keeps_from(features.stage == max(NAMES))
-        may_keep = trained.keep <= 0 or (scores[BASE] >= least and not strange)
+        may_keep = trained.risk is None or (scores[BASE] >= least and not strange)
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
         elif strange:
@@ -235,20 +240,22 @@ def load_policy(
     source: str | os.PathLike[str] | None = None,
     *,
     base_hash: str,
-    recipe_of: Callable[[str, str], str] | None = None,
+    prompt_format: str = "",
+    recipe_of: Callable[[str, str], str | None] | None = None,
     anyway: bool = False,
 ) -> Policy:
     """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
 
-    `recipe_of` gives the digest of the model's recipe for a strategy and a kind of task, to compare with what the
-    policy was trained on. `anyway` uses a policy of another model, of other recipes or of another version of the
-    features as it is. A shipped policy that does not beat the single best strategy for sure is not used: that strategy
-    is, always. Raises `PolicyError` for a folder that cannot be used, with the reason.
+    `prompt_format` is how the model is asked, and `recipe_of` gives the digest of its recipe for a strategy and a kind
+    of task, None for a strategy that is not known: to compare with what the policy was trained on. `anyway` uses a
+    policy of another model, prompt format, recipes or version of the features as it is. A shipped policy that does not
+    beat the single best strategy for sure is not used: that strategy is, always. Raises `PolicyError` for a folder that
+    cannot be used, with the reason.
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
     trained = load_bundle(BUNDLED if source is None else source, anyway)
-    odd = "" if anyway else _odd(trained, base_hash, recipe_of)
+    odd = "" if anyway else _odd(trained, base_hash, prompt_format, recipe_of)
     if not odd:
         if source is None and not trained.released:
             return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it for sure")
@@ -261,30 +268,45 @@ def load_policy(
     )
 
 
-def _odd(trained: TrainedPolicy, base_hash: str, recipe_of: Callable[[str, str], str] | None) -> str:
+def _odd(
+    trained: TrainedPolicy, base_hash: str, prompt_format: str, recipe_of: Callable[[str, str], str | None] | None
+) -> str:
     """What a policy was trained for that this is not; empty where it fits."""
     if trained.base_hash != base_hash:
         return f"another model, {trained.base_hash}, and this one is {base_hash}"
+    if "" != trained.prompt_format != prompt_format != "":
+        return f"the prompt format {trained.prompt_format!r}, and the model is asked in {prompt_format!r}"
     if recipe_of is None:
         return ""
     for place, digest in trained.recipes.items():
         name, _, kind = place.partition("/")
-        if recipe_of(name, kind) != digest:
+        if (now := recipe_of(name, kind)) is None:
+            return f"the strategy {name} too, which is not known here: name its file with --plugin"
+        if now != digest:
             return f"another recipe of {name}, and what it achieves and costs on {kind} tasks has changed with it"
     return ""
 
 
-def replayed(policy: Policy, cases: Cases) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The place among their strategies of what a policy chooses for each case [N], as a controller would ask it, and
-    whether stage 1 is measured for it [N]."""
-    choice, measured = np.zeros(len(cases), dtype=np.int64), np.zeros(len(cases), dtype=bool)
-    for index in range(len(cases)):
-        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[index].tolist(), strict=True)))
-        measured[index] = policy.needs_more(features)
-        if measured[index]:
-            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[index].tolist(), strict=True)))
-        choice[index] = cases.strategies.index(policy.decide(features, cases.strategies).strategy)
-    return choice, measured
+def replayed(policy: Policy, cases: Cases) -> Served:
+    """What a policy does with each case, as a controller would ask it."""
+    served = Served(np.zeros(len(cases), np.int64), np.zeros(len(cases), bool), np.zeros(len(cases)))
+    for case in range(len(cases)):
+        features = Features(0, dict(zip(NAMES[0], cases.stage(0)[case].tolist(), strict=True)))
+        served.measured[case] = policy.needs_more(features)
+        if served.measured[case]:
+            features = Features(1, dict(zip(NAMES[1], cases.stage(1)[case].tolist(), strict=True)))
+
+        def following(tried: Sequence[int], features: Features = features, case: int = case) -> int | None:
+            names = [cases.strategies[n] for n in tried]
+            allowed = [s for s, able in zip(cases.strategies, cases.able[case], strict=True) if able and s not in names]
+            if not allowed:
+                return None
+            decision = policy.decide(features, allowed, tried=names)
+            return cases.strategies.index(decision.strategy) if not names or decision.worthwhile else None
+
+        first = following([])
+        served.choice[case], served.before[case] = cases.tried(case, 0 if first is None else first, following)
+    return served
 
 
 def left_of(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:

@@ -21,11 +21,13 @@ def write_report(policy: TrainedPolicy, folder: Path) -> None:
 def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
     """The scorecard in words and tables."""
     card = policy.scorecard
+    learned_from = card.get("learned_from", card["cases"])
     lines = [
         "# Scorecard",
         "",
-        f"Policy for the model {policy.base_hash}, trained on {card['cases']} cases: {card['queries']} queries of "
-        f"{card['tasks']} tasks, of {card['families']} families. Everything below is measured with families held out. "
+        f"Policy for the model {policy.base_hash}, trained on {learned_from} cases and judged by {card['cases']}, on "
+        f"which every strategy was tried: {card['queries']} queries of {card['tasks']} tasks, of {card['families']} "
+        "families. Everything below is measured with families held out. "
         f"Costs are multiples of answering in context; utility is accuracy minus {card['price']:.2g} for each.",
         "",
         "| | right | cost | utility |",

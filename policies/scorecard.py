@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from .cases import Cases
+from .cases import Cases, Served
 from .features import NAMES, STAGE_0
 from .quick import Floats
 
@@ -54,6 +54,9 @@ class HeldOut:
     by_thumb: NDArray[np.int64]
     """What the rule of thumb for models without a policy does; nothing of it is learned."""
     thumb_measured: NDArray[np.bool_]
+    thumb_before: Floats
+    before: Floats
+    """What the policy spent on strategies whose answers could not be read."""
     chances: Floats
     """[N, S]: that each strategy is right, from stage 1."""
     expected: Floats
@@ -69,8 +72,13 @@ class HeldOut:
         return cls(
             choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
             np.zeros(n, bool), np.zeros(n, bool), np.zeros((len(NAMES[1]), n)), choices(), np.zeros(n, bool),
-            np.zeros((n, strategies)), np.zeros((n, strategies)),
+            np.zeros(n), np.zeros(n), np.zeros((n, strategies)), np.zeros((n, strategies)),
         )  # fmt: skip
+
+    @property
+    def served(self) -> Served:
+        """What the policy does."""
+        return Served(self.choice, self.measured, self.before)
 
     def take(self, chosen: NDArray[np.int64]) -> HeldOut:
         """What was decided for the cases at these indices."""
@@ -115,28 +123,28 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
     """The numbers as plain JSON: what is decided and gained is the mean of all draws of the folds, what is estimated
     is of the first, and but for `difficulty_free` from all stages for every case. Shares and accuracies are 0 to 1,
     costs multiples of in-context."""
-    index, first = np.arange(len(cases)), draws[0]
+    index, first, nothing = np.arange(len(cases)), draws[0], np.zeros(len(cases))
 
     def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
         right = np.stack([cases.right[index, choice] for choice in choices])
         return right, np.stack([cases.costs[index, choice] for choice in choices])
 
-    def after_measuring(choices: Sequence[NDArray[np.int64]], measured: Sequence[NDArray[np.bool_]]) -> Outcomes:
-        decided = [cases.decided(choice, more) for choice, more in zip(choices, measured, strict=True)]
+    def after_measuring(served: Sequence[Served]) -> Outcomes:
+        decided = [cases.decided(one) for one in served]
         return np.stack([right for right, _ in decided]), np.stack([costs for _, costs in decided])
 
     chosen = np.stack([draw.choice for draw in draws])
     shares = np.bincount(chosen.ravel(), minlength=len(cases.strategies)) / chosen.size
     arms = {
-        "policy": after_measuring([d.choice for d in draws], [d.measured for d in draws]),
+        "policy": after_measuring([d.served for d in draws]),
         **{name: (cases.right[:, s], cases.costs[:, s]) for s, name in enumerate(cases.strategies)},
         "single_best": fixed([d.single for d in draws]),
         "best_of_each_task": fixed([cases.best_of_tasks(price)]),
         "best_of_each_query": fixed([cases.utilities(price).argmax(axis=1)]),
         "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
-        "one_feature": after_measuring([d.by_rule for d in draws], [d.rule_measured for d in draws]),
+        "one_feature": after_measuring([Served(d.by_rule, d.rule_measured, nothing) for d in draws]),
         "by_kind": fixed([d.by_kind for d in draws]),
-        "rule_of_thumb": after_measuring([first.by_thumb], [first.thumb_measured]),
+        "rule_of_thumb": after_measuring([Served(first.by_thumb, first.thumb_measured, first.thumb_before)]),
     }
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
@@ -214,7 +222,7 @@ def leakage(cases: Cases, by_family: HeldOut, at_random: HeldOut, price: float) 
     some = cases.take(several)
 
     def of(held_out: HeldOut) -> dict[str, float | None]:
-        right, costs = some.decided(held_out.choice, held_out.measured)
+        right, costs = some.decided(held_out.served)
         found = _classifier(1 - some.right[:, 0], 1 - held_out.chance)
         return {"utility": float((right - price * costs).mean()), "auroc": found["auroc"]}
 
@@ -232,7 +240,7 @@ def spread(cases: Cases, draws: Sequence[HeldOut], price: float) -> dict[str, An
     best = utilities[index, cases.best_of_tasks(price)].mean()
     found: dict[str, list[float]] = {}
     for drawn in draws:
-        right, cost = cases.decided(drawn.choice, drawn.measured)
+        right, cost = cases.decided(drawn.served)
         single = utilities[index, drawn.single].mean()
         possible = best - single
         gained = float((right - price * cost).mean() - single)
@@ -256,7 +264,7 @@ def intervals(cases: Cases, drawn: HeldOut, price: float, seed: int) -> dict[str
     be told of too many of the draws is left out."""
     names, family = np.unique(np.array(cases.families), return_inverse=True)
     members = [np.flatnonzero(family == n) for n in range(len(names))]
-    right, cost = cases.decided(drawn.choice, drawn.measured)
+    right, cost = cases.decided(drawn.served)
     truth = 1 - cases.right[:, 0]
     rng, found = np.random.default_rng(seed), dict[str, list[float]]()
     for _ in range(INTERVALS):
@@ -281,7 +289,7 @@ def _prices(cases: Cases, drawn: HeldOut) -> list[list[float]]:
     dearest = drawn.expected.max(axis=1).mean()
     for top in (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0):
         choice = (drawn.chances - top / dearest * drawn.expected).argmax(axis=1)
-        right, cost = cases.decided(choice, np.ones(len(cases), dtype=bool))
+        right, cost = cases.decided(Served(choice, np.ones(len(cases), dtype=bool), np.zeros(len(cases))))
         found.append([top / dearest, float(right.mean()), float(cost.mean())])
     return found
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ttt_core.errors import PolicyError
-from .cases import BASE
 from .features import STAGE_0, Features
+from .outcomes import BASE
 from .policy import Decision, Policy, left_of
 
 

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,8 @@ from numpy.typing import NDArray
 from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.tasks import content_digest
-from .cases import BASE
 from .features import FEATURES_VERSION, NAMES, STAGE_0
-from .outcomes import Outcome, finite
+from .outcomes import BASE, Outcome, finite
 from .quick import Floats
 from .trained import TrainedPolicy
 
@@ -103,6 +103,19 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
     return found
 
 
+def passed_over(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str, int]:
+    """Why queries give no outcomes to learn from (`outcomes_of`), and how many of them for each reason."""
+
+    def why(row: Row) -> str:
+        if _right(row, answers) is None:
+            return "their right answer is not known (--answers FILES)"
+        if set(row["features"]) != set(NAMES[1]):
+            return "settled by the free features alone (`solve --explore 0.05` measures some of them whole)"
+        return "" if row["unit"] else "what answering in context took is not known"
+
+    return dict(Counter(reason for row in rows if (reason := why(row))))
+
+
 def _right(row: Row, answers: Mapping[str, Any]) -> Any:
     """The right answer as JSON has it; None where it is not known."""
     return _plain(answers.get(row["task"]["digest"], row["task"]["answer"]))
@@ -126,7 +139,8 @@ def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, A
         confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
         gain=Evidence(**attempt["evidence"]).gain if attempt["evidence"] else 1.0,
         losses=finite((attempt["training"] or {}).get("losses", ())),
-        votes={content_digest(c["value"]): c["share"] for c in attempt["candidates"]}, **more,
+        votes={content_digest(c["value"]): c["share"] for c in attempt["candidates"]},
+        prompt_format=row.get("prompt_format", ""), **more,
     )  # fmt: skip
 
 

@@ -74,6 +74,8 @@ class TrainedPolicy:
     """Share of wrong answers that was promised among those kept in context; None: nothing was promised."""
     spending: tuple[Amount, ...] = ()
     """What each other strategy costs, from the free features; where there are none, the mean of its kind stands."""
+    prompt_format: str = ""
+    """How the model was asked that was learned from; empty where it is not known."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe whose outcomes were learned from, where it was known."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
@@ -126,14 +128,14 @@ class TrainedPolicy:
     def keeps_from(self, measured: bool) -> float:
         """Chance of a right in-context answer without which it is not kept. Of those on which stage 1 was not measured,
         a promise was tested on such only that needed no more."""
-        return self.keep if measured or self.keep <= 0 else max(self.keep, self.enough)
+        return self.keep if measured or self.risk is None else max(self.keep, self.enough)
 
     def usually(self, among: Collection[str] | None = None) -> str:
         """What was best on average: for a query of which nothing else is known. Where a promise was made about answers
         that are kept, in-context comes last.
         """
         left = [s for s in self.ranking if among is None or s in among]
-        return next((s for s in left if s != self.strategies[0] or self.keep <= 0), left[0])
+        return next((s for s in left if s != self.strategies[0] or self.risk is None), left[0])
 
     def settled(self, chances: Floats, costs: Floats) -> Booleans:
         """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""

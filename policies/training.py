@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
-from .cases import LEAST_FAMILIES, Cases, cases_of
+from .cases import LEAST_FAMILIES, Cases, Served, cases_of
 from .features import NAMES
-from .heads import CANDIDATES, Amount, Head, Question, fit_amount, fit_heads, folds
+from .heads import CANDIDATES, Amount, Head, Question, fit_amount, fit_heads, folds, suited
 from .outcomes import Outcome
 from .policy import HeuristicPolicy, replayed
 from .quick import Floats
@@ -50,6 +50,13 @@ class Settings:
     folds: int
     candidates: tuple[str, ...]
     risk: float | None = None
+    foretell: bool = True
+    """Whether costs are foretold for each query; else they are means of kinds."""
+
+    def for_families(self, count: int) -> Settings:
+        """These settings without what takes more families. They are settled once, by the smallest part that anything
+        is learned from, so that what is judged is what is shipped."""
+        return replace(self, candidates=suited(self.candidates, count), foretell=count >= LEAST_FOR_COSTS)
 
 
 def train_policy(
@@ -91,12 +98,15 @@ def train_policy(
             f"{len(set(whole.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
             "(and some dozens to be worth something); collect more with `autottt collect`"
         )
-    worth = TOP_PRICE / float(whole.costs.mean(axis=0).max()) if price is None else price
-    settings = Settings(worth, seed, fold_count, tuple(candidates), risk)
+    worth = TOP_PRICE / max(_mean_costs(cases)[""]) if price is None else price
+    groups = len(set(whole.families))
+    fewest = len(set(cases.families)) - math.ceil(groups / min(fold_count, groups))
+    settings = Settings(worth, seed, fold_count, tuple(candidates), risk).for_families(fewest)
     wanted = [(cases, replace(settings, seed=seed + n), True) for n in range(repeats)]
     *draws, at_random = _drawn([*wanted, (cases, settings, False)], workers, on_progress)
     judged = scorecard(whole, draws, worth, seed)
     judged |= {"leakage": leakage(whole, draws[0], at_random, worth), "repeats": spread(whole, draws, worth)}
+    judged |= {"learned_from": len(cases), "left_out": list(cases.left_out)}
     return replace(fit(cases, settings), scorecard=judged)
 
 
@@ -123,7 +133,7 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
     everywhere, families = np.flatnonzero(~cases.judged), np.array(cases.families)
     groups = whole.families if by_family else [str(n) for n in range(len(whole))]
     found = HeldOut.empty(len(whole), len(whole.strategies))
-    found.by_thumb[:], found.thumb_measured[:] = replayed(HeuristicPolicy(), whole)
+    found.by_thumb[:], found.thumb_measured[:], found.thumb_before[:] = replayed(HeuristicPolicy(), whole)
     place = np.flatnonzero(cases.judged)
     for learn, held in folds(groups, settings.folds, settings.seed):
         unseen = whole.take(held)
@@ -131,7 +141,7 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
         policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
-        found.choice[held], found.measured[held] = _choose(policy, unseen, chances, costs)
+        found.choice[held], found.measured[held], found.before[held] = _choose(policy, unseen, chances, costs)
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.chances[held], found.expected[held] = chances[1], costs
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
@@ -188,6 +198,7 @@ def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,
         spending=spending,
+        prompt_format=cases.prompt_format,
         recipes=dict(cases.recipes),
     )
     judged = cases.judged
@@ -204,7 +215,7 @@ def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tu
     where it was tried: what it mends where in-context was wrong, what it spoils where that was right."""
     base, families = cases.right[:, 0], np.array(cases.families)
     asked = [Question(rows, base, families)]
-    for right in cases.right[:, 1:].T:
+    for right in np.where(cases.able, cases.right, np.nan)[:, 1:].T:
         mended, spoiled = np.where(base == 0, right, np.nan), np.where(base == 1, 1 - right, np.nan)
         asked += [Question(rows, mended, families, prior=0), Question(rows, spoiled, families, prior=0)]
     (head, chance), *others = fit_heads(asked, settings.folds, settings.seed, settings.candidates)
@@ -216,12 +227,12 @@ def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tu
 
 def _fit_costs(cases: Cases, settings: Settings) -> tuple[tuple[Amount, ...], Floats | None]:
     """What foretells the cost of each strategy but in-context, and what it foretold of each case with its family held
-    out [N, S]; nothing, where there are too few families."""
-    if len(set(cases.families)) < LEAST_FOR_COSTS:
+    out [N, S]; nothing, where settings say so."""
+    if not settings.foretell:
         return (), None
     fitted = [
         fit_amount(cases.stage(0), costs, cases.families, settings.folds, settings.seed)
-        for costs in cases.costs[:, 1:].T
+        for costs in np.where(cases.able, cases.costs, np.nan)[:, 1:].T
     ]
     foretold = np.stack([np.zeros(len(cases)), *(held_out for _, held_out in fitted)], axis=1)
     return tuple(amount for amount, _ in fitted), foretold
@@ -230,19 +241,36 @@ def _fit_costs(cases: Cases, settings: Settings) -> tuple[tuple[Amount, ...], Fl
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
     """Of each kind on which every strategy was tried, and of all."""
     whole = cases.complete()
-    kinds = np.array(whole.kinds)
-    costs = {kind: tuple(whole.costs[kinds == kind].mean(axis=0).tolist()) for kind in sorted(set(whole.kinds))}
-    return {"": tuple(whole.costs.mean(axis=0).tolist()), **costs}
+    kinds, costs = np.array(whole.kinds), np.where(whole.able, whole.costs, np.nan)
+    usual = _means(costs, [0.0] * costs.shape[1])
+    return {"": tuple(usual), **{k: tuple(_means(costs[kinds == k], usual)) for k in sorted(set(whole.kinds))}}
 
 
-def _choose(
-    policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The strategy chosen for each case [N], and whether stage 1 was measured for it [N]."""
+def _means(costs: Floats, otherwise: Sequence[float]) -> list[float]:
+    """Mean of the numbers in each column [S], or else something, where there are none."""
+    known = ~np.isnan(costs)
+    sums, counts = np.where(known, costs, 0.0).sum(axis=0), known.sum(axis=0)
+    return [float(s / n) if n else o for s, n, o in zip(sums, counts, otherwise, strict=True)]
+
+
+def _choose(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> Served:
+    """What is done with each case, as `LearnedPolicy` and the graph do it."""
     settled = policy.settled(chances[0], costs)
     strange = policy.strange(cases.stage(0), cases.kinds)
-    choice = np.where(settled, 0, policy.preferences(chances[1], costs, measured=True).argmax(axis=1))
-    return np.where(strange, policy.strategies.index(policy.usually()), choice), ~settled & ~strange
+    preferences = policy.preferences(chances[1], costs, measured=True)
+    preferences[settled] = policy.preferences(chances[0], costs, measured=False)[settled]
+    preferences[~cases.able] = -np.inf
+    choice, before = np.where(settled, 0, preferences.argmax(axis=1)), np.zeros(len(cases))
+    usually = policy.strategies.index(policy.usually())
+    choice = np.where(strange, np.where(cases.able[:, usually], usually, 0), choice)
+    for case in np.flatnonzero(cases.unread[np.arange(len(cases)), choice]).tolist():
+
+        def following(tried: Sequence[int], left: Floats = preferences[case]) -> int | None:
+            left[list(tried)] = -np.inf
+            return int(left.argmax()) if left.max() > 0 else None
+
+        choice[case], before[case] = cases.tried(case, int(choice[case]), following)
+    return Served(choice, ~settled & ~strange, before)
 
 
 def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> float:
@@ -250,7 +278,7 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], 
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice, _ = _choose(replace(policy, enough=enough), cases, chances, costs)
+        choice = _choose(replace(policy, enough=enough), cases, chances, costs).choice
         return float(cases.right[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
@@ -277,7 +305,7 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        choice, _ = _choose(replace(policy, keep=threshold), cases, chances, costs)
+        choice = _choose(replace(policy, keep=threshold, risk=risk), cases, chances, costs).choice
         kept = (choice == 0) & one_each
         if kept.sum() < least:
             continue

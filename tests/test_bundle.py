@@ -119,6 +119,16 @@ def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
             load_bundle(folder)
 
 
+@pytest.mark.parametrize("name", ["pipeline", "tree"])
+def test_an_estimator_that_no_training_makes_is_refused(policy, tmp_path, name):
+    """Of types that a bundle may hold, but put together so that nobody looked at the trees."""
+    forest = head("forest", 1).estimator
+    hidden = forest.estimators_[0] if name == "tree" else make_pipeline(StandardScaler().fit(ROWS), forest)
+    save_bundle(alone(policy, {0: head("logistic", 0), 1: Head(hidden)}), tmp_path)
+    with pytest.raises(PolicyError, match="an estimator that no policy has"):
+        load_bundle(tmp_path)
+
+
 def test_the_card_can_be_read_by_people_and_programs(folder):
     card = json.loads((folder / CARD).read_text())
     assert card["base_hash"] == "base"

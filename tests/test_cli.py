@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from autottt.controller import cli
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
-from autottt.policies.outcomes import OutcomeStore
+from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.strategies import base
 from autottt.strategies.base import strategies
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -358,6 +358,58 @@ def test_policy_show_is_json(model):
     assert "policy" in json.loads(out)
 
 
+def test_policy_show_is_for_reading_and_whole_as_json():
+    code, out, _ = call("policy", "show")
+    assert code == 0
+    assert "Scorecard" in out
+    assert "rule of thumb" in out
+    code, out, _ = call("policy", "show", "--json")
+    assert code == 0
+    assert json.loads(out)["policy"] == "learned"
+
+
+def policy_hash(store: str) -> str:
+    """The beginning of the content hash of the model that the outcomes are of."""
+    return OutcomeStore(store).read()[0].base_hash[:8]
+
+
+@pytest.mark.parametrize("option", ["--out", "--runs"])
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, option):
+    store, file = OutcomeStore(tmp_path / "store"), tmp_path / "file"
+    file.write_text("")
+    store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
+    places = {"--out": str(tmp_path / "out"), "--runs": str(tmp_path / "runs"), option: str(file / "inside")}
+    code, out, err = call("train-policy", str(tmp_path / "store"), *(part for pair in places.items() for part in pair))
+    assert code == 2
+    assert out == ""
+    assert f"{option} {file / 'inside'}: no folder can be made there" in err.replace("\n", "")
+
+
+def test_outcomes_of_one_of_several_models_are_named(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
+    code, _, err = call("train-policy", str(tmp_path), "--out", str(tmp_path / "out"), "--of", "other")
+    assert code == 2
+    assert "--of other: the outcomes in" in err
+    assert "are of base" in err.replace("\n", " ")
+
+
+def test_collecting_in_context_alone_is_refused(tmp_path, model):
+    file = tasks_file(tmp_path, task("t"))
+    for given in ("", "in_context"):
+        code, _, err = call("collect", file, "--store", str(tmp_path / "s"), "--strategies", given, "--model", model)
+        assert code == 2
+        assert "in_context is run anyway" in err
+
+
+def test_collecting_tells_where_it_is_and_what_comes_next(tmp_path, model):
+    file, store = tasks_file(tmp_path, task("t")), str(tmp_path / "s")
+    code, out, err = call("collect", file, "--store", store, "--strategies", "zero_shot", "--model", model)
+    assert code == 0
+    assert "collecting: 0 of 2" in err
+    assert "holds 2 outcomes; next: autottt train-policy" in out.replace("\n", " ")
+
+
 def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
@@ -366,9 +418,11 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     code, out, _ = call("outcomes", "show", store)
     assert code == 0
     assert "12 outcomes" in out
-    code, out, _ = call("train-policy", store, "--out", bundle, "--runs", str(tmp_path / "runs"))
+    options = ["--out", bundle, "--runs", str(tmp_path / "runs"), "--of", policy_hash(store)]
+    code, out, err = call("train-policy", store, *options, "--json")
     assert code == 0
-    assert json.loads(out)
+    assert json.loads(out)["cases"] == 6
+    assert f"the policy is in {bundle}, with scorecard.md" in err
     assert [p.name for p in (tmp_path / "runs").glob("*/run.json")] == ["run.json"]
     assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
     code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")

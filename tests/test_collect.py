@@ -24,7 +24,16 @@ from autottt.policies.parallel import Source, collect_with_workers
 from autottt.strategies.base import Attempt, get_strategy
 from autottt.ttt_core.answering import Answer, Reading
 from autottt.ttt_core.decoding import TokenScores
-from autottt.ttt_core.errors import AdaptationError, PolicyError, TaskError, TooLongError
+from autottt.ttt_core.errors import (
+    AdaptationError,
+    BaseChangedError,
+    Cancelled,
+    ModelError,
+    PolicyError,
+    StrategyError,
+    TaskError,
+    TooLongError,
+)
 from autottt.ttt_core.guarded import Work
 from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.recipes import Recipe
@@ -44,7 +53,7 @@ class Echo:
     """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
 
     base_hash = "base"
-    loaded = SimpleNamespace(recipes={"fake": Recipe(steps=2)})
+    loaded = SimpleNamespace(recipes={"fake": Recipe(steps=2)}, format=SimpleNamespace(name="compact"))
 
     def __init__(self) -> None:
         self.work = Work()
@@ -68,7 +77,7 @@ class Echo:
         self.work = Work(self.work.forward + len(tasks), self.work.backward)
         return [[SCORES] for _ in tasks]
 
-    def fits(self, task):
+    def fits(self, task, answer=None):
         return True
 
 
@@ -113,7 +122,7 @@ def test_what_is_appended_is_read(tmp_path):
     for outcome in numbered(1, 0):
         store.append(outcome)
     assert OutcomeStore(tmp_path / "new").read() == store.read() == numbered(0, 1), "in the order of the keys"
-    assert store.done() == {OUTCOME.key, OUTCOME.key._replace(seed=1)}
+    assert {o.key for o in store.read()} == {OUTCOME.key, OUTCOME.key._replace(seed=1)}
 
 
 def test_sealed_outcomes_are_the_same_and_lie_in_parquet(tmp_path):
@@ -308,9 +317,12 @@ def test_collecting_goes_on_where_it_stopped_without_repeating(tmp_path):
     class Killed(Exception):
         pass
 
+    stops = [4, 5]
+
     def kill(done, total):
         assert total == 12
-        if done in (4, 5):
+        if stops and done == stops[0]:
+            stops.pop(0)
             raise Killed
 
     store, learner = OutcomeStore(tmp_path / "parts"), Echo()
@@ -346,7 +358,79 @@ def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
     assert learner.answered > 0
 
 
-LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses"]
+def test_a_task_that_was_judged_by_another_answer_is_refused_before_any_work(tmp_path):
+    collected(tmp_path, [Fake(value=(4,))])
+    corrected = [dataclasses.replace(TASKS[0], answer=(4,)), *TASKS[1:]]
+    learner = Echo()
+    with pytest.raises(PolicyError, match=r"t0: its right answer is not the one .* another --store"):
+        collected(tmp_path, [Fake(value=(4,))], learner, corrected)
+    assert learner.answered == 0
+
+
+def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
+    assert {o.prompt_format for o in collected(tmp_path)} == {"compact"}
+    other = Echo()
+    other.loaded = SimpleNamespace(recipes=Echo.loaded.recipes, format=SimpleNamespace(name="standard"))
+    with pytest.raises(PolicyError, match=r"prompt format 'compact'.*'standard' now; collect into another folder"):
+        collected(tmp_path, learner=other)
+    assert other.answered == 0
+
+
+@pytest.mark.parametrize("error", [TaskError("odd"), StrategyError("none"), RuntimeError("no memory"), ValueError("x")])
+def test_whatever_a_strategy_raises_is_a_failure_of_its_own(tmp_path, error):
+    found = collected(tmp_path, [Fake(error=error)])
+    assert len(found) == 6
+    assert {(o.status, o.correct, o.cost) for o in found if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
+
+
+@pytest.mark.parametrize("error", [BaseChangedError("changed"), Cancelled("by the caller"), ModelError("gone")])
+def test_what_ends_everything_is_raised(tmp_path, error):
+    with pytest.raises(type(error)):
+        collected(tmp_path, [Fake(error=error)])
+
+
+@pytest.mark.parametrize("name", ["answer", "score"])
+def test_measuring_that_fails_loses_nothing_else(tmp_path, name):
+    """Of three tasks the second fails, in context or while it is measured."""
+
+    class Failing(Echo):
+        def _asked(self, tasks):
+            if any(t.query == (7,) for t in tasks):
+                raise RuntimeError("no memory")
+
+        def answer(self, tasks, adapter=None):
+            if name == "answer":
+                self._asked(tasks)
+            return super().answer(tasks, adapter)
+
+        def score(self, tasks):
+            self._asked([dataclasses.replace(t, query=(7,)) for t in tasks if t.answer == (7,)])
+            return super().score(tasks)
+
+    tasks = [TASKS[0], dataclasses.replace(TASKS[1], query=(7,), answer=(7,)), TASKS[2]]
+    found = collected(tmp_path, learner=Failing(), tasks=tasks)
+    assert len(found) == 6
+    assert [o.task_id for o in found if o.strategy == "in_context" and not o.features] == ["t1"]
+
+
+def test_confidence_that_is_no_number_is_none(tmp_path):
+    class Unsure(Fake):
+        def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
+            return dataclasses.replace(super().attempt(learner, task), confidence=math.nan)
+
+    assert {o.confidence for o in collected(tmp_path, [Unsure()]) if o.strategy == "fake"} == {0.0}
+
+
+def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    new = dataclasses.replace(OUTCOME, seed=5)
+    assert store.lacking([OUTCOME, new]) == [new]
+    with pytest.raises(PolicyError, match=r"t1: in_context with seed 0 is 1 right in .*, and 0 in what is to be added"):
+        store.lacking([new, dataclasses.replace(OUTCOME, correct=0.0)])
+
+
+LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses", "prompt_format"]
 """Columns that early versions did not have."""
 
 
@@ -440,8 +524,30 @@ def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
     assert {o.strategy for o in store.read()} == {"in_context", "my_own"}
 
 
+def test_interrupted_workers_end_soon_and_what_they_measured_is_kept(folder, tmp_path):
+    """In the midst of a batch: every outcome that was told of is in the store, and the same call goes on."""
+    tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", query=(n, 6)) for t in TASKS for n in range(4)]
+    store, source, seeds = OutcomeStore(tmp_path), Source(str(folder)), [0, 1]
+    told = []
+
+    def interrupt(done, total):
+        told.append((done, total))
+        if done > 1:
+            raise KeyboardInterrupt
+
+    chosen = [get_strategy("zero_shot")]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        collect_with_workers(source, tasks, chosen, seeds, store, workers=2, on_progress=interrupt)
+    assert told[0] == (0, 48)
+    assert len(store.read()) == told[-1][0] > 1
+    assert time.monotonic() - began < 120
+    collect_with_workers(source, tasks, chosen, seeds, store, workers=2)
+    assert len(store.read()) == 48
+
+
 def test_workers_that_cannot_begin_are_an_error_in_words(tmp_path):
-    with pytest.raises(PolicyError, match="could not load the model"):
+    with pytest.raises(ModelError, match="no/such/folder"):
         collect_with_workers(Source("no/such/folder"), TASKS, [], (0,), OutcomeStore(tmp_path), workers=2)
 
 
@@ -512,7 +618,7 @@ def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
     collected(tmp_path, [fake])
     assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
     other = Echo()
-    other.loaded = SimpleNamespace(recipes={"fake": Recipe(steps=3)})
+    other.loaded = SimpleNamespace(recipes={"fake": Recipe(steps=3)}, format=Echo.loaded.format)
     with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another folder"):
         collected(tmp_path, [fake], other)
     assert other.answered == 0

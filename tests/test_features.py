@@ -35,9 +35,9 @@ READING = Reading((scores(-2.0, hit=False), scores(-1.0), scores(-0.5)))
 class Scorer:
     """Scores answers by whether the task's demonstrations and query please it; remembers what it was asked."""
 
-    def __init__(self, likelihood, *, fits: bool = True) -> None:
+    def __init__(self, likelihood, *, fits: bool = True, room: bool = True) -> None:
         self.likelihood = likelihood
-        self._fits = fits
+        self._fits, self._room = fits, room
         self.asked = []
 
     def score(self, tasks):
@@ -48,8 +48,8 @@ class Scorer:
             found.append([*(scores(-9.0) for _ in task.demonstrations), scores(value, value, hit=value > -0.7)])
         return found
 
-    def fits(self, task):
-        return self._fits
+    def fits(self, task, answer=None):
+        return self._fits if answer is None else self._room
 
 
 # --- stage 0 ---------------------------------------------------------------------------------------------------------
@@ -164,6 +164,15 @@ def test_where_no_transformation_can_be_used_the_orders_stand_in(scorer):
     values = probe_features(scorer, task, answer_of(task.query), seed=0)
     assert values["turns_hits"] == values["orders_hits"] == 1
     assert values["turns_min"] == values["orders_min"]
+
+
+def test_views_that_do_not_fit_with_the_answer_are_not_scored():
+    """A view was found to fit with as short an answer as the shortest shown; this one is longer."""
+    task, scorer = TASKS["list"], Scorer(lambda t: -0.5, room=False)
+    values = probe_features(scorer, task, answer_of((9,) * 50), seed=0)
+    assert tuple(values) == STAGE_1
+    assert len(scorer.asked[0]) == 2 * len(task.demonstrations)
+    assert (values["orders_hits"], values["orders_mean"], values["turns_mean"]) == (0, NEUTRAL, NEUTRAL)
 
 
 @pytest.mark.parametrize("shown", [0, 1])

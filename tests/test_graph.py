@@ -57,6 +57,7 @@ class Scripted:
     says: list[str]
     more: bool = False
     price: float = 1000.0
+    worth: float = 0.1
     name: str = "scripted"
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -68,7 +69,13 @@ class Scripted:
         wanted = next((s for s in self.says if s in allowed), "in_context")
         costs = {s: (1.0 if s == "in_context" else self.price) for s in allowed}
         return Decision(
-            wanted, 0.5, dict.fromkeys(allowed, 0.5), costs, dict.fromkeys(allowed, 0.1), "as scripted", features.stage
+            wanted,
+            0.5,
+            dict.fromkeys(allowed, 0.5),
+            costs,
+            dict.fromkeys(allowed, self.worth),
+            "as scripted",
+            features.stage,
         )
 
     def card(self):
@@ -140,6 +147,19 @@ def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch
     assert all(a.value is None for a in result.attempts[:3])
     assert "ttt_in_context" not in policy.asked[1]
     assert len(result.attempts) <= 4
+
+
+@pytest.mark.parametrize("value", [None, (1,)])
+def test_after_a_failure_nothing_is_tried_that_is_not_worth_its_price(learner, monkeypatch, value):
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    learner.forget()
+    read = Attempt("in_context", value, "?", 0.5)
+    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: read)
+    result = Controller(learner, Scripted(["ttt_in_context", "ttt_direct"], worth=-0.1)).solve(TASK)
+    assert [a.strategy for a in result.attempts] == ["ttt_in_context"] + ["in_context"] * (value is not None)
+    assert result.answer == value
+    reasons = [event["verdict"]["reason"] for event in result.trace if "verdict" in event]
+    assert ("nothing else is worth its price" in reasons[0]) == (value is None)
 
 
 def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(learner, monkeypatch):

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from autottt.policies import policy as policy_module
 from autottt.policies import scorecard as scorecard_module
+from autottt.policies import training
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
@@ -23,7 +24,7 @@ from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy,
 from autottt.policies.quick import Trees
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Change
-from autottt.policies.training import Settings, _fit_stage, _held_out, _kept_from, fit, train_policy
+from autottt.policies.training import Settings, _choose, _fit_stage, _held_out, _kept_from, fit, train_policy
 from autottt.ttt_core.errors import PolicyError
 
 COSTS = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
@@ -324,7 +325,101 @@ def test_all_heads_are_of_one_kind_the_simplest_that_is_as_good() -> None:
     assert chosen(*both) == {"RandomForestClassifier"}
     noise = (rng.uniform(size=500) < 0.5).astype(float)
     assert chosen(asked(rows, noise, families=250)) == {"Pipeline"}
-    assert chosen(*(asked(q.rows, q.yes) for q in both)) == {"Pipeline"}, "few families do not carry a forest"
+
+
+@pytest.mark.parametrize("families", [110, 130, 220, 260])
+def test_what_is_judged_is_what_is_shipped(families, monkeypatch) -> None:
+    """What takes many families is for every fold, or for none and not for the policy either."""
+    seen = []
+
+    def noted(cases, settings):
+        seen.append((settings.candidates, settings.foretell))
+        return plain(cases, dataclasses.replace(settings, candidates=("logistic",), foretell=False))
+
+    plain = training.fit
+    monkeypatch.setattr(training, "fit", noted)
+    train_policy(made(families, 1), repeats=1)
+    assert len(seen) == 11  # five folds twice, and the policy
+    ((candidates, foretell),) = set(seen)
+    assert ("forest" in candidates, foretell) == (families * 4 / 5 >= 200, families * 4 / 5 >= 100)
+
+
+def test_what_a_query_has_too_few_demonstrations_for_is_answered_in_context_and_teaches_nothing() -> None:
+    few = [
+        dataclasses.replace(o, status="too_few", correct=0.0, cost=0.0, work=0)
+        if o.strategy == "ttt_in_context" and int(o.task_id.rpartition("-")[2]) % 2
+        else o
+        for o in OUTCOMES
+    ]
+    cases, whole = cases_of(few), cases_of(OUTCOMES)
+    unable = ~cases.able[:, 2]
+    assert cases.able[:, :2].all()
+    assert unable.mean() == 0.5
+    np.testing.assert_array_equal(cases.right[unable, 2], cases.right[unable, 0])
+    assert set(cases.costs[unable, 2]) == {1.0}
+    np.testing.assert_array_equal(cases.right[~unable], whole.right[~unable])
+    policy = trained(few)
+    assert policy.costs[""] == pytest.approx((1, 8, 60))
+    assert policy.price == pytest.approx(0.1 / 60)
+    held = _held_out(cases, Settings(policy.price, 0, 3, ("logistic",)), True)
+    assert (held.choice[~unable] == 2).any()
+    assert not (held.choice[unable] == 2).any()
+    assert not (replayed(LearnedPolicy(policy), cases).choice[unable] == 2).any()
+
+
+def test_what_cannot_be_read_is_paid_for_and_what_is_tried_next_as_well() -> None:
+    """As the graph does it: the next best that is worth its price, three at most, then the in-context answer."""
+    some = cases_of(SMALL[:3])
+    names, cost = list(some.strategies), some.costs[0]
+
+    def served(unread: str, best: list[str]) -> tuple[str, float]:
+        cases = dataclasses.replace(some, unread=np.array([[name in unread.split() for name in names]]))
+        order = [names.index(name) for name in best]
+        following = lambda tried: next((n for n in order if n not in tried), None)  # noqa: E731
+        choice, before = cases.tried(0, order[0], following)
+        return names[choice], before
+
+    assert served("", ALL[::-1]) == ("ttt_in_context", 0)
+    assert served("ttt_in_context", ALL[::-1]) == ("in_context_vote", cost[2])
+    assert served("ttt_in_context in_context_vote", ALL[::-1]) == ("in_context", cost[1] + cost[2])
+    assert served("ttt_in_context", ALL[2:]) == ("in_context", cost[2]), "nothing else is worth its price"
+    assert served("ttt_in_context in_context", ALL[2:]) == ("ttt_in_context", 0), "no answer at all"
+    assert served("in_context", ALL) == ("in_context_vote", 0), "the in-context answer is paid for anyway"
+    assert served("in_context", ALL[:1]) == ("in_context", 0)
+
+
+def test_a_policy_is_judged_with_what_it_tries_after_answers_that_cannot_be_read() -> None:
+    lost = [
+        dataclasses.replace(o, status="unreadable", correct=0.0)
+        if o.strategy == "ttt_in_context" and int(o.task_id.rpartition("-")[2]) % 5 == 0
+        else o
+        for o in OUTCOMES
+    ]
+    cases, policy = cases_of(lost), LearnedPolicy(trained(lost))
+    served = replayed(policy, cases)
+    again = served.before > 0
+    assert again.any()
+    assert cases.unread[again, 2].all()
+    assert not cases.unread[np.arange(len(cases)), served.choice].any()
+    _, costs = cases.decided(served)
+    without = served._replace(before=np.zeros(len(cases)))
+    assert (costs - cases.decided(without)[1])[again] == pytest.approx(60)
+    learnt = _choose(
+        policy.trained, cases, {s: policy.trained.chances(s, cases.stage(s)) for s in NAMES},
+        policy.trained.expected_costs(cases.kinds, cases.stage(0)),
+    )  # fmt: skip
+    for ours, theirs in zip(learnt, served, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_scorecard_tells_what_it_is_not_of() -> None:
+    often = {f"family{n}" for n in range(3)}
+    late = [dataclasses.replace(o, strategy="late") for o in SMALL if o.strategy == "in_context_vote"]
+    card = trained([*SMALL, *(o for o in late if o.family in often)]).scorecard
+    assert (card["left_out"], card["learned_from"], card["cases"]) == (["late"], 64, 64)
+    often |= {"family3", "family4"}
+    card = trained([*SMALL, *(o for o in late if o.family in often)]).scorecard
+    assert (card["left_out"], card["learned_from"], card["cases"]) == ([], 64, 40)
 
 
 def test_a_difference_is_sure_only_if_families_agree() -> None:
@@ -411,7 +506,7 @@ def test_costs_are_foretold_for_each_query_once_there_are_families_enough() -> N
     told = policy.expected_costs(["list", "list"], np.array([rows[long][0], rows[~long][0]])[:, : len(NAMES[0])])
     assert told[:, 0].tolist() == [0.0, 0.0]
     assert told[:, 2] == pytest.approx([90, 30], abs=12)
-    few = fit(cases.take(np.arange(60)), settings)
+    few = fit(cases.take(np.arange(60)), settings.for_families(20))
     assert few.spending == ()
     assert few.expected_costs(["list"], rows[:1, : len(NAMES[0])])[0, 2] == pytest.approx(costs[:60, 2].mean())
 
@@ -820,7 +915,7 @@ def test_a_promise_about_what_is_kept_is_kept_in_nine_of_ten_trainings(learned):
 def test_what_is_kept_of_new_tasks_is_as_seldom_wrong_as_promised():
     many, new = cases_of(made(300, 1)), cases_of(made(100, 10, seed=99))
     policy = LearnedPolicy(fit(many, Settings(0.1 / 60, 0, 3, ("logistic",), risk=0.2)))
-    choice, _ = replayed(policy, new)
+    choice = replayed(policy, new).choice
     kept = choice == 0
     assert kept.mean() > 0.1
     assert 1 - new.right[kept, 0].mean() < 0.2
@@ -839,6 +934,8 @@ def test_before_all_is_measured_a_promise_is_of_those_only_that_need_no_more(lea
     assert "promised" in policy.decide(at(1.0, stage=0), ["in_context"]).reason
     sure = LearnedPolicy(dataclasses.replace(policy.trained, enough=0.3))
     assert sure.decide(at(1.0, stage=0), ALL).strategy == "in_context"
+    generous = LearnedPolicy(dataclasses.replace(policy.trained, keep=0.0, risk=0.9))
+    assert not generous.decide(at(0.0, stage=0), ALL).may_keep, "what was promised is of those that need no more"
     none = LearnedPolicy(dataclasses.replace(policy.trained, keep=0.0, risk=None))
     assert none.decide(at(1.0, stage=0), ALL).strategy == "in_context", "nothing was promised"
     assert none.decide(at(1.0, stage=0), ALL).may_keep
@@ -861,7 +958,7 @@ def test_copies_of_a_family_are_no_more_evidence_for_a_promise() -> None:
 
 
 def test_a_promise_holds_for_strange_queries_and_is_said_to_be_broken_where_nothing_else_is_possible() -> None:
-    policy = LearnedPolicy(dataclasses.replace(trained(SMALL), keep=NEVER, ranking=ALL))
+    policy = LearnedPolicy(dataclasses.replace(trained(SMALL), keep=NEVER, risk=0.1, ranking=ALL))
     strange = at(0.0, **dict.fromkeys(NAMES[0], 1e6))
     assert policy.strange(strange)
     assert policy.decide(strange, ALL).strategy == ALL[1]
@@ -879,6 +976,34 @@ def test_a_policy_of_other_recipes_is_refused_unless_told(learned, tmp_path) -> 
         load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: "b")
     known = load_policy(tmp_path, base_hash="other", recipe_of=lambda strategy, kind: "b", anyway=True)
     assert known.name == "learned"
+
+
+def test_a_policy_of_a_strategy_that_is_not_known_says_so(learned, tmp_path) -> None:
+    save_bundle(dataclasses.replace(learned.trained, recipes={"mine/list": "a"}), tmp_path)
+    with pytest.raises(PolicyError, match="the strategy mine too, which is not known here: name its file with --plug"):
+        load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: None)
+
+
+def test_a_policy_of_another_prompt_format_is_refused_unless_told(learned, tmp_path) -> None:
+    save_bundle(dataclasses.replace(learned.trained, prompt_format="compact"), tmp_path)
+    assert load_policy(tmp_path, base_hash="base").name == "learned"
+    assert load_policy(tmp_path, base_hash="base", prompt_format="compact").name == "learned"
+    with pytest.raises(PolicyError, match=r"prompt format 'compact', and the model is asked in 'chat'.*--any-policy"):
+        load_policy(tmp_path, base_hash="base", prompt_format="chat")
+    assert load_policy(tmp_path, base_hash="base", prompt_format="chat", anyway=True).name == "learned"
+
+
+def test_outcomes_of_several_prompt_formats_are_not_mixed() -> None:
+    asked = [dataclasses.replace(o, prompt_format="compact") for o in SMALL]
+    assert trained([*asked[:60], *SMALL[60:]]).prompt_format == "compact", "unknown is no other"
+    with pytest.raises(PolicyError, match=r"2 prompt formats \(chat, compact\)"):
+        cases_of([*(dataclasses.replace(o, prompt_format="chat") for o in asked[:3]), *asked[3:]])
+
+
+def test_features_of_other_names_are_named() -> None:
+    odd = [dataclasses.replace(o, features=o.features and {**o.features, "strange": 1.0}) for o in SMALL]
+    with pytest.raises(PolicyError, match=r"version 2 \(1 names differ: strange\)"):
+        cases_of(odd)
 
 
 def test_outcomes_of_several_recipes_are_not_mixed() -> None:

@@ -164,9 +164,9 @@ class Learner:
         """
         return self.window.encode(task, answer)
 
-    def fits(self, task: Task) -> bool:
-        """Whether the task's prompt and its answer fit in the context."""
-        return self.window.fits(task)
+    def fits(self, task: Task, answer: Value | None = None) -> bool:
+        """Whether the task's prompt and this answer, or else one as long as the shortest shown, fit in the context."""
+        return self.window.fits(task, answer)
 
     def length(self, task: Task) -> int:
         """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""

@@ -38,10 +38,10 @@ class ContextWindow:
         least = 0 if answer is not None else min(min(self._shown(task), default=1), self.room(task))
         return encode(self._loaded, task, answer, least)
 
-    def fits(self, task: Task) -> bool:
+    def fits(self, task: Task, answer: Value | None = None) -> bool:
         """Whether `encode` raises nothing."""
         try:
-            self.encode(task)
+            self.encode(task, answer)
         except TooLongError:
             return False
         return True
