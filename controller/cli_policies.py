@@ -210,26 +210,29 @@ def retrain(
     Only queries whose right answer is known, and on which everything was measured, teach something; `solve --explore`
     makes sure that there are some of every kind. A policy is still judged on queries that every strategy was tried on.
     """
+    from ..policies.bundle import CARD
     from ..policies.cases import cases_of
     from ..policies.outcomes import OutcomeStore
-    from ..policies.traces import outcomes_of, passed_over, read_log
+    from ..policies.traces import base_of, outcomes_of, passed_over, read_log
 
     make_folders(out=out, runs=runs, store=store)
     rows = read_log(logs)
     kept, right = OutcomeStore(store), _right_answers(answers, rows, shown)
     found, passed = outcomes_of(rows, right), passed_over(rows, right)
     new = kept.lacking(found)
-    cases_of([*kept.read(), *new])  # refuses what does not go together, before anything is written
+    base = base_of(rows)
+    together = [*(o for o in kept.read() if o.base_hash == base), *new]
+    cases_of(together)  # refuses what does not go together, before anything is written
     for outcome in new:
         kept.append(outcome)
     kept.seal()
     screen.print(f"{len(rows)} queries in the logs; {len(found)} outcomes of them can be learned from, {len(new)} new")
     for why, count in passed.items():
         screen.print(f"{count} teach nothing: {why}", highlight=False)
-    if new:
-        _train(store, out, runs, price, risk, seed, as_json=as_json)
+    if new or not (out / CARD).exists():
+        _train(store, out, runs, price, risk, seed, of=base, as_json=as_json)
     else:
-        warn(f"nothing was trained, since there is nothing new to learn; {out} is as it was")
+        warn(f"nothing new to learn, so {out} is as it was; `autottt train-policy {store} --out {out}` trains it anew")
 
 
 def collect(

@@ -41,6 +41,8 @@ class Served(NamedTuple):
     """Whether stage 1 was measured."""
     before: Floats
     """What was spent on strategies before it, whose answers could not be read."""
+    kept: Booleans
+    """Whether it is the in-context answer, which may be kept (`Decision.may_keep`)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Cases:
     """`strategy/kind` -> digest of the recipe, where it is known."""
     over_long: int = 0
     """Queries that are not among the cases, since they do not fit in the model's context."""
+    unmeasured: int = 0
+    """Others that are not, since answering in context or measuring failed, or was not done."""
 
     def __len__(self) -> int:
         return len(self.families)
@@ -95,9 +99,9 @@ class Cases:
 
     def decided(self, served: Served) -> tuple[Floats, Floats]:
         """Whether each case [N] was right, and all that was spent on it, the in-context answer first."""
-        index, (choice, measured, before) = np.arange(len(self)), served
-        costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0] + measured * self.probe + before
-        return self.right[index, choice], costs
+        index, choice = np.arange(len(self)), served.choice
+        costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0]
+        return self.right[index, choice], costs + served.measured * self.probe + served.before
 
     def tried(self, case: int, first: int, following: Callable[[Sequence[int]], int | None]) -> tuple[int, float]:
         """The strategy whose answer a case gets when `first` is tried first, and what those before it cost: as the
@@ -182,7 +186,8 @@ def cases_of(outcomes: Iterable[Outcome]) -> Cases:
     compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
     table = _table(hashes[0], known, strategies)
     return replace(
-        table, recipes=compared, over_long=len(over_long(found)), prompt_format="".join(formats),
+        table, recipes=compared, over_long=len(long := over_long(found)), prompt_format="".join(formats),
+        unmeasured=len(grouped) - len(known) - len(long),
         left_out=tuple(sorted({o.strategy for o in found} - strategies)),
     )  # fmt: skip
 

@@ -147,11 +147,12 @@ class OutcomeStore:
             stored = known.get(outcome.key)
             if stored is None:
                 new.append(outcome)
-            elif stored.correct != outcome.correct:
+                known[outcome.key] = outcome
+            elif stored.answer == outcome.answer and not math.isclose(stored.correct, outcome.correct):
                 raise PolicyError(
                     f"{outcome.task_id}: {outcome.strategy} with seed {outcome.seed} is {stored.correct:g} right in "
-                    f"{self.folder}, and {outcome.correct:g} in what is to be added; nothing was. Use another "
-                    "--store"
+                    f"{self.folder}, or in what is to be added, and {outcome.correct:g} there as well; nothing was "
+                    "added. Correct it, or use another --store"
                 )
         return new
 

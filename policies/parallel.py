@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
 from typing import Any
 
 from ..strategies.base import Strategy, get_strategy
@@ -71,6 +72,8 @@ def collect_with_workers(
 
 Progress = Iterator[tuple[list[Outcome], int, int]]
 """What was measured since, how many outcomes there are with it, and how many there will be."""
+Stop = Any
+"""A shared `c_bool`: whether workers are to end."""
 POLL = 0.5
 """Seconds between two looks at what workers have measured."""
 
@@ -80,9 +83,8 @@ def _on_this_machine(
     workers: int, _: str | None,
 ) -> Progress:  # fmt: skip
     context = multiprocessing.get_context("spawn")
-    found, stop, threads = context.SimpleQueue(), context.Event(), max(1, threads_in_use() // workers)
-    waiting: set[Future[None]] = set()
-    done = total = 0
+    found, stop = context.SimpleQueue(), context.RawValue(c_bool, False)  # no lock, which a dead worker might hold
+    threads, done, total = max(1, threads_in_use() // workers), 0, 0
     with ProcessPoolExecutor(workers, context, _begin, (source, threads, os.getpid(), found, stop)) as pool:
         try:
             batches, total = missing(pool.submit(_identity).result(), tasks, strategies, seeds, store)
@@ -96,18 +98,17 @@ def _on_this_machine(
                 yield outcomes, done, total
                 for one in finished:
                     one.result()
-        except KeyboardInterrupt:
-            yield _drained(found), done, total
+        except BaseException as error:
+            stop.value = True
+            if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
+                yield _drained(found), done, total
+            if isinstance(error, BrokenProcessPool):
+                raise PolicyError(
+                    "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). What was "
+                    "measured is kept, and the same command goes on from there"
+                ) from None
             raise
-        except BrokenProcessPool:
-            yield _drained(found), done, total
-            raise PolicyError(
-                "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). What was "
-                "measured is kept, and the same command goes on from there"
-            ) from None
         finally:
-            if waiting:
-                stop.set()
             pool.shutdown(cancel_futures=True)
 
 
@@ -125,7 +126,7 @@ _found: SimpleQueue[Outcome] | None = None
 """Where a worker process hands over what it measures."""
 
 
-def _begin(source: Source, threads: int, parent: int, found: SimpleQueue[Outcome], stop: Event) -> None:
+def _begin(source: Source, threads: int, parent: int, found: SimpleQueue[Outcome], stop: Stop) -> None:
     """Loads the model of a worker process, which ends when it is told to, or when its parent does."""
     global _learner, _found
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and says what to do
@@ -138,9 +139,9 @@ def _begin(source: Source, threads: int, parent: int, found: SimpleQueue[Outcome
         _learner = error
 
 
-def _end_with(parent: int, stop: Event) -> None:
-    while os.getppid() == parent and not stop.wait(POLL):
-        pass
+def _end_with(parent: int, stop: Stop) -> None:
+    while os.getppid() == parent and not stop.value:
+        time.sleep(POLL)
     os._exit(1)
 
 

@@ -289,7 +289,8 @@ def _odd(
 
 def replayed(policy: Policy, cases: Cases) -> Served:
     """What a policy does with each case, as a controller would ask it."""
-    served = Served(np.zeros(len(cases), np.int64), np.zeros(len(cases), bool), np.zeros(len(cases)))
+    count, nothing = len(cases), np.zeros(len(cases), bool)
+    served = Served(np.zeros(count, np.int64), nothing.copy(), np.zeros(count), nothing.copy())
     for case in range(len(cases)):
         features = Features(0, dict(zip(NAMES[0], cases.stage(0)[case].tolist(), strict=True)))
         served.measured[case] = policy.needs_more(features)
@@ -306,6 +307,8 @@ def replayed(policy: Policy, cases: Cases) -> Served:
 
         first = following([])
         served.choice[case], served.before[case] = cases.tried(case, 0 if first is None else first, following)
+        if served.choice[case] == 0 and not cases.unread[case, 0]:
+            served.kept[case] = policy.decide(features, [BASE]).may_keep
     return served
 
 

@@ -150,6 +150,8 @@ def _left_out(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[st
         lines.append("- The rule of thumb is judged without `ttt_crossfit`, of which no outcomes were collected.")
     if card.get("over_long"):
         lines.append(f"- {card['over_long']} queries were left out: over-long for the model's context.")
+    if card.get("unmeasured"):
+        lines.append(f"- {card['unmeasured']} queries were left out: measuring them failed, or was not done.")
     return lines
 
 

@@ -57,6 +57,8 @@ class HeldOut:
     thumb_before: Floats
     before: Floats
     """What the policy spent on strategies whose answers could not be read."""
+    kept: NDArray[np.bool_]
+    """Whether it keeps the in-context answer."""
     chances: Floats
     """[N, S]: that each strategy is right, from stage 1."""
     expected: Floats
@@ -72,13 +74,13 @@ class HeldOut:
         return cls(
             choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
             np.zeros(n, bool), np.zeros(n, bool), np.zeros((len(NAMES[1]), n)), choices(), np.zeros(n, bool),
-            np.zeros(n), np.zeros(n), np.zeros((n, strategies)), np.zeros((n, strategies)),
+            np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros((n, strategies)), np.zeros((n, strategies)),
         )  # fmt: skip
 
     @property
     def served(self) -> Served:
         """What the policy does."""
-        return Served(self.choice, self.measured, self.before)
+        return Served(self.choice, self.measured, self.before, self.kept)
 
     def take(self, chosen: NDArray[np.int64]) -> HeldOut:
         """What was decided for the cases at these indices."""
@@ -124,6 +126,7 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
     is of the first, and but for `difficulty_free` from all stages for every case. Shares and accuracies are 0 to 1,
     costs multiples of in-context."""
     index, first, nothing = np.arange(len(cases)), draws[0], np.zeros(len(cases))
+    thumb = Served(first.by_thumb, first.thumb_measured, first.thumb_before, first.by_thumb == 0)
 
     def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
         right = np.stack([cases.right[index, choice] for choice in choices])
@@ -142,9 +145,9 @@ def scorecard(cases: Cases, draws: Sequence[HeldOut], price: float, seed: int) -
         "best_of_each_task": fixed([cases.best_of_tasks(price)]),
         "best_of_each_query": fixed([cases.utilities(price).argmax(axis=1)]),
         "random_at_equal_share": (cases.right @ shares, cases.costs @ shares),
-        "one_feature": after_measuring([Served(d.by_rule, d.rule_measured, nothing) for d in draws]),
+        "one_feature": after_measuring([Served(d.by_rule, d.rule_measured, nothing, d.by_rule == 0) for d in draws]),
         "by_kind": fixed([d.by_kind for d in draws]),
-        "rule_of_thumb": after_measuring([Served(first.by_thumb, first.thumb_measured, first.thumb_before)]),
+        "rule_of_thumb": after_measuring([thumb]),
     }
     worth = {name: right - price * cost for name, (right, cost) in arms.items()}
     wrong = 1 - cases.right[:, 0]
@@ -289,7 +292,7 @@ def _prices(cases: Cases, drawn: HeldOut) -> list[list[float]]:
     dearest = drawn.expected.max(axis=1).mean()
     for top in (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0):
         choice = (drawn.chances - top / dearest * drawn.expected).argmax(axis=1)
-        right, cost = cases.decided(Served(choice, np.ones(len(cases), dtype=bool), np.zeros(len(cases))))
+        right, cost = cases.decided(Served(choice, np.ones(len(cases), bool), np.zeros(len(cases)), choice == 0))
         found.append([top / dearest, float(right.mean()), float(cost.mean())])
     return found
 
@@ -339,7 +342,7 @@ def _interval(values: Floats) -> list[float]:
 
 def _kept(cases: Cases, draws: Sequence[HeldOut]) -> dict[str, float | None]:
     """The share of cases whose in-context answer is kept, and of those the share that is wrong."""
-    kept = np.mean([draw.choice == 0 for draw in draws], axis=0)
+    kept = np.mean([draw.kept for draw in draws], axis=0)
     wrong = float(kept @ (1 - cases.right[:, 0]) / kept.sum()) if kept.any() else None
     return {"share": float(kept.mean()), "wrong_share": wrong}
 

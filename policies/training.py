@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -106,7 +107,7 @@ def train_policy(
     *draws, at_random = _drawn([*wanted, (cases, settings, False)], workers, on_progress)
     judged = scorecard(whole, draws, worth, seed)
     judged |= {"leakage": leakage(whole, draws[0], at_random, worth), "repeats": spread(whole, draws, worth)}
-    judged |= {"learned_from": len(cases), "left_out": list(cases.left_out)}
+    judged |= {"learned_from": len(cases), "left_out": list(cases.left_out), "unmeasured": cases.unmeasured}
     return replace(fit(cases, settings), scorecard=judged)
 
 
@@ -133,7 +134,7 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
     everywhere, families = np.flatnonzero(~cases.judged), np.array(cases.families)
     groups = whole.families if by_family else [str(n) for n in range(len(whole))]
     found = HeldOut.empty(len(whole), len(whole.strategies))
-    found.by_thumb[:], found.thumb_measured[:], found.thumb_before[:] = replayed(HeuristicPolicy(), whole)
+    found.by_thumb[:], found.thumb_measured[:], found.thumb_before[:], _ = replayed(HeuristicPolicy(), whole)
     place = np.flatnonzero(cases.judged)
     for learn, held in folds(groups, settings.folds, settings.seed):
         unseen = whole.take(held)
@@ -141,7 +142,8 @@ def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
         policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
         chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
         costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
-        found.choice[held], found.measured[held], found.before[held] = _choose(policy, unseen, chances, costs)
+        served = _choose(policy, unseen, chances, costs)
+        found.choice[held], found.measured[held], found.before[held], found.kept[held] = served
         found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
         found.chances[held], found.expected[held] = chances[1], costs
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
@@ -232,10 +234,16 @@ def _fit_costs(cases: Cases, settings: Settings) -> tuple[tuple[Amount, ...], Fl
         return (), None
     fitted = [
         fit_amount(cases.stage(0), costs, cases.families, settings.folds, settings.seed)
-        for costs in np.where(cases.able, cases.costs, np.nan)[:, 1:].T
+        for costs in _known_costs(cases)[:, 1:].T
     ]
     foretold = np.stack([np.zeros(len(cases)), *(held_out for _, held_out in fitted)], axis=1)
     return tuple(amount for amount, _ in fitted), foretold
+
+
+def _known_costs(cases: Cases) -> Floats:
+    """What each strategy cost where it could be used [N, S], not a number elsewhere; 0 for one that never could."""
+    costs = np.where(cases.able, cases.costs, np.nan)
+    return np.where(np.isnan(costs).all(axis=0), 0.0, costs)
 
 
 def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
@@ -255,22 +263,30 @@ def _means(costs: Floats, otherwise: Sequence[float]) -> list[float]:
 
 def _choose(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> Served:
     """What is done with each case, as `LearnedPolicy` and the graph do it."""
-    settled = policy.settled(chances[0], costs)
-    strange = policy.strange(cases.stage(0), cases.kinds)
-    preferences = policy.preferences(chances[1], costs, measured=True)
-    preferences[settled] = policy.preferences(chances[0], costs, measured=False)[settled]
-    preferences[~cases.able] = -np.inf
+    settled, strange = policy.settled(chances[0], costs), policy.strange(cases.stage(0), cases.kinds)
+    measured = ~settled & ~strange
+    utilities = policy.utilities(np.where(measured[:, None], chances[1], chances[0]), costs)
+    preferences = np.where(
+        measured[:, None],
+        policy.preferences(chances[1], costs, measured=True),
+        policy.preferences(chances[0], costs, measured=False),
+    )
+    kept, preferences = preferences[:, 0] > -np.inf, np.where(cases.able, preferences, -np.inf)
+
+    def best(case: int, tried: Sequence[int]) -> int | None:
+        """What is tried on a case after others, if anything is worth its price."""
+        left = [n for n in range(len(policy.strategies)) if cases.able[case, n] and n not in tried]
+        if not left:
+            return None
+        usual = policy.strategies.index(policy.usually([policy.strategies[n] for n in left])) if strange[case] else None
+        found = max(left, key=lambda n: float(preferences[case, n])) if usual is None else usual
+        return found if not tried or utilities[case, found] > 0 else None
+
     choice, before = np.where(settled, 0, preferences.argmax(axis=1)), np.zeros(len(cases))
-    usually = policy.strategies.index(policy.usually())
-    choice = np.where(strange, np.where(cases.able[:, usually], usually, 0), choice)
+    choice[strange] = [best(case, []) for case in np.flatnonzero(strange).tolist()]
     for case in np.flatnonzero(cases.unread[np.arange(len(cases)), choice]).tolist():
-
-        def following(tried: Sequence[int], left: Floats = preferences[case]) -> int | None:
-            left[list(tried)] = -np.inf
-            return int(left.argmax()) if left.max() > 0 else None
-
-        choice[case], before[case] = cases.tried(case, int(choice[case]), following)
-    return Served(choice, ~settled & ~strange, before)
+        choice[case], before[case] = cases.tried(case, int(choice[case]), partial(best, case))
+    return Served(choice, measured, before, kept & (choice == 0) & ~strange & ~cases.unread[:, 0])
 
 
 def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> float:
@@ -305,8 +321,7 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        choice = _choose(replace(policy, keep=threshold, risk=risk), cases, chances, costs).choice
-        kept = (choice == 0) & one_each
+        kept = _choose(replace(policy, keep=threshold, risk=risk), cases, chances, costs).kept & one_each
         if kept.sum() < least:
             continue
         wrong = int((1 - cases.right[kept, 0]).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -426,8 +427,27 @@ def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
     store.append(OUTCOME)
     new = dataclasses.replace(OUTCOME, seed=5)
     assert store.lacking([OUTCOME, new]) == [new]
-    with pytest.raises(PolicyError, match=r"t1: in_context with seed 0 is 1 right in .*, and 0 in what is to be added"):
+    with pytest.raises(PolicyError, match=r"t1: in_context with seed 0 is 1 right in .*, and 0 there as well; nothing"):
         store.lacking([new, dataclasses.replace(OUTCOME, correct=0.0)])
+    assert store.lacking([new, new]) == [new], "twice in what is to be added"
+    assert store.lacking([dataclasses.replace(OUTCOME, correct=1 - 1e-16)]) == []
+    assert store.lacking([dataclasses.replace(OUTCOME, correct=0.0, answer="another")]) == [], "rounded elsewhere"
+
+
+def test_a_worker_that_dies_ends_the_collection_in_words(folder, tmp_path):
+    """And at once, however much is waiting; what was measured is kept."""
+    tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", group=f"{t.id}#{n}") for t in TASKS for n in range(400)]
+    store = OutcomeStore(tmp_path)
+
+    def kill(done, total):
+        if done:
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(PolicyError, match="a worker process is gone"):
+        collect_with_workers(
+            Source(str(folder)), tasks, [get_strategy("zero_shot")], [0], store, workers=2, on_progress=kill
+        )
+    assert store.read()
 
 
 LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses", "prompt_format"]

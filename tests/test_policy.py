@@ -412,6 +412,59 @@ def test_a_policy_is_judged_with_what_it_tries_after_answers_that_cannot_be_read
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_strange_queries_get_what_serving_gives_them() -> None:
+    """The next best on average, where the best cannot be used or its answer cannot be read."""
+    cases = cases_of(SMALL[:9])
+    strange = np.full_like(cases.rows, 1e6)
+    able, unread = np.ones((3, 3), bool), np.zeros((3, 3), bool)
+    able[1, 2], unread[2, 2] = False, True
+    cases = dataclasses.replace(cases, rows=strange, able=able, unread=unread)
+    policy = LearnedPolicy(dataclasses.replace(trained(SMALL), ranking=tuple(ALL[::-1])))
+    served = replayed(policy, cases)
+    assert served.choice.tolist() == [2, 1, 1]
+    assert served.before.tolist() == [0, 0, cases.costs[2, 2]]
+    learnt = _choose(
+        policy.trained, cases, {s: policy.trained.chances(s, cases.stage(s)) for s in NAMES},
+        policy.trained.expected_costs(cases.kinds, cases.stage(0)),
+    )  # fmt: skip
+    for ours, theirs in zip(learnt, served, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_promise_is_of_answers_that_are_kept_and_of_no_others() -> None:
+    """An in-context answer that is given because nothing else could be read is none that the policy kept."""
+    cases = cases_of(made(100, 2))
+    half = np.arange(200) < 100
+    chances = np.stack([np.where(half, 0.9, 0.2), np.full(200, 0.5), np.full(200, 0.95)], axis=1)
+    unread = np.zeros((200, 3), bool)
+    unread[~half, 1:] = True
+    for kept_right in (True, False):
+        right = np.stack([half == kept_right, np.zeros(200), np.zeros(200)], axis=1).astype(float)
+        some = dataclasses.replace(cases, right=right, unread=unread)
+        policy = dataclasses.replace(trained(SMALL), price=0.002)
+        costs = np.tile([0.0, 8.0, 60.0], (200, 1))
+        keep = _kept_from(policy, some, dict.fromkeys(NAMES, chances), costs, 0.3)
+        assert (0.2 < keep < 0.9) == kept_right
+
+
+def test_queries_that_were_not_measured_are_counted() -> None:
+    lost = [dataclasses.replace(o, status="failed", features={}) if o.task_id == "t1-1" else o for o in SMALL]
+    assert trained(lost).scorecard["unmeasured"] == 1
+    assert trained(SMALL).scorecard["unmeasured"] == 0
+
+
+def test_costs_of_what_can_hardly_ever_be_used_are_nothing_to_stumble_over() -> None:
+    few = [
+        dataclasses.replace(o, status="too_few", correct=0.0, cost=0.0)
+        if o.strategy == "ttt_in_context" and o.family != "family0"
+        else o
+        for o in made(126, 1)
+    ]
+    policy = trained(few, fold_count=5)
+    assert policy.spending
+    assert policy.costs[""][2] == pytest.approx(60)
+
+
 def test_the_scorecard_tells_what_it_is_not_of() -> None:
     often = {f"family{n}" for n in range(3)}
     late = [dataclasses.replace(o, strategy="late") for o in SMALL if o.strategy == "in_context_vote"]
