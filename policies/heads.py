@@ -83,7 +83,37 @@ class Head:
     @cached_property
     def _parts(self) -> list[Callable[[Floats], Floats]]:
         """What gives the chances of each estimator, for a row in a tenth of a millisecond where that can be."""
-        return [_quick(one) for one in (self.estimator if isinstance(self.estimator, list) else [self.estimator])]
+        return [_quick(one) for one in self.estimators]
+
+    @property
+    def estimators(self) -> list[Any]:
+        """One, or those whose mean it is."""
+        return self.estimator if isinstance(self.estimator, list) else [self.estimator]
+
+
+def together(heads: Sequence[Head]) -> Callable[[Floats], Floats]:
+    """What gives the chances of several heads at once for rows [N, F] -> [N, H]: their forests are gone down side by
+    side, which takes the time of one."""
+    forests = [(n, one) for n, head in enumerate(heads) for one in head.estimators if _is_forest(one)]
+    others = [(n, _quick(one)) for n, head in enumerate(heads) for one in head.estimators if not _is_forest(one)]
+    trees = Trees.joined([Trees.of(one) for _, one in forests]) if forests else None
+    counts = np.array([len(head.estimators) for head in heads])
+    slopes, intercepts = (np.array([getattr(head, name) for head in heads]) for name in ("slope", "intercept"))
+
+    def chances(rows: Floats) -> Floats:
+        sums = np.zeros((len(rows), len(heads)))
+        if trees is not None:
+            for (n, _), found in zip(forests, trees.means_of_each(rows, len(forests)).T, strict=True):
+                sums[:, n] += found
+        for n, part in others:
+            sums[:, n] += part(rows)
+        return _calibrated(sums / counts, slopes, intercepts)
+
+    return chances
+
+
+def _is_forest(estimator: Any) -> bool:
+    return isinstance(estimator, RandomForestClassifier)
 
 
 @dataclass(frozen=True)
@@ -273,7 +303,7 @@ def _calibration(chances: Floats, question: Question) -> tuple[float, float]:
 
 def _quick(estimator: Any) -> Callable[[Floats], Floats]:
     """What gives a fitted estimator's chances, as quickly as is known."""
-    if isinstance(estimator, RandomForestClassifier):
+    if _is_forest(estimator):
         return Trees.of(estimator).means
     if isinstance(estimator, Pipeline) and isinstance(estimator.steps[-1][1], LogisticRegression):
         return Line.of(estimator).chances
@@ -299,6 +329,6 @@ def _log_odds(chances: Floats) -> Floats:
     return odds
 
 
-def _calibrated(chances: Floats, slope: float, intercept: float) -> Floats:
+def _calibrated(chances: Floats, slope: float | Floats, intercept: float | Floats) -> Floats:
     found: Floats = 1 / (1 + np.exp(-slope * _log_odds(chances) - intercept))
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .heads import Amount, Head, foretelling
+from .heads import Amount, Head, foretelling, together
 from .quick import Floats
 
 Booleans = NDArray[np.bool_]
@@ -90,11 +90,16 @@ class TrainedPolicy:
 
     def chances(self, stage: int, rows: Floats) -> Floats:
         """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
-        changes = self.changes[stage]
-        shape = len(changes), len(rows)
-        mends = np.array([change.mends.chances(rows) for change in changes]).reshape(shape)
-        spoils = np.array([change.spoils.chances(rows) for change in changes]).reshape(shape)
-        return composed(self.difficulty[stage].chances(rows), mends.T, spoils.T)
+        found = self._together[stage](rows)
+        return composed(found[:, 0], found[:, 1::2], found[:, 2::2])
+
+    @cached_property
+    def _together(self) -> Mapping[int, Callable[[Floats], Floats]]:
+        """What gives for each stage the chances of difficulty, then of what each strategy mends and spoils."""
+        changes = {
+            stage: [head for c in found for head in (c.mends, c.spoils)] for stage, found in self.changes.items()
+        }
+        return {stage: together([head, *changes[stage]]) for stage, head in self.difficulty.items()}
 
     def expected_costs(self, kinds: Sequence[str], free: Floats) -> Floats:
         """What each strategy would cost from here on [N, S], from the kinds and the free features [N, F]; the

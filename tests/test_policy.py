@@ -18,7 +18,17 @@ from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.cases import cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
-from autottt.policies.heads import CANDIDATES, Head, Question, fit_amount, fit_heads, folds, foretelling, surely_above
+from autottt.policies.heads import (
+    CANDIDATES,
+    Head,
+    Question,
+    fit_amount,
+    fit_heads,
+    folds,
+    foretelling,
+    surely_above,
+    together,
+)
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
 from autottt.policies.quick import Trees
@@ -503,6 +513,19 @@ def test_a_forest_in_one_piece_is_the_forest() -> None:
     forest = RandomForestClassifier(20, min_samples_leaf=3, random_state=0).fit(rows, yes.astype(int))
     new = rng.normal(size=(200, 6))
     np.testing.assert_allclose(Trees.of(forest).means(new), forest.predict_proba(new)[:, 1])
+
+
+def test_heads_say_together_what_each_says_alone() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 6))
+    names = ("blend", "logistic", "forest", "boosting", "nearest_families")
+    heads = [
+        fit_heads([asked(rows, (rows[:, n] > rng.normal(size=300)).astype(float), families=100)], 3, 0, (name,))[0][0]
+        for n, name in enumerate(names)
+    ]
+    alone = np.stack([head.chances(rows) for head in heads], axis=1)
+    np.testing.assert_allclose(together(heads)(rows), alone, rtol=1e-12)
+    np.testing.assert_allclose(together(heads[1:2])(rows[:1]), alone[:1, 1:2], rtol=1e-12)
 
 
 def test_forests_that_foretell_amounts_do_so_at_once() -> None:
