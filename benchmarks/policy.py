@@ -48,8 +48,8 @@ from autottt.ttt_core.tasks import Task
 
 ARMS = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented")
 SETS = {
-    "list_functions_rule": 30, "arc_1d": 30, "mini_arc": 30, "letter_string": 30, "function_vectors": 30,
-    "concept_arc": 12,
+    "list_functions_rule": 60, "arc_1d": 60, "mini_arc": 45, "letter_string": 60, "function_vectors": 60,
+    "concept_arc": 36,
 }  # fmt: skip
 """Open sets that the policy is judged on, and how many queries of each; it is not trained on any."""
 OMITTED = {
