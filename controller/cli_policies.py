@@ -122,9 +122,10 @@ def policy_compare(
     Example: `autottt policy compare runs/policy runs/other`
     """
     from ..policies.bundle import load_bundle
+    from ..policies.policy import bundle_folder
     from .display import show_comparison
 
-    screen.print(show_comparison([(str(folder), load_bundle(folder)) for folder in (first, second)]))
+    screen.print(show_comparison([(str(folder), load_bundle(bundle_folder(folder))) for folder in (first, second)]))
 
 
 Logs = Annotated[list[Path], typer.Argument(help="What `autottt solve --full` wrote.")]
@@ -162,11 +163,11 @@ def policy_served(
     Example: `autottt policy served answers.jsonl`
     """
     from ..policies.bundle import load_bundle
-    from ..policies.policy import BUNDLED
+    from ..policies.policy import BUNDLED, bundle_folder
     from ..policies.traces import base_of, read_log, summary
 
     rows = read_log(logs)
-    trained = load_bundle(policy or BUNDLED)
+    trained = load_bundle(bundle_folder(policy) if policy else BUNDLED)
     fits = trained.base_hash == base_of(rows)
     if policy is not None and not fits:
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it says nothing")
@@ -230,7 +231,7 @@ def retrain(
     for why, count in passed.items():
         screen.print(f"{count} teach nothing: {why}", highlight=False)
     if new or not (out / CARD).exists():
-        _train(store, out, runs, price, risk, seed, of=base, as_json=as_json)
+        _train([store], out, runs, price, risk, seed, of=base, as_json=as_json)
     else:
         warn(f"nothing new to learn, so {out} is as it was; `autottt train-policy {store} --out {out}` trains it anew")
 
@@ -354,7 +355,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def train_policy(
-    store: Annotated[Path, typer.Argument(help="Folder of outcomes, from `autottt collect`.")],
+    stores: Annotated[list[Path], typer.Argument(help="Folders of outcomes, from `autottt collect`.")],
     out: Annotated[Path, typer.Option(help="Folder that the policy bundle is written to.")],
     runs: Runs = Path("runs/policies"),
     price: Price = None,
@@ -370,11 +371,11 @@ def train_policy(
 
     Example: `autottt train-policy runs/outcomes --out runs/policy`
     """
-    _train(store, out, runs, price, risk, seed, workers, of, as_json)
+    _train(stores, out, runs, price, risk, seed, workers, of, as_json)
 
 
 def _train(
-    store: Path, out: Path, runs: Path, price: float | None, risk: float | None, seed: int, workers: int = 1,
+    stores: Sequence[Path], out: Path, runs: Path, price: float | None, risk: float | None, seed: int, workers: int = 1,
     of: str | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Trains, writes the bundle, keeps track of the run, and prints how good it is."""
@@ -384,12 +385,15 @@ def _train(
     from ..policies.tracking import track
     from ..policies.training import train_policy
 
-    known = OutcomeStore(store).read()
-    if not known:
-        raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
+    known = []
+    for store in stores:
+        known += (found := OutcomeStore(store).read())
+        if not found:
+            raise TaskError(f"{store} holds no outcomes; collect some with `autottt collect TASKS --store {store}`")
     outcomes = [o for o in known if o.base_hash.startswith(of or "")]
     if not outcomes:
-        raise TaskError(f"--of {of}: the outcomes in {store} are of {', '.join(sorted({o.base_hash for o in known}))}")
+        models = ", ".join(sorted({o.base_hash for o in known}))
+        raise TaskError(f"--of {of}: the outcomes in {', '.join(map(str, stores))} are of {models}")
     make_folders(out=out, runs=runs)
     with telling(f"training on {len(outcomes)} outcomes") as on_progress:
         trained = train_policy(outcomes, price=price, risk=risk, seed=seed, workers=workers, on_progress=on_progress)
@@ -412,7 +416,13 @@ def _train(
         warn(f"judged by {card['cases']} of {card['learned_from']} cases, those on which every strategy was tried")
     written = save_bundle(trained, out)
     write_report(trained, written)
-    settings = {"store": str(store), "outcomes": len(outcomes), "price": price, "risk": risk, "seed": seed}
+    settings = {
+        "store": " ".join(map(str, stores)),
+        "outcomes": len(outcomes),
+        "price": price,
+        "risk": risk,
+        "seed": seed,
+    }
     kept = track(trained, written, runs, settings)
     errors.print(
         f"the policy is in {written}, with {REPORT}; the run is kept in {kept}", highlight=False, soft_wrap=True

@@ -236,6 +236,13 @@ class HeuristicPolicy:
         return {"note": self.note, "sure": self.sure, "enough": self.enough}
 
 
+def bundle_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: a path, or else the name of one that ships (`bundled`)."""
+    path = Path(source)
+    shipped = BUNDLED.parent / path
+    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_dir() else path
+
+
 def load_policy(
     source: str | os.PathLike[str] | None = None,
     *,
@@ -244,7 +251,8 @@ def load_policy(
     recipe_of: Callable[[str, str], str | None] | None = None,
     anyway: bool = False,
 ) -> Policy:
-    """The policy in a folder; without one, the shipped policy, or the rule of thumb for a model that it is not for.
+    """The policy in a folder, or of a name (see `bundle_folder`); without one, the shipped policy, or the rule of thumb
+    for a model that it is not for.
 
     `prompt_format` is how the model is asked, and `recipe_of` gives the digest of its recipe for a strategy and a kind
     of task, None for a strategy that is not known: to compare with what the policy was trained on. `anyway` uses a
@@ -254,7 +262,7 @@ def load_policy(
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
-    trained = load_bundle(BUNDLED if source is None else source, anyway)
+    trained = load_bundle(BUNDLED if source is None else bundle_folder(source), anyway)
     odd = "" if anyway else _odd(trained, base_hash, prompt_format, recipe_of)
     if not odd:
         if source is None and not trained.released:

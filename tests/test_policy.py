@@ -30,7 +30,13 @@ from autottt.policies.heads import (
     together,
 )
 from autottt.policies.outcomes import Outcome
-from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy, replayed
+from autottt.policies.policy import (
+    FixedPolicy,
+    HeuristicPolicy,
+    LearnedPolicy,
+    load_policy,
+    replayed,
+)
 from autottt.policies.quick import Trees
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Change
@@ -1052,6 +1058,18 @@ def test_a_policy_of_other_recipes_is_refused_unless_told(learned, tmp_path) -> 
         load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: "b")
     known = load_policy(tmp_path, base_hash="other", recipe_of=lambda strategy, kind: "b", anyway=True)
     assert known.name == "learned"
+
+
+def test_a_shipped_policy_is_known_by_its_name(learned, tmp_path, monkeypatch) -> None:
+    """Unless a folder of that name is there."""
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundles" / "bundled")
+    save_bundle(dataclasses.replace(learned.trained, datasets=("theirs",)), tmp_path / "bundles" / "public")
+    monkeypatch.chdir(tmp_path)
+    assert load_policy("public", base_hash="base").card()["datasets"] == ("theirs",)
+    with pytest.raises(PolicyError, match="another: not a policy that can be used"):
+        load_policy("another", base_hash="base")
+    save_bundle(dataclasses.replace(learned.trained, datasets=("mine",)), tmp_path / "public")
+    assert load_policy("public", base_hash="base").card()["datasets"] == ("mine",)
 
 
 def test_a_policy_of_a_strategy_that_is_not_known_says_so(learned, tmp_path) -> None:
