@@ -51,7 +51,9 @@ Files = Annotated[
 Model = Annotated[
     str | None, typer.Option(help="Folder or hub id of a causal language model; default: the bundled one.")
 ]
-Policy = Annotated[Path | None, typer.Option(help="Folder of a policy bundle; default: the one that fits the model.")]
+Policy = Annotated[
+    Path | None, typer.Option(help="Folder of a policy bundle, or `public`; default: the one that fits the model.")
+]
 AnyPolicy = Annotated[
     bool, typer.Option("--any-policy", help="Use --policy even if it was trained for another model or other recipes.")
 ]

@@ -27,7 +27,7 @@ from .trained import TrainedPolicy
 
 NOT_PROMISED = "what was promised about answers that are kept does not hold of it"
 BUNDLED = Path(__file__).parent / "bundles" / "bundled"
-"""The policy for the bundled model."""
+"""The policy for the bundled model. Beside it lies `public`, that was trained on public sets as well."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class HeuristicPolicy:
 
 
 def bundle_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: a path, or else the name of one that ships (`bundled`)."""
+    """The folder of a bundle: a path, or else the name of one that ships (`bundled`, `public`)."""
     path = Path(source)
     shipped = BUNDLED.parent / path
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_dir() else path

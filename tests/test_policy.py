@@ -31,9 +31,11 @@ from autottt.policies.heads import (
 )
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import (
+    BUNDLED,
     FixedPolicy,
     HeuristicPolicy,
     LearnedPolicy,
+    bundle_folder,
     load_policy,
     replayed,
 )
@@ -1070,6 +1072,16 @@ def test_a_shipped_policy_is_known_by_its_name(learned, tmp_path, monkeypatch) -
         load_policy("another", base_hash="base")
     save_bundle(dataclasses.replace(learned.trained, datasets=("mine",)), tmp_path / "public")
     assert load_policy("public", base_hash="base").card()["datasets"] == ("mine",)
+
+
+def test_the_policies_that_ship_are_for_the_bundled_model_and_released() -> None:
+    """`public` was trained on all that `bundled` was, and on public sets."""
+    shipped, public = load_bundle(BUNDLED), load_bundle(bundle_folder("public"))
+    assert shipped.released
+    assert public.released
+    assert public.base_hash == shipped.base_hash
+    assert public.strategies == shipped.strategies
+    assert set(public.datasets) > set(shipped.datasets)
 
 
 def test_a_policy_of_a_strategy_that_is_not_known_says_so(learned, tmp_path) -> None:
