@@ -300,7 +300,8 @@ def collect(
                 source, tasks, chosen, drawn, kept, workers=workers, ray_address=ray, on_progress=on_progress
             )
     stored = kept.read()
-    screen.print(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...", highlight=False)
+    done = f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ..."
+    screen.print(done, highlight=False, soft_wrap=True)
     if len(models := {o.base_hash for o in stored}) > 1:
         warn(f"they are of {len(models)} models, and a policy is for one: train-policy --of HASH takes those of one")
     if reading and reading.problems:
@@ -342,7 +343,8 @@ def outcomes_import(
     for outcome in new:
         kept.append(outcome)
     kept.seal()
-    screen.print(f"{len(new)} outcomes added to {store}; {len(found) - len(new)} are there already")
+    added = f"{len(new)} outcomes added to {store}; {len(found) - len(new)} are there already"
+    screen.print(added, soft_wrap=True)
 
 
 def _seeds(text: str) -> list[int]:

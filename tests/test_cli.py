@@ -407,7 +407,7 @@ def test_collecting_tells_where_it_is_and_what_comes_next(tmp_path, model):
     code, out, err = call("collect", file, "--store", store, "--strategies", "zero_shot", "--model", model)
     assert code == 0
     assert "collecting: 0 of 2" in err
-    assert "holds 2 outcomes; next: autottt train-policy" in out.replace("\n", " ")
+    assert "holds 2 outcomes; next: autottt train-policy" in out
 
 
 def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
