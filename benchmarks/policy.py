@@ -265,8 +265,7 @@ def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], price: 
     """Utility on queries of the open sets of a policy that was trained on generated families alone, and of one trained
     on other families of the open sets as well."""
     cases = cases_of([*generated, *public])
-    fewest = min(len({o.family for o in generated}), len(set(cases.families))) * 4 // 5
-    settings = Settings(price, 0, 5, tuple(CANDIDATES)).for_families(fewest)
+    settings = Settings(price, 0, 5, tuple(CANDIDATES)).for_families(len({o.family for o in generated}) * 4 // 5)
     theirs = np.isin(np.array(cases.datasets), sorted({o.dataset for o in public}))
     found: dict[str, list[float]] = {"generated": [], "both": []}
     for learn, held in folds(cases.families, 5, 0):

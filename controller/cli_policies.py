@@ -56,11 +56,11 @@ def policy_show(
     from ..policies.policy import LearnedPolicy
     from ..policies.report import as_markdown
 
-    policy_ = load_controller(model=model, policy=policy, any_policy=any_policy).policy
-    if as_json or not isinstance(policy_, LearnedPolicy):
-        screen.print_json(json.dumps({"policy": policy_.name, **policy_.card()}, default=str))
+    chosen = load_controller(model=model, policy=policy, any_policy=any_policy).policy
+    if as_json or not isinstance(chosen, LearnedPolicy):
+        screen.print_json(json.dumps({"policy": chosen.name, **chosen.card()}, default=str))
         return
-    screen.print(Markdown(as_markdown(policy_.trained)))
+    screen.print(Markdown(as_markdown(chosen.trained)))
 
 
 @policy_app.command("explain")

@@ -218,19 +218,19 @@ def judge(state: State, runtime: Runtime[Context]) -> State:
     """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
     attempt, in_context = attempt_from_plain(state["attempts"][-1]), attempt_from_plain(state["in_context"])
     left, may_keep = remaining(state, runtime), state["decision"]["may_keep"]
-    verdict = judged(attempt, len(state["attempts"]), left, in_context, may_keep)
-    if verdict.action == "escalate" and not _next(state, runtime).worthwhile:
-        what = verdict.reason.removesuffix(NEXT_BEST)
-        verdict = _nothing_more(attempt, in_context, what, "nothing else is worth its price")
+    verdict = judged(
+        attempt, len(state["attempts"]), left, in_context, may_keep, lambda: _next(state, runtime).worthwhile
+    )
     return {"verdict": asdict(verdict)}
 
 
-NEXT_BEST = "; trying the next best"
-
-
-def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True) -> Verdict:
+def judged(
+    attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True,
+    worthwhile: Callable[[], bool] = lambda: True,
+) -> Verdict:  # fmt: skip
     """What to do after an attempt with `left` seconds of the budget, when `attempts` were made. An answer gives way to
-    the in-context one only where no promise forbids to keep that (`Decision.may_keep`)."""
+    the in-context one only where no promise forbids to keep that (`Decision.may_keep`). `worthwhile` says whether what
+    would be tried next is worth its price."""
     found, otherwise = attempt.evidence, in_context.value not in (None, attempt.value) and attempt.value is not None
     if found and otherwise and may_keep and rejected(found.gain, attempt.confidence, in_context.confidence):
         return Verdict(
@@ -248,15 +248,11 @@ def judged(attempt: Attempt, attempts: int, left: float, in_context: Attempt, ma
         if attempt.error
         else f"{attempt.strategy}'s answer cannot be read"
     )
-    if left > 0 and attempts < ATTEMPTS:
-        return Verdict("escalate", what + NEXT_BEST)
-    return _nothing_more(attempt, in_context, what, "nothing is left to try")
-
-
-def _nothing_more(attempt: Attempt, in_context: Attempt, what: str, why: str) -> Verdict:
-    """The verdict on the last attempt, which gave no answer."""
+    more = left > 0 and attempts < ATTEMPTS
+    if more and worthwhile():
+        return Verdict("escalate", f"{what}; trying the next best")
     if attempt.strategy == "in_context" or in_context.value is None:
-        return Verdict("accept", f"{what}; {why}")
+        return Verdict("accept", f"{what}; nothing {'else is worth its price' if more else 'is left to try'}")
     return Verdict("fall_back", f"{what}; back to the in-context answer")
 
 

@@ -282,7 +282,7 @@ def _odd(
     """What a policy was trained for that this is not; empty where it fits."""
     if trained.base_hash != base_hash:
         return f"another model, {trained.base_hash}, and this one is {base_hash}"
-    if "" != trained.prompt_format != prompt_format != "":
+    if trained.prompt_format and prompt_format and trained.prompt_format != prompt_format:
         return f"the prompt format {trained.prompt_format!r}, and the model is asked in {prompt_format!r}"
     if recipe_of is None:
         return ""

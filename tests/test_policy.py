@@ -8,26 +8,17 @@ import math
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from autottt.policies import policy as policy_module
 from autottt.policies import scorecard as scorecard_module
 from autottt.policies import training
 from autottt.policies.bundle import load_bundle, save_bundle
-from autottt.policies.cases import cases_of
+from autottt.policies.cases import Cases, Served, cases_of
 from autottt.policies.explain import as_text, explain
 from autottt.policies.features import FEATURES_VERSION, NAMES, STAGE_0, Features
 from autottt.policies.heads import (
-    CANDIDATES,
     Head,
-    Question,
-    fit_amount,
-    fit_heads,
-    folds,
-    foretelling,
-    surely_above,
-    together,
 )
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import (
@@ -39,7 +30,6 @@ from autottt.policies.policy import (
     load_policy,
     replayed,
 )
-from autottt.policies.quick import Trees
 from autottt.policies.scorecard import Bootstrap, HeldOut, intervals, leakage, routing, scorecard
 from autottt.policies.trained import NEVER, Change
 from autottt.policies.training import Settings, _choose, _fit_stage, _held_out, _kept_from, fit, train_policy
@@ -171,47 +161,12 @@ def test_training_twice_gives_equal_policies():
     assert one.scorecard == two.scorecard
 
 
-def asked(rows: np.ndarray, right: np.ndarray, families: int = 20) -> Question:
-    """A question about cases of so many families."""
-    return Question(rows, right, np.array([f"f{i % families}" for i in range(len(rows))]))
-
-
 def test_several_processes_train_what_one_does() -> None:
     told: list[tuple[int, int]] = []
     one = trained(SMALL, repeats=2)
     several = trained(SMALL, repeats=2, workers=2, on_progress=lambda *n: told.append(n))
     assert several.scorecard == one.scorecard
     assert told == [(1, 4), (2, 4), (3, 4)]
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_fitting_twice_gives_equal_heads(name):
-    rows = np.random.default_rng(0).normal(size=(200, 5))
-    right = (rows[:, 0] > 0).astype(float)
-    question = asked(rows, right)
-    one, two = (fit_heads([question], 3, 0, (name,))[0][0] for _ in range(2))
-    np.testing.assert_array_equal(one.chances(rows), two.chances(rows))
-
-
-def test_families_never_straddle_folds():
-    families = [f"f{i % 11}" for i in range(200)]
-    splits = folds(families, 5, seed=3)
-    assert len(splits) == 5
-    assert sorted(i for _, held in splits for i in held) == list(range(200))
-    for learn, held in splits:
-        assert not {families[i] for i in learn} & {families[i] for i in held}
-
-
-def test_chances_are_calibrated_on_held_out_families():
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(600, 5))
-    right = (rng.uniform(size=600) < 1 / (1 + np.exp(-2 * rows[:, 0]))).astype(float)
-    question = asked(rows, right)
-    ((head, held_out),) = fit_heads([question], 5, 0)
-    assert held_out.mean() == pytest.approx(right.mean(), abs=0.01)
-    sure = head.chances(np.array([[3.0, 0, 0, 0, 0], [-3.0, 0, 0, 0, 0]]))
-    assert sure[0] > 0.95
-    assert sure[1] < 0.05
 
 
 def test_the_policy_beats_every_fixed_strategy_where_features_tell(learned):
@@ -311,40 +266,6 @@ def test_a_strategy_that_was_hardly_tried_makes_nothing_incomparable():
 # --- what a strategy mends and spoils --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_cases_of_which_the_answer_is_not_known_teach_nothing_and_are_judged(name: str) -> None:
-    """Half of the cases are known, and of those alone the answer is the sign of a feature."""
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(400, 3))
-    yes = (rows[:, 0] > 0).astype(float)
-    known = np.where(rng.uniform(size=400) < 0.5, yes, np.nan)
-    some = ~np.isnan(known)
-    ((head, held_out),) = fit_heads([asked(rows, known)], 4, 0, (name,))
-    ((alone, _),) = fit_heads([Question(rows[some], yes[some], asked(rows, yes).families[some])], 4, 0, (name,))
-    assert np.isfinite(held_out).all()
-    assert ((held_out > 0.5) == (yes == 1))[~some].mean() > 0.85
-    assert np.abs(head.chances(rows) - alone.chances(rows)).mean() < 0.05
-
-
-def test_all_heads_are_of_one_kind_the_simplest_that_is_as_good() -> None:
-    """A product of two features is nothing that a line can tell: the forest is taken, also where a line would do."""
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(500, 4))
-    crooked, straight = (
-        (x + 0.5 * rng.normal(size=500) > 0).astype(float) for x in (rows[:, 0] * rows[:, 1], rows[:, 2])
-    )
-    kinds = ("logistic", "forest")
-
-    def chosen(*questions: Question) -> set[str]:
-        return {type(head.estimator).__name__ for head, _ in fit_heads(questions, 4, 0, kinds)}
-
-    both = [asked(rows, yes, families=250) for yes in (crooked, straight)]
-    assert chosen(both[1]) == {"Pipeline"}
-    assert chosen(*both) == {"RandomForestClassifier"}
-    noise = (rng.uniform(size=500) < 0.5).astype(float)
-    assert chosen(asked(rows, noise, families=250)) == {"Pipeline"}
-
-
 @pytest.mark.parametrize("families", [110, 130, 220, 260])
 def test_what_is_judged_is_what_is_shipped(families, monkeypatch) -> None:
     """What takes many families is for every fold, or for none and not for the policy either."""
@@ -406,6 +327,15 @@ def test_what_cannot_be_read_is_paid_for_and_what_is_tried_next_as_well() -> Non
     assert served("in_context", ALL[:1]) == ("in_context", 0)
 
 
+def assert_training_does_the_same(policy: LearnedPolicy, cases: Cases, served: Served) -> None:
+    """What a scorecard is of is what the policy would serve."""
+    trained = policy.trained
+    chances = {stage: trained.chances(stage, cases.stage(stage)) for stage in NAMES}
+    learnt = _choose(trained, cases, chances, trained.expected_costs(cases.kinds, cases.stage(0)))
+    for ours, theirs in zip(learnt, served, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_policy_is_judged_with_what_it_tries_after_answers_that_cannot_be_read() -> None:
     lost = [
         dataclasses.replace(o, status="unreadable", correct=0.0)
@@ -422,12 +352,7 @@ def test_a_policy_is_judged_with_what_it_tries_after_answers_that_cannot_be_read
     _, costs = cases.decided(served)
     without = served._replace(before=np.zeros(len(cases)))
     assert (costs - cases.decided(without)[1])[again] == pytest.approx(60)
-    learnt = _choose(
-        policy.trained, cases, {s: policy.trained.chances(s, cases.stage(s)) for s in NAMES},
-        policy.trained.expected_costs(cases.kinds, cases.stage(0)),
-    )  # fmt: skip
-    for ours, theirs in zip(learnt, served, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_training_does_the_same(policy, cases, served)
 
 
 def test_strange_queries_get_what_serving_gives_them() -> None:
@@ -441,12 +366,7 @@ def test_strange_queries_get_what_serving_gives_them() -> None:
     served = replayed(policy, cases)
     assert served.choice.tolist() == [2, 1, 1]
     assert served.before.tolist() == [0, 0, cases.costs[2, 2]]
-    learnt = _choose(
-        policy.trained, cases, {s: policy.trained.chances(s, cases.stage(s)) for s in NAMES},
-        policy.trained.expected_costs(cases.kinds, cases.stage(0)),
-    )  # fmt: skip
-    for ours, theirs in zip(learnt, served, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_training_does_the_same(policy, cases, served)
 
 
 def test_a_promise_is_of_answers_that_are_kept_and_of_no_others() -> None:
@@ -491,59 +411,6 @@ def test_the_scorecard_tells_what_it_is_not_of() -> None:
     often |= {"family3", "family4"}
     card = trained([*SMALL, *(o for o in late if o.family in often)]).scorecard
     assert (card["left_out"], card["learned_from"], card["cases"]) == ([], 64, 40)
-
-
-def test_a_difference_is_sure_only_if_families_agree() -> None:
-    alike = np.repeat(np.random.default_rng(0).normal(0.1, 1.0, size=10), 50)
-    apart = np.array([str(n) for n in range(500)])
-    assert surely_above(alike, apart) or alike.mean() < 0.05
-    assert not surely_above(np.repeat([1.0, -0.9], 250), np.repeat(["a", "b"], 250))
-    assert surely_above(np.repeat([1.0, 0.9], 250), np.repeat(["a", "b"], 250))
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_a_head_says_quickly_what_its_estimators_say(name: str) -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(3.0, 2.0, size=(300, 6))
-    right = (rows[:, 0] + rng.normal(size=300) > 3).astype(float)
-    ((head, _),) = fit_heads([asked(rows, right, families=300)], 3, 0, (name,))
-    estimators = head.estimator if isinstance(head.estimator, list) else [head.estimator]
-    said = [e.predict_proba(rows)[:, 1] if hasattr(e, "predict_proba") else e.predict(rows) for e in estimators]
-    plain = Head(head.estimator)
-    assert len(estimators) == (2 if name == "blend" else 1)
-    np.testing.assert_allclose(plain.chances(rows), np.clip(np.mean(said, axis=0), 1e-4, 1 - 1e-4), atol=1e-6)
-
-
-def test_a_forest_in_one_piece_is_the_forest() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(300, 6))
-    yes = (rows[:, 0] * rows[:, 1] + 0.3 * rng.normal(size=300) > 0).astype(float)
-    forest = RandomForestClassifier(20, min_samples_leaf=3, random_state=0).fit(rows, yes.astype(int))
-    new = rng.normal(size=(200, 6))
-    np.testing.assert_allclose(Trees.of(forest).means(new), forest.predict_proba(new)[:, 1])
-
-
-def test_heads_say_together_what_each_says_alone() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(300, 6))
-    names = ("blend", "logistic", "forest", "boosting", "nearest_families")
-    heads = [
-        fit_heads([asked(rows, (rows[:, n] > rng.normal(size=300)).astype(float), families=100)], 3, 0, (name,))[0][0]
-        for n, name in enumerate(names)
-    ]
-    alone = np.stack([head.chances(rows) for head in heads], axis=1)
-    np.testing.assert_allclose(together(heads)(rows), alone, rtol=1e-12)
-    np.testing.assert_allclose(together(heads[1:2])(rows[:1]), alone[:1, 1:2], rtol=1e-12)
-
-
-def test_forests_that_foretell_amounts_do_so_at_once() -> None:
-    rng = np.random.default_rng(0)
-    rows, new = rng.normal(size=(300, 6)), rng.normal(size=(50, 6))
-    amounts = [fit_amount(rows, 5 + k * rows[:, k] ** 2, [str(n % 50) for n in range(300)], 3, 0) for k in (1, 2, 3)]
-    found = foretelling([amount for amount, _ in amounts])(new)
-    np.testing.assert_allclose(found, np.stack([amount.estimator.predict(new) for amount, _ in amounts], axis=1))
-    for k, (_, held_out) in zip((1, 2, 3), amounts, strict=True):
-        assert np.corrcoef(held_out, rows[:, k] ** 2)[0, 1] > 0.5
 
 
 def test_uplift_expects_what_was_gained_on_average():
