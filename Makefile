@@ -52,7 +52,7 @@ bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and 
 # The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
 # stages then take as many tokens a step in one process, and draw other tasks.
 SHARDS ?= 2
-PRETRAIN := -m autottt.ttt_core.pretrain --compile
+PRETRAIN := -m autottt.ttt_core.pretraining.pretrain --compile
 STAGE := runs/pretrain/stage
 pretrain: $(STAMP)  ## Train a model as the bundled one was trained, into runs/pretrain (half a day of two cores)
 	@$(BIN)/python $(PRETRAIN) --run $(STAGE)1 --steps 3400 --decay 718 --export $(STAGE)1/model

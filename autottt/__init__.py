@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from .strategies.base import Attempt as Attempt
     from .strategies.base import Cost as Cost
     from .strategies.base import register as register
-    from .ttt_core.adapters import AdapterCache as AdapterCache
     from .ttt_core.errors import AutotttError as AutotttError
     from .ttt_core.errors import BaseChangedError as BaseChangedError
     from .ttt_core.errors import Cancelled as Cancelled
     from .ttt_core.errors import TooLongError as TooLongError
-    from .ttt_core.kinds import make_task as make_task
     from .ttt_core.learner import Learner as Learner
-    from .ttt_core.readers import read_tasks as read_tasks
+    from .ttt_core.lora.adapter import AdapterCache as AdapterCache
     from .ttt_core.recipes import Recipe as Recipe
-    from .ttt_core.tasks import Demonstration as Demonstration
-    from .ttt_core.tasks import Task as Task
+    from .ttt_core.tasks.kinds import make_task as make_task
+    from .ttt_core.tasks.readers import read_tasks as read_tasks
+    from .ttt_core.tasks.task import Demonstration as Demonstration
+    from .ttt_core.tasks.task import Task as Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdapterCache": "ttt_core.adapters",
+    "AdapterCache": "ttt_core.lora.adapter",
     "Attempt": "strategies.base",
     "AutotttError": "ttt_core.errors",
     "BaseChangedError": "ttt_core.errors",
@@ -43,15 +43,15 @@ _HOMES = {
     "Controller": "controller.controller",
     "Cost": "strategies.base",
     "Decision": "policies.policy",
-    "Demonstration": "ttt_core.tasks",
+    "Demonstration": "ttt_core.tasks.task",
     "FixedPolicy": "policies.policy",
     "Learner": "ttt_core.learner",
     "Recipe": "ttt_core.recipes",
     "Result": "controller.results",
-    "Task": "ttt_core.tasks",
+    "Task": "ttt_core.tasks.task",
     "TooLongError": "ttt_core.errors",
-    "make_task": "ttt_core.kinds",
-    "read_tasks": "ttt_core.readers",
+    "make_task": "ttt_core.tasks.kinds",
+    "read_tasks": "ttt_core.tasks.readers",
     "register": "strategies.base",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -20,9 +20,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from autottt.ttt_core.generator.contamination import FILE, KnownPairs, Pair
-from autottt.ttt_core.generator.families import draw_task_pairs
-from autottt.ttt_core.readers import read_tasks
+from autottt.ttt_core.pretraining.generator.contamination import FILE, KnownPairs, Pair
+from autottt.ttt_core.pretraining.generator.families import draw_task_pairs
+from autottt.ttt_core.tasks.readers import read_tasks
 
 
 def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:

@@ -27,12 +27,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from autottt.strategies.base import get_strategy, run
-from autottt.ttt_core.crossfit import rejected
 from autottt.ttt_core.errors import AutotttError
-from autottt.ttt_core.generator.families import draw_tasks
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.readers import read_tasks
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.lora.cross_validation import rejects_adapter
+from autottt.ttt_core.pretraining.generator.families import draw_tasks
+from autottt.ttt_core.tasks.readers import read_tasks
+from autottt.ttt_core.tasks.task import Task
 
 ONE = "ttt_augmented"
 """One adapter, trained on all demonstrations by the recipe that the folds have."""
@@ -65,7 +65,7 @@ class Case:
     @property
     def rejected(self) -> bool:
         """Whether the verdict keeps the in-context answer."""
-        return rejected(self.after - self.before, self.agreement, self.sure)
+        return rejects_adapter(self.after - self.before, self.agreement, self.sure)
 
     @property
     def judged(self) -> bool:
@@ -76,17 +76,17 @@ class Case:
 def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
     """Answers one query both ways; None where it cannot be tried."""
     try:
-        learner.forget()
+        learner.clear()
         plain = run(get_strategy("in_context"), learner, task)
         fitted = run(get_strategy(strategy), learner, task)
     except AutotttError:
         return None
-    if fitted.evidence is None:
+    if fitted.cross_validation is None:
         return None
     return Case(
         task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
         plain.value == task.answer, fitted.value == task.answer,
-        fmean(fitted.evidence.before), fmean(fitted.evidence.after), fitted.confidence,
+        fmean(fitted.cross_validation.before), fmean(fitted.cross_validation.after), fitted.confidence,
         fitted.cost.passes / plain.cost.passes, plain.confidence,
         run(get_strategy(ONE), learner, task).value == task.answer,
     )  # fmt: skip

@@ -42,17 +42,17 @@ from autottt.controller.budget import Budget
 from autottt.controller.controller import policy_for
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import get_strategy, run
-from autottt.ttt_core.encoding import Encoded, encode
-from autottt.ttt_core.examples import reordered
-from autottt.ttt_core.fingerprint import restored
-from autottt.ttt_core.generator.families import draw_tasks
-from autottt.ttt_core.gradients import learned
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora import LoraWeights
-from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.lora.gradients import loss_positions
+from autottt.ttt_core.lora.training import train
+from autottt.ttt_core.lora.weights import LoraWeights
+from autottt.ttt_core.model.encoding import Encoded, encode
+from autottt.ttt_core.model.fingerprint import restoring
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks import Task
-from autottt.ttt_core.training import train
+from autottt.ttt_core.tasks.augmentation import leave_one_out_orders
+from autottt.ttt_core.tasks.task import Task
 
 
 class Peft:
@@ -62,7 +62,7 @@ class Peft:
         self.learner, self.recipe = learner, recipe
         self.base = copy.deepcopy(learner.loaded.model)
         self.base.set_attn_implementation("sdpa")  # the default of transformers, not what this package puts there
-        self.warm = math.ceil(recipe.warmup * recipe.steps)
+        self.warm = math.ceil(recipe.warmup_ratio * recipe.max_steps)
         self.pad = learner.loaded.tokenizer.pad_token_id
 
     def _model(self) -> Any:
@@ -80,7 +80,7 @@ class Peft:
         for i, row in enumerate(rows):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             mask[i, : len(row.ids)] = 1
-            for position in learned(row, self.recipe.loss):
+            for position in loss_positions(row, self.recipe.loss):
                 labels[i, position] = row.ids[position]
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
@@ -89,10 +89,10 @@ class Peft:
         model, recipe = self._model(), self.recipe
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=recipe.batch, max_steps=recipe.steps,
+                output_dir=folder, per_device_train_batch_size=recipe.batch_size, max_steps=recipe.max_steps,
                 learning_rate=recipe.learning_rate, lr_scheduler_type="cosine",
                 warmup_steps=self.warm, weight_decay=recipe.weight_decay,
-                max_grad_norm=recipe.clip, save_strategy="no", logging_strategy="no", report_to=[],
+                max_grad_norm=recipe.max_grad_norm, save_strategy="no", logging_strategy="no", report_to=[],
                 disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
             )  # fmt: skip
             Trainer(model=model, args=settings, train_dataset=rows, data_collator=self._batch).train()
@@ -104,12 +104,12 @@ class Peft:
         model.train()
         tensors = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(tensors, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        schedule = get_cosine_schedule_with_warmup(optimizer, self.warm, recipe.steps)
-        for step in range(recipe.steps):
-            batch = self._batch(rows[step * recipe.batch : (step + 1) * recipe.batch])
+        schedule = get_cosine_schedule_with_warmup(optimizer, self.warm, recipe.max_steps)
+        for step in range(recipe.max_steps):
+            batch = self._batch(rows[step * recipe.batch_size : (step + 1) * recipe.batch_size])
             loss = model(**{k: v.to(self.base.device) for k, v in batch.items()}).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(tensors, recipe.clip)
+            torch.nn.utils.clip_grad_norm_(tensors, recipe.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -134,7 +134,7 @@ class Ours:
     def train(self, rows: list[list[Encoded]], asked: list[Encoded]) -> list[bool]:
         """Trains side by side; whether greedy decoding then answers each right."""
         learner = self.learner
-        with learner.guarded.use(None):
+        with learner.guarded.compute(None):
             weights, _ = train(learner.loaded, rows, self.recipe, list(range(len(rows))))
         return [self._right(weights.select(i), one) for i, one in enumerate(asked)]
 
@@ -176,7 +176,10 @@ def training_rows(learner: Learner, tasks: list[Task], recipe: Recipe, runs: int
     """How fast adapters are trained, against the Trainer and a plain loop; and folds against one."""
     device = learner.loaded.model.device
     prompts = [
-        [encode(learner.loaded, t, t.answer) for t in reordered(task, recipe.steps * recipe.batch, random.Random(0))]
+        [
+            encode(learner.loaded, t, t.answer)
+            for t in leave_one_out_orders(task, recipe.max_steps * recipe.batch_size, random.Random(0))
+        ]
         for task in tasks
     ]
     asked = [encode(learner.loaded, t, t.answer) for t in tasks]
@@ -225,7 +228,7 @@ def large_rows(
     """A Llama configuration of the 1B class with random weights, and the recipe that was published for BIG-Bench Hard:
     40 orders of ten demonstrations, rank 64, 8 steps."""
     device = learner.loaded.model.device
-    recipe = Recipe(rank=64, alpha=64, dropout=0.0, learning_rate=1e-4, steps=8, batch=5, stop_loss=0.0)
+    recipe = Recipe(rank=64, alpha=64, dropout=0.0, learning_rate=1e-4, max_steps=8, batch_size=5, early_stop_loss=0.0)
     config = LlamaConfig(
         vocab_size=128256 if hidden == 2048 else len(learner.loaded.tokenizer), hidden_size=hidden,
         intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
@@ -238,15 +241,15 @@ def large_rows(
     loaded = wrap_model(model, learner.loaded.tokenizer, prompt_format="standard")
     large = Learner(loaded)
     task = lists_task(shown)
-    rows = [encode(loaded, t, t.answer) for t in reordered(task, 40, random.Random(0))]
+    rows = [encode(loaded, t, t.answer) for t in leave_one_out_orders(task, 40, random.Random(0))]
     one = encode(loaded, task, task.answer)
     ours, peft = Ours(large, recipe), Peft(large, recipe)
     ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda: peft.trainer(rows, one), runs, device)
-    name = f"{sum(p.numel() for p in model.parameters()) / 1e9:.2g}B parameters, {recipe.steps} steps of {recipe.batch}"
+    name = f"{sum(p.numel() for p in model.parameters()) / 1e9:.2g}B parameters, {recipe.max_steps} steps of {recipe.batch_size}"
     name += f" prompts of {len(rows[0].ids)} tokens"
-    tokens = sum(len(r.ids) for r in rows[: recipe.batch])
+    tokens = sum(len(r.ids) for r in rows[: recipe.batch_size])
     rate = 1e9 * matrix_rate(device, torch.bfloat16, tokens, hidden, 4 * hidden)
-    reached = recipe.steps * operations(loaded, recipe, rows[: recipe.batch]) / mine / rate
+    reached = recipe.max_steps * operations(loaded, recipe, rows[: recipe.batch_size]) / mine / rate
     return [
         row(name, ratio, "times", "Trainer + PEFT", 3.0, seconds=[mine, other]),
         row(name, mine, "s", "8B on an A100, published", PUBLISHED_SECONDS, most=True),
@@ -269,19 +272,19 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
     def generate() -> None:
         with torch.no_grad():
             model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=learner.room(task), do_sample=False,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=learner.max_new_tokens(task), do_sample=False,
                 eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
 
     def solve() -> None:
-        learner.forget()
+        learner.clear()
         controller.solve(task)
 
     numbers = itertools.count()
 
     def asked() -> Task:
         """A query over the same demonstrations that was not asked before, of which nothing is known."""
-        learner.answerer.forget_prompt()
+        learner.answerer.clear_prefix()
         return replace(task, query=(next(numbers) % 100, *task.query[1:]), answer=None)
 
     def plain() -> None:
@@ -291,7 +294,7 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
         run(get_strategy("ttt_in_context"), learner, asked())
 
     def through() -> None:
-        learner.answerer.forget_prompt()
+        learner.answerer.clear_prefix()
         controller.solve(asked(), strategy="ttt_in_context")
 
     found = []
@@ -323,7 +326,7 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
 
 def guarded(learner: Learner) -> None:
     """What every use of a model is put in, around nothing."""
-    with restored(learner.loaded.model):
+    with restoring(learner.loaded.model):
         pass
 
 
@@ -333,7 +336,7 @@ def deadline_rows(learner: Learner, tasks: list[Task], quick: bool) -> list[dict
     late = []
     for budget in (1.0, 2.0) if quick else (0.5, 1.0, 2.0, 4.0):
         for task in tasks:
-            learner.forget()
+            learner.clear()
             began = time.perf_counter()
             controller.solve(task, budget=Budget(seconds=budget))
             late.append((time.perf_counter() - began - budget) / max(0.1 * budget, 0.2))
@@ -405,7 +408,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     learner = Learner.load(device=given.device)
     model = learner.loaded.model
-    recipe = replace(learner.recipe("ttt_in_context"), stop_loss=0.0)
+    recipe = replace(learner.recipe("ttt_in_context"), early_stop_loss=0.0)
     tasks = draw_tasks("policy", 4 if given.quick else 32, given.seed, "lists", 1)
     runs = 2 if given.quick else 5
     rate = matrix_rate(model.device, model.dtype)

@@ -21,17 +21,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from autottt.ttt_core.buffer import Buffer
-from autottt.ttt_core.encoding import Encoded, encode
-from autottt.ttt_core.examples import reordered
-from autottt.ttt_core.generator.families import draw_task_pairs
-from autottt.ttt_core.gradients import Passes, learned
-from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora import LoraWeights, target_modules
-from autottt.ttt_core.model import LoadedModel, wrap_model
+from autottt.ttt_core.lora.gradients import GradientEngine, loss_positions
+from autottt.ttt_core.lora.optimizer import BatchedAdamW
+from autottt.ttt_core.lora.weights import LoraWeights, target_modules
+from autottt.ttt_core.model.encoding import Encoded, encode
+from autottt.ttt_core.model.loading import LoadedModel, wrap_model
+from autottt.ttt_core.pretraining.generator.families import draw_task_pairs
 from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.tasks.augmentation import leave_one_out_orders
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Task
 
 SIZES = ((128, 4), (256, 6), (384, 8), (512, 10))
 """Hidden size and layers of models with random weights."""
@@ -52,18 +52,20 @@ def lists_task(demonstrations: int, seed: int = 0) -> Task:
 
 def prompts_of(loaded: LoadedModel, task: Task, recipe: Recipe) -> list[Encoded]:
     """The prompts of one step."""
-    return [encode(loaded, t, t.answer) for t in reordered(task, recipe.batch, random.Random(0))]
+    return [encode(loaded, t, t.answer) for t in leave_one_out_orders(task, recipe.batch_size, random.Random(0))]
 
 
 def operations(loaded: LoadedModel, recipe: Recipe, rows: Sequence[Encoded]) -> float:
     """Multiplications and additions of a step on these rows, by one adapter."""
     modules = target_modules(loaded.model, ("all-linear",)).values()
     frozen = sum(m.weight.numel() for m in modules)
-    adapted = sum(sum(m.weight.shape) * recipe.rank for m in target_modules(loaded.model, recipe.targets).values())
+    adapted = sum(
+        sum(m.weight.shape) * recipe.rank for m in target_modules(loaded.model, recipe.target_modules).values()
+    )
     tokens = sum(len(r.ids) for r in rows)
     config = loaded.model.config
     attention = sum(len(r.ids) ** 2 for r in rows) * config.hidden_size * config.num_hidden_layers * 4
-    head = sum(len(learned(r, recipe.loss)) for r in rows) * loaded.model.get_output_embeddings().weight.numel()
+    head = sum(len(loss_positions(r, recipe.loss)) for r in rows) * loaded.model.get_output_embeddings().weight.numel()
     return 4.0 * frozen * tokens + 6.0 * adapted * tokens + 3.0 * attention + 4.0 * head
 
 
@@ -89,9 +91,9 @@ class Step:
         device = self.loaded.model.device
         before = peak_memory(device, begin=True)
         recipes = [self.recipe] * len(self.rows)
-        with Passes(self.loaded, recipes) as passes:
+        with GradientEngine(self.loaded, recipes) as passes:
             weights = LoraWeights.initial(self.loaded.model, self.recipe, list(range(len(self.rows))))
-            buffer = Buffer(weights, recipes, passes.parts(len(self.rows)))
+            buffer = BatchedAdamW(weights, recipes, passes.shards(len(self.rows)))
             for _ in range(steps):
                 began = time.perf_counter()
                 passes.losses(buffer, self.rows)
@@ -113,8 +115,8 @@ def measured(
     `rate` is in operations, and `bandwidth` in bytes, a second of all cores together.
     """
     rows = [prompts_of(loaded, task, recipe) for task in tasks]
-    fit = replace(recipe, batch=min(map(len, rows)))
-    rows = [mine[: fit.batch] for mine in rows]
+    fit = replace(recipe, batch_size=min(map(len, rows)))
+    rows = [mine[: fit.batch_size] for mine in rows]
     times, nbytes, peak = Step(loaded, fit, rows).run(repeats + 2)
     seconds = statistics.median(times[2:])
     least = sum(operations(loaded, fit, mine) for mine in rows) / rate
@@ -136,7 +138,7 @@ def random_model(like: LoadedModel, hidden: int, layers: int) -> LoadedModel:
     config = LlamaConfig(
         vocab_size=len(like.tokenizer), hidden_size=hidden, intermediate_size=5 * hidden // 2,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True,
-        max_position_embeddings=like.context, pad_token_id=like.tokenizer.pad_token_id,
+        max_position_embeddings=like.context_length, pad_token_id=like.tokenizer.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(like.model.device, like.model.dtype)
     return wrap_model(model, like.tokenizer, prompt_format=like.format.name)
@@ -156,7 +158,7 @@ def growth(
     return {
         "adapters": [measured(loaded, recipe, [usual] * n, rate, bandwidth, repeats) for n in adapters],
         "demonstrations": [measured(loaded, recipe, [lists_task(n)], rate, bandwidth, repeats) for n in shown],
-        "tokens": [measured(loaded, replace(recipe, batch=n), [usual], rate, bandwidth, repeats) for n in batches],
+        "tokens": [measured(loaded, replace(recipe, batch_size=n), [usual], rate, bandwidth, repeats) for n in batches],
         "parameters": [
             measured(random_model(loaded, hidden, layers), recipe, [usual], rate, bandwidth, repeats)
             for hidden, layers in sizes

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from autottt.ttt_core.generator.core import (
+from autottt.ttt_core.pretraining.generator.core import (
     BEYOND,
     Domain,
     Family,
@@ -31,8 +31,8 @@ from autottt.ttt_core.generator.core import (
     draw_pairs,
     rejected_as,
 )
-from autottt.ttt_core.generator.families import Split, domains, draw_family
-from autottt.ttt_core.readers import read_tasks
+from autottt.ttt_core.pretraining.generator.families import Split, domains, draw_family
+from autottt.ttt_core.tasks.readers import read_tasks
 
 Pairs = Sequence[tuple[Any, Any]]
 """Canonical values of inputs and outputs."""

@@ -26,9 +26,9 @@ import numpy as np
 
 from autottt import Controller
 from autottt.controller.evaluation import Row, accuracy_interval, evaluate, read_rows, report
-from autottt.ttt_core.generator.families import Split, domains, draw_tasks
-from autottt.ttt_core.readers import read_tasks
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.pretraining.generator.families import Split, domains, draw_tasks
+from autottt.ttt_core.tasks.readers import read_tasks
+from autottt.ttt_core.tasks.task import Task
 
 TTT = "ttt_augmented"
 """The strategy that stands for test-time training in the ratios, named beforehand; one attempt."""

@@ -30,21 +30,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autottt.policies.bundle import load_bundle, save_bundle
-from autottt.policies.cases import Cases, cases_of
+from autottt.policies.classifiers import CANDIDATES, group_folds
 from autottt.policies.features import NAMES, Features
-from autottt.policies.heads import CANDIDATES, folds
 from autottt.policies.imported import import_csv
+from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
 from autottt.policies.outcomes import BASE, Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
-from autottt.policies.policy import BUNDLED, LearnedPolicy, replayed
+from autottt.policies.policy import BUNDLED, LearnedPolicy, simulate
 from autottt.policies.report import write_report
 from autottt.policies.scorecard import Bootstrap
 from autottt.policies.trained import TrainedPolicy
-from autottt.policies.training import TOP_PRICE, Settings, fit, train_policy
+from autottt.policies.training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, train_policy
 from autottt.strategies.base import get_strategy
-from autottt.ttt_core.generator.families import draw_tasks
-from autottt.ttt_core.readers import read_tasks
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.pretraining.generator.families import draw_tasks
+from autottt.ttt_core.tasks.readers import read_tasks
+from autottt.ttt_core.tasks.task import Task
 
 ARMS = ("in_context", "in_context_vote", "ttt_in_context", "ttt_augmented")
 SETS = {
@@ -86,19 +86,19 @@ def collected(
     return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS and o.seed in seeds]
 
 
-def transferred(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
+def transferred(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
     """Utility, accuracy and cost on a set that the policy was not trained on, beside the single best strategy there
     was in training; and what is gained over it, with the interval."""
-    right, costs = cases.decided(replayed(policy, cases))
-    price = policy.trained.price
+    right, costs = cases.score_routing(simulate(policy, cases))
+    price = policy.trained.cost_weight
     single = cases.strategies.index(policy.trained.ranking[0])
-    worth = {"policy": right - price * costs, "single": cases.right[:, single] - price * cases.costs[:, single]}
+    worth = {"policy": right - price * costs, "single": cases.correct[:, single] - price * cases.costs[:, single]}
     gain = Bootstrap(cases.families, worth, 0).gain("single")
     assert gain is not None
     numbers = {
         "utility": worth["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
-        "single_utility": worth["single"].mean(), "single_accuracy": cases.right[:, single].mean(),
-        "single_cost": cases.costs[:, single].mean(), "in_context": cases.right[:, 0].mean(), "gain": gain["value"],
+        "single_utility": worth["single"].mean(), "single_accuracy": cases.correct[:, single].mean(),
+        "single_cost": cases.costs[:, single].mean(), "in_context": cases.correct[:, 0].mean(), "gain": gain["value"],
     }  # fmt: skip
     found: dict[str, Any] = {name: round(float(number), 4) for name, number in numbers.items()}
     return found | {"interval_90": rounded(gain["interval_90"]), "queries": len(cases), "over_long": cases.over_long}
@@ -120,7 +120,9 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
     runs = min(map(len, cells.values()))
     table = [[cells[f, s][:runs] for s in names] for f in families]
     right, costs = (np.array([[[getattr(o, a) for o in c] for c in r] for r in table]) for a in ("correct", "cost"))
-    worth = right - TOP_PRICE / costs.mean(axis=(0, 2)).max() * costs  # [families, strategies, runs]
+    worth = (
+        right - DEFAULT_ACCURACY_PER_MAX_COST / costs.mean(axis=(0, 2)).max() * costs
+    )  # [families, strategies, runs]
     means, index = worth.mean(axis=2), np.arange(len(families))
     held = [means[n, np.delete(means, n, 0).mean(axis=0).argmax()] for n in index]
     return {
@@ -264,15 +266,17 @@ def _closed(arms: Mapping[str, Mapping[str, float]], name: str) -> float | None:
 def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], price: float) -> dict[str, float]:
     """Utility on queries of the open sets of a policy that was trained on generated families alone, and of one trained
     on other families of the open sets as well."""
-    cases = cases_of([*generated, *public])
-    settings = Settings(price, 0, 5, tuple(CANDIDATES)).for_families(len({o.family for o in generated}) * 4 // 5)
+    cases = build_outcome_table([*generated, *public])
+    settings = TrainingSettings(price, 0, 5, tuple(CANDIDATES)).for_families(
+        len({o.family for o in generated}) * 4 // 5
+    )
     theirs = np.isin(np.array(cases.datasets), sorted({o.dataset for o in public}))
     found: dict[str, list[float]] = {"generated": [], "both": []}
-    for learn, held in folds(cases.families, 5, 0):
+    for learn, held in group_folds(cases.families, 5, 0):
         unseen = cases.take(held[theirs[held]]).complete()
         for name, known in (("generated", learn[~theirs[learn]]), ("both", learn)):
             policy = LearnedPolicy(fit(cases.take(known), settings))
-            right, costs = unseen.decided(replayed(policy, unseen))
+            right, costs = unseen.score_routing(simulate(policy, unseen))
             found[name] += (right - price * costs).tolist()
     return {name: statistics.fmean(values) for name, values in found.items()} | {"queries": len(found["both"])}
 
@@ -296,7 +300,7 @@ def on_open_sets(
             continue
         tasks = some(read_tasks([file]).tasks, min(QUICK, count) if given.quick else count)
         public += (theirs := collected(given.outcomes / name, tasks, given.model, given.workers))
-        cases = cases_of(theirs)
+        cases = build_outcome_table(theirs)
         found, *others = (transferred(one, cases) for one in policies.values())
         values.append(found["gain"])
         sure += found["interval_90"][0] > 0
@@ -316,7 +320,7 @@ def on_open_sets(
             "open sets with a better utility", statistics.fmean(gain > 0 for gain in values), "of them",
             "the single best", 0.5001, sets=len(values), better=sum(gain > 0 for gain in values), better_for_sure=sure,
         ))  # fmt: skip
-        both = with_public(generated, public, policy.trained.price)
+        both = with_public(generated, public, policy.trained.cost_weight)
         rows.append(row(
             "open sets: utility of training on other families of them too", both["both"] - both["generated"], "utility",
             "generated families alone", None, **{k: round(v, 3) for k, v in both.items()},
@@ -340,7 +344,7 @@ def on_table(table: Path) -> list[dict[str, Any]]:
     )]  # fmt: skip
 
 
-def timed(policy: LearnedPolicy, cases: Cases) -> dict[str, Any]:
+def timed(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
     """How long it takes to decide on a query after its features."""
     free, features = (
         Features(stage, dict(zip(NAMES[stage], cases.stage(stage)[0].tolist(), strict=True))) for stage in NAMES
@@ -374,14 +378,14 @@ def main() -> None:
     if (trained.base_hash, trained.strategies) == (shipped.base_hash, shipped.strategies):
         policies["shipped"] = LearnedPolicy(shipped)
     rows = [*judged(trained), *same_as_shipped(trained, shipped, None if given.quick else 1.0)]
-    luck = told_by_other_queries(outcomes, trained.price, trained.ranking[0])
+    luck = told_by_other_queries(outcomes, trained.cost_weight, trained.ranking[0])
     rows.append(row(
         "gap closed by having seen every strategy on the task's other queries", luck.pop("value"), "of it",
         f"always {trained.ranking[0]} to best of each task", None, **luck,
     ))  # fmt: skip
     transfer, omitted = on_open_sets(given, policies, outcomes)
     rows += [*transfer, *on_table(given.data / "outcomes" / "bbh_llama31_8b.csv")]
-    rows.append(timed(policies["trained"], cases_of(outcomes)))
+    rows.append(timed(policies["trained"], build_outcome_table(outcomes)))
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
         "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from autottt.ttt_core.pretrain import Trainer
-from autottt.ttt_core.stream import Phase, PretrainConfig, Stream
+from autottt.ttt_core.pretraining.data import Phase, PretrainConfig, Stream
+from autottt.ttt_core.pretraining.pretrain import Trainer
 
 
 def seconds_of(work: Callable[[], Any], repeats: int, device: str) -> float:

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from autottt.ttt_core.generator.families import domains, draw_task_pairs
-from autottt.ttt_core.pretrain import Trainer
-from autottt.ttt_core.prompts import COMPACT_FORMAT
-from autottt.ttt_core.stream import IGNORED, Batch, Phase, PretrainConfig, Row, Stream, padded
-from autottt.ttt_core.tasks import Demonstration, Task
+from autottt.ttt_core.pretraining.data import IGNORED, Batch, Phase, PretrainConfig, Row, Stream, padded
+from autottt.ttt_core.pretraining.generator.families import domains, draw_task_pairs
+from autottt.ttt_core.pretraining.pretrain import Trainer
+from autottt.ttt_core.tasks.prompts import COMPACT_FORMAT
+from autottt.ttt_core.tasks.task import Demonstration, Task
 
 Pairs = list[tuple[Any, Any]]
 ROW = 256

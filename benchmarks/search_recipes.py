@@ -18,10 +18,10 @@ from pathlib import Path
 
 from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.errors import AutotttError
-from autottt.ttt_core.generator.families import draw_tasks
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.tasks.task import Task
 
 
 def measure(learner: Learner, name: str, recipe: Recipe | None, tasks: list[Task]) -> dict[str, float]:
@@ -31,7 +31,7 @@ def measure(learner: Learner, name: str, recipe: Recipe | None, tasks: list[Task
         strategy = replace(strategy, recipe=recipe)  # type: ignore[type-var]
     right: dict[str, list[bool]] = {}
     began = time.perf_counter()
-    learner.forget()
+    learner.clear()
     for task in tasks:
         try:
             value = run(strategy, learner, task).value
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--domains", default="lists,rows,grids,strings")
     parser.add_argument("--split", default="policy")
     parser.add_argument("--tasks", type=int, default=16, help="tasks of each domain")
-    parser.add_argument("--queries", type=int, default=2, help="queries of each task")
+    parser.add_argument("--queries-per-task", type=int, default=2, help="queries of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", default="{}", help="recipe settings that all trials share (JSON)")
     parser.add_argument("--grid", default="{}", help="settings to try: name -> list of values (JSON)")

@@ -22,9 +22,9 @@ import numpy as np
 
 from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.errors import AutotttError
-from autottt.ttt_core.generator.families import draw_tasks
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.pretraining.generator.families import draw_tasks
+from autottt.ttt_core.tasks.task import Task
 
 
 def returning(tasks: list[Task], count: int, often: int, rng: random.Random) -> list[Task]:
@@ -40,7 +40,7 @@ def returning(tasks: list[Task], count: int, often: int, rng: random.Random) -> 
 def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
     """What both strategies did on each task."""
     rows = []
-    learner.forget()
+    learner.clear()
     for task in tasks:
         kept = learner.adapters
         try:
@@ -51,11 +51,11 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
             continue
         finally:
             learner.adapters = kept
-        if warm.training is None or cold.training is None:
+        if warm.training_record is None or cold.training_record is None:
             continue
         row: dict[str, Any] = {"family": task.family}
         for name, attempt in (("warm", warm), ("cold", cold)):
-            training = attempt.training
+            training = attempt.training_record
             assert training is not None
             row |= {
                 f"{name}_right": attempt.value == task.answer, f"{name}_steps": training.steps,

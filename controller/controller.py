@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeVar, cast
 
 from langgraph.checkpoint.memory import InMemorySaver
 
+from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
-from ..policies.serving import ServedPolicy
-from ..strategies.adapting import Lesson, Teaches, prepare
-from ..strategies.base import Cost, get_strategy, recipe_digest, strategies
-from ..ttt_core.adapters import AdapterCache
+from ..strategies.adapter_plan import AdapterPlan, PlansAdapter, prefetch_adapters
+from ..strategies.base import Cost, get_strategy, strategies, strategy_recipe_digest
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.tasks import Task
+from ..ttt_core.lora.adapter import AdapterCache
+from ..ttt_core.tasks.task import Task
 from .budget import UNLIMITED, Budget
 from .graph import Graph, build_graph
 from .results import Result, refused, result_of
@@ -90,8 +90,8 @@ class Controller:
         memory_bytes: int | None = None,
         shadow: str | os.PathLike[str] | None = None,
         explore: float = 0.0,
-        any_policy: bool = False,
-        price: float | None = None,
+        ignore_mismatch: bool = False,
+        cost_weight: float | None = None,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
@@ -110,14 +110,14 @@ class Controller:
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
             memory_bytes=memory_bytes,
         )  # fmt: skip
-        chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, any_policy)
-        if price is not None:
+        chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
+        if cost_weight is not None:
             if not isinstance(chosen, LearnedPolicy):
                 raise PolicyError(f"price: only a learned policy weighs costs; this one is {chosen.name}")
-            chosen = chosen.at(price)
+            chosen = chosen.with_cost_weight(cost_weight)
         if shadow is not None or explore:
-            other = None if shadow is None else policy_for(learner, shadow, any_policy)
-            chosen = ServedPolicy(chosen, other, explore, seed)
+            other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)
+            chosen = ExploringPolicy(chosen, other, explore, seed)
         return cls(learner, chosen, budget=budget, seed=seed)
 
     def context(
@@ -149,7 +149,7 @@ class Controller:
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
         context = self.context(budget, cancel, strategy)
-        with self.learner.turns.whole(context.go_on):
+        with self.learner.lock.exclusive(context.raise_if_cancelled):
             return self._solved(task, context, seed)
 
     def solve_many(
@@ -159,7 +159,7 @@ class Controller:
         strategy: str | None = None,
         budget: Budget | str | float | None = None,
         seed: int | None = None,
-        together: int = 32,
+        batch_size: int = 32,
         on_result: Callable[[Result], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Result]:
@@ -172,11 +172,11 @@ class Controller:
         if isinstance(tasks, Task):
             raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
         context = self.context(budget, cancel, strategy)
-        size = max(1, together) if context.budget == UNLIMITED else 1
+        size = max(1, batch_size) if context.budget == UNLIMITED else 1
         found = []
         waiting = iter(tasks)
         while window := list(islice(waiting, size)):
-            with self.learner.turns.whole(context.go_on):
+            with self.learner.lock.exclusive(context.raise_if_cancelled):
                 for result in self._solved_together(window, context, self.seed if seed is None else seed):
                     found.append(result)
                     if on_result is not None:
@@ -191,21 +191,21 @@ class Controller:
         graph = build_graph(InMemorySaver())
         begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
         refusals: dict[int, Result] = {}
-        lessons: list[Lesson] = []
+        lessons: list[AdapterPlan] = []
         with self._proven():
             for index, run in enumerate(begun):
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
                     refusals[index] = decided
-                elif isinstance(strategy := get_strategy(decided), Teaches):
+                elif isinstance(strategy := get_strategy(decided), PlansAdapter):
                     with suppress(Exception):  # a mistake in it is met again, and told, when the strategy runs
-                        lessons.append(strategy.lesson(self.learner, run.task, seed))
+                        lessons.append(strategy.plan(self.learner, run.task, seed))
             try:
-                prepare(self.learner, lessons, lambda step, loss: context.go_on())
+                prefetch_adapters(self.learner, lessons, lambda step, loss: context.raise_if_cancelled())
                 for index, run in enumerate(begun):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
-                self.learner.settle()
+                self.learner.release_prefetched()
 
     def _solved(self, task: Task, context: Context, seed: int | None) -> Result:
         spent = meter(self.learner)
@@ -240,7 +240,7 @@ class Controller:
         """
         stop = threading.Event()  # ours: that the stream was closed is nothing that the caller's event should tell
         context = replace(self.context(budget, cancel, strategy), closed=stop)
-        with self.learner.turns.whole(context.go_on):
+        with self.learner.lock.exclusive(context.raise_if_cancelled):
             spent = meter(self.learner)
             state: State = {}
             updates = self._run(task, context, seed, ["updates", "custom", "values"])
@@ -287,11 +287,11 @@ def _budget(budget: Budget | str | float | None) -> Budget:
 
 def meter(learner: Learner) -> Callable[[], Cost]:
     """What has been spent since now, whenever it is asked. Training done ahead counts when it is made use of."""
-    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
+    began, before, ahead = time.perf_counter(), learner.work, learner.prefetch_seconds
 
     def spent() -> Cost:
         done = learner.work - before
-        return Cost(time.perf_counter() - began + learner.ahead - ahead, done.forward, done.backward)
+        return Cost(time.perf_counter() - began + learner.prefetch_seconds - ahead, done.forward, done.backward)
 
     return spent
 
@@ -325,14 +325,14 @@ class _Run:
         return cast(State, state)
 
 
-def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, anyway: bool = False) -> Policy:
+def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, ignore_mismatch: bool = False) -> Policy:
     """The policy in a folder, or the one that fits the learner; see `load_policy`."""
 
     def recipe_of(strategy: str, kind: str) -> str | None:
         known = strategies().get(strategy)
-        return None if known is None else recipe_digest(known, learner.loaded.recipes, kind)
+        return None if known is None else strategy_recipe_digest(known, learner.loaded.recipes, kind)
 
     return load_policy(
         source, base_hash=learner.base_hash, prompt_format=learner.loaded.format.name, recipe_of=recipe_of,
-        anyway=anyway and source is not None,
+        ignore_mismatch=ignore_mismatch and source is not None,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..strategies.base import Attempt, get_strategy, run
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
-from ..ttt_core.tasks import Task
+from ..ttt_core.tasks.task import Task
 from .controller import Controller
 
 CONTROLLER = "controller"
@@ -114,9 +114,9 @@ def evaluate(
         if file and stream and read_settings(file) is None and not done:
             print(json.dumps({"settings": settings}), file=stream, flush=True)
         for group in groups.values():
-            controller.learner.forget()
+            controller.learner.clear()
             for name in wanted:
-                controller.learner.charge_anew()
+                controller.learner.reset_charges()
                 for task in group:
                     row = done.get((name, task.id))
                     if row is None:
@@ -172,7 +172,7 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         controller.learner.verify()
         return Row(
             **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
-            adapted=attempt.training is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
+            adapted=attempt.training_record is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
             error=attempt.error, second=_second_is_right(attempt, task),
         )  # fmt: skip
     except BaseChangedError:

@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 
 from langgraph.runtime import Runtime
 
-from ..policies.cases import ATTEMPTS
 from ..policies.features import Features, free_features, probe_features
-from ..policies.policy import NOT_PROMISED, Decision, Policy
-from ..strategies.adapting import knows
+from ..policies.outcome_table import MAX_ATTEMPTS
+from ..policies.policy import OUTSIDE_GUARANTEE, Decision, Policy
+from ..strategies.adapter_plan import has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
-from ..ttt_core.crossfit import rejected
 from ..ttt_core.learner import Learner
-from ..ttt_core.tasks import Task
+from ..ttt_core.lora.cross_validation import rejects_adapter
+from ..ttt_core.tasks.task import Task
 from .budget import UNLIMITED, Budget
 from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
 
@@ -39,7 +39,7 @@ def traced(name: str) -> Callable[[Node], Node]:
         @wraps(node)
         def timed(state: State, runtime: Runtime[Context]) -> State:
             began = time.monotonic()
-            runtime.context.go_on()
+            runtime.context.raise_if_cancelled()
             found = node(state, runtime)
             event = {
                 "node": name,
@@ -74,7 +74,7 @@ def measure(state: State, runtime: Runtime[Context]) -> State:
         context.learner, context.policy, task_from_plain(state["task"]), state.get("seed", 0), context.budget
     )
     return {
-        "started": started, "features": asdict(found.features), "in_context": asdict(found.attempt), "unit": found.unit,
+        "started": started, "features": asdict(found.features), "in_context": asdict(found.attempt), "in_context_tokens": found.in_context_tokens,
         "prompt_format": context.learner.loaded.format.name,
     }  # fmt: skip
 
@@ -85,14 +85,14 @@ class Measured(NamedTuple):
     attempt: Attempt
     """In context."""
     features: Features
-    unit: int
+    in_context_tokens: int
     """Tokens that answering in context takes, had nothing of the prompt been read before."""
 
 
 def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED) -> Measured:
     """Answers in context, and measures until the policy asks for no more or the budget forbids it."""
     started, before = time.monotonic(), learner.work
-    learner.forget_scores()  # what measuring costs is part of what is learned from
+    learner.clear_scores()  # what measuring costs is part of what is learned from
     reading = learner.read(task)
     answer = learner.answer([task])[0]
     done = learner.work - before
@@ -111,7 +111,7 @@ def decide(state: State, runtime: Runtime[Context]) -> State:
     verdict = state.get("verdict")
     if verdict and verdict["action"] == "fall_back":
         decision = _asked(state, runtime, ["in_context"], [])
-        kept = "" if decision.may_keep else f"; {NOT_PROMISED}"
+        kept = "" if decision.may_keep else f"; {OUTSIDE_GUARANTEE}"
         decision = replace(decision, strategy="in_context", reason=f"{verdict['reason']}{kept}")
     else:
         decision = _next(state, runtime)
@@ -127,13 +127,13 @@ def _next(state: State, runtime: Runtime[Context]) -> Decision:
     return _affordable(state, runtime, untried, tried)
 
 
-USUAL_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
+DEFAULT_RELATIVE_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
 """Multiples of the in-context cost by cost class, for policies that know no costs."""
 
 
 def possible(task: Task) -> list[str]:
     """Strategies that the task has enough demonstrations for."""
-    return [name for name, s in strategies().items() if s.needs <= len(task.demonstrations)]
+    return [name for name, s in strategies().items() if s.min_demonstrations <= len(task.demonstrations)]
 
 
 def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
@@ -153,9 +153,9 @@ def _affordable(state: State, runtime: Runtime[Context], allowed: list[str], tri
 
     def pays(name: str) -> bool:
         strategy = strategies()[name]
-        price = wanted.costs.get(name, USUAL_COST[strategy.cost_class]) * in_context
+        price = wanted.costs.get(name, DEFAULT_RELATIVE_COST[strategy.cost_class]) * in_context
         if strategy.cost_class == "train":
-            known = knows(learner, strategy, task, seed)
+            known = has_adapter(learner, strategy, task, seed)
             price = answering(strategy, learner, task.kind, in_context) if known else price / 2
         return name == "in_context" or price <= left
 
@@ -194,17 +194,17 @@ def strategy_node(strategy: Strategy) -> Node:
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
             runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
-            runtime.context.go_on()
+            runtime.context.raise_if_cancelled()
 
         learner, left, task = runtime.context.learner, remaining(state, runtime), task_from_plain(state["task"])
         kept = min(answering(strategy, learner, task.kind, state["in_context"]["cost"]["seconds"]), left / 2)
         ends = time.monotonic() + left
 
         def over() -> bool:
-            runtime.context.go_on()
+            runtime.context.raise_if_cancelled()
             return time.monotonic() >= ends
 
-        with learner.until(over):
+        with learner.stop_when(over):
             found: Attempt = run(
                 strategy, learner, task, seed=state.get("seed", 0), deadline=ends - kept, on_step=on_step
             )
@@ -231,8 +231,11 @@ def judged(
     """What to do after an attempt with `left` seconds of the budget, when `attempts` were made. An answer gives way to
     the in-context one only where no promise forbids to keep that (`Decision.may_keep`). `worthwhile` says whether what
     would be tried next is worth its price."""
-    found, otherwise = attempt.evidence, in_context.value not in (None, attempt.value) and attempt.value is not None
-    if found and otherwise and may_keep and rejected(found.gain, attempt.confidence, in_context.confidence):
+    found, otherwise = (
+        attempt.cross_validation,
+        in_context.value not in (None, attempt.value) and attempt.value is not None,
+    )
+    if found and otherwise and may_keep and rejects_adapter(found.gain, attempt.confidence, in_context.confidence):
         return Verdict(
             "fall_back",
             f"{attempt.strategy} is not borne out: of {len(found.before)} demonstrations held out, {sum(found.after)} "
@@ -248,7 +251,7 @@ def judged(
         if attempt.error
         else f"{attempt.strategy}'s answer cannot be read"
     )
-    more = left > 0 and attempts < ATTEMPTS
+    more = left > 0 and attempts < MAX_ATTEMPTS
     if more and worthwhile():
         return Verdict("escalate", f"{what}; trying the next best")
     if attempt.strategy == "in_context" or in_context.value is None:

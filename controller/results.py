@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from ..policies.features import FEATURES_VERSION
 from ..strategies.base import Attempt, Cost
-from ..ttt_core.fingerprint import RevertProof
-from ..ttt_core.tasks import Task, Value
-from ..ttt_core.training import Training
+from ..ttt_core.lora.training import TrainingRecord
+from ..ttt_core.model.fingerprint import RevertProof
+from ..ttt_core.tasks.task import Task, Value
 from .state import State, attempt_from_plain
 
 
@@ -37,11 +37,11 @@ class Result:
     in_context: Attempt | None
     """The unadapted answer."""
     attempts: tuple[Attempt, ...]
-    adaptation: Training | None
+    adaptation: TrainingRecord | None
     """What training did, where the answer is an adapter's."""
     cost: Cost
     """Everything: measuring, attempts, judging, reverting."""
-    multiples: float
+    relative_seconds: float
     """`cost.seconds` over the seconds that the in-context answer took."""
     proof: RevertProof | None
     """That the base model is what was loaded."""
@@ -49,7 +49,7 @@ class Result:
     """One event per node, in order, with its length in seconds."""
     error: str = ""
     seed: int = 0
-    unit: int = 0
+    in_context_tokens: int = 0
     """Tokens that answering in context takes, had nothing of the prompt been read before: what costs in tokens are
     multiples of."""
     prompt_format: str = ""
@@ -65,7 +65,7 @@ class Result:
     @property
     def adapted(self) -> bool:
         """Whether an adapter was trained or used on the way."""
-        return any(a.training is not None for a in self.attempts)
+        return any(a.training_record is not None for a in self.attempts)
 
     def to_plain(self) -> dict[str, Any]:
         """The result as JSON can hold it, also for a log that a policy is trained on again: `autottt retrain`."""
@@ -93,14 +93,14 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         features=state["features"]["values"],
         in_context=in_context,
         attempts=attempts,
-        adaptation=last.training,
+        adaptation=last.training_record,
         cost=cost,
-        multiples=cost.seconds / max(in_context.cost.seconds, 1e-9),
+        relative_seconds=cost.seconds / max(in_context.cost.seconds, 1e-9),
         proof=RevertProof(**state["proof"]),
         trace=tuple(state["trace"]),
         error=last.error,
         seed=state.get("seed", 0),
-        unit=state["unit"],
+        in_context_tokens=state["in_context_tokens"],
         prompt_format=state["prompt_format"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from ..policies.policy import Policy
 from ..strategies.base import Attempt, Candidate, Cost
-from ..ttt_core.crossfit import Evidence
 from ..ttt_core.errors import Cancelled
 from ..ttt_core.learner import Learner
-from ..ttt_core.tasks import Demonstration, Task
-from ..ttt_core.training import Training
+from ..ttt_core.lora.cross_validation import CrossValidationResult
+from ..ttt_core.lora.training import TrainingRecord
+from ..ttt_core.tasks.task import Demonstration, Task
 from .budget import UNLIMITED, Budget
 
 Plain = dict[str, Any]
@@ -33,7 +33,7 @@ class State(TypedDict, total=False):
     """`stage` and `values`."""
     in_context: Plain
     """The in-context attempt, which measuring gives for nothing."""
-    unit: int
+    in_context_tokens: int
     """Tokens that answering in context takes, had nothing of the prompt been read before."""
     prompt_format: str
     decision: Plain
@@ -57,7 +57,7 @@ class Context:
     closed: threading.Event = field(default_factory=threading.Event)
     """The same, set by whoever runs the graph once nobody waits for the answer any more."""
 
-    def go_on(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raises `Cancelled` once `cancel` or `closed` is set."""
         if self.cancel.is_set() or self.closed.is_set():
             raise Cancelled("cancelled by the caller; this task has no answer")
@@ -97,11 +97,15 @@ def attempt_from_plain(plain: Plain) -> Attempt:
     values = {f.name: plain[f.name] for f in fields(Attempt)}
     values["value"] = _frozen(plain["value"])
     values["candidates"] = tuple(Candidate(_frozen(c["value"]), c["share"]) for c in plain["candidates"])
-    values["training"] = (
-        Training(**{**plain["training"], "losses": tuple(plain["training"]["losses"])}) if plain["training"] else None
+    values["training_record"] = (
+        TrainingRecord(**{**plain["training_record"], "losses": tuple(plain["training_record"]["losses"])})
+        if plain["training_record"]
+        else None
     )
-    if plain["evidence"]:
-        values["evidence"] = Evidence(**{k: _frozen(v) for k, v in plain["evidence"].items()})
+    if plain["cross_validation"]:
+        values["cross_validation"] = CrossValidationResult(
+            **{k: _frozen(v) for k, v in plain["cross_validation"].items()}
+        )
     values["cost"] = Cost(**plain["cost"])
     return Attempt(**values)
 

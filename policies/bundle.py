@@ -27,8 +27,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..ttt_core.errors import PolicyError
+from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
-from .heads import Amount, Head
 from .outcomes import BASE
 from .trained import Change, TrainedPolicy
 
@@ -75,7 +75,7 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     heads = path / f"_{HEADS}.partial"
     skops.io.dump(
         {name: head.estimator for name, head in named.items()}
-        | {f"{COST}{n}": amount.estimator for n, amount in zip(policy.strategies[1:], policy.spending, strict=False)},
+        | {f"{COST}{n}": amount.estimator for n, amount in zip(policy.strategies[1:], policy.cost_models, strict=False)},
         heads, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
     )  # fmt: skip
     card = card_of(policy) | {
@@ -89,16 +89,19 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     return path
 
 
-def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> TrainedPolicy:
+def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -> TrainedPolicy:
     """The policy in a folder. Raises `PolicyError` with the reason and the remedy; executes nothing of the folder's.
 
     `anyway` takes features of another version for those of this one, as long as they have the same names.
     """
     path = Path(folder)
-    card = _read_card(path, anyway)
+    card = _read_card(path, ignore_mismatch)
     estimators = _read_heads(path, card.get("heads_sha256"))
     try:
-        heads = {name: Head(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()}
+        heads = {
+            name: CalibratedClassifier(estimators[name], *map(float, pair))
+            for name, pair in card["calibration"].items()
+        }
         policy = TrainedPolicy(
             base_hash=str(card["base_hash"]),
             strategies=tuple(card["strategies"]),
@@ -110,21 +113,23 @@ def load_bundle(folder: str | os.PathLike[str], anyway: bool = False) -> Trained
                 )
                 for stage in NAMES
             },
-            costs={kind: tuple(map(float, costs)) for kind, costs in card["costs"].items()},
-            price=float(card["price"]),
-            enough=float(card["enough"]),
+            mean_costs={kind: tuple(map(float, costs)) for kind, costs in card["costs"].items()},
+            cost_weight=float(card["price"]),
+            skip_probe_threshold=float(card["enough"]),
             ranking=tuple(card["ranking"]),
-            lowest=tuple(map(float, card["lowest"])),
-            highest=tuple(map(float, card["highest"])),
+            feature_min=tuple(map(float, card["lowest"])),
+            feature_max=tuple(map(float, card["highest"])),
             deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
-            below=tuple(tuple(map(float, nine)) for nine in card["below"]),
+            cdf=tuple(tuple(map(float, nine)) for nine in card["below"]),
             families=tuple(card["families"]),
             datasets=tuple(card["datasets"]),
             seed=int(card["seed"]),
-            spending=tuple(
-                Amount(estimators[f"{COST}{name}"]) for name in card["strategies"][1:] if f"{COST}{name}" in estimators
+            cost_models=tuple(
+                CostRegressor(estimators[f"{COST}{name}"])
+                for name in card["strategies"][1:]
+                if f"{COST}{name}" in estimators
             ),
-            keep=float(card["keep"]),
+            keep_threshold=float(card["keep"]),
             risk=None if card["risk"] is None else float(card["risk"]),
             prompt_format=str(card["prompt_format"]),
             recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
@@ -144,12 +149,12 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "features": NAMES[max(NAMES)],
         "base_hash": policy.base_hash,
         "strategies": policy.strategies,
-        "costs": policy.costs,
-        "price": policy.price,
-        "enough": policy.enough,
+        "costs": policy.mean_costs,
+        "price": policy.cost_weight,
+        "enough": policy.skip_probe_threshold,
         "ranking": policy.ranking,
         "seed": policy.seed,
-        "keep": policy.keep,
+        "keep": policy.keep_threshold,
         "risk": policy.risk,
         "prompt_format": policy.prompt_format,
         "recipes": policy.recipes,
@@ -158,10 +163,10 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,
         "families": policy.families,
-        "lowest": policy.lowest,
-        "highest": policy.highest,
+        "lowest": policy.feature_min,
+        "highest": policy.feature_max,
         "deciles": policy.deciles,
-        "below": policy.below,
+        "below": policy.cdf,
     }
 
 
@@ -171,19 +176,19 @@ def _check(policy: TrainedPolicy) -> None:
     wrong = {
         "strategies": names[:1] != (BASE,) or len(set(names)) < len(names),
         "ranking": sorted(policy.ranking) != sorted(names),
-        "costs": "" not in policy.costs or any(len(costs) != len(names) for costs in policy.costs.values()),
-        "lowest": len(policy.lowest) != free,
-        "highest": len(policy.highest) != free,
+        "costs": "" not in policy.mean_costs or any(len(costs) != len(names) for costs in policy.mean_costs.values()),
+        "lowest": len(policy.feature_min) != free,
+        "highest": len(policy.feature_max) != free,
         "deciles": [len(nine) for nine in policy.deciles] != [9] * all_stages,
-        "below": [len(nine) for nine in policy.below] != [9] * all_stages,
+        "below": [len(nine) for nine in policy.cdf] != [9] * all_stages,
         "risk": policy.risk is not None and not 0 < policy.risk < 1,
-        "price": policy.price < 0,
-        "spending": len(policy.spending) not in (0, len(names) - 1),
+        "price": policy.cost_weight < 0,
+        "spending": len(policy.cost_models) not in (0, len(names) - 1),
     }
     numbers: dict[str, Iterable[float]] = {
-        "price": [policy.price], "enough": [policy.enough], "keep": [policy.keep],
-        "costs": chain(*policy.costs.values()), "lowest": policy.lowest, "highest": policy.highest,
-        "deciles": chain(*policy.deciles), "below": chain(*policy.below),
+        "price": [policy.cost_weight], "enough": [policy.skip_probe_threshold], "keep": [policy.keep_threshold],
+        "costs": chain(*policy.mean_costs.values()), "lowest": policy.feature_min, "highest": policy.feature_max,
+        "deciles": chain(*policy.deciles), "below": chain(*policy.cdf),
         "calibration": chain(*((head.slope, head.intercept) for head in _named(policy).values())),
     }  # fmt: skip
     found = [name for name, is_wrong in wrong.items() if is_wrong]
@@ -201,11 +206,11 @@ def _released(path: Path, base_hash: str) -> bool:
     return isinstance(card, dict) and card.get("released") is True and card.get("base_hash") == base_hash
 
 
-def _named(policy: TrainedPolicy) -> dict[str, Head]:
+def _named(policy: TrainedPolicy) -> dict[str, CalibratedClassifier]:
     named = {f"{stage}/{BASE}": head for stage, head in policy.difficulty.items()}
     for stage, changes in policy.changes.items():
         for name, change in zip(policy.strategies[1:], changes, strict=True):
-            named |= {f"{stage}/{name}/mends": change.mends, f"{stage}/{name}/spoils": change.spoils}
+            named |= {f"{stage}/{name}/mends": change.fixes, f"{stage}/{name}/spoils": change.breaks}
     return named
 
 
@@ -230,7 +235,7 @@ def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:
         raise _refused(
             path,
             f"it was trained on features of version {card.get('features_version')}, and this package measures "
-            f"version {FEATURES_VERSION}, of the same names; --any-policy (any_policy=True) takes one for the other",
+            f"version {FEATURES_VERSION}, of the same names; --ignore-mismatch (ignore_mismatch=True) takes one for the other",
         )
     return card
 

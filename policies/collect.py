@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..strategies.base import Attempt, Strategy, get_strategy, recipe_digest, run
+from ..strategies.base import Attempt, Strategy, get_strategy, run, strategy_recipe_digest
 from ..ttt_core.errors import (
     AutotttError,
     BaseChangedError,
@@ -26,7 +26,7 @@ from ..ttt_core.errors import (
 )
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task, content_digest
+from ..ttt_core.tasks.task import Task, content_digest
 from .features import FEATURES_VERSION, free_features, probe_features
 from .outcomes import BASE, Key, Outcome, OutcomeStore, finite
 
@@ -36,7 +36,7 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of outcomes in the store and of all that there will be."""
 
 
-class Identity(NamedTuple):
+class ModelIdentity(NamedTuple):
     """What decides outcomes besides tasks, strategies and seeds."""
 
     base_hash: str
@@ -44,12 +44,12 @@ class Identity(NamedTuple):
     recipes: Mapping[str, Recipe]
 
     @classmethod
-    def of(cls, learner: Learner) -> Identity:
+    def of(cls, learner: Learner) -> ModelIdentity:
         return cls(learner.base_hash, learner.loaded.format.name, dict(learner.loaded.recipes))
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """What is missing of one query with one seed."""
 
     task: Task
@@ -60,7 +60,7 @@ class Unit:
     """Tokens that `in_context` took, where it is not missing."""
 
 
-Batch = tuple[Unit, ...]
+Batch = tuple[WorkItem, ...]
 """What is missing of a task's queries with one seed: one process measures them, since they share adapters."""
 
 
@@ -80,8 +80,8 @@ def collect(
     whose name is another task's in the store, or that was judged by another answer there, and for a store of the same
     model with other recipes or another prompt format.
     """
-    batches, total = missing(Identity.of(learner), tasks, strategies, seeds, store)
-    done = total - lacking(batches)
+    batches, total = missing(ModelIdentity.of(learner), tasks, strategies, seeds, store)
+    done = total - missing_count(batches)
     if on_progress is not None:
         on_progress(done, total)
     try:
@@ -96,7 +96,7 @@ def collect(
 
 
 def missing(
-    identity: Identity,
+    identity: ModelIdentity,
     tasks: Sequence[Task],
     strategies: Sequence[Strategy],
     seeds: Sequence[int],
@@ -113,12 +113,14 @@ def missing(
     base_hash, recipes = identity.base_hash, identity.recipes
     known = {outcome.key: outcome for outcome in stored}
     digests = {outcome.key: outcome.digest for outcome in stored}
-    batches: dict[tuple[str, str, int], list[Unit]] = {}
+    batches: dict[tuple[str, str, int], list[WorkItem]] = {}
     keys_of_all = set[Key]()
     for task in tasks:
         for seed in seeds:
             keys = {
-                s.name: Key(base_hash, task.dataset, task.id, s.name, seed, recipe_digest(s, recipes, task.kind))
+                s.name: Key(
+                    base_hash, task.dataset, task.id, s.name, seed, strategy_recipe_digest(s, recipes, task.kind)
+                )
                 for s in wanted
             }
             for key in keys.values():
@@ -138,7 +140,7 @@ def missing(
             unit = known.get(keys[BASE])
             if new:
                 batch = batches.setdefault((task.dataset, task.group, seed), [])
-                batch.append(Unit(task, seed, new, None if unit is None else unit.work))
+                batch.append(WorkItem(task, seed, new, None if unit is None else unit.work))
     return [tuple(batch) for batch in batches.values()], len(keys_of_all)
 
 
@@ -149,7 +151,7 @@ def _judged_alike(outcome: Outcome, task: Task) -> bool:
     return outcome.correct == float(outcome.answer == content_digest(task.answer))
 
 
-def _refuse_other_ways(stored: Sequence[Outcome], identity: Identity, strategies: Sequence[Strategy]) -> None:
+def _refuse_other_ways(stored: Sequence[Outcome], identity: ModelIdentity, strategies: Sequence[Strategy]) -> None:
     """Raises `PolicyError` where a store holds outcomes of the model with another prompt format, or of a strategy with
     another recipe: they do not go together."""
     by_name = {strategy.name: strategy for strategy in strategies}
@@ -164,21 +166,21 @@ def _refuse_other_ways(stored: Sequence[Outcome], identity: Identity, strategies
         strategy = by_name.get(outcome.strategy)
         if strategy is None or not outcome.recipe:
             continue
-        if outcome.recipe != (now := recipe_digest(strategy, identity.recipes, outcome.kind)):
+        if outcome.recipe != (now := strategy_recipe_digest(strategy, identity.recipes, outcome.kind)):
             raise PolicyError(
                 f"the store holds outcomes of {outcome.strategy} on {outcome.kind} tasks with the recipe "
                 f"{outcome.recipe}, and the model's is {now} now; collect into another folder"
             )
 
 
-def lacking(batches: Sequence[Batch]) -> int:
+def missing_count(batches: Sequence[Batch]) -> int:
     """The number of outcomes that are missing."""
     return sum(len(unit.strategies) for batch in batches for unit in batch)
 
 
 def measured(learner: Learner, batch: Batch) -> Iterator[Outcome]:
     """The outcomes that are missing of a task's queries with a seed, one by one."""
-    learner.forget()
+    learner.clear()
     for unit in batch:
         work = unit.in_context_work
         for strategy in unit.strategies:
@@ -189,13 +191,13 @@ def measured(learner: Learner, batch: Batch) -> Iterator[Outcome]:
             if strategy.name == BASE and outcome.status not in ("too_long", "failed"):
                 outcome = _measured(outcome, learner, unit.task, unit.seed)
             yield outcome
-    learner.forget()
+    learner.clear()
 
 
 def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Outcome:
     """The outcome without its cost, which another outcome is needed for."""
-    learner.charge_anew()
-    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
+    learner.reset_charges()
+    began, before, ahead = time.perf_counter(), learner.work, learner.prefetch_seconds
     attempt: Attempt | None = None
     try:
         attempt = run(strategy, learner, task, seed=seed)
@@ -203,7 +205,7 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
     except TooLongError:
         status = "too_long"
     except StrategyError as error:
-        enough = len(task.demonstrations) >= strategy.needs
+        enough = len(task.demonstrations) >= strategy.min_demonstrations
         status = _failed(strategy.name, task, error) if enough else "too_few"
     except FATAL:
         raise
@@ -213,13 +215,13 @@ def _outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Out
     return Outcome(
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
         strategy=strategy.name, seed=seed, status=status, correct=float(value is not None and value == task.answer),
-        seconds=time.perf_counter() - began + learner.ahead - ahead, work=done.passes, cost=0.0,
-        base_hash=learner.base_hash, recipe=recipe_digest(strategy, learner.loaded.recipes, task.kind),
+        seconds=time.perf_counter() - began + learner.prefetch_seconds - ahead, work=done.passes, cost=0.0,
+        base_hash=learner.base_hash, recipe=strategy_recipe_digest(strategy, learner.loaded.recipes, task.kind),
         digest=task.digest, forward=done.forward, backward=done.backward,
         confidence=_number(attempt.confidence) if attempt else 0.0,
         answer="" if value is None else content_digest(value),
-        gain=_number(attempt.evidence.gain) if attempt and attempt.evidence else 1.0,
-        losses=finite(attempt.training.losses if attempt and attempt.training else ()),
+        gain=_number(attempt.cross_validation.gain) if attempt and attempt.cross_validation else 1.0,
+        losses=finite(attempt.training_record.losses if attempt and attempt.training_record else ()),
         votes={content_digest(c.value): _number(c.share) for c in attempt.candidates} if attempt else {},
         prompt_format=learner.loaded.format.name,
     )  # fmt: skip
@@ -238,7 +240,7 @@ def _number(value: float) -> float:
 
 def _measured(outcome: Outcome, learner: Learner, task: Task, seed: int) -> Outcome:
     """The outcome of answering in context with the features of every stage; without any, where measuring fails."""
-    learner.charge_anew()
+    learner.reset_charges()
     try:
         reading = learner.read(task)
         answer = learner.answer([task])[0]

@@ -21,12 +21,12 @@ training."""
 
 
 @dataclass(frozen=True)
-class Push:
+class Contribution:
     """What one feature did."""
 
     feature: str
     value: float
-    usual: float
+    median: float
     """Its median in training."""
     difficulty: float
     """By how much it raised the estimated chance that the in-context answer is wrong."""
@@ -45,12 +45,12 @@ class Explanation:
     preferences: tuple[tuple[str, float], ...]
     """Strategies that were to choose from and what the choice was made by, the highest first, in accuracy. Minus
     infinity for an in-context answer that may not be kept. Empty by average."""
-    pushes: tuple[Push, ...]
+    contributions: tuple[Contribution, ...]
     """The strongest on the lead first; without a lead, on the difficulty."""
-    prices: tuple[tuple[float, str], ...]
+    cost_weights: tuple[tuple[float, str], ...]
     """Prices of one in-context cost at which another strategy is chosen, with its name: the nearest below and above, as
     far as they are known."""
-    price: float
+    cost_weight: float
 
     @property
     def runner_up(self) -> str:
@@ -62,18 +62,18 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
     """The decision among the allowed strategies, taken apart."""
     trained, decision = policy.trained, policy.decide(features, allowed)
     known = [s for s in trained.strategies if s in allowed]
-    by: By = "average" if policy.strange(features) else "chances"
+    by: By = "average" if policy.is_out_of_distribution(features) else "chances"
     ranked = sorted(policy.preferences(features, known).items(), key=lambda item: -item[1]) if by != "average" else []
-    found = Explanation(decision, by, tuple(ranked), (), (), trained.price)
+    found = Explanation(decision, by, tuple(ranked), (), (), trained.cost_weight)
     prices = _prices(policy, found, known) if by == "chances" else ()
-    return replace(found, pushes=_pushes(policy, features, allowed, known, found), prices=prices)
+    return replace(found, contributions=_pushes(policy, features, allowed, known, found), cost_weights=prices)
 
 
 def _pushes(
     policy: LearnedPolicy, features: Features, allowed: Sequence[str], known: Sequence[str], found: Explanation
-) -> tuple[Push, ...]:
-    usual = dict(zip(NAMES[1], policy.trained.usual, strict=True))
-    finite = LearnedPolicy(replace(policy.trained, keep=0.0))  # what may not be kept has a worth all the same
+) -> tuple[Contribution, ...]:
+    usual = dict(zip(NAMES[1], policy.trained.feature_medians, strict=True))
+    finite = LearnedPolicy(replace(policy.trained, keep_threshold=0.0))  # what may not be kept has a worth all the same
     decision = found.decision
 
     def lead(of: Features) -> float:
@@ -89,7 +89,7 @@ def _pushes(
         other = replace(features, values={**features.values, name: usual[name]})
         decided = policy.decide(other, allowed)
         pushes.append(
-            Push(
+            Contribution(
                 name, features.values[name], usual[name],
                 decision.difficulty - decided.difficulty, now - lead(other), decided.strategy,
             )
@@ -100,7 +100,7 @@ def _pushes(
 
 def _prices(policy: LearnedPolicy, found: Explanation, known: Sequence[str]) -> tuple[tuple[float, str], ...]:
     """Where on the scale of prices the choice by chances would pass to another strategy, next to the price as it is."""
-    decision, price = found.decision, policy.trained.price
+    decision, price = found.decision, policy.trained.cost_weight
     left = [s for s in known if decision.may_keep or s != BASE]
     scores, costs = decision.scores, decision.costs
     crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a in left for b in left if costs[a] != costs[b]}
@@ -137,13 +137,13 @@ def as_text(found: Explanation, most: int = 6) -> str:
         lines.append(f"  {name:<18} {decision.scores[name]:.2f}  {decision.costs[name]:6.0f}x  {worth:+.3f}")
     over = f", and {decision.strategy}'s lead over {found.runner_up}" if found.runner_up else ""
     lines += ["", f"what pushed the estimated difficulty{over} (value; usual in training; by how much):"]
-    for push in found.pushes[:most]:
+    for push in found.contributions[:most]:
         leads = f"  {push.lead:+.3f}" if found.runner_up else ""
         instead = "" if push.instead == decision.strategy else f"  -> {push.instead}, had it been as usual"
         lines.append(
-            f"  {push.feature:<18} {push.value:8.2f} {push.usual:8.2f}  {push.difficulty:+.3f}{leads}{instead}"
+            f"  {push.feature:<18} {push.value:8.2f} {push.median:8.2f}  {push.difficulty:+.3f}{leads}{instead}"
         )
-    lines += ["", f"the price of one in-context cost is {found.price:.2g} of accuracy;"]
-    changes = [f"at {price:.2g} it would be {name}" for price, name in found.prices]
+    lines += ["", f"the price of one in-context cost is {found.cost_weight:.2g} of accuracy;"]
+    changes = [f"at {price:.2g} it would be {name}" for price, name in found.cost_weights]
     lines.append("  " + ("; ".join(changes) or _NO_PRICE[found.by]))
     return "\n".join(lines)

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..strategies.views import changing
-from ..ttt_core.examples import leave_one_out, shuffled, single_pairs
-from ..ttt_core.kinds import KINDS
-from ..ttt_core.tasks import Task, Value
+from ..strategies.views import distinct_transformations
+from ..ttt_core.tasks.augmentation import leave_one_out, shuffled, single_pairs
+from ..ttt_core.tasks.kinds import KINDS
+from ..ttt_core.tasks.task import Task, Value
 
 if TYPE_CHECKING:
-    from ..ttt_core.answering import Answer, Reading
-    from ..ttt_core.decoding import TokenScores
+    from ..ttt_core.engine.answering import Answer, PromptScores
     from ..ttt_core.learner import Learner
+    from ..ttt_core.model.generation import TokenScores
 
 FEATURES_VERSION = 2
 """Rises when a feature's name or meaning changes; a policy reads the version that it was trained on only."""
 
-FLOOR = -20.0
+LOG_PROB_FLOOR = -20.0
 """Log-probabilities below this tell nothing more."""
 NEUTRAL = -2.0
 """Log-probability per token where there is nothing to measure it on: neither sure nor hopeless."""
@@ -75,7 +75,7 @@ class Features:
 # --- stage 0: free ---------------------------------------------------------------------------------------------------
 
 
-def free_features(task: Task, answer: Answer, reading: Reading) -> dict[str, float]:
+def free_features(task: Task, answer: Answer, reading: PromptScores) -> dict[str, float]:
     """`STAGE_0`: the form of the task, the likelihood of the in-context answer, and how the prompt was understood."""
     return {**_shape(task), **_answer(task, answer), **_reading(reading.answers)}
 
@@ -109,7 +109,7 @@ def _answer(task: Task, answer: Answer) -> dict[str, float]:
         **dict(zip(("answer_q00", "answer_q10", "answer_q25", "answer_q50"), quantiles, strict=True)),
         "answer_entropy_max": max(scores.entropies, default=0.0),
         "answer_entropy_mean": _mean(scores.entropies),
-        "answer_margin_min": min((min(m, -FLOOR) for m in scores.margins), default=0.0),
+        "answer_margin_min": min((min(m, -LOG_PROB_FLOOR) for m in scores.margins), default=0.0),
         "answer_readable": float(answer.value is not None),
         "answer_ended": float(answer.ended),
         "answer_beyond": 0.0 if answer.value is None else math.log1p(_size(answer.value)) - math.log1p(longest),
@@ -170,7 +170,7 @@ def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tu
     answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
     orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
     orders.pop(answered, None)
-    turns = [answered.map(t.apply) for t in changing(learner, answered, VIEWS, rng)]
+    turns = [answered.map(t.apply) for t in distinct_transformations(learner, answered, VIEWS, rng)]
     chosen = list(orders)[:VIEWS] or [answered]
     return [t for t in chosen if learner.fits(t, t.answer)], [t for t in turns if learner.fits(t, t.answer)]
 
@@ -203,7 +203,7 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def _clipped(scores: TokenScores) -> list[float]:
-    return [max(x, FLOOR) for x in scores.log_probs]
+    return [max(x, LOG_PROB_FLOOR) for x in scores.log_probs]
 
 
 def _per_token(scores: TokenScores) -> float:

@@ -74,7 +74,7 @@ class Outcome:
     probe_cost: float = 0.0
     """What measuring stage 1 took, in the unit of `cost`; on the rows of `in_context` only."""
     recipe: str = ""
-    """Digest of the strategy's recipe for this kind of task (see `collect.recipe_digest`); empty where it has none, or
+    """Digest of the strategy's recipe for this kind of task (see `strategies.base.strategy_recipe_digest`); empty where it has none, or
     where it is not known."""
     digest: str = ""
     """What is asked, by its content (`Task.digest`); empty where it is not known."""
@@ -139,7 +139,7 @@ class OutcomeStore:
             found.setdefault(outcome.key, outcome)
         return [found[key] for key in sorted(found)]
 
-    def lacking(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def missing(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Those that are not there yet. Raises `PolicyError` where one is that says otherwise what was right."""
         known = {outcome.key: outcome for outcome in self.read()}
         new = []

@@ -23,9 +23,9 @@ from ..strategies.base import Strategy, get_strategy
 from ..strategies.base import strategies as registered
 from ..ttt_core.errors import AutotttError, PolicyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.model import threads_in_use, use_threads
-from ..ttt_core.tasks import Task
-from .collect import Batch, Identity, OnProgress, Unit, lacking, measured, missing
+from ..ttt_core.model.loading import threads_in_use, use_threads
+from ..ttt_core.tasks.task import Task
+from .collect import Batch, ModelIdentity, OnProgress, WorkItem, measured, missing, missing_count
 from .outcomes import Outcome, OutcomeStore
 
 
@@ -88,7 +88,7 @@ def _on_this_machine(
     with ProcessPoolExecutor(workers, context, _begin, (source, threads, os.getpid(), found, stop)) as pool:
         try:
             batches, total = missing(pool.submit(_identity).result(), tasks, strategies, seeds, store)
-            done = total - lacking(batches)
+            done = total - missing_count(batches)
             yield [], done, total
             waiting = {pool.submit(_measured, _packed(batch)) for batch in batches}
             while waiting:
@@ -152,8 +152,8 @@ def _loaded() -> Learner:
     return _learner
 
 
-def _identity() -> Identity:
-    return Identity.of(_loaded())
+def _identity() -> ModelIdentity:
+    return ModelIdentity.of(_loaded())
 
 
 Packed = list[tuple[Task, int, tuple[Strategy | str, ...], int | None]]
@@ -170,7 +170,7 @@ def _by_name(strategy: Strategy) -> Strategy | str:
 
 def _unpacked(packed: Packed) -> Batch:
     return tuple(
-        Unit(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
+        WorkItem(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
         for task, seed, strategies, work in packed
     )
 
@@ -194,8 +194,8 @@ def _on_ray(
         def __init__(self) -> None:
             self.learner = source.load()
 
-        def identity(self) -> Identity:
-            return Identity.of(self.learner)
+        def identity(self) -> ModelIdentity:
+            return ModelIdentity.of(self.learner)
 
         def measured(self, packed: Packed) -> list[Outcome]:
             return list(measured(self.learner, _unpacked(packed)))
@@ -207,7 +207,7 @@ def _on_ray(
         room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
         actors = [remote() for _ in range(max(1, min(workers, room)))]
         batches, total = missing(ray.get(actors[0].identity.remote()), tasks, strategies, seeds, store)
-        done = total - lacking(batches)
+        done = total - missing_count(batches)
         yield [], done, total
         left = iter(batches)
         under_way: dict[Any, Any] = {}

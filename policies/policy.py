@@ -19,13 +19,13 @@ import numpy as np
 
 from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
-from .cases import Cases, Served
+from .fast_inference import Floats
 from .features import NAMES, STAGE_0, Features
+from .outcome_table import OutcomeTable, RoutedCases
 from .outcomes import BASE
-from .quick import Floats
 from .trained import TrainedPolicy
 
-NOT_PROMISED = "what was promised about answers that are kept does not hold of it"
+OUTSIDE_GUARANTEE = "what was promised about answers that are kept does not hold of it"
 BUNDLED = Path(__file__).parent / "bundles" / "bundled"
 """The policy for the bundled model. Beside it lies `public`, that was trained on public sets as well."""
 
@@ -49,11 +49,11 @@ class Decision:
     """The last stage of features that was used."""
     propensity: float = 1.0
     """The chance with which this strategy was to be chosen: below 1 where the policy explores."""
-    instead_of: str = ""
+    policy_choice: str = ""
     """The policy's own choice, where this strategy was drawn in its stead."""
     shadow: str = ""
     """What the policy in the shadow would have chosen, where there is one."""
-    shadow_knew: bool = True
+    shadow_had_features: bool = True
     """Whether the shadow would have decided on as much as was measured."""
     may_keep: bool = True
     """Whether the in-context answer may be kept: not where that would break what was promised about such."""
@@ -91,67 +91,72 @@ class LearnedPolicy:
     name: str = "learned"
 
     def needs_more(self, features: Features) -> bool:
-        if features.stage > 0 or self.strange(features):
+        if features.stage > 0 or self.is_out_of_distribution(features):
             return False
-        return not bool(self.trained.settled(*self._judge(features))[0])
+        return not bool(self.trained.can_skip_probe(*self._predict(features))[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = left_of(allowed, tried)
+        left = untried_strategies(allowed, tried)
         trained = self.trained
-        judged = chances, costs = self._judge(features)
+        judged = chances, costs = self._predict(features)
         utilities = self._by_name(trained.utilities(chances, costs)[0].tolist())
         scores, prices = self._by_name(chances[0].tolist()), self._by_name(costs[0].tolist())
         difficulty = 1 - scores[BASE]
         known = [s for s in trained.strategies if s in left]
         preferences = self._preferences(*judged, features.stage, known)
-        strange, least = self.strange(features), trained.keeps_from(features.stage == max(NAMES))
+        strange, least = (
+            self.is_out_of_distribution(features),
+            trained.effective_keep_threshold(features.stage == max(NAMES)),
+        )
         may_keep = trained.risk is None or (scores[BASE] >= least and not strange)
         if not known:
             choice, reason = left[0], f"nothing was learned about {left[0]}, and nothing else is left"
         elif strange:
-            choice = trained.usually(known)
+            choice = trained.fallback(known)
             reason = f"unlike the tasks that the policy was trained on; {choice} was best there on average"
         else:
             choice = max(known, key=lambda s: preferences[s])
-            reason = _in_words(choice, difficulty, scores, prices, utilities, known)
+            reason = _reason(choice, difficulty, scores, prices, utilities, known)
             if preferences.get(BASE) == -np.inf and choice != BASE and utilities[BASE] > utilities[choice]:
                 reason += f"; an in-context answer is kept from a chance of {least:.2f} on"
-                reason += " where no more is measured" if least > trained.keep else ""
+                reason += " where no more is measured" if least > trained.keep_threshold else ""
         if choice == BASE and not may_keep:
-            reason += f"; nothing else is possible, and {NOT_PROMISED}"
+            reason += f"; nothing else is possible, and {OUTSIDE_GUARANTEE}"
         return Decision(choice, difficulty, scores, prices, utilities, reason, features.stage, may_keep=may_keep)
 
     def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
         """What the choice between these strategies is made by, the highest being chosen: utilities, but minus infinity
         for an in-context answer that is not to be kept."""
-        return self._preferences(*self._judge(features), features.stage, among)
+        return self._preferences(*self._predict(features), features.stage, among)
 
     def _preferences(self, chances: Floats, costs: Floats, stage: int, among: Sequence[str]) -> dict[str, float]:
         found = self.trained.preferences(chances, costs, measured=stage == max(NAMES))[0]
         return {name: value for name, value in self._by_name(found.tolist()).items() if name in among}
 
-    def at(self, price: float) -> LearnedPolicy:
+    def with_cost_weight(self, cost_weight: float) -> LearnedPolicy:
         """The same estimates at another price of a cost, in accuracy for one in-context cost. What was judged and
         promised in training was at the price of training. Raises `PolicyError` for a price that is none.
         """
-        if not 0 <= price < float("inf"):
-            raise PolicyError(f"price: expected the accuracy that one in-context cost is worth, 0 or more; got {price}")
-        name = f"{self.name} at the price {price:.2g}"
-        return LearnedPolicy(replace(self.trained, price=price), name)
+        if not 0 <= cost_weight < float("inf"):
+            raise PolicyError(
+                f"price: expected the accuracy that one in-context cost is worth, 0 or more; got {cost_weight}"
+            )
+        name = f"{self.name} at the price {cost_weight:.2g}"
+        return LearnedPolicy(replace(self.trained, cost_weight=cost_weight), name)
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
 
-    def _judge(self, features: Features) -> tuple[Floats, Floats]:
+    def _predict(self, features: Features) -> tuple[Floats, Floats]:
         """Chances and costs, [1, S] each."""
         row = np.array([[features.values[name] for name in NAMES[features.stage]]])
         costs = self.trained.expected_costs([features.kind], row[:, : len(STAGE_0)])
-        return self.trained.chances(features.stage, row), costs
+        return self.trained.probabilities(features.stage, row), costs
 
-    def strange(self, features: Features) -> bool:
+    def is_out_of_distribution(self, features: Features) -> bool:
         """Whether a query is unlike those of training."""
         free = np.array([[features.values[name] for name in STAGE_0]])
-        return bool(self.trained.strange(free, [features.kind])[0])
+        return bool(self.trained.is_out_of_distribution(free, [features.kind])[0])
 
     def _by_name(self, numbers: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.trained.strategies, numbers, strict=True))
@@ -172,7 +177,7 @@ class FixedPolicy:
         return False
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = left_of(allowed, tried)
+        left = untried_strategies(allowed, tried)
         chance = _rule_of_thumb(features)
         choice, reason = self.strategy, f"always {self.strategy}: {self.why}"
         if self.strategy not in left:
@@ -200,29 +205,29 @@ class HeuristicPolicy:
     note: str = ""
     """Why there is nothing better, for the reasons."""
     name: str = "rule of thumb"
-    sure: float = 0.9
+    skip_probe_threshold: float = 0.9
     """Estimated chance from which nothing more is measured."""
-    enough: float = 0.6
+    keep_threshold: float = 0.6
     """Estimated chance from which the in-context answer is kept."""
-    learners: Mapping[str, Sequence[str]] = field(
+    training_strategies: Mapping[str, Sequence[str]] = field(
         default_factory=lambda: {"grid": ("ttt_augmented",), "grid1d": ("ttt_augmented",)}
     )
     """Kind -> what to do about a difficult task of it, before `ttt_in_context`."""
-    most: float = 0.5
+    doubtful_below: float = 0.5
     """Share of the demonstrations that are found from the others, up to which that is some of them, not most."""
 
     def needs_more(self, features: Features) -> bool:
-        return features.stage == 0 and _rule_of_thumb(features) < self.sure
+        return features.stage == 0 and _rule_of_thumb(features) < self.skip_probe_threshold
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        left = left_of(allowed, tried)
+        left = untried_strategies(allowed, tried)
         chance = _rule_of_thumb(features)
-        doubtful = 0 < features.values.get("loo_hits", 0.0) <= self.most
+        doubtful = 0 < features.values.get("loo_hits", 0.0) <= self.doubtful_below
         training = [
-            *(["ttt_crossfit"] if doubtful else []), *self.learners.get(features.kind, ()),
+            *(["ttt_crossfit"] if doubtful else []), *self.training_strategies.get(features.kind, ()),
             "ttt_in_context", "ttt_augmented", "in_context_vote",
         ]  # fmt: skip
-        order = [BASE, *training] if chance >= self.enough else [*training, BASE]
+        order = [BASE, *training] if chance >= self.keep_threshold else [*training, BASE]
         choice = next((s for s in order if s in left), left[0])
         likely = f"the in-context answer is right at about {chance:.2f}"
         verdict = "keep it" if choice == BASE else f"try {choice}"
@@ -233,7 +238,7 @@ class HeuristicPolicy:
         return Decision(choice, 1 - chance, {BASE: chance}, {}, {}, reason, features.stage)
 
     def card(self) -> Mapping[str, Any]:
-        return {"note": self.note, "sure": self.sure, "enough": self.enough}
+        return {"note": self.note, "sure": self.skip_probe_threshold, "enough": self.keep_threshold}
 
 
 def bundle_folder(source: str | os.PathLike[str]) -> Path:
@@ -249,7 +254,7 @@ def load_policy(
     base_hash: str,
     prompt_format: str = "",
     recipe_of: Callable[[str, str], str | None] | None = None,
-    anyway: bool = False,
+    ignore_mismatch: bool = False,
 ) -> Policy:
     """The policy in a folder, or of a name (see `bundle_folder`); without one, the shipped policy, or the rule of thumb
     for a model that it is not for.
@@ -262,8 +267,8 @@ def load_policy(
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
-    trained = load_bundle(BUNDLED if source is None else bundle_folder(source), anyway)
-    odd = "" if anyway else _odd(trained, base_hash, prompt_format, recipe_of)
+    trained = load_bundle(BUNDLED if source is None else bundle_folder(source), ignore_mismatch)
+    odd = "" if ignore_mismatch else _mismatch(trained, base_hash, prompt_format, recipe_of)
     if not odd:
         if source is None and not trained.released:
             return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it for sure")
@@ -272,11 +277,11 @@ def load_policy(
         return HeuristicPolicy(note=f"the shipped policy was trained for {odd.split(',')[0]}")
     raise PolicyError(
         f"{os.fspath(source)}: this policy was trained for {odd}. Train one for it: `autottt collect`, then `autottt "
-        "train-policy`; or use this one as it is with --any-policy (any_policy=True)"
+        "train-policy`; or use this one as it is with --ignore-mismatch (ignore_mismatch=True)"
     )
 
 
-def _odd(
+def _mismatch(
     trained: TrainedPolicy, base_hash: str, prompt_format: str, recipe_of: Callable[[str, str], str | None] | None
 ) -> str:
     """What a policy was trained for that this is not; empty where it fits."""
@@ -295,10 +300,10 @@ def _odd(
     return ""
 
 
-def replayed(policy: Policy, cases: Cases) -> Served:
+def simulate(policy: Policy, cases: OutcomeTable) -> RoutedCases:
     """What a policy does with each case, as a controller would ask it."""
     count, nothing = len(cases), np.zeros(len(cases), bool)
-    served = Served(np.zeros(count, np.int64), nothing.copy(), np.zeros(count), nothing.copy())
+    served = RoutedCases(np.zeros(count, np.int64), nothing.copy(), np.zeros(count), nothing.copy())
     for case in range(len(cases)):
         features = Features(0, dict(zip(NAMES[0], cases.stage(0)[case].tolist(), strict=True)))
         served.measured[case] = policy.needs_more(features)
@@ -307,20 +312,24 @@ def replayed(policy: Policy, cases: Cases) -> Served:
 
         def following(tried: Sequence[int], features: Features = features, case: int = case) -> int | None:
             names = [cases.strategies[n] for n in tried]
-            allowed = [s for s, able in zip(cases.strategies, cases.able[case], strict=True) if able and s not in names]
+            allowed = [
+                s for s, able in zip(cases.strategies, cases.applicable[case], strict=True) if able and s not in names
+            ]
             if not allowed:
                 return None
             decision = policy.decide(features, allowed, tried=names)
             return cases.strategies.index(decision.strategy) if not names or decision.worthwhile else None
 
         first = following([])
-        served.choice[case], served.before[case] = cases.tried(case, 0 if first is None else first, following)
-        if served.choice[case] == 0 and not cases.unread[case, 0]:
+        served.choice[case], served.wasted_cost[case] = cases.run_attempts(
+            case, 0 if first is None else first, following
+        )
+        if served.choice[case] == 0 and not cases.unparsed[case, 0]:
             served.kept[case] = policy.decide(features, [BASE]).may_keep
     return served
 
 
-def left_of(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:
+def untried_strategies(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:
     left = [s for s in allowed if s not in tried]
     if not left:
         raise PolicyError(f"no strategy is left to decide on: allowed are {list(allowed)}, tried were {list(tried)}")
@@ -339,7 +348,7 @@ def _rule_of_thumb(features: Features) -> float:
     return (values["reading_hits_late"] + float(np.exp(values["answer_total"]))) / 2
 
 
-def _in_words(
+def _reason(
     choice: str,
     difficulty: float,
     scores: Mapping[str, float],

@@ -21,16 +21,25 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
-from .cases import LEAST_FAMILIES, Cases, Served, cases_of
+from .classifiers import (
+    CANDIDATES,
+    BinaryTarget,
+    CalibratedClassifier,
+    CostRegressor,
+    eligible_candidates,
+    fit_classifiers,
+    fit_cost_regressor,
+    group_folds,
+)
+from .fast_inference import Floats
 from .features import NAMES
-from .heads import CANDIDATES, Amount, Head, Question, fit_amount, fit_heads, folds, suited
+from .outcome_table import MIN_FAMILIES, OutcomeTable, RoutedCases, build_outcome_table
 from .outcomes import Outcome
-from .policy import HeuristicPolicy, replayed
-from .quick import Floats
-from .scorecard import HeldOut, best_rule, leakage, scorecard, spread
-from .trained import NEVER, Change, TrainedPolicy, composed
+from .policy import HeuristicPolicy, simulate
+from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
+from .trained import NEVER, Change, TrainedPolicy, compose_probabilities
 
-TOP_PRICE = 0.1
+DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs at the default price."""
 LOSS_ALLOWED = 0.005
 """Accuracy that not measuring stage 1 may cost."""
@@ -43,27 +52,29 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How a policy is fitted."""
 
-    price: float
+    cost_weight: float
     seed: int
-    folds: int
+    fold_count: int
     candidates: tuple[str, ...]
     risk: float | None = None
-    foretell: bool = True
+    predict_costs: bool = True
     """Whether costs are foretold for each query; else they are means of kinds."""
 
-    def for_families(self, count: int) -> Settings:
+    def for_families(self, count: int) -> TrainingSettings:
         """These settings without what takes more families. They are settled once, by the smallest part that anything
         is learned from, so that what is judged is what is shipped."""
-        return replace(self, candidates=suited(self.candidates, count), foretell=count >= LEAST_FOR_COSTS)
+        return replace(
+            self, candidates=eligible_candidates(self.candidates, count), predict_costs=count >= LEAST_FOR_COSTS
+        )
 
 
 def train_policy(
     outcomes: Iterable[Outcome],
     *,
-    price: float | None = None,
+    cost_weight: float | None = None,
     seed: int = 0,
     fold_count: int = 5,
     candidates: Sequence[str] = tuple(CANDIDATES),
@@ -80,9 +91,9 @@ def train_policy(
     `workers` processes, and `on_progress` is told how many of how many are done. The same outcomes and seed give the
     same policy. Raises `PolicyError` when there is too little to learn from.
     """
-    if price is not None and not 0 <= price < math.inf:
+    if cost_weight is not None and not 0 <= cost_weight < math.inf:
         raise PolicyError(
-            f"price: expected the accuracy that one in-context cost is worth, 0 or more; received {price}"
+            f"price: expected the accuracy that one in-context cost is worth, 0 or more; received {cost_weight}"
         )
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
@@ -92,17 +103,17 @@ def train_policy(
         raise PolicyError(
             f"candidates: expected some of {', '.join(CANDIDATES)}; received {', '.join(candidates) or 'none'}"
         )
-    cases = cases_of(outcomes)
+    cases = build_outcome_table(outcomes)
     whole = cases.complete()
-    if len(set(whole.families)) < LEAST_FAMILIES:
+    if len(set(whole.families)) < MIN_FAMILIES:
         raise PolicyError(
-            f"{len(set(whole.families))} families of tasks; holding families out takes at least {LEAST_FAMILIES} "
+            f"{len(set(whole.families))} families of tasks; holding families out takes at least {MIN_FAMILIES} "
             "(and some dozens to be worth something); collect more with `autottt collect`"
         )
-    worth = TOP_PRICE / max(_mean_costs(cases)[""]) if price is None else price
+    worth = DEFAULT_ACCURACY_PER_MAX_COST / max(_mean_costs(cases)[""]) if cost_weight is None else cost_weight
     groups = len(set(whole.families))
     fewest = len(set(cases.families)) - math.ceil(groups / min(fold_count, groups))
-    settings = Settings(worth, seed, fold_count, tuple(candidates), risk).for_families(fewest)
+    settings = TrainingSettings(worth, seed, fold_count, tuple(candidates), risk).for_families(fewest)
     wanted = [(cases, replace(settings, seed=seed + n), True) for n in range(repeats)]
     *draws, at_random = _drawn([*wanted, (cases, settings, False)], workers, on_progress)
     judged = scorecard(whole, draws, worth, seed)
@@ -112,8 +123,10 @@ def train_policy(
 
 
 def _drawn(
-    wanted: Sequence[tuple[Cases, Settings, bool]], workers: int, on_progress: Callable[[int, int], None] | None
-) -> list[HeldOut]:
+    wanted: Sequence[tuple[OutcomeTable, TrainingSettings, bool]],
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[OutOfFoldDecisions]:
     """What `_held_out` gives for each, in order."""
     found = []
     columns = zip(*wanted, strict=True)
@@ -125,131 +138,133 @@ def _drawn(
     return found
 
 
-def _held_out(cases: Cases, settings: Settings, by_family: bool) -> HeldOut:
+def _held_out(cases: OutcomeTable, settings: TrainingSettings, by_family: bool) -> OutOfFoldDecisions:
     """What a policy that was trained on cases of other families, or on other cases, does with each that can be judged.
 
     The folds are of the cases that can be judged; all others teach in every one that does not hold their family out.
     """
     whole = cases.complete()
-    everywhere, families = np.flatnonzero(~cases.judged), np.array(cases.families)
+    everywhere, families = np.flatnonzero(~cases.fully_observed), np.array(cases.families)
     groups = whole.families if by_family else [str(n) for n in range(len(whole))]
-    found = HeldOut.empty(len(whole), len(whole.strategies))
-    found.by_thumb[:], found.thumb_measured[:], found.thumb_before[:], _ = replayed(HeuristicPolicy(), whole)
-    place = np.flatnonzero(cases.judged)
-    for learn, held in folds(groups, settings.folds, settings.seed):
+    found = OutOfFoldDecisions.empty(len(whole), len(whole.strategies))
+    found.by_thumb[:], found.thumb_measured[:], found.thumb_wasted_cost[:], _ = simulate(HeuristicPolicy(), whole)
+    place = np.flatnonzero(cases.fully_observed)
+    for learn, held in group_folds(groups, settings.fold_count, settings.seed):
         unseen = whole.take(held)
         others = everywhere[~np.isin(families[everywhere], unseen.families)]
         policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
-        chances = {stage: policy.chances(stage, unseen.stage(stage)) for stage in NAMES}
+        chances = {stage: policy.probabilities(stage, unseen.stage(stage)) for stage in NAMES}
         costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
         served = _choose(policy, unseen, chances, costs)
-        found.choice[held], found.measured[held], found.before[held], found.kept[held] = served
-        found.free_chance[held], found.chance[held] = chances[0][:, 0], chances[1][:, 0]
-        found.chances[held], found.expected[held] = chances[1], costs
+        found.choice[held], found.measured[held], found.wasted_cost[held], found.kept[held] = served
+        found.free_in_context_probability[held], found.in_context_probability[held] = chances[0][:, 0], chances[1][:, 0]
+        found.probabilities[held], found.expected[held] = chances[1], costs
         found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
         known = whole.take(learn)
-        found.single[held] = known.utilities(settings.price).mean(axis=0).argmax()
-        found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.price)
-        found.other[held] = other = 1 + known.right[:, 1:].mean(axis=0).argmax()
+        found.single[held] = known.utilities(settings.cost_weight).mean(axis=0).argmax()
+        found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.cost_weight)
+        found.other[held] = other = 1 + known.correct[:, 1:].mean(axis=0).argmax()
         found.uplift[held] = chances[1][:, other] - chances[1][:, 0]
-        rule = best_rule(known, settings.price)
+        rule = best_rule(known, settings.cost_weight)
         found.by_rule[held], found.rule_measured[held] = rule.choose(unseen), rule.measures
     return found
 
 
-def _shuffled(policy: TrainedPolicy, cases: Cases, seed: int) -> Floats:
+def _shuffled(policy: TrainedPolicy, cases: OutcomeTable, seed: int) -> Floats:
     """The chance of a right in-context answer [F, N], each feature in turn taken from another case."""
     order = np.random.default_rng(seed).permutation(len(cases))
     found = []
-    for feature in range(cases.rows.shape[1]):
-        rows = cases.rows.copy()
+    for feature in range(cases.X.shape[1]):
+        rows = cases.X.copy()
         rows[:, feature] = rows[order, feature]
-        found.append(policy.difficulty[1].chances(rows))
+        found.append(policy.difficulty[1].probabilities(rows))
     return np.array(found)
 
 
-def _best_of_kinds(known: Cases, kinds: Sequence[str], price: float) -> NDArray[np.int64]:
+def _best_of_kinds(known: OutcomeTable, kinds: Sequence[str], price: float) -> NDArray[np.int64]:
     """The strategy that was worth most on known cases of each of the kinds; on all, where a kind is not known."""
     worth, of = known.utilities(price), np.array(known.kinds)
     best = {kind: int(worth[of == kind].mean(axis=0).argmax()) for kind in set(known.kinds)}
     return np.array([best.get(kind, int(worth.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 
 
-def fit(cases: Cases, settings: Settings) -> TrainedPolicy:
+def fit(cases: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     """A policy without a scorecard."""
     fitted = {stage: _fit_stage(cases, cases.stage(stage), settings) for stage in NAMES}
     spending, foretold = _fit_costs(cases, settings)
     whole = cases.complete()
-    worth = whole.utilities(settings.price).mean(axis=0)
+    worth = whole.utilities(settings.cost_weight).mean(axis=0)
     free = cases.stage(0)
-    deciles = np.quantile(cases.rows, np.arange(1, 10) / 10, axis=0).T
+    deciles = np.quantile(cases.X, np.arange(1, 10) / 10, axis=0).T
     policy = TrainedPolicy(
         base_hash=cases.base_hash,
         strategies=cases.strategies,
         difficulty={stage: head for stage, (head, _, _) in fitted.items()},
         changes={stage: changes for stage, (_, changes, _) in fitted.items()},
-        costs=_mean_costs(cases),
-        price=settings.price,
-        enough=1.0,
+        mean_costs=_mean_costs(cases),
+        cost_weight=settings.cost_weight,
+        skip_probe_threshold=1.0,
         ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
-        lowest=tuple(free.min(axis=0).tolist()),
-        highest=tuple(free.max(axis=0).tolist()),
+        feature_min=tuple(free.min(axis=0).tolist()),
+        feature_max=tuple(free.max(axis=0).tolist()),
         deciles=tuple(map(tuple, deciles.tolist())),
-        below=tuple(map(tuple, (cases.rows[:, :, None] <= deciles).mean(axis=0).tolist())),
+        cdf=tuple(map(tuple, (cases.X[:, :, None] <= deciles).mean(axis=0).tolist())),
         families=tuple(sorted(set(cases.families))),
         datasets=tuple(sorted(set(cases.datasets))),
         seed=settings.seed,
-        spending=spending,
+        cost_models=spending,
         prompt_format=cases.prompt_format,
         recipes=dict(cases.recipes),
     )
-    judged = cases.judged
+    judged = cases.fully_observed
     chances = {stage: held_out[judged] for stage, (_, _, held_out) in fitted.items()}
     costs = policy.expected_costs(whole.kinds, whole.stage(0)) if foretold is None else foretold[judged]
-    policy = replace(policy, enough=_enough(policy, whole, chances, costs))
+    policy = replace(policy, skip_probe_threshold=_enough(policy, whole, chances, costs))
     if settings.risk is None:
         return policy
-    return replace(policy, keep=_kept_from(policy, whole, chances, costs, settings.risk), risk=settings.risk)
+    return replace(policy, keep_threshold=_kept_from(policy, whole, chances, costs, settings.risk), risk=settings.risk)
 
 
-def _fit_stage(cases: Cases, rows: Floats, settings: Settings) -> tuple[Head, tuple[Change, ...], Floats]:
+def _fit_stage(
+    cases: OutcomeTable, rows: Floats, settings: TrainingSettings
+) -> tuple[CalibratedClassifier, tuple[Change, ...], Floats]:
     """What is learned from the features of a stage, and the held-out chance of each strategy [N, S]. A strategy teaches
     where it was tried: what it mends where in-context was wrong, what it spoils where that was right."""
-    base, families = cases.right[:, 0], np.array(cases.families)
-    asked = [Question(rows, base, families)]
-    for right in np.where(cases.able, cases.right, np.nan)[:, 1:].T:
+    base, families = cases.correct[:, 0], np.array(cases.families)
+    asked = [BinaryTarget(rows, base, families)]
+    for right in np.where(cases.applicable, cases.correct, np.nan)[:, 1:].T:
         mended, spoiled = np.where(base == 0, right, np.nan), np.where(base == 1, 1 - right, np.nan)
-        asked += [Question(rows, mended, families, prior=0), Question(rows, spoiled, families, prior=0)]
-    (head, chance), *others = fit_heads(asked, settings.folds, settings.seed, settings.candidates)
+        asked += [BinaryTarget(rows, mended, families, prior=0), BinaryTarget(rows, spoiled, families, prior=0)]
+    (head, chance), *others = fit_classifiers(asked, settings.fold_count, settings.seed, settings.candidates)
     mends, spoils = others[::2], others[1::2]
     changes = tuple(Change(better, worse) for (better, _), (worse, _) in zip(mends, spoils, strict=True))
     of_mends, of_spoils = (np.stack([c for _, c in some], axis=1) for some in (mends, spoils))
-    return head, changes, composed(chance, of_mends, of_spoils)
+    return head, changes, compose_probabilities(chance, of_mends, of_spoils)
 
 
-def _fit_costs(cases: Cases, settings: Settings) -> tuple[tuple[Amount, ...], Floats | None]:
+def _fit_costs(cases: OutcomeTable, settings: TrainingSettings) -> tuple[tuple[CostRegressor, ...], Floats | None]:
     """What foretells the cost of each strategy but in-context, and what it foretold of each case with its family held
     out [N, S]; nothing, where settings say so."""
-    if not settings.foretell:
+    if not settings.predict_costs:
         return (), None
     fitted = [
-        fit_amount(cases.stage(0), costs, cases.families, settings.folds, settings.seed)
+        fit_cost_regressor(cases.stage(0), costs, cases.families, settings.fold_count, settings.seed)
         for costs in _known_costs(cases)[:, 1:].T
     ]
     foretold = np.stack([np.zeros(len(cases)), *(held_out for _, held_out in fitted)], axis=1)
     return tuple(amount for amount, _ in fitted), foretold
 
 
-def _known_costs(cases: Cases) -> Floats:
+def _known_costs(cases: OutcomeTable) -> Floats:
     """What each strategy cost where it could be used [N, S], not a number elsewhere; 0 for one that never could."""
-    costs = np.where(cases.able, cases.costs, np.nan)
+    costs = np.where(cases.applicable, cases.costs, np.nan)
     return np.where(np.isnan(costs).all(axis=0), 0.0, costs)
 
 
-def _mean_costs(cases: Cases) -> dict[str, tuple[float, ...]]:
+def _mean_costs(cases: OutcomeTable) -> dict[str, tuple[float, ...]]:
     """Of each kind on which every strategy was tried, and of all."""
     whole = cases.complete()
-    kinds, costs = np.array(whole.kinds), np.where(whole.able, whole.costs, np.nan)
+    kinds, costs = np.array(whole.kinds), np.where(whole.applicable, whole.costs, np.nan)
     usual = _means(costs, [0.0] * costs.shape[1])
     return {"": tuple(usual), **{k: tuple(_means(costs[kinds == k], usual)) for k in sorted(set(whole.kinds))}}
 
@@ -261,9 +276,12 @@ def _means(costs: Floats, otherwise: Sequence[float]) -> list[float]:
     return [float(s / n) if n else o for s, n, o in zip(sums, counts, otherwise, strict=True)]
 
 
-def _choose(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> Served:
+def _choose(policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats) -> RoutedCases:
     """What is done with each case, as `LearnedPolicy` and the graph do it."""
-    settled, strange = policy.settled(chances[0], costs), policy.strange(cases.stage(0), cases.kinds)
+    settled, strange = (
+        policy.can_skip_probe(chances[0], costs),
+        policy.is_out_of_distribution(cases.stage(0), cases.kinds),
+    )
     measured = ~settled & ~strange
     utilities = policy.utilities(np.where(measured[:, None], chances[1], chances[0]), costs)
     preferences = np.where(
@@ -271,31 +289,33 @@ def _choose(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], 
         policy.preferences(chances[1], costs, measured=True),
         policy.preferences(chances[0], costs, measured=False),
     )
-    kept, preferences = preferences[:, 0] > -np.inf, np.where(cases.able, preferences, -np.inf)
+    kept, preferences = preferences[:, 0] > -np.inf, np.where(cases.applicable, preferences, -np.inf)
 
     def best(case: int, tried: Sequence[int]) -> int | None:
         """What is tried on a case after others, if anything is worth its price."""
-        left = [n for n in range(len(policy.strategies)) if cases.able[case, n] and n not in tried]
+        left = [n for n in range(len(policy.strategies)) if cases.applicable[case, n] and n not in tried]
         if not left:
             return None
-        usual = policy.strategies.index(policy.usually([policy.strategies[n] for n in left])) if strange[case] else None
+        usual = (
+            policy.strategies.index(policy.fallback([policy.strategies[n] for n in left])) if strange[case] else None
+        )
         found = max(left, key=lambda n: float(preferences[case, n])) if usual is None else usual
         return found if not tried or utilities[case, found] > 0 else None
 
     choice, before = np.where(settled, 0, preferences.argmax(axis=1)), np.zeros(len(cases))
     choice[strange] = [best(case, []) for case in np.flatnonzero(strange).tolist()]
-    for case in np.flatnonzero(cases.unread[np.arange(len(cases)), choice]).tolist():
-        choice[case], before[case] = cases.tried(case, int(choice[case]), partial(best, case))
-    return Served(choice, measured, before, kept & (choice == 0) & ~strange & ~cases.unread[:, 0])
+    for case in np.flatnonzero(cases.unparsed[np.arange(len(cases)), choice]).tolist():
+        choice[case], before[case] = cases.run_attempts(case, int(choice[case]), partial(best, case))
+    return RoutedCases(choice, measured, before, kept & (choice == 0) & ~strange & ~cases.unparsed[:, 0])
 
 
-def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats) -> float:
+def _enough(policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats) -> float:
     """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
     index = np.arange(len(cases))
 
     def accuracy(enough: float) -> float:
-        choice = _choose(replace(policy, enough=enough), cases, chances, costs).choice
-        return float(cases.right[index, choice].mean())
+        choice = _choose(replace(policy, skip_probe_threshold=enough), cases, chances, costs).choice
+        return float(cases.correct[index, choice].mean())
 
     lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
     for threshold in np.linspace(0.99, 0.0, 100).round(2).tolist():
@@ -305,7 +325,9 @@ def _enough(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], 
     return lowest
 
 
-def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats], costs: Floats, risk: float) -> float:
+def _kept_from(
+    policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats, risk: float
+) -> float:
     """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
 
     Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
@@ -321,10 +343,10 @@ def _kept_from(policy: TrainedPolicy, cases: Cases, chances: Mapping[int, Floats
     least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
     found = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        kept = _choose(replace(policy, keep=threshold, risk=risk), cases, chances, costs).kept & one_each
+        kept = _choose(replace(policy, keep_threshold=threshold, risk=risk), cases, chances, costs).kept & one_each
         if kept.sum() < least:
             continue
-        wrong = int((1 - cases.right[kept, 0]).sum())
+        wrong = int((1 - cases.correct[kept, 0]).sum())
         if float(binom.cdf(wrong, int(kept.sum()), risk)) > 1 - CONFIDENCE:
             break
         found = threshold

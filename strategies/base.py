@@ -20,14 +20,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from ..ttt_core.answering import Answer
-from ..ttt_core.crossfit import Evidence
+from ..ttt_core.engine.answering import Answer
 from ..ttt_core.errors import AdaptationError, AutotttError, StrategyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.recipes import Recipe, digest_of, recipe_for
-from ..ttt_core.tasks import Task, Value
-from ..ttt_core.training import OnStep as OnStep
-from ..ttt_core.training import Training
+from ..ttt_core.lora.cross_validation import CrossValidationResult
+from ..ttt_core.lora.training import OnStep as OnStep
+from ..ttt_core.lora.training import TrainingRecord
+from ..ttt_core.recipes import Recipe, recipe_digest, recipe_for
+from ..ttt_core.tasks.task import Task, Value
 
 CostClass = Literal["read", "sample", "train"]
 """One pass over the prompt; several; or training."""
@@ -75,10 +75,10 @@ class Attempt:
     confidence: float
     """Probability that the model gives its answer, or the share of votes for it; 0 to 1."""
     candidates: tuple[Candidate, ...] = ()
-    training: Training | None = None
-    evidence: Evidence | None = None
+    training_record: TrainingRecord | None = None
+    cross_validation: CrossValidationResult | None = None
     """Of cross-fitted training: what held-out demonstrations say of it."""
-    reused: bool = False
+    from_cache: bool = False
     """Whether the adapter was known already."""
     recipe: str = ""
     """Digest of the recipe that was used; empty for strategies without one."""
@@ -104,7 +104,7 @@ class Strategy(Protocol):
     def cost_class(self) -> CostClass: ...
 
     @property
-    def needs(self) -> int:
+    def min_demonstrations(self) -> int:
         """Demonstrations without which it cannot run."""
         ...
 
@@ -149,8 +149,10 @@ def register(cls: type[S]) -> type[S]:
         raise StrategyError(
             f"{where}: expected a cost_class of {', '.join(COST_CLASSES)}; received {strategy.cost_class!r}"
         )
-    if not isinstance(strategy.needs, int) or strategy.needs < 0:
-        raise StrategyError(f"{where}: expected a number of demonstrations as needs; received {strategy.needs!r}")
+    if not isinstance(strategy.min_demonstrations, int) or strategy.min_demonstrations < 0:
+        raise StrategyError(
+            f"{where}: expected a number of demonstrations as needs; received {strategy.min_demonstrations!r}"
+        )
     other = type(_REGISTRY.get(name, strategy))
     if (there := f"{other.__module__}.{other.__qualname__}") != where:
         raise StrategyError(f"two strategies are called {name!r}: {there} and {where}")
@@ -216,11 +218,11 @@ def get_strategy(name: str) -> Strategy:
     return known[name]
 
 
-def recipe_digest(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
+def strategy_recipe_digest(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
     """What tells outcomes of a strategy from those with another recipe; empty for strategies without one."""
     if not hasattr(strategy, "recipe"):
         return ""
-    return digest_of(strategy.recipe or recipe_for(recipes, strategy.name, kind))
+    return recipe_digest(strategy.recipe or recipe_for(recipes, strategy.name, kind))
 
 
 def run(
@@ -237,11 +239,11 @@ def run(
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
-    if len(task.demonstrations) < strategy.needs:
+    if len(task.demonstrations) < strategy.min_demonstrations:
         raise StrategyError(
-            f"{task.id}: {strategy.name} needs {strategy.needs} demonstrations; the task has {len(task.demonstrations)}"
+            f"{task.id}: {strategy.name} needs {strategy.min_demonstrations} demonstrations; the task has {len(task.demonstrations)}"
         )
-    began, before, ahead = time.perf_counter(), learner.work, learner.ahead
+    began, before, ahead = time.perf_counter(), learner.work, learner.prefetch_seconds
     try:
         attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except AdaptationError as error:
@@ -252,8 +254,8 @@ def run(
         logging.getLogger("autottt").warning("%s failed on %s", strategy.name, task.id, exc_info=True)
         attempt = Attempt(strategy.name, None, "", 0.0, error=f"{type(error).__name__}: {error}")
     done = learner.work - before
-    seconds = time.perf_counter() - began + learner.ahead - ahead
-    recipe = recipe_digest(strategy, learner.loaded.recipes, task.kind)
+    seconds = time.perf_counter() - began + learner.prefetch_seconds - ahead
+    recipe = strategy_recipe_digest(strategy, learner.loaded.recipes, task.kind)
     return replace(attempt, cost=Cost(seconds, done.forward, done.backward), recipe=recipe)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..ttt_core.learner import Learner
-from ..ttt_core.tasks import Task
+from ..ttt_core.tasks.task import Task
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -21,7 +21,7 @@ class InContext:
 
     name: str = "in_context"
     cost_class: CostClass = "read"
-    needs: int = 0
+    min_demonstrations: int = 0
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None

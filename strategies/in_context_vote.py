@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
+from ..ttt_core.tasks.task import Task
 from .base import Attempt, CostClass, OnStep, register
-from .views import changing, vote
+from .views import distinct_transformations, vote
 
 
 @register
@@ -24,7 +24,7 @@ class InContextVote:
 
     name: str = "in_context_vote"
     cost_class: CostClass = "sample"
-    needs: int = 1
+    min_demonstrations: int = 1
     recipe: Recipe | None = None
     """Of which `views` and `transformations` are used."""
 
@@ -33,4 +33,6 @@ class InContextVote:
     ) -> Attempt:
         recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
-        return vote(self.name, learner, task, recipe.views, changing(learner, task, recipe.views - 1, rng), rng)
+        return vote(
+            self.name, learner, task, recipe.views, distinct_transformations(learner, task, recipe.views - 1, rng), rng
+        )

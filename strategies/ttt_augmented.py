@@ -7,14 +7,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ttt_core.examples import reordered, transformed
-from ..ttt_core.kinds import Transformation
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
-from .adapting import Lesson, adapter_of, examples_of, learned
+from ..ttt_core.tasks.augmentation import leave_one_out_orders, transformed
+from ..ttt_core.tasks.kinds import Transformation
+from ..ttt_core.tasks.task import Task
+from .adapter_plan import AdapterPlan, example_count, get_or_train_adapter, with_training
 from .base import Attempt, CostClass, OnStep, register
-from .views import asked, demonstrated, voted
+from .views import demonstration_transformations, view_prompts, vote_over_views
 
 
 @register
@@ -29,29 +29,31 @@ class TttAugmented:
 
     name: str = "ttt_augmented"
     cost_class: CostClass = "train"
-    needs: int = 2
+    min_demonstrations: int = 2
     recipe: Recipe | None = None
 
-    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
         return self._planned(learner, task, seed)[0]
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
         lesson, transformations = self._planned(learner, task, seed)
-        adapter, known = adapter_of(learner, lesson, deadline, on_step)
-        return learned(voted(self.name, learner, task, lesson.recipe, transformations, seed, adapter), adapter, known)
+        adapter, known = get_or_train_adapter(learner, lesson, deadline, on_step)
+        return with_training(
+            vote_over_views(self.name, learner, task, lesson.recipe, transformations, seed, adapter), adapter, known
+        )
 
-    def _planned(self, learner: Learner, task: Task, seed: int) -> tuple[Lesson, list[Transformation]]:
+    def _planned(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
         """The lesson, and the transformations that its prompts are shown under."""
         recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
-        transformations = demonstrated(learner, task, recipe.transformations, rng)
+        transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
 
         def draw() -> Sequence[Task]:
-            return transformed(reordered(task, examples_of(recipe), rng), transformations)
+            return transformed(leave_one_out_orders(task, example_count(recipe), rng), transformations)
 
         def asks() -> Sequence[Task]:
-            return asked(self.name, learner, task, recipe, transformations, seed)
+            return view_prompts(self.name, learner, task, recipe, transformations, seed)
 
-        return Lesson(self.name, task, recipe, seed, draw, asks), transformations
+        return AdapterPlan(self.name, task, recipe, seed, draw, asks), transformations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..ttt_core.examples import single_pairs
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
-from .adapting import Lesson, adapter_of, learned
+from ..ttt_core.tasks.augmentation import single_pairs
+from ..ttt_core.tasks.task import Task
+from .adapter_plan import AdapterPlan, get_or_train_adapter, with_training
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -24,15 +24,15 @@ class TttDirect:
 
     name: str = "ttt_direct"
     cost_class: CostClass = "train"
-    needs: int = 1
+    min_demonstrations: int = 1
     recipe: Recipe | None = None
 
-    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
         recipe = self.recipe or learner.recipe(self.name, task.kind)
-        return Lesson(self.name, task, recipe, seed, lambda: single_pairs(task), lambda: [task])
+        return AdapterPlan(self.name, task, recipe, seed, lambda: single_pairs(task), lambda: [task])
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
-        return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)
+        adapter, known = get_or_train_adapter(learner, self.plan(learner, task, seed), deadline, on_step)
+        return with_training(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)

@@ -6,11 +6,11 @@ import math
 import random
 from dataclasses import dataclass
 
-from ..ttt_core.examples import reordered
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
-from .adapting import Lesson, adapter_of, examples_of, learned
+from ..ttt_core.tasks.augmentation import leave_one_out_orders
+from ..ttt_core.tasks.task import Task
+from .adapter_plan import AdapterPlan, example_count, get_or_train_adapter, with_training
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -26,16 +26,23 @@ class TttInContext:
 
     name: str = "ttt_in_context"
     cost_class: CostClass = "train"
-    needs: int = 2
+    min_demonstrations: int = 2
     recipe: Recipe | None = None
 
-    def lesson(self, learner: Learner, task: Task, seed: int) -> Lesson:
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
         recipe = self.recipe or learner.recipe(self.name, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
-        return Lesson(self.name, task, recipe, seed, lambda: reordered(task, examples_of(recipe), rng), lambda: [task])
+        return AdapterPlan(
+            self.name,
+            task,
+            recipe,
+            seed,
+            lambda: leave_one_out_orders(task, example_count(recipe), rng),
+            lambda: [task],
+        )
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        adapter, known = adapter_of(learner, self.lesson(learner, task, seed), deadline, on_step)
-        return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)
+        adapter, known = get_or_train_adapter(learner, self.plan(learner, task, seed), deadline, on_step)
+        return with_training(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)

@@ -6,12 +6,12 @@ import math
 import random
 from dataclasses import dataclass
 
-from ..ttt_core.adapters import Adapter
-from ..ttt_core.examples import reordered
 from ..ttt_core.learner import Learner
+from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
-from .adapting import examples_of, fitting, key_of, learned
+from ..ttt_core.tasks.augmentation import leave_one_out_orders
+from ..ttt_core.tasks.task import Task
+from .adapter_plan import adapter_key, example_count, fit_to_context, with_training
 from .base import Attempt, CostClass, OnStep, from_answer, register
 
 
@@ -29,9 +29,9 @@ class TttWarm:
 
     name: str = "ttt_warm"
     cost_class: CostClass = "train"
-    needs: int = 2
+    min_demonstrations: int = 2
     recipe: Recipe | None = None
-    known: int = 8
+    max_candidates: int = 8
     """Adapters that are looked at, those used last."""
 
     def attempt(
@@ -41,9 +41,9 @@ class TttWarm:
         rng = random.Random(f"{self.name}-{seed}")
 
         def train() -> Adapter:
-            (examples,), fit = fitting(learner, [reordered(task, examples_of(recipe), rng)], recipe)
-            start = learner.nearest(task, recipe, self.known)
+            (examples,), fit = fit_to_context(learner, [leave_one_out_orders(task, example_count(recipe), rng)], recipe)
+            start = learner.nearest(task, recipe, self.max_candidates)
             return learner.adapt(examples, fit, seed=seed, deadline=deadline, on_step=on_step, start=start)
 
-        adapter, reused = learner.remembered(key_of(self.name, task, recipe, seed, self.known), train)
-        return learned(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, reused)
+        adapter, reused = learner.get_or_train(adapter_key(self.name, task, recipe, seed, self.max_candidates), train)
+        return with_training(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, reused)

@@ -6,20 +6,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..ttt_core.adapters import Adapter
-from ..ttt_core.answering import Answer
-from ..ttt_core.examples import shuffled
-from ..ttt_core.kinds import Identity, Transformation, kind_of
+from ..ttt_core.engine.answering import Answer
 from ..ttt_core.learner import Learner
+from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
-from ..ttt_core.tasks import Task
+from ..ttt_core.tasks.augmentation import shuffled
+from ..ttt_core.tasks.kinds import IdentityTransformation, Transformation, kind_of
+from ..ttt_core.tasks.task import Task
 from .base import Attempt, hierarchical_vote
 
 ORDERS = 2
 """Orders of the demonstrations under each transformation."""
 
 
-def changing(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+def distinct_transformations(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
     """Up to `count` transformations that each make a different task of it, and one that still fits in the context."""
     found: dict[Task, Transformation] = {}
     for transformation in kind_of(task).transformations(task, 2 * count, rng):
@@ -29,9 +29,9 @@ def changing(learner: Learner, task: Task, count: int, rng: random.Random) -> li
     return list(found.values())
 
 
-def demonstrated(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+def demonstration_transformations(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
     """As `changing`, drawn from the demonstrations alone: another query of theirs finds the same adapter."""
-    return changing(learner, replace(task, query=task.demonstrations[0].input, answer=None), count, rng)
+    return distinct_transformations(learner, replace(task, query=task.demonstrations[0].input, answer=None), count, rng)
 
 
 def vote(
@@ -47,11 +47,11 @@ def vote(
 
     Of a cross-fitted adapter every part has its vote on every view.
     """
-    sources: list[Transformation] = [Identity(), *transformations]
+    sources: list[Transformation] = [IdentityTransformation(), *transformations]
     prompts = _prompts(learner, task, views, transformations, rng)
-    guess = learner.guess(task)
+    guess = learner.cached_answer(task)
     guesses = [None if guess is None else sources[index].apply(guess) for index, _ in prompts]
-    answers = learner.answers([p for _, p in prompts], adapter, guesses=guesses)
+    answers = learner.answers([p for _, p in prompts], adapter, drafts=guesses)
     groups: list[list[Answer]] = [[] for _ in sources]
     for each in answers:
         for (index, _), answer in zip(prompts, each, strict=True):
@@ -71,13 +71,13 @@ def _prompts(
     """The views, each with the number of its transformation; 0 is the task as it is."""
     per = [ORDERS] * (1 + len(transformations)) if transformations else [views]
     prompts: list[tuple[int, Task]] = []
-    for index, source in enumerate([Identity(), *transformations]):
+    for index, source in enumerate([IdentityTransformation(), *transformations]):
         base = task.map(source.apply)
         prompts += [(index, base if order == 0 else shuffled(base, rng)) for order in range(per[index])]
     return [p for p in _first_unique(prompts) if p[1] == task or learner.fits(p[1])][:views]
 
 
-def voted(
+def vote_over_views(
     name: str,
     learner: Learner,
     task: Task,
@@ -90,7 +90,7 @@ def voted(
     return vote(name, learner, task, *_drawn(name, recipe, transformations, seed), adapter)
 
 
-def asked(
+def view_prompts(
     name: str, learner: Learner, task: Task, recipe: Recipe, transformations: Sequence[Transformation], seed: int
 ) -> list[Task]:
     """The tasks that `voted` asks an adapter."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autottt.ttt_core.learner import Learner
-    from autottt.ttt_core.tasks import Task
+    from autottt.ttt_core.tasks.task import Task
 
 MakeLearner = Callable[..., "Learner"]
 Unchanged = Callable[["nn.Module"], AbstractContextManager[None]]
@@ -34,15 +34,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From when it is called, a step of training is divided as there: rows of several adapters in one pass."""
-    from autottt.ttt_core import training
-    from autottt.ttt_core.gradients import Passes
+    from autottt.ttt_core.lora import training
+    from autottt.ttt_core.lora.gradients import GradientEngine
 
-    class Stacked(Passes):
+    class Stacked(GradientEngine):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             self._on_cpu, self._workers = False, 1
 
-    return lambda: monkeypatch.setattr(training, "Passes", Stacked)
+    return lambda: monkeypatch.setattr(training, "GradientEngine", Stacked)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def make_learner(one_thread: None) -> MakeLearner:
 @pytest.fixture
 def task() -> Task:
     """Lists to be reversed; with its answer."""
-    from autottt.ttt_core.kinds import make_task
+    from autottt.ttt_core.tasks.kinds import make_task
 
     pairs: list[tuple[object, object]] = [([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([7, 8, 9, 9], [9, 9, 8, 7])]
     return make_task(pairs, [6, 2, 4], answer=[4, 2, 6])

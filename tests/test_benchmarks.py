@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from autottt.controller.evaluation import Row
-from autottt.policies.cases import cases_of
 from autottt.policies.features import FEATURES_VERSION, NAMES
+from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import LearnedPolicy
-from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
-from autottt.ttt_core.tokenizer import build_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # `engine` imports its neighbour `engine_growth`, as a script does
@@ -266,7 +266,7 @@ class TestPolicy:
             outcome(f"f{n}", s, 0, float(s == "in_context" or n < 2), c, s == "in_context")
             for n in range(6) for s, c in zip(strategies, (1.0, 8.0, 200.0, 300.0), strict=True)
         ]  # fmt: skip
-        found = policy.transferred(learned, cases_of(outcomes))
+        found = policy.transferred(learned, build_outcome_table(outcomes))
         assert found["gain"] == pytest.approx(found["utility"] - found["single_utility"], abs=1e-3)
         low, high = found["interval_90"]
         assert low - 0.001 < found["gain"] < high + 0.001
@@ -359,7 +359,7 @@ class TestEngine:
         engine = script("engine")
         growth = sys.modules["engine_growth"]
         loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
-        recipe = Recipe(rank=4, steps=1, batch=2, dropout=0.0)
+        recipe = Recipe(rank=4, max_steps=1, batch_size=2, dropout=0.0)
         rows = growth.prompts_of(loaded, growth.lists_task(3), recipe)
         assert len(rows) == 2
         once = growth.operations(loaded, recipe, rows[:1]) + growth.operations(loaded, recipe, rows[1:])

@@ -23,8 +23,8 @@ import pytest
 
 import autottt.strategies
 from autottt.strategies import base
-from autottt.ttt_core.generator.core import Domain, Primitive
-from autottt.ttt_core.generator.families import domains
+from autottt.ttt_core.pretraining.generator.core import Domain, Primitive
+from autottt.ttt_core.pretraining.generator.families import domains
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -72,7 +72,7 @@ def run_python(document, block, namespace):
 
 
 def run_console(block, monkeypatch):
-    from autottt.controller import cli
+    from autottt.controller.cli import main as cli
 
     for line in block.text.replace("\\\n", " ").splitlines():
         if not line.startswith("$ "):
@@ -290,7 +290,7 @@ def test_the_page_of_measured_numbers_is_what_was_measured():
 def test_the_table_names_every_strategy_and_its_price():
     rows = [re.findall(r"[^|]+", row) for row in strategies_table().splitlines()[2:]]
     said = {row[0].strip(" `"): (row[1].strip(), int(row[2])) for row in rows}
-    assert said == {name: (s.cost_class, s.needs) for name, s in base.strategies().items()}
+    assert said == {name: (s.cost_class, s.min_demonstrations) for name, s in base.strategies().items()}
 
 
 def write() -> None:

@@ -14,26 +14,27 @@ import pytest
 import torch
 from torch import nn
 
-from autottt.ttt_core import buffer, decoding
-from autottt.ttt_core.adapters import Adapter
-from autottt.ttt_core.answering import Answer
-from autottt.ttt_core.decoding import TokenScores, decode
-from autottt.ttt_core.encoding import Encoded
+from autottt.ttt_core.engine.answering import Answer
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
-from autottt.ttt_core.examples import leave_one_out
-from autottt.ttt_core.kinds import make_task
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora import LoraWeights
-from autottt.ttt_core.memory import tokens_that_fit
-from autottt.ttt_core.model import wrap_model
-from autottt.ttt_core.prompts import PlainFormat
+from autottt.ttt_core.lora import optimizer
+from autottt.ttt_core.lora.adapter import Adapter
+from autottt.ttt_core.lora.training import TrainingRecord, train
+from autottt.ttt_core.lora.weights import LoraWeights
+from autottt.ttt_core.model import generation as decoding
+from autottt.ttt_core.model.context_window import ContextWindow
+from autottt.ttt_core.model.encoding import Encoded
+from autottt.ttt_core.model.generation import TokenScores, decode
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.model.memory import tokens_that_fit
 from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.tasks.augmentation import leave_one_out
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.prompts import PlainFormat
+from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
-from autottt.ttt_core.training import Training, train
-from autottt.ttt_core.window import ContextWindow
 
-QUICK = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, steps=3, batch=2)
+QUICK = Recipe(rank=4, alpha=8.0, dropout=0.0, learning_rate=1e-2, max_steps=3, batch_size=2)
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ CASES = [
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 pytestmark = pytest.mark.usefixtures("one_thread")
-real_room = ContextWindow.room
+real_room = ContextWindow.max_new_tokens
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of random models do not end, and are nothing but noise; a few tokens show as much as many."""
-    monkeypatch.setattr(ContextWindow, "room", lambda self, task: min(10, real_room(self, task)))
-    monkeypatch.setattr(PlainFormat, "may_begin", lambda self, task, text: True)
+    monkeypatch.setattr(ContextWindow, "max_new_tokens", lambda self, task: min(10, real_room(self, task)))
+    monkeypatch.setattr(PlainFormat, "is_valid_prefix", lambda self, task, text: True)
 
 
 def queries(task: Task) -> list[Task]:
@@ -121,7 +122,7 @@ def test_the_cases_cover_every_pair() -> None:
 @every_case
 def test_greedy_answers_are_those_of_generate(case: Case, task: Task) -> None:
     learner = case.learner()
-    prompt, room = learner.encode(task).ids, learner.room(task)
+    prompt, room = learner.encode(task).ids, learner.max_new_tokens(task)
     learner.read(task)
     answer = learner.answer([task])[0]
     output = learner.loaded.model.generate(
@@ -148,7 +149,7 @@ def test_batched_answers_are_those_given_one_by_one(case: Case, task: Task) -> N
         together = learner.answer(tasks)
         assert len(together) == len(tasks)
         for one, answer in zip(tasks, together, strict=True):
-            learner.forget()
+            learner.clear()
             same(answer, learner.answer([one])[0], case)
 
 
@@ -158,11 +159,11 @@ def test_answers_over_a_cached_prefix_are_those_without(case: Case, task: Task) 
     tasks = queries(task)
     first = learner.answer(tasks)
     known = learner.answer(tasks)
-    learner.forget()
+    learner.clear()
     again = learner.answer(tasks)
     assert first == known == again
     for one, answer in zip(tasks, first, strict=True):
-        (plain,) = decode(learner.loaded, [learner.encode(one)], [learner.room(one)])
+        (plain,) = decode(learner.loaded, [learner.encode(one)], [learner.max_new_tokens(one)])
         same(answer, replace(answer, text=plain.text, scores=plain.scores, ended=plain.ended), case)
 
 
@@ -200,7 +201,7 @@ def test_scores_are_those_of_a_plain_pass(case: Case, task: Task) -> None:
 def test_all_tokens_hit_exactly_when_greedy_decoding_gives_that_answer(architecture: str) -> None:
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     examples = [make_task([], x, answer=y) for x, y in (("a", "c"), ("b", "cd"), ("e", "d"))]
-    recipe = Recipe(rank=16, alpha=32.0, dropout=0.0, learning_rate=1e-2, steps=40, batch=3)
+    recipe = Recipe(rank=16, alpha=32.0, dropout=0.0, learning_rate=1e-2, max_steps=40, batch_size=3)
     adapter = learner.adapt(examples, recipe)
     asked = [make_task([], x) for x in "abefgh"]
     given = learner.answer(asked, adapter)
@@ -219,9 +220,9 @@ def test_all_tokens_hit_exactly_when_greedy_decoding_gives_that_answer(architect
 def test_an_adapter_learns_and_acts_only_while_it_is_attached(case: Case, task: Task) -> None:
     learner = case.learner()
     before = learner.score([task])
-    adapter = learner.adapt(leave_one_out(task), replace(QUICK, steps=10, batch=3))
+    adapter = learner.adapt(leave_one_out(task), replace(QUICK, max_steps=10, batch_size=3))
     assert adapter.training.steps == 10
-    assert adapter.training.stopped == "finished"
+    assert adapter.training.stop_reason == "finished"
     assert adapter.training.losses[-1] < 0.7 * adapter.training.losses[0]
     adapted = learner.score([task], adapter)
     assert adapted[0][-1].total > before[0][-1].total + 1
@@ -232,7 +233,7 @@ def test_an_adapter_learns_and_acts_only_while_it_is_attached(case: Case, task: 
 def test_a_new_adapter_changes_nothing(case: Case, task: Task) -> None:
     learner = case.learner()
     weights = LoraWeights.initial(learner.loaded.model, QUICK, [0])
-    adapter = Adapter(weights, QUICK, Training(0, (), 0.0, 0, "finished"), learner.base_hash)
+    adapter = Adapter(weights, QUICK, TrainingRecord(0, (), 0.0, 0, "finished"), learner.base_hash)
     assert learner.score([task], adapter) == learner.score([task])
     assert learner.answer([task], adapter) == learner.answer([task])
 
@@ -252,7 +253,7 @@ def test_adapters_trained_side_by_side_are_those_trained_alone(
         [learner.encode(t, t.answer) for t in leave_one_out(task.with_demonstrations(task.demonstrations[:2]))],
     ]
     together, trained = train(learner.loaded, held, QUICK, [5, 6])
-    assert together.count == 2
+    assert together.adapter_count == 2
     for index, (examples, seed) in enumerate(zip(held, (5, 6), strict=True)):
         alone, (training_alone,) = train(learner.loaded, [examples], QUICK, [seed])
         # Adam divides by the gradient's size: where that is next to nothing, rounding shows. bf16 rounds at 2^-8.
@@ -277,7 +278,7 @@ def test_one_adapter_is_not_answered_with_the_prefix_of_another(task: Task) -> N
     for seed in range(6):  # adapters that are let go of leave their addresses to the next
         adapter = learner.adapt(leave_one_out(task), replace(QUICK, learning_rate=5e-2), seed=seed)
         at_once = learner.answer([task], adapter)
-        learner.forget()
+        learner.clear()
         assert learner.answer([task], adapter) == at_once
         del adapter
 
@@ -297,15 +298,15 @@ def test_the_same_seed_trains_the_same_adapter_whatever_the_random_state(task: T
 def test_remembered_adapters_are_bounded_and_those_cut_short_are_not_kept(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    cut = replace(adapter, training=replace(adapter.training, stopped="deadline"))
+    cut = replace(adapter, training=replace(adapter.training, stop_reason="deadline"))
     learner.adapters.memory_bytes = 2 * adapter.weights.nbytes
-    assert learner.remembered("cut", lambda: cut) == (cut, False)
-    assert learner.remembered("cut", lambda: adapter) == (adapter, False)
-    assert learner.remembered("cut", lambda: cut) == (adapter, True)
+    assert learner.get_or_train("cut", lambda: cut) == (cut, False)
+    assert learner.get_or_train("cut", lambda: adapter) == (adapter, False)
+    assert learner.get_or_train("cut", lambda: cut) == (adapter, True)
     for key in "abc":
-        learner.remembered(key, lambda: adapter)
-    assert learner.remembered("c", lambda: cut) == (adapter, True)
-    assert learner.remembered("a", lambda: cut) == (cut, False)
+        learner.get_or_train(key, lambda: adapter)
+    assert learner.get_or_train("c", lambda: cut) == (adapter, True)
+    assert learner.get_or_train("a", lambda: cut) == (cut, False)
 
 
 def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -> None:
@@ -318,7 +319,7 @@ def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -
     assert (learner.work - first).forward == first.forward - prompt, "the whole prompt is read already"
     before, other = learner.work, replace(task, query=(9, 9, 9, 1))
     (found,) = learner.answer([other])
-    read = len(learner.encode(other).ids) - learner.encode(other).shared
+    read = len(learner.encode(other).ids) - learner.encode(other).shared_prefix_length
     assert (learner.work - before).forward == read + len(found.scores.hits), "what queries share is read already"
     before = learner.work
     adapter = learner.adapt(leave_one_out(task), QUICK)
@@ -350,7 +351,7 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
 def test_a_batch_never_leaves_the_context_for_the_room_of_another(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ContextWindow, "room", real_room)
+    monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     full = make_task([("a" * 40, "b")] * 6, "a" * 40)
     filled = len(learner.encode(full).ids)
@@ -362,7 +363,7 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
 
 
 def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ContextWindow, "room", real_room)
+    monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     empty = len(learner.encode(make_task([("", "b" * 9)], "c")).ids)
 
@@ -370,7 +371,7 @@ def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch
         """A task whose prompt leaves so many tokens."""
         return make_task([("a" * (CONTEXT - empty - left), "b" * 9)], "c")
 
-    assert CONTEXT - len(learner.encode(filled(20)).ids) == 20 < learner.room(filled(20))
+    assert CONTEXT - len(learner.encode(filled(20)).ids) == 20 < learner.max_new_tokens(filled(20))
     for left in (9, 20):
         (answer,) = learner.answer([filled(left)])
         assert len(answer.scores.hits) <= left
@@ -455,7 +456,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("the last training pass", 7, layer, "forward", after=True),
         Fault("before backward", 1, lambda _: torch.autograd, "grad"),
         Fault("after backward", 2, lambda _: torch.autograd, "grad", after=True),
-        Fault("clipping", 2, lambda _: buffer, "clip"),
+        Fault("clipping", 2, lambda _: optimizer, "clip_gradients"),
         Fault("before the optimizer's step", 1, lambda _: torch.optim.AdamW, "step"),
         Fault("after the optimizer's step", 3, lambda _: torch.optim.AdamW, "step", after=True),
     ],
@@ -497,7 +498,7 @@ def of_old(architecture: str, task: Task) -> tuple[Any, ...]:
 
 
 def behaviour(learner: Learner, task: Task, adapter: Adapter) -> tuple[Any, ...]:
-    trained = learner.adapt(leave_one_out(task), replace(QUICK, steps=1), seed=2)
+    trained = learner.adapt(leave_one_out(task), replace(QUICK, max_steps=1), seed=2)
     return (
         learner.answer([task]),
         learner.answer([task], adapter),
@@ -572,7 +573,7 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
     odd(model)
-    real_clip, real_step = buffer.clip, torch.optim.AdamW.step
+    real_clip, real_step = optimizer.clip_gradients, torch.optim.AdamW.step
 
     def clip(found: torch.Tensor, limits: list[float]) -> None:
         real_clip(found, limits)
@@ -587,10 +588,10 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
             if stage == "forward":
                 Fault("", 3, layer, "forward", after=True).set(patch, model, lambda output: output * torch.nan)
             elif stage == "gradient":
-                patch.setattr(buffer, "clip", clip)
+                patch.setattr(optimizer, "clip_gradients", clip)
             else:
                 patch.setattr(torch.optim.AdamW, "step", step)
-            one_step = replace(QUICK, steps=2 if stage == "forward" else 1)
+            one_step = replace(QUICK, max_steps=2 if stage == "forward" else 1)
             with pytest.raises(AdaptationError, match=r"not a number|not numbers"):
                 learner.adapt(leave_one_out(task), one_step)
         learner.verify(full=True)

@@ -16,25 +16,25 @@ import pytest
 
 from autottt import strategies as package
 from autottt.strategies import base
-from autottt.strategies.adapting import fitting
+from autottt.strategies.adapter_plan import fit_to_context
 from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, register, run, strategies
-from autottt.ttt_core.answering import Answer
-from autottt.ttt_core.decoding import TokenScores
+from autottt.ttt_core.engine.answering import Answer
 from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
-from autottt.ttt_core.examples import reordered
-from autottt.ttt_core.kinds import KINDS, make_task
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.model import wrap_model
+from autottt.ttt_core.model.context_window import ContextWindow
+from autottt.ttt_core.model.generation import TokenScores
+from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks import Task
+from autottt.ttt_core.tasks.augmentation import leave_one_out_orders
+from autottt.ttt_core.tasks.kinds import KINDS, make_task
+from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
-from autottt.ttt_core.window import ContextWindow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = list(strategies())
 TRAINED = [n for n, s in strategies().items() if s.cost_class == "train"]
 QUICK = Recipe(
-    rank=4, alpha=8.0, dropout=0.1, learning_rate=1e-2, steps=2, batch=2, transformations=2, views=3
+    rank=4, alpha=8.0, dropout=0.1, learning_rate=1e-2, max_steps=2, batch_size=2, transformations=2, views=3
 )  # fmt: skip
 TASKS = {
     "grid": make_task([([[1, 0]], [[0, 1]]), ([[2, 0]], [[0, 2]]), ([[3, 3], [4, 0]], [[3, 3], [0, 4]])], [[5, 0]]),
@@ -48,15 +48,15 @@ every_strategy = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture
 def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     """Quick recipes for every strategy, and answers of a few tokens."""
-    real = ContextWindow.room
-    monkeypatch.setattr(ContextWindow, "room", lambda self, task: min(8, real(self, task)))
+    real = ContextWindow.max_new_tokens
+    monkeypatch.setattr(ContextWindow, "max_new_tokens", lambda self, task: min(8, real(self, task)))
     recipes = dict.fromkeys(NAMES, QUICK)
     return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes=recipes))
 
 
 def timeless(attempt: Attempt) -> Attempt:
     """Without what a clock says."""
-    training = attempt.training and replace(attempt.training, seconds=0.0)
+    training = attempt.training_record and replace(attempt.training_record, seconds=0.0)
     return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training=training)
 
 
@@ -68,24 +68,24 @@ def test_a_step_has_no_more_prompts_than_there_are_different_ones(
     real = Learner.adapt
 
     def adapt(self: Learner, examples: Any, recipe: Recipe, **settings: Any) -> Any:
-        seen.append((len(examples), recipe.batch))
+        seen.append((len(examples), recipe.batch_size))
         return real(self, examples, recipe, **settings)
 
     monkeypatch.setattr(Learner, "adapt", adapt)
     task = replace(TASKS["list"], demonstrations=TASKS["list"].demonstrations[:2])
-    strategy = replace(get_strategy("ttt_in_context"), recipe=replace(QUICK, batch=6))  # type: ignore[type-var]
-    assert run(strategy, learner, task).training is not None
+    strategy = replace(get_strategy("ttt_in_context"), recipe=replace(QUICK, batch_size=6))  # type: ignore[type-var]
+    assert run(strategy, learner, task).training_record is not None
     assert seen == [(2, 2)]
 
 
 @pytest.mark.parametrize(("prompts", "batch"), [(0.0, 6), (0.5, 1), (2.5, 2), (100.0, 6)])
 def test_a_step_has_fewer_prompts_where_they_are_long(prompts: float, batch: int, learner: Learner) -> None:
     task = TASKS["list"]
-    recipe = replace(QUICK, batch=6, steps=20)
-    drawn = reordered(task, 100, random.Random(0))
+    recipe = replace(QUICK, batch_size=6, max_steps=20)
+    drawn = leave_one_out_orders(task, 100, random.Random(0))
     longest = max(learner.length(t) for t in drawn)
-    (examples,), fit = fitting(learner, [drawn], replace(recipe, tokens=round(prompts * longest)))
-    assert (len(examples), fit.batch) == (6, batch)
+    (examples,), fit = fit_to_context(learner, [drawn], replace(recipe, max_tokens_per_step=round(prompts * longest)))
+    assert (len(examples), fit.batch_size) == (6, batch)
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -105,11 +105,11 @@ def test_an_attempt_keeps_the_contract(name: str, kind: str, learner: Learner, u
     assert 0 <= attempt.confidence <= 1
     assert attempt.cost.seconds > 0
     assert attempt.cost.forward_tokens >= len(learner.encode(task.with_demonstrations(())).ids)
-    assert (attempt.cost.backward_tokens > 0) == (attempt.training is not None) == (name in TRAINED)
+    assert (attempt.cost.backward_tokens > 0) == (attempt.training_record is not None) == (name in TRAINED)
     assert steps == ([1, 2] if name in TRAINED else [])
     if attempt.value is not None:
         assert KINDS[kind].check(attempt.value) == attempt.value
-    learner.forget()
+    learner.clear()
     assert timeless(run(get_strategy(name), learner, task, seed=3)) == timeless(attempt)
 
 
@@ -118,23 +118,26 @@ def test_an_answer_does_not_depend_on_what_was_answered_before(name: str, learne
     first = TASKS["list"]
     second = replace(first, query=(8, 9, 4), id="second")
     alone = run(get_strategy(name), learner, second)
-    learner.forget()
+    learner.clear()
     run(get_strategy(name), learner, first)
     after = run(get_strategy(name), learner, second)
     assert (after.value, after.text, after.candidates) == (alone.value, alone.text, alone.candidates)
     assert after.confidence == pytest.approx(alone.confidence, rel=1e-3)
-    losses = [a.training.losses if a.training is not None else () for a in (after, alone)]
+    losses = [a.training_record.losses if a.training_record is not None else () for a in (after, alone)]
     assert losses[0] == losses[1]
 
 
 @every_strategy
 def test_too_few_demonstrations_are_refused(name: str, learner: Learner) -> None:
     strategy = get_strategy(name)
-    few = TASKS["list"].with_demonstrations(TASKS["list"].demonstrations[: max(0, strategy.needs - 1)])
-    if strategy.needs:
-        with pytest.raises(StrategyError, match=rf"task: {name} needs {strategy.needs} .* has {strategy.needs - 1}"):
+    few = TASKS["list"].with_demonstrations(TASKS["list"].demonstrations[: max(0, strategy.min_demonstrations - 1)])
+    if strategy.min_demonstrations:
+        with pytest.raises(
+            StrategyError,
+            match=rf"task: {name} needs {strategy.min_demonstrations} .* has {strategy.min_demonstrations - 1}",
+        ):
             run(strategy, learner, few)
-    enough = few.with_demonstrations(TASKS["list"].demonstrations[: strategy.needs])
+    enough = few.with_demonstrations(TASKS["list"].demonstrations[: strategy.min_demonstrations])
     assert run(strategy, learner, enough).status in ("answered", "unreadable")
 
 
@@ -167,8 +170,8 @@ def test_a_deadline_that_has_passed_leaves_no_time_to_train(name: str, learner: 
     attempt = run(get_strategy(name), learner, TASKS["list"], deadline=time.monotonic() - 1)
     assert attempt.cost.backward_tokens == 0
     if name in TRAINED:
-        assert attempt.training is not None
-        assert (attempt.training.steps, attempt.training.stopped) == (0, "deadline")
+        assert attempt.training_record is not None
+        assert (attempt.training_record.steps, attempt.training_record.stop_reason) == (0, "deadline")
 
 
 @every_strategy
@@ -178,7 +181,7 @@ def test_its_docstring_says_the_idea_when_it_wins_when_it_loses_and_the_folder_l
     assert doc.startswith("Idea: ")
     assert " Wins " in doc.replace("\n", " ")
     assert " Loses " in doc.replace("\n", " ")
-    assert f"| `{name}` | {strategy.cost_class} | {strategy.needs} |" in str(package.__doc__)
+    assert f"| `{name}` | {strategy.cost_class} | {strategy.min_demonstrations} |" in str(package.__doc__)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ from .base import Attempt, register
 class Echo:
     name: str = "echo"
     cost_class: str = "read"
-    needs: int = 0
+    min_demonstrations: int = 0
 
     def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
         return Attempt(self.name, task.query, "", 1.0)
@@ -275,8 +278,8 @@ def test_another_query_of_the_same_demonstrations_finds_the_adapter(name: str, l
     strategy, task = get_strategy(name), TASKS["list"]
     first = run(strategy, learner, task)
     second = run(strategy, learner, replace(task, query=(1, 9), id="second"))
-    assert (first.reused, second.reused) == (False, True)
-    assert second.training == first.training
+    assert (first.from_cache, second.from_cache) == (False, True)
+    assert second.training_record == first.training_record
     assert first.cost.backward_tokens > 0 == second.cost.backward_tokens
     for other in (
         lambda: run(strategy, learner, task, seed=1),
@@ -284,7 +287,7 @@ def test_another_query_of_the_same_demonstrations_finds_the_adapter(name: str, l
         lambda: run(strategy, learner, task.with_demonstrations(task.demonstrations[::-1])),
         lambda: run(replace(strategy, recipe=replace(QUICK, rank=2)), learner, task),  # type: ignore[type-var]
     ):
-        assert not other().reused
+        assert not other().from_cache
 
 
 # --- votes ----------------------------------------------------------------------------------------------------------
@@ -349,4 +352,4 @@ def test_a_name_that_is_taken_is_refused_when_a_strategy_registers():
         class Rival:
             name: str = "in_context"
             cost_class: str = "read"
-            needs: int = 0
+            min_demonstrations: int = 0

@@ -15,20 +15,20 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .adapters import Adapter, AdapterCache
-from .answering import Answer, Answerer, Reading, single
-from .decoding import TokenScores
-from .encoding import Encoded
-from .fingerprint import RevertProof
-from .guarded import GuardedModel, Work
-from .model import LoadedModel, load_model, wrap_model
-from .recipes import Recipe, for_each, recipe_for
-from .store import AdapterStore
-from .tasks import Task, Value
-from .teaching import Teacher
-from .together import AnsweredAhead
-from .training import OnStep
-from .window import ContextWindow
+from .engine.adapter_store import AdapterStore
+from .engine.adapter_trainer import AdapterTrainer
+from .engine.answering import Answer, Answerer, PromptScores, require_single
+from .engine.guarded import GuardedModel, Work
+from .engine.prefetch import AnswerPrefetch
+from .lora.adapter import Adapter, AdapterCache
+from .lora.training import OnStep
+from .model.context_window import ContextWindow
+from .model.encoding import Encoded
+from .model.fingerprint import RevertProof
+from .model.generation import TokenScores
+from .model.loading import LoadedModel, load_model, wrap_model
+from .recipes import Recipe, recipe_for, recipes_for_each
+from .tasks.task import Task, Value
 
 
 class Learner:
@@ -53,11 +53,11 @@ class Learner:
         self.loaded = loaded
         self.guarded = GuardedModel(loaded, verify, memory_bytes)
         self.window = ContextWindow(loaded)
-        ahead = AnsweredAhead(self.guarded, self.window)
+        ahead = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, ahead)
-        self.teacher = Teacher(self.guarded, self.window, self.answerer)
-        self.store = AdapterStore(self.guarded, self.teacher, ahead, adapters or AdapterCache())
-        self.turns = self.guarded.turns
+        self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)
+        self.store = AdapterStore(self.guarded, self.trainer, ahead, adapters or AdapterCache())
+        self.lock = self.guarded.lock
         """Whose turn it is at the model; others around it wait for the same."""
 
     @classmethod
@@ -72,7 +72,7 @@ class Learner:
         adapters: AdapterCache | None = None,
         memory_bytes: int | None = None,
     ) -> Learner:
-        """A learner around a local folder, a hub id, or the bundled model; see `autottt.ttt_core.model.load_model`."""
+        """A learner around a local folder, a hub id, or the bundled model; see `autottt.ttt_core.model.loading.load_model`."""
         loaded = load_model(source, device=device, dtype=dtype, prompt_format=prompt_format)
         return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
 
@@ -110,11 +110,11 @@ class Learner:
     @property
     def adapters(self) -> AdapterCache:
         """Adapters of demonstrations that were met before."""
-        return self.store.adapters
+        return self.store.cache
 
     @adapters.setter
     def adapters(self, cache: AdapterCache) -> None:
-        self.store.adapters = cache
+        self.store.cache = cache
 
     @property
     def work(self) -> Work:
@@ -122,9 +122,9 @@ class Learner:
         return self.guarded.work
 
     @property
-    def ahead(self) -> float:
+    def prefetch_seconds(self) -> float:
         """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
-        return self.guarded.ahead
+        return self.guarded.prefetch_seconds
 
     @property
     def base_hash(self) -> str:
@@ -142,11 +142,11 @@ class Learner:
         return self.guarded.threads
 
     @property
-    def stacks(self) -> bool:
+    def batches_adapters(self) -> bool:
         """Whether passes take rows of many adapters: on accelerators. On a CPU one task's rows fill a core already, and
         padding them to the longest of all costs more than it gives (see `gradients`).
         """
-        return self.guarded.stacks
+        return self.guarded.batches_adapters
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
         """Proves that the base is what was loaded. Raises `BaseChangedError`; then the learner refuses all work."""
@@ -172,15 +172,15 @@ class Learner:
         """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""
         return len(self.encode(task, task.answer).ids)
 
-    def room(self, task: Task) -> int:
+    def max_new_tokens(self, task: Task) -> int:
         """Tokens that an answer may take, where the prompt leaves as many: twice the longest output shown or the query,
         and 16 more.
         """
-        return self.window.room(task)
+        return self.window.max_new_tokens(task)
 
     # --- answering -------------------------------------------------------------------------------------------------
 
-    def read(self, task: Task, adapter: Adapter | None = None) -> Reading:
+    def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
         """Reads the demonstrations and scores each answer on the way. What was read is kept for `answer`."""
         return self.answerer.read(task, adapter)
 
@@ -193,7 +193,7 @@ class Learner:
         seed: int = 0,
     ) -> list[Answer]:
         """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0."""
-        return self.answers(tasks, single(adapter), temperature=temperature, seed=seed)[0]
+        return self.answers(tasks, require_single(adapter), temperature=temperature, seed=seed)[0]
 
     def answers(
         self,
@@ -202,22 +202,22 @@ class Learner:
         *,
         temperature: float = 0.0,
         seed: int = 0,
-        guesses: Sequence[Value | None] = (),
+        drafts: Sequence[Value | None] = (),
     ) -> list[list[Answer]]:
         """As `answer`, by each adapter of a cross-fitted one: [A][task]. Guesses at the values, one for each task,
         change how quickly they are found and nothing else.
         """
-        return self.answerer.answers(tasks, adapter, temperature, seed, guesses)
+        return self.answerer.answers(tasks, adapter, temperature, seed, drafts)
 
-    def until(self, stop: Callable[[], bool]) -> AbstractContextManager[None]:
+    def stop_when(self, stop: Callable[[], bool]) -> AbstractContextManager[None]:
         """While inside, answers end where they are once `stop()` is true, which is asked before every pass: what was
         decoded by then may not be readable. What `stop` raises, `answers` raises.
         """
-        return self.answerer.until(stop)
+        return self.answerer.stop_when(stop)
 
-    def guess(self, task: Task) -> Value | None:
+    def cached_answer(self, task: Task) -> Value | None:
         """What the base answered to a task lately, where that is known and can be read."""
-        return self.answerer.guess(task)
+        return self.answerer.cached_answer(task)
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """For each task (its right answer given), the teacher-forced scores of every answer in its prompt, in order.
@@ -227,9 +227,9 @@ class Learner:
         """
         return self.answerer.score(tasks, adapter)
 
-    def forget_scores(self) -> None:
+    def clear_scores(self) -> None:
         """Drops the scores of the base: what is scored next costs what it would have, had nothing been asked before."""
-        self.answerer.forget_scores()
+        self.answerer.clear_scores()
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -270,20 +270,20 @@ class Learner:
         Not `charged`, it is left to `remembered` to charge the work to who asks for an adapter first, and to the caller
         to look whether one `failed`: only what concerns all of them is raised.
         """
-        with self.turns.use:
-            return self.teacher.adapt_many(
-                examples, for_each(recipe, len(examples)), seeds, deadline=deadline, on_step=on_step, charged=charged,
-                start=start, prepared=self.store.prepared_bytes,
+        with self.lock.compute:
+            return self.trainer.adapt_many(
+                examples, recipes_for_each(recipe, len(examples)), seeds, deadline=deadline, on_step=on_step, charged=charged,
+                start=start, prefetched_bytes=self.store.prefetched_bytes,
             )  # fmt: skip
 
-    def crossfit(
+    def cross_validate(
         self,
         examples: Sequence[Sequence[Task]],
-        held: Sequence[Sequence[Task]],
+        held_out: Sequence[Sequence[Task]],
         recipe: Recipe,
         *,
         seed: int = 0,
-        every: int | None = None,
+        eval_steps: int | None = None,
         patience: int = 4,
         deadline: float = math.inf,
         on_step: OnStep | None = None,
@@ -294,22 +294,29 @@ class Learner:
         Keeps all as they were when the held-out tasks were answered best (see `crossfit.HeldOut`). Raises as `adapt`,
         and `AdaptationError` where so many adapters do not fit in memory side by side.
         """
-        return self.teacher.crossfit(
-            examples, held, recipe, seed=seed, every=every, patience=patience, deadline=deadline, on_step=on_step
+        return self.trainer.cross_validate(
+            examples,
+            held_out,
+            recipe,
+            seed=seed,
+            eval_steps=eval_steps,
+            patience=patience,
+            deadline=deadline,
+            on_step=on_step,
         )
 
     # --- adapters --------------------------------------------------------------------------------------------------
 
-    def remembered(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
+    def get_or_train(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
         """The adapter kept under `key`, or a new one, and whether it was known. Those cut short are not kept.
 
         One that was prepared is new to who asks for it first, and charged then.
         """
-        return self.store.remembered(key, make)
+        return self.store.get_or_train(key, make)
 
-    def knows(self, key: object) -> bool:
+    def has_adapter(self, key: object) -> bool:
         """Whether `remembered` would train nothing."""
-        return self.store.knows(key)
+        return self.store.has_adapter(key)
 
     def nearest(self, task: Task, recipe: Recipe, most: int) -> Adapter | None:
         """Of the adapters used last, up to `most` of the task's kind and the recipe's rank and targets, the one that
@@ -318,8 +325,8 @@ class Learner:
         def suits(adapter: Adapter) -> bool:
             return adapter.base_hash == self.base_hash and adapter.kind == task.kind and adapter.matches(recipe)
 
-        with self.turns.use:
-            known = self.adapters.newest(most, suits, self.loaded.model.device)
+        with self.lock.compute:
+            known = self.adapters.most_recent(most, suits, self.loaded.model.device)
             shown = [task.leave_out(len(task.demonstrations) - 1)]
             candidates = [None, *known] if known else []
             likelihoods = [sum(s.total for s in self.score(shown, a)[0][1:]) for a in candidates]
@@ -338,25 +345,25 @@ class Learner:
         """
         return Adapter.from_peft(Path(folder), self.loaded.model, self.base_hash)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops every adapter and prefix in memory. Adapters in a folder stay there."""
-        with self.turns.use:
-            self.answerer.forget()
-            self.store.forget()
+        with self.lock.compute:
+            self.answerer.clear()
+            self.store.clear()
 
-    def charge_anew(self) -> None:
+    def reset_charges(self) -> None:
         """Forgets, but for the adapters in memory: they count as prepared, and whoever asks for one is charged for it.
 
         So costs can be measured as if nothing were known, without training anything twice. Cross-fitted adapters are
         forgotten: what watching them cost is not kept.
         """
-        with self.turns.use:
-            self.answerer.forget()
-            self.store.charge_anew()
+        with self.lock.compute:
+            self.answerer.clear()
+            self.store.reset_charges()
 
     # --- ahead of time ---------------------------------------------------------------------------------------------
 
-    def prepare(
+    def prefetch(
         self,
         keys: Sequence[object],
         examples: Sequence[Sequence[Task]],
@@ -371,16 +378,16 @@ class Learner:
         Those that fail are not prepared, nor those that would not fit in memory beside the others. What `on_step`
         raises is raised.
         """
-        self.store.prepare(keys, examples, for_each(recipe, len(keys)), seeds, on_step)
+        self.store.prefetch(keys, examples, recipes_for_each(recipe, len(keys)), seeds, on_step)
 
-    def answer_ahead(self, keys: Sequence[object], tasks: Sequence[Sequence[Task]]) -> None:
+    def prefetch_answers(self, keys: Sequence[object], tasks: Sequence[Sequence[Task]]) -> None:
         """Decodes what prepared adapters answer to some tasks each, side by side, for `answers` to find. What fails
         here is left to be asked again there.
         """
-        self.store.answer_ahead(keys, tasks)
+        self.store.prefetch_answers(keys, tasks)
 
-    def settle(self) -> None:
+    def release_prefetched(self) -> None:
         """Keeps the prepared adapters that nobody has asked for, as any others; what they cost is charged now. Answers
         that nobody has asked for are forgotten.
         """
-        self.store.settle()
+        self.store.release_prefetched()

@@ -17,16 +17,18 @@ from .errors import ModelError
 
 Loss = Literal["all", "last", "inputs"]
 
-_WHOLE = {"rank": 1, "steps": 1, "batch": 1, "views": 1, "tokens": 0, "transformations": 0}
+_WHOLE = {
+    "rank": 1, "max_steps": 1, "batch_size": 1, "views": 1, "max_tokens_per_step": 0, "transformations": 0,
+}  # fmt: skip
 """Settings that count something, and the least of each."""
 _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "alpha": ("a number", lambda x: -inf < x < inf),
     "dropout": ("a number in [0, 1)", lambda x: 0 <= x < 1),
     "learning_rate": ("a number above 0", lambda x: 0 < x < inf),
-    "warmup": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "warmup_ratio": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
     "weight_decay": ("a number of at least 0", lambda x: 0 <= x < inf),
-    "clip": ("a number above 0", lambda x: 0 < x < inf),
-    "stop_loss": ("a number of at least 0", lambda x: 0 <= x < inf),
+    "max_grad_norm": ("a number above 0", lambda x: 0 < x < inf),
+    "early_stop_loss": ("a number of at least 0", lambda x: 0 <= x < inf),
 }
 """The other numbers: what each has to be, in words and as a test."""
 
@@ -40,15 +42,15 @@ class Recipe:
     """The update is scaled by alpha / rank."""
     dropout: float = 0.05
     """On the adapter's inputs, as in LoRA."""
-    targets: tuple[str, ...] = ("all-linear",)
+    target_modules: tuple[str, ...] = ("all-linear",)
     """Names of the modules that get an adapter; `all-linear` is every linear layer but the output head."""
     learning_rate: float = 1e-4
-    steps: int = 8
-    batch: int = 5
+    max_steps: int = 8
+    batch_size: int = 5
     """Examples (prompts) in a step."""
-    tokens: int = 0
+    max_tokens_per_step: int = 0
     """Tokens in a step at most, but for a single prompt: where prompts are long, a step has fewer; 0 sets no limit."""
-    warmup: float = 0.1
+    warmup_ratio: float = 0.1
     """Share of the steps over which the rate rises linearly; then it falls by a cosine to 0."""
     weight_decay: float = 0.0
     loss: Loss = "all"
@@ -57,9 +59,9 @@ class Recipe:
     """Invertible transformations of the task that examples are also drawn from."""
     views: int = 1
     """Prompts that vote on the answer."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
-    stop_loss: float = 0.0
+    early_stop_loss: float = 0.0
     """Training stops early once two steps in a row had a loss below this, in nats; 0 takes every step."""
 
     def __post_init__(self) -> None:
@@ -77,14 +79,14 @@ class Recipe:
             object.__setattr__(self, name, float(number))
         if self.loss not in get_args(Loss):
             raise _refused("loss", f"one of {', '.join(get_args(Loss))}", self.loss)
-        targets: object = self.targets
+        targets: object = self.target_modules
         if not isinstance(targets, tuple) or not targets or not all(isinstance(t, str) for t in targets):
-            raise _refused("targets", "a tuple of names of modules, or ('all-linear',)", targets)
+            raise _refused("target_modules", "a tuple of names of modules, or ('all-linear',)", targets)
 
     @property
-    def form(self) -> tuple[object, ...]:
+    def batching_key(self) -> tuple[object, ...]:
         """What the recipes of adapters that are trained side by side have in common."""
-        return self.rank, self.alpha, self.targets, self.dropout, self.loss
+        return self.rank, self.alpha, self.target_modules, self.dropout, self.loss
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
@@ -94,8 +96,8 @@ class Recipe:
         known = {f.name for f in fields(cls)}
         if odd := sorted(settings.keys() - known):
             raise ModelError(f"unknown recipe settings {odd}; known are {sorted(known)}")
-        targets = settings.get("targets")
-        values = {**settings, "targets": tuple(targets)} if isinstance(targets, list) else settings
+        targets = settings.get("target_modules")
+        values = {**settings, "target_modules": tuple(targets)} if isinstance(targets, list) else settings
         return replace(cls(), **values)
 
 
@@ -103,7 +105,16 @@ def _refused(name: str, expected: str, received: object) -> ModelError:
     return ModelError(f"a recipe's {name}: expected {expected}; received {received!r}")
 
 
-_SMALL = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=3e-3, steps=24, batch=8, tokens=2048, stop_loss=0.01)
+_SMALL = Recipe(
+    rank=16,
+    alpha=16.0,
+    dropout=0.0,
+    learning_rate=3e-3,
+    max_steps=24,
+    batch_size=8,
+    max_tokens_per_step=2048,
+    early_stop_loss=0.01,
+)
 
 _ANY_KIND: dict[str, Recipe] = {
     "in_context_vote": replace(_SMALL, views=8),
@@ -115,7 +126,7 @@ _ANY_KIND: dict[str, Recipe] = {
 }
 
 BUNDLED: Mapping[str, Recipe] = _ANY_KIND | {
-    f"{name}/{kind}": replace(_ANY_KIND[name], steps=12)
+    f"{name}/{kind}": replace(_ANY_KIND[name], max_steps=12)
     for name in ("ttt_direct", "ttt_in_context", "ttt_warm", "ttt_augmented")
     for kind in ("list", "text")
 }
@@ -125,11 +136,11 @@ are choices among equals, is in benchmarks/LOG.md."""
 _QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
 PUBLISHED: Mapping[str, Recipe] = {
-    "ttt_in_context": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5),
-    "ttt_warm": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5),
-    "ttt_direct": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, steps=8, batch=5, loss="last"),
-    "ttt_augmented": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),
-    "ttt_crossfit": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, steps=250, batch=2, transformations=16, views=10),
+    "ttt_in_context": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5),
+    "ttt_warm": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5),
+    "ttt_direct": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5, loss="last"),
+    "ttt_augmented": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, max_steps=250, batch_size=2, transformations=16, views=10),
+    "ttt_crossfit": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, max_steps=250, batch_size=2, transformations=16, views=10),
     "in_context_vote": Recipe(views=10),
 }
 """The settings of Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
@@ -140,22 +151,22 @@ def recipe_for(recipes: Mapping[str, Recipe], strategy: str, kind: str = "") -> 
     return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
 
 
-def for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:
+def recipes_for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:
     """The recipes of so many adapters that are trained side by side: one for all, or one for each. Raises `ModelError`
     for another number of them, or several forms.
     """
     recipes = [recipe] * count if isinstance(recipe, Recipe) else list(recipe)
     if len(recipes) != count:
         raise ModelError(f"expected one recipe for all {count} adapters, or one for each; received {len(recipes)}")
-    if len({one.form for one in recipes}) > 1:
-        forms = ", ".join(map(repr, dict.fromkeys(one.form for one in recipes)))
+    if len({one.batching_key for one in recipes}) > 1:
+        forms = ", ".join(map(repr, dict.fromkeys(one.batching_key for one in recipes)))
         raise ModelError(
-            "adapters that are trained side by side have one rank, alpha, targets, dropout and loss; received "
+            "adapters that are trained side by side have one rank, alpha, target_modules, dropout and loss; received "
             f"{forms}: train them in groups"
         )
     return recipes
 
 
-def digest_of(recipe: Recipe) -> str:
+def recipe_digest(recipe: Recipe) -> str:
     """What tells a recipe from others: twelve hexadecimal digits."""
     return hashlib.blake2b(repr(recipe).encode(), digest_size=6).hexdigest()

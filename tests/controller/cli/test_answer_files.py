@@ -1,0 +1,98 @@
+"""Files of answers are gone on with, and no other file is ever changed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autottt.controller.cli.answer_files import SHORT, Answers, line_of_problem, refuse_input
+from autottt.ttt_core.errors import TaskError
+from autottt.ttt_core.tasks.readers import Problem
+
+MODEL = "0f" * 16
+
+
+def line(name, **changes):
+    answer = {"id": name, "status": "answered", "seed": 0, "proof": {"hash": MODEL}}
+    return json.dumps({**answer, **changes}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# Notes\n\nprecious\n",
+        "precious",
+        json.dumps({"id": "a", "query": [1]}) + "\n",
+        json.dumps({"id": "a", "query": [1]}),
+        json.dumps({"id": "a", "query": [1]})[:-3] + "\n",
+        line("a") + "precious\n" + line("b"),
+        line("a") + "precious",
+        line("a") + line("b")[:20] + "\n",
+        line("a")[:20] + "\n" + line("b"),
+        line("a") + "[1]\n",
+        "\x00\x00",
+    ],
+)
+def test_a_file_with_anything_but_answers_is_refused(tmp_path, text):
+    file = tmp_path / "file"
+    file.write_text(text)
+    with pytest.raises(TaskError, match=r"file:\d: expected an answer, .* give another --out"):
+        Answers.read(file, 0)
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"id"', line("b")[:-2], line("b")[:-1]])
+def test_what_an_interruption_left_is_gone_on_with(tmp_path, torn):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(line("a") + torn)
+    found = Answers.read(file, 0)
+    whole = torn == line("b")[:-1]
+    assert found.ids == ({"a", "b"} if whole else {"a"})
+    assert found.torn == (bool(torn) and not whole)
+    assert file.read_text() == line("a") + torn, "reading changes nothing"
+    found.prepare_to_append(MODEL)
+    assert file.read_text() == line("a") + (line("b") if whole else "")
+
+
+def test_a_file_that_is_not_there_or_empty_has_no_answers(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    for _ in range(2):
+        found = Answers.read(file, 0)
+        found.prepare_to_append(MODEL)
+        assert (found.ids, found.torn) == (frozenset(), False)
+        file.touch()
+
+
+def test_answers_of_another_seed_or_model_are_not_gone_on_with(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    text = line("a", seed=3) + line("b", status="refused", seed=0) + line("c", seed=3, proof=None)
+    file.write_text(text)
+    with pytest.raises(TaskError, match=r":1: answered with seed 3, and this run has seed 0: give --seed 3"):
+        Answers.read(file, 0)
+    found = Answers.read(file, 3)
+    assert found.ids == {"a", "b", "c"}
+    with pytest.raises(TaskError, match=f"answered by the model {MODEL}, and this one is another"):
+        found.prepare_to_append("another")
+    assert file.read_text() == text
+
+
+def test_what_is_read_is_not_written(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.touch()
+    (tmp_path / "link").symlink_to(tasks)
+    (tmp_path / "runs").mkdir()
+    for out, inputs in ((tasks, [tasks]), (tmp_path / "link", [tasks]), (tmp_path / "new.jsonl", [tmp_path])):
+        with pytest.raises(TaskError, match="write to another"):
+            refuse_input(out, inputs)
+    for out in (tmp_path / "new.jsonl", tmp_path / "runs" / "new.jsonl", tmp_path / "new.txt"):
+        refuse_input(out, [tasks])
+    refuse_input(tmp_path / "runs" / "new.jsonl", [tmp_path])
+    refuse_input(tmp_path / "new.txt", [tmp_path])
+
+
+def test_a_task_that_could_not_be_read_has_a_line_of_the_same_fields():
+    found = json.loads(line_of_problem(Problem("stdin:3", "query: expected a text", "mine")))
+    assert list(found) == list(SHORT)
+    assert (found["id"], found["status"], found["error"]) == ("mine", "refused", "stdin:3: query: expected a text")
+    assert json.loads(line_of_problem(Problem("stdin:3", "not JSON")))["id"] == "stdin:3"

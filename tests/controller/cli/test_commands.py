@@ -1,0 +1,565 @@
+"""The command line as a user meets it: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from autottt.controller.cli import main as cli
+from autottt.controller.controller import Controller
+from autottt.controller.evaluation import Row
+from autottt.policies.outcomes import Outcome, OutcomeStore
+from autottt.strategies import base
+from autottt.strategies.base import strategies
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+GOOD = {
+    "id": "swap",
+    "kind": "list",
+    "demonstrations": [{"input": [1, 2], "output": [2, 1]}, {"input": [3, 4], "output": [4, 3]}],
+}
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    quick = {"rank": 2, "alpha": 2, "dropout": 0, "max_steps": 2, "batch_size": 2, "views": 2, "transformations": 1}
+    settings = {"prompt_format": "compact", "recipes": dict.fromkeys(strategies(), quick)}
+    (folder / "autottt.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def tasks_file(folder: Path, *lines: object) -> str:
+    file = folder / "tasks.jsonl"
+    file.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return str(file)
+
+
+def task(name: str, **more: object) -> dict[str, object]:
+    return {**GOOD, "id": name, "family": name, "queries": [{"input": [5, 6], "output": [6, 5]}], **more}
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error, through `main` as the installed command runs it."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["autottt", *words]
+    cli.errors.file, cli.screen.file = err, out
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        sys.argv = before
+        cli.errors.file = cli.screen.file = None  # type: ignore[assignment]
+    return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def test_solve_writes_one_json_line_per_query(tmp_path, model):
+    code, out, _ = call("solve", tasks_file(tmp_path, task("a"), task("b")), "--model", model)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["id"] for line in lines] == ["a", "b"]
+    assert {"answer", "strategy", "reason", "difficulty", "cost", "proof", "right"} <= lines[0].keys()
+    assert lines[0]["proof"]["tensors"] > 0
+
+
+@pytest.mark.parametrize("name", ["in_context", "ttt_in_context"])
+def test_a_strategy_can_be_forced(tmp_path, model, name):
+    code, out, _ = call("solve", tasks_file(tmp_path, task("a")), "--model", model, "--strategy", name, "--trace")
+    assert code == 0
+    assert json.loads(out)["attempts"][0]["strategy"] == name
+
+
+def test_bad_tasks_are_reported_the_others_answered_and_the_exit_is_1(tmp_path, model):
+    file = tasks_file(
+        tmp_path,
+        task("a"),
+        "{not json",
+        task("b", queries=[{"input": "text"}]),
+        task("long", queries=[{"input": [1] * 900}]),
+        task("c"),
+    )
+    code, out, err = call("solve", file, "--model", model)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [line["id"] for line in lines] == ["a", "long", "c"]
+    assert lines[1]["status"] == "refused"
+    assert "tasks.jsonl:2" in err
+    assert "tasks.jsonl:3" in err
+    assert "tokens" in err
+
+
+def test_resuming_answers_only_what_is_missing(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    assert call("solve", file, "--model", model, "--out", str(out))[0] == 0
+    whole = out.read_text()
+    first, second = whole.splitlines(keepends=True)
+    out.write_text(first + second[:20])
+    code, _, err = call("solve", file, "--model", model, "--out", str(out), "--resume")
+    assert code == 0
+    assert "dropping" in err
+    assert [json.loads(x)["id"] for x in out.read_text().splitlines()] == ["a", "b"]
+    assert out.read_text().startswith(first)
+
+
+def test_resuming_leaves_files_that_are_no_answers_as_they_are(tmp_path, model):
+    file, notes = tasks_file(tmp_path, task("a")), tmp_path / "notes.md"
+    notes.write_text("# Notes\n\nprecious\n")
+    for out in (str(notes), file):
+        before = Path(out).read_text()
+        code, printed, err = call("solve", file, "--model", model, "--out", out, "--resume")
+        assert (code, printed) == (2, "")
+        assert Path(out).name in err
+        assert Path(out).read_text() == before
+
+
+def test_resuming_with_another_seed_or_model_is_refused(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--out", str(out), "--strategy", "in_context"]
+    assert call(*words, "--model", model, "--limit", "1")[0] == 0
+    before = out.read_text()
+    code, _, err = call(*words, "--model", model, "--resume", "--seed", "7")
+    assert (code, "answered with seed 0" in err) == (2, True)
+    code, _, err = call(*words, "--resume")
+    assert (code, "answered by the model" in err) == (2, True)
+    assert out.read_text() == before
+
+
+def test_an_interruption_says_what_is_kept(tmp_path, model, monkeypatch):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--model", model, "--strategy", "in_context"]
+    windows = []
+
+    def interrupted(controller, tasks, together, on_result):
+        windows.append(together)
+        on_result(controller.solve(tasks[0]))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Controller, "solve_many", interrupted)
+        code, _, err = call(*words, "--out", str(out), "--batch-size", "3")
+        assert code == 130
+        assert err.count("\n") == 1
+        assert "out.jsonl keeps the answers so far, and --resume goes on" in err
+        code, printed, err = call(*words)
+        assert (code, len(printed.splitlines())) == (130, 1)
+        assert "--out FILE keeps the answers" in err
+    assert windows == [3, 32]
+    assert call(*words, "--out", str(out), "--resume")[0] == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b"]
+
+
+def test_lines_of_standard_input_are_answered_as_they_come(tmp_path, model, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    answered: list[list[tuple[str, str]]] = []
+
+    def lines():
+        for line in (task("a"), "{", task(7, demonstrations=None), task("a", queries=[{"input": [1]}, {"input": [2]}])):
+            yield (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n"
+            answered.append([(x["id"], x["status"]) for x in map(json.loads, out.read_text().splitlines())])
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
+    code, _, err = call("solve", "-", "--model", model, "--strategy", "in_context", "--out", str(out))
+    assert code == 1
+    refused = ("stdin:2", "refused"), ("7", "refused")
+    seen = [id for id, _ in answered[-1]]
+    assert seen == ["a", "stdin:2", "7", "a#0", "a#1"]
+    assert [len(lines) for lines in answered] == [1, 2, 3, 5], "each before the next is read"
+    assert tuple(answered[2][1:]) == refused
+    assert "problem: stdin:2: not JSON" in err
+
+
+def test_a_strategy_of_ones_own_is_plugged_in(tmp_path, model, monkeypatch):
+    file = tmp_path / "plugged_in_for_a_test.py"
+    file.write_text(
+        "import dataclasses\n"
+        "from autottt import register\n"
+        "from autottt.strategies.base import get_strategy\n"
+        "@register\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine:\n"
+        '    """Idea: the in-context answer again."""\n'
+        "    name: str = 'mine'\n"
+        "    cost_class: str = 'read'\n"
+        "    min_demonstrations: int = 0\n"
+        "    def attempt(self, learner, task, **more):\n"
+        "        found = get_strategy('in_context').attempt(learner, task, **more)\n"
+        "        return dataclasses.replace(found, strategy='mine')\n"
+    )
+    monkeypatch.setenv(base.PLUGINS, "")
+    monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in strategies()})
+    monkeypatch.setattr(base, "_DISCOVERED", [])
+    try:
+        code, out, _ = call("strategies", "--plugin", "json", "--plugin", str(file))
+        assert code == 0
+        assert "the in-context answer again" in out
+        assert os.environ[base.PLUGINS] == os.pathsep.join(["json", str(file)]), "for worker processes"
+        tasks = tasks_file(tmp_path, task("a"))
+        code, out, _ = call("solve", tasks, "--model", model, "--strategy", "mine", "--plugin", str(file), "--trace")
+        assert code == 0
+        assert json.loads(out)["attempts"][0]["strategy"] == "mine"
+        base._DISCOVERED.clear()
+        code, _, err = call("solve", tasks, "--model", model, "--plugin", "no_such_module")
+        assert (code, "no_such_module" in err) == (2, True)
+    finally:
+        sys.modules.pop(file.stem, None)
+
+
+def test_an_existing_file_of_answers_is_not_overwritten(tmp_path, model):
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+    code, _, err = call("solve", tasks_file(tmp_path, task("a")), "--model", model, "--out", str(out))
+    assert code == 2
+    assert "--resume" in err
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["solve", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["solve", "TASKS", "--strategy", "in_contxt"], "did you mean 'in_context'"),
+        (["solve", "TASKS", "--budget", "soon"], "such as 10s"),
+        (["solve", "TASKS", "--model", "no/such/folder"], "no/such/folder"),
+        (["solve", "TASKS", "--device", "abacus"], "abacus"),
+        (["solve", "TASKS", "--dtype", "int3"], "bf16"),
+        (["solve", "TASKS", "--policy", "no-policy"], "no-policy"),
+        (["solve", "TASKS", "--policy", "some", "--strategy", "in_context"], "leaves a policy no choice"),
+        (["solve", "TASKS", "-"], "give it alone"),
+        (["solve", "-", "--limit", "2"], "without --limit"),
+        (["solve", "TASKS", "--resume"], "--out"),
+        (["evaluate", "TASKS", "--resume"], "--json"),
+        (["evaluate", "TASKS", "--json", "tasks.jsonl"], "write to another"),
+        (["evaluate", "TASKS", "--strategies", "magic"], "magic"),
+        (["collect", "--store", "s"], "--generated"),
+        (["train-policy", "no-store", "--out", "o"], "no-store"),
+    ],
+)
+def test_an_error_is_one_clear_line_and_exit_2(tmp_path, model, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    given = [tasks_file(tmp_path, task("a")) if w == "TASKS" else w for w in words]
+    if "--model" not in given and given[0] != "train-policy":
+        given += ["--model", model]
+    code, out, err = call(*given)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    before = sys.argv
+    sys.argv = ["autottt", "solve", str(tmp_path / "none.jsonl"), "--debug"]
+    try:
+        with pytest.raises(Exception, match=r"none\.jsonl"):
+            cli.main()
+    finally:
+        sys.argv = before
+
+
+def test_evaluate_prints_a_table_and_writes_json(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
+    code, shown, _ = call(
+        "evaluate", file, "--model", model, "--strategies", "in_context,ttt_in_context,controller", "--json", str(out)
+    )
+    report = json.loads(out.read_text())
+    assert code == 0
+    assert "ttt_in_context" in shown
+    assert [s["strategy"] for s in report["summary"]] == ["in_context", "ttt_in_context", "controller"]
+    for key in ("query_accuracy", "task_accuracy", "queries", "tasks", "seconds", "cost", "adapted"):
+        assert key in report["summary"][0]
+    assert report["summary"][0]["cost"] == 1.0
+    assert report["summary"][1]["adapted"] == 1.0
+    assert len(report["rows"]) == 6
+    assert not list(tmp_path.glob("*.rows.jsonl"))
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
+    from autottt.controller import evaluation
+
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
+    words = ["evaluate", file, "--model", model, "--strategies", "in_context", "--json", str(out), "--dtype", "fp32"]
+    real, calls = evaluation._row, []
+
+    def interrupted(controller, task, name, seed):
+        calls.append(task.id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(controller, task, name, seed)
+
+    monkeypatch.setattr(evaluation, "_row", interrupted)
+    code, _, err = call(*words)
+    assert code == 130
+    assert "out.rows.jsonl keeps the rows so far, and --resume goes on" in err
+    assert not out.exists()
+    kept = tmp_path / "out.rows.jsonl"
+    before = kept.read_text()
+    for other in ([], ["--resume", "--seed", "7"], ["--resume", "--dtype", "bf16"]):
+        code, _, err = call(*words, *other)
+        assert code == 2
+        assert "to begin anew" in err
+        assert kept.read_text() == before
+    assert call(*words, "--resume")[0] == 0
+    assert calls == ["a", "b", "b"]
+    assert {r["id"] for r in json.loads(out.read_text())["rows"]} == {"a", "b"}
+    assert not kept.exists()
+
+
+def test_rows_that_do_not_say_what_they_were_measured_with_are_not_gone_on_with(tmp_path, model):
+    row = Row("tasks", "a", "a", "a", "in_context", True, "answered", "in_context", False, 1.0, 1)
+    kept = tmp_path / "out.rows.jsonl"
+    kept.write_text(json.dumps(dataclasses.asdict(row)) + "\n")
+    words = ["evaluate", tasks_file(tmp_path, task("a")), "--json", str(tmp_path / "out.json"), "--resume"]
+    code, _, err = call(*words, "--model", model)
+    assert (code, "does not say" in err) == (2, True)
+    assert kept.exists()
+
+
+def test_evaluating_tasks_without_answers_is_an_error(tmp_path, model):
+    code, _, err = call("evaluate", tasks_file(tmp_path, task("a", queries=[{"input": [1]}])), "--model", model)
+    assert code == 2
+    assert "right answer" in err
+
+
+def test_the_version_is_printed():
+    code, out, _ = call("--version")
+    assert (code, out) == (0, f"autottt {version('autottt')}\n")
+
+
+def test_strategies_lists_every_one():
+    code, out, _ = call("strategies")
+    assert code == 0
+    assert all(name in out for name in strategies())
+
+
+def test_doctor_examines_and_tests_the_revert(model):
+    code, out, _ = call("doctor", "--model", model)
+    assert code == 0
+    assert "content hash" in out
+    assert "BAD" not in out
+
+
+def test_policy_show_is_json(model):
+    code, out, _ = call("policy", "show", "--model", model)
+    assert code == 0
+    assert "policy" in json.loads(out)
+
+
+def test_policy_show_is_for_reading_and_whole_as_json():
+    code, out, _ = call("policy", "show")
+    assert code == 0
+    assert "Scorecard" in out
+    assert "rule of thumb" in out
+    code, out, _ = call("policy", "show", "--json")
+    assert code == 0
+    assert json.loads(out)["policy"] == "learned"
+
+
+def policy_hash(store: str) -> str:
+    """The beginning of the content hash of the model that the outcomes are of."""
+    return OutcomeStore(store).read()[0].base_hash[:8]
+
+
+@pytest.mark.parametrize("option", ["--out", "--runs"])
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, option):
+    store, file = OutcomeStore(tmp_path / "store"), tmp_path / "file"
+    file.write_text("")
+    store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
+    places = {"--out": str(tmp_path / "out"), "--runs": str(tmp_path / "runs"), option: str(file / "inside")}
+    code, out, err = call("train-policy", str(tmp_path / "store"), *(part for pair in places.items() for part in pair))
+    assert code == 2
+    assert out == ""
+    assert f"{option} {file / 'inside'}: no folder can be made there" in err.replace("\n", "")
+
+
+def test_outcomes_of_one_of_several_models_are_named(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
+    code, _, err = call("train-policy", str(tmp_path), "--out", str(tmp_path / "out"), "--model-hash", "other")
+    assert code == 2
+    assert "--model-hash other: the outcomes in" in err
+    assert "are of base" in err.replace("\n", " ")
+
+
+def test_collecting_in_context_alone_is_refused(tmp_path, model):
+    file = tasks_file(tmp_path, task("t"))
+    for given in ("", "in_context"):
+        code, _, err = call("collect", file, "--store", str(tmp_path / "s"), "--strategies", given, "--model", model)
+        assert code == 2
+        assert "in_context is run anyway" in err
+
+
+def test_collecting_tells_where_it_is_and_what_comes_next(tmp_path, model):
+    file, store = tasks_file(tmp_path, task("t")), str(tmp_path / "s")
+    code, out, err = call("collect", file, "--store", store, "--strategies", "zero_shot", "--model", model)
+    assert code == 0
+    assert "collecting: 0 of 2" in err
+    assert "holds 2 outcomes; next: autottt train-policy" in out
+
+
+def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
+    families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
+    store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
+    file = tasks_file(tmp_path, *families)
+    assert call("collect", file, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    code, out, _ = call("outcomes", "show", store)
+    assert code == 0
+    assert "12 outcomes" in out
+    options = ["--out", bundle, "--runs", str(tmp_path / "runs"), "--model-hash", policy_hash(store)]
+    code, out, err = call("train-policy", store, *options, "--json")
+    assert code == 0
+    assert json.loads(out)["cases"] == 6
+    assert f"the policy is in {bundle}, with scorecard.md" in err
+    assert [p.name for p in (tmp_path / "runs").glob("*/run.json")] == ["run.json"]
+    assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
+    code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
+    assert code == 0
+    assert "what pushed the estimated difficulty" in out
+    (tmp_path / "other").mkdir()
+    mixed = tasks_file(tmp_path / "other", task("long", queries=[{"input": [1] * 900}]), task("short"))
+    options = ["--device", "cpu", "--prompt-format", "compact"]
+    code, out, err = call("policy", "explain", mixed, "--model", model, "--policy", bundle, *options)
+    assert code == 1
+    assert "refused: long: " in err
+    assert "short" in out, "the others are explained"
+    code, out, _ = call("policy", "compare", bundle, bundle)
+    assert code == 0
+    assert "AUROC of difficulty" in out
+    code, out, _ = call("solve", file, "--model", model, "--policy", bundle)
+    assert code == 0
+    assert len(out.splitlines()) == 6
+
+
+def test_what_was_served_teaches_the_next_policy(tmp_path, model):
+    """Solved without the answers, exploring, with another policy in the shadow; the answers come later."""
+    families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
+    store, bundle, log = (str(tmp_path / n) for n in ("store", "bundle", "answers.jsonl"))
+    places = ["--store", store, "--out", bundle, "--runs", str(tmp_path / "runs")]
+    known = tasks_file(tmp_path, *families)
+    assert call("collect", known, "--store", store, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    new = tmp_path / "new"
+    new.mkdir()
+    file = tasks_file(
+        new, *({**t, "id": f"new-{t['id']}", "queries": [{"input": [n, 6]}]} for n, t in enumerate(families))
+    )
+    options = ["--model", model, "--trace", "--out", log, "--explore", "1", "--shadow", bundle]
+    assert call("train-policy", store, *places[2:])[0] == 0
+    assert call("solve", file, *options)[0] == 0
+    code, out, _ = call("policy", "monitor", log, "--policy", bundle)
+    found = json.loads(out)
+    assert code == 0
+    assert found["queries"] == found["explored"] == found["shadow"]["queries"] == 6
+    assert found["known"] == 0
+    assert "drift" in found
+    solutions = tmp_path / "solutions"
+    solutions.mkdir()
+    answers = tasks_file(
+        solutions, *({**t, "queries": [{"input": [n, 6], "output": [6, n]}]} for n, t in enumerate(families))
+    )
+    before = len(OutcomeStore(store).read())
+    for new_ones in (True, False):
+        code, out, _ = call("retrain", log, "--answers", answers, *places)
+        assert code == 0
+        assert (" 0 new" in " ".join(out.split())) != new_ones
+    after = OutcomeStore(store).read()
+    new_ones = [o for o in after if o.task_id.startswith("new-")]
+    assert len(after) == before + len(new_ones)
+    assert len({o.task_id for o in new_ones}) == 6
+    assert len({o.strategy for o in new_ones}) > 1, "what was explored"
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(log).read_text().replace(new_ones[0].base_hash, "0" * 32))
+    assert call("retrain", str(other), "--answers", answers, *places)[0] != 0
+    assert OutcomeStore(store).read() == after, "refused before anything was written"
+    assert call("policy", "monitor", log, "--answers", answers)[0] == 0
+
+
+TABLE = "task,seed,strategy,accuracy_percent,fit_seconds,eval_seconds\na,1,ICL,50,,2\na,1,TTT,75,6,2\n"
+
+
+def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
+    file, store = tmp_path / "table.csv", str(tmp_path / "store")
+    file.write_text(TABLE)
+    assert call("outcomes", "import", str(file), "--store", store, "--in-context", "ICL")[0] == 0
+    code, out, _ = call("outcomes", "import", str(file), "--store", store, "--in-context", "ICL")
+    assert code == 0
+    assert "0 outcomes added" in out
+    both = tmp_path / "both.csv"
+    both.write_text(TABLE.replace("TTT", "in_context"))
+    code, _, err = call("outcomes", "import", str(both), "--store", store, "--in-context", "ICL")
+    assert code != 0
+    assert "already" in err
+    found = {o.strategy: (o.correct, o.cost, o.seconds) for o in OutcomeStore(store).read()}
+    assert found == {"in_context": (0.5, 1.0, 2.0), "TTT": (0.75, 4.0, 8.0)}
+    code, out, _ = call("outcomes", "show", store)
+    assert code == 0
+    assert "75.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TABLE, "Strategies in the table: ICL, TTT"), ("", "received no columns"),
+        ("task,seed\na,1\n", "expected columns"), (TABLE.replace("75", "x"), "table.csv:3: expected numbers"),
+        (TABLE.replace("75", "175"), "accuracy of 0 to 1"), (TABLE.replace("6,2", "inf,2"), "a cost above 0"),
+        (TABLE + "a,1,TTT,75,6,2\n", "table.csv:4: TTT on a with seed 1 stands in"), ("\ufeff" + TABLE, "ICL, TTT"),
+        (TABLE.replace("a,1,TTT", ",1,TTT"), "expected a task and a strategy"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_imported_is_refused_in_words(tmp_path, text, says):
+    file = tmp_path / "table.csv"
+    file.write_text(text)
+    code, _, err = call("outcomes", "import", str(file), "--store", str(tmp_path / "store"))
+    assert code != 0
+    assert says in " ".join(err.split())
+    assert not (tmp_path / "store").exists()
+
+
+def test_only_a_learned_policy_is_explained(tmp_path, model):
+    code, _, err = call("policy", "explain", tasks_file(tmp_path, task("t")), "--model", model)
+    assert code != 0
+    assert "only a learned policy can be taken apart" in " ".join(err.split())
+
+
+def test_demo_shows_decisions_and_the_proof(model):
+    code, out, _ = call("demo", "--model", model, "--limit", "2")
+    assert code == 0
+    assert "decision" in out
+    assert "content hash" in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "solve",
+        "evaluate",
+        "strategies",
+        "doctor",
+        "demo",
+        "collect",
+        "train-policy",
+        "policy show",
+        "policy explain",
+        "policy compare",
+        "policy monitor",
+        "retrain",
+        "outcomes show",
+        "outcomes import",
+    ],
+)
+def test_every_command_has_help_with_an_example(command):
+    result = runner.invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output

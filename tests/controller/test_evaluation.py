@@ -1,0 +1,178 @@
+"""What an evaluation says of its rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from autottt.controller.cli.display import show_summary
+from autottt.controller.controller import Controller
+from autottt.controller.evaluation import (
+    CONTROLLER,
+    Row,
+    _second_is_right,
+    accuracy_interval,
+    evaluate,
+    read_rows,
+    read_settings,
+    summarise,
+)
+from autottt.policies.policy import FixedPolicy
+from autottt.strategies.base import Attempt, Candidate
+from autottt.ttt_core.errors import StrategyError, TaskError
+from autottt.ttt_core.tasks.kinds import make_task
+
+
+def row(group: str, query: int, strategy: str, right: bool, **more: object) -> Row:
+    given = {"seconds": 1.0, "work": 10, "adapted": False, "status": "answered", **more}
+    return Row("set", group, group, f"{group}#{query}", strategy, right, chosen=strategy, **given)  # type: ignore[arg-type]
+
+
+def test_a_task_is_right_when_all_its_queries_are():
+    rows = [row("a", 0, "in_context", True), row("a", 1, "in_context", False), row("b", 0, "in_context", True)]
+    (summary,) = summarise(rows)
+    assert summary.query_accuracy == pytest.approx(2 / 3)
+    assert summary.task_accuracy == pytest.approx(1 / 2)
+    assert (summary.queries, summary.tasks, summary.cost) == (3, 2, 1.0)
+
+
+def test_costs_are_multiples_of_in_context_on_the_same_queries():
+    rows = [row("a", 0, "in_context", True), row("a", 0, "ttt_direct", True, seconds=7.0, work=300, adapted=True)]
+    summary = summarise(rows)[1]
+    assert (summary.cost, summary.work, summary.adapted) == (7.0, 30.0, 1.0)
+
+
+def test_refused_queries_are_counted_and_wrong():
+    (summary,) = summarise([row("a", 0, "in_context", False, status="refused"), row("b", 0, "in_context", True)])
+    assert (summary.refused, summary.query_accuracy) == (1, 0.5)
+
+
+def test_a_strategy_with_too_few_demonstrations_is_inapplicable_and_wrong(make_learner):
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    single = make_task([([1], [1])], [2], answer=[2])
+    found = evaluate(controller, [single], ["ttt_in_context"])[1]
+    assert (found.status, found.right) == ("inapplicable", False)
+    assert "needs 2 demonstrations; the task has 1" in found.error
+    assert (summarise([replace(found, strategy="in_context")])[0].inapplicable) == 1
+
+
+def shown(rows: list[Row]) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(show_summary(summarise(rows)))
+    return capture.get()
+
+
+def test_queries_that_could_not_be_tried_are_noted_for_each_strategy():
+    rows = [
+        row("a", 0, "in_context", True), row("b", 0, "in_context", False, status="refused"),
+        row("a", 0, "ttt_direct", True), row("b", 0, "ttt_direct", False, status="refused"),
+        row("a", 0, "ttt_crossfit", False, status="inapplicable", seconds=0.0, work=0),
+        row("b", 0, "ttt_crossfit", False, status="inapplicable", seconds=0.0, work=0),
+    ]  # fmt: skip
+    text = shown(rows)
+    assert "set: 1 of 2 queries are over-long for in_context, ttt_direct; they count as wrong" in text
+    assert "set: 2 of 2 queries have too few demonstrations for ttt_crossfit; they count as wrong" in text
+    assert "0.0x" not in text
+    assert "they count as wrong" not in shown(rows[:1])
+
+
+def test_the_interval_comes_from_whole_families():
+    one = [row("a", i, "in_context", True) for i in range(50)]
+    assert accuracy_interval(one) == (1.0, 1.0)
+    low, high = accuracy_interval([*one, *(row("b", i, "in_context", False) for i in range(50))])
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_a_second_attempt_is_the_second_of_the_answers_voted_for():
+    task = make_task([([1], [2]), ([3], [4])], [5], answer=[6])
+    shares = ((7,), 0.5), ((6,), 0.3), ((8,), 0.2)
+    attempt = Attempt("in_context_vote", (7,), "7", 0.5, tuple(Candidate(v, s) for v, s in shares))
+    assert _second_is_right(attempt, task)
+    assert not _second_is_right(replace(attempt, candidates=attempt.candidates[1:]), task)
+    assert not _second_is_right(replace(attempt, candidates=()), task)
+
+
+def test_a_torn_row_of_an_interrupted_run_is_dropped(tmp_path):
+    from dataclasses import asdict
+
+    whole = json.dumps(asdict(row("a", 0, "in_context", True)))
+    (tmp_path / "rows").write_text(whole + "\n" + whole[:30])
+    assert read_rows(tmp_path / "rows") == [row("a", 0, "in_context", True)]
+    assert read_rows(tmp_path / "none") == []
+
+
+def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
+    from dataclasses import asdict
+
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    file = tmp_path / "rows"
+    first = evaluate(controller, [task], ["zero_shot"], file=file)
+    lines = file.read_text().splitlines()
+    file.write_text(lines[0] + "\n" + lines[1][:30])
+    again = evaluate(controller, [task], ["zero_shot"], file=file)
+    assert [r.strategy for r in again] == [r.strategy for r in first]
+    assert sorted(asdict(r)["strategy"] for r in read_rows(file)) == ["in_context", "zero_shot"]
+
+
+def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, make_learner, task):
+    file, learner = tmp_path / "rows", make_learner()
+    controller = Controller(learner, FixedPolicy("in_context"))
+    rows = evaluate(controller, [task], [], file=file)
+    assert read_settings(file)["seed"] == 0
+    assert read_settings(file)["model"] == learner.base_hash
+    before = file.read_text()
+    assert len(before.splitlines()) == 1 + len(rows)
+    evaluate(controller, [task], [], file=file)
+    others = [
+        (controller, 7),
+        (Controller(learner, FixedPolicy("zero_shot")), 0),
+        (Controller(make_learner(seed=1), FixedPolicy("in_context")), 0),
+    ]
+    for other, seed in others:
+        with pytest.raises(TaskError, match=r"was begun with .*\"seed\": 0.*this run has .*to begin anew"):
+            evaluate(other, [task], [], seed=seed, file=file)
+    with pytest.raises(TaskError, match="holds a row of another query called 'task'"):
+        evaluate(controller, [replace(task, query=(1, 2))], [], file=file)
+    assert file.read_text() == before
+
+
+def test_rows_without_settings_are_gone_on_with(tmp_path, make_learner, task):
+    from dataclasses import asdict
+
+    file = tmp_path / "rows"
+    kept = replace(row("task", 0, "in_context", True), id=task.id)
+    plain = {name: value for name, value in asdict(kept).items() if name != "digest"}
+    file.write_text(json.dumps(plain) + "\n")
+    controller = Controller(make_learner(), FixedPolicy("in_context"))
+    assert evaluate(controller, [task], ["zero_shot"], file=file)[0] == kept
+    assert read_settings(file) is None
+
+
+def test_nothing_is_written_before_names_and_answers_are_known(tmp_path, make_learner, task):
+    controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
+    with pytest.raises(TaskError, match="right answer"):
+        evaluate(controller, [task, replace(task, answer=None)], [], file=file)
+    with pytest.raises(StrategyError, match="magic"):
+        evaluate(controller, [task], ["magic"], file=file)
+    assert not file.exists()
+
+
+def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_learner, task, monkeypatch):
+    learner = make_learner()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    other = replace(task, id="other", query=task.demonstrations[0].input, answer=task.demonstrations[0].output)
+    alone = evaluate(controller, [task, other], [CONTROLLER])[2:]
+    trained: list[int] = []
+    train = learner.adapt
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: trained.append(1) or train(*a, **k))
+    rows = evaluate(controller, [task, other], ["ttt_in_context", CONTROLLER])[2:]
+    assert len(trained) == 1
+    assert [r.adapted for r in rows] == [True] * 4
+    assert [r.work for r in rows[2:]] == [r.work for r in alone]
+    assert rows[2].work > 2 * rows[3].work, "the first query pays for the adapter"
+    assert rows[2].seconds > rows[1].seconds
+    assert [r.right for r in rows[2:]] == [r.right for r in alone]

@@ -1,0 +1,752 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autottt.controller import graph as graph_module
+from autottt.controller import nodes
+from autottt.controller.budget import Budget
+from autottt.controller.controller import Controller
+from autottt.controller.graph import build_graph
+from autottt.controller.nodes import answering, judged
+from autottt.controller.results import Result
+from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
+from autottt.policies.exploration import ExploringPolicy
+from autottt.policies.policy import Decision, FixedPolicy
+from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
+from autottt.ttt_core.errors import (
+    AdaptationError,
+    BaseChangedError,
+    BudgetError,
+    Cancelled,
+    ModelError,
+    StrategyError,
+    TooLongError,
+)
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model import generation as decoding
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Demonstration, Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+QUICK = Recipe(
+    rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, transformations=2, views=3
+)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    found = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    found.loaded = replace(found.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return found
+
+
+@dataclass
+class Scripted:
+    """A policy that says what it is told to, in turn."""
+
+    says: list[str]
+    more: bool = False
+    price: float = 1000.0
+    worth: float = 0.1
+    name: str = "scripted"
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def needs_more(self, features):
+        return self.more
+
+    def decide(self, features, allowed, *, tried=()):
+        self.asked.append(tuple(allowed))
+        wanted = next((s for s in self.says if s in allowed), "in_context")
+        costs = {s: (1.0 if s == "in_context" else self.price) for s in allowed}
+        return Decision(
+            wanted,
+            0.5,
+            dict.fromkeys(allowed, 0.5),
+            costs,
+            dict.fromkeys(allowed, self.worth),
+            "as scripted",
+            features.stage,
+        )
+
+    def card(self):
+        return {}
+
+
+def plain(text: str) -> str:
+    """Without indentation, which the formatter changes."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def test_the_drawing_in_the_docstring_and_the_readme_is_the_graph():
+    drawing = plain(build_graph().get_graph().draw_mermaid(with_styles=False))
+    assert drawing in plain(graph_module.__doc__ or "")
+    assert drawing in plain((Path(__file__).parents[2] / "README.md").read_text())
+
+
+def test_every_strategy_has_a_node_and_leads_to_judge():
+    edges = build_graph().get_graph().edges
+    for name in strategies():
+        assert {e.target for e in edges if e.source == name} == {"judge"}
+        assert "decide" in {e.source for e in edges if e.target == name}
+
+
+def test_revert_is_on_every_path_to_the_end():
+    assert {e.source for e in build_graph().get_graph().edges if e.target == "__end__"} == {"revert"}
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_a_decided_strategy_answers_and_the_trace_tells_the_path(learner, name):
+    result = Controller(learner, Scripted([name])).solve(TASK)
+    assert isinstance(result, Result)
+    nodes = [e["node"] for e in result.trace]
+    assert nodes[:2] == ["measure", "decide"]
+    assert nodes[-1] == "revert"
+    assert name in nodes
+    assert result.proof is not None
+    assert result.proof.hash == learner.base_hash
+    assert result.cost.seconds > 0
+    if strategies()[name].cost_class == "train":
+        assert result.attempts[0].training_record is not None
+        assert result.attempts[0].training_record.steps == QUICK.max_steps
+
+
+def test_an_in_context_decision_costs_no_second_pass(learner):
+    learner.clear()
+    result = Controller(learner, Scripted(["in_context"])).solve(TASK)
+    assert result.attempts[0].cost == Cost()
+    assert result.in_context is not None
+    assert result.cost.forward_tokens == result.in_context.cost.forward_tokens
+
+
+def test_probing_is_charged_and_shows_in_the_features(learner):
+    plain = Controller(learner, Scripted(["in_context"])).solve(TASK)
+    probed = Controller(learner, Scripted(["in_context"], more=True)).solve(TASK)
+    assert set(plain.features) < set(probed.features)
+    assert probed.cost.passes > plain.cost.passes
+
+
+def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AdaptationError("no memory")
+
+    learner.clear()
+    monkeypatch.setattr(learner, "adapt", fail)
+    policy = Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])
+    result = Controller(learner, policy).solve(TASK)
+    assert [a.status for a in result.attempts[:3]] == ["failed"] * 3
+    assert all(a.value is None for a in result.attempts[:3])
+    assert "ttt_in_context" not in policy.asked[1]
+    assert len(result.attempts) <= 4
+
+
+@pytest.mark.parametrize("value", [None, (1,)])
+def test_after_a_failure_nothing_is_tried_that_is_not_worth_its_price(learner, monkeypatch, value):
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    learner.clear()
+    read = Attempt("in_context", value, "?", 0.5)
+    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: read)
+    result = Controller(learner, Scripted(["ttt_in_context", "ttt_direct"], worth=-0.1)).solve(TASK)
+    assert [a.strategy for a in result.attempts] == ["ttt_in_context"] + ["in_context"] * (value is not None)
+    assert result.answer == value
+    reasons = [event["verdict"]["reason"] for event in result.trace if "verdict" in event]
+    assert ("nothing else is worth its price" in reasons[0]) == (value is None)
+
+
+def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(learner, monkeypatch):
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    learner.clear()
+    readable = Attempt("in_context", (1,), "1", 0.5)
+    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: readable)
+    result = Controller(learner, Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])).solve(TASK)
+    assert result.strategy == "in_context"
+    assert result.answer == (1,)
+    assert "no memory" in result.reason
+
+
+def test_what_judge_does():
+    good, bad = Attempt("ttt_direct", (1,), "1", 0.5), Attempt("ttt_direct", None, "?", 0.5)
+    failed = Attempt("ttt_direct", None, "", 0.0, error="no memory")
+    read, unread = Attempt("in_context", (2,), "2", 0.1), Attempt("in_context", None, "?", 0.1)
+    assert judged(good, 1, 0.0, read).action == "accept"
+    assert judged(bad, 1, 10.0, read).action == "escalate"
+    assert judged(failed, 1, 10.0, read).action == "escalate"
+    assert judged(failed, 1, -1.0, read).action == "fall_back"
+    assert judged(failed, 3, 10.0, read).action == "fall_back"
+    assert judged(failed, 3, 10.0, unread).action == "accept"
+    assert judged(unread, 1, 0.0, unread).action == "accept"
+
+
+def test_a_budget_that_pays_for_no_training_keeps_the_in_context_answer(learner):
+    result = Controller(learner, Scripted(["ttt_in_context"])).solve(TASK, budget="2x")
+    assert result.strategy == "in_context"
+    assert "budget" in result.reason
+
+
+def test_training_stops_when_the_budget_ends(learner, monkeypatch):
+    learner.clear()
+    long = replace(QUICK, max_steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    policy = Scripted(["ttt_in_context"], price=0.0)
+    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=4.0))
+    assert result.attempts[0].training_record is not None
+    assert result.attempts[0].training_record.stop_reason == "deadline"
+    assert 0 < result.attempts[0].training_record.steps < 100_000
+
+
+def test_time_to_answer_is_kept_from_training():
+    learner = Learner(
+        wrap_model(
+            tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
+        )
+    )
+    assert answering(get_strategy("ttt_augmented"), learner, "list", 0.5) == 4.0
+    assert answering(get_strategy("in_context"), learner, "list", 0.5) == 0.5
+    own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
+    assert answering(own, learner, "list", 0.5) == 3.0
+
+
+@pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])
+def test_a_budget_is_kept(strategy: str, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 10% or 0.2 s; three tries, since other processes have the machine as well."""
+    learner.clear()
+    long = replace(QUICK, max_steps=100_000, views=2)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 0.0)  # training is begun whatever the budget
+    controller = Controller(learner, FixedPolicy(strategy))
+    late = []
+    for budget in (1.0, 2.0, 3.0):
+        learner.clear()
+        began = time.monotonic()
+        result = controller.solve(TASK, budget=Budget(seconds=budget))
+        late.append(time.monotonic() - began - budget - max(0.2, 0.1 * budget))
+        assert result.attempts[0].training_record is not None
+        if late[-1] <= 0:
+            return
+    pytest.fail(f"seconds past what is allowed: {late}")
+
+
+@pytest.fixture
+def endless(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """An answer in context is three tokens long; one after training does not end. Passes of decoding take 20 ms each;
+    their times."""
+    passes: list[float] = []
+    whole = decoding.forward
+
+    def slow(*given: Any, **named: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        passes.append(time.monotonic())
+        return whole(*given, **named)
+
+    learner.clear()
+    once = replace(QUICK, max_steps=1, views=2)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), once)))
+    monkeypatch.setattr(decoding, "forward", slow)
+    monkeypatch.setattr(decoding, "stop_ids", lambda loaded: set())
+    monkeypatch.setattr(type(learner.loaded.format), "ends", ())
+    monkeypatch.setattr(type(learner.loaded.format), "is_valid_prefix", lambda *given: True)
+    monkeypatch.setattr(
+        learner.window, "left", lambda *given: 300 if learner.adapters.most_recent(1, lambda a: True, "cpu") else 3
+    )
+    monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 0.0)
+    return passes
+
+
+@pytest.mark.parametrize("strategy", ["ttt_in_context", "ttt_augmented"])
+def test_an_answer_that_would_take_longer_than_the_budget_is_cut_short(
+    strategy: str, learner: Learner, endless: list[float]
+) -> None:
+    began = time.monotonic()
+    result = Controller(learner, FixedPolicy(strategy)).solve(TASK, budget=Budget(seconds=2.0))
+    assert 10 < len(endless) < 150, "300 tokens were to come"
+    assert endless[-1] < began + 3.0
+    assert result.attempts[0].strategy == strategy
+    assert result.attempts[0].value is None
+
+
+def test_whoever_cancels_does_not_wait_for_an_answer(learner: Learner, endless: list[float]) -> None:
+    cancel = threading.Event()
+    threading.Timer(1.5, cancel.set).start()
+    with pytest.raises(Cancelled):
+        Controller(learner, FixedPolicy("ttt_in_context")).solve(TASK, cancel=cancel)
+    assert 10 < len(endless) < 150, "300 tokens were to come"
+
+
+def test_a_known_adapter_is_used_within_a_budget_that_would_not_pay_for_training(learner, monkeypatch):
+    learner.clear()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 1e6)
+    before = controller.solve(TASK, budget=Budget(seconds=30.0))
+    assert not before.adapted
+    controller.solve(TASK)
+    again = controller.solve(replace(TASK, query=(9, 8), answer=(8, 9)), budget=Budget(seconds=30.0))
+    assert again.attempts[0].strategy == "ttt_in_context"
+    assert again.attempts[0].from_cache
+
+
+def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner.clear()
+    long = replace(QUICK, max_steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    cancel, steps = threading.Event(), []
+    real = Learner.cross_validate
+
+    def crossfit(self: Learner, *args: Any, on_step: Any, **rest: Any) -> Any:
+        def counted(step: int, loss: float) -> None:
+            steps.append(step)
+            if step == 3:
+                cancel.set()
+            on_step(step, loss)
+
+        return real(self, *args, on_step=counted, **rest)
+
+    monkeypatch.setattr(Learner, "cross_validate", crossfit)
+    with pytest.raises(Cancelled):
+        Controller(learner, FixedPolicy("ttt_crossfit")).solve(TASK, cancel=cancel)
+    assert steps[-1] <= 4
+    learner.verify(full=True)
+
+
+def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):
+    learner.clear()
+    before = learner.verify(full=True)
+    long = replace(QUICK, max_steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    cancel, taken = threading.Event(), []
+
+    def adapt(*args, on_step, **rest):
+        def counted(step, loss):
+            taken.append(step)
+            if step == 3:
+                cancel.set()
+            on_step(step, loss)
+
+        return real(*args, on_step=counted, **rest)
+
+    real = learner.trainer.adapt_many
+    monkeypatch.setattr(learner.trainer, "adapt_many", adapt)
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    with pytest.raises(Cancelled, match="cancelled by the caller"):
+        controller.solve(TASK, cancel=cancel)
+    assert taken == [1, 2, 3]
+    taken.clear()
+    cancel.clear()
+    with pytest.raises(Cancelled):
+        controller.solve_many([TASK, replace(TASK, id="other", query=(4, 4))], cancel=cancel)
+    assert taken == [1, 2, 3]
+    assert replace(learner.verify(full=True), seconds=before.seconds) == before
+    learner.clear()
+
+
+def test_a_stream_that_is_closed_stops_training(learner, monkeypatch):
+    learner.clear()
+    long = replace(QUICK, max_steps=100_000)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    stream = Controller(learner, Scripted(["ttt_in_context"])).stream(TASK)
+    assert any(event["event"] == "step" for event in stream)
+    stream.close()  # comes back, though 99,999 steps are left
+    assert learner.answer([TASK])
+
+
+def test_nothing_begins_for_who_has_cancelled_already(learner):
+    cancel = threading.Event()
+    cancel.set()
+    before = learner.work
+    with pytest.raises(Cancelled):
+        Controller(learner, Scripted(["in_context"])).solve(TASK, cancel=cancel)
+    assert learner.work == before
+
+
+def test_an_over_long_task_is_refused_with_its_lengths_and_others_are_answered(learner):
+    long = make_task([([1] * 900, [2]), ([1], [2])], [3], id="long")
+    controller = Controller(learner, Scripted(["in_context"]))
+    with pytest.raises(TooLongError, match="tokens"):
+        controller.solve(long)
+    first, second = controller.solve_many([long, TASK])
+    assert first.status == "refused"
+    assert "long" in first.error
+    assert first.answer is None
+    assert second.status != "refused"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("boom")])
+def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypatch, error):
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    before = learner.verify(full=True)
+    learner.clear()
+
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(learner, "adapt", broken)
+    with pytest.raises((KeyboardInterrupt, ModelError)):
+        controller.solve(TASK)
+    assert learner.verify(full=True).hash == before.hash
+
+
+def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, monkeypatch):
+    learner.clear()
+    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
+    monkeypatch.setattr(learner.trainer, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("boom")))
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    first, second = controller.solve_many([TASK, TASK])
+    for result in (first, second):
+        assert result.attempts[0].status == "failed"
+        assert result.attempts[0].error == "IndexError: boom"
+        assert "ttt_in_context failed (IndexError: boom)" in result.reason
+        assert "has been tried" in result.reason or "back to the in-context answer" in result.reason
+
+
+def test_a_forced_strategy_that_cannot_run_is_said_to(learner):
+    one = replace(TASK, demonstrations=TASK.demonstrations[:1])
+    result = Controller(learner, FixedPolicy("in_context")).solve(one, strategy="ttt_in_context")
+    assert result.attempts[0].strategy == "in_context"
+    assert "cannot be used here (too few demonstrations" in result.decision["reason"]
+
+
+def test_a_call_may_name_its_strategy_and_give_seconds(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    assert controller.solve(TASK, strategy="zero_shot", budget=1000).attempts[0].strategy == "zero_shot"
+    assert [r.attempts[0].strategy for r in controller.solve_many([TASK, TASK], strategy="zero_shot")] == [
+        "zero_shot"
+    ] * 2
+    assert controller.context(2.5).budget.seconds == 2.5
+    with pytest.raises(StrategyError, match="did you mean 'zero_shot'"):
+        controller.solve(TASK, strategy="zero_shoot")
+    for odd in (True, [3], "3"):
+        with pytest.raises(BudgetError, match="received"):
+            controller.solve(TASK, budget=odd)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.solve({"query": 3}), "make_task gives; received a dict"),
+        (lambda c: c.solve_many(TASK), "several tasks"),
+        (lambda c: Controller(c.learner.loaded.model), "Learner.wrap"),
+        (lambda c: Controller(c.learner, "in_context"), "FixedPolicy"),
+    ],
+)
+def test_what_is_no_task_learner_or_policy_is_said_to_be_none(learner, call, says):
+    with pytest.raises(TypeError, match=says):
+        call(Controller(learner, FixedPolicy("in_context")))
+
+
+def test_a_controller_needs_no_policy(learner):
+    assert Controller(learner).policy.name == "rule of thumb"
+
+
+# --- several threads ------------------------------------------------------------------------------------------------
+
+
+def test_threads_take_turns_and_each_pays_for_its_own(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    other = Controller(Learner(learner.loaded), FixedPolicy("in_context"))  # another learner around the same model
+    learner.clear()
+    alone = controller.solve(TASK, budget="1000s").cost
+    stepping, solved = threading.Event(), []
+
+    def slow():
+        for event in controller.stream(TASK, strategy="ttt_augmented"):
+            if isinstance(event, dict) and event["event"] == "step":
+                stepping.set()
+                time.sleep(0.05)
+
+    training = threading.Thread(target=slow)
+    training.start()
+    assert stepping.wait(60)
+    for one in (other, controller):
+        one.learner.clear()
+        solved.append(one.solve(TASK))
+    training.join()
+    for result in solved:
+        assert result.cost.backward_tokens == 0
+        assert result.cost.forward_tokens == alone.forward_tokens
+
+
+def test_what_is_called_from_inside_a_turn_does_not_wait_for_it(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    inner = []
+    controller.solve_many([TASK, TASK], on_result=lambda _: inner.append(controller.solve(TASK)))
+    for event in controller.stream(TASK):
+        if isinstance(event, dict):
+            inner.append(controller.solve(TASK))
+    assert len(inner) > 3
+
+
+def test_whoever_waits_for_a_turn_can_be_cancelled(learner):
+    controller = Controller(learner, FixedPolicy("in_context"))
+    cancel = threading.Event()
+    cancel.set()
+    found = []
+
+    def waits():
+        try:
+            controller.solve(TASK, cancel=cancel)
+        except Cancelled as error:
+            found.append(error)
+
+    with learner.lock.exclusive():
+        thread = threading.Thread(target=waits)
+        thread.start()
+        thread.join(60)
+    assert len(found) == 1
+
+
+def test_numbers_that_another_thread_draws_do_not_come_twice(learner):
+    controller, drawn, done = Controller(learner, FixedPolicy("ttt_in_context")), [], threading.Event()
+
+    def draws():
+        while not done.is_set():
+            drawn.append((random.random(), float(torch.rand(1, dtype=torch.float64))))
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=draws)
+    thread.start()
+    for _ in range(3):
+        learner.clear()
+        controller.solve(TASK)
+    done.set()
+    thread.join()
+    assert len(drawn) > 20
+    assert len({a for a, _ in drawn}) == len({b for _, b in drawn}) == len(drawn)
+
+
+def test_a_stream_can_be_cancelled_from_another_thread(learner):
+    learner.clear()
+    cancel = threading.Event()
+    stream = Controller(learner).stream(TASK, strategy="ttt_augmented", cancel=cancel)
+    assert next(stream)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert learner.verify(full=True)
+
+
+def test_a_changed_base_is_raised_even_when_a_node_fails_first():
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+
+    def vandal(*args, **kwargs):
+        next(learner.loaded.model.parameters()).data = next(learner.loaded.model.parameters()).data.clone()
+        raise RuntimeError("and an error of its own")
+
+    learner.adapt = vandal  # type: ignore[method-assign]
+    with pytest.raises(BaseChangedError):
+        Controller(learner, Scripted(["ttt_in_context"])).solve(TASK)
+    with pytest.raises(BaseChangedError):
+        learner.answer([TASK])
+
+
+def test_streaming_gives_nodes_steps_and_the_result(learner):
+    learner.clear()
+    seen = list(Controller(learner, Scripted(["ttt_in_context"])).stream(TASK))
+    assert isinstance(seen[-1], Result)
+    steps = [e for e in seen[:-1] if e["event"] == "step"]
+    assert [e["step"] for e in steps] == [1, 2, 3]
+    assert {"measure", "decide", "ttt_in_context", "judge", "revert"} <= {e.get("node") for e in seen[:-1]}
+    assert seen[1]["update"]["decision"]["strategy"] == "ttt_in_context"
+
+
+def test_the_same_seed_gives_the_same_result(learner):
+    def solved():
+        learner.clear()
+        return Controller(learner, Scripted(["ttt_augmented"]), seed=3).solve(TASK)
+
+    one, two = solved(), solved()
+    assert one.text == two.text
+    first, second = one.attempts[0].training_record, two.attempts[0].training_record
+    assert first is not None
+    assert second is not None
+    assert first.losses == second.losses
+
+
+def test_the_graph_runs_by_itself_and_its_state_is_json(learner):
+    import json
+
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    state = controller.graph.invoke({"task": task_to_plain(TASK)}, context=controller.context())
+    back = json.loads(json.dumps(state))
+    assert task_from_plain(back["task"]) == TASK
+    assert attempt_from_plain(back["attempts"][0]).strategy == "ttt_in_context"
+
+
+def test_what_a_budget_does_not_pay_for_is_not_explored(learner):
+    learner.clear()
+    served = ExploringPolicy(Scripted(["in_context"], price=1e6), FixedPolicy("ttt_augmented"), explore=1.0)
+    for n in range(6):
+        result = Controller(learner, served, budget="2x").solve(replace(TASK, query=(n, 8), answer=(8, n)))
+        decision = result.decision
+        assert decision["strategy"] == decision["policy_choice"] == decision["shadow"] == "in_context"
+        assert decision["propensity"] == 1.0
+
+
+def test_a_result_as_json_holds_what_is_promised(learner):
+    import json
+
+    result = Controller(learner, Scripted(["ttt_in_context"])).solve(TASK)
+    plain = json.loads(json.dumps(result.to_plain()))
+    for key in (
+        "id",
+        "answer",
+        "strategy",
+        "scores",
+        "reason",
+        "features",
+        "cost",
+        "adaptation",
+        "proof",
+        "trace",
+        "right",
+    ):
+        assert key in plain
+    assert plain["id"] == "reverse"
+
+
+def test_reusing_an_adapter_for_a_second_query_is_told(learner):
+    learner.clear()
+    controller = Controller(learner, Scripted(["ttt_in_context"]))
+    first, second = controller.solve_many([TASK, replace(TASK, query=(9, 1), answer=(1, 9))])
+    assert not first.attempts[0].from_cache
+    assert second.attempts[0].from_cache
+    assert second.cost.backward_tokens == 0
+
+
+def test_run_refuses_too_few_demonstrations_in_the_graph_too(learner):
+    bare = make_task([], [1, 2], kind="list", id="bare")
+    policy = Scripted(["ttt_in_context"])
+    result = Controller(learner, policy).solve(bare)
+    assert set(policy.asked[0]) == {"in_context", "zero_shot"}
+    assert result.status in ("answered", "no_answer")
+    assert run(strategies()["zero_shot"], learner, bare).strategy == "zero_shot"
+
+
+# --- many tasks together --------------------------------------------------------------------------------------------
+
+
+def many() -> list[Task]:
+    """Four tasks; the last two share their demonstrations."""
+    others = [
+        replace(TASK, demonstrations=TASK.demonstrations[::-1], id="turned"),
+        replace(TASK, query=(5, 5, 2), id="q"),
+    ]
+    longer = replace(TASK, demonstrations=(*TASK.demonstrations, Demonstration((8, 1, 1), (1, 1, 8))), id="longer")
+    return [longer, *others, replace(TASK, id="last")]
+
+
+def comparable(result: Result) -> Any:
+    attempts = [
+        (a.strategy, a.value, a.text, a.from_cache, a.training_record and a.training_record.steps)
+        for a in result.attempts
+    ]
+    nodes = [event["node"] for event in result.trace]
+    return result.task.id, result.status, result.answer, result.reason, attempts, nodes
+
+
+@pytest.mark.parametrize("strategy", ["ttt_in_context", "ttt_augmented", "ttt_crossfit", "in_context"])
+def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: Learner, unchanged: Any) -> None:
+    controller = Controller(learner, FixedPolicy(strategy))
+    learner.clear()
+    alone = controller.solve_many(many(), batch_size=1)
+    learner.clear()
+    trained: list[int] = []
+    real = AdapterTrainer.adapt_many
+    with pytest.MonkeyPatch.context() as patch, unchanged(learner.loaded.model, but="random state of Python"):
+        patch.setattr(
+            AdapterTrainer, "adapt_many", lambda self, e, *a, **k: trained.append(len(e)) or real(self, e, *a, **k)
+        )
+        together = controller.solve_many(many(), batch_size=4)
+    assert [comparable(r) for r in together] == [comparable(r) for r in alone]
+    if strategy in ("ttt_in_context", "ttt_augmented"):
+        assert max(trained) > 1
+        assert sum(trained) == 3, "the last two share an adapter"
+        assert [r.attempts[0].from_cache for r in together] == [False, False, False, True]
+        for one, other in zip(together, alone, strict=True):
+            assert one.cost.backward_tokens == other.cost.backward_tokens
+            assert one.attempts[0].cost.backward_tokens == other.attempts[0].cost.backward_tokens
+        first = together[0].attempts[0]
+        assert first.training_record is not None
+        assert together[0].cost.seconds > first.cost.seconds > first.training_record.seconds > 0
+
+
+def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "prefetch", lambda *_: pytest.fail("waited"))
+    controller = Controller(learner, FixedPolicy("ttt_in_context"), budget="60s")
+    assert {r.status for r in controller.solve_many(many())} <= {"answered", "no_answer"}
+
+
+def test_what_cannot_be_trained_together_is_left_to_each(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AdapterTrainer.adapt_many
+
+    def fail(self: AdapterTrainer, examples: Any, *args: Any, **settings: Any) -> Any:
+        if len(examples) > 1:
+            raise AdaptationError("the training loss is not a number")
+        return real(self, examples, *args, **settings)
+
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", fail)
+    learner.clear()
+    found = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
+    assert all(r.attempts[0].status != "failed" for r in found)
+    assert found[0].attempts[0].training_record is not None
+
+
+def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
+    learner: Learner, unchanged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    long = replace(TASK, query=tuple(range(10, 99)) * 9, id="long")
+    results = controller.solve_many([TASK, long, replace(TASK, id="again")])
+    assert [r.status == "refused" for r in results] == [False, True, False]
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    learner.clear()
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", interrupt)
+    with unchanged(learner.loaded.model, but="random state of Python"), pytest.raises(KeyboardInterrupt):
+        controller.solve_many(many())
+    learner.verify(full=True)
+
+
+def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    learner.clear()
+    before = learner.work
+
+    def stop(result: Result) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        controller.solve_many(many(), on_result=stop)
+    assert learner.store.prefetched == {}
+    charged = learner.work - before
+    assert charged.backward > 0
+    again = controller.solve_many(many())
+    assert [r.attempts[0].from_cache for r in again] == [True] * 4
+    assert (learner.work - before).backward == charged.backward
+
+
+def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = AdapterTrainer.adapt_many, []
+
+    def adapt_many(self: AdapterTrainer, examples: Any, *args: Any, **settings: Any) -> Any:
+        sizes.append(len(examples))
+        return real(self, examples, *args, **settings)
+
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", adapt_many)
+    monkeypatch.setattr(learner, "memory_bytes", 1)
+    learner.clear()
+    Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
+    assert sizes == [1, 1, 1]

@@ -1,0 +1,234 @@
+"""A bundle gives back the policy that was saved, executes nothing, and says why when it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
+from autottt.policies.classifiers import (
+    CANDIDATES,
+    BinaryTarget,
+    CalibratedClassifier,
+    CostRegressor,
+    fit_classifiers,
+    fit_cost_regressor,
+)
+from autottt.policies.features import NAMES
+from autottt.policies.trained import Change, TrainedPolicy
+from autottt.ttt_core.errors import PolicyError
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(120, len(NAMES[1])))
+RIGHT = (ROWS[:, 0] + 0.3 * RNG.normal(size=120) > 0).astype(float)
+FAMILIES = [f"f{i % 12}" for i in range(120)]
+
+
+def head(name: str, stage: int, right=RIGHT) -> CalibratedClassifier:
+    question = BinaryTarget(ROWS[:, : len(NAMES[stage])], right, np.array(FAMILIES))
+    return fit_classifiers([question], 3, 0, (name,))[0][0]
+
+
+def amount() -> CostRegressor:
+    return fit_cost_regressor(ROWS[:, : len(NAMES[0])], 50 + ROWS[:, 1], FAMILIES, 3, 0)[0]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    free = len(NAMES[0])
+    changes = {
+        s: (
+            Change(head("boosting", s), head("logistic", s)),
+            Change(head("logistic", s, np.zeros(120)), head("blend", s)),
+        )
+        for s in NAMES
+    }
+    return TrainedPolicy(
+        "base", ("in_context", "ttt_in_context", "never_right"), {s: head("logistic", s) for s in NAMES}, changes,
+        {"": (1.0, 50.0, 7.0), "list": (1.0, 40.0, 6.0)}, 0.002, 0.8, ("ttt_in_context", "in_context", "never_right"),
+        (-3.0,) * free, (3.0,) * free, (tuple(range(9)),) * len(NAMES[1]), ((0.5,) * 9,) * len(NAMES[1]),
+        ("a", "b"), ("made",), 7, cost_models=(amount(), amount()), scorecard={"families": 2},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    save_bundle(policy, tmp_path)
+    return tmp_path
+
+
+def alone(policy, heads):
+    """A policy of one strategy, with a head for each stage."""
+    return dataclasses.replace(
+        policy, strategies=("in_context",), difficulty=heads, changes=dict.fromkeys(NAMES, ()), mean_costs={"": (1.0,)},
+        ranking=("in_context",), cost_models=(),
+    )  # fmt: skip
+
+
+def edit_card(folder, **changed):
+    card = json.loads((folder / CARD).read_text()) | changed
+    (folder / CARD).write_text(json.dumps(card))
+
+
+def replace_heads(folder, estimators):
+    """What a forger would do: other heads, with the card's checksum made to fit."""
+    skops.io.dump(estimators, folder / HEADS)
+    edit_card(folder, heads_sha256=hashlib.sha256((folder / HEADS).read_bytes()).hexdigest())
+
+
+def test_what_was_saved_is_loaded(policy, folder):
+    loaded = load_bundle(folder)
+    for stage, names in NAMES.items():
+        rows = ROWS[:, : len(names)]
+        np.testing.assert_array_equal(loaded.probabilities(stage, rows), policy.probabilities(stage, rows))
+    free = ROWS[:, : len(NAMES[0])]
+    costs = policy.expected_costs(["list"] * 120, free)
+    np.testing.assert_array_equal(loaded.expected_costs(["list"] * 120, free), costs)
+    assert np.ptp(costs[:, 1]) > 0
+    fitted: dict[str, Any] = {"difficulty": {}, "changes": {}, "spending": ()}
+    assert dataclasses.replace(loaded, **fitted) == dataclasses.replace(policy, **fitted)
+
+
+def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
+    for name in CANDIDATES:
+        made = {stage: head(name, stage) for stage in NAMES}
+        save_bundle(alone(policy, made), tmp_path / name)
+        assert load_bundle(tmp_path / name).difficulty.keys() == NAMES.keys()
+
+
+@pytest.mark.parametrize("name", ["forest", "boosting", "cost"])
+def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
+    for broken in ("child", "feature"):
+        made = {stage: head("logistic" if name == "cost" else name, stage) for stage in NAMES}
+        whole = dataclasses.replace(policy, cost_models=(amount(), amount())) if name == "cost" else alone(policy, made)
+        estimator = whole.cost_models[0].estimator if name == "cost" else made[1].estimator
+        if name != "boosting":
+            tree = estimator.estimators_[0].tree_
+            array = tree.children_left if broken == "child" else tree.feature
+            array[0] = 10**6
+        else:
+            nodes = estimator._predictors[0][0].nodes
+            nodes["left" if broken == "child" else "feature_idx"][0] = 10**6
+        folder = tmp_path / broken
+        save_bundle(whole, folder)
+        with pytest.raises(PolicyError, match="lead nowhere"):
+            load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "tree"])
+def test_an_estimator_that_no_training_makes_is_refused(policy, tmp_path, name):
+    """Of types that a bundle may hold, but put together so that nobody looked at the trees."""
+    forest = head("forest", 1).estimator
+    hidden = forest.estimators_[0] if name == "tree" else make_pipeline(StandardScaler().fit(ROWS), forest)
+    save_bundle(alone(policy, {0: head("logistic", 0), 1: CalibratedClassifier(hidden)}), tmp_path)
+    with pytest.raises(PolicyError, match="an estimator that no policy has"):
+        load_bundle(tmp_path)
+
+
+def test_the_card_can_be_read_by_people_and_programs(folder):
+    card = json.loads((folder / CARD).read_text())
+    assert card["base_hash"] == "base"
+    assert card["features"] == list(NAMES[1])
+    assert card["versions"].keys() == {"scikit-learn", "skops"}
+    assert sorted(p.name for p in folder.iterdir()) == [CARD, HEADS]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        make_pipeline(FunctionTransformer(np.exp), LogisticRegression()),
+        np.random.RandomState(0),
+        LogisticRegression,
+        {"f": np.exp},
+    ],
+    ids=["function transformer", "random state", "a class", "a function"],
+)
+def test_heads_of_a_foreign_type_are_refused(folder, foreign):
+    replace_heads(folder, {"0/in_context": foreign})
+    with pytest.raises(PolicyError, match=r"holds what no policy consists of|Untrusted types"):
+        load_bundle(folder)
+
+
+def test_a_call_hidden_behind_a_known_type_is_refused(folder):
+    with zipfile.ZipFile(folder / HEADS) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(files["schema.json"])
+    schema["__loader__"] = "OperatorFuncNode"
+    with zipfile.ZipFile(folder / HEADS, "w") as archive:
+        for name, data in (files | {"schema.json": json.dumps(schema).encode()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(PolicyError, match="OperatorFuncNode"):
+        load_bundle(folder)
+
+
+def test_heads_that_the_card_does_not_describe_are_refused(folder):
+    skops.io.dump({"0/in_context": StandardScaler()}, folder / HEADS)
+    with pytest.raises(PolicyError, match=r"is not the one that card\.json describes"):
+        load_bundle(folder)
+
+
+def test_a_head_that_is_missing_is_named(folder):
+    replace_heads(folder, {"0/in_context": HistGradientBoostingClassifier(max_iter=1).fit(ROWS, RIGHT)})
+    with pytest.raises(PolicyError, match="is not what it has to be"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [CARD, HEADS])
+def test_a_missing_file_is_named_with_the_remedy(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(PolicyError, match=rf"{name} cannot be read.*train-policy"):
+        load_bundle(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [CARD, HEADS])
+def test_a_damaged_file_is_refused(folder, name):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(PolicyError, match=name):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"format": 99}, "not of format .*, but 99"),
+        ({"features_version": 99}, "features of version 99.*--ignore-mismatch"),
+        ({"features": ["other"]}, "other features than .*: without demonstrations, .* more"),
+        ({"costs": None}, "is not what it has to be"),
+        ({"price": "high"}, "is not what it has to be"),
+        ({"calibration": {"0/in_context": [1]}}, "is not what it has to be"),
+        ({"features": [*NAMES[1], "new"]}, "measures: with new"),
+        ({"lowest": []}, "lowest: not what a training makes"),
+        ({"highest": [1.0]}, "highest: not what"),
+        ({"deciles": []}, "deciles: not what"),
+        ({"below": [[0.5] * 8] * len(NAMES[1])}, "below: not what"),
+        ({"price": float("nan")}, "price: not what"),
+        ({"price": -0.1}, "price: not what"),
+        ({"enough": float("inf")}, "enough: not what"),
+        ({"costs": {"": [1.0]}}, "costs: not what"),
+        ({"costs": {"list": [1.0, 50.0, 7.0]}}, "costs: not what"),
+        ({"ranking": ["nope"]}, "ranking: not what"),
+        ({"risk": 2.0}, "risk: not what"),
+        ({"lowest": [], "price": float("nan")}, "lowest, price: not what"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(folder, changed, reason):
+    edit_card(folder, **changed)
+    with pytest.raises(PolicyError, match=reason):
+        load_bundle(folder)

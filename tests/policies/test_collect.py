@@ -1,0 +1,645 @@
+"""Outcomes survive a kill, and collecting goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pyarrow.parquet
+import pytest
+
+from autottt.policies import outcomes as outcomes_module
+from autottt.policies.collect import collect
+from autottt.policies.features import FEATURES_VERSION, NAMES
+from autottt.policies.outcomes import Outcome, OutcomeStore
+from autottt.policies.parallel import Source, collect_with_workers
+from autottt.strategies.base import Attempt, get_strategy
+from autottt.ttt_core.engine.answering import Answer, PromptScores
+from autottt.ttt_core.engine.guarded import Work
+from autottt.ttt_core.errors import (
+    AdaptationError,
+    BaseChangedError,
+    Cancelled,
+    ModelError,
+    PolicyError,
+    StrategyError,
+    TaskError,
+    TooLongError,
+)
+from autottt.ttt_core.lora.training import TrainingRecord
+from autottt.ttt_core.model.generation import TokenScores
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+OUTCOME = Outcome(
+    "t1", "t1", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base", {"a": 0.5}, 1, 2.0
+)
+TASKS = [
+    make_task([([1], [1]), ([2], [2])], [3], answer=[3], id=f"t{i}", family=f"f{i}", dataset="made") for i in range(3)
+]
+SCORES = TokenScores((-0.1, -0.1), (0.3, 0.3), (1.0, 1.0), (True, True))
+
+
+class Echo:
+    """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
+
+    base_hash = "base"
+    loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=2)}, format=SimpleNamespace(name="compact"))
+
+    def __init__(self) -> None:
+        self.work = Work()
+        self.ahead = 0.0
+        self.answered = 0
+
+    def clear(self):
+        self.prefix_known = False
+
+    charge_anew = clear
+
+    def read(self, task):
+        return PromptScores((SCORES,) * len(task.demonstrations))
+
+    def answer(self, tasks, adapter=None):
+        self.answered += 1
+        self.work = Work(self.work.forward + 10 * len(tasks), self.work.backward)
+        return [Answer(t.query, "", SCORES, True) for t in tasks]
+
+    def score(self, tasks):
+        self.work = Work(self.work.forward + len(tasks), self.work.backward)
+        return [[SCORES] for _ in tasks]
+
+    def fits(self, task, answer=None):
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """Works a while, then answers or raises."""
+
+    name: str = "fake"
+    cost_class: str = "train"
+    min_demonstrations: int = 0
+    error: Exception | None = None
+    value: object = None
+    training: TrainingRecord | None = None
+
+    def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
+        learner.work = Work(learner.work.forward + 100, learner.work.backward + 50)
+        if self.error:
+            raise self.error
+        return Attempt(self.name, self.value, "", 1.0, training_record=self.training)
+
+
+def timeless(outcomes):
+    return [dataclasses.replace(o, seconds=0.0) for o in outcomes]
+
+
+def collected(folder, strategies=(Fake(),), learner=None, tasks=TASKS, seeds=(0,)):
+    store = OutcomeStore(folder)
+    collect(learner or Echo(), tasks, strategies, seeds, store)
+    return store.read()
+
+
+# --- the store -------------------------------------------------------------------------------------------------------
+
+
+def numbered(*seeds: int) -> list[Outcome]:
+    return [dataclasses.replace(OUTCOME, seed=n) for n in seeds]
+
+
+def test_what_is_appended_is_read(tmp_path):
+    store = OutcomeStore(tmp_path / "new")
+    assert store.read() == []
+    for outcome in numbered(1, 0):
+        store.append(outcome)
+    assert OutcomeStore(tmp_path / "new").read() == store.read() == numbered(0, 1), "in the order of the keys"
+    assert {o.key for o in store.read()} == {OUTCOME.key, OUTCOME.key._replace(seed=1)}
+
+
+def test_sealed_outcomes_are_the_same_and_lie_in_parquet(tmp_path):
+    store = OutcomeStore(tmp_path, shard_rows=2)
+    other = dataclasses.replace(OUTCOME, strategy="other", features={}, features_version=0, probe_cost=0.0)
+    rows = [*numbered(0, 1, 2), other]
+    for outcome in rows:
+        store.append(outcome)
+    store.append(dataclasses.replace(other, seed=5))
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+    assert len(list(tmp_path.glob("*.journal.jsonl"))) == 1
+    assert store.read() == [*rows, dataclasses.replace(other, seed=5)]
+    assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == [0, 0, 1, 2]
+    store.seal()
+    assert not list(tmp_path.glob("*.journal.jsonl"))
+    assert len(OutcomeStore(tmp_path).read()) == 5
+
+
+@pytest.mark.parametrize("kept", [1, 40])
+def test_a_torn_last_line_is_dropped_and_written_again(tmp_path, kept):
+    (tmp_path / "_1-dead.journal.jsonl").write_bytes(
+        (json.dumps(dataclasses.asdict(OUTCOME)) + "\n").encode()
+        + b'{"task_id": "t1", "group": "t1", "family": "f"'[:kept]
+    )
+    store = OutcomeStore(tmp_path)
+    assert store.read() == [OUTCOME]
+    store.append(dataclasses.replace(OUTCOME, seed=1))
+    store.seal()
+    assert store.read() == numbered(0, 1)
+    kept = sorted(f.suffix for f in tmp_path.iterdir())
+    assert kept == [".lock", ".parquet"], "what a writer that is gone has left is sealed too"
+
+
+def test_a_kill_between_sealing_and_tidying_doubles_nothing(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    (journal,) = tmp_path.glob("*.journal.jsonl")
+    before = journal.read_bytes()
+    store.seal()
+    (tmp_path / "_1-dead.journal.jsonl").write_bytes(before)
+    (tmp_path / "_outcomes-torn.parquet.partial").write_bytes(b"PAR1")
+    assert OutcomeStore(tmp_path).read() == [OUTCOME]
+    OutcomeStore(tmp_path).seal()
+    assert OutcomeStore(tmp_path).read() == [OUTCOME]
+
+
+def test_a_writer_leaves_the_journals_of_the_living_alone(tmp_path):
+    one, two = OutcomeStore(tmp_path), OutcomeStore(tmp_path)
+    one.append(OUTCOME)
+    two.append(dataclasses.replace(OUTCOME, seed=1))
+    two.seal()
+    assert len(list(tmp_path.glob("*.journal.jsonl"))) == 1
+    one.append(dataclasses.replace(OUTCOME, seed=2))
+    assert two.read() == numbered(0, 1, 2)
+    one.close()
+    two.seal()
+    assert not list(tmp_path.glob("*.journal.jsonl"))
+    assert two.read() == numbered(0, 1, 2)
+
+
+def test_a_journal_deleted_under_its_writer_loses_nothing_that_comes_after(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    (journal,) = tmp_path.glob("*.journal.jsonl")
+    journal.unlink()
+    store.append(dataclasses.replace(OUTCOME, seed=1))
+    assert store.read() == numbered(1)
+
+
+def test_many_sealers_write_each_row_once(tmp_path):
+    for n in range(6):
+        line = json.dumps(dataclasses.asdict(dataclasses.replace(OUTCOME, seed=n)))
+        (tmp_path / f"_{n}-dead.journal.jsonl").write_text(line + "\n")
+    stores = [OutcomeStore(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(OutcomeStore.seal, stores))
+    assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == list(range(6))
+
+
+def test_outcomes_of_early_versions_are_found(tmp_path):
+    (tmp_path / "outcomes.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + "\n")
+    store = OutcomeStore(tmp_path)
+    assert store.read() == [OUTCOME]
+    store.seal()
+    assert store.read() == [OUTCOME]
+    assert not (tmp_path / "outcomes.jsonl").exists()
+
+
+def test_whole_numbers_first_do_not_round_the_fractions_that_follow(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(dataclasses.replace(OUTCOME, correct=1))
+    store.append(dataclasses.replace(OUTCOME, correct=0.5, seed=1))
+    store.seal()
+    assert [o.correct for o in store.read()] == [1.0, 0.5]
+
+
+def test_numbers_that_are_none_are_refused(tmp_path):
+    with pytest.raises(PolicyError, match="finite numbers"):
+        OutcomeStore(tmp_path).append(dataclasses.replace(OUTCOME, seconds=float("inf")))
+
+
+def test_a_line_that_is_no_outcome_is_named(tmp_path):
+    (tmp_path / "_1-dead.journal.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + '\n{"other": 1}\n')
+    with pytest.raises(PolicyError, match=r"journal\.jsonl:2: not an outcome"):
+        OutcomeStore(tmp_path).read()
+
+
+def test_a_shard_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "outcomes-x.parquet").write_bytes(b"no shard")
+    with pytest.raises(PolicyError, match=r"outcomes-x\.parquet: not a shard"):
+        OutcomeStore(tmp_path).read()
+
+
+def test_without_pyarrow_journals_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes_module, "_pyarrow", lambda: None)
+    store = OutcomeStore(tmp_path, shard_rows=1)
+    store.append(OUTCOME)
+    assert store.read() == [OUTCOME]
+    (tmp_path / "outcomes-x.parquet").write_bytes(b"")
+    with pytest.raises(PolicyError, match=r"pip install 'autottt\[policy\]'"):
+        store.read()
+
+
+# --- collecting ------------------------------------------------------------------------------------------------------
+
+
+def test_every_strategy_is_run_on_every_task_and_seed_and_in_context_always(tmp_path):
+    outcomes = collected(tmp_path, seeds=(0, 1))
+    assert len({o.key for o in outcomes}) == len(outcomes) == 3 * 2 * 2
+    assert {o.strategy for o in outcomes} == {"in_context", "fake"}
+
+
+def test_cost_is_a_multiple_of_the_in_context_work(tmp_path):
+    by = {o.strategy: o for o in collected(tmp_path, tasks=TASKS[:1])}
+    assert (by["in_context"].work, by["in_context"].cost) == (10, 1.0)
+    assert (by["fake"].work, by["fake"].cost) == (200, 20.0)
+
+
+def test_features_and_their_price_stand_on_the_in_context_row_alone(tmp_path):
+    by = {o.strategy: o for o in collected(tmp_path, tasks=TASKS[:1])}
+    assert set(by["in_context"].features) == set(NAMES[1])
+    assert by["in_context"].features_version == FEATURES_VERSION
+    assert 0 < by["in_context"].probe_cost < 2
+    assert (by["fake"].features, by["fake"].probe_cost) == ({}, 0)
+
+
+def test_right_and_wrong_answers_are_told_apart(tmp_path):
+    by = {o.strategy: o for o in collected(tmp_path, [Fake(value=(4,))], tasks=TASKS[:1])}
+    assert (by["in_context"].correct, by["in_context"].status) == (1.0, "answered")
+    assert (by["fake"].correct, by["fake"].status) == (0.0, "answered")
+
+
+def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_path):
+    losses = (2.0, 0.5, math.nan, 0.25)
+    training = TrainingRecord(4, losses, 0.0, 50, "finished")
+    same, other = Fake("same", value=[3], training=training), Fake("other", value=[4])
+    by = {o.strategy: o for o in collected(tmp_path, [same, other], tasks=TASKS[:1])}
+    assert [(by[s].forward, by[s].backward) for s in ("in_context", "same")] == [(10, 0), (100, 50)]
+    assert by["same"].answer == by["in_context"].answer != by["other"].answer
+    assert by["in_context"].confidence == pytest.approx(math.exp(SCORES.total))
+    assert (by["same"].confidence, by["same"].losses) == (1.0, (2.0, 0.5))
+    assert by["other"].losses == ()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "status", "work"),
+    [
+        (Fake(error=AdaptationError("NaN")), "failed", 200),
+        (Fake(error=TooLongError("long")), "too_long", 200),
+        (Fake(min_demonstrations=3), "too_few", 0),
+        (Fake(), "unreadable", 200),
+    ],
+)
+def test_a_failure_is_an_outcome_with_its_full_cost(tmp_path, strategy, status, work):
+    found = [o for o in collected(tmp_path, [strategy], tasks=TASKS[:1]) if o.strategy == "fake"]
+    assert [(o.status, o.correct, o.work, o.cost) for o in found] == [(status, 0.0, work, work / 10)]
+
+
+def test_a_task_too_long_to_be_read_is_an_outcome_without_features(tmp_path):
+    class Full(Echo):
+        def answer(self, tasks, adapter=None):
+            raise TooLongError("long")
+
+    by = {o.strategy: o for o in collected(tmp_path, learner=Full(), tasks=TASKS[:1])}
+    assert (by["in_context"].status, by["in_context"].features) == ("too_long", {})
+    assert by["fake"].cost == 0.0
+
+
+def test_collecting_goes_on_where_it_stopped_without_repeating(tmp_path):
+    whole = collected(tmp_path / "whole", seeds=(0, 1))
+
+    class Killed(Exception):
+        pass
+
+    stops = [4, 5]
+
+    def kill(done, total):
+        assert total == 12
+        if stops and done == stops[0]:
+            stops.pop(0)
+            raise Killed
+
+    store, learner = OutcomeStore(tmp_path / "parts"), Echo()
+    for _ in range(2):
+        with pytest.raises(Killed):
+            collect(learner, TASKS, [Fake()], (0, 1), store, kill)
+    collect(learner, TASKS, [Fake()], (0, 1), store, kill)
+
+    assert timeless(store.read()) == timeless(whole)
+    again = learner.answered
+    collect(learner, TASKS, [Fake()], (0, 1), store, kill)
+    assert learner.answered == again
+
+
+def test_a_strategy_can_be_added_to_a_store(tmp_path):
+    collected(tmp_path)
+    outcomes = collected(tmp_path, [Fake(), Fake("other")])
+    assert len(outcomes) == 9
+    assert {o.cost for o in outcomes if o.strategy == "other"} == {20.0}
+
+
+def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
+    collected(tmp_path)
+    assert {o.digest for o in OutcomeStore(tmp_path).read()} == {t.digest for t in TASKS}
+    other = make_task([([1], [2]), ([2], [3])], [3], answer=[4], id="t1", family="f1", dataset="made")
+    learner = Echo()
+    with pytest.raises(PolicyError, match=r"t1: another task of this name.*'made'.*another --store, or .* other ids"):
+        collected(tmp_path, learner=learner, tasks=[TASKS[0], other])
+    with pytest.raises(PolicyError, match="t1: another task of this name"):
+        collected(tmp_path / "new", learner=learner, tasks=[*TASKS, other])
+    assert learner.answered == 0
+    collected(tmp_path, learner=learner, tasks=[*TASKS, *TASKS, dataclasses.replace(other, dataset="elsewhere")])
+    assert learner.answered > 0
+
+
+def test_a_task_that_was_judged_by_another_answer_is_refused_before_any_work(tmp_path):
+    collected(tmp_path, [Fake(value=(4,))])
+    corrected = [dataclasses.replace(TASKS[0], answer=(4,)), *TASKS[1:]]
+    learner = Echo()
+    with pytest.raises(PolicyError, match=r"t0: its right answer is not the one .* another --store"):
+        collected(tmp_path, [Fake(value=(4,))], learner, corrected)
+    assert learner.answered == 0
+
+
+def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
+    assert {o.prompt_format for o in collected(tmp_path)} == {"compact"}
+    other = Echo()
+    other.loaded = SimpleNamespace(recipes=Echo.loaded.recipes, format=SimpleNamespace(name="standard"))
+    with pytest.raises(PolicyError, match=r"prompt format 'compact'.*'standard' now; collect into another folder"):
+        collected(tmp_path, learner=other)
+    assert other.answered == 0
+
+
+@pytest.mark.parametrize("error", [TaskError("odd"), StrategyError("none"), RuntimeError("no memory"), ValueError("x")])
+def test_whatever_a_strategy_raises_is_a_failure_of_its_own(tmp_path, error):
+    found = collected(tmp_path, [Fake(error=error)])
+    assert len(found) == 6
+    assert {(o.status, o.correct, o.cost) for o in found if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
+
+
+@pytest.mark.parametrize("error", [BaseChangedError("changed"), Cancelled("by the caller"), ModelError("gone")])
+def test_what_ends_everything_is_raised(tmp_path, error):
+    with pytest.raises(type(error)):
+        collected(tmp_path, [Fake(error=error)])
+
+
+@pytest.mark.parametrize("name", ["answer", "score"])
+def test_measuring_that_fails_loses_nothing_else(tmp_path, name):
+    """Of three tasks the second fails, in context or while it is measured."""
+
+    class Failing(Echo):
+        def _asked(self, tasks):
+            if any(t.query == (7,) for t in tasks):
+                raise RuntimeError("no memory")
+
+        def answer(self, tasks, adapter=None):
+            if name == "answer":
+                self._asked(tasks)
+            return super().answer(tasks, adapter)
+
+        def score(self, tasks):
+            self._asked([dataclasses.replace(t, query=(7,)) for t in tasks if t.answer == (7,)])
+            return super().score(tasks)
+
+    tasks = [TASKS[0], dataclasses.replace(TASKS[1], query=(7,), answer=(7,)), TASKS[2]]
+    found = collected(tmp_path, learner=Failing(), tasks=tasks)
+    assert len(found) == 6
+    assert [o.task_id for o in found if o.strategy == "in_context" and not o.features] == ["t1"]
+
+
+def test_confidence_that_is_no_number_is_none(tmp_path):
+    class Unsure(Fake):
+        def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
+            return dataclasses.replace(super().attempt(learner, task), confidence=math.nan)
+
+    assert {o.confidence for o in collected(tmp_path, [Unsure()]) if o.strategy == "fake"} == {0.0}
+
+
+def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    new = dataclasses.replace(OUTCOME, seed=5)
+    assert store.missing([OUTCOME, new]) == [new]
+    with pytest.raises(PolicyError, match=r"t1: in_context with seed 0 is 1 right in .*, and 0 there as well; nothing"):
+        store.missing([new, dataclasses.replace(OUTCOME, correct=0.0)])
+    assert store.missing([new, new]) == [new], "twice in what is to be added"
+    assert store.missing([dataclasses.replace(OUTCOME, correct=1 - 1e-16)]) == []
+    assert store.missing([dataclasses.replace(OUTCOME, correct=0.0, answer="another")]) == [], "rounded elsewhere"
+
+
+def test_a_worker_that_dies_ends_the_collection_in_words(folder, tmp_path):
+    """And at once, however much is waiting; what was measured is kept."""
+    tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", group=f"{t.id}#{n}") for t in TASKS for n in range(400)]
+    store = OutcomeStore(tmp_path)
+
+    def kill(done, total):
+        if done:
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(PolicyError, match="a worker process is gone"):
+        collect_with_workers(
+            Source(str(folder)), tasks, [get_strategy("zero_shot")], [0], store, workers=2, on_progress=kill
+        )
+    assert store.read()
+
+
+LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses", "prompt_format"]
+"""Columns that early versions did not have."""
+
+
+def test_outcomes_of_early_versions_say_not_what_was_asked(tmp_path):
+    """They are read, from journals and shards, and are taken for the task of their name."""
+    collected(tmp_path / "new")
+    rows = [dataclasses.asdict(o) for o in OutcomeStore(tmp_path / "new").read()]
+    for row in rows:
+        for name in LATER:
+            del row[name]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "_1-dead.journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    (shard,) = (tmp_path / "new").glob("*.parquet")
+    table = pyarrow.parquet.read_table(shard)
+    pyarrow.parquet.write_table(table.drop_columns(LATER), tmp_path / "old" / "outcomes-0.parquet")
+    learner = Echo()
+    found = collected(tmp_path / "old", learner=learner)
+    assert [o.digest for o in found] == [""] * 6
+    assert learner.answered == 0
+
+
+def test_outcomes_of_another_model_do_not_count(tmp_path):
+    collected(tmp_path)
+    other = Echo()
+    other.base_hash = "other"
+    assert len(collected(tmp_path, learner=other)) == 12
+
+
+def test_a_task_without_its_answer_is_refused_before_any_work(tmp_path):
+    learner = Echo()
+    with pytest.raises(TaskError, match=r"t9: .*needs the right answer"):
+        collected(tmp_path, learner=learner, tasks=[*TASKS, dataclasses.replace(TASKS[0], id="t9", answer=None)])
+    assert learner.answered == 0
+
+
+# --- other processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model on disk."""
+    found = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(found)
+    tiny_tokenizer().save_pretrained(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """What one process collects."""
+    store = OutcomeStore(tmp_path_factory.mktemp("alone"))
+    collect(Source(str(folder)).load(), TASKS, STRATEGIES, (0, 1), store)
+    return timeless(store.read())
+
+
+STRATEGIES = [get_strategy("in_context"), get_strategy("zero_shot"), get_strategy("in_context_vote")]
+
+
+def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
+    seen = []
+    store = OutcomeStore(tmp_path)
+    collect_with_workers(
+        Source(str(folder)), TASKS, STRATEGIES, (0, 1), store, workers=2, on_progress=lambda *n: seen.append(n)
+    )
+    assert timeless(store.read()) == alone
+    assert seen[-1] == (18, 18)
+    assert sorted(seen) == seen
+
+
+def test_what_is_trained_is_the_same_whatever_the_workers(folder, tmp_path):
+    quick = dataclasses.replace(get_strategy("ttt_in_context"), recipe=Recipe(max_steps=3, batch_size=2, rank=2))
+    one, two = OutcomeStore(tmp_path / "one"), OutcomeStore(tmp_path / "two")
+    collect(Source(str(folder)).load(), TASKS, [quick], (0,), one)
+    collect_with_workers(Source(str(folder)), TASKS, [quick], (0,), two, workers=2)
+
+    def rounded(store):
+        found = [o for o in timeless(store.read()) if o.strategy == quick.name]
+        return [
+            dataclasses.replace(o, confidence=round(o.confidence, 3), losses=tuple(round(x, 3) for x in o.losses))
+            for o in found
+        ]
+
+    assert rounded(one) == rounded(two)
+    assert [len(o.losses) for o in rounded(one)] == [3] * len(TASKS)
+
+
+def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
+    store = OutcomeStore(tmp_path)
+    other = dataclasses.replace(get_strategy("in_context_vote"), name="my_own")
+    collect_with_workers(Source(str(folder)), TASKS[:1], [other], (0,), store, workers=1)
+    assert {o.strategy for o in store.read()} == {"in_context", "my_own"}
+
+
+def test_interrupted_workers_end_soon_and_what_they_measured_is_kept(folder, tmp_path):
+    """In the midst of a batch: every outcome that was told of is in the store, and the same call goes on."""
+    tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", query=(n, 6)) for t in TASKS for n in range(4)]
+    store, source, seeds = OutcomeStore(tmp_path), Source(str(folder)), [0, 1]
+    told = []
+
+    def interrupt(done, total):
+        told.append((done, total))
+        if done > 1:
+            raise KeyboardInterrupt
+
+    chosen = [get_strategy("zero_shot")]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        collect_with_workers(source, tasks, chosen, seeds, store, workers=2, on_progress=interrupt)
+    assert told[0] == (0, 48)
+    assert len(store.read()) == told[-1][0] > 1
+    assert time.monotonic() - began < 120
+    collect_with_workers(source, tasks, chosen, seeds, store, workers=2)
+    assert len(store.read()) == 48
+
+
+def test_workers_that_cannot_begin_are_an_error_in_words(tmp_path):
+    with pytest.raises(ModelError, match="no/such/folder"):
+        collect_with_workers(Source("no/such/folder"), TASKS, [], (0,), OutcomeStore(tmp_path), workers=2)
+
+
+def test_a_ray_cluster_collects_what_one_process_does(folder, alone, tmp_path):
+    store = OutcomeStore(tmp_path)
+    collect_with_workers(Source(str(folder)), TASKS, STRATEGIES, (0, 1), store, workers=2, ray_address="local")
+    assert timeless(store.read()) == alone
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    lines = [
+        {
+            "id": t.id, "family": t.family, "dataset": t.dataset, "kind": t.kind,
+            "demonstrations": [{"input": d.input, "output": d.output} for d in t.demonstrations],
+            "queries": [{"input": t.query, "output": t.answer}],
+        }
+        for t in TASKS
+    ]  # fmt: skip
+    tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    program = "from autottt.controller.cli.main import main; main()"
+    command = [
+        sys.executable, "-c", program, "collect", str(tasks), "--store", str(tmp_path / "store"),
+        "--strategies", "in_context,zero_shot,in_context_vote", "--seeds", "0,1", "--model", str(folder),
+        "--workers", str(workers),
+    ]  # fmt: skip
+    store = OutcomeStore(tmp_path / "store")
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(store.read()) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert process.poll() is None, "it was done, or failed, before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = store.read()
+    assert 0 < len(kept) < len(alone)
+    subprocess.run(command, check=True, capture_output=True)
+    found = store.read()
+    assert timeless(found) == alone
+    assert all(outcome in found for outcome in kept), "measured once"
+
+
+def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_once(make_learner, tmp_path):
+    learner = make_learner()
+    pairs = [([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6, 7], [7, 6, 5])]
+    tasks = [
+        make_task(pairs, query, answer=query[::-1], id=f"{group}#{n}", group=group, family=group, dataset="made")
+        for group in "ab"
+        for n, query in enumerate(([8, 9], [1, 2, 3]))
+    ]
+    chosen = [get_strategy("ttt_in_context"), get_strategy("in_context_vote")]
+    trained = []
+    train = learner.adapt
+    learner.adapt = lambda *a, **k: trained.append(1) or train(*a, **k)
+    together = timeless(collected(tmp_path / "together", chosen, learner, tasks))
+    assert len(trained) == 2
+    for n in range(4):
+        collected(tmp_path / "apart", chosen, learner, tasks[n : n + 1])
+    assert len(trained) == 6
+    assert timeless(OutcomeStore(tmp_path / "apart").read()) == together
+    costs = {(o.task_id, o.strategy): o.cost for o in together}
+    assert all(costs[t.id, "ttt_in_context"] > 3 * costs[t.id, "in_context_vote"] for t in tasks)
+
+
+def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
+    fake = dataclasses.make_dataclass("WithRecipe", [("recipe", object, None)], bases=(Fake,), frozen=True)()
+    collected(tmp_path, [fake])
+    assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
+    other = Echo()
+    other.loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=3)}, format=Echo.loaded.format)
+    with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another folder"):
+        collected(tmp_path, [fake], other)
+    assert other.answered == 0
+    collected(tmp_path, [get_strategy("in_context")], other)  # it has none

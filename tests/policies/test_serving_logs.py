@@ -1,0 +1,398 @@
+"""Serving: a shadow changes nothing, exploration is a known share, and what was served can be learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autottt.controller.controller import Controller
+from autottt.policies.exploration import ExploringPolicy
+from autottt.policies.features import NAMES, STAGE_0, Features
+from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
+from autottt.policies.serving_logs import base_of, drift, outcomes_of, read_log, summary
+from autottt.policies.tracking import RUN, track
+from autottt.policies.trained import TrainedPolicy
+from autottt.strategies.base import strategies
+from autottt.ttt_core.errors import PolicyError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+ALL = ["in_context", "in_context_vote", "ttt_in_context", "ttt_augmented"]
+PAIRS: list[tuple[object, object]] = [([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])]
+TASKS = [make_task(PAIRS, [n, 8], answer=[8, n], id=f"t{n}", family=f"f{n}") for n in range(4)]
+QUICK = Recipe(
+    rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, transformations=2, views=3
+)
+
+
+def features(number: int, stage: int = 0) -> Features:
+    values = dict.fromkeys(NAMES[stage], 0.0) | {"kind_list": 1.0, "answer_mean": -float(number)}
+    return Features(stage, values)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    found = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    found.loaded = replace(found.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return found
+
+
+# --- exploration ----------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_explored_and_its_chance_is_stated() -> None:
+    served = ExploringPolicy(FixedPolicy("ttt_in_context"), explore=0.2)
+    decisions = [served.decide(features(n), ALL) for n in range(2000)]
+    explored = [d for d in decisions if d.policy_choice]
+    assert len(explored) / 2000 == pytest.approx(0.2, abs=0.03)
+    for name in ALL:
+        chosen = [d for d in decisions if d.strategy == name]
+        assert len(chosen) / 2000 == pytest.approx(chosen[0].propensity, abs=0.03)
+        assert all(d.propensity == pytest.approx(0.85 if name == "ttt_in_context" else 0.05) for d in chosen)
+    assert explored[0].reason.startswith("explored, drawn from 4; else it would be ttt_in_context: always")
+
+
+def test_what_is_explored_is_measured_whole_and_the_same_again() -> None:
+    served, again = (ExploringPolicy(FixedPolicy("in_context"), explore=0.5, seed=3) for _ in range(2))
+    for n in range(50):
+        decision = served.decide(features(n, 1), ALL)
+        assert decision == again.decide(features(n, 1), ALL)
+        assert served.needs_more(features(n)) == bool(decision.policy_choice)
+        assert not served.needs_more(features(n, 1))
+    other = ExploringPolicy(FixedPolicy("in_context"), explore=0.5, seed=4)
+    assert any(served.decide(features(n), ALL) != other.decide(features(n), ALL) for n in range(50))
+
+
+def test_what_the_policy_knows_is_explored_and_a_smaller_choice_is_stated_anew() -> None:
+    class Knows(FixedPolicy):
+        def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+            costs = dict.fromkeys(("in_context", "ttt_in_context", "ttt_augmented"), 2.0)
+            return replace(super().decide(features, allowed, tried=tried), costs=costs)
+
+    served = ExploringPolicy(Knows("ttt_augmented"), explore=0.3)
+    for allowed, known in ((ALL, 3), (ALL[:3], 2)):
+        decisions = [served.decide(features(n), allowed) for n in range(2000)]
+        names = {d.strategy for d in decisions}
+        assert len(names) == known
+        assert "in_context_vote" not in names
+        for name in names:
+            chosen = [d for d in decisions if d.strategy == name]
+            assert len(chosen) / 2000 == pytest.approx(chosen[0].propensity, abs=0.03)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Knows of two strategies; keeps what is likely by the free features, and trains on all that it measures."""
+
+    may_keep: bool = True
+    name: str = "staged"
+
+    def needs_more(self, features: Features) -> bool:
+        return features.stage == 0 and features.values["answer_mean"] < -1000
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        choice = "ttt_in_context" if features.stage or not self.may_keep else "in_context"
+        costs = {"in_context": 0.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
+        return Decision(choice, 0.5, {}, costs, {}, f"stage {features.stage}", features.stage, may_keep=self.may_keep)
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+
+def test_the_policys_own_choice_is_that_of_what_it_would_have_measured() -> None:
+    """Exploring measures all; without, the first half of the queries would have been decided by the free features."""
+    served = ExploringPolicy(Staged(), explore=0.3)
+    decisions = []
+    for n in range(2000):
+        measured = int(served.needs_more(features(n)))
+        decisions.append((n, measured, served.decide(features(n, measured), ALL)))
+    for n, measured, decision in decisions:
+        own = "in_context" if n <= 1000 else "ttt_in_context"
+        assert (decision.policy_choice or decision.strategy) == own
+        assert decision.stage == measured
+    for half in (decisions[:1001], decisions[1001:]):
+        for name in {d.strategy for _, _, d in half}:
+            chosen = [d.propensity for _, _, d in half if d.strategy == name]
+            assert len(chosen) / len(half) == pytest.approx(chosen[0], abs=0.04)
+            assert len({round(p, 6) for p in chosen}) == 1
+
+
+def test_what_a_promise_forbids_to_keep_is_not_drawn() -> None:
+    served = ExploringPolicy(Staged(may_keep=False), explore=0.5)
+    decisions = [served.decide(features(n, 1), ALL) for n in range(400)]
+    assert {d.strategy for d in decisions} == {"in_context_vote", "ttt_in_context"}
+    assert {round(d.propensity, 6) for d in decisions if d.strategy == "in_context_vote"} == {0.25}
+    alone = served.decide(features(0, 1), ["in_context"])
+    assert alone.strategy in ("in_context", "ttt_in_context"), "nothing else is possible"
+
+
+def test_without_exploration_nothing_is_drawn() -> None:
+    served = ExploringPolicy(FixedPolicy("in_context"))
+    assert all(served.decide(features(n), ALL).propensity == 1.0 for n in range(50))
+    for share in (-0.1, 1.1):
+        with pytest.raises(PolicyError, match="between 0 and 1"):
+            ExploringPolicy(FixedPolicy("in_context"), explore=share)
+
+
+# --- the shadow -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A policy that cannot decide."""
+
+    name: str = "broken"
+
+    def needs_more(self, features: Features) -> bool:
+        raise ValueError("no")
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        raise ValueError("no")
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("shadow", "says"),
+    [(None, ""), (FixedPolicy("ttt_augmented"), "ttt_augmented"), (Broken(), "failed: ValueError: no")],
+)
+def test_a_shadow_is_heard_and_changes_nothing(shadow: Any, says: str) -> None:
+    policy = HeuristicPolicy()
+    served = ExploringPolicy(policy, shadow)
+    for n in range(5):
+        plain = policy.decide(features(n, 1), ALL)
+        assert served.decide(features(n, 1), ALL) == replace(plain, shadow=says)
+        assert served.needs_more(features(n)) == policy.needs_more(features(n))
+    assert served.name == policy.name
+    assert served.card()["served"] == {"explore": 0.0, "shadow": None if shadow is None else shadow.name}
+
+
+# --- logs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def log(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four queries, all explored, with another policy in the shadow."""
+    file = tmp_path_factory.mktemp("log") / "answers.jsonl"
+    learner.clear()
+    served = ExploringPolicy(FixedPolicy("in_context"), FixedPolicy("ttt_in_context"), explore=1.0, seed=1)
+    results = Controller(learner, served).solve_many(TASKS)
+    file.write_text("".join(json.dumps(r.to_plain()) + "\n" for r in results))
+    return file
+
+
+def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner) -> None:
+    rows = read_log([log])
+    found = outcomes_of(rows, {})
+    tried = {(o.task_id, o.strategy) for o in found}
+    read = {(f"{t.id}#{t.digest}", "in_context") for t in TASKS}
+    first = [(r, r["attempts"][0]) for r in rows]
+    names = {f"{t.id}": t.digest for t in TASKS}
+    assert tried == read | {(f"{r['id']}#{names[r['id']]}", a["strategy"]) for r, a in first if not a["from_cache"]}
+    assert len({o.strategy for o in found}) > 2
+    (units, works) = ({r["id"]: r["in_context_tokens"] for r in rows}, {r["id"]: r["in_context"]["cost"] for r in rows})
+    assert works["t0"]["forward_tokens"] == units["t0"]
+    assert works["t1"]["forward_tokens"] < units["t1"] == units["t0"], "a prompt whose beginning was read before"
+    for outcome in found:
+        assert outcome.base_hash == learner.base_hash
+        assert outcome.task_id.endswith(f"#{outcome.digest}")
+        assert bool(outcome.recipe) == (outcome.strategy != "in_context")
+        assert outcome.family == f"f{outcome.task_id[1]}"
+        assert outcome.work == outcome.forward + 2 * outcome.backward
+        assert bool(outcome.answer) == (outcome.status == "answered")
+        assert bool(outcome.losses) == bool(outcome.backward)
+        assert 0 <= outcome.confidence <= 1 + 1e-6
+        if outcome.strategy == "in_context":
+            assert set(outcome.features) == set(NAMES[1])
+            assert outcome.cost == 1.0
+            assert outcome.probe_cost > 0
+        elif outcome.strategy.startswith("ttt"):
+            assert outcome.cost > 3
+
+
+def test_answers_that_come_later_are_looked_up_by_id(log: Path) -> None:
+    rows = [{**row, "task": {**row["task"], "answer": None}} for row in read_log([log])]
+    assert outcomes_of(rows, {}) == []
+    value = rows[0]["in_context"]["value"] or [0]
+    found = outcomes_of(rows, {TASKS[0].digest: value})
+    assert {o.task_id for o in found} == {f"t0#{TASKS[0].digest}"}
+    assert found[0].correct == float(rows[0]["in_context"]["value"] is not None)
+
+
+def test_what_was_not_measured_whole_or_not_paid_in_full_teaches_nothing(log: Path) -> None:
+    trained = [(r, a) for r in read_log([log]) for a in r["attempts"] if a["training_record"] and not a["from_cache"]]
+    row = {**trained[0][0], "attempts": [trained[0][1]]}
+    assert len(outcomes_of([row], {})) == 2
+    short = {name: row["features"][name] for name in STAGE_0}
+    assert outcomes_of([{**row, "features": short}], {}) == []
+    for changed in ({"from_cache": True}, {"training_record": {"stop_reason": "deadline"}}):
+        attempt = {**row["attempts"][0], **changed}
+        assert [o.strategy for o in outcomes_of([{**row, "attempts": [attempt]}], {})] == ["in_context"]
+
+
+def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
+    file = tmp_path / "other.jsonl"
+    for text, says in (("{", "1: not JSON"), ('{"id": 1}', "1: lacks status, answer"), ("[]", "1: lacks id")):
+        file.write_text(text + "\n")
+        with pytest.raises(PolicyError, match=says):
+            read_log([log, file])
+    refused = {**json.loads(log.read_text().splitlines()[0]), "status": "refused"}
+    file.write_text(json.dumps(refused) + "\n")
+    assert read_log([file]) == []
+    file.write_bytes(log.read_bytes() + "é".encode("latin-1"))
+    with pytest.raises(PolicyError, match=r"other\.jsonl: expected a text in UTF-8"):
+        read_log([file])
+    file.write_text("")
+    assert read_log([file]) == []
+    file.write_text(log.read_text() + '{"id": "torn", "sta')
+    assert len(read_log([file])) == 4
+    file.write_text(json.dumps({**refused, "status": "answered", "features_version": 1}) + "\n")
+    with pytest.raises(PolicyError, match="features of version 1; this package"):
+        read_log([file])
+
+
+def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None:
+    rows = read_log([log])
+    assert base_of(rows) == learner.base_hash
+    for some, says in (([*rows, {**rows[0], "proof": {"hash": "other"}}], "2 models"), ([], "hold no answered query")):
+        with pytest.raises(PolicyError, match=says):
+            base_of(some)
+
+
+def test_what_was_served_is_summed_up(log: Path) -> None:
+    found = summary(read_log([log]), {}, None)
+    assert found["queries"] == found["known"] == found["explored"] == 4
+    assert 0 <= found["right"] <= 1
+    assert found["chosen"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
+    assert found["shadow"]["queries"] == 4
+    assert found["shadow"]["otherwise"] == {"in_context -> ttt_in_context": 4}
+    assert found["shadow"]["would_have_measured_more"] == found["shadow"]["failed"] == 0
+
+
+# --- drift ----------------------------------------------------------------------------------------------------------
+
+
+def policy_of(rows: np.ndarray) -> TrainedPolicy:
+    """A policy that knows how features were distributed in training, and little else."""
+    deciles = np.quantile(rows, np.arange(1, 10) / 10, axis=0).T
+    below = tuple(map(tuple, (rows[:, :, None] <= deciles).mean(axis=0).tolist()))
+    edges = tuple(map(tuple, deciles.tolist()))
+    free = rows[:, : len(STAGE_0)]
+    return TrainedPolicy(
+        "base", ("in_context",), {}, {}, {"": (1.0,), "list": (1.0,)}, 0.1, 1.0,
+        ("in_context",), tuple(free.min(0).tolist()), tuple(free.max(0).tolist()), edges, below, (), (), 0,
+    )  # fmt: skip
+
+
+def served_rows(rows: np.ndarray) -> list[dict[str, Any]]:
+    decision = {"strategy": "in_context", "policy_choice": "", "shadow": "", "shadow_had_features": True}
+    return [
+        {"id": str(n), "features": dict(zip(NAMES[1], row.tolist(), strict=True)), "decision": decision,
+         "answer": [1], "task": {"kind": "list", "answer": [1], "digest": str(n)}}
+        for n, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def test_drift_is_seen_where_it_is_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    train, new = rng.normal(size=(1000, len(NAMES[1]))), rng.normal(size=(100, len(NAMES[1])))
+    train[:, 0], new[:, 0] = 3.0, 3.0
+    place = STAGE_0.index("answer_mean")
+    found = summary(served_rows(new), {}, policy_of(train))
+    assert found["drifted"] == []
+    assert found["strange"] == 0.0
+    assert found["right"] == 1.0
+    new[:, place] += 1.5
+    found = summary(served_rows(new), {}, policy_of(train))
+    assert found["drifted"] == ["answer_mean"]
+    new[:, : len(STAGE_0)] += 20
+    assert summary(served_rows(new), {}, policy_of(train))["strange"] == 1.0
+
+
+def test_the_stability_index_is_what_its_definition_gives() -> None:
+    rows = np.tile(np.arange(10.0)[:, None], (1, len(NAMES[1])))
+    new = served_rows(np.tile(np.array([[0.0], [0.0], [9.0], [9.0]]), (1, len(NAMES[1]))))
+    (one, *_) = drift(policy_of(rows), new)
+    shares = np.array([2.5] + [0.5] * 8 + [2.5]) / 9
+    assert one.index == pytest.approx(((shares - 0.1) * np.log(shares / 0.1)).sum())
+    assert not one.drifted
+    assert (one.median, one.training_median) == (4.5, 4.5)
+
+
+@pytest.mark.parametrize("queries", [5, 20, 60])
+def test_few_queries_like_those_in_training_are_rarely_said_to_have_drifted(queries: int) -> None:
+    rng = np.random.default_rng(1)
+    policy = policy_of(rng.normal(size=(500, len(NAMES[1]))))
+    said = [
+        any(d.drifted for d in drift(policy, served_rows(rng.normal(size=(queries, len(NAMES[1])))))) for _ in range(12)
+    ]
+    assert sum(said) <= 4
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_kept_with_its_numbers_and_its_bundle(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "card.json").write_text("{}")
+    card = {"arms": {"policy": {"accuracy": 0.5}}, "gain": {"interval_90": [0.1, 0.2]}, "importance": {"x": 1.0}}
+    policy = dataclasses.replace(policy_of(np.zeros((3, len(NAMES[1])))), scorecard=card)
+    folders = [track(policy, bundle, tmp_path / "runs", {"seed": seed}) for seed in range(2)]
+    assert folders[0] < folders[1]
+    facts = json.loads((folders[1] / RUN).read_text())
+    assert facts["parameters"] == {"model": "base", "strategies": ["in_context"], "seed": 1}
+    assert facts["metrics"] == {"arms/policy/accuracy": 0.5, "gain/interval_90/low": 0.1, "gain/interval_90/high": 0.2}
+    assert (folders[1] / "bundle" / "card.json").read_text() == "{}"
+
+
+def test_mlflow_gets_the_run_where_it_is_installed(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "card.json").write_text("{}")
+    policy = dataclasses.replace(policy_of(np.zeros((3, len(NAMES[1])))), scorecard={"arms": {"x": 0.5}})
+    folder = track(policy, bundle, tmp_path / "runs", {"seed": 7})
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("autottt policies")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == (folder.name, "FINISHED")
+    assert run.data.params["seed"] == "7"
+    assert run.data.metrics == {"arms/x": 0.5}
+    assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["card.json"]
+
+
+def test_without_mlflow_the_folder_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    (tmp_path / "bundle").mkdir()
+    policy = policy_of(np.zeros((3, len(NAMES[1]))))
+    assert (track(policy, tmp_path / "bundle", tmp_path / "runs", {}) / RUN).is_file()
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_a_price_of_the_callers_own() -> None:
+    cheap, dear = (Controller.from_pretrained(cost_weight=price).policy for price in (0.0, 1.0))
+    for policy, strategy in ((cheap, "ttt_augmented"), (dear, "in_context")):
+        assert isinstance(policy, LearnedPolicy)
+        found = policy.trained.utilities(np.array([[0.2, 0.2, 0.2, 0.4]]), np.array([[0.0, 9.0, 100.0, 200.0]]))
+        names = policy.trained.strategies
+        assert names[int(found[0].argmax())] == strategy
+    for odd in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PolicyError, match="price"):
+            Controller.from_pretrained(cost_weight=odd)
+    with pytest.raises(PolicyError, match="only a learned policy"):
+        Controller.from_pretrained(strategy="in_context", cost_weight=0.1)

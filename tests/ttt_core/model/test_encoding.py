@@ -1,0 +1,148 @@
+"""Token ids: the same whatever comes after them, with every answer where it is said to be."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from autottt.ttt_core.errors import TooLongError
+from autottt.ttt_core.model.encoding import (
+    PaddedBatch,
+    batches_by_tokens,
+    encode,
+    forward,
+    logits_only_at,
+    pad,
+    pad_id_of,
+    start_ids,
+)
+from autottt.ttt_core.model.loading import LoadedModel, wrap_model
+from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
+from autottt.ttt_core.tasks.kinds import kind_of, make_task
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENIZERS: dict[str, tuple[PreTrainedTokenizerBase, str]] = {
+    "bytes-with-bos": (tiny_tokenizer(), "standard"),
+    "bytes": (tiny_tokenizer(bos=False, pad=False), "standard"),
+    "chat": (tiny_tokenizer(chat=True), "chat"),
+    "bundled": (build_tokenizer(), "compact"),
+}
+TASKS = [
+    make_task([([1, 2], [2, 1]), ([40, 56], [56, 40])], [3, 14], answer=[14, 3], instruction="Reverse."),
+    make_task([([[1, 2], [3, 4]], [[0]])], [[8], [9]], answer=[[1, 2], [2, 1]]),
+    make_task([("été", "ÉTÉ"), ("a b", "A B")], "c", answer="C"),
+    make_task([], [1], answer=[2]),
+]
+every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
+every_task = pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.kind}{len(t.demonstrations)}")
+
+
+def loaded_with(name: str) -> LoadedModel:
+    tokenizer, form = TOKENIZERS[name]
+    return wrap_model(tiny_model("llama"), tokenizer, prompt_format=form)
+
+
+@every_tokenizer
+@every_task
+def test_answers_stand_where_they_are_said_to_stand(name: str, task: Task) -> None:
+    loaded = loaded_with(name)
+    found = encode(loaded, task, task.answer)
+    outputs = [*(d.output for d in task.demonstrations), task.answer]
+    assert len(found.answers) == len(outputs)
+    for (begin, end), value in zip(found.answers, outputs, strict=True):
+        assert value is not None
+        text = loaded.tokenizer.decode(list(found.ids[begin:end]))
+        shown = kind_of(task).render(value, loaded.format.notation)
+        # Decoding stops at the token that ends a turn, so the line break after it is no part of the answer.
+        assert text == (shown + "<|end|>" if name == "chat" else " " + shown + loaded.format.ends[0])
+
+
+@every_tokenizer
+@every_task
+def test_ids_do_not_depend_on_what_comes_after(name: str, task: Task) -> None:
+    loaded = loaded_with(name)
+    prompt, answered = encode(loaded, task), encode(loaded, task, task.answer)
+    assert answered.ids[: len(prompt.ids)] == prompt.ids
+    assert answered.answers[:-1] == prompt.answers
+
+
+@every_tokenizer
+@every_task
+def test_what_is_shared_depends_on_the_demonstrations_alone(name: str, task: Task) -> None:
+    loaded = loaded_with(name)
+    first = encode(loaded, task)
+    query = task.demonstrations[0].input if task.demonstrations else (7, 8)
+    second = encode(loaded, replace(task, query=query))
+    assert first.shared_prefix_length == second.shared_prefix_length < min(len(first.ids), len(second.ids))
+    assert first.ids[: first.shared_prefix_length] == second.ids[: first.shared_prefix_length]
+    if task.demonstrations:
+        assert first.shared_prefix_length >= first.answers[-1][1]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_text_begins_as_the_tokenizer_begins_it(bos: bool) -> None:
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer(bos=bos))
+    ids = encode(loaded, TASKS[0]).ids
+    assert start_ids(loaded) == ((loaded.tokenizer.bos_token_id,) if bos else ())
+    assert list(ids) == loaded.tokenizer("".join(p.text for p in loaded.format.pieces(TASKS[0]))).input_ids
+    assert start_ids(loaded_with("chat")) == (), "a chat template brings its own beginning"
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_token() -> None:
+    loaded = loaded_with("bytes")
+    task = make_task([], "a", id="t9")
+    size = len(encode(loaded, task).ids)
+    assert len(encode(loaded, task, max_new_tokens=CONTEXT - size).ids) == size
+    with pytest.raises(TooLongError, match=rf"t9: .* {size} tokens .* {CONTEXT - size + 1}, .* {CONTEXT} tokens"):
+        encode(loaded, task, max_new_tokens=CONTEXT - size + 1)
+
+
+def test_padding_without_a_padding_token_is_any_token() -> None:
+    assert pad_id_of(loaded_with("bytes")) == 0
+    assert pad_id_of(loaded_with("bundled")) == build_tokenizer().pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("left", "ids", "mask", "positions"),
+    [
+        (True, [[9, 1], [2, 3]], [[0, 1], [1, 1]], [[0, 0], [0, 1]]),
+        (False, [[1, 9], [2, 3]], [[1, 0], [1, 1]], [[0, 0], [0, 1]]),
+    ],
+)
+def test_rows_are_padded_to_the_longest(left: bool, ids: Any, mask: Any, positions: Any) -> None:
+    batch = pad([[1], [2, 3]], 9, torch.device("cpu"), left=left)
+    assert (batch.ids.tolist(), batch.mask.tolist(), batch.positions.tolist()) == (ids, mask, positions)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_logits_at_chosen_positions_are_those_of_a_whole_pass(architecture: str) -> None:
+    model = tiny_model(architecture)
+    batch: PaddedBatch = pad([[5, 6, 7, 8], [9, 10]], 0, model.device, left=False)
+    chosen = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    whole = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    assert torch.allclose(forward(model, batch, chosen), whole[chosen], atol=1e-5)
+
+
+def test_the_head_sees_everything_again_after_an_error() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(LookupError), logits_only_at(model, torch.tensor([[True, False]])):
+        raise LookupError
+    assert not model.get_output_embeddings()._forward_pre_hooks
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.shape[1] == 2
+
+
+def test_chunks_keep_to_their_budget_and_leave_nothing_out() -> None:
+    lengths = [5, 1, 9, 4, 4, 30, 2]
+    groups = batches_by_tokens(lengths, 12)
+    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
+    assert all(max(lengths[i] for i in g) * len(g) <= 12 or len(g) == 1 for g in groups)
+    assert [sorted(lengths[i] for i in g) for g in groups] == [[1, 2, 4], [4, 5], [9], [30]]
+    assert batches_by_tokens([], 12) == []

@@ -1,0 +1,433 @@
+"""What every kind of value promises: it checks, it can be read back, and its transformations can be undone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autottt.ttt_core.errors import ParseError, TaskError
+from autottt.ttt_core.tasks.kinds import (
+    COMPACT,
+    KINDS,
+    MAX_SIDE,
+    NOTATIONS,
+    STANDARD,
+    GridTransformation,
+    IdentityTransformation,
+    ListTransformation,
+    guess_kind,
+    kind_of,
+    make_task,
+)
+from autottt.ttt_core.tasks.task import Task, Value
+
+
+def for_all(**strategies: st.SearchStrategy[object]):
+    """`given`, with few examples and the same ones every time."""
+    few = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+    return lambda test: few(given(**strategies)(test))
+
+
+both_notations = pytest.mark.parametrize("notation", [STANDARD, COMPACT], ids=lambda n: n.name)
+every_kind = pytest.mark.parametrize("kind", list(KINDS))
+
+cells = st.integers(0, 9)
+
+
+@st.composite
+def grids(draw: st.DrawFn, max_rows: int = 5) -> list[list[int]]:
+    width = draw(st.integers(1, 5))
+    return draw(st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=max_rows))
+
+
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "grid": grids(),
+    "grid1d": grids(max_rows=1),
+    "list": st.lists(st.integers(-20, 20) | st.integers(), max_size=6),
+    "text": st.text(max_size=20) | st.text("\\n\n\r /[],", max_size=12),
+}
+
+
+@st.composite
+def tasks(draw: st.DrawFn, kind: str) -> Task:
+    values = VALUES[kind]
+    pairs = draw(st.lists(st.tuples(values, values), max_size=3))
+    return make_task(pairs, draw(values), kind=kind)
+
+
+def values_of(task: Task) -> list[Value]:
+    return [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
+
+
+# Notations
+
+
+@every_kind
+@both_notations
+@for_all(data=st.data())
+def test_what_is_rendered_is_read_back_exactly(kind, notation, data):
+    value = KINDS[kind].check(data.draw(VALUES[kind]))
+    assert KINDS[kind].parse(KINDS[kind].render(value, notation), notation) == value
+
+
+@every_kind
+@both_notations
+@for_all(data=st.data())
+def test_what_begins_a_value_may_begin_one(kind, notation, data):
+    text = KINDS[kind].render(KINDS[kind].check(data.draw(VALUES[kind])), notation)
+    assert [n for n in range(len(text) + 1) if not KINDS[kind].is_valid_prefix(text[:n], notation)] == []
+    assert KINDS[kind].is_valid_prefix(text + "\n", notation)  # which may be the first half of an answer's end
+
+
+SCRIBBLES = st.text("0123456789 -+_[],/\nab", max_size=8)
+
+
+@pytest.mark.parametrize("kind", ["grid", "grid1d", "list"])
+@both_notations
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(begin=SCRIBBLES, rest=SCRIBBLES)
+def test_what_may_not_begin_a_value_is_refused_whatever_comes_after(kind, notation, begin, rest):
+    if not KINDS[kind].is_valid_prefix(begin, notation):
+        with pytest.raises(ParseError):
+            KINDS[kind].parse(begin + rest, notation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "notation", "text"),
+    [
+        ("list", COMPACT, "3 I"), ("list", COMPACT, "[1"), ("list", COMPACT, "3 -4 5x"), ("list", STANDARD, "3, 4"),
+        ("list", STANDARD, "[1, 2] 3"), ("list", STANDARD, "[1, , "), ("list", STANDARD, "[1 2"),
+        ("grid", COMPACT, "1 2 / 3 4 5"), ("grid", COMPACT, "1 2 / 3 / "), ("grid", COMPACT, "1 12"),
+        ("grid", COMPACT, "1 a"), ("grid", STANDARD, "1 2\n3 4 5"), ("grid1d", COMPACT, "1 2 / "),
+    ],
+)  # fmt: skip
+def test_what_no_value_begins_with_is_known_at_once(kind, notation, text):
+    assert not KINDS[kind].is_valid_prefix(text, notation)
+
+
+@every_kind
+@for_all(data=st.data())
+def test_the_compact_notation_writes_no_line_break(kind, data):
+    value = KINDS[kind].check(data.draw(VALUES[kind]))
+    assert "\n" not in KINDS[kind].render(value, COMPACT)
+
+
+@every_kind
+@both_notations
+@for_all(data=st.data())
+def test_different_values_are_spelled_differently(kind, notation, data):
+    one, other = (KINDS[kind].check(data.draw(VALUES[kind])) for _ in range(2))
+    render = KINDS[kind].render
+    assert (render(one, notation) == render(other, notation)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "standard", "compact"),
+    [
+        ("grid", [[0, 1], [2, 3]], "0 1\n2 3", "0 1 / 2 3"),
+        ("grid", [[7]], "7", "7"),
+        ("grid1d", [[0, 4, 4]], "0 4 4", "0 4 4"),
+        ("list", [3, -14, 5], "[3, -14, 5]", "3 -14 5"),
+        ("list", [10**30], f"[{10**30}]", f"{10**30}"),
+        ("list", [], "[]", "[]"),
+        ("text", "a\\n\nb", "a\\n\nb", "a\\\\n\\nb"),
+        ("text", "", "", ""),
+    ],
+)
+def test_values_are_spelled_like_this(kind, raw, standard, compact):
+    value = KINDS[kind].check(raw)
+    assert KINDS[kind].render(value, STANDARD) == standard
+    assert KINDS[kind].render(value, COMPACT) == compact
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "notation"),
+    [
+        ("grid", "", STANDARD),
+        ("grid", "0 1\n2", STANDARD),
+        ("grid", "0 1\n\n2 3", STANDARD),
+        ("grid", "0 12", COMPACT),
+        ("grid", "0 x", COMPACT),
+        ("grid", "0 1 /", COMPACT),
+        ("grid1d", "0 1 / 2 3", COMPACT),
+        ("list", "", COMPACT),
+        ("list", "3 four", COMPACT),
+        ("list", "3.5", COMPACT),
+        ("list", "3, 4", STANDARD),
+        ("list", "[3 4]", STANDARD),
+        ("list", "[3,, 4]", STANDARD),
+        ("list", "[", STANDARD),
+        ("list", "9" * 5000, COMPACT),
+        ("grid", "9" * 5000, COMPACT),
+    ],
+)
+def test_text_that_spells_no_value_is_a_parse_error(kind, text, notation):
+    with pytest.raises(ParseError):
+        KINDS[kind].parse(text, notation)
+
+
+@pytest.mark.parametrize("kind", ["grid", "grid1d", "list"])
+@both_notations
+@for_all(text=st.text("0123456789-+_, /[]\n.x٣", max_size=12))
+def test_any_text_is_a_value_or_a_parse_error(kind, notation, text):
+    try:
+        value = KINDS[kind].parse(text, notation)
+    except ParseError:
+        return
+    assert KINDS[kind].check(value) == value
+
+
+def test_space_around_an_answer_does_not_matter():
+    assert KINDS["list"].parse(" [3,4 ]\n", STANDARD) == (3, 4)
+    assert KINDS["grid"].parse("\n0 1\n2 3 \n", STANDARD) == ((0, 1), (2, 3))
+    assert KINDS["grid"].parse(" 0 1/2 3", COMPACT) == ((0, 1), (2, 3))
+
+
+def test_notations_are_found_by_name():
+    assert {n: NOTATIONS[n].name for n in NOTATIONS} == {"standard": "standard", "compact": "compact"}
+
+
+# Transformations
+
+
+@every_kind
+@for_all(data=st.data(), count=st.integers(0, 8), seed=st.integers(0, 99))
+def test_every_transformation_can_be_undone(kind, data, count, seed):
+    task = data.draw(tasks(kind))
+    others = [KINDS[kind].check(raw) for raw in data.draw(st.lists(VALUES[kind], max_size=3))]
+    for transformation in KINDS[kind].transformations(task, count, random.Random(seed)):
+        for value in values_of(task) + others:
+            changed = transformation.apply(value)
+            assert KINDS[kind].check(changed) == changed
+            assert transformation.invert(changed) == value
+
+
+@every_kind
+@for_all(data=st.data())
+def test_the_same_seed_gives_the_same_transformations(kind, data):
+    task = data.draw(tasks(kind))
+    first, second = (KINDS[kind].transformations(task, 5, random.Random(3)) for _ in range(2))
+    assert first == second
+
+
+def effect(apply: Callable[[Value], Value], kind: str, task: Task) -> tuple[Value, ...]:
+    """What tells one transformation from another: where each symbol goes, and where each place goes."""
+    if kind == "list":
+        numbers = sorted({x for v in values_of(task) for x in v} | {0, 1})
+        return (apply(tuple(numbers)), *(apply((x,)) for x in numbers))
+    shape = (tuple(range(5)), tuple(range(5, 10))) if kind == "grid" else (tuple(range(10)),)
+    return (apply(shape), *(apply(((c,),)) for c in range(10)))
+
+
+@pytest.mark.parametrize("kind", ["grid", "grid1d", "list"])
+@for_all(data=st.data(), count=st.integers(0, 12), seed=st.integers(0, 99))
+def test_transformations_differ_from_each_other_and_from_the_identity(kind, data, count, seed):
+    task = data.draw(tasks(kind))
+    found = KINDS[kind].transformations(task, count, random.Random(seed))
+    effects = [effect(t.apply, kind, task) for t in found]
+    assert len(set(effects)) == len(effects) <= count
+    assert effect(IdentityTransformation().apply, kind, task) not in effects
+    assert "identity" not in [t.name for t in found]
+
+
+class Unshuffled(random.Random):
+    """A generator that leaves every order as it is."""
+
+    def shuffle(self, x):
+        pass
+
+
+def test_a_colour_permutation_that_changes_nothing_is_left_out():
+    for kind in ("grid", "grid1d"):
+        found = KINDS[kind].transformations(make_task([], [[1]], kind=kind), 6, Unshuffled())
+        assert "identity" not in [t.name for t in found]
+
+
+@for_all(data=st.data(), count=st.integers(0, 12), seed=st.integers(0, 99))
+def test_a_grid_has_as_many_transformations_as_are_asked_for(data, count, seed):
+    for kind in ("grid", "grid1d"):
+        assert len(KINDS[kind].transformations(data.draw(tasks(kind)), count, random.Random(seed))) == count
+
+
+@for_all(data=st.data(), count=st.integers(0, 12), seed=st.integers(0, 99))
+def test_a_list_has_as_many_transformations_as_its_numbers_allow(data, count, seed):
+    task = data.draw(tasks("list"))
+    numbers = {x for v in values_of(task) for x in v}
+    possible = 2 * math.factorial(len(numbers)) - 1
+    assert len(KINDS["list"].transformations(task, count, random.Random(seed))) == min(count, possible)
+
+
+@for_all(task=tasks("text"))
+def test_a_text_has_no_transformations(task):
+    assert KINDS["text"].transformations(task, 4, random.Random(0)) == []
+
+
+@for_all(grid=grids(), turns=st.integers(0, 3), flip=st.booleans(), colours=st.permutations(range(10)))
+def test_a_grid_transformation_with_any_settings_can_be_undone(grid, turns, flip, colours):
+    transformation = GridTransformation(turns, flip, tuple(colours))
+    value = KINDS["grid"].check(grid)
+    assert transformation.invert(transformation.apply(value)) == value
+
+
+def test_a_grid_transformation_turns_clockwise_then_flips_then_recolours():
+    value = ((1, 2), (3, 4))
+    plain, swapped = tuple(range(10)), (0, 2, 1, *range(3, 10))
+    assert GridTransformation(1, False, plain).apply(value) == ((3, 1), (4, 2))
+    assert GridTransformation(0, True, plain).apply(value) == ((2, 1), (4, 3))
+    assert GridTransformation(1, True, swapped).apply(value) == ((2, 3), (1, 4))
+
+
+def test_background_keeps_its_colour():
+    task = make_task([], [[0, 3]])
+    assert all(t.apply(((0,),)) == ((0,),) for t in KINDS["grid"].transformations(task, 20, random.Random(0)))
+
+
+def test_a_transformation_is_named_after_what_it_does():
+    plain = tuple(range(10))
+    assert GridTransformation(0, False, plain).name == "identity"
+    assert GridTransformation(1, True, plain).name == "turn90+flip"
+    assert GridTransformation(2, False, (0, 2, 1, *range(3, 10))).name == "turn180+colours0213456789"
+    assert ListTransformation(True, ()).name == "reverse"
+    assert ListTransformation(True, ((1, 2), (2, 1))).name == "reverse+symbols"
+    assert ListTransformation(False, ()).name == IdentityTransformation().name == "identity"
+
+
+def test_a_list_transformation_leaves_other_numbers_as_they_are():
+    swap = ListTransformation(True, ((1, 2), (2, 1)))
+    assert swap.apply((1, 2, 9)) == (9, 1, 2)
+    assert swap.invert((9, 1, 2)) == (1, 2, 9)
+
+
+# Checking
+
+
+@every_kind
+@for_all(data=st.data())
+def test_a_checked_value_is_hashable_and_passes_again(kind, data):
+    value = KINDS[kind].check(data.draw(VALUES[kind]))
+    assert KINDS[kind].check(value) == value
+    assert hash(value) == hash(KINDS[kind].check(value))
+
+
+ROW = "one row: [[0, 1, ...]]"
+ROWS = "rows of equal length: [[0, 1], [1, 0]]"
+NUMBERS = "expected a list of integers such as [3, 1, 4]; received "
+CELLS = "expected cells that are integers 0-9; received "
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "message"),
+    [
+        ("grid", None, f"expected a grid, {ROWS}, cells 0-9; received None"),
+        ("grid", [], f"expected a grid, {ROWS}, cells 0-9; received []"),
+        ("grid", [[]], f"expected a grid, {ROWS}, cells 0-9; received [[]]"),
+        ("grid", [1, 2], f"expected a grid, {ROWS}, cells 0-9; received [1, 2]"),
+        ("grid", "0 1", f"expected a grid, {ROWS}, cells 0-9; received '0 1'"),
+        ("grid", ["01"], f"expected a grid, {ROWS}, cells 0-9; received ['01']"),
+        ("grid", {"a": 1}, f"expected a grid, {ROWS}, cells 0-9; received {{'a': 1}}"),
+        ("grid", [[1, 2], [3]], f"expected {ROWS}; received rows of lengths [2, 1]"),
+        ("grid", [[True]], CELLS + "True"),
+        ("grid", [[1.0]], CELLS + "1.0"),
+        ("grid", [[math.nan]], CELLS + "nan"),
+        ("grid", [["1"]], CELLS + "'1'"),
+        ("grid", [[0, [1]]], CELLS + "[1]"),
+        ("grid", [[None]], CELLS + "None"),
+        ("grid", [[0, 10]], CELLS + "10"),
+        ("grid", [[-1]], CELLS + "-1"),
+        ("grid", [[0]] * 65, f"expected sides of at most {MAX_SIDE} cells; received 65 x 1"),
+        ("grid", [[0] * 65], f"expected sides of at most {MAX_SIDE} cells; received 1 x 65"),
+        ("grid1d", [[1], [2]], f"expected {ROW}; received 2 rows (kind 'grid' takes many)"),
+        ("grid1d", [1], f"expected a grid, {ROW}, cells 0-9; received [1]"),
+        ("list", None, NUMBERS + "None"),
+        ("list", 3, NUMBERS + "3"),
+        ("list", "3", NUMBERS + "'3'"),
+        ("list", [1, True], NUMBERS + "[1, True]"),
+        ("list", [1.5], NUMBERS + "[1.5]"),
+        ("list", [math.inf], NUMBERS + "[inf]"),
+        ("list", ["1"], NUMBERS + "['1']"),
+        ("list", [[1]], NUMBERS + "[[1]]"),
+        ("list", {"1": 1}, NUMBERS + "{'1': 1}"),
+        ("text", None, "expected a text; received None"),
+        ("text", 3, "expected a text; received 3"),
+        ("text", ["a"], "expected a text; received ['a']"),
+        ("text", b"a", "expected a text; received b'a'"),
+        ("text", "a\ud800", "expected a text that can be written as UTF-8; received 'a\\ud800'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_was_received(kind, raw, message):
+    with pytest.raises(TaskError) as caught:
+        KINDS[kind].check(raw)
+    assert str(caught.value) == message
+
+
+def test_a_long_wrong_value_is_shortened():
+    with pytest.raises(TaskError) as caught:
+        KINDS["list"].check(["a" * 1000])
+    assert len(str(caught.value)) < 150
+
+
+def test_a_number_too_long_to_print_is_refused_without_printing_it():
+    with pytest.raises(TaskError, match="received a value of type int that cannot be printed"):
+        KINDS["grid"].check([[10**5000]])
+
+
+def test_a_row_may_be_longer_than_a_side():
+    assert len(KINDS["grid1d"].check([[1] * 100])[0]) == 100
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [("a", "text"), ("", "text"), ([[0]], "grid"), (((0,),), "grid"), ([1], "list"), ([], "list"), (None, "list")],
+)
+def test_a_kind_is_guessed_from_the_shape_of_a_value(raw, kind):
+    assert guess_kind(raw) == kind
+
+
+# Making tasks
+
+
+def test_a_task_is_made_from_plain_lists():
+    task = make_task([([1, 2], [2, 1])], [5, 6], answer=[6, 5], id="flip", family="reversal", dataset="mine")
+    assert (task.kind, task.query, task.answer) == ("list", (5, 6), (6, 5))
+    assert (task.demonstrations[0].input, task.demonstrations[0].output) == ((1, 2), (2, 1))
+    assert (task.id, task.group, task.family, task.dataset) == ("flip", "flip", "reversal", "mine")
+    assert kind_of(task) is KINDS["list"]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+@pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]]])
+def test_arrays_and_their_numbers_make_the_task_that_lists_make(rows, dtype):
+    array = np.array(rows, dtype)
+    expected = make_task([(rows, rows)], rows, answer=rows)
+    for raw in (array, list(array), tuple(array)):
+        task = make_task([(raw, raw)], raw, answer=raw)
+        assert task == expected
+        assert task.digest == expected.digest, "plain integers, which JSON can hold"
+
+
+@pytest.mark.parametrize("array", [np.array([1.0]), np.array([True]), np.array([[True]]), np.float64(1), np.array(1)])
+def test_arrays_of_anything_but_integers_are_refused(array):
+    with pytest.raises(TaskError, match=r"^query: expected"):
+        make_task([], array)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"demonstrations": [([1], [1]), ([1], "x")]}, "demonstrations[1].output: expected a list of integers"),
+        ({"demonstrations": [([True], [1])]}, "demonstrations[0].input: expected a list of integers"),
+        ({"query": [1.0]}, "query: expected a list of integers"),
+        ({"answer": "x"}, "answer: expected a list of integers"),
+        ({"kind": "lists"}, "kind: expected one of grid, grid1d, list, text; received 'lists'"),
+    ],
+)
+def test_a_task_names_the_field_that_is_wrong(arguments, message):
+    with pytest.raises(TaskError) as caught:
+        make_task(**{"demonstrations": [([1], [1])], "query": [2], **arguments})
+    assert str(caught.value).startswith(message)

@@ -1,0 +1,78 @@
+"""Recipes: what they refuse, and that equal ones have equal digests."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autottt.ttt_core.errors import ModelError
+from autottt.ttt_core.recipes import BUNDLED, PUBLISHED, Recipe, recipe_digest, recipe_for
+
+CARD = Path(__file__).parents[2] / "policies" / "bundles" / "bundled" / "card.json"
+COUNTS = ("rank", "max_steps", "batch_size", "views", "max_tokens_per_step", "transformations")
+NUMBERS = ("alpha", "dropout", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "early_stop_loss")
+
+
+def test_equal_recipes_have_equal_digests_whatever_type_their_numbers_came_in() -> None:
+    whole = {"alpha": 16, "dropout": 0, "learning_rate": 1, "warmup": 1, "weight_decay": 0, "clip": 2, "stop_loss": 0}
+    one, other = Recipe.from_settings(whole), Recipe(**{name: float(value) for name, value in whole.items()})  # type: ignore[arg-type]
+    assert one == other
+    assert recipe_digest(one) == recipe_digest(other)
+    assert recipe_digest(replace(one, rank=np.int64(4), alpha=np.float32(0.5))) == recipe_digest(
+        replace(one, rank=4, alpha=0.5)
+    )
+    assert all(type(getattr(one, name)) is float for name in NUMBERS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [-1, 4.5, 4.0, "4", None, True, [4]])
+def test_counts_are_integers(name: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=rf"{name}: expected an integer of at least [01]; received "):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.1", None, True, [0.1]])
+def test_the_other_numbers_are_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=rf"{name}: expected a number.*; received "):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropout": 1}, r"dropout: expected a number in \[0, 1\); received 1"),
+        ({"dropout": -0.1}, r"dropout: expected a number in \[0, 1\); received -0.1"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a number above 0; received 0.0"),
+        ({"learning_rate": -1e-3}, r"learning_rate: expected a number above 0; received -0.001"),
+        ({"warmup": 10}, r"warmup: expected a number in \[0, 1\]; received 10"),
+        ({"loss": "lsat"}, r"loss: expected one of all, last, inputs; received 'lsat'"),
+        ({"target_modules": "q_proj"}, r"target_modules: expected a tuple of names .*; received 'q_proj'"),
+        ({"target_modules": []}, r"target_modules: expected a tuple of names"),
+        ({"target_modules": [3]}, r"target_modules: expected a tuple of names .*; received \(3,\)"),
+        ({"rnak": 3}, r"unknown recipe settings \['rnak'\]; known are .*'rank'"),
+        ([], r"a recipe is an object of settings; received \[\]"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_is_expected(settings: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Recipe.from_settings(settings)
+
+
+@pytest.mark.parametrize("recipe", [*BUNDLED.values(), *PUBLISHED.values()])
+def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
+    settings = {**asdict(recipe), "target_modules": list(recipe.target_modules)}
+    assert Recipe.from_settings(settings) == recipe
+    assert recipe_digest(Recipe.from_settings(settings)) == recipe_digest(recipe)
+
+
+def test_the_shipped_policy_knows_the_shipped_recipes_by_their_digests() -> None:
+    written = json.loads(CARD.read_text())["recipes"]
+    assert written
+    assert written == {name: recipe_digest(recipe_for(BUNDLED, *name.split("/"))) for name in written}

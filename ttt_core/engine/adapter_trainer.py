@@ -1,0 +1,166 @@
+"""Training adapters of tasks: as many side by side as fit in memory, or cross-fitted.
+
+Knows nothing about which adapters are known already.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import AdaptationError
+from ..lora.adapter import Adapter
+from ..lora.cross_validation import HeldOutMonitor, fold_seeds, score_of
+from ..lora.gradients import shard_count
+from ..lora.training import OnStep, TrainingRecord, merge_records, train
+from ..lora.weights import LoraWeights
+from ..model.context_window import ContextWindow
+from ..model.encoding import Encoded
+from ..recipes import Recipe
+from ..tasks.task import Task
+from .answering import Answerer, require_answer
+from .guarded import GuardedModel, memory_errors
+
+COPIES = 8
+"""Of an adapter's weights that its training holds at most: as they were, as they are, at this look and at the best
+one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
+RESERVED_COPIES = 4
+"""Of these, those that training does not count itself (see `buffer.Buffer.nbytes`)."""
+
+
+class AdapterTrainer:
+    """Trains adapters for a model."""
+
+    def __init__(self, guarded: GuardedModel, window: ContextWindow, answerer: Answerer) -> None:
+        """`answerer` scores held-out tasks by the base."""
+        self._guarded = guarded
+        self._loaded = guarded.loaded
+        self._window = window
+        self._answerer = answerer
+
+    def adapt_many(
+        self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *, deadline: float,
+        on_step: OnStep | None, charged: bool, start: Adapter | None, prefetched_bytes: int,
+    ) -> list[Adapter]:  # fmt: skip
+        """As `Learner.adapt_many`, beside adapters that take `prepared` bytes."""
+        if start is not None:
+            self._refuse_start(start, recipes[0], len(seeds))
+        found: list[Adapter] = []
+        with (
+            memory_errors(f"training (batch {max((r.batch_size for r in recipes), default=0)})"),
+            self._guarded.compute(None),
+        ):
+            encoded = self._encoded(examples)
+            beside = max(1, self.max_batched_adapters(recipes, prefetched_bytes)) if len(examples) > 1 else 1
+            for at in range(0, max(1, len(examples)), beside):
+                some, now = slice(at, at + beside), time.monotonic()
+                share = min(1.0, beside / max(1, len(examples) - at))
+                weights, trainings = train(
+                    self._loaded, encoded[some], recipes[some], seeds[some],
+                    deadline=now + share * (deadline - now), on_step=on_step, memory=self._guarded.memory_bytes,
+                    charge=self._guarded.charge if charged else None,
+                    start=None if start is None else start.weights.copied(),
+                )  # fmt: skip
+                if charged:
+                    _refuse_failed(trainings)
+                read = max(1, sum(t.tokens for t in trainings))
+                found += [
+                    Adapter(
+                        weights.select(a), recipe, replace(t, seconds=t.seconds * t.tokens / read),
+                        self._guarded.base_hash, kind=mine[0].kind,
+                    )
+                    for a, (t, recipe, mine) in enumerate(zip(trainings, recipes[some], examples[some], strict=True))
+                ]  # fmt: skip
+                del weights  # before the next are trained
+        return found
+
+    def cross_validate(
+        self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int,
+        eval_steps: int | None, patience: int, deadline: float, on_step: OnStep | None,
+    ) -> Adapter:  # fmt: skip
+        """As `Learner.crossfit`."""
+        with memory_errors(f"training (batch {recipe.batch_size})"), self._guarded.compute(None):
+            learned, judged = self._encoded(examples), self._encoded(held_out)
+            aside = self._reserved_bytes(len(held_out), recipe)
+            began, work = time.monotonic(), self._guarded.work
+            scores = iter(self._answerer.score([t for fold in held_out for t in fold]))
+            before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held_out]
+            took = time.monotonic() - began
+            watch = HeldOutMonitor(
+                self._loaded, judged, before, eval_steps or max(1, recipe.max_steps // 12), patience, self._guarded.charge,
+                self._guarded.max_batch_tokens(),
+            )  # fmt: skip
+            looking = watch.estimate_seconds(took, (self._guarded.work - work).forward) if deadline < math.inf else 0.0
+            seeds = fold_seeds(seed, len(held_out))
+            bound = self._guarded.memory_bytes
+            weights, trainings = train(
+                self._loaded, learned, recipe, seeds, deadline=deadline - looking, on_step=on_step, monitor=watch,
+                charge=self._guarded.charge, memory=None if bound is None else bound - aside,
+            )  # fmt: skip
+            training = merge_records(trainings)
+            if training.error and watch.best is None:
+                _refuse_failed(trainings)
+            in_time = watch.best is None or time.monotonic() + watch.seconds <= deadline
+            if training.steps and not training.error and in_time:
+                watch.evaluate(training.steps, weights)
+            best = watch.best or LoraWeights.initial(self._loaded.model, recipe, seeds)
+            return Adapter(best, recipe, training, self._guarded.base_hash, watch.result(), examples[0][0].kind)
+
+    def max_batched_adapters(self, recipes: Sequence[Recipe], prefetched_bytes: int) -> int:
+        """How many adapters of these recipes may be trained side by side: weights, gradients, moments and copies of
+        them take no more than a quarter of the memory that is free, or the bound, and what is `prepared`, in bytes, as
+        much; 0: none.
+        """
+        recipe = max(recipes, key=lambda r: r.batch_size)
+        one = self._adapter_bytes(recipe)
+        quarter = self._guarded.available_bytes() / 4
+        room = int((quarter - prefetched_bytes) / one)
+        counts = range(int(quarter / (COPIES * one)), 1, -1)
+        fit = next((n for n in counts if n * one * self._copies(n, recipe) <= quarter), 1)
+        return max(0 if prefetched_bytes else 1, min(room, fit))
+
+    def _encoded(self, tasks: Sequence[Sequence[Task]]) -> list[list[Encoded]]:
+        """The tasks' prompts with their answers."""
+        return [[self._window.encode(t, require_answer(t)) for t in some] for some in tasks]
+
+    def _refuse_start(self, start: Adapter, recipe: Recipe, count: int) -> None:
+        """Raises `AdaptationError` where so many adapters of a recipe cannot begin as another."""
+        self._guarded.refuse_other_base(start)
+        if not start.matches(recipe) or count != 1:
+            raise AdaptationError(
+                f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot begin as "
+                f"{start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
+                f"{start.recipe.target_modules}"
+            )
+
+    def _reserved_bytes(self, folds: int, recipe: Recipe) -> int:
+        """Bytes of the folds' adapters that training does not count. Raises `AdaptationError` where all that training
+        holds of them does not fit.
+        """
+        size, most = self._adapter_bytes(recipe), self._guarded.available_bytes()
+        source = "there are" if self._guarded.memory_bytes is None else "the bound is"
+        needed = folds * size * self._copies(folds, recipe)
+        if needed > most:
+            raise AdaptationError(
+                f"{folds} adapters of rank {recipe.rank} that are trained side by side need up to "
+                f"{needed / 1e6:,.1f} MB; {source} {most / 1e6:,.1f} MB; fewer folds or a lower rank need less"
+            )
+        return RESERVED_COPIES * folds * size
+
+    def _adapter_bytes(self, recipe: Recipe) -> int:
+        """Bytes of an adapter."""
+        return LoraWeights.initial(self._loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
+
+    def _copies(self, adapters: int, recipe: Recipe) -> int:
+        """Of their weights, that training so many adapters side by side holds at most."""
+        workers = 1 if self._guarded.batches_adapters else min(self._guarded.threads, adapters * recipe.batch_size)
+        return COPIES - 1 + shard_count(adapters, recipe.batch_size, workers)
+
+
+def _refuse_failed(trainings: Sequence[TrainingRecord]) -> None:
+    """Raises `AdaptationError` where one of them failed."""
+    for training in trainings:
+        if training.error:
+            raise AdaptationError(training.error)

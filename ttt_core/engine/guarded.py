@@ -1,0 +1,141 @@
+"""A model in use: whose turn it is, what work is charged, and the proof that it is given back unchanged.
+
+Knows nothing about tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..errors import AdaptationError, BaseChangedError
+from ..lora.adapter import Adapter
+from ..model.fingerprint import Fingerprint, RevertProof, freeze, restoring
+from ..model.generation import MAX_BATCH_TOKENS
+from ..model.loading import LoadedModel
+from ..model.locks import lock_of
+from ..model.memory import free_memory, out_of_memory, tokens_that_fit
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that went through the model."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.forward - other.forward, self.backward - other.backward)
+
+    @property
+    def passes(self) -> int:
+        """Forward-token equivalents: a backward pass counts as two forward passes."""
+        return self.forward + 2 * self.backward
+
+
+class GuardedModel:
+    """A loaded model that is used by one caller at a time and is afterwards what it was before."""
+
+    def __init__(
+        self, loaded: LoadedModel, verify: Literal["pointers", "full"] = "pointers", memory_bytes: int | None = None
+    ) -> None:
+        """`verify` is how `verify` proves the base unchanged; `memory_bytes` bounds what is read side by side, and in
+        training what is kept for the backward pass (None: a share of what is free).
+        """
+        if verify not in ("pointers", "full"):
+            raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
+        self.loaded = loaded
+        self.verification = verify
+        self.memory_bytes = memory_bytes
+        self.work = Work()
+        """All work done so far; take differences."""
+        self.prefetch_seconds = 0.0
+        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
+        self.lock = lock_of(loaded.model)
+        """Whose turn it is at the model; others around it wait for the same."""
+        self._fingerprint = Fingerprint(loaded.model)
+        self._changed: BaseChangedError | None = None
+
+    @property
+    def base_hash(self) -> str:
+        """Content hash of the base model, as loaded."""
+        return self._fingerprint.hash
+
+    @property
+    def precision(self) -> str:
+        """Type of the weights, such as bfloat16."""
+        return str(self.loaded.model.dtype).removeprefix("torch.")
+
+    @property
+    def threads(self) -> int:
+        """Threads that computing on the CPU uses."""
+        return torch.get_num_threads()
+
+    @property
+    def batches_adapters(self) -> bool:
+        """Whether passes take rows of many adapters."""
+        return self.loaded.supports_padding and bool(self.loaded.model.device.type != "cpu")
+
+    def verify(self, *, full: bool | None = None) -> RevertProof:
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on all work is refused."""
+        with self.lock.compute:
+            self._refuse_if_changed()
+            try:
+                return self._fingerprint.verify(
+                    self.loaded.model, full=self.verification == "full" if full is None else full
+                )
+            except BaseChangedError as error:
+                self._changed = error
+                raise
+
+    @contextmanager
+    def compute(self, adapter: Adapter | None) -> Iterator[None]:
+        """The model in evaluation mode without gradients, with the adapter attached; all of it undone at the end."""
+        with self.lock.compute:
+            self._refuse_if_changed()
+            if adapter is not None:
+                self.refuse_other_base(adapter)
+            model = self.loaded.model
+            with restoring(model), torch.inference_mode(False), torch.no_grad():
+                freeze(model)
+                with adapter.weights.attached(model) if adapter is not None else nullcontext():
+                    yield
+
+    def refuse_other_base(self, adapter: Adapter) -> None:
+        """Raises `AdaptationError` for an adapter of another base."""
+        if adapter.base_hash != self.base_hash:
+            raise AdaptationError("this adapter was trained on another base model; train it again on this one")
+
+    def max_batch_tokens(self) -> int:
+        """Tokens that are read side by side."""
+        return min(MAX_BATCH_TOKENS, tokens_that_fit(self.loaded.model, self.memory_bytes))
+
+    def available_bytes(self) -> int:
+        """Bytes that may be used: the bound, or what is free."""
+        return free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
+
+    def charge(self, forward: int = 0, backward: int = 0, prefetch_seconds: float = 0.0) -> None:
+        """Counts tokens that go through the model, and seconds that were spent on them ahead of time."""
+        self.work = Work(self.work.forward + forward, self.work.backward + backward)
+        self.prefetch_seconds += prefetch_seconds
+
+    def _refuse_if_changed(self) -> None:
+        if self._changed is not None:
+            raise BaseChangedError(
+                f"this learner's base model is not what was loaded, so it answers no more: {self._changed}"
+            )
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turns what running out of memory raises into an `AdaptationError`."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise AdaptationError(f"out of memory while {what}: {error}") from error

@@ -1,0 +1,427 @@
+"""Gradients of many adapters: the passes of a step, divided to fit the machine.
+
+Knows nothing about optimizers, tasks or when to stop. Axes: A adapters.
+On an accelerator one pass takes many adapters. On a CPU, where one task's rows fill a core already and padding rows of
+different tasks to one length costs more than it gives, a pass takes one adapter and several passes go at once, a thread
+each, over copies of the model that share its weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import AdaptationError
+from ..model.encoding import Encoded, forward, pad, pad_id_of
+from ..model.fingerprint import HOOKS
+from ..model.loading import LoadedModel
+from ..model.memory import free_memory, out_of_memory
+from ..recipes import Loss, Recipe
+from .dropout import Dropout
+from .optimizer import BatchedAdamW
+
+_log = logging.getLogger("autottt")
+MEMORY_SHARE = 0.6
+"""Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
+
+
+def loss_positions(example: Encoded, loss: Loss) -> list[int]:
+    """Positions of the tokens whose prediction is trained.
+
+    Of several answers the first is left out: nothing before it tells what to do.
+    """
+    if loss == "inputs":
+        return list(range(1, len(example.ids)))
+    spans = example.answers[-1:] if loss == "last" else example.answers[1:] or example.answers
+    return [i for begin, end in spans for i in range(max(1, begin), end)]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of some adapters, forward and backward at once."""
+
+    first_adapter: int
+    end_adapter: int
+    """Adapters, from and to."""
+    first_row: int
+    end_row: int
+    """Rows of each, from and to."""
+    shard: int = 0
+    """Where its gradients go."""
+
+    def halves(self) -> tuple[MicroBatch, MicroBatch] | None:
+        """The same in two passes; None for a single row."""
+        if self.end_adapter - self.first_adapter > 1:
+            middle = (self.first_adapter + self.end_adapter) // 2
+            return replace(self, end_adapter=middle), replace(self, first_adapter=middle)
+        if self.end_row - self.first_row > 1:
+            middle = (self.first_row + self.end_row) // 2
+            return replace(self, end_row=middle), replace(self, first_row=middle)
+        return None
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What a step learns from."""
+
+    rows: Sequence[Sequence[Encoded]]
+    """Each adapter's rows, [A][batch]."""
+    loss_token_counts: Sequence[int]
+    """How many tokens each adapter learns."""
+    dropout_seeds: Sequence[int]
+    """A number for each adapter that decides where dropout falls."""
+
+    @property
+    def longest(self) -> list[int]:
+        """Tokens of each adapter's longest row."""
+        return [max(len(row.ids) for row in mine) for mine in self.rows]
+
+    def lengths(self, one: MicroBatch) -> list[int]:
+        """Tokens of each row of a pass."""
+        return [
+            len(row.ids)
+            for mine in self.rows[one.first_adapter : one.end_adapter]
+            for row in mine[one.first_row : one.end_row]
+        ]
+
+    def padded_tokens(self, one: MicroBatch) -> int:
+        """Tokens of a pass, all rows as long as the longest."""
+        lengths = self.lengths(one)
+        return max(lengths) * len(lengths)
+
+
+def shard_count(adapters: int, batch: int, workers: int) -> int:
+    """Into how many parts each adapter's rows go, so that the workers have equally much to do."""
+    if adapters >= 4 * workers:
+        return 1
+    return next((s for s in range(1, batch + 1) if adapters * s % workers == 0), min(batch, workers))
+
+
+class GradientEngine:
+    """Does the passes of training steps. A context manager: the threads and the copies of the model end with it.
+
+    What a pass keeps for its way back is measured on the longest row before the first (`measure`), and passes are made
+    to fit in `memory`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        recipes: Sequence[Recipe],
+        workers: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        """`recipes`, one for each adapter, are of one form. `workers` is the most threads on a CPU; None means as many
+        as PyTorch would use. `memory` bounds what passes keep, in bytes; None means `MEMORY_SHARE` of what is free when
+        the first begins.
+        """
+        on_cpu = loaded.model.device.type == "cpu"
+        self._threads = torch.get_num_threads()
+        self._batch = max(recipe.batch_size for recipe in recipes)
+        self._workers = min(workers or self._threads, len(recipes) * self._batch) if on_cpu else 1
+        self._loaded, self._recipe = loaded, recipes[0]
+        self._memory: float | None = memory
+        self.token_bytes: float | None = None
+        """Bytes that a pass keeps of a padded token for its way back, once they are known."""
+        self._on_cpu = on_cpu
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+
+    def __enter__(self) -> GradientEngine:
+        copies = _copies_sharing_weights(self._loaded.model, self._workers if self._workers > 1 else 0)
+        if copies:
+            each = max(1, self._threads // self._workers)
+            self._pool = ThreadPoolExecutor(self._workers, "autottt", lambda: torch.set_num_threads(each))
+        else:
+            self._workers = 1
+        for model in copies or [self._loaded.model]:
+            self._models.put(replace(self._loaded, model=model))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        if self._pool is not None:
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                torch.set_num_threads(self._threads)
+                self._pool = None
+
+    def shards(self, adapters: int) -> int:
+        """Parts that a `Buffer` of so many adapters needs."""
+        return shard_count(adapters, self._batch, self._workers) if self._on_cpu else 1
+
+    def losses(
+        self, optimizer: BatchedAdamW, rows: Sequence[Sequence[Encoded]], dropout_seeds: Sequence[int] | None = None
+    ) -> list[float]:
+        """Mean loss over the learned tokens of each adapter's rows [A][batch], in nats; leaves the gradients of it.
+
+        `chances`, a number for each adapter, decides where dropout falls. A pass that memory does not suffice for is
+        done in two halves.
+        """
+        step = self._step_batch(rows, dropout_seeds)
+        if self.token_bytes is None:
+            self.measure_memory(optimizer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
+        jobs = self._micro_batches(step)
+
+        def run(job: Sequence[MicroBatch]) -> list[tuple[MicroBatch, list[float]]]:
+            return [(one, self._run_in_halves(optimizer, step, one)) for one in job]
+
+        done = list(map(run, jobs) if self._pool is None else self._pool.map(run, jobs))
+        totals = [0.0] * len(rows)
+        for one, losses in (pair for job in done for pair in job):
+            for adapter, loss in zip(range(one.first_adapter, one.end_adapter), losses, strict=True):
+                totals[adapter] += loss
+        return totals
+
+    def _step_batch(self, rows: Sequence[Sequence[Encoded]], dropout_seeds: Sequence[int] | None = None) -> StepBatch:
+        counts = [sum(len(loss_positions(r, self._recipe.loss)) for r in mine) for mine in rows]
+        return StepBatch(rows, counts, dropout_seeds or [0] * len(rows))
+
+    def measure_memory(self, optimizer: BatchedAdamW, row: Encoded) -> None:
+        """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
+        model's own memory, and the adapters', are not counted.
+
+        What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
+        copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
+        on with the model itself. Raises `AdaptationError` when no layer is left.
+        """
+        loaded = self._models.get()
+        self._models.put(loaded)
+        kept, unused = self._activation_bytes(loaded, optimizer, row)
+        if unused and self._pool is not None:
+            of_model = self._activation_bytes(self._loaded, optimizer, row)
+            if of_model[1] != unused:
+                _log.debug("%s: copies of it lack a part, so one thread trains", self._loaded.name)
+                kept, unused = of_model
+                self._use_one_thread()
+        if unused:
+            self._drop_layers(optimizer, unused)
+        self.token_bytes = kept / len(row.ids)
+        taken = optimizer.values.nbytes  # of what a pass takes gradients of, with those
+        if self._memory is None:  # the moments come with the first step
+            taken += 2 * optimizer.values.nbytes
+            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
+        else:
+            self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
+
+    def estimate_seconds(
+        self,
+        optimizer: BatchedAdamW,
+        rows: Sequence[Sequence[Encoded]],
+        charge: Callable[[int, int], None] | None = None,
+    ) -> float:
+        """About how long the step on these rows will take, in seconds. Its largest pass is read for that, without the
+        way back, which takes twice as long; `charge` is told its tokens.
+        """
+        step = self._step_batch(rows)
+        passes = [one for job in self._micro_batches(step) for one in job]
+        sizes = [step.padded_tokens(one) for one in passes]
+        one = passes[sizes.index(max(sizes))]
+        if charge is not None:
+            charge(sum(step.lengths(one)), 0)
+
+        def reading() -> float:
+            loaded = self._models.get()
+            began = time.monotonic()
+            try:
+                self._forward_backward(loaded, optimizer, step, one, backward=False)
+            finally:
+                self._models.put(loaded)
+            return time.monotonic() - began
+
+        try:
+            seconds = reading() if self._pool is None else self._pool.submit(reading).result()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if one.halves() is None:
+                return 0.0  # the step will say so
+            self._split(step, one)
+            return self.estimate_seconds(optimizer, rows)
+        rounds = min(math.ceil(len(sizes) / self._workers), sum(sizes) / max(sizes))
+        return 3 * seconds * max(1.0, rounds)
+
+    def _activation_bytes(self, loaded: LoadedModel, optimizer: BatchedAdamW, row: Encoded) -> tuple[int, list[str]]:
+        """Bytes that the pass of one row keeps for its way back, and the layers that get no gradient from it."""
+        own = {
+            t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
+        }
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # an output that is kept as it is holds its own graph, and neither is ever freed
+
+        weights = optimizer.leaves(0, 1, loaded.model.dtype)
+        own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.enable_grad(), weights.attached(loaded.model, self._dropout([0])), hooks:
+            losses, _ = _token_losses(loaded, [row], self._recipe.loss)
+            total = losses.sum()
+        if not total.requires_grad:
+            return sum(kept.values()), list(weights.pairs)
+        with _gradient_errors():
+            torch.autograd.backward(total, inputs=[up for _, up in weights.pairs.values()])
+        unused = [name for name, (_, up) in weights.pairs.items() if up.grad is None]
+        return sum(kept.values()), unused
+
+    def _use_one_thread(self) -> None:
+        """From now on one thread, with the model itself."""
+        self._end_threads()
+        self._workers, self._models = 1, queue.SimpleQueue()
+        self._models.put(self._loaded)
+
+    def _drop_layers(self, optimizer: BatchedAdamW, unused: Sequence[str]) -> None:
+        """Lets go of layers that get no gradient."""
+        name, targets = self._loaded.name, self._recipe.target_modules
+        if len(unused) == len(optimizer.weights().pairs):
+            raise AdaptationError(f"no layer that {targets} names has a part in how {name} reads text: name others")
+        _log.debug("%s: adapters leave out %d layers without gradients, %s", name, len(unused), ", ".join(unused))
+        optimizer.drop_layers(unused)
+
+    def _dropout(self, numbers: Sequence[int]) -> Dropout | None:
+        """Of rows with these numbers."""
+        share = self._recipe.dropout
+        return Dropout(share, torch.tensor(numbers, device=self._loaded.model.device)) if share else None
+
+    def _micro_batches(self, step: StepBatch) -> list[list[MicroBatch]]:
+        """The passes of a step, each within memory; those of one list add to the same gradients, one after the other.
+
+        On an accelerator neighbours go together as long as they fit and have as many rows.
+        """
+        fit = max(1.0, (self._memory or 0.0) / self._workers / max(1.0, self.token_bytes or 1.0))
+        rows, longest = step.rows, step.longest
+        if self._on_cpu:
+            parts = self.shards(len(rows))
+            cuts = [[len(mine) * p // parts for p in range(parts + 1)] for mine in rows]
+            some = [MicroBatch(a, a + 1, cuts[a][p], cuts[a][p + 1], p) for a in range(len(rows)) for p in range(parts)]
+            whole = [one for one in some if one.end_row > one.first_row]
+        else:
+            whole, begin = [], 0
+            for adapter in range(1, len(rows) + 1):
+                batch = len(rows[begin])
+                together = max(longest[begin : adapter + 1]) * batch * (adapter + 1 - begin)
+                if adapter == len(rows) or len(rows[adapter]) != batch or together > fit:
+                    whole.append(MicroBatch(begin, adapter, 0, batch))
+                    begin = adapter
+        return [_within(one, longest, fit) for one in whole]
+
+    def _run_in_halves(self, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch) -> list[float]:
+        """The losses of a pass, in halves where memory does not suffice."""
+        losses = self._run_micro_batch(optimizer, step, one)
+        if losses is not None:
+            return losses
+        halves = one.halves()
+        assert halves is not None
+        self._split(step, one)
+        first, second = (self._run_in_halves(optimizer, step, half) for half in halves)
+        if halves[0].end_adapter < one.end_adapter:
+            return first + second
+        return [a + b for a, b in zip(first, second, strict=True)]
+
+    def _split(self, step: StepBatch, one: MicroBatch) -> None:
+        """From now on no pass as large as this one; others may fail beside it for the same reason."""
+        taken = step.padded_tokens(one) * (self.token_bytes or 0.0) * self._workers
+        with self._lock:
+            self._memory = min(self._memory or 0.0, taken / 2)
+
+    def _run_micro_batch(self, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch) -> list[float] | None:
+        """The losses of a pass; None where memory does not suffice, but may for less."""
+        loaded = self._models.get()
+        try:
+            try:
+                means, gradients = self._forward_backward(loaded, optimizer, step, one)
+            except Exception as error:
+                if one.halves() and out_of_memory(error):
+                    return None
+                raise
+            optimizer.accumulate(gradients, one.first_adapter, one.end_adapter, one.shard)
+            return means
+        finally:
+            self._models.put(loaded)
+
+    def _forward_backward(
+        self, loaded: LoadedModel, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch, backward: bool = True
+    ) -> tuple[list[float], tuple[Tensor, ...]]:
+        """A pass there and back: each adapter's loss, over the tokens that it learns in all its passes, and the
+        gradients of their sum; none without the way back."""
+        places = [(a, n) for a in range(one.first_adapter, one.end_adapter) for n in range(one.first_row, one.end_row)]
+        dropout = self._dropout([step.dropout_seeds[a] + n for a, n in places])
+        each = one.end_row - one.first_row
+        weights = optimizer.leaves(one.first_adapter, one.end_adapter, loaded.model.dtype)
+        with torch.enable_grad(), weights.attached(loaded.model, dropout):
+            losses, sizes = _token_losses(loaded, [step.rows[a][n] for a, n in places], self._recipe.loss)
+            parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(places), each)])
+            totals = torch.stack([part.sum() for part in parts])
+            means = totals / totals.new_tensor(step.loss_token_counts[one.first_adapter : one.end_adapter])
+            with _gradient_errors():
+                gradients = torch.autograd.grad(means.sum(), weights.tensors) if backward else ()
+        return means.detach().tolist(), gradients
+
+
+def _within(one: MicroBatch, longest: Sequence[int], fit: float) -> list[MicroBatch]:
+    """The pass in pieces of at most `fit` padded tokens, or of single rows."""
+    tokens = (
+        max(longest[one.first_adapter : one.end_adapter])
+        * (one.end_row - one.first_row)
+        * (one.end_adapter - one.first_adapter)
+    )
+    halves = one.halves()
+    if tokens <= fit or halves is None:
+        return [one]
+    return [small for half in halves for small in _within(half, longest, fit)]
+
+
+@contextmanager
+def _gradient_errors() -> Iterator[None]:
+    """Turns what autograd raises into an `AdaptationError`, unless memory ran out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise AdaptationError(f"the model gives no gradients to train with: {error}") from error
+
+
+def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> tuple[Tensor, list[int]]:
+    """Losses of the learned tokens of all rows, one after the other, and how many each row has."""
+    batch = pad([r.ids for r in rows], pad_id_of(loaded), loaded.model.device, left=False)
+    chosen = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    sizes = []
+    for i, row in enumerate(rows):
+        positions = loss_positions(row, loss)
+        chosen[i, [p - 1 for p in positions]] = True
+        sizes.append(len(positions))
+    chosen = chosen.to(batch.ids.device)
+    logits = forward(loaded.model, batch, chosen)
+    targets = batch.ids[:, 1:][chosen[:, :-1]]
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), sizes
+
+
+def _copies_sharing_weights(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
+    """Modules of their own over the same parameters and buffers, so that hooks on them are their own too; hooks that
+    are there already are called as they are. None where something in the model cannot be copied."""
+    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    shared |= {id(h): h for m in model.modules() for kind in HOOKS for h in getattr(m, kind).values()}
+    try:
+        return [copy.deepcopy(model, dict(shared)) for _ in range(count)]
+    except (TypeError, RuntimeError):
+        return []

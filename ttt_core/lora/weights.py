@@ -1,0 +1,279 @@
+"""LoRA adapters as values: low-rank updates with a leading adapter axis, attached to a frozen model by hooks.
+
+Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T tokens, r rank. Hu et al. 2021,
+"LoRA: Low-Rank Adaptation of Large Language Models"; saved in the file format of the PEFT library.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import ModelError
+from ..recipes import PUBLISHED, Recipe
+from .dropout import Dropout
+
+Pair = tuple[Tensor, Tensor]
+"""Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
+
+_USUAL = {name for recipe in PUBLISHED.values() for name in recipe.target_modules}
+"""Names that recipes for any model give; each model has some of them."""
+_log = logging.getLogger("autottt")
+
+
+def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear layers that `targets` name (by the last part of their path); of a model that reads more than text,
+    those of its text decoder.
+
+    `all-linear`, or names of which the model has none, mean every linear layer but the output head. Of the names that
+    published recipes give, a model has some. Raises `ModelError` for others that match nothing beside some that do.
+    """
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    reading = set(_text_decoder(model).modules())
+    linear = {n: m for n, m in linear.items() if m in reading} or linear
+    if not linear:
+        raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
+    named = {n: m for n, m in linear.items() if _last(n) in targets}
+    known = {_last(n) for n in linear}
+    if odd := [t for t in targets if t not in known | _USUAL]:
+        has = f"of {type(model).__name__}, which has {', '.join(sorted(known))}"
+        if named:
+            raise ModelError(f"targets {odd} name no linear layer {has}")
+        _log.warning("targets %s name no linear layer %s: all of them are adapted", odd, has)
+    elif not named and "all-linear" not in targets:
+        _log.debug("%s has no layers named %s: all linear layers are adapted", type(model).__name__, tuple(targets))
+    return named or linear
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _text_decoder(model: PreTrainedModel) -> nn.Module:
+    """What reads text in a model that reads more than that; any other model as a whole."""
+    sees_more = model.config.get_text_config() is not model.config
+    reading: nn.Module = model.get_decoder() if sees_more else model
+    return reading
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """Raises `ModelError` for a model that carries adapters of the PEFT library.
+
+    Which of them are active changes its answers without a trace in its weights, and their layers would be adapted too.
+    """
+    layers = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    if not layers and not isinstance(model, PeftModel):
+        return
+    where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
+    raise ModelError(
+        f"{type(model).__name__} carries adapters of PEFT{where}: merge them into the weights with "
+        "`model = peft_model.merge_and_unload()`, or give the base model without them (`peft_model.unload()`)"
+    )
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """(d_in, d_out)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    assert isinstance(module, Conv1D)
+    return int(module.weight.shape[0]), int(module.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """The weights of A adapters of one shape, in fp32."""
+
+    pairs: Mapping[str, Pair]
+    """Module path -> its down- and up-projection."""
+    scaling: float
+    """What the update is multiplied by: alpha / rank."""
+
+    @classmethod
+    def initial(cls, model: PreTrainedModel, recipe: Recipe, seeds: Sequence[int]) -> LoraWeights:
+        """New adapters, one per seed: down-projections Kaiming-uniform as in PEFT, up-projections zero."""
+        pairs: dict[str, Pair] = {}
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        for name, module in target_modules(model, recipe.target_modules).items():
+            d_in, d_out = _sizes(module)
+            down = torch.empty(len(seeds), recipe.rank, d_in)
+            for row, generator in zip(down, generators, strict=True):
+                nn.init.kaiming_uniform_(row, a=math.sqrt(5), generator=generator)
+            up = torch.zeros(len(seeds), d_out, recipe.rank)
+            pairs[name] = down.to(model.device), up.to(model.device)
+        return cls(pairs, recipe.alpha / recipe.rank)
+
+    @property
+    def adapter_count(self) -> int:
+        """Number of adapters, A."""
+        return next(iter(self.pairs.values()))[0].shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for pair in self.pairs.values() for t in pair]
+
+    def finite(self) -> list[bool]:
+        """Of each adapter, whether all its weights are numbers."""
+        found = torch.stack([t.isfinite().flatten(1).all(1) for t in self.tensors])
+        return [bool(sound) for sound in found.all(0)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tensors[0].device
+
+    def to(self, device: torch.device | str) -> LoraWeights:
+        """The same weights on a device."""
+        return LoraWeights({n: (a.to(device), b.to(device)) for n, (a, b) in self.pairs.items()}, self.scaling)
+
+    @property
+    def shape_key(self) -> object:
+        """What adapters that are put side by side have in common: layers, sizes and scaling."""
+        return self.scaling, tuple((n, a.shape[1:], b.shape[1:]) for n, (a, b) in self.pairs.items())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, in bytes."""
+        return sum(t.nbytes for t in self.tensors)
+
+    def select(self, index: int) -> LoraWeights:
+        """One of the adapters, on its own; its memory is its own."""
+        return LoraWeights(
+            {n: (a[index : index + 1].clone(), b[index : index + 1].clone()) for n, (a, b) in self.pairs.items()},
+            self.scaling,
+        )
+
+    @classmethod
+    def stacked(cls, parts: Sequence[LoraWeights]) -> LoraWeights:
+        """Adapters of one shape side by side, in memory of their own and without gradients."""
+        names = parts[0].pairs
+        pairs = {n: tuple(torch.cat([p.pairs[n][i].detach() for p in parts]) for i in (0, 1)) for n in names}
+        return cls({n: (down, up) for n, (down, up) in pairs.items()}, parts[0].scaling)
+
+    def detached(self) -> LoraWeights:
+        """The same weights without gradients."""
+        return LoraWeights({n: (a.detach(), b.detach()) for n, (a, b) in self.pairs.items()}, self.scaling)
+
+    def copied(self) -> LoraWeights:
+        """The same weights without gradients, in memory of their own."""
+        return LoraWeights(
+            {n: (a.detach().clone(), b.detach().clone()) for n, (a, b) in self.pairs.items()}, self.scaling
+        )
+
+    @contextmanager
+    def attached(self, model: nn.Module, dropout: Dropout | None = None) -> Iterator[None]:
+        """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order.
+
+        `dropout` is of the rows that come, and acts where gradients are taken.
+        """
+        modules = dict(model.named_modules())
+        handles = []
+        try:
+            for name, (down, up) in self.pairs.items():
+                if name not in modules:
+                    raise ModelError(f"the adapter does not fit: {type(model).__name__} has no layer {name!r}")
+                chosen = partial(dropout, layer=zlib.crc32(name.encode())) if dropout else None
+                hook = _Update(down, up, self.scaling, chosen)
+                handles.append(modules[name].register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def save(self, folder: Path, recipe: Recipe, base: str = "") -> None:
+        """Writes one adapter (A = 1) as a PEFT adapter folder, which `peft.PeftModel.from_pretrained` loads."""
+        if self.adapter_count != 1:
+            raise ModelError(f"one adapter is saved at a time; received {self.adapter_count}")
+        folder.mkdir(parents=True, exist_ok=True)
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(self.pairs),
+            task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
+        )  # fmt: skip
+        config.save_pretrained(str(folder))
+        named = {}
+        for name, (down, up) in self.pairs.items():
+            named[f"base_model.model.{name}.lora_A.weight"] = down[0].detach().cpu().contiguous()
+            named[f"base_model.model.{name}.lora_B.weight"] = up[0].detach().cpu().contiguous()
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> LoraWeights:
+        """Reads a PEFT LoRA adapter folder with safetensors weights. Raises `ModelError` for other kinds of adapter."""
+        weights = folder / "adapter_model.safetensors"
+        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+            raise ModelError(f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        raw = load_file(weights, device=str(device))
+        names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
+        expected = {f"base_model.model.{n}.lora_{part}.weight" for n in names for part in "AB"}
+        if config.peft_type != PeftType.LORA or _beyond_plain(config) or raw.keys() != expected:
+            raise ModelError(
+                f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias, modules_to_save, patterns "
+                "of ranks or alphas, embeddings, or starts that change the base model)"
+            )
+        pairs = {
+            n: (
+                raw[f"base_model.model.{n}.lora_A.weight"].float()[None],
+                raw[f"base_model.model.{n}.lora_B.weight"].float()[None],
+            )
+            for n in sorted(names)
+        }
+        return cls(pairs, config.lora_alpha / config.r)
+
+
+_BEYOND_PLAIN = (
+    "use_dora", "use_rslora", "use_qalora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
+    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+)  # fmt: skip
+
+
+def _beyond_plain(config: Any) -> bool:
+    """Whether a LoRA configuration of PEFT means more than `x + scaling * up(down(x))` in every layer."""
+    harmless = config.init_lora_weights in (True, False, "gaussian", "eva", "orthogonal")
+    return not harmless or config.bias != "none" or any(getattr(config, name, None) for name in _BEYOND_PLAIN)
+
+
+class _Update:
+    """The forward hook that adds one layer's low-rank update."""
+
+    def __init__(self, down: Tensor, up: Tensor, scaling: float, dropout: Callable[[Tensor], Tensor] | None) -> None:
+        self._down, self._up, self._scaling, self._dropout = down, up, scaling, dropout
+        self._ready: Pair | None = None
+        """Transposed and in the model's precision, for as long as nothing is trained."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor):  # a router's choice, which is no projection to add to
+            return output
+        x: Tensor = args[0]
+        training = torch.is_grad_enabled()
+        if self._dropout and training:
+            x = self._dropout(x)
+        if self._ready is None or training:
+            up = self._up if self._scaling == 1 else self._up * self._scaling
+            pair = self._down.to(x.dtype).mT, up.to(x.dtype).mT
+            self._ready = None if training else pair
+        else:
+            pair = self._ready
+        down, up = pair
+        if down.shape[0] == 1:
+            rows = x.reshape(-1, x.shape[-1])
+            return torch.addmm(output.reshape(-1, output.shape[-1]), rows @ down[0], up[0]).view_as(output)
+        if x.shape[0] % down.shape[0]:
+            raise ModelError(f"{down.shape[0]} adapters need as many equal groups of rows; received {x.shape[0]} rows")
+        grouped = x.reshape(down.shape[0], -1, x.shape[-1])
+        return output + (grouped @ down @ up).view_as(output)

@@ -1,0 +1,71 @@
+"""The context window: prompts of tasks as ids, and the room that they leave for answers.
+
+Knows nothing about how answers are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ..errors import TooLongError
+from ..tasks.kinds import kind_of
+from ..tasks.task import Task, Value
+from .encoding import Encoded, encode
+from .generation import PrefixFilter
+from .loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt to be answered."""
+
+    prompt: Encoded
+    max_new_tokens: int
+    """Tokens that its answer may take."""
+    prefix_filter: PrefixFilter
+
+
+class ContextWindow:
+    """What of tasks fits in a model's context."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def encode(self, task: Task, answer: Value | None = None) -> Encoded:
+        """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it."""
+        least = 0 if answer is not None else min(min(self._output_lengths(task), default=1), self.max_new_tokens(task))
+        return encode(self._loaded, task, answer, least)
+
+    def fits(self, task: Task, answer: Value | None = None) -> bool:
+        """Whether `encode` raises nothing."""
+        try:
+            self.encode(task, answer)
+        except TooLongError:
+            return False
+        return True
+
+    def max_new_tokens(self, task: Task) -> int:
+        """Tokens that an answer may take, where the prompt leaves as many."""
+        (query,) = self._token_counts(task, [task.query])
+        return 2 * max([*self._output_lengths(task), query]) + 16
+
+    def available_tokens(self, task: Task, prompt: Encoded) -> int:
+        """Tokens that the answer to a prompt may take."""
+        return min(self.max_new_tokens(task), self._loaded.context_length - len(prompt.ids))
+
+    def request(self, task: Task) -> GenerationRequest:
+        """The task's prompt, and what its answer may be."""
+        prompt = self.encode(task)
+        return GenerationRequest(
+            prompt, self.available_tokens(task, prompt), partial(self._loaded.format.is_valid_prefix, task)
+        )
+
+    def _output_lengths(self, task: Task) -> list[int]:
+        """Tokens of each output shown."""
+        return self._token_counts(task, [d.output for d in task.demonstrations])
+
+    def _token_counts(self, task: Task, values: Sequence[Value]) -> list[int]:
+        kind, notation = kind_of(task), self._loaded.format.notation
+        return [len(self._loaded.tokens(kind.render(v, notation))) for v in values]

@@ -1,0 +1,414 @@
+"""Kinds of task: how a value is checked, written as text, read back, and transformed without losing anything.
+
+Knows nothing about models. A notation says how values are spelled; the bundled model and large models differ in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import ParseError, TaskError
+from .task import Demonstration, Grid, IntList, Task, Value
+
+MAX_SIDE = 64
+"""Longest side of a grid, in cells; a row may be as long as it likes."""
+
+
+@dataclass(frozen=True)
+class Notation:
+    """How values are spelled. Both notations can be read back exactly."""
+
+    name: str
+    list_open: str
+    list_separator: str
+    list_close: str
+    row_separator: str
+    escapes_newlines: bool
+    """Whether a text's line breaks are written as backslash-n, because a line break ends an answer."""
+
+
+STANDARD = Notation("standard", "[", ", ", "]", "\n", False)
+"""`[3, 14, 5]`; grids as lines of cells. What published prompts for large models use."""
+
+COMPACT = Notation("compact", "", " ", "", " / ", True)
+"""`3 14 5`; grids as rows of cells with ` / ` between. One token a number with the bundled model's tokenizer."""
+
+NOTATIONS: Mapping[str, Notation] = {n.name: n for n in (STANDARD, COMPACT)}
+
+
+class Transformation(Protocol):
+    """A change of representation that can be undone: `invert(apply(value)) == value` for every value of the kind."""
+
+    @property
+    def name(self) -> str: ...
+    def apply(self, value: Value) -> Value: ...
+    def invert(self, value: Value) -> Value: ...
+
+
+class Kind(Protocol):
+    """What one kind of value can do."""
+
+    @property
+    def name(self) -> str: ...
+
+    def check(self, raw: object) -> Value:
+        """The canonical value of `raw` (as JSON gives it, or with arrays in place of lists). Raises `TaskError` saying
+        what was expected."""
+        ...
+
+    def render(self, value: Value, notation: Notation) -> str: ...
+
+    def parse(self, text: str, notation: Notation) -> Value:
+        """The value that `text` spells. Raises `ParseError`."""
+        ...
+
+    def is_valid_prefix(self, text: str, notation: Notation) -> bool:
+        """Whether some value's text may begin with `text`; where not, `parse` refuses it whatever comes after."""
+        ...
+
+    def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+        """`count` different transformations that suit the task, or as many as there are; never the identity."""
+        ...
+
+
+@dataclass(frozen=True)
+class IdentityTransformation:
+    """Leaves values as they are."""
+
+    name: str = "identity"
+
+    def apply(self, value: Value) -> Value:
+        return value
+
+    def invert(self, value: Value) -> Value:
+        return value
+
+
+def _cells(value: Value) -> Grid:
+    assert isinstance(value, tuple)
+    return value  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class GridTransformation:
+    """An element of the dihedral group (turns of 90 degrees, then a left-right flip) and a permutation of colours.
+
+    A row can only be flipped: its turns are 0.
+    """
+
+    quarter_turns: int
+    flip: bool
+    colours: tuple[int, ...]
+    """`colours[c]` is the colour that c becomes."""
+
+    @property
+    def name(self) -> str:
+        parts = [f"turn{90 * self.quarter_turns}"] * bool(self.quarter_turns) + ["flip"] * self.flip
+        if self.colours != tuple(range(10)):
+            parts.append("colours" + "".join(map(str, self.colours)))
+        return "+".join(parts) or "identity"
+
+    def apply(self, value: Value) -> Value:
+        grid = _cells(value)
+        for _ in range(self.quarter_turns):
+            grid = tuple(zip(*grid[::-1], strict=True))
+        if self.flip:
+            grid = tuple(row[::-1] for row in grid)
+        return tuple(tuple(self.colours[c] for c in row) for row in grid)
+
+    def invert(self, value: Value) -> Value:
+        back = [self.colours.index(c) for c in range(10)]
+        grid = tuple(tuple(back[c] for c in row) for row in _cells(value))
+        if self.flip:
+            grid = tuple(row[::-1] for row in grid)
+        for _ in range(-self.quarter_turns % 4):
+            grid = tuple(zip(*grid[::-1], strict=True))
+        return grid
+
+
+@dataclass(frozen=True)
+class ListTransformation:
+    """Reversal, and a permutation of the integers that occur in the task (others stay as they are)."""
+
+    reverse: bool
+    symbols: tuple[tuple[int, int], ...]
+    """Pairs (from, to); a permutation of the numbers on the left."""
+
+    @property
+    def name(self) -> str:
+        return "+".join(["reverse"] * self.reverse + ["symbols"] * bool(self.symbols)) or "identity"
+
+    def apply(self, value: Value) -> Value:
+        table = dict(self.symbols)
+        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
+        return mapped[::-1] if self.reverse else mapped
+
+    def invert(self, value: Value) -> Value:
+        table = {b: a for a, b in self.symbols}
+        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
+        return mapped[::-1] if self.reverse else mapped
+
+
+def _values(task: Task) -> list[Value]:
+    return [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
+
+
+def _colour_permutation(task: Task, rng: random.Random) -> tuple[int, ...]:
+    """A permutation of 0-9. Colour 0, which most tasks use as background, stays."""
+    order = list(range(1, 10))
+    rng.shuffle(order)
+    return (0, *order)
+
+
+def _is_int(x: object) -> bool:
+    return isinstance(x, (int, numbers.Integral)) and not isinstance(x, bool)
+
+
+def _listed(raw: object) -> object:
+    """An array, of NumPy or alike, as lists; anything else as it is."""
+    tolist = None if isinstance(raw, (list, tuple)) else getattr(raw, "tolist", None)
+    return tolist() if callable(tolist) else raw
+
+
+def _rows_listed(raw: object) -> object:
+    """As `_listed`, also for rows that are arrays within a list."""
+    whole = _listed(raw)
+    return [_listed(row) for row in whole] if isinstance(whole, (list, tuple)) else whole
+
+
+@dataclass(frozen=True)
+class GridKind:
+    """Rows of cells 0-9, all of one length. With `rows=1`, a single row."""
+
+    name: str
+    one_row: bool
+
+    def check(self, raw: object) -> Value:
+        expected = "one row: [[0, 1, ...]]" if self.one_row else "rows of equal length: [[0, 1], [1, 0]]"
+        raw = _rows_listed(raw)
+        if not isinstance(raw, (list, tuple)) or not raw or not all(isinstance(r, (list, tuple)) and r for r in raw):
+            raise TaskError(f"expected a grid, {expected}, cells 0-9; received {_short(raw)}")
+        if self.one_row and len(raw) != 1:
+            raise TaskError(f"expected {expected}; received {len(raw)} rows (kind 'grid' takes many)")
+        if len({len(r) for r in raw}) != 1:
+            raise TaskError(f"expected {expected}; received rows of lengths {[len(r) for r in raw]}")
+        if not all(_is_int(c) and 0 <= c <= 9 for r in raw for c in r):
+            wrong = next(c for r in raw for c in r if not (_is_int(c) and 0 <= c <= 9))
+            raise TaskError(f"expected cells that are integers 0-9; received {_short(wrong)}")
+        if not self.one_row and max(len(raw), len(raw[0])) > MAX_SIDE:
+            raise TaskError(f"expected sides of at most {MAX_SIDE} cells; received {len(raw)} x {len(raw[0])}")
+        return tuple(tuple(int(c) for c in r) for r in raw)
+
+    def render(self, value: Value, notation: Notation) -> str:
+        return notation.row_separator.join(" ".join(map(str, row)) for row in _cells(value))
+
+    def parse(self, text: str, notation: Notation) -> Value:
+        rows = text.strip().split(notation.row_separator.strip() or notation.row_separator)
+        try:
+            return self.check([self._row(row.split()) for row in rows])
+        except ValueError as error:
+            raise ParseError(f"not a {self.name}: {_short(text)} ({error})") from None
+
+    def is_valid_prefix(self, text: str, notation: Notation) -> bool:
+        *whole, last = text.strip().split(notation.row_separator.strip() or notation.row_separator)
+        if whole and self.one_row:
+            return False
+        cells = last.split()
+        try:
+            widths = {len(self._row(row.split())) for row in whole}
+            self._row(cells[:-1])
+        except ValueError:
+            return False
+        going_on = re.fullmatch(r"[0-9]?\ufffd*", cells[-1]) is not None if cells else True
+        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and going_on
+
+    @staticmethod
+    def _row(cells: list[str]) -> list[int]:
+        """The cells of a row, a digit each. Raises `ValueError`."""
+        if odd := next((c for c in cells if not re.fullmatch("[0-9]", c)), None):
+            raise ValueError(f"expected cells 0-9, found {_short(odd)}")
+        return [int(c) for c in cells]
+
+    def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+        shapes = [(t, f) for t in range(1 if self.one_row else 4) for f in (False, True)]
+        rng.shuffle(shapes)
+        plain = tuple(range(10))
+        found: dict[Transformation, None] = {}
+        for index in range(4 * count):
+            turns, flip = shapes[index % len(shapes)]
+            colours = plain if index < len(shapes) and (turns or flip) else _colour_permutation(task, rng)
+            if turns or flip or colours != plain:
+                found[GridTransformation(turns, flip, colours)] = None
+            if len(found) == count:
+                break
+        return list(found)
+
+
+@dataclass(frozen=True)
+class ListKind:
+    """A list of integers, possibly empty."""
+
+    name: str = "list"
+
+    def check(self, raw: object) -> Value:
+        raw = _listed(raw)
+        if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
+            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {_short(raw)}")
+        return tuple(int(x) for x in raw)
+
+    def render(self, value: Value, notation: Notation) -> str:
+        if not value:
+            return "[]"
+        return notation.list_open + notation.list_separator.join(map(str, value)) + notation.list_close
+
+    def parse(self, text: str, notation: Notation) -> Value:
+        body = text.strip()
+        if body == "[]":
+            return ()
+        if notation.list_open:
+            if not (body.startswith(notation.list_open) and body.endswith(notation.list_close)):
+                raise ParseError(f"not a list: {_short(text)}")
+            body = body[len(notation.list_open) : -len(notation.list_close)]
+        parts = body.split(notation.list_separator.strip() or None)
+        if not parts or not all(re.fullmatch(r"\s*-?\d+\s*", p) for p in parts):
+            raise ParseError(f"not a list of integers: {_short(text)}")
+        try:
+            return tuple(int(p) for p in parts)
+        except ValueError as error:  # more digits than Python converts
+            raise ParseError(f"not a list of integers: {_short(text)} ({error})") from None
+
+    def is_valid_prefix(self, text: str, notation: Notation) -> bool:
+        body = text.rstrip("\ufffd").strip()
+        if body.startswith("[") and not notation.list_open:
+            return body in ("[", "[]")
+        if not body.startswith(notation.list_open):
+            return not body
+        *whole, last = body[len(notation.list_open) :].split(notation.list_separator.strip() or None) or [""]
+        if notation.list_close and notation.list_close in last:
+            last, _, after = last.partition(notation.list_close)
+            if after.strip() or not (last.strip() or not whole):
+                return False
+        whole_numbers = all(re.fullmatch(r"\s*-?\d+\s*", p) for p in whole)
+        return whole_numbers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
+
+    def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+        numbers: list[int] = sorted({x for v in _values(task) for x in v})  # type: ignore[misc]
+        found: dict[Transformation, None] = {ListTransformation(True, ()): None}
+        possible = 2 * math.factorial(len(numbers)) - 1
+        for index in itertools.count():
+            if len(found) >= min(count, possible):
+                break
+            shuffled = rng.sample(numbers, len(numbers))
+            if shuffled != numbers:
+                found[ListTransformation(index % 2 == 1, tuple(zip(numbers, shuffled, strict=True)))] = None
+        return list(found)[:count]
+
+
+@dataclass(frozen=True)
+class TextKind:
+    """Any text. It has no transformations but the order of the demonstrations."""
+
+    name: str = "text"
+
+    def check(self, raw: object) -> Value:
+        if not isinstance(raw, str):
+            raise TaskError(f"expected a text; received {_short(raw)}")
+        if any("\ud800" <= c <= "\udfff" for c in raw):
+            raise TaskError(f"expected a text that can be written as UTF-8; received {_short(raw)}")
+        return raw
+
+    def render(self, value: Value, notation: Notation) -> str:
+        text = str(value)
+        return text.replace("\\", "\\\\").replace("\n", "\\n") if notation.escapes_newlines else text
+
+    def parse(self, text: str, notation: Notation) -> Value:
+        if not notation.escapes_newlines:
+            return text
+        return re.sub(r"\\(\\|n)", lambda m: "\n" if m[1] == "n" else "\\", text)
+
+    def is_valid_prefix(self, text: str, notation: Notation) -> bool:
+        return True
+
+    def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
+        return []
+
+
+KINDS: Mapping[str, Kind] = {
+    "grid": GridKind("grid", one_row=False),
+    "grid1d": GridKind("grid1d", one_row=True),
+    "list": ListKind(),
+    "text": TextKind(),
+}
+
+
+def kind_of(task: Task) -> Kind:
+    """The kind of a task."""
+    return KINDS[task.kind]
+
+
+def guess_kind(raw: object) -> str:
+    """The kind whose values look like `raw` (as `Kind.check` takes it): text, list, or grid."""
+    raw = _rows_listed(raw)
+    if isinstance(raw, str):
+        return "text"
+    if isinstance(raw, (list, tuple)) and raw and all(isinstance(r, (list, tuple)) for r in raw):
+        return "grid"
+    return "list"
+
+
+def make_task(
+    demonstrations: Sequence[tuple[object, object]],
+    query: object,
+    *,
+    kind: str | None = None,
+    answer: object = None,
+    instruction: str | None = None,
+    id: str = "task",
+    family: str = "",
+    dataset: str = "",
+    group: str = "",
+) -> Task:
+    """A checked task from lists, NumPy arrays and strings. Without `kind`, it is told from the query.
+
+    Raises `TaskError` naming the field that is wrong.
+
+    >>> make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6]).kind
+    'list'
+    """
+    name = guess_kind(query) if kind is None else kind
+    if name not in KINDS:
+        raise TaskError(f"kind: expected one of {', '.join(KINDS)}; received {name!r}")
+
+    def checked(raw: object, field: str) -> Value:
+        try:
+            return KINDS[name].check(raw)
+        except TaskError as error:
+            raise TaskError(f"{field}: {error}") from None
+
+    pairs = tuple(
+        Demonstration(checked(a, f"demonstrations[{i}].input"), checked(b, f"demonstrations[{i}].output"))
+        for i, (a, b) in enumerate(demonstrations)
+    )
+    right = None if answer is None else checked(answer, "answer")
+    return Task(name, pairs, checked(query, "query"), right, instruction, id, family, dataset, group or id)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists thousands deep
+        return f"a value of type {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+__all__ = [
+    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "GridTransformation", "IdentityTransformation", "IntList", "Kind",
+    "ListTransformation", "Notation", "Transformation", "guess_kind", "kind_of", "make_task",
+]  # fmt: skip
