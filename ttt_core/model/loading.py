@@ -40,7 +40,7 @@ MAX_CACHED_TEXTS = 20_000
 """Texts whose ids are kept."""
 MAX_CACHED_TEXT_LENGTH = 4096
 """Characters of the longest of them."""
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = Path(__file__).parents[1] / "bundled"
 """Folder of the model that ships with the package."""
 
 
