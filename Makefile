@@ -67,7 +67,7 @@ pretrain: $(STAMP)  ## Train a model as the bundled one was trained, into runs/p
 		--seed 4 --workers 0 --steps 1500 --decay 800 --export $(STAGE)4/model
 
 docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
-	@$(BIN)/python tests/test_docs.py
+	@$(BIN)/python docs/generate.py
 
 clean:  ## Remove .venv and everything that can be made again
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,15 +1,9 @@
-"""What the documents say is so: every example in them runs, and what is generated from the code is up to date.
-
-Run as a script (`make docs`), it writes the generated parts again: the tree, the table of strategies, the graph and
-the measured numbers in README.md, docs/primitives.md, and docs/measured.md, which quotes benchmarks/results.
-"""
+"""Every example in the documents runs, and every generated part of them (docs/generate.py) is up to date."""
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -17,22 +11,15 @@ import sys
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
 
+import generate
 import pytest
 
-import autottt.strategies
 from autottt.strategies import base
-from autottt.ttt_core.pretraining.generator.core import Domain, Primitive
-from autottt.ttt_core.pretraining.generator.families import domains
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PRIMITIVES = ROOT / "docs" / "primitives.md"
-MEASURED = ROOT / "docs" / "measured.md"
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-PACKAGES = ("autottt", "controller", "strategies", "ttt_core", "policies")
 SKIPPED = ("make", "git", "pip", "cd")
 """Commands of console blocks that are not run: they change the machine."""
 MOST_NOT_RUN = 2
@@ -125,184 +112,42 @@ def test_links_lead_somewhere(document):
     assert not [t for t in targets if not (document.parent / t).exists()]
 
 
-def sources() -> dict[str, Path]:
-    """Every module of the package by its full name, once: not through the links."""
-    paths = [*(ROOT / "autottt").glob("*.py"), *(p for f in PACKAGES[1:] for p in (ROOT / f).rglob("*.py"))]
-    names = {p: ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in paths}
-    return {n if n.split(".")[0] == "autottt" else f"autottt.{n}": p for p, n in sorted(names.items())}
-
-
-@pytest.mark.parametrize("name", [n for n, p in sources().items() if ">>>" in p.read_text("utf-8")])
+@pytest.mark.parametrize("name", [n for n, p in generate.sources().items() if ">>>" in p.read_text("utf-8")])
 def test_examples_in_docstrings_hold(name, aside):
     assert not doctest.testmod(importlib.import_module(name)).failed
 
 
-# --- what is generated -----------------------------------------------------------------------------------------------
+# --- generated parts -------------------------------------------------------------------------------------------------
 
 
-def region(text: str, name: str) -> str:
-    """What stands in a document between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
-    assert found, f"README.md has no region {name!r}"
-    return found[1].strip()
-
-
-def tree_names(tree: str) -> dict[str, str]:
-    """Path -> what a tree says of it. A folder's line stands for its `__init__.py`."""
-    found: dict[str, str] = {}
-    above: list[str] = []
+def tree_places(tree: str) -> list[str]:
+    """The paths that a tree names; a folder stands for its `__init__.py`."""
+    places: list[str] = []
+    parents: list[str] = []
     for line in tree.splitlines():
-        entry = re.fullmatch(r"( *)(\S+) +(.*)", line)
-        if entry:
-            above = [*above[: len(entry[1]) // 2], entry[2]]
-            found["".join(above)] = entry[3]
-    return found
-
-
-def modules() -> dict[str, Path]:
-    """Path in the tree -> module, for every module of the package; `ttt_core/` is `ttt_core/__init__.py`."""
-    paths = sorted(sources().values(), key=lambda p: (PACKAGES.index(p.relative_to(ROOT).parts[0]), _order(p)))
-    return {p.relative_to(ROOT).as_posix().removesuffix("__init__.py"): p for p in paths}
-
-
-def _order(path: Path) -> tuple[object, ...]:
-    return tuple((not part.endswith(".py"), part != "__init__.py", part) for part in path.relative_to(ROOT).parts)
-
-
-def tree() -> str:
-    """The tree of the package: known lines as they stand in README.md, new ones from the module's first words."""
-    said = tree_names(region(README.read_text("utf-8"), "tree"))
-    lines = []
-    for path, module in modules().items():
-        depth = path.rstrip("/").count("/")
-        name = path.rstrip("/").rpartition("/")[2] + ("/" if path.endswith("/") else "")
-        lines.append(f"{'  ' * depth + name:24}{said.get(path) or _first_words(module)}")
-    rest = [(path, text) for path, text in said.items() if path.split("/")[0] not in PACKAGES]
-    return "```\n" + "\n".join([*lines, *(f"{path:24}{text}" for path, text in rest)]) + "\n```"
-
-
-def _first_words(module: Path) -> str:
-    text = " ".join((ast.get_docstring(ast.parse(module.read_text("utf-8"))) or "").split())
-    return re.split(r"(?<=\w)[.;:](?:\s|$)", re.sub(r"^(?:`?\w+`? ?){1,3}: ", "", text))[0]
-
-
-def strategies_table() -> str:
-    return "\n".join(x for x in (autottt.strategies.__doc__ or "").splitlines() if x.startswith("|"))
-
-
-def drawing() -> str:
-    """The graph as the docstring of `controller/graph.py` draws it."""
-    module = ast.parse((ROOT / "controller" / "graph.py").read_text("utf-8"))
-    found = re.search(r"```mermaid\n.*?```", ast.get_docstring(module) or "", re.DOTALL)
-    assert found, "controller/graph.py has no drawing in its docstring"
-    return found[0]
-
-
-def measured_table() -> str:
-    return str(benchmarks().measured_table(RESULTS, set(base.strategies())))
-
-
-def policy_table() -> str:
-    return str(benchmarks().policy_table(RESULTS))
-
-
-def benchmarks() -> ModuleType:
-    """benchmarks/measured.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("benchmark_measured", ROOT / "benchmarks" / "measured.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATED = {
-    "tree": tree, "strategies": strategies_table, "graph": drawing, "measured": measured_table, "policy": policy_table,
-}  # fmt: skip
-
-
-def solves(domain: Domain, primitive: Primitive) -> str:
-    return ", ".join(public for public, names in domain.solves.items() if primitive.name in names)
-
-
-def primitives() -> str:
-    """All of docs/primitives.md."""
-    every = [(d, p) for d in domains().values() for p in sorted(d.primitives, key=lambda p: p.name)]
-    rows = [
-        f"| `{p.name}` | {d.name} | {'yes' if p.held_out else ''} | {p.also_benchmark} | {solves(d, p)} | {p.about} |"
-        for d, p in every
-    ]
-    scenes = [
-        f"| `{s}` | {d.name} | {d.inputs[s]} | {d.also_benchmark.get(s, '')} |"
-        for d in domains().values()
-        for s in d.scenes
-    ]
-    held, shared = sum(p.held_out for _, p in every), sum(bool(p.also_benchmark or solves(d, p)) for d, p in every)
-    return "\n".join(
-        [
-            "# The generator's primitives",
-            "",
-            "Written by `make docs`; a test holds it to the code. What they are for: [model.md](model.md).",
-            "",
-            f"{len(every)} primitives in {len(domains())} domains. {held} are held out of pre-training; {shared} do "
-            "what a family of a public benchmark does, by its kind or because they alone solve tasks of its open part, "
-            "as `python benchmarks/families.py solved DATA` finds.",
-            "",
-            "Where they come from: for single primitives no source was noted when they were written; what a domain "
-            "draws on is below. No file of tasks is read, and tasks that repeat a benchmark's are drawn again.",
-            "",
-            *(f"- `{d.name}`: {d.origin}" for d in domains().values()),
-            "",
-            "| primitive | domain | held out | family of this kind in | alone solves tasks of | remark |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "## Scenes",
-            "",
-            "A scene draws the inputs of a task.",
-            "",
-            "| scene | domain | inputs | benchmark with inputs of this form |",
-            "|---|---|---|---|",
-            *scenes,
-            "",
-        ]
-    )
+        if entry := re.fullmatch(r"( *)(\S+) +(.*)", line):
+            parents = [*parents[: len(entry[1]) // 2], entry[2]]
+            places.append("".join(parents))
+    return places
 
 
 def test_the_tree_names_every_module_and_no_other():
-    said = {n for n in tree_names(region(README.read_text("utf-8"), "tree")) if n.split("/")[0] in PACKAGES}
-    assert said == set(modules())
+    places = tree_places(generate.region(ROOT / "docs" / "architecture.md", "tree"))
+    modules = {p.relative_to(ROOT).as_posix().removesuffix("__init__.py") for p in generate.sources().values()}
+    assert sorted(places) == sorted([*modules, *generate.OTHER_FOLDERS])
 
 
-@pytest.mark.parametrize("name", GENERATED)
-def test_generated_parts_of_the_readme_are_up_to_date(name):
-    assert region(README.read_text("utf-8"), name) == GENERATED[name](), "run `make docs`"
+@pytest.mark.parametrize("document", generate.PAGES, ids=lambda p: p.name)
+def test_generated_pages_are_up_to_date(document):
+    assert document.read_text("utf-8") == generate.PAGES[document](), "run `make docs`"
 
 
-def test_the_list_of_primitives_is_up_to_date():
-    assert PRIMITIVES.read_text("utf-8") == primitives(), "run `make docs`"
+@pytest.mark.parametrize(("document", "name"), generate.REGIONS, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_generated_regions_are_up_to_date(document, name):
+    assert generate.region(document, name) == generate.REGIONS[document, name](), "run `make docs`"
 
 
-def test_the_page_of_measured_numbers_is_what_was_measured():
-    assert MEASURED.read_text("utf-8") == benchmarks().measured(RESULTS), "run `make docs`"
-
-
-def test_the_table_names_every_strategy_and_its_price():
-    rows = [re.findall(r"[^|]+", row) for row in strategies_table().splitlines()[2:]]
-    said = {row[0].strip(" `"): (row[1].strip(), int(row[2])) for row in rows}
-    assert said == {name: (s.cost_class, s.min_demonstrations) for name, s in base.strategies().items()}
-
-
-def write() -> None:
-    """Writes the generated parts again."""
-    text = README.read_text("utf-8")
-    for name, made in GENERATED.items():
-        part = f"<!-- {name} -->\n\n{made()}\n\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, part=part: part, text, flags=re.DOTALL)
-    README.write_text(text, "utf-8")
-    PRIMITIVES.write_text(primitives(), "utf-8")
-    MEASURED.write_text(benchmarks().measured(RESULTS), "utf-8")
-
-
-if __name__ == "__main__":
-    write()
+def test_the_table_names_every_strategy_and_its_cost_class():
+    rows = [re.findall(r"[^|]+", row) for row in generate.strategies_table().splitlines()[2:]]
+    listed = {row[0].strip(" `"): (row[1].strip(), int(row[2])) for row in rows}
+    assert listed == {name: (s.cost_class, s.min_demonstrations) for name, s in base.strategies().items()}

@@ -89,10 +89,10 @@ def plain(text: str) -> str:
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
-def test_the_drawing_in_the_docstring_and_the_readme_is_the_graph():
+def test_the_drawing_in_the_docstring_and_the_documents_is_the_graph():
     drawing = plain(build_graph().get_graph().draw_mermaid(with_styles=False))
     assert drawing in plain(graph_module.__doc__ or "")
-    assert drawing in plain((Path(__file__).parents[2] / "README.md").read_text())
+    assert drawing in plain((Path(__file__).parents[2] / "docs" / "architecture.md").read_text())
 
 
 def test_every_strategy_has_a_node_and_leads_to_judge():
