@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import leave_one_out_orders, transformed
-from ..ttt_core.tasks.kinds import Transformation
 from ..ttt_core.tasks.task import Task
+from ..ttt_core.tasks.transformations import Transformation
 from .adapter_plan import AdapterPlan, example_count, get_or_train_adapter, with_training
 from .base import Attempt, CostClass, OnStep, register
 from .views import demonstration_transformations, view_prompts, vote_over_views

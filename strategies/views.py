@@ -11,8 +11,9 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import shuffled
-from ..ttt_core.tasks.kinds import IdentityTransformation, Transformation, kind_of
+from ..ttt_core.tasks.kinds import kind_of
 from ..ttt_core.tasks.task import Task
+from ..ttt_core.tasks.transformations import IdentityTransformation, Transformation
 from .base import Attempt, hierarchical_vote
 
 ORDERS = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .kinds import Transformation
 from .task import Task
+from .transformations import Transformation
 
 
 def leave_one_out(task: Task) -> list[Task]:

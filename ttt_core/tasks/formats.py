@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import TaskError
-from .kinds import KINDS, _short, guess_kind
+from .kinds import KINDS, guess_kind, shortened
 from .task import Demonstration, Task, Value
 
 ACCEPTED = """A task is a JSON object in one of these formats (output? may be left out):
@@ -130,7 +130,7 @@ def _kind(draft: _Draft) -> str:
 
 def wrong(field: str, expected: str, received: object) -> TaskError:
     """The error that says so."""
-    return TaskError(f"{field}: expected {expected}; received {_short(received)}")
+    return TaskError(f"{field}: expected {expected}; received {shortened(received)}")
 
 
 def _checked(kind: str, raw: object, field: str) -> Value:

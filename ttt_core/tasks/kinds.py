@@ -1,12 +1,11 @@
-"""Kinds of task: how a value is checked, written as text, read back, and transformed without losing anything.
+"""Kinds of task: how a value of each kind is checked, written as text and read back, and which transformations it has.
 
-Knows nothing about models. A notation says how values are spelled; the bundled model and large models differ in it.
+Knows nothing about models. A notation says how values are spelled; the bundled model and large models use different
+ones.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import numbers
 import random
 import re
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ParseError, TaskError
-from .task import Demonstration, Grid, IntList, Task, Value
+from .task import Demonstration, Task, Value, as_grid
+from .transformations import Transformation, draw_grid_transformations, draw_list_transformations
 
 MAX_SIDE = 64
 """Longest side of a grid, in cells; a row may be as long as it likes."""
@@ -43,15 +43,6 @@ COMPACT = Notation("compact", "", " ", "", " / ", True)
 NOTATIONS: Mapping[str, Notation] = {n.name: n for n in (STANDARD, COMPACT)}
 
 
-class Transformation(Protocol):
-    """A change of representation that can be undone: `invert(apply(value)) == value` for every value of the kind."""
-
-    @property
-    def name(self) -> str: ...
-    def apply(self, value: Value) -> Value: ...
-    def invert(self, value: Value) -> Value: ...
-
-
 class Kind(Protocol):
     """What one kind of value can do."""
 
@@ -76,95 +67,6 @@ class Kind(Protocol):
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         """`count` different transformations that suit the task, or as many as there are; never the identity."""
         ...
-
-
-@dataclass(frozen=True)
-class IdentityTransformation:
-    """Leaves values as they are."""
-
-    name: str = "identity"
-
-    def apply(self, value: Value) -> Value:
-        return value
-
-    def invert(self, value: Value) -> Value:
-        return value
-
-
-def _cells(value: Value) -> Grid:
-    assert isinstance(value, tuple)
-    return value  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class GridTransformation:
-    """An element of the dihedral group (turns of 90 degrees, then a left-right flip) and a permutation of colours.
-
-    A row can only be flipped: its turns are 0.
-    """
-
-    quarter_turns: int
-    flip: bool
-    colours: tuple[int, ...]
-    """`colours[c]` is the colour that c becomes."""
-
-    @property
-    def name(self) -> str:
-        parts = [f"turn{90 * self.quarter_turns}"] * bool(self.quarter_turns) + ["flip"] * self.flip
-        if self.colours != tuple(range(10)):
-            parts.append("colours" + "".join(map(str, self.colours)))
-        return "+".join(parts) or "identity"
-
-    def apply(self, value: Value) -> Value:
-        grid = _cells(value)
-        for _ in range(self.quarter_turns):
-            grid = tuple(zip(*grid[::-1], strict=True))
-        if self.flip:
-            grid = tuple(row[::-1] for row in grid)
-        return tuple(tuple(self.colours[c] for c in row) for row in grid)
-
-    def invert(self, value: Value) -> Value:
-        back = [self.colours.index(c) for c in range(10)]
-        grid = tuple(tuple(back[c] for c in row) for row in _cells(value))
-        if self.flip:
-            grid = tuple(row[::-1] for row in grid)
-        for _ in range(-self.quarter_turns % 4):
-            grid = tuple(zip(*grid[::-1], strict=True))
-        return grid
-
-
-@dataclass(frozen=True)
-class ListTransformation:
-    """Reversal, and a permutation of the integers that occur in the task (others stay as they are)."""
-
-    reverse: bool
-    symbols: tuple[tuple[int, int], ...]
-    """Pairs (from, to); a permutation of the numbers on the left."""
-
-    @property
-    def name(self) -> str:
-        return "+".join(["reverse"] * self.reverse + ["symbols"] * bool(self.symbols)) or "identity"
-
-    def apply(self, value: Value) -> Value:
-        table = dict(self.symbols)
-        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
-        return mapped[::-1] if self.reverse else mapped
-
-    def invert(self, value: Value) -> Value:
-        table = {b: a for a, b in self.symbols}
-        mapped = tuple(table.get(x, x) for x in value)  # type: ignore[arg-type]
-        return mapped[::-1] if self.reverse else mapped
-
-
-def _values(task: Task) -> list[Value]:
-    return [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
-
-
-def _colour_permutation(task: Task, rng: random.Random) -> tuple[int, ...]:
-    """A permutation of 0-9. Colour 0, which most tasks use as background, stays."""
-    order = list(range(1, 10))
-    rng.shuffle(order)
-    return (0, *order)
 
 
 def _is_int(x: object) -> bool:
@@ -194,27 +96,27 @@ class GridKind:
         expected = "one row: [[0, 1, ...]]" if self.one_row else "rows of equal length: [[0, 1], [1, 0]]"
         raw = _rows_listed(raw)
         if not isinstance(raw, (list, tuple)) or not raw or not all(isinstance(r, (list, tuple)) and r for r in raw):
-            raise TaskError(f"expected a grid, {expected}, cells 0-9; received {_short(raw)}")
+            raise TaskError(f"expected a grid, {expected}, cells 0-9; received {shortened(raw)}")
         if self.one_row and len(raw) != 1:
             raise TaskError(f"expected {expected}; received {len(raw)} rows (kind 'grid' takes many)")
         if len({len(r) for r in raw}) != 1:
             raise TaskError(f"expected {expected}; received rows of lengths {[len(r) for r in raw]}")
         if not all(_is_int(c) and 0 <= c <= 9 for r in raw for c in r):
             wrong = next(c for r in raw for c in r if not (_is_int(c) and 0 <= c <= 9))
-            raise TaskError(f"expected cells that are integers 0-9; received {_short(wrong)}")
+            raise TaskError(f"expected cells that are integers 0-9; received {shortened(wrong)}")
         if not self.one_row and max(len(raw), len(raw[0])) > MAX_SIDE:
             raise TaskError(f"expected sides of at most {MAX_SIDE} cells; received {len(raw)} x {len(raw[0])}")
         return tuple(tuple(int(c) for c in r) for r in raw)
 
     def render(self, value: Value, notation: Notation) -> str:
-        return notation.row_separator.join(" ".join(map(str, row)) for row in _cells(value))
+        return notation.row_separator.join(" ".join(map(str, row)) for row in as_grid(value))
 
     def parse(self, text: str, notation: Notation) -> Value:
         rows = text.strip().split(notation.row_separator.strip() or notation.row_separator)
         try:
             return self.check([self._row(row.split()) for row in rows])
         except ValueError as error:
-            raise ParseError(f"not a {self.name}: {_short(text)} ({error})") from None
+            raise ParseError(f"not a {self.name}: {shortened(text)} ({error})") from None
 
     def is_valid_prefix(self, text: str, notation: Notation) -> bool:
         *whole, last = text.strip().split(notation.row_separator.strip() or notation.row_separator)
@@ -233,22 +135,11 @@ class GridKind:
     def _row(cells: list[str]) -> list[int]:
         """The cells of a row, a digit each. Raises `ValueError`."""
         if odd := next((c for c in cells if not re.fullmatch("[0-9]", c)), None):
-            raise ValueError(f"expected cells 0-9, found {_short(odd)}")
+            raise ValueError(f"expected cells 0-9, found {shortened(odd)}")
         return [int(c) for c in cells]
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
-        shapes = [(t, f) for t in range(1 if self.one_row else 4) for f in (False, True)]
-        rng.shuffle(shapes)
-        plain = tuple(range(10))
-        found: dict[Transformation, None] = {}
-        for index in range(4 * count):
-            turns, flip = shapes[index % len(shapes)]
-            colours = plain if index < len(shapes) and (turns or flip) else _colour_permutation(task, rng)
-            if turns or flip or colours != plain:
-                found[GridTransformation(turns, flip, colours)] = None
-            if len(found) == count:
-                break
-        return list(found)
+        return draw_grid_transformations(count, rng, one_row=self.one_row)
 
 
 @dataclass(frozen=True)
@@ -260,7 +151,7 @@ class ListKind:
     def check(self, raw: object) -> Value:
         raw = _listed(raw)
         if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
-            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {_short(raw)}")
+            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
         return tuple(int(x) for x in raw)
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -274,15 +165,15 @@ class ListKind:
             return ()
         if notation.list_open:
             if not (body.startswith(notation.list_open) and body.endswith(notation.list_close)):
-                raise ParseError(f"not a list: {_short(text)}")
+                raise ParseError(f"not a list: {shortened(text)}")
             body = body[len(notation.list_open) : -len(notation.list_close)]
         parts = body.split(notation.list_separator.strip() or None)
         if not parts or not all(re.fullmatch(r"\s*-?\d+\s*", p) for p in parts):
-            raise ParseError(f"not a list of integers: {_short(text)}")
+            raise ParseError(f"not a list of integers: {shortened(text)}")
         try:
             return tuple(int(p) for p in parts)
         except ValueError as error:  # more digits than Python converts
-            raise ParseError(f"not a list of integers: {_short(text)} ({error})") from None
+            raise ParseError(f"not a list of integers: {shortened(text)} ({error})") from None
 
     def is_valid_prefix(self, text: str, notation: Notation) -> bool:
         body = text.rstrip("\ufffd").strip()
@@ -299,16 +190,7 @@ class ListKind:
         return whole_numbers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
-        numbers: list[int] = sorted({x for v in _values(task) for x in v})  # type: ignore[misc]
-        found: dict[Transformation, None] = {ListTransformation(True, ()): None}
-        possible = 2 * math.factorial(len(numbers)) - 1
-        for index in itertools.count():
-            if len(found) >= min(count, possible):
-                break
-            shuffled = rng.sample(numbers, len(numbers))
-            if shuffled != numbers:
-                found[ListTransformation(index % 2 == 1, tuple(zip(numbers, shuffled, strict=True)))] = None
-        return list(found)[:count]
+        return draw_list_transformations(task, count, rng)
 
 
 @dataclass(frozen=True)
@@ -319,9 +201,9 @@ class TextKind:
 
     def check(self, raw: object) -> Value:
         if not isinstance(raw, str):
-            raise TaskError(f"expected a text; received {_short(raw)}")
+            raise TaskError(f"expected a text; received {shortened(raw)}")
         if any("\ud800" <= c <= "\udfff" for c in raw):
-            raise TaskError(f"expected a text that can be written as UTF-8; received {_short(raw)}")
+            raise TaskError(f"expected a text that can be written as UTF-8; received {shortened(raw)}")
         return raw
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -400,7 +282,7 @@ def make_task(
     return Task(name, pairs, checked(query, "query"), right, instruction, id, family, dataset, group or id)
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists thousands deep
@@ -409,6 +291,5 @@ def _short(value: object) -> str:
 
 
 __all__ = [
-    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "GridTransformation", "IdentityTransformation", "IntList", "Kind",
-    "ListTransformation", "Notation", "Transformation", "guess_kind", "kind_of", "make_task",
+    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "guess_kind", "kind_of", "make_task", "shortened",
 ]  # fmt: skip

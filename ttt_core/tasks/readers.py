@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import TaskError
 from .formats import ACCEPTED, ReadSettings, is_task, read_object, task_from_messages, wrong
-from .kinds import _short
+from .kinds import shortened
 from .task import Task
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -196,10 +196,10 @@ def _decode(text: str | bytes, path: Path, line: int = 1) -> object:
 
 def _record(data: object, where: str, id: str, dataset: str) -> _Entry:
     if not isinstance(data, dict):
-        return Problem(where, f"expected a task, which is a JSON object; received {_short(data)}")
+        return Problem(where, f"expected a task, which is a JSON object; received {shortened(data)}")
     if not is_task(data):
         expected = "a task, with demonstrations, train, examples or messages"
-        return Problem(where, f"expected {expected}; received the fields {_short(list(data))}")
+        return Problem(where, f"expected {expected}; received the fields {shortened(list(data))}")
     return _Record(where, data, id, dataset)
 
 

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from autottt.ttt_core.tasks.augmentation import leave_one_out, leave_one_out_orders, shuffled, single_pairs, transformed
-from autottt.ttt_core.tasks.kinds import ListTransformation, make_task
+from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.tasks.transformations import ListTransformation
 
 TASK = make_task([([i], [i, i]) for i in range(5)], [9], answer=[9, 9], instruction="Double.", id="t")
 
