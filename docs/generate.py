@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+import api_reference
+
 import autottt.strategies
 from autottt.strategies import base
 from autottt.ttt_core.pretraining.generator.core import Domain, Primitive
@@ -123,8 +125,8 @@ def primitives_page() -> str:
             "Written by `make docs`; a test holds it to the code. What they are for: [model.md](model.md).",
             "",
             f"{len(every)} primitives in {len(domains())} domains. {held_out} are held out of pre-training; {shared} "
-            "do what a family of a public benchmark does, by its kind or because they alone solve tasks of its open part, "
-            "as `python benchmarks/families.py solved DATA` finds.",
+            "do what a family of a public benchmark does, by its kind or because they alone solve tasks of its open "
+            "part, as `python benchmarks/families.py solved DATA` finds.",
             "",
             "Where they come from: for single primitives no source was noted when they were written; what a domain "
             "draws on is below. No file of tasks is read, and tasks that repeat a benchmark's are drawn again.",
@@ -156,6 +158,9 @@ def _solves(domain: Domain, primitive: Primitive) -> str:
 PAGES: Mapping[Path, Callable[[], str]] = {
     DOCS / "primitives.md": primitives_page,
     DOCS / "measured.md": measured_page,
+    DOCS / "api" / "python.md": api_reference.python_page,
+    DOCS / "api" / "strategies.md": api_reference.strategies_page,
+    DOCS / "api" / "command_line.md": api_reference.commands_page,
 }
 REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "architecture.md", "graph"): drawing,

@@ -106,7 +106,7 @@ def test_few_examples_are_not_run():
     assert len(remarks) <= MOST_NOT_RUN, remarks
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *sorted((ROOT / "docs" / "api").glob("*.md"))], ids=lambda p: p.name)
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text("utf-8"))
     assert not [t for t in targets if not (document.parent / t).exists()]
