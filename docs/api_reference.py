@@ -1,4 +1,4 @@
-"""Writes the API reference in docs/api/ from signatures and docstrings, as the source has them; docs/generate.py calls it.
+"""Writes the API reference in docs/api/ from signatures and docstrings; docs/generate.py calls it.
 
 The commands' page is Typer's own. Knows nothing about regions of other documents.
 """
