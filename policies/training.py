@@ -71,6 +71,18 @@ class TrainingSettings:
         )
 
 
+def trainable_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
+    """The outcome table that a policy is trained on. Raises `PolicyError` when it has too few families to hold out."""
+    table = build_outcome_table(outcomes)
+    families = len(set(table.complete().families))
+    if families < MIN_FAMILIES:
+        raise PolicyError(
+            f"{families} families of tasks; holding families out takes at least {MIN_FAMILIES} "
+            "(and some dozens to be worth something); collect more with `autottt collect`"
+        )
+    return table
+
+
 def train_policy(
     outcomes: Iterable[Outcome],
     *,
@@ -103,13 +115,8 @@ def train_policy(
         raise PolicyError(
             f"candidates: expected some of {', '.join(CANDIDATES)}; received {', '.join(candidates) or 'none'}"
         )
-    cases = build_outcome_table(outcomes)
+    cases = trainable_table(outcomes)
     whole = cases.complete()
-    if len(set(whole.families)) < MIN_FAMILIES:
-        raise PolicyError(
-            f"{len(set(whole.families))} families of tasks; holding families out takes at least {MIN_FAMILIES} "
-            "(and some dozens to be worth something); collect more with `autottt collect`"
-        )
     worth = DEFAULT_ACCURACY_PER_MAX_COST / max(_mean_costs(cases)[""]) if cost_weight is None else cost_weight
     groups = len(set(whole.families))
     fewest = len(set(cases.families)) - math.ceil(groups / min(fold_count, groups))

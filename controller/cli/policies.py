@@ -214,9 +214,9 @@ def retrain(
     makes sure that there are some of every kind. A policy is still judged on queries that every strategy was tried on.
     """
     from ...policies.bundle import CARD
-    from ...policies.outcome_table import build_outcome_table
     from ...policies.outcomes import OutcomeStore
     from ...policies.serving_logs import base_of, outcomes_of, read_log, skipped_counts
+    from ...policies.training import trainable_table
 
     make_folders(out=out, runs=runs, store=store)
     rows = read_log(logs)
@@ -225,7 +225,7 @@ def retrain(
     new = kept.missing(found)
     base = base_of(rows)
     together = [*(o for o in kept.read() if o.base_hash == base), *new]
-    build_outcome_table(together)  # refuses what does not go together, before anything is written
+    trainable_table(together)  # raises before anything is written
     for outcome in new:
         kept.append(outcome)
     kept.seal()

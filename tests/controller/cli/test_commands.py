@@ -143,8 +143,8 @@ def test_an_interruption_says_what_is_kept(tmp_path, model, monkeypatch):
     words = ["solve", file, "--model", model, "--strategy", "in_context"]
     windows = []
 
-    def interrupted(controller, tasks, together, on_result):
-        windows.append(together)
+    def interrupted(controller, tasks, batch_size, on_result):
+        windows.append(batch_size)
         on_result(controller.solve(tasks[0]))
         raise KeyboardInterrupt
 
