@@ -154,7 +154,7 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     handle.remove()
     assert [r.text for r in side_by_side] == [r.text for r in alone]
     assert [r.adapted for r in side_by_side] == [True] * 4
-    assert len(learner.store.ahead) == 0
+    assert len(learner.store.answers) == 0
     assert len(passes) - one_by_one <= one_by_one - 4
 
 

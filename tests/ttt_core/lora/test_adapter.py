@@ -323,7 +323,7 @@ def test_a_known_task_is_answered_without_training_in_a_new_process(
 
     monkeypatch.setattr(ContextWindow, "max_new_tokens", lambda self, task: 4)
     first = run(get_strategy(name), learner(), task)
-    for door in ("adapt", "crossfit"):
+    for door in ("adapt", "cross_validate"):
         monkeypatch.setattr(Learner, door, lambda *_, **__: pytest.fail("trained again"))
     again = run(get_strategy(name), learner(), replace(task, query=task.query))
     assert again.from_cache

@@ -170,7 +170,7 @@ def test_several_adapters_answer_what_each_answers_alone(
     architecture: str, dtype: torch.dtype, make_learner: Any
 ) -> None:
     learner = make_learner(architecture, dtype)
-    learner.window.room = lambda task: 6
+    learner.window.max_new_tokens = lambda task: 6
     task = task_of(4)
     adapter = crossfit(learner, task, eval_steps=1, patience=9)
     queries = [task, replace(task, query=(3, 1, 4)), replace(task, demonstrations=task.demonstrations[::-1])]
@@ -204,17 +204,17 @@ def test_its_evidence_is_what_its_adapters_say_of_the_held_out_demonstrations(
         adapter = crossfit(learner, task, eval_steps=1, patience=99)
     parts = split_folds(task, 3, random.Random(0))
     before = [learner.score([h])[0][-1] for f in parts for h in f.held_out]
-    assert adapter.evidence.before == tuple(s.all_hit for s in before)
-    assert len(adapter.evidence.after) == 5
+    assert adapter.cross_validation.before == tuple(s.all_hit for s in before)
+    assert len(adapter.cross_validation.after) == 5
     assert adapter.training.steps == 6
-    assert adapter.evidence.steps in range(7)
+    assert adapter.cross_validation.steps in range(7)
     # the kept weights are those of the best step: more likely, summed over all, than before
     now = [
         learner.score(list(f.held_out), replace(adapter, weights=adapter.weights.select(a)))
         for a, f in enumerate(parts)
     ]
     likelihood = sum(s[-1].total / len(s[-1].hits) for fold in now for s in fold)
-    assert likelihood >= sum(adapter.evidence.likelihood_before) - 1e-6
+    assert likelihood >= sum(adapter.cross_validation.log_prob_before) - 1e-6
 
 
 def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: Any) -> None:
@@ -223,7 +223,7 @@ def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: A
     parts = split_folds(task_of(4), 2, random.Random(0))
     examples = [leave_one_out(f.training_task) for f in parts]
     both = learner.cross_validate(examples, [f.held_out for f in parts], recipe, eval_steps=3, patience=9)
-    assert both.evidence.steps == 3, "otherwise there is nothing to compare"
+    assert both.cross_validation.steps == 3, "otherwise there is nothing to compare"
     alone = [learner.adapt(e, recipe, seed=s) for e, s in zip(examples, fold_seeds(0, 2), strict=True)]
     for index, one in enumerate(alone):
         for name, (down, up) in one.weights.pairs.items():
@@ -235,7 +235,7 @@ def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: A
 
 def test_the_last_step_is_judged_also_where_no_look_was_due(make_learner: Any) -> None:
     adapter = crossfit(make_learner(), task_of(4), recipe=replace(QUICK, max_steps=3), eval_steps=50)
-    assert adapter.evidence.steps == 3
+    assert adapter.cross_validation.steps == 3
     assert any(bool(up.any()) for _, up in adapter.weights.pairs.values())
 
 
@@ -304,11 +304,11 @@ def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
 
     monkeypatch.setattr(GradientEngine, "losses", losses)
     monkeypatch.setattr(
-        HeldOutMonitor, "_best", lambda self, without=None: len(self._looks) - 1
+        HeldOutMonitor, "_best", lambda self, without=None: len(self._evaluations) - 1
     )  # each look is the best
     failing = 5
     adapter = crossfit(learner, task, eval_steps=1, patience=9)
-    assert adapter.evidence.steps == 4
+    assert adapter.cross_validation.steps == 4
     assert adapter.training.stop_reason == "failed"
     assert learner.answers([task], adapter)
     failing, calls[0] = 1, 0
@@ -400,6 +400,6 @@ def test_what_a_cross_fit_holds_stays_within_the_bound(make_learner: Any, monkey
     crossfit(learner, task_of(8), count=2, eval_steps=1, patience=9)
     assert kept
     assert max(kept) + 2 * teaching.RESERVED_COPIES * size <= learner.memory_bytes
-    most = learner.guarded.at_once()
+    most = learner.guarded.max_batch_tokens()
     assert sum(tokens for _, tokens in read) > most, "otherwise nothing is to be divided"
     assert all(rows == 1 or tokens <= most for rows, tokens in read)
