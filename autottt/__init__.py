@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .strategies.base import Attempt as Attempt
     from .strategies.base import Cost as Cost
     from .strategies.base import register as register
+    from .ttt_core.engine.adapter_cache import AdapterCache as AdapterCache
     from .ttt_core.errors import AutotttError as AutotttError
     from .ttt_core.errors import BaseChangedError as BaseChangedError
     from .ttt_core.errors import Cancelled as Cancelled
     from .ttt_core.errors import TooLongError as TooLongError
     from .ttt_core.learner import Learner as Learner
-    from .ttt_core.lora.adapter import AdapterCache as AdapterCache
     from .ttt_core.recipes import Recipe as Recipe
     from .ttt_core.tasks.kinds import make_task as make_task
     from .ttt_core.tasks.readers import read_tasks as read_tasks
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdapterCache": "ttt_core.lora.adapter",
+    "AdapterCache": "ttt_core.engine.adapter_cache",
     "Attempt": "strategies.base",
     "AutotttError": "ttt_core.errors",
     "BaseChangedError": "ttt_core.errors",

@@ -20,9 +20,9 @@ from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.adapter_plan import AdapterPlan, PlansAdapter, prefetch_adapters
 from ..strategies.base import Cost, get_strategy, strategies, strategy_recipe_digest
+from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.lora.adapter import AdapterCache
 from ..ttt_core.tasks.task import Task
 from .budget import UNLIMITED, Budget
 from .graph import Graph, build_graph

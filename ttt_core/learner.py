@@ -15,12 +15,13 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .engine.adapter_cache import AdapterCache
 from .engine.adapter_store import AdapterStore
 from .engine.adapter_trainer import AdapterTrainer
 from .engine.answering import Answer, Answerer, PromptScores, require_single
 from .engine.guarded import GuardedModel, Work
 from .engine.prefetch import AnswerPrefetch
-from .lora.adapter import Adapter, AdapterCache
+from .lora.adapter import Adapter
 from .lora.training import OnStep
 from .model.context_window import ContextWindow
 from .model.encoding import Encoded

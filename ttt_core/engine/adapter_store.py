@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
-from ..lora.adapter import Adapter, AdapterCache
+from ..lora.adapter import Adapter
 from ..lora.training import OnStep
 from ..model.encoding import tokenizer_digest
 from ..recipes import Recipe
 from ..tasks.task import Task
+from .adapter_cache import AdapterCache
 from .adapter_trainer import AdapterTrainer
 from .guarded import GuardedModel
 from .prefetch import AnswerPrefetch

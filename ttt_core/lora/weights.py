@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig, PeftConfig, PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from ..recipes import PUBLISHED, Recipe
+from ..recipes import Recipe
 from .dropout import Dropout
 
 Pair = tuple[Tensor, Tensor]
 """Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
 
-_USUAL = {name for recipe in PUBLISHED.values() for name in recipe.target_modules}
-"""Names that recipes for any model give; each model has some of them."""
+USUAL_TARGETS = {"all-linear", "q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+"""Names that recipes for any model give; a model need not have all of these projections."""
 _log = logging.getLogger("autottt")
 
 
@@ -51,7 +50,7 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, 
         raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
     named = {n: m for n, m in linear.items() if _last(n) in targets}
     known = {_last(n) for n in linear}
-    if odd := [t for t in targets if t not in known | _USUAL]:
+    if odd := [t for t in targets if t not in known | USUAL_TARGETS]:
         has = f"of {type(model).__name__}, which has {', '.join(sorted(known))}"
         if named:
             raise ModelError(f"targets {odd} name no linear layer {has}")
@@ -70,21 +69,6 @@ def _text_decoder(model: PreTrainedModel) -> nn.Module:
     sees_more = model.config.get_text_config() is not model.config
     reading: nn.Module = model.get_decoder() if sees_more else model
     return reading
-
-
-def check_no_adapters(model: nn.Module) -> None:
-    """Raises `ModelError` for a model that carries adapters of the PEFT library.
-
-    Which of them are active changes its answers without a trace in its weights, and their layers would be adapted too.
-    """
-    layers = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    if not layers and not isinstance(model, PeftModel):
-        return
-    where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
-    raise ModelError(
-        f"{type(model).__name__} carries adapters of PEFT{where}: merge them into the weights with "
-        "`model = peft_model.merge_and_unload()`, or give the base model without them (`peft_model.unload()`)"
-    )
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:

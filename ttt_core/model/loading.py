@@ -18,12 +18,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from jinja2 import TemplateError
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as bars
 
 from ..errors import ModelError
-from ..lora.weights import check_no_adapters
 from ..recipes import PUBLISHED, Recipe
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from .attention import use_cpu_attention
@@ -193,6 +195,21 @@ def _looks_like_a_path(name: str) -> bool:
 def _not_loaded(where: str, reason: str) -> ModelError:
     expected = "expected a folder or hub id with config.json, a tokenizer and safetensors weights"
     return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected})")
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """Raises `ModelError` for a model that carries adapters of the PEFT library.
+
+    Active adapters change its answers without a trace in its weights, and their layers would be adapted as well.
+    """
+    layers = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    if not layers and not isinstance(model, PeftModel):
+        return
+    where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
+    raise ModelError(
+        f"{type(model).__name__} carries adapters of PEFT{where}: merge them into the weights with "
+        "`model = peft_model.merge_and_unload()`, or give the base model without them (`peft_model.unload()`)"
+    )
 
 
 def wrap_model(

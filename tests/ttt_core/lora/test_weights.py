@@ -17,7 +17,8 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.lora.dropout import Dropout
-from autottt.ttt_core.lora.weights import LoraWeights, check_no_adapters, target_modules
+from autottt.ttt_core.lora.weights import LoraWeights, target_modules
+from autottt.ttt_core.model.loading import check_no_adapters
 from autottt.ttt_core.recipes import PUBLISHED, Recipe
 from autottt.ttt_core.testing import ARCHITECTURES, VOCABULARY, tiny_model
 

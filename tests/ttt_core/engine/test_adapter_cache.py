@@ -1,0 +1,421 @@
+"""The adapter cache: lookup by key, bounds on memory and disk, concurrent threads and processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from autottt.controller.cli.main import app
+from autottt.strategies.base import get_strategy, run
+from autottt.ttt_core.engine import adapter_cache
+from autottt.ttt_core.engine.adapter_cache import ABANDONED_AFTER, AdapterCache, _entry_name
+from autottt.ttt_core.errors import ModelError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora.adapter import FORMAT, Adapter, _checksum
+from autottt.ttt_core.lora.cross_validation import CrossValidationResult
+from autottt.ttt_core.lora.training import TrainingRecord
+from autottt.ttt_core.lora.weights import LoraWeights
+from autottt.ttt_core.model.context_window import ContextWindow
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.augmentation import leave_one_out
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+QUICK = Recipe(rank=2, alpha=4.0, dropout=0.0, max_steps=2, batch_size=2, target_modules=("q_proj", "v_proj"))
+
+
+def adapter(seed: int = 0, count: int = 1, base: str = "base") -> Adapter:
+    draw = torch.Generator().manual_seed(seed)
+    pairs = {
+        f"layers.{i}.q": (torch.randn(count, 2, 8, generator=draw), torch.randn(count, 8, 2, generator=draw))
+        for i in range(2)
+    }
+    evidence = CrossValidationResult((True, False), (True, True), (-1.0, -2.5), (-0.1, -0.2), 4) if count > 1 else None
+    training = TrainingRecord(2, (1.0, 0.5), 0.1, 40, "finished")
+    return Adapter(LoraWeights(pairs, 0.5), QUICK, training, base, evidence)
+
+
+def same(a: Adapter | None, b: Adapter) -> bool:
+    assert a is not None
+    equal = all(map(torch.equal, a.weights.tensors, b.weights.tensors))
+    return equal and replace(a, weights=b.weights) == b and list(a.weights.pairs) == list(b.weights.pairs)
+
+
+def test_another_process_loads_an_adapter_by_an_equal_key_and_base(tmp_path: Path) -> None:
+    key = ("ttt", QUICK, 3, ("text", "é"))
+    AdapterCache(folder=tmp_path).put(key, adapter())
+    other = AdapterCache(folder=tmp_path)
+    assert same(other.get(("ttt", replace(QUICK), 3, ("text", "é")), "base"), adapter())
+    assert other.get(key, "another base") is None
+    assert other.get(("ttt", QUICK, 4, ("text", "é")), "base") is None
+    assert other.get(("ttt", replace(QUICK, rank=3), 3, ("text", "é")), "base") is None
+    other.clear()
+    assert same(other.get(key, "base"), adapter()), "files stay when memory is cleared"
+
+
+@pytest.mark.parametrize("damage", [b"", b"not tensors", None])
+def test_a_damaged_file_is_ignored_and_overwritten(damage: bytes | None, tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-7] if damage is None else damage)
+    cache = AdapterCache(folder=tmp_path)
+    assert cache.get("key", "base") is None
+    cache.put("key", adapter())
+    assert same(AdapterCache(folder=tmp_path).get("key", "base"), adapter())
+
+
+def test_a_file_with_any_flipped_bit_is_ignored(tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    content = file.read_bytes()
+    for place in [*range(0, len(content), 41), len(content) - 1]:
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        loaded = AdapterCache(folder=tmp_path).get("key", "base")
+        assert loaded is None or same(loaded, adapter()), f"byte {place}: read as another adapter"
+    assert place == len(content) - 1
+    assert loaded is None, "the last byte belongs to a weight"
+    with pytest.raises(ModelError, match=r"safetensors: cannot be read as an adapter \(ValueError: the checksum"):
+        Adapter.load(file)
+
+
+@pytest.mark.parametrize(
+    "metadata_change",
+    [
+        {"recipe": []}, {"recipe": None}, {"cross_validation": 3}, {"cross_validation": [1]}, {"training": None},
+        {"training": {}}, {"scaling": ()}, None,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_file_with_invalid_metadata_is_ignored(metadata_change: dict[str, Any] | None, tmp_path: Path) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        original = json.loads(opened.metadata()["adapter"])
+    text = json.dumps([]) if metadata_change is None else json.dumps({**original, **metadata_change})
+    if metadata_change == {"scaling": ()}:
+        del tensors["layers.0.q.up"]
+    save_file(tensors, file, metadata={"format": str(FORMAT), "adapter": text, "checksum": _checksum(text, tensors)})
+    cache = AdapterCache(folder=tmp_path)
+    assert cache.get("key", "base") is None
+    assert cache.most_recent(3, lambda _: True) == []
+    with pytest.raises(ModelError, match="cannot be read as an adapter"):
+        Adapter.load(file)
+
+
+def test_files_of_another_format_are_ignored_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    AdapterCache(folder=tmp_path).put("key", adapter())
+    monkeypatch.setattr("autottt.ttt_core.lora.adapter.FORMAT", FORMAT + 1)
+    monkeypatch.setattr(adapter_cache, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(adapter_cache, "_SUFFIX", f"-v{FORMAT + 1}")
+    with caplog.at_level(logging.WARNING, "autottt"):
+        cache = AdapterCache(folder=tmp_path)
+    (message,) = caplog.messages
+    assert f"1 adapters have another file format than {FORMAT + 1}" in message
+    assert cache.get("key", "base") is None
+    assert cache.most_recent(3, lambda _: True) == []
+    (file,) = tmp_path.glob("*.safetensors")
+    with pytest.raises(ModelError, match=rf"its format is {FORMAT}; this version reads format {FORMAT + 1}: train"):
+        Adapter.load(file)
+
+
+def test_the_least_recently_used_adapters_are_evicted_from_memory_and_disk(tmp_path: Path) -> None:
+    size = adapter().weights.nbytes
+    cache = AdapterCache(memory_bytes=2 * size, folder=tmp_path, disk_bytes=10**9)
+    for name in "abc":
+        cache.put(name, adapter())
+    for file in tmp_path.glob("*.safetensors"):
+        os.utime(file, (time.time() - 1000,) * 2)
+    file_size = next(tmp_path.glob("*.safetensors")).stat().st_size
+    assert len(cache._entries) == 2
+    for age, name in enumerate("bca"):  # b is the least recently used
+        cache.clear()
+        assert cache.get(name, "base")
+        file = tmp_path / f"{_entry_name(name, 'base')}.safetensors"
+        assert time.time() - file.stat().st_mtime < 5, "a read marks the file as used"
+        os.utime(file, (time.time() - 100 + age,) * 2)
+    cache.disk_bytes = 3 * file_size + 10
+    cache.put("d", adapter())
+    fresh = AdapterCache(folder=tmp_path)
+    assert [bool(fresh.get(name, "base")) for name in "abcd"] == [True, False, True, True]
+
+
+def test_a_single_adapter_above_the_bounds_is_still_cached(tmp_path: Path) -> None:
+    cache = AdapterCache(memory_bytes=1, folder=tmp_path, disk_bytes=1)
+    cache.put("a", adapter())
+    cache.put("b", adapter(1))
+    assert same(cache.get("b", "base"), adapter(1))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_only_abandoned_partial_files_are_deleted(tmp_path: Path) -> None:
+    old, new = tmp_path / ".x.safetensors.1.partial", tmp_path / ".y.safetensors.2.partial"
+    old.write_bytes(b"x")
+    new.write_bytes(b"y")
+    os.utime(old, (time.time() - ABANDONED_AFTER - 60,) * 2)
+    AdapterCache(folder=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [new.name]
+
+
+def use_cache(folder: Path, bound: int, seed: int) -> list[bool]:
+    """Writes and reads eight keys in a folder that holds three; returns whether each read was a hit."""
+    cache, draw, hits = AdapterCache(folder=folder, disk_bytes=bound), random.Random(seed), []
+    for _ in range(40):
+        write_key, read_key = draw.randrange(8), draw.randrange(8)
+        cache.put(write_key, adapter(write_key))
+        cache.clear()
+        cached = cache.get(read_key, "base")
+        assert cached is None or same(cached, adapter(read_key))
+        hits.append(cached is not None)
+    return hits
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> int:
+    """Bytes for three files and a half."""
+    adapter().save(tmp_path / "one")
+    return int(3.5 * (tmp_path / "one").stat().st_size)
+
+
+def within(folder: Path, bound: int) -> bool:
+    """Whether the folder holds complete files of the eight adapters, one to three of them, within the bound."""
+    files = list(folder.iterdir())
+    complete = all(any(same(Adapter.load(f), adapter(n)) for n in range(8)) for f in files)
+    return complete and 0 < len(files) <= 3 and sum(f.stat().st_size for f in files) <= bound
+
+
+def test_threads_that_write_to_one_folder_leave_complete_files_within_the_bound(tmp_path: Path, bound: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        hits = list(pool.map(lambda seed: use_cache(tmp_path / "kept", bound, seed), range(4)))
+    assert all(any(mine) and not all(mine) for mine in hits), "some adapters are cached and some evicted"
+    assert within(tmp_path / "kept", bound)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from test_adapter_cache import use_cache
+print("ready", flush=True)
+sys.stdin.readline()
+hits = use_cache(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+assert any(hits) and not all(hits), hits
+"""
+
+
+def test_processes_that_write_to_one_folder_leave_complete_files_within_the_bound(tmp_path: Path, bound: int) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "kept"), str(bound), str(seed)], cwd=Path(__file__).parent,
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for seed in range(3)
+    ]  # fmt: skip
+    for writer in writers:  # all start writing when the last is ready
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
+    assert within(tmp_path / "kept", bound)
+
+
+@pytest.fixture
+def frequent_thread_switches() -> Iterator[None]:
+    """Threads are switched after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("frequent_thread_switches")
+def test_threads_may_share_a_cache() -> None:
+    adapters = [adapter(n) for n in range(8)]
+    cache = AdapterCache(memory_bytes=3 * adapters[0].weights.nbytes)
+
+    def mix(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(500):
+            n = draw.randrange(8)
+            cache.put(n, adapters[n])
+            assert cache.get(n, "base") in (None, adapters[n])
+            assert len(cache.most_recent(3, lambda _: True)) <= 3
+            if n == 0:
+                cache.clear()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(mix, range(4)))
+    assert len(cache.clear()) <= 3
+
+
+def test_a_deleted_folder_is_reported_once_and_memory_is_still_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = AdapterCache(folder=tmp_path / "kept")
+    (tmp_path / "kept").rmdir()
+    with caplog.at_level(logging.WARNING, "autottt"):
+        for name in "ab":
+            cache.put(name, adapter())
+            assert same(cache.get(name, "base"), adapter())
+    (message,) = caplog.messages
+    assert f"adapters cannot be saved in {tmp_path / 'kept'} (" in message
+
+
+def test_a_folder_that_cannot_be_created_is_reported_once_and_memory_is_still_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, "autottt"):
+        for folder in (tmp_path / "file", tmp_path / "file" / "kept"):
+            cache = AdapterCache(folder=folder)
+            cache.put("key", adapter())
+            assert same(cache.get("key", "base"), adapter())
+            assert cache.get("another", "base") is None
+            assert len(cache.most_recent(3, lambda _: True)) == 1
+    assert len(caplog.messages) == 2, "one for each folder"
+
+
+def test_a_cached_adapter_is_specific_to_the_prompt_format(tmp_path: Path, task: Task) -> None:
+    def learner(prompt_format: str) -> Learner:
+        model = wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format=prompt_format)
+        return Learner(model, adapters=AdapterCache(folder=tmp_path))
+
+    def make() -> Adapter:
+        return adapter(base=learner("compact").base_hash)
+
+    assert learner("compact").base_hash == learner("standard").base_hash
+    assert not learner("compact").get_or_train("key", make)[1]
+    assert learner("compact").has_adapter("key")
+    assert not learner("standard").has_adapter("key")
+    assert not learner("standard").get_or_train("key", make)[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["ttt_in_context", "ttt_crossfit"])
+def test_a_task_with_a_cached_adapter_is_answered_without_training(
+    name: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learner() -> Learner:
+        model = wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes={name: replace(QUICK, max_steps=3)})
+        return Learner(model, adapters=AdapterCache(folder=tmp_path))
+
+    monkeypatch.setattr(ContextWindow, "max_new_tokens", lambda self, task: 4)
+    first = run(get_strategy(name), learner(), task)
+    for method in ("adapt", "cross_validate"):
+        monkeypatch.setattr(Learner, method, lambda *_, **__: pytest.fail("trained again"))
+    again = run(get_strategy(name), learner(), replace(task, query=task.query))
+    assert again.from_cache
+    assert (again.value, again.text, again.cross_validation) == (first.value, first.text, first.cross_validation)
+    assert again.cost.backward_tokens == 0 < first.cost.backward_tokens
+
+
+def test_the_command_line_saves_and_reuses_adapters(tmp_path: Path) -> None:
+    line = {
+        "id": "t", "dataset": "d", "family": "f", "kind": "list",
+        "demonstrations": [{"input": [i], "output": [i, i]} for i in range(3)],
+        "queries": [{"input": [7], "output": [7, 7]}],
+    }  # fmt: skip
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(line) + "\n")
+    words = [
+        "solve",
+        str(tmp_path / "tasks.jsonl"),
+        "--strategy",
+        "ttt_in_context",
+        "--adapters",
+        str(tmp_path / "kept"),
+    ]
+    first, again = (json.loads(CliRunner().invoke(app, words).stdout) for _ in range(2))
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
+    assert again["answer"] == first["answer"]
+    assert again["cost"]["backward_tokens"] == 0 < first["cost"]["backward_tokens"]
+
+
+def test_most_recent_searches_memory_and_then_the_folder(tmp_path: Path) -> None:
+    writer = AdapterCache(folder=tmp_path)
+    for n, kind in enumerate(["list", "grid", "list", "list"]):
+        writer.put(n, replace(adapter(n), kind=kind))
+        for at, file in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)):
+            os.utime(file, (at, at))
+    pairs = zip(writer.most_recent(2, is_list), (3, 2), strict=True)
+    assert all(same(a, replace(adapter(n), kind="list")) for a, n in pairs)
+    reader = AdapterCache(folder=tmp_path)
+    reader.put("mine", replace(adapter(9), kind="list"))
+    recent = reader.most_recent(2, is_list)
+    assert same(recent[0], replace(adapter(9), kind="list"))
+    assert len(recent) == 2
+    assert len(AdapterCache(folder=tmp_path).most_recent(9, is_list)) == 4
+    assert AdapterCache().most_recent(3, is_list) == []
+
+
+def is_list(one: Adapter) -> bool:
+    return one.kind == "list"
+
+
+def test_the_nearest_adapter_gives_the_demonstrations_the_highest_likelihood(task: Task) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    recipe = replace(QUICK, max_steps=30, learning_rate=1e-2, batch_size=4)
+    assert learner.nearest(task, recipe, 8) is None, "the cache is empty"
+    examples = [task.leave_out(i) for i in range(len(task.demonstrations))]
+    good = learner.adapt(examples, recipe)
+    names = good.weights.pairs
+    bad = replace(good, weights=LoraWeights({n: (a, -3 * b) for n, (a, b) in names.items()}, good.weights.scaling))
+    learner.adapters.put("bad", bad)
+    assert learner.nearest(task, recipe, 8) is None, "the base does better"
+    learner.adapters.put("good", good)
+    assert learner.nearest(task, recipe, 8) is good
+    assert learner.nearest(task, replace(recipe, rank=3), 8) is None
+    assert learner.nearest(replace(task, kind="grid1d"), recipe, 8) is None
+    learner.adapters.put("bad again", bad)
+    assert learner.nearest(task, recipe, 1) is None, "only the most recently used adapter is compared"
+
+
+def test_reading_from_memory_marks_the_file_as_recently_used(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    for name in "ab":
+        cache.put(name, adapter())
+    first, second = sorted(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+    for file in (first, second):
+        os.utime(file, (1, 1))
+    assert cache.get("a", "base") is cache._entries[first.stem][1]
+    assert first.stat().st_mtime > second.stat().st_mtime == 1
+
+
+def test_a_cached_adapter_is_specific_to_the_tokenizer(task: Task) -> None:
+    cache = AdapterCache()
+    model = tiny_model("llama")
+    one, other = (Learner(wrap_model(model, tiny_tokenizer(bos=bos)), adapters=cache) for bos in (True, False))
+    trained = one.adapt(leave_one_out(task), QUICK)
+    assert one.get_or_train("key", lambda: trained) == (trained, False)
+    assert one.has_adapter("key")
+    assert not other.has_adapter("key")
+
+
+def test_prefetched_adapters_are_bounded_in_memory(task: Task) -> None:
+    model = tiny_model("llama")
+    size = Learner.wrap(model, tiny_tokenizer()).adapt(leave_one_out(task), QUICK).weights.nbytes
+    learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=4 * 3 * size + 16)
+    learner.prefetch(list("abcdef"), [leave_one_out(task)] * 6, QUICK, list(range(6)))
+    assert [learner.has_adapter(key) for key in "abcdef"] == [True] * 3 + [False] * 3
