@@ -1,27 +1,67 @@
-"""What the documents quote of benchmarks/results: docs/measured.md, and the table of README.md.
+"""Tables of benchmarks/results for the documents: docs/measured.md, and those in README.md and docs/policy.md.
 
-`make docs` writes both.
+`make docs` writes them. Knows nothing about how anything was measured.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The policy"}
 """`make bench-NAME` -> what it measures."""
+TERMS = {
+    "best of each query": "VBS per query",
+    "best of each task": "VBS per task",
+    "single best": "SBS",
+    "by kind": "best strategy of each kind",
+    "one feature": "threshold on one feature",
+    "random at equal share": "random routing at the same shares",
+    "rule of thumb": "heuristic policy",
+}
+"""Names in result files -> the terms of the documents."""
+ROWS = {
+    "cost": "cost relative to the best fixed strategy",
+    "the same to the best of each query, a maximum over single draws": "gap closed to the VBS per query",
+    "APGR over the share of queries sent": "APGR over the share of queries routed",
+    "accuracy beyond the best fixed strategy at 40% of its cost, at whichever price that takes": "accuracy beyond the "
+    "best fixed strategy, at the cost weight that spends 40% of its cost",
+    "gap closed by the rule of thumb for models without a policy": "gap closed by the heuristic policy",
+    "gap closed by having seen every strategy on the task's other queries": "gap closed by knowing the results of "
+    "every strategy on the task's other queries",
+    "harm: right in context, wrong as decided": "harm: share of queries right in context and wrong as decided",
+    "shipped bundle: trained on these outcomes": "the shipped bundle is the one trained on these outcomes",
+    "shipped bundle: utility on its scorecard, less the trained one's": "utility of the shipped bundle minus that of "
+    "the trained one",
+    "open sets with a better utility": "share of open sets with a higher utility than the SBS",
+    "open sets: utility of training on other families of them too": "open sets: utility gained by also training on "
+    "other families of them",
+    "BIG-Bench Hard table: what knowing the sub-task could close": "BIG-Bench Hard table: gap that knowing the "
+    "sub-task could close",
+    "deciding on one query after features": "time of one decision, features measured",
+}
+"""Whole names of rows in result files -> the words of the documents."""
+NOTES = {
+    "model": "The rows `controller` are of the policy before the one that ships now: it was trained on 600 tasks with "
+    "one query each, and closed 0.18 of the gap to the VBS per query on its own scorecard; the shipped one closes "
+    "0.25.",
+    "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, known afterwards only, "
+    "per query or per task (over all its queries). Gap closed: (U - U_SBS) / (U_VBS - U_SBS) with U the utility, "
+    "accuracy minus cost weight times cost.",
+}
 OF_SETS = {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}
 OF_THE_VERDICT = {
     "right in context": "in context",
     "right by one adapter": "one adapter",
     "right by the vote of the folds": "vote of the folds",
-    "right by the vote, with the verdict": "with the verdict",
-    "harmful adapters that the verdict rejects": "harmful ones rejected",
-    "helpful adapters that the verdict rejects": "helpful ones rejected",
-    "AUROC: the vote right, by held-out after": "AUROC of the vote by held-out",
-    "work, multiples of in context": "work",
+    "right by the vote, with the verdict": "vote with acceptance rule",
+    "harmful adapters that the verdict rejects": "harmful adapters rejected",
+    "helpful adapters that the verdict rejects": "helpful adapters rejected",
+    "AUROC: the vote right, by held-out after": "AUROC of held-out accuracy",
+    "work, multiples of in context": "relative cost",
 }
 
 
@@ -31,11 +71,14 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def measured_table(folder: Path, strategies: Collection[str]) -> str:
-    """Of model.json, a line for each set: what each strategy got right, at which work."""
+    """Of model.json, a line for each set: accuracy and work of each strategy.
+
+    Without the controller's rows: they are of an earlier policy (`NOTES`).
+    """
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in read(folder, "model")["rows"]:
         label, _, strategy = row["name"].partition(": ")
-        if strategy in strategies or strategy == "controller":
+        if strategy in strategies:
             cells.setdefault(label, {})[strategy] = row
     shown = {label: row for label, row in cells.items() if label.count(",") < 2}
     names = list(next(iter(shown.values())))
@@ -52,18 +95,18 @@ def measured_table(folder: Path, strategies: Collection[str]) -> str:
 
 
 def policy_table(folder: Path) -> str:
-    """Of policy.json: what the policy and its rivals are worth, and whether goals are reached."""
+    """Of policy.json: accuracy, cost and utility of the policy and its baselines, and whether goals are reached."""
     rows = read(folder, "policy")["rows"]
-    lines = [_line("families held out", "right", "cost", "utility"), _rule(4)]
+    lines = [_line("families held out", "accuracy", "cost", "utility"), _rule(4)]
     for row in rows:
         name, _, what = row["name"].partition(": ")
         if what == "utility" and "accuracy" in row:
-            lines.append(_line(name, f"{row['accuracy']:.1%}", f"{row['cost']:.0f}x", f"{row['value']:.3f}"))
-    lines += ["", _line("what", "value", "goal", ""), _rule(4)]
+            lines.append(_line(_term(name), f"{row['accuracy']:.1%}", f"{row['cost']:.0f}x", f"{row['value']:.3f}"))
+    lines += ["", _line("measure", "value", "goal", ""), _rule(4)]
     for row in rows:
         if row["goal"] is not None:
-            value = "-" if row["value"] is None else f"{row['value']:.3g} {row['unit']}"
-            lines.append(_line(row["name"], value, _goal(row), "holds" if row["holds"] else "not reached"))
+            verdict = "reached" if row["holds"] else "not reached"
+            lines.append(_line(_term(row["name"]), _value(row, ".3g"), _goal(row), verdict))
     return "\n".join(lines)
 
 
@@ -72,8 +115,8 @@ def measured(folder: Path) -> str:
     lines = [
         "# Measured",
         "",
-        "Written by `make docs` from benchmarks/results, where the commands below put what they print; a test holds it "
-        "to those files. Brackets are 90% intervals. Goals were set beforehand; not all of them are reached.",
+        "Written by `make docs` from benchmarks/results, where the commands below write their results; a test compares "
+        "it with those files. Brackets are 90% intervals. Goals were set beforehand; not all of them are reached.",
     ]
     for name, about in COMMANDS.items():
         if (folder / f"{name}.json").exists():
@@ -88,13 +131,14 @@ def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
     where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
     lines = ["", f"## {about}", ""]
     lines += [f"`make bench-{name}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
-    lines += [_line("what", "value", "against", "goal"), _rule(4)]
+    lines += [NOTES[name], ""] if name in NOTES else []
+    lines += [_line("measure", "value", "compared with", "goal"), _rule(4)]
     for row in facts["rows"]:
-        value = "-" if row["value"] is None else f"{row['value']:g} {row['unit']}"
+        value = _value(row, "g")
         if row.get("interval_90"):
             value += " [{:g}, {:g}]".format(*row["interval_90"])
-        verdict = "" if row["goal"] is None else f"{_goal(row)}: {'holds' if row['holds'] else '**not reached**'}"
-        lines.append(_line(row["name"], value, row["against"], verdict))
+        verdict = "" if row["goal"] is None else f"{_goal(row)}: {'reached' if row['holds'] else '**not reached**'}"
+        lines.append(_line(_term(row["name"]), value, _term(row["against"]), verdict))
     return lines + (_grown(facts) if "growth" in facts else [])
 
 
@@ -102,8 +146,8 @@ def _grown(facts: Mapping[str, Any]) -> list[str]:
     """How a training step grows, and where its time goes."""
     lines = [
         "",
-        "How a training step grows along each axis ([engine.svg](engine.svg)), and the share of it that its matrix "
-        "products alone would take at the rate measured:",
+        "Time of a training step along each axis ([engine.svg](engine.svg)), and the share of it that its matrix "
+        "products alone would take at the measured rate:",
         "",
         _line("by", "", "tokens", "seconds", "products alone", "MB kept"),
         _rule(6),
@@ -117,14 +161,14 @@ def _grown(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
-    """What held-out demonstrations say of training, and what it then did to the query, a line for each set."""
+    """Cross-validated gains of training, and the gains on the queries, a line for each set."""
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in facts["rows"]:
         name, _, words = row["name"].partition(": ")
         cells.setdefault(name, {})[words] = row
     lines = [
         "",
-        "## Where the cross-fit stands",
+        "## Cross-validated training",
         "",
         f"`make bench-engine`, {facts['date']}, commit {facts['commit']}; `{facts['strategy']}`, up to "
         f"{facts['limit']} queries of each public set and {facts['generated']} tasks a domain of the generator's "
@@ -133,18 +177,20 @@ def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
         _line("set", "queries", *OF_THE_VERDICT.values()),
         _rule(2 + len(OF_THE_VERDICT)),
     ]
-    for name, found in cells.items():
-        lines.append(_line(name, found["right in context"]["queries"], *(_cell(w, found[w]) for w in OF_THE_VERDICT)))
-    name, found = list(cells.items())[-1]
+    for name, measures in cells.items():
+        lines.append(
+            _line(name, measures["right in context"]["queries"], *(_cell(w, measures[w]) for w in OF_THE_VERDICT))
+        )
+    name, measures = list(cells.items())[-1]
     lines += [
         "",
-        f"Of {name}, by what the held-out demonstrations say of the gain, and what the vote then gained on the query:",
+        f"Of {name}, by the gain that cross-validation estimates: the gain in accuracy of the vote on the queries.",
         "",
-        _line("estimated gain", "queries", "gained, share right", "became right", "became wrong"),
+        _line("estimated gain", "queries", "gain in accuracy", "became right", "became wrong"),
         _rule(5),
     ]
     for sign in ("above 0", "0", "below 0"):
-        row = found[f"estimated gain {sign}: true gain"]
+        row = measures[f"estimated gain {sign}: true gain"]
         lines.append(_line(sign, row["queries"], _cell("", row), row["better"], row["worse"]))
     return lines
 
@@ -157,8 +203,28 @@ def _cell(words: str, row: Mapping[str, Any]) -> str:
     return f"{row['value']:.2f} [{{:.2f}}, {{:.2f}}]".format(*row["interval_90"])
 
 
+def _term(name: str) -> str:
+    """A name of the result files in the terms of the documents."""
+    name = ROWS.get(name, name)
+    for words, term in TERMS.items():
+        name = re.sub(rf"\b(the )?{words}\b", term, name)
+    return name.replace("families held out", "held-out families")
+
+
+def _value(row: Mapping[str, Any], form: str) -> str:
+    """A value with its unit, where it has one; a value that says whether something is so, as yes or no."""
+    if row["value"] is None:
+        return "-"
+    if row["unit"] == "1 if so":
+        return "yes" if row["value"] else "no"
+    plain = ("of it", "of them", "of its cost", "share", "area", "utility", "of the cases")
+    return f"{row['value']:{form}}" + ("" if row["unit"] in plain else f" {row['unit']}")
+
+
 def _goal(row: Mapping[str, Any]) -> str:
     """The goal in figures; the least number above 0 in words."""
+    if row["unit"] == "1 if so":
+        return "yes"
     return "above 0" if 0 < row["goal"] < 1e-6 else f"{row['goal']:g}"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+import accuracy_cost
 import api_reference
 
 import autottt.strategies
@@ -23,6 +24,7 @@ from autottt.ttt_core.pretraining.generator.families import domains
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = DOCS / "accuracy_cost.svg"
 PACKAGES = ("autottt", "controller", "strategies", "policies", "ttt_core")
 OTHER_FOLDERS = {
     "tests/": "mirror the packages; the contract tests (architecture, documents, packaging, strategies) stand on top",
@@ -165,9 +167,9 @@ PAGES: Mapping[Path, Callable[[], str]] = {
 REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "architecture.md", "graph"): drawing,
     (DOCS / "architecture.md", "tree"): tree,
-    (ROOT / "README.md", "strategies"): strategies_table,
+    (DOCS / "strategies.md", "strategies"): strategies_table,
+    (DOCS / "policy.md", "policy"): policy_table,
     (ROOT / "README.md", "measured"): measured_table,
-    (ROOT / "README.md", "policy"): policy_table,
 }
 
 
@@ -180,7 +182,8 @@ def region(document: Path, name: str) -> str:
 
 
 def write() -> None:
-    """Writes every generated page and region."""
+    """Writes the picture and every generated page and region."""
+    accuracy_cost.draw(RESULTS, PICTURE)
     for page, make in PAGES.items():
         page.write_text(make(), "utf-8")
     for (document, name), make in REGIONS.items():

@@ -37,7 +37,8 @@ class Block:
     line: int
     """Of the opening fence, from 1."""
     remark: str
-    """The HTML comment right above: `not run: REASON`, or `file: NAME` for what is written to a file first."""
+    """The HTML comment right above: `not run: REASON`, `prints` for what the Python block above it prints, or
+    `file: NAME` for what is written to a file first."""
 
 
 def blocks(document: Path) -> list[Block]:
@@ -56,6 +57,22 @@ def blocks(document: Path) -> list[Block]:
 def run_python(document, block, namespace):
     code = compile("\n" * block.line + block.text, str(document), "exec", dont_inherit=True)
     exec(code, namespace)
+
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?x?")
+
+
+def same_output(printed, expected):
+    """Whether two outputs have the same words and integers. Decimals (probabilities) may differ by 0.1, multiples such
+    as 194x by a tenth: they vary with the precision in which a machine computes."""
+
+    def close(number, other):
+        ours, theirs = float(number.strip("x")), float(other.strip("x"))
+        tolerance = theirs / 10 if other.endswith("x") else 0.1 if "." in other else 0
+        return abs(ours - theirs) <= tolerance
+
+    same_words = NUMBER.sub("#", printed).split() == NUMBER.sub("#", expected).split()
+    return same_words and all(map(close, NUMBER.findall(printed), NUMBER.findall(expected)))
 
 
 def run_console(block, monkeypatch):
@@ -85,20 +102,33 @@ def aside(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
-def test_every_example_runs(document, aside, monkeypatch):
+def test_every_example_runs(document, aside, monkeypatch, capsys):
     namespace = {"__name__": "__main__"}
+    printed = ""
     for block in blocks(document):
         kind, _, rest = block.remark.partition(": ")
         if kind == "not run":
             assert rest
         elif kind == "file":
             (aside / rest).write_text(block.text, "utf-8")
+        elif kind == "prints":
+            assert same_output(printed, block.text), f"{document.name}:{block.line}: received\n{printed}"
         elif block.language == "python":
+            capsys.readouterr()
             run_python(document, block, namespace)
+            printed = capsys.readouterr().out
         elif block.language == "console":
             run_console(block, monkeypatch)
         else:
             assert block.language in ("", "mermaid", "json"), f"{document.name}:{block.line}: who checks this block?"
+
+
+def test_outputs_may_differ_in_probabilities_and_multiples_only():
+    assert same_output("right at 0.66 for 194x", "right at 0.65 for 190x")
+    assert not same_output("right at 0.66", "right at 0.46")
+    assert not same_output("for 194x", "for 150x")
+    assert not same_output("right at 0.66", "wrong at 0.66")
+    assert not same_output("(3, 4)", "(3, 5)")
 
 
 def test_few_examples_are_not_run():
@@ -145,6 +175,11 @@ def test_generated_pages_are_up_to_date(document):
 @pytest.mark.parametrize(("document", "name"), generate.REGIONS, ids=lambda x: x if isinstance(x, str) else x.name)
 def test_generated_regions_are_up_to_date(document, name):
     assert generate.region(document, name) == generate.REGIONS[document, name](), "run `make docs`"
+
+
+def test_the_picture_of_accuracy_and_cost_shows_what_was_measured():
+    numbers = generate.accuracy_cost.description(generate.RESULTS)
+    assert numbers in generate.PICTURE.read_text("utf-8"), "run `make docs`"
 
 
 def test_the_table_names_every_strategy_and_its_cost_class():
