@@ -386,7 +386,7 @@ def test_what_documents_quote_is_written_from_what_was_measured(tmp_path: Path) 
     fitted = {"strategy": "ttt_crossfit", "limit": 40, "generated": 20, "rows": crossfit.rows_of("lists", cases)}
     (tmp_path / "crossfit.json").write_text(json.dumps(facts | fitted))
     page = measured.measured(tmp_path)
-    assert "| one | 3 times | x | 2: holds |" in page
+    assert "| one | 3 times | x | 2: reached |" in page
     assert "| two | 1 times | x | 2: **not reached** |" in page
     assert "| three | - | - |  |" in page
     assert "| adapters | 1,000 | 2,000 | 0.500 | 40% | 7.5 |" in page
