@@ -245,8 +245,9 @@ def large_rows(
     one = encode(loaded, task, task.answer)
     ours, peft = Ours(large, recipe), Peft(large, recipe)
     ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda: peft.trainer(rows, one), runs, device)
-    name = f"{sum(p.numel() for p in model.parameters()) / 1e9:.2g}B parameters, {recipe.max_steps} steps of {recipe.batch_size}"
-    name += f" prompts of {len(rows[0].ids)} tokens"
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    name = f"{billions:.2g}B parameters, {recipe.max_steps} steps of {recipe.batch_size} prompts of "
+    name += f"{len(rows[0].ids)} tokens"
     tokens = sum(len(r.ids) for r in rows[: recipe.batch_size])
     rate = 1e9 * matrix_rate(device, torch.bfloat16, tokens, hidden, 4 * hidden)
     reached = recipe.max_steps * operations(loaded, recipe, rows[: recipe.batch_size]) / mine / rate

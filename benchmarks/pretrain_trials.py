@@ -146,7 +146,7 @@ class TrialStream(Stream):
         self._again = []
         return super().batch(step, shard)
 
-    def _drawn(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
+    def _draw_row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
         if self._again:
             kind, pairs = self._again.pop()
         else:

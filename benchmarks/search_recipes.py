@@ -60,7 +60,9 @@ def main() -> None:
     given = parser.parse_args()
     learner = Learner.load(given.model)
     tasks = [
-        t for d in given.domains.split(",") for t in draw_tasks(given.split, given.tasks, given.seed, d, given.queries)
+        t
+        for d in given.domains.split(",")
+        for t in draw_tasks(given.split, given.tasks, given.seed, d, given.queries_per_task)
     ]
     grid = json.loads(given.grid)
     base = json.loads(given.base)
@@ -81,7 +83,7 @@ def main() -> None:
             "hash": learner.base_hash,
             "split": given.split,
             "tasks": given.tasks,
-            "queries": given.queries,
+            "queries": given.queries_per_task,
             "seed": given.seed,
         }
         kept = json.loads(given.json.read_text()) if given.json.exists() else []

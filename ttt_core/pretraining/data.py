@@ -1,6 +1,6 @@
-"""What pre-training reads: packed rows of few-shot tasks from the generator, and the settings that decide them.
+"""Pre-training data: batches of rows of tokens, packed with few-shot tasks of the generator, and their settings.
 
-Knows nothing about models. A batch depends on the settings and its number only. Axes: B rows, T tokens.
+Knows nothing about models. A batch depends on the settings and its step alone. Axes: B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from .generator.families import MIXTURE, Split, draw_task_pairs
 
 IGNORED = -100
 Row = tuple[list[int], list[int]]
-"""Token ids, and labels (IGNORED where nothing is learned)."""
+"""Token ids, and labels (IGNORED for tokens without loss)."""
 
 
 class Batch(NamedTuple):
-    """Rows of tokens; a row holds one task, and others where there is room."""
+    """Rows of tokens; a row holds one task, and further ones if they fit."""
 
     ids: Tensor
     """[B, T]"""
     labels: Tensor
-    """[B, T]; IGNORED where nothing is learned."""
+    """[B, T]; IGNORED for tokens without loss."""
     positions: Tensor
-    """[B, T]; a token's place in its own task, which begins at every 0. Padding is 0."""
+    """[B, T]; position of the token in its own task. A task begins at every 0; padding is 0."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What the stream is made of from a step on."""
+    """Row lengths and domains of the batches, from step `start`."""
 
     start: int
     """First step."""
     rows: tuple[tuple[int, float], ...]
-    """Length of a row in tokens, and its share of the batches."""
+    """Pairs: length of a row in tokens, share of the batches."""
     mixture: tuple[tuple[str, float], ...]
-    """Domain, and its share of the tasks in rows under 500 tokens; longer rows are mostly grids."""
+    """Pairs: domain, share of the tasks in rows under 500 tokens (longer rows are drawn by `LONG_MIXTURE`)."""
 
 
 PHASES = (
@@ -55,7 +55,7 @@ PHASES = (
         (("lists", 0.58), ("rows", 0.24), ("grids", 0.08), ("strings", 0.1)),
     ),
 )
-"""From random weights. The second phase is mostly short rows, which a CPU gets through faster."""
+"""The first stage, from random weights. The second phase has mostly short rows, which a CPU processes faster."""
 
 FURTHER = (
     Phase(
@@ -64,7 +64,7 @@ FURTHER = (
         (("lists", 0.46), ("rows", 0.28), ("grids", 0.12), ("strings", 0.14)),
     ),
 )
-"""From the weights of the first version."""
+"""The second stage, from the weights of the first."""
 
 BALANCED = (
     Phase(
@@ -73,7 +73,7 @@ BALANCED = (
         (("lists", 0.34), ("rows", 0.14), ("grids", 0.3), ("strings", 0.22)),
     ),
 )
-"""From the weights of the second version: more small grids and strings, which it had seen least of."""
+"""The third stage, from the weights of the second: more small grids and strings, which were rare before."""
 
 LONGER = (
     Phase(
@@ -82,26 +82,26 @@ LONGER = (
         (("lists", 0.4), ("rows", 0.1), ("grids", 0.3), ("strings", 0.2)),
     ),
 )
-"""From the weights of the third version: twice the context, and lists again."""
+"""The fourth stage, from the weights of the third: twice the context, and more lists again."""
 
 STAGES = {"first": PHASES, "further": FURTHER, "balanced": BALANCED, "longer": LONGER}
-"""The phases of a run, by the name that the command line gives them."""
+"""The phases of a run, by the value of `--stage`."""
 
 LONG_MIXTURE = {"lists": 0.1, "rows": 0.25, "grids": 0.6, "strings": 0.05}
 """Domains in rows of 500 tokens and more."""
 META_MIXTURE = {"lists": 0.6, "rows": 0.25, "strings": 0.15}
-"""Domains of the tasks that are trained on for trainability."""
+"""Domains of the tasks of `--meta`."""
 INNER = Recipe(rank=16, alpha=16.0, dropout=0.0, learning_rate=5e-3, max_steps=5, batch_size=4)
-"""The inner adaptation of such a task: a shorter and faster one than the shipped recipe's."""
+"""Recipe of the inner adaptation in `--meta`: fewer steps at a higher learning rate than the shipped recipe."""
 META_TASKS, META_ROWS, META_LENGTH = 6, 3, 240
-"""Such tasks in a step, rows of new queries of each, and their longest row in tokens."""
-LEAST_ROOM = 48
-"""Tokens left in a row for which another task is drawn."""
+"""Of `--meta`: tasks per step, rows of new queries per task, and the longest row in tokens."""
+MIN_FREE_TOKENS = 48
+"""Another task is packed into a row if at least this many tokens are free."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides the weights, but the number of steps."""
+    """All settings that decide the weights, except the number of steps."""
 
     hidden: int = 256
     layers: int = 6
@@ -109,48 +109,48 @@ class PretrainConfig:
     kv_heads: int = 4
     intermediate: int = 640
     context: int = 1024
-    """Longest sequence the model will be asked to read, in tokens; rows are at most this long."""
+    """Context length of the model in tokens; rows are at most this long."""
     tokens: int = 6144
-    """Tokens in a batch of one process."""
+    """Tokens per batch and process."""
     shards: int = 1
-    """Processes; a step takes the mean of their gradients."""
+    """Processes; a step uses the mean of their gradients."""
     lr: float = 2e-3
     warmup: int = 200
-    """Steps."""
+    """Steps of linear warm-up."""
     weight_decay: float = 0.05
     seed: int = 0
     phases: tuple[Phase, ...] = PHASES
     """In order; the first starts at step 0."""
     meta: bool = False
-    """Every step is one for trainability (see `meta`), on the tasks of `Stream.meta_tasks`."""
+    """First-order MAML (see the module `meta`), on the tasks of `Stream.meta_tasks`."""
     strict: bool = False
-    """Ambiguous tasks are left out, and those that do no more than a part of their chain (see `generator.core`)."""
+    """Leaves out ambiguous tasks, and those that a part of their chain solves (see `generator.core`)."""
     dtype: str = "bfloat16"
-    """Precision of the working copy that gradients are computed with; the master weights are fp32."""
+    """Precision of the copy that computes the gradients; the master weights are fp32."""
     init: str | None = None
-    """SHA-256 of the weights that training began with (all shards, in order of their names); None: random weights."""
-    parted: tuple[int, int] | None = None
-    """The step at which this run left another (`--branch`), and the seed that its first weights were drawn with."""
+    """SHA-256 of the initial weights (all shards, in order of their names); None: random weights."""
+    branch_point: tuple[int, int] | None = None
+    """Of a branch (`--branch`): the step at which it left its run, and the seed of that run's random weights."""
 
 
 def config_from(raw: dict[str, Any]) -> PretrainConfig:
-    """The settings again, from what JSON made of them."""
+    """The settings from their JSON form."""
     phases = tuple(
         Phase(p["start"], tuple((n, x) for n, x in p["rows"]), tuple((n, x) for n, x in p["mixture"]))
         for p in raw["phases"]
     )
-    parted = tuple(raw["parted"]) if raw.get("parted") else None
-    return PretrainConfig(**{**raw, "phases": phases, "parted": parted})
+    branch_point = tuple(raw["branch_point"]) if raw.get("branch_point") else None
+    return PretrainConfig(**{**raw, "phases": phases, "branch_point": branch_point})
 
 
 @dataclass(frozen=True)
 class MetaTask:
-    """One task to be trained for trainability on."""
+    """One task of a meta-step."""
 
     inner: list[Row]
-    """What its adapter learns from: the demonstrations in random orders, every answer but the first labelled."""
+    """Rows that its adapter is trained on: the demonstrations in random orders, all answers but the first labelled."""
     outer: list[Row]
-    """What the base learns then: the demonstrations in random orders, then new pairs, whose answers are labelled."""
+    """Rows that the base is trained on: the demonstrations in random orders, then new pairs with labelled answers."""
 
 
 class Stream:
@@ -162,7 +162,7 @@ class Stream:
         self.split = split
 
     def batch(self, step: int, shard: int = 0) -> Batch:
-        """The batch of process `shard` at `step`; the same every time. Rows are as long in all processes."""
+        """The batch of process `shard` at `step`; deterministic. Rows have the same length in all processes."""
         rng = random.Random(f"{self.config.seed}-{self.split}-{step}")
         phase = next(p for p in reversed(self.config.phases) if p.start <= step)
         lengths, shares = zip(*phase.rows, strict=True)
@@ -177,40 +177,42 @@ class Stream:
     def _packed(
         self, rng: random.Random, length: int, mixture: Mapping[str, float], fill: Mapping[str, float]
     ) -> tuple[list[int], list[int], list[int]]:
-        """Ids, labels and positions of a task drawn by `mixture` and, in the room that it leaves, others by `fill`."""
+        """Ids, labels and positions: a task drawn by `mixture`, and in the rest of the row others drawn by `fill`."""
         ids, labels = self.row(rng, length, mixture)
         positions = list(range(len(ids)))
-        while length - len(ids) >= LEAST_ROOM:
-            more = self._drawn(rng, length - len(ids), fill)
-            if more is None:
+        while length - len(ids) >= MIN_FREE_TOKENS:
+            row = self._draw_row(rng, length - len(ids), fill)
+            if row is None:
                 break
-            ids, labels = ids + more[0], labels + more[1]
-            positions += range(len(more[0]))
-        rest = length - len(ids)
-        return ids + [self.tokenizer.pad_token_id] * rest, labels + [IGNORED] * rest, positions + [0] * rest
+            ids, labels = ids + row[0], labels + row[1]
+            positions += range(len(row[0]))
+        padding = length - len(ids)
+        return ids + [self.tokenizer.pad_token_id] * padding, labels + [IGNORED] * padding, positions + [0] * padding
 
     def row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row:
-        """One task, in at most `length` tokens; at least three worked examples."""
+        """One task with at least three input-output pairs, in at most `length` tokens."""
         while True:
-            found = self._drawn(rng, length, mixture)
-            if found is not None:
-                return found
+            row = self._draw_row(rng, length, mixture)
+            if row is not None:
+                return row
 
-    def _drawn(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
-        """As many worked examples of a task as fit; None where fewer than three do."""
+    def _draw_row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
+        """As many input-output pairs of one task as fit in `length` tokens; None if fewer than three do."""
         name = rng.choices(list(mixture), list(mixture.values()))[0]
-        want = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
-        family, pairs = draw_task_pairs(self.split, min(14, max(4, want)), rng, name, strict=self.config.strict)
+        count = {"lists": length // 16, "strings": length // 16, "rows": length // 40, "grids": length // 40}[name]
+        family, pairs = draw_task_pairs(self.split, min(14, max(4, count)), rng, name, strict=self.config.strict)
         ids, labels, answers = self.encode(family.domain.kind, pairs, 1, length)
         return (ids, labels) if answers >= 3 else None
 
     def encode(
         self, kind: str, pairs: list[tuple[Any, Any]], unlabelled: int, length: int
     ) -> tuple[list[int], list[int], int]:
-        """Ids and labels of as many pairs as fit in `length` tokens, and how many answers those hold; the answers of
-        the first `unlabelled` pairs are not learned."""
-        (source, target), rest = pairs[-1], pairs[:-1]
-        task = Task(kind, tuple(Demonstration(a, b) for a, b in rest), source)
+        """Ids and labels of as many pairs as fit in `length` tokens, and the number of complete answers in them.
+
+        The answers of the first `unlabelled` pairs have no loss.
+        """
+        (query, target), rest = pairs[-1], pairs[:-1]
+        task = Task(kind, tuple(Demonstration(a, b) for a, b in rest), query)
         ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
         answers = 0
         for piece in COMPACT_FORMAT.pieces(task, target):
@@ -223,27 +225,29 @@ class Stream:
         return ids, labels, answers
 
     def meta_tasks(self, step: int, shard: int = 0) -> list[MetaTask]:
-        """The tasks of a meta-step; the same every time. All of one domain, so that lengths are alike."""
+        """The tasks of a meta-step; deterministic. All are of one domain, so that their lengths are similar."""
         rng = random.Random(f"{self.config.seed}-{self.split}-meta-{step}" + (f"-{shard}" if shard else ""))
         name = rng.choices(list(META_MIXTURE), list(META_MIXTURE.values()))[0]
         tasks: list[MetaTask] = []
         while len(tasks) < META_TASKS:
-            shown = rng.randint(3, 4) if name == "rows" else rng.randint(4, 8)
-            family, pairs = draw_task_pairs(self.split, shown + 4, rng, name, strict=self.config.strict)
+            count = rng.randint(3, 4) if name == "rows" else rng.randint(4, 8)
+            family, pairs = draw_task_pairs(self.split, count + 4, rng, name, strict=self.config.strict)
             kind = family.domain.kind
             if self.encode(kind, pairs, 1, META_LENGTH)[2] == len(pairs):
-                tasks.append(self._meta_task(kind, pairs[:shown], pairs[shown:], rng))
+                tasks.append(self._meta_task(kind, pairs[:count], pairs[count:], rng))
         return tasks
 
     def _meta_task(
-        self, kind: str, shown: list[tuple[Any, Any]], new: list[tuple[Any, Any]], rng: random.Random
+        self, kind: str, demonstrations: list[tuple[Any, Any]], new: list[tuple[Any, Any]], rng: random.Random
     ) -> MetaTask:
         def row(pairs: list[tuple[Any, Any]], unlabelled: int) -> Row:
             return self.encode(kind, pairs, unlabelled, META_LENGTH)[:2]
 
-        count = len(shown)
-        inner = [row(rng.sample(shown, count), 1) for _ in range(INNER.max_steps * INNER.batch_size)]
-        outer = [row(rng.sample(shown, count) + rng.sample(new, len(new)), count) for _ in range(META_ROWS)]
+        def shuffled(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+            return rng.sample(pairs, len(pairs))
+
+        inner = [row(shuffled(demonstrations), 1) for _ in range(INNER.max_steps * INNER.batch_size)]
+        outer = [row(shuffled(demonstrations) + shuffled(new), len(demonstrations)) for _ in range(META_ROWS)]
         return MetaTask(inner, outer)
 
 
@@ -256,9 +260,10 @@ def padded(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def packed_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T], to be added to attention scores: a token sees those before it in its own task."""
+    """Additive attention mask [B, 1, T, T]: causal, within each packed task."""
     tasks = (positions == 0).cumsum(1)
     length = positions.shape[1]
-    seen = tasks[:, :, None] == tasks[:, None, :]
-    seen &= torch.ones(length, length, dtype=torch.bool, device=positions.device).tril()
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    visible = tasks[:, :, None] == tasks[:, None, :]
+    visible &= torch.ones(length, length, dtype=torch.bool, device=positions.device).tril()
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

@@ -1,8 +1,8 @@
-"""Pre-training for trainability: gradients of the loss after a short inner adaptation, as test-time training does it.
+"""First-order MAML: gradients of the base after a short LoRA adaptation, so that test-time training works better.
 
-For a batch of tasks, one adapter each is trained on the task's own demonstrations in many orders; then the frozen
-adapters are attached and the base learns to answer new queries of the same tasks. First-order MAML: Finn et al. 2017,
-"Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", with LoRA (A adapters side by side) as what adapts.
+For each task of a batch, one adapter is trained on the task's demonstrations in many orders; with the adapters attached
+and frozen, the base is trained to answer new queries of the same tasks. Source: Finn et al. 2017, "Model-Agnostic
+Meta-Learning for Fast Adaptation of Deep Networks". Knows nothing about optimizers of the base. Axis: A adapters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from .data import IGNORED, MetaTask, padded
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    chosen = labels[:, 1:] != IGNORED
-    return nn.functional.cross_entropy(logits[chosen].float(), labels[:, 1:][chosen])
+    labelled = labels[:, 1:] != IGNORED
+    return nn.functional.cross_entropy(logits[labelled].float(), labels[:, 1:][labelled])
 
 
 def adapt_inner(
     model: LlamaForCausalLM, tasks: list[MetaTask], recipe: Recipe, pad_id: int, seed: int
 ) -> tuple[LoraWeights, list[float]]:
-    """One adapter per task, trained side by side; and the loss at each step, in nats. The base must be frozen."""
+    """Trains one adapter per task in one batch; also returns the mean loss of each step, in nats.
+
+    The base must be frozen.
+    """
     weights = LoraWeights.initial(model, recipe, [seed * len(tasks) + i for i in range(len(tasks))])
     for tensor in weights.tensors:
         tensor.requires_grad_(True)
@@ -35,8 +38,8 @@ def adapt_inner(
         for step in range(recipe.max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * (1 - step / recipe.max_steps)
-            at = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-            ids, labels = padded([row for task in tasks for row in task.inner[at]], pad_id)
+            rows = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            ids, labels = padded([row for task in tasks for row in task.inner[rows]], pad_id)
             loss = _loss(model, ids.to(model.device), labels.to(model.device)) * len(tasks)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -48,10 +51,10 @@ def adapt_inner(
 def adapted_backward(
     model: LlamaForCausalLM, tasks: list[MetaTask], recipe: Recipe, pad_id: int, seed: int
 ) -> tuple[float, list[float]]:
-    """Leaves in the base's `.grad` the gradient of the loss on new queries, with each task's own adapter plus without.
+    """Accumulates in the base's `.grad` the gradient of the loss on new queries: with the tasks' adapters plus without.
 
-    The second keeps in-context learning what it is. Returns the loss with adapters and the inner losses, in nats. What
-    the gradient says of the adapters' own training is left out: that is the first-order approximation.
+    The loss without adapters preserves in-context learning. Returns the loss with adapters and the inner losses, in
+    nats. First-order approximation: no gradient flows through the training of the adapters.
     """
     model.requires_grad_(False)
     try:

@@ -1,13 +1,18 @@
-"""Pre-trains the bundled model from scratch on random few-shot programs, and saves it in Hugging Face format.
+"""Pre-trains the bundled model from random weights on generated few-shot tasks, and exports it in Hugging Face format.
 
-Needs torch, transformers, tokenizers and safetensors alone (and peft for --meta). What it reads is in `stream`: as many
-worked examples of a task as fit, with the loss on every answer after the first. An interrupted run goes on exactly:
+Knows nothing about what it reads: `data` draws the batches (as many input-output pairs of a task as fit in a row, with
+the loss on every answer after the first). Needs torch, transformers, tokenizers and safetensors (--meta also peft). The
+command that started a run also resumes it, with the same result as an uninterrupted run:
 
-    python -m autottt.ttt_core.pretraining.pretrain --run runs/model --steps 20000          # again to resume
+    python -m autottt.ttt_core.pretraining.pretrain --run runs/model --steps 20000
     python -m autottt.ttt_core.pretraining.pretrain --run runs/model --export DIR --decay 1500
-    python -m autottt.ttt_core.pretraining.pretrain --run runs/next --init DIR --steps 4000 # further, with a fresh optimizer
-    python -m autottt.ttt_core.pretraining.pretrain --run runs/twin --branch runs/model --seed 7 --steps 30000  # on other tasks
-    torchrun --nproc-per-node 2 -m autottt.ttt_core.pretraining.pretrain --run runs/wide --steps 20000   # twice the tokens a step
+
+With the weights of an exported model and a new optimizer; on other batches, from the checkpoint of another run; with
+twice the tokens per step, in two processes:
+
+    python -m autottt.ttt_core.pretraining.pretrain --run runs/next --init DIR --steps 4000
+    python -m autottt.ttt_core.pretraining.pretrain --run runs/twin --branch runs/model --seed 7 --steps 30000
+    torchrun --nproc-per-node 2 -m autottt.ttt_core.pretraining.pretrain --run runs/wide --steps 20000
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,11 +40,14 @@ from .data import IGNORED, INNER, STAGES, Batch, MetaTask, PretrainConfig, Strea
 from .tokenizer import build_tokenizer
 
 SETTINGS = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
-"""What the command line can set; a resumed run keeps its own."""
+"""Settings that the command line can change. A resumed run must have the same."""
 SHAPE = ("hidden", "layers", "heads", "kv_heads", "intermediate", "context")
 """The settings that decide the model's architecture."""
-LOG_EVERY, JUDGE_EVERY = 50, 500
+LOG_EVERY, EVALUATE_EVERY = 50, 500
 """Steps between rows of the log, and between rows with an accuracy; the second is a multiple of the first."""
+SAVE_SECONDS = 120
+"""Between checkpoints."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -72,12 +80,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(folder: Path) -> str:
-    """What `PretrainConfig.init` says of the weights in a folder."""
+    """SHA-256 of the weights in a folder, as `PretrainConfig.init` records it."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in weight_files(folder))).hexdigest()
 
 
 class Trainer:
-    """fp32 weights with Muon (matrices) and AdamW (the rest), and a working copy of the model in a faster precision."""
+    """fp32 master weights, trained by Muon (matrices) and AdamW (the rest); gradients come from a copy in `dtype`."""
 
     def __init__(self, config: PretrainConfig, run: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
         self.config = config
@@ -101,20 +109,20 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.losses: list[float] = []
-        """Of the steps since the log's last row, in nats."""
+        """Losses of the steps since the last row of the log, in nats."""
         self.decay: list[int] | None = None
-        """Step at which the rate began to fall, and the step of its end; None before."""
-        self.whole = True
-        """Whether weights, optimizers and counts are of the same step."""
-        self._earlier, self._began = 0.0, time.monotonic()
+        """First and last step of the learning rate's decay; None before it has begun."""
+        self.consistent = True
+        """Whether weights, optimizers and counts belong to the same step, so that a checkpoint can be resumed."""
+        self._previous_seconds, self._started = 0.0, time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Seconds of training behind the state, those before an interruption included."""
-        return self._earlier + time.monotonic() - self._began
+        """Seconds of training so far, those before an interruption included."""
+        return self._previous_seconds + time.monotonic() - self._started
 
     def rate(self, step: int, decay_from: int | None, end: int) -> float:
-        """Learning rate: linear warm-up, constant, and from `decay_from` linear to 2% at `end`."""
+        """Learning rate: linear warm-up, then constant, then from `decay_from` a linear decay to 2% at `end`."""
         scale = min(1.0, (step + 1) / self.config.warmup)
         if decay_from is not None and step >= decay_from:
             scale *= max(0.02, (end - step) / max(1, end - decay_from))
@@ -129,27 +137,27 @@ class Trainer:
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
         loss.backward()  # type: ignore[no-untyped-call]
-        self._apply(rate)
-        return self._counted(float(loss.detach()), ids.numel())
+        self._optimizer_step(rate)
+        return self._count_step(float(loss.detach()), ids.numel())
 
     def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
         """A step for trainability (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
         from .meta import adapted_backward
 
         loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
-        self._apply(rate)
-        return self._counted(loss, sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer))
+        self._optimizer_step(rate)
+        return self._count_step(loss, sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer))
 
-    def _counted(self, loss: float, tokens: int) -> float:
-        """Counts a step that has been taken: its loss in nats, and the tokens of one process."""
+    def _count_step(self, loss: float, tokens: int) -> float:
+        """Counts a step: its loss in nats, which is returned, and the tokens of one process."""
         self.step += 1
         self.tokens += tokens * self.config.shards
         self.losses.append(loss)
-        self.whole = True
+        self.consistent = True
         return loss
 
-    def _apply(self, rate: float) -> None:
-        """Moves the gradients to the master weights and takes the optimizers' step, which `_counted` is to count."""
+    def _optimizer_step(self, rate: float) -> None:
+        """Moves the gradients to the master weights and steps the optimizers; `_count_step` has to follow."""
         for name, parameter in self.model.named_parameters():
             assert parameter.grad is not None
             self.masters[name].grad = parameter.grad.float()
@@ -162,7 +170,7 @@ class Trainer:
             for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
-        self.whole = False
+        self.consistent = False
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -185,7 +193,7 @@ class Trainer:
                 parameter.copy_(self.masters[name])
 
     def save(self) -> None:
-        """Writes a checkpoint: whole, or not at all."""
+        """Writes a checkpoint atomically."""
         state = {f"param.{n}": p for n, p in self.masters.items()}
         for name, parameter in self.masters.items():
             for key, value in self._state_of(parameter).items():
@@ -204,7 +212,7 @@ class Trainer:
         partial.replace(target)
 
     def load(self, run: Path | None = None) -> None:
-        """Continues from the run's checkpoint, or from another run's."""
+        """Restores the state from the run's checkpoint, or from the checkpoint of another run."""
         run = run or self.run
         facts = checkpoint_facts(run)
         state = load_file(run / "checkpoint.safetensors", device=self.device)
@@ -215,58 +223,66 @@ class Trainer:
         self._copy_masters()
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         self.losses, self.decay = json.loads(facts.get("losses", "[]")), json.loads(facts.get("decay", "null"))
-        self._earlier, self._began = float(facts.get("seconds", "0")), time.monotonic()
+        self._previous_seconds, self._started = float(facts.get("seconds", "0")), time.monotonic()
 
-    def begin_with(self, folder: Path) -> None:
-        """Takes the weights of an exported model of the same shape; the optimizer starts afresh."""
-        given = {name: value for file in weight_files(folder) for name, value in load_file(file).items()}
-        if set(given) != set(self.masters):
+    def load_weights(self, folder: Path) -> None:
+        """Takes the weights of an exported model; the optimizers keep their initial state.
+
+        Raises `ValueError` if the model has another shape.
+        """
+        weights = {name: value for file in weight_files(folder) for name, value in load_file(file).items()}
+        if set(weights) != set(self.masters):
             raise ValueError(
-                f"{folder} is not a model of this shape: it has {len(given)} tensors, {len(self.masters)} are needed; "
-                f"they differ in {sorted(set(given) ^ set(self.masters))[:4]}"
+                f"{folder} is not a model of this shape: it has {len(weights)} tensors, {len(self.masters)} are "
+                f"needed; they differ in {sorted(set(weights) ^ set(self.masters))[:4]}"
             )
-        self.model.load_state_dict(given, strict=False)
+        self.model.load_state_dict(weights, strict=False)
         for name, parameter in self.model.named_parameters():
             self.masters[name].copy_(parameter.detach().float())
 
     @torch.no_grad()
     def evaluate(self, rows: int = 64) -> dict[str, float]:
-        """Share of last answers that greedy decoding would get right, per domain, on held-out compositions."""
+        """Accuracy of greedy decoding on the last answer of a row, per domain, on families of the split `test`."""
         stream = Stream(self.config, self.tokenizer, "test")
-        found = {}
+        accuracies = {}
         for domain, length in (("lists", 192), ("rows", 320), ("grids", 640), ("strings", 192)):
             rng = random.Random(f"evaluate-{domain}")
-            picked = [stream.row(rng, length, {domain: 1.0}) for _ in range(rows)]
-            ids, labels = (t.to(self.device) for t in padded(picked, self.tokenizer.pad_token_id))
-            parts = zip(torch.split(ids, 16), torch.split(labels, 16), strict=True)
-            right = torch.cat([(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in parts])
-            found[domain] = _last_answers_right(right, labels[:, 1:])
-        return found
+            encoded = [stream.row(rng, length, {domain: 1.0}) for _ in range(rows)]
+            ids, labels = (t.to(self.device) for t in padded(encoded, self.tokenizer.pad_token_id))
+            batches = zip(torch.split(ids, 16), torch.split(labels, 16), strict=True)
+            hits = torch.cat([(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in batches])
+            accuracies[domain] = _last_answers_right(hits, labels[:, 1:])
+        return accuracies
 
 
-def _last_answers_right(right: torch.Tensor, labels: torch.Tensor) -> float:
-    """Of rows of per-token hits [B, T], the share whose last whole run of labelled tokens is all hits."""
+def _last_answers_right(hits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of rows with all tokens of the last answer (the last run of labels) predicted; `hits` is [B, T]."""
     total = 0
-    for hits, label in zip(right.tolist(), labels.tolist(), strict=True):
-        position = max(i for i, y in enumerate(label) if y != IGNORED)
-        good = True
-        while position >= 0 and label[position] != IGNORED:
-            good &= hits[position]
+    for row_hits, row_labels in zip(hits.tolist(), labels.tolist(), strict=True):
+        position = max(i for i, label in enumerate(row_labels) if label != IGNORED)
+        all_right = True
+        while position >= 0 and row_labels[position] != IGNORED:
+            all_right &= row_hits[position]
             position -= 1
-        total += good
-    return total / len(right)
+        total += all_right
+    return total / len(hits)
 
 
 def checkpoint_facts(run: Path) -> dict[str, str]:
-    """The metadata of a run's checkpoint: step, tokens, seconds, config, and what its log and its decay go on from."""
+    """The metadata of a run's checkpoint: step, tokens, seconds, config, losses since the last log row, and decay."""
     from safetensors import safe_open
 
     with safe_open(run / "checkpoint.safetensors", "pt") as file:
         return dict(file.metadata())
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run can be resumed."""
+    return (run / "checkpoint.safetensors").exists()
+
+
 def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
-    """What `draw` gives for number `start` and on, in order, made ahead by other processes."""
+    """`draw(start)`, `draw(start + 1)` and so on, computed ahead by `workers` processes."""
     if workers == 0:
         while True:
             yield draw(start)
@@ -291,18 +307,15 @@ def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[A
     )
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 def _ignore_stop_signals(worker: int) -> None:
-    """In a process that makes batches: a signal to the whole group is for the main process, which ends the others."""
+    """For worker processes: on a signal to the process group, only the main process stops, and ends its workers."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The stop signals received so far, which do not end the process meanwhile."""
+    """The list of stop signals received so far. Within the context they do not end the process."""
     received: list[int] = []
     before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in STOP_SIGNALS}
     try:
@@ -315,14 +328,15 @@ def _stop_signals() -> Iterator[list[int]]:
 def export(runs: Sequence[Path], target: Path) -> None:
     """Writes the weights of a run in Hugging Face format (bf16, shards under 15 MB) with the tokenizer.
 
-    Of several runs that began with the same weights, their mean: Wortsman et al. 2022, "Model soups".
+    Several runs are averaged (Wortsman et al. 2022, "Model soups"). Raises `ValueError` unless they have the same shape
+    and the same initial weights.
     """
     facts = [checkpoint_facts(run) for run in runs]
     configs = [config_from(json.loads(fact["config"])) for fact in facts]
     config = configs[0]
-    begun = {(c.init or first_seed(c), *(getattr(c, f) for f in SHAPE)) for c in configs}
-    if len(begun) > 1:
-        raise ValueError(f"only runs of one shape that began with the same weights have a mean; received {begun}")
+    origins = {(c.init or initial_seed(c), *(getattr(c, f) for f in SHAPE)) for c in configs}
+    if len(origins) > 1:
+        raise ValueError(f"only runs of one shape with the same initial weights can be averaged; received {origins}")
     tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
     states = [load_file(run / "checkpoint.safetensors") for run in runs]
@@ -332,24 +346,24 @@ def export(runs: Sequence[Path], target: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(target, max_shard_size="15MB")
     tokenizer.save_pretrained(target)
     pretraining = []
-    for one, fact in zip(configs, facts, strict=True):
-        settings = asdict(one)
+    for run_config, fact in zip(configs, facts, strict=True):
+        settings = asdict(run_config)
         settings["batch_tokens"] = settings.pop("tokens")
         pretraining.append({**settings, "steps": int(fact["step"]), "tokens": int(fact["tokens"])})
-    written = {
+    model_settings = {
         "prompt_format": "compact",
         "recipes": {name: asdict(recipe) for name, recipe in BUNDLED.items()},
         "pretraining": pretraining,
     }
-    (target / "autottt.json").write_text(json.dumps(written, indent=1) + "\n")
+    (target / "autottt.json").write_text(json.dumps(model_settings, indent=1) + "\n")
     for file in target.iterdir():
         file.chmod(0o644)
 
 
 def plot_log(run: Path, file: Path) -> None:
-    """Draws a run's log, loss and accuracy against tokens, as a picture (PNG, SVG or PDF by the file's name).
+    """Plots the loss and the accuracy in a run's log against tokens (PNG, SVG or PDF, by the suffix of `file`).
 
-    Needs matplotlib, which `pip install autottt[plots]` brings.
+    Needs matplotlib, which `pip install autottt[plots]` installs.
     """
     try:
         from matplotlib.figure import Figure
@@ -357,191 +371,205 @@ def plot_log(run: Path, file: Path) -> None:
         raise SystemExit("--picture needs matplotlib: pip install 'autottt[plots]'") from None
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     if not rows:
-        raise SystemExit(f"{run / 'log.jsonl'} is empty: the first row comes after 50 steps")
+        raise SystemExit(f"{run / 'log.jsonl'} is empty: the first row is written at step {LOG_EVERY}")
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([r["tokens"] / 1e6 for r in rows], [r["loss"] for r in rows])
-    left.set(xlabel="tokens (millions)", ylabel="loss on the stream (nats)", yscale="log")
-    judged = [r for r in rows if "accuracy" in r]
-    for domain in judged[0]["accuracy"] if judged else ():
-        right.plot([r["tokens"] / 1e6 for r in judged], [r["accuracy"][domain] for r in judged], "o-", label=domain)
-    right.set(xlabel="tokens (millions)", ylabel="last answers right, split `test`", ylim=(0, 1))
-    if judged:
+    left.set(xlabel="tokens (millions)", ylabel="training loss (nats)", yscale="log")
+    evaluated = [r for r in rows if "accuracy" in r]
+    for domain in evaluated[0]["accuracy"] if evaluated else ():
+        right.plot(
+            [r["tokens"] / 1e6 for r in evaluated], [r["accuracy"][domain] for r in evaluated], "o-", label=domain
+        )
+    right.set(xlabel="tokens (millions)", ylabel="accuracy on the last answer, split `test`", ylim=(0, 1))
+    if evaluated:
         right.legend()
     figure.savefig(file)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint and the log")
     parser.add_argument("--steps", type=int, default=0, help="train until this step")
-    parser.add_argument("--decay", type=int, default=0, help="let the rate fall over the last this many steps")
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--init", type=Path, help="begin with the weights of this exported model, not at random")
-    begin.add_argument(
-        "--branch", type=Path, help="begin where this run stands, optimizer and all; settings not named are its own"
+    parser.add_argument("--decay", type=int, default=0, help="decay the learning rate over the last DECAY steps")
+    initial = parser.add_mutually_exclusive_group()
+    initial.add_argument("--init", type=Path, help="initial weights: the folder of an exported model; default: random")
+    initial.add_argument(
+        "--branch",
+        type=Path,
+        help="start from the checkpoint of this run; settings that are not given stay as they are",
     )
     parser.add_argument(
-        "--stage",
-        choices=STAGES,
-        help="what the stream is made of (see stream.py); default: first, or with --init further",
+        "--stage", choices=STAGES, help="row lengths and domains (see data.py); default: first, or with --init further"
     )
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after this long")
-    parser.add_argument("--export", type=Path, help="then write the model here, in Hugging Face format")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after this many minutes; the run can be resumed"
+    )
+    parser.add_argument("--export", type=Path, help="write the model to this folder, in Hugging Face format")
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
-    parser.add_argument("--picture", type=Path, help="then draw the log here (needs matplotlib)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    parser.add_argument("--picture", type=Path, help="plot the log into this file (needs matplotlib)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (not with --meta)")
-    parser.add_argument("--meta", action="store_true", help="train for trainability: through a short inner adaptation")
+    parser.add_argument("--meta", action="store_true", help="first-order MAML: train through a short inner adaptation")
     parser.add_argument("--strict", action="store_true", help="leave out ambiguous tasks and needlessly long chains")
-    parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--fp32", action="store_true", help="compute gradients in float32, not in bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in SETTINGS:
-        kind = type(getattr(PretrainConfig, field))
-        parser.add_argument(
-            f"--{field.replace('_', '-')}", type=kind, help=f"default: {getattr(PretrainConfig, field)}"
-        )
-    given = parser.parse_args(argv)
-    given.run.mkdir(parents=True, exist_ok=True)
+        default = getattr(PretrainConfig, field)
+        parser.add_argument(f"--{field.replace('_', '-')}", type=type(default), help=f"default: {default}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    args = argument_parser().parse_args(argv)
+    args.run.mkdir(parents=True, exist_ok=True)
     shards, shard = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if shards > 1:
-        if given.device == "cuda":
-            given.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-            torch.cuda.set_device(given.device)
+        if args.device == "cuda":
+            args.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(args.device)
         torch.distributed.init_process_group()
-    if given.steps:
-        train(given, shards, shard)
+    if args.steps:
+        train(args, shards, shard)
     if shards > 1:
         torch.distributed.destroy_process_group()
     if shard:
         return
-    if given.picture:
-        plot_log(given.run, given.picture)
-    if given.export:
-        export([given.run, *given.average], given.export)
+    if args.picture:
+        plot_log(args.run, args.picture)
+    if args.export:
+        export([args.run, *args.average], args.export)
 
 
-def settings_of(given: argparse.Namespace, shards: int) -> PretrainConfig:
-    """The settings asked for; a resumed run keeps its own, and `SystemExit` says where others were asked for."""
-    asked: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(given, f)) is not None}
-    asked |= {"meta": True} if given.meta else {}
-    asked |= {"strict": True} if given.strict else {}
-    asked |= {"dtype": "float32"} if given.fp32 else {}
-    asked |= {"init": weights_digest(given.init)} if given.init else {}
-    if given.stage or given.init:
-        phases = STAGES[given.stage or "further"]
+def config_of(args: argparse.Namespace, shards: int) -> PretrainConfig:
+    """The settings of the run. Raises `SystemExit` if a run that exists has other settings than the requested ones."""
+    requested: dict[str, Any] = {f: v for f in SETTINGS if (v := getattr(args, f)) is not None}
+    requested |= {"meta": True} if args.meta else {}
+    requested |= {"strict": True} if args.strict else {}
+    requested |= {"dtype": "float32"} if args.fp32 else {}
+    requested |= {"init": weights_digest(args.init)} if args.init else {}
+    if args.stage or args.init:
+        phases = STAGES[args.stage or "further"]
         longest = max(length for phase in phases for length, _ in phase.rows)
-        asked |= {"phases": phases, "context": max(PretrainConfig.context, longest)}
-    asked["shards"] = shards
-    if not (given.run / "checkpoint.safetensors").exists():
-        return branched(given.branch, asked) if given.branch else PretrainConfig(**asked)
-    config = config_from(json.loads(checkpoint_facts(given.run)["config"]))
+        requested |= {"phases": phases, "context": max(PretrainConfig.context, longest)}
+    requested["shards"] = shards
+    if not has_checkpoint(args.run):
+        return branch_config(args.branch, requested) if args.branch else PretrainConfig(**requested)
+    config = config_from(json.loads(checkpoint_facts(args.run)["config"]))
     stages = {phases: name for name, phases in STAGES.items()}
-    pairs = [(f, v, getattr(config, f)) for f, v in asked.items()]
-    pairs += [("parted", "a branch", "a run of its own")] if given.branch and not config.parted else []
-    if other := [f"{f} is {stages.get(has, has)}, not {stages.get(v, v)}" for f, v, has in pairs if has != v]:
-        raise SystemExit(f"{given.run} is a run with other settings: {'; '.join(other)}; take another folder")
+    pairs = [(f, v, getattr(config, f)) for f, v in requested.items()]
+    pairs += [("branch_point", "a branch", "none")] if args.branch and not config.branch_point else []
+    if different := [f"{f} is {stages.get(has, has)}, not {stages.get(v, v)}" for f, v, has in pairs if has != v]:
+        raise SystemExit(f"{args.run} is a run with other settings: {'; '.join(different)}; use another folder")
     return config
 
 
-def first_seed(config: PretrainConfig) -> int:
-    """The seed of the run's random weights, which may be those of a run that it left."""
-    return config.parted[1] if config.parted else config.seed
+def initial_seed(config: PretrainConfig) -> int:
+    """The seed of the random initial weights: for a branch, that of the run it branched from."""
+    return config.branch_point[1] if config.branch_point else config.seed
 
 
-def branched(run: Path, asked: Mapping[str, Any]) -> PretrainConfig:
-    """The settings of a run that parts from another where that one stands, with those that are asked for changed."""
-    if not (run / "checkpoint.safetensors").exists():
+def branch_config(run: Path, requested: Mapping[str, Any]) -> PretrainConfig:
+    """The settings of a branch of `run`: those of the run, with the requested ones changed.
+
+    Raises `SystemExit` if the run has no checkpoint, or the requested model another shape.
+    """
+    if not has_checkpoint(run):
         raise SystemExit(f"--branch {run}: there is no checkpoint in this folder")
     facts = checkpoint_facts(run)
     config = config_from(json.loads(facts["config"]))
-    if other := [f for f in SHAPE if f in asked and asked[f] != getattr(config, f)]:
-        raise SystemExit(f"--branch {run}: the model keeps its shape, but {', '.join(other)} was asked for")
-    return replace(config, **asked, parted=(int(facts["step"]), first_seed(config)))
+    if different := [f for f in SHAPE if f in requested and requested[f] != getattr(config, f)]:
+        raise SystemExit(f"--branch {run}: a branch cannot change the shape of the model: {', '.join(different)}")
+    return replace(config, **requested, branch_point=(int(facts["step"]), initial_seed(config)))
 
 
-def check_decay(begun: list[int] | None, asked: list[int] | None, step: int) -> None:
-    """Raises `SystemExit` where a run at a step would go on with another decay of the rate than it has had.
+def check_decay(current: list[int] | None, requested: list[int] | None, step: int) -> None:
+    """Raises `SystemExit` if resuming at `step` would change a decay that has begun, or begin one in the past.
 
-    A decay is the step at which the rate begins to fall, and the step of its end; `begun` is the run's own.
+    A decay is its first and last step; `current` is that of the run so far.
     """
-    due = asked if asked and step > asked[0] else None
-    if begun == due:
+    due = requested if requested and step > requested[0] else None
+    if current == due:
         return
-    if begun:
-        remedy = f"go on with --steps {begun[1]} --decay {begun[1] - begun[0]}"
-        had = f"has let the rate fall from step {begun[0]}, to end at {begun[1]}"
+    if current:
+        remedy = f"resume with --steps {current[1]} --decay {current[1] - current[0]}"
+        state = f"has decayed the learning rate since step {current[0]}, until step {current[1]}"
     else:
-        had, remedy = "has kept the rate constant", f"take a --decay that begins at step {step} or later"
-    wanted = f"a decay from step {asked[0]} to {asked[1]}" if asked else "no decay"
-    raise SystemExit(
-        f"the run stands at step {step} and {had}; {wanted} was asked for: {remedy}, or take another folder"
-    )
+        state, remedy = "has had a constant learning rate", f"request a --decay that begins at step {step} or later"
+    wanted = f"a decay from step {requested[0]} to {requested[1]}" if requested else "no decay"
+    raise SystemExit(f"the run is at step {step} and {state}; {wanted} was requested: {remedy}, or use another folder")
 
 
-def cut_log(file: Path, step: int) -> None:
-    """Leaves out the rows of a log beyond a step, which are about to be written again, and one that was cut short."""
+def truncate_log(file: Path, step: int) -> None:
+    """Removes the rows of a log after `step`, which will be written again, and an incomplete last row."""
     if file.exists():
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join([x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]))
 
 
-def train(given: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
-    """Trains to `given.steps`, resuming where the run stands; of `shards` processes, only the first (0) writes.
+def train(args: argparse.Namespace, shards: int = 1, shard: int = 0) -> None:
+    """Trains to `args.steps`, from the run's checkpoint if it has one; of `shards` processes, only process 0 writes.
 
-    However it ends, what has been learned is saved, unless an error struck in the middle of an optimizer's step.
+    A checkpoint is saved at the end, also after an error, unless that struck in the middle of an optimizer step.
     """
-    config = settings_of(given, shards)
-    trainer = Trainer(config, given.run, given.device, getattr(torch, config.dtype), given.compile)
-    decay = [given.steps - given.decay, given.steps] if given.decay else None
-    if (given.run / "checkpoint.safetensors").exists():
-        trainer.load()
-        if "decay" in checkpoint_facts(given.run):  # older checkpoints do not say
-            check_decay(trainer.decay, decay, trainer.step)
-    elif given.branch:
-        trainer.load(given.branch)
-        check_decay(trainer.decay, decay, trainer.step)
-    elif given.init:
-        trainer.begin_with(given.init)
-    began = saved = time.monotonic()
+    config = config_of(args, shards)
+    trainer = Trainer(config, args.run, args.device, getattr(torch, config.dtype), args.compile)
+    decay = [args.steps - args.decay, args.steps] if args.decay else None
+    _restore(trainer, args, decay)
+    started = saved = time.monotonic()
     stream = Stream(config, trainer.tokenizer)
     draw = partial(stream.meta_tasks if config.meta else stream.batch, shard=shard)
+    take_step: Callable[[Any, float], float] = trainer.meta_step if config.meta else trainer.train_step
+    log_file = args.run / "log.jsonl"
     if not shard:
-        cut_log(given.run / "log.jsonl", trainer.step)
-    with _stop_signals() as stop, (given.run / "log.jsonl").open("a") if not shard else nullcontext() as log:
+        truncate_log(log_file, trainer.step)
+    with _stop_signals() as signals, log_file.open("a") if not shard else nullcontext() as log:
         try:
-            for batch in _batches(draw, trainer.step, given.workers):
-                ending = bool(stop) or time.monotonic() - began > 60 * given.minutes
-                if trainer.step >= given.steps or _any_of(ending, shards, given.device):
+            for batch in _batches(draw, trainer.step, args.workers):
+                stopping = bool(signals) or time.monotonic() - started > 60 * args.minutes
+                if trainer.step >= args.steps or _any_process(stopping, shards, args.device):
                     break
                 if decay and trainer.step >= decay[0]:
                     trainer.decay = decay
-                take = trainer.meta_step if config.meta else trainer.train_step
-                take(batch, trainer.rate(trainer.step, decay[0] if decay else None, given.steps))
+                take_step(batch, trainer.rate(trainer.step, decay[0] if decay else None, args.steps))
                 if trainer.step % LOG_EVERY == 0:
-                    if log:
-                        row = log_row(trainer)
-                        print(json.dumps(row), file=log, flush=True)
-                        print(row, flush=True)
-                    trainer.losses.clear()
-                if log and time.monotonic() - saved > 120:
+                    _write_log_row(trainer, log)
+                if log and time.monotonic() - saved > SAVE_SECONDS:
                     trainer.save()
                     saved = time.monotonic()
         finally:
-            if trainer.whole and not shard:
+            if trainer.consistent and not shard:
                 trainer.save()
 
 
-def log_row(trainer: Trainer) -> dict[str, object]:
-    """What the log says of the steps since its last row, and now and then the accuracy."""
-    mean = sum(trainer.losses) / len(trainer.losses)
-    row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens, "loss": mean}
-    row["seconds"] = round(trainer.seconds, 3)
-    return row | {"accuracy": trainer.evaluate()} if trainer.step % JUDGE_EVERY == 0 else row
+def _restore(trainer: Trainer, args: argparse.Namespace, decay: list[int] | None) -> None:
+    """Loads what the run starts from: its own checkpoint, that of the run it branches from, or initial weights."""
+    if has_checkpoint(args.run):
+        trainer.load()
+        if "decay" in checkpoint_facts(args.run):  # older checkpoints do not say
+            check_decay(trainer.decay, decay, trainer.step)
+    elif args.branch:
+        trainer.load(args.branch)
+        check_decay(trainer.decay, decay, trainer.step)
+    elif args.init:
+        trainer.load_weights(args.init)
 
 
-def _any_of(flag: bool, shards: int, device: str) -> bool:
+def _write_log_row(trainer: Trainer, log: TextIO | None) -> None:
+    """Logs the steps since the last row, with the accuracy every `EVALUATE_EVERY` steps; clears the losses."""
+    if log:
+        row: dict[str, object] = {"step": trainer.step, "tokens": trainer.tokens}
+        row |= {"loss": sum(trainer.losses) / len(trainer.losses), "seconds": round(trainer.seconds, 3)}
+        if trainer.step % EVALUATE_EVERY == 0:
+            row["accuracy"] = trainer.evaluate()
+        print(json.dumps(row), file=log, flush=True)
+        print(row, flush=True)
+    trainer.losses.clear()
+
+
+def _any_process(flag: bool, shards: int, device: str) -> bool:
     """Whether the flag is set in any process."""
     if shards == 1:
         return flag

@@ -1,6 +1,6 @@
 """Builds the bundled model's tokenizer: bytes, and one token for each number 0-99 that follows a space.
 
-Knows nothing about the model. ` 7`, ` 42` and ` /` are single tokens; every other character is its bytes.
+Knows nothing about the model. ` 7`, ` 42` and ` /` are single tokens; every other character is encoded as its bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; 360 tokens. Everything in it follows from the code: nothing is trained."""
+    """The tokenizer, with 360 tokens. It is defined by this code; nothing is trained."""
     space = "Ġ"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     digits = [str(d) for d in range(10)]

@@ -107,16 +107,16 @@ def test_a_branch_goes_on_where_a_run_stands_and_has_a_mean_with_its_twin(tmp_pa
     assert any(not torch.equal(whole[k], other[k]) for k in whole)
     run(tmp_path / "same", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "other"))
     first, second = json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]
-    assert (first["parted"], first["seed"], second["parted"], second["seed"]) == ([3, 0], 0, [3, 0], 7)
+    assert (first["branch_point"], first["seed"], second["branch_point"], second["seed"]) == ([3, 0], 0, [3, 0], 7)
 
 
 def test_a_branch_of_nothing_of_another_shape_or_into_a_run_of_its_own_is_refused(tmp_path):
     run(tmp_path / "trunk", "--steps", "1")
     with pytest.raises(SystemExit, match="no checkpoint"):
         run(tmp_path / "a", "--branch", str(tmp_path / "nothing"), "--steps", "2")
-    with pytest.raises(SystemExit, match="keeps its shape, but layers"):
+    with pytest.raises(SystemExit, match="cannot change the shape of the model: layers"):
         run(tmp_path / "a", "--branch", str(tmp_path / "trunk"), "--steps", "2", "--layers", "2")
-    with pytest.raises(SystemExit, match="parted is a run of its own, not a branch"):
+    with pytest.raises(SystemExit, match="branch_point is none, not a branch"):
         run(tmp_path / "trunk", "--branch", str(tmp_path / "trunk"), "--steps", "2")
 
 
@@ -130,7 +130,7 @@ def test_a_strict_run_reads_other_tasks_and_stays_strict(tmp_path):
 def test_runs_that_began_with_different_weights_have_no_mean(tmp_path):
     for name, seed in (("a", "0"), ("b", "1")):
         run(tmp_path / name, "--steps", "1", "--seed", seed)
-    with pytest.raises(ValueError, match="began with the same weights"):
+    with pytest.raises(ValueError, match="with the same initial weights"):
         run(tmp_path / "a", "--export", str(tmp_path / "mean"), "--average", str(tmp_path / "b"))
 
 
@@ -170,7 +170,7 @@ def test_a_decay_that_has_begun_goes_on_to_its_end_and_no_other(tmp_path):
     trainer.decay = [2, 6]
     trainer.save()
     for words in (["--steps", "8", "--decay", "4"], ["--steps", "6", "--decay", "3"], ["--steps", "6"]):
-        with pytest.raises(SystemExit, match=r"fall from step 2, to end at 6.*go on with --steps 6 --decay 4"):
+        with pytest.raises(SystemExit, match=r"since step 2, until step 6.*resume with --steps 6 --decay 4"):
             run(tmp_path / "parts", *words)
     run(tmp_path / "parts", "--steps", "6", "--decay", "4")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -179,7 +179,7 @@ def test_a_decay_that_has_begun_goes_on_to_its_end_and_no_other(tmp_path):
 
 def test_a_decay_does_not_begin_before_the_step_of_the_run(tmp_path):
     run(tmp_path / "run", "--steps", "3")
-    with pytest.raises(SystemExit, match=r"has kept the rate constant; a decay from step 1 to 4 was asked for"):
+    with pytest.raises(SystemExit, match=r"has had a constant learning rate; a decay from step 1 to 4 was requested"):
         run(tmp_path / "run", "--steps", "4", "--decay", "3")
     run(tmp_path / "run", "--steps", "4", "--decay", "1")
     assert checkpoint_facts(tmp_path / "run")["decay"] == "[3, 4]"
