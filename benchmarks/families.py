@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autottt.ttt_core.pretraining.generator.core import (
-    BEYOND,
+    OPERATION_ERRORS,
     Domain,
     Family,
     Operation,
     Primitive,
     Reject,
     draw_pairs,
-    rejected_as,
+    strict_fault,
 )
 from autottt.ttt_core.pretraining.generator.families import Split, domains, draw_family
 from autottt.ttt_core.tasks.readers import read_tasks
@@ -60,7 +60,7 @@ def gives(operations: Iterable[Operation], domain: Domain, pairs: Pairs) -> bool
                 value = operation(value)
             if domain.to_value(value) != target:
                 return False
-        except BEYOND:
+        except OPERATION_ERRORS:
             return False
     return True
 
@@ -144,7 +144,7 @@ def faults(domain: Domain, split: Split, tasks: int, seed: int) -> Counter[str]:
         for made, pairs in tasks_drawn(family, 1, rng):
             sources, targets = zip(*pairs, strict=True)
             inputs = [from_value(domain.kind, source) for source in sources]
-            found.update(["tasks", rejected_as(family, made, inputs, targets, rng) or "drawn"])
+            found.update(["tasks", strict_fault(family, made, inputs, targets, rng) or "drawn"])
     return found
 
 

@@ -1,7 +1,8 @@
-"""Recognizes pairs of public benchmarks in what the generator draws, so that no model is pre-trained on them.
+"""Detects pairs of public benchmarks among generated tasks, so that no model is pre-trained on them.
 
-`known_pairs.bin` holds hashes only, written by benchmarks/contamination.py from the benchmarks' files. Grids and rows
-are the same up to a permutation of the colours and the symmetries of the square; lists and texts when they are equal.
+Knows nothing about the generator. `known_pairs.bin` holds only hashes, which benchmarks/contamination.py computes from
+the files of the benchmarks. Grids and rows match up to a permutation of the colours and the symmetries of the square;
+lists and texts match when they are equal.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def hash_of(kind: str, pair: Pair) -> int:
     return int.from_bytes(blake2b(shape + flat.translate(table), digest_size=8).digest(), "little")
 
 
-def symmetric(pair: Pair) -> Iterator[Pair]:
-    """A pair of grids under the eight symmetries of the square, both grids under the same."""
+def symmetric_pairs(pair: Pair) -> Iterator[Pair]:
+    """A pair of grids under each of the eight symmetries of the square, applied to both grids."""
     for flip in (False, True):
         source, target = (tuple(zip(*g, strict=True)) if flip else g for g in pair)
         for _ in range(4):
@@ -43,10 +44,10 @@ def symmetric(pair: Pair) -> Iterator[Pair]:
 
 
 class KnownPairs:
-    """Pairs of benchmark tasks, as hashes."""
+    """Hashes of the pairs of benchmark tasks."""
 
     def __init__(self, tasks: Mapping[int, tuple[int, ...]]) -> None:
-        """`tasks`: the hash of a pair, and the numbers of the tasks that have it."""
+        """`tasks` maps the hash of a pair to the numbers of the tasks that contain it."""
         self._tasks = tasks
 
     def __len__(self) -> int:
@@ -55,38 +56,38 @@ class KnownPairs:
     @classmethod
     def of(cls, tasks: Iterable[tuple[str, Sequence[Pair]]]) -> KnownPairs:
         """From the kind and the pairs of each benchmark task."""
-        return cls._of_entries(
+        return cls._from_entries(
             (hash_of(kind, same), number)
             for number, (kind, pairs) in enumerate(tasks)
             for pair in pairs
-            for same in (symmetric(pair) if kind in _GRIDS else (pair,))
+            for same in (symmetric_pairs(pair) if kind in _GRIDS else (pair,))
         )
 
     @classmethod
-    def _of_entries(cls, entries: Iterable[tuple[int, int]]) -> KnownPairs:
-        found: dict[int, set[int]] = {}
+    def _from_entries(cls, entries: Iterable[tuple[int, int]]) -> KnownPairs:
+        tasks: dict[int, set[int]] = {}
         for key, number in entries:
-            found.setdefault(key, set()).add(number)
-        return cls({key: tuple(sorted(numbers)) for key, numbers in found.items()})
+            tasks.setdefault(key, set()).add(number)
+        return cls({key: tuple(sorted(numbers)) for key, numbers in tasks.items()})
 
     @classmethod
     def load(cls, file: Path = FILE) -> KnownPairs:
-        """Reads what `save` wrote."""
-        return cls._of_entries(_ENTRY.iter_unpack(file.read_bytes()))
+        """Reads the file that `save` writes."""
+        return cls._from_entries(_ENTRY.iter_unpack(file.read_bytes()))
 
     def save(self, file: Path = FILE) -> None:
         entries = [(key, number) for key, numbers in sorted(self._tasks.items()) for number in numbers]
         file.write_bytes(b"".join(_ENTRY.pack(*entry) for entry in entries))
 
     def hits(self, kind: str, pairs: Iterable[Pair]) -> list[tuple[int, ...]]:
-        """The numbers of the tasks that have it, for each pair that is known."""
-        found = (self._tasks.get(hash_of(kind, pair)) for pair in pairs)
-        return [numbers for numbers in found if numbers is not None]
+        """For each known pair, the numbers of the tasks that contain it."""
+        matches = (self._tasks.get(hash_of(kind, pair)) for pair in pairs)
+        return [numbers for numbers in matches if numbers is not None]
 
     def contaminates(self, kind: str, pairs: Iterable[Pair]) -> bool:
-        """Whether a generated task repeats a benchmark's: one pair of grids, or two pairs of one task of other kinds.
+        """Whether a generated task repeats a benchmark task: one pair of grids, or two pairs of one task otherwise.
 
-        Single pairs of short lists coincide by chance; two of one task hardly do.
+        A single pair of short lists often matches by chance; two pairs of the same task hardly ever do.
         """
         hits = self.hits(kind, pairs)
         return bool(hits) and (kind in _GRIDS or max(Counter(n for h in hits for n in h).values()) > 1)
@@ -94,5 +95,5 @@ class KnownPairs:
 
 @cache
 def known_pairs() -> KnownPairs:
-    """The pairs that the generator never draws."""
+    """The pairs that the generator leaves out."""
     return KnownPairs.load()

@@ -1,10 +1,10 @@
-"""Families of tasks and their split, which the names in a family's chain of primitives decide, whatever its scene.
+"""Draws families of tasks of a split, and tasks of a family. Knows nothing about single primitives.
 
-Knows nothing about single primitives. The split, published here and nowhere repeated:
+The names in a family's chain of primitives decide its split, whatever its scene:
 
-- `policy`: a chain with a held-out primitive, or one whose names, joined, hash to 0 modulo 8;
-- `test`: of the others, one whose names hash to 1 modulo 8;
-- `pretrain`: all the rest. Single primitives that are not held out are always in it.
+- `policy`: a chain with a held-out primitive, or one whose joined names hash to 0 modulo 8;
+- `test`: of the others, one whose joined names hash to 1 modulo 8;
+- `pretrain`: all the rest, among them every single primitive that is not held out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .core import Domain, Family, Primitive, Reject, draw_pairs
 
 Split = Literal["pretrain", "policy", "test"]
 DEPTHS = ((1, 0.45), (2, 0.4), (3, 0.15))
-"""Length of a chain and its share."""
+"""Pairs: length of a chain, share."""
 MIXTURE: Mapping[str, float] = {"lists": 0.42, "rows": 0.26, "grids": 0.18, "strings": 0.14}
-"""Share of each domain in the tasks drawn."""
+"""Share of each domain in the tasks."""
 
 
 @cache
@@ -38,7 +38,7 @@ def domains() -> Mapping[str, Domain]:
 
 
 def split_of(family: Family) -> Split:
-    """Where a family belongs."""
+    """The split that a family belongs to."""
     if any(p.held_out for p in family.chain):
         return "policy"
     if len(family.chain) == 1:
@@ -48,7 +48,7 @@ def split_of(family: Family) -> Split:
 
 
 def draw_family(domain: Domain, split: Split, rng: random.Random) -> Family:
-    """A family of the split, drawn by the weights of its primitives."""
+    """A random family of the split; primitives are sampled by their weights."""
     depths, shares = [d for d, _ in DEPTHS], [s for _, s in DEPTHS]
     pool, weights = _pool(domain.name)
     while True:
@@ -69,10 +69,10 @@ def _pool(name: str) -> tuple[tuple[Primitive, ...], tuple[float, ...]]:
 def draw_task_pairs(
     split: Split, count: int, rng: random.Random, domain: str | None = None, filtered: bool = True, strict: bool = False
 ) -> tuple[Family, list[tuple[Any, Any]]]:
-    """A family of the split and `count` pairs of one task of it. The domain is drawn by `MIXTURE` unless named.
+    """A family of the split and `count` pairs of one of its tasks. The domain is sampled by `MIXTURE` unless given.
 
-    Tasks that repeat a public benchmark's are drawn again, unless not `filtered`; where `strict`, so are those that are
-    ambiguous or do no more than a part of their chain.
+    With `filtered`, tasks that repeat a task of a public benchmark are sampled again; with `strict`, also tasks that
+    are ambiguous or that a part of their chain solves.
     """
     name = domain or rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
     while True:
@@ -88,18 +88,18 @@ def draw_task_pairs(
 def draw_tasks(
     split: Split, count: int, seed: int, domain: str | None = None, queries: int = 1, strict: bool = False
 ) -> list[Task]:
-    """`count` tasks with `queries` queries each, as `count * queries` tasks in groups. Repeatable from the seed.
+    """`count` tasks with `queries` queries each, as `count * queries` tasks in groups; deterministic for a seed.
 
-    Where `strict`, ambiguous tasks are left out, as are those that do no more than a part of their chain.
+    With `strict`, tasks that are ambiguous or that a part of their chain solves are left out.
     """
     rng = random.Random(f"autottt-tasks-{split}-{domain}-{seed}" + "-strict" * strict)
     tasks = []
     for index in range(count):
-        shown = rng.randint(3, 9)
-        family, pairs = draw_task_pairs(split, shown + queries, rng, domain, strict=strict)
+        demonstration_count = rng.randint(3, 9)
+        family, pairs = draw_task_pairs(split, demonstration_count + queries, rng, domain, strict=strict)
         group = f"{split}-{domain or 'all'}-{seed}-{index:05d}"
-        demonstrations = tuple(Demonstration(a, b) for a, b in pairs[:shown])
-        for q, (query, answer) in enumerate(pairs[shown:]):
+        demonstrations = tuple(Demonstration(a, b) for a, b in pairs[:demonstration_count])
+        for q, (query, answer) in enumerate(pairs[demonstration_count:]):
             name = group if queries == 1 else f"{group}#{q}"
             short = f"{family.domain.name}/" + ">".join(p.name for p in family.chain)
             tasks.append(

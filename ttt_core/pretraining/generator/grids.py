@@ -19,12 +19,12 @@ Cell = tuple[int, int]
 Object = list[Cell]
 Sampler = Callable[[], Grid]
 Draw = Callable[[random.Random], Operation]
-LARGEST = 14
-AROUND = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
-BESIDE = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+MAX_SIDE = 14
+NEIGHBOURS_8 = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
+NEIGHBOURS_4 = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
 
-def _need(condition: bool) -> None:
+def _require(condition: bool) -> None:
     if not condition:
         raise Reject
 
@@ -34,7 +34,7 @@ def _blank(h: int, w: int, colour: int = 0) -> Grid:
 
 
 def _paint(g: Grid, cells: Iterable[Cell], colour: int) -> Grid:
-    """Draws on `g` itself; cells outside are left out."""
+    """Sets the cells of `g` in place; cells outside the grid are ignored."""
     h, w = len(g), len(g[0])
     for i, j in cells:
         if 0 <= i < h and 0 <= j < w:
@@ -51,7 +51,7 @@ def _transpose(g: Grid) -> Grid:
 
 
 def _turn(g: Grid, times: int) -> Grid:
-    """Turned by quarter turns to the right."""
+    """Rotated clockwise by quarter turns."""
     for _ in range(times % 4):
         g = [list(r) for r in zip(*g[::-1], strict=True)]
     return g
@@ -64,28 +64,28 @@ def _cells(g: Grid) -> list[Cell]:
 
 def _objects(g: Grid) -> list[Object]:
     """The objects, in the order of their first cell."""
-    left, found = {(i, j): g[i][j] for i, j in _cells(g)}, []
-    while left:
-        first, colour = next(iter(left.items()))
-        del left[first]
+    remaining, objects = {(i, j): g[i][j] for i, j in _cells(g)}, []
+    while remaining:
+        first, colour = next(iter(remaining.items()))
+        del remaining[first]
         cells = [first]
         for i, j in cells:
-            for a, b in AROUND:
-                if left.get((i + a, j + b)) == colour:
-                    del left[i + a, j + b]
+            for a, b in NEIGHBOURS_8:
+                if remaining.get((i + a, j + b)) == colour:
+                    del remaining[i + a, j + b]
                     cells.append((i + a, j + b))
-        found.append(cells)
-    return found
+        objects.append(cells)
+    return objects
 
 
 def _box(cells: Iterable[Cell]) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right, the last two outside."""
+    """Top, left, bottom and right; the last two are exclusive."""
     rows, columns = zip(*cells, strict=True)
     return min(rows), min(columns), max(rows) + 1, max(columns) + 1
 
 
 def _crop(g: Grid, cells: list[Cell]) -> Grid:
-    _need(bool(cells))
+    _require(bool(cells))
     a, b, c, d = _box(cells)
     return [row[b:d] for row in g[a:c]]
 
@@ -156,7 +156,7 @@ def _shape(rng: random.Random, h: int, w: int, form: int) -> Object:
     cells = [(rng.randrange(h), rng.randrange(w))]
     for _ in range(h * w):
         i, j = rng.choice(cells)
-        a, b = rng.choice(BESIDE)
+        a, b = rng.choice(NEIGHBOURS_4)
         cell = (i + a, j + b)
         if 0 <= cell[0] < h and 0 <= cell[1] < w and cell not in cells:
             cells.append(cell)
@@ -210,7 +210,7 @@ def _noisy(rng: random.Random) -> Sampler:
 def _alike(g: Grid, i: int, j: int) -> bool:
     """Whether all cells around one have its colour."""
     h, w, c = len(g), len(g[0]), g[i][j]
-    return all(g[i + a][j + b] == c for a, b in AROUND if 0 <= i + a < h and 0 <= j + b < w)
+    return all(g[i + a][j + b] == c for a, b in NEIGHBOURS_8 if 0 <= i + a < h and 0 <= j + b < w)
 
 
 def _lines(rng: random.Random) -> Sampler:
@@ -301,7 +301,7 @@ def _turned(draw: Draw) -> Draw:
 
 
 def _choose(rng: random.Random) -> Callable[[Grid, list[Object]], list[Object]]:
-    """A way to choose objects: by size, place, colour, form or contact with the border."""
+    """A random rule that selects objects: by size, place, shape or contact with the border."""
     t, k = rng.randint(2, 5), rng.randint(0, 1)
 
     def border(g: Grid, o: Object) -> bool:
@@ -349,7 +349,7 @@ def _each(make: Callable[[random.Random], Callable[[Grid, Object], Iterable[tupl
 
 
 def _cellwise(make: Callable[[random.Random], Callable[[Grid, int, int], int]]) -> Draw:
-    """A primitive that tells each cell from the grid and the cell's place."""
+    """A primitive that computes each cell from the grid and the position of the cell."""
 
     def draw(rng: random.Random) -> Operation:
         f = make(rng)
@@ -411,9 +411,9 @@ def _stamp(rng: random.Random) -> Operation:
 
     def operation(g: Grid) -> Grid:
         objects = _objects(g)
-        _need(len(objects) > 1)
+        _require(len(objects) > 1)
         big = max(objects, key=len)
-        _need(len(big) > 1)
+        _require(len(big) > 1)
         a, b, c, d = _box(big)
         y, x, out = (a + c - 1) // 2, (b + d - 1) // 2, _copy(g)
         for o in objects:
@@ -448,7 +448,7 @@ def _common(rng: random.Random) -> Callable[[Grid], int]:
 
     def pick(g: Grid) -> int:
         counts = Counter(c for r in g for c in r if c).most_common()
-        _need(bool(counts) and [n for _, n in counts].count(counts[place][1]) == 1)
+        _require(bool(counts) and [n for _, n in counts].count(counts[place][1]) == 1)
         return counts[place][0]
 
     return pick
@@ -474,7 +474,7 @@ def _by_colour(kind: int) -> Draw:
 def _swap(g: Grid) -> Grid:
     """Swaps the two commonest colours."""
     counts = Counter(c for r in g for c in r if c).most_common(3)
-    _need(len(counts) == 2 or (len(counts) == 3 and counts[1][1] > counts[2][1]))
+    _require(len(counts) == 2 or (len(counts) == 3 and counts[1][1] > counts[2][1]))
     (a, _), (b, _) = counts[:2]
     return [[b if c == a else a if c == b else c for c in r] for r in g]
 
@@ -534,7 +534,7 @@ def _by_rank(rng: random.Random) -> Operation:
     def operation(g: Grid) -> Grid:
         out, objects = _copy(g), _objects(g)
         sizes = sorted({len(o) for o in objects}, reverse=down)
-        _need(len(objects) > 1 and len(sizes) <= 5)
+        _require(len(objects) > 1 and len(sizes) <= 5)
         for o in objects:
             _paint(out, o, colours[sizes.index(len(o))])
         return out
@@ -545,7 +545,7 @@ def _by_rank(rng: random.Random) -> Operation:
 def _mark_colour(g: Grid) -> Grid:
     """All objects take the colour of the smallest one."""
     objects = _objects(g)
-    _need(len(objects) > 1)
+    _require(len(objects) > 1)
     i, j = min(objects, key=len)[0]
     return [[g[i][j] if c else 0 for c in r] for r in g]
 
@@ -554,14 +554,14 @@ def _mark_colour(g: Grid) -> Grid:
 
 
 def _halo(rng: random.Random) -> Callable[[Grid, int, int], int]:
-    """Background beside a coloured cell takes a colour, or that of the cell."""
-    c, near = rng.choice([0, _colour(rng)]), rng.choice([AROUND, BESIDE])
+    """Background next to a coloured cell takes a colour, or the colour of the cell."""
+    c, near = rng.choice([0, _colour(rng)]), rng.choice([NEIGHBOURS_8, NEIGHBOURS_4])
 
     def f(g: Grid, i: int, j: int) -> int:
         h, w = len(g), len(g[0])
-        found = g[i][j]
-        if found:
-            return found
+        own = g[i][j]
+        if own:
+            return own
         beside = [g[i + a][j + b] for a, b in near if 0 <= i + a < h and 0 <= j + b < w]
         return (c or max(beside)) if any(beside) else 0
 
@@ -574,14 +574,14 @@ def _inside(rng: random.Random) -> Callable[[Grid, int, int], int]:
 
     def f(g: Grid, i: int, j: int) -> int:
         h, w, v = len(g), len(g[0]), g[i][j]
-        inner = v > 0 and all(0 <= i + a < h and 0 <= j + b < w and g[i + a][j + b] == v for a, b in BESIDE)
+        inner = v > 0 and all(0 <= i + a < h and 0 <= j + b < w and g[i + a][j + b] == v for a, b in NEIGHBOURS_4)
         return (v if inner else 0) if keep else c if inner else v
 
     return f
 
 
 def _fill_holes(rng: random.Random) -> Operation:
-    """Background that has no way to the border takes a colour."""
+    """Background that is not connected to the border takes a colour."""
     c, outside = _colour(rng), rng.random() < 0.25
 
     def operation(g: Grid) -> Grid:
@@ -589,7 +589,7 @@ def _fill_holes(rng: random.Random) -> Operation:
         todo = [(i, j) for i in range(h) for j in range(w) if not g[i][j] and (i in (0, h - 1) or j in (0, w - 1))]
         seen = set(todo)
         for i, j in todo:
-            for a, b in BESIDE:
+            for a, b in NEIGHBOURS_4:
                 x = (i + a, j + b)
                 if 0 <= x[0] < h and 0 <= x[1] < w and not g[x[0]][x[1]] and x not in seen:
                     seen.add(x)
@@ -709,7 +709,7 @@ def _pad(rng: random.Random) -> Operation:
 
 
 def _complete_symmetry(rng: random.Random) -> Operation:
-    """Background takes the colour of the mirrored cell; the mirror is known, or is where the grid agrees."""
+    """Background takes the colour of the mirrored cell; the axis is fixed, or is one that the grid agrees with."""
     mirrors: list[Operation] = [lambda g: [r[::-1] for r in g], lambda g: g[::-1]]
     known = rng.choice([None, *mirrors])
 
@@ -740,7 +740,7 @@ def _denoise(rng: random.Random) -> Callable[[Grid, int, int], int]:
 
     def f(g: Grid, i: int, j: int) -> int:
         h, w = len(g), len(g[0])
-        beside = [g[i + a][j + b] for a, b in AROUND if 0 <= i + a < h and 0 <= j + b < w]
+        beside = [g[i + a][j + b] for a, b in NEIGHBOURS_8 if 0 <= i + a < h and 0 <= j + b < w]
         return g[i][j] if g[i][j] in beside or not beside else max(beside, key=beside.count)
 
     return f
@@ -793,7 +793,7 @@ def _combine(rng: random.Random) -> Operation:
 
 
 def _count(rng: random.Random) -> Operation:
-    """A bar as long as there are objects, colours or coloured cells."""
+    """A bar with one cell for each object, colour or coloured cell."""
     c, down = _colour(rng), rng.random() < 0.3
     table: list[Callable[[Grid], int]] = [
         lambda g: len(_objects(g)), lambda g: len({c for r in g for c in r if c}), lambda g: len(_cells(g))
@@ -808,7 +808,7 @@ def _histogram(rng: random.Random) -> Operation:
 
     def operation(g: Grid) -> Grid:
         counts = sorted(Counter(c for r in g for c in r if c).items(), key=lambda p: (-p[1], p[0]))
-        _need(bool(counts))
+        _require(bool(counts))
         return [[c] * n + [0] * (counts[0][1] - n) for c, n in counts] if bars else [[c for c, _ in counts]]
 
     return operation
@@ -830,7 +830,7 @@ def _full_rows(g: Grid) -> Grid:
 
 
 def _overlay(rng: random.Random) -> Operation:
-    """The grid over its own mirror image or its turn by half."""
+    """The grid over its own mirror image, or over itself rotated by 180 degrees."""
     mirror: Operation = rng.choice([lambda g: [r[::-1] for r in g], lambda g: g[::-1], lambda g: _turn(g, 2)])
     return lambda g: [[x or y for x, y in zip(p, q, strict=True)] for p, q in zip(g, mirror(g), strict=True)]
 
@@ -911,14 +911,14 @@ _TABLE = (
 
 
 def _bounded(draw: Draw) -> Draw:
-    """Rejects results that are empty, or too large to work on."""
+    """Rejects results that are empty or too large."""
 
     def bounded(rng: random.Random) -> Operation:
         operation = draw(rng)
 
         def checked(g: Grid) -> Grid:
             out: Grid = operation(g)
-            _need(0 < len(out) <= 2 * LARGEST and 0 < len(out[0]) <= 2 * LARGEST)
+            _require(0 < len(out) <= 2 * MAX_SIDE and 0 < len(out[0]) <= 2 * MAX_SIDE)
             return out
 
         return checked
@@ -934,7 +934,7 @@ def _to_value(g: Grid) -> tuple[tuple[int, ...], ...]:
 
 
 def _valid(g: Grid) -> bool:
-    return 1 <= len(g) <= LARGEST and 1 <= len(g[0]) <= LARGEST
+    return 1 <= len(g) <= MAX_SIDE and 1 <= len(g[0]) <= MAX_SIDE
 
 
 ORIGIN = (
@@ -942,16 +942,16 @@ ORIGIN = (
     "collections of grid puzzles (ARC, ConceptARC, Mini-ARC) share."
 )
 INPUTS = {
-    "dense": "every cell drawn by itself",
-    "small": "the same, 2-4 cells a side, with background",
-    "tiny": "the same, 2-3 cells a side",
+    "dense": "random cells",
+    "small": "random cells with background, 2-4 cells a side",
+    "tiny": "random cells with background, 2-3 cells a side",
     "sparse": "1-6 single cells",
     "aligned": "pairs of cells of one colour in a row or a column",
     "rectangles": "filled rectangles that do not touch",
     "frames": "outlines of rectangles",
     "blobs": "connected shapes",
     "objects": "rectangles or connected shapes, single cells among them",
-    "noisy": "rectangles, and single cells beside or in them",
+    "noisy": "rectangles, and single cells next to or inside them",
     "marked": "one or two shapes, and single cells of a colour of their own",
     "lines": "1-3 straight lines",
     "halves": "two patterns of one size, with or without a line between",

@@ -17,12 +17,12 @@ Scalar = Callable[[int], int]
 Predicate = Callable[[int], bool]
 Combination = Callable[[int, int], int]
 Sampler = Callable[[], list[int]]
-LIMIT = 99
-LONGEST = 16
+MAX_VALUE = 99
+MAX_LENGTH = 16
 
 
 def _scene(low: int, high: int, shortest: int, longest: int, repeats: float) -> Callable[[random.Random], Sampler]:
-    """Lists with entries in [low, high]; with chance `repeats` an entry repeats an earlier one."""
+    """Lists with entries in [low, high]; with probability `repeats` an entry repeats an earlier one."""
 
     def scene(rng: random.Random) -> Sampler:
         def sample() -> list[int]:
@@ -47,7 +47,7 @@ SCENES = {
 
 
 def _scalar(rng: random.Random) -> Scalar:
-    """A function of one number, with its constant drawn."""
+    """A function of one number with a random constant."""
     k = rng.randint(1, 9)
     table: list[Scalar] = [
         lambda x: x + k,
@@ -58,7 +58,7 @@ def _scalar(rng: random.Random) -> Scalar:
         lambda x: x // (k % 4 + 2),
         lambda x: min(x, 5 * k),
         lambda x: max(x, 3 * k),
-        lambda x: LIMIT - x,
+        lambda x: MAX_VALUE - x,
         lambda x: 10 * k - x if x <= 10 * k else x,
         lambda x: x // 10 + x % 10,
         lambda x: 10 * (x % 10) + x // 10,
@@ -69,7 +69,7 @@ def _scalar(rng: random.Random) -> Scalar:
 
 
 def _predicate(rng: random.Random) -> Predicate:
-    """A property of one number, with its constant drawn."""
+    """A property of one number with a random constant."""
     k, t = rng.randint(2, 5), rng.choice([3, 4, 5, 6, 10, 20, 30, 40, 50, 60])
     digit = rng.randint(0, 9)
     table: list[Predicate] = [
@@ -101,13 +101,13 @@ def _positions(rng: random.Random) -> Callable[[int, int], bool]:
     return rng.choice(table)
 
 
-def _need(condition: bool) -> None:
+def _require(condition: bool) -> None:
     if not condition:
         raise Reject
 
 
 def _head(x: Ints) -> int:
-    _need(len(x) > 0)
+    _require(len(x) > 0)
     return x[0]
 
 
@@ -162,20 +162,20 @@ def _take_while(rng: random.Random) -> Operation:
 
 
 def _insert(rng: random.Random) -> Operation:
-    i, v = rng.randint(1, 4), rng.randint(0, LIMIT)
+    i, v = rng.randint(1, 4), rng.randint(0, MAX_VALUE)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) >= i)
+        _require(len(x) >= i)
         return [*x[:i], v, *x[i:]]
 
     return operation
 
 
 def _replace_at(rng: random.Random) -> Operation:
-    i, v = rng.randint(0, 4), rng.randint(0, LIMIT)
+    i, v = rng.randint(0, 4), rng.randint(0, MAX_VALUE)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > i)
+        _require(len(x) > i)
         return [*x[:i], v, *x[i + 1 :]]
 
     return operation
@@ -183,7 +183,7 @@ def _replace_at(rng: random.Random) -> Operation:
 
 def _remove_at(i: int) -> Operation:
     def operation(x: Ints) -> Ints:
-        _need(len(x) > i)
+        _require(len(x) > i)
         return [*x[:i], *x[i + 1 :]]
 
     return operation
@@ -193,7 +193,7 @@ def _swap(rng: random.Random) -> Operation:
     i, j = rng.choice([(0, 1), (0, -1), (1, -2), (0, 2), (1, 2), (-1, -2), (2, 3), (1, 3), (0, 3)])
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) >= 4)
+        _require(len(x) >= 4)
         y = list(x)
         y[i], y[j] = y[j], y[i]
         return y
@@ -207,14 +207,14 @@ def _replace_value(rng: random.Random) -> Operation:
 
 
 def _surround(rng: random.Random) -> Operation:
-    before, after = ([rng.randint(0, LIMIT) for _ in range(rng.randint(0, 2))] for _ in range(2))
+    before, after = ([rng.randint(0, MAX_VALUE) for _ in range(rng.randint(0, 2))] for _ in range(2))
     if not before and not after:
-        before = [rng.randint(0, LIMIT)]
+        before = [rng.randint(0, MAX_VALUE)]
     return lambda x: [*before, *x, *after]
 
 
 def _interleave(rng: random.Random) -> Operation:
-    k = rng.randint(0, LIMIT)
+    k = rng.randint(0, MAX_VALUE)
     ends = rng.random() < 0.5
 
     def operation(x: Ints) -> Ints:
@@ -228,7 +228,7 @@ def _pick(rng: random.Random) -> Operation:
     order = [rng.choice([0, 1, 2, 3, -1, -2]) for _ in range(rng.randint(1, 4))]
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) >= 4)
+        _require(len(x) >= 4)
         return [x[i] for i in order]
 
     return operation
@@ -240,7 +240,7 @@ def _slice(rng: random.Random) -> Operation:
     inside = rng.random() < 0.6
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > a)
+        _require(len(x) > a)
         return x[a:b] if inside else [*x[:a], *x[b:]]
 
     return operation
@@ -270,7 +270,7 @@ def _neighbours(rng: random.Random) -> Operation:
     greater, first, keep = rng.random() < 0.5, rng.random() < 0.4, rng.random() < 0.6
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 1)
+        _require(len(x) > 1)
         pairs = [(x[0], v) for v in x[1:]] if first else list(pairwise(x))
         chosen = [b for a, b in pairs if (b > a if greater else b < a)]
         return [x[0], *chosen] if keep else chosen
@@ -311,7 +311,7 @@ def _combine_scalar(rng: random.Random) -> Operation:
     f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0)
+        _require(len(x) > 0)
         s = pick(x)
         return [f(v, s) for v in x]
 
@@ -349,14 +349,14 @@ def _condition(rng: random.Random) -> Callable[[Ints], bool]:
 def _branch(rng: random.Random) -> Operation:
     """If a property of the list holds, one simple operation; otherwise another."""
     simple: list[Operation] = [
-        lambda x: x, lambda x: x[::-1], sorted, lambda x: x[1:], lambda x: x[:-1], lambda x: [*x, *x][:LONGEST],
+        lambda x: x, lambda x: x[::-1], sorted, lambda x: x[1:], lambda x: x[:-1], lambda x: [*x, *x][:MAX_LENGTH],
         lambda x: x[:1], lambda x: [], lambda x: [len(x)], lambda x: x[-2:], lambda x: [*x[1:], *x[:1]],
     ]  # fmt: skip
     test = _condition(rng)
     yes, no = rng.sample(simple, 2)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0)
+        _require(len(x) > 0)
         result: Ints = yes(x) if test(x) else no(x)
         return result
 
@@ -368,7 +368,7 @@ def _reduce(rng: random.Random) -> Operation:
     p, k = _predicate(rng), rng.randint(0, 3)
 
     def nth(x: Ints) -> int:
-        _need(len(x) > k)
+        _require(len(x) > k)
         return sorted(x)[k]
 
     table: list[Operation] = [
@@ -379,7 +379,7 @@ def _reduce(rng: random.Random) -> Operation:
     f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0)
+        _require(len(x) > 0)
         return [f(x)]
 
     return operation
@@ -395,7 +395,7 @@ def _append_statistic(rng: random.Random) -> Operation:
     front = rng.random() < 0.5
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0)
+        _require(len(x) > 0)
         return [f(x), *x] if front else [*x, f(x)]
 
     return operation
@@ -408,7 +408,7 @@ def _move(rng: random.Random) -> Operation:
     front = rng.random() < 0.5
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 1)
+        _require(len(x) > 1)
         i = x.index(f(x))
         rest = [*x[:i], *x[i + 1 :]]
         return [x[i], *rest] if front else [*rest, x[i]]
@@ -417,14 +417,14 @@ def _move(rng: random.Random) -> Operation:
 
 
 def _iota(rng: random.Random) -> Operation:
-    """A run of numbers told by one number of the list."""
+    """Consecutive numbers up to, or down from, one number of the list."""
     table: list[Operation] = [len, _head, lambda x: x[-1], min, lambda x: len(set(x))]
     f = rng.choice(table)
     makes: list[Operation] = [lambda n: range(n), lambda n: range(1, n + 1), lambda n: range(n, 0, -1)]
     make = rng.choice(makes)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0 and f(x) <= LONGEST)
+        _require(len(x) > 0 and f(x) <= MAX_LENGTH)
         return list(make(f(x)))
 
     return operation
@@ -436,7 +436,7 @@ def _repeat_each(k: int) -> Operation:
 
 def _head_count(x: Ints) -> Ints:
     """As many copies of the second entry as the first says."""
-    _need(len(x) > 1 and x[0] <= LONGEST)
+    _require(len(x) > 1 and x[0] <= MAX_LENGTH)
     return [x[1]] * x[0]
 
 
@@ -447,7 +447,7 @@ def _mirror(rng: random.Random) -> Operation:
 
 def _by_index(x: Ints) -> Ints:
     """The entry that the first entry points to."""
-    _need(len(x) > 0 and 0 <= x[0] < len(x))
+    _require(len(x) > 0 and 0 <= x[0] < len(x))
     return [x[x[0]]]
 
 
@@ -464,7 +464,7 @@ def _rotate_to(rng: random.Random) -> Operation:
     f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 1)
+        _require(len(x) > 1)
         i = x.index(f(x))
         return [*x[i:], *x[:i]]
 
@@ -472,13 +472,13 @@ def _rotate_to(rng: random.Random) -> Operation:
 
 
 def _constant_tail(rng: random.Random) -> Operation:
-    """One number again and again, as often as the list tells by its length, first entry or different entries."""
-    v = rng.randint(0, LIMIT)
+    """One number, repeated; the length, first entry or number of distinct values of the list gives the count."""
+    v = rng.randint(0, MAX_VALUE)
     table: list[Operation] = [len, lambda x: x[0] % 8, lambda x: len(set(x))]
     f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 0)
+        _require(len(x) > 0)
         return [v] * f(x)
 
     return operation
@@ -494,15 +494,15 @@ def _remove_value(rng: random.Random) -> Operation:
     f = rng.choice(table)
 
     def operation(x: Ints) -> Ints:
-        _need(len(x) > 1)
-        gone = f(x)
-        return [v for v in x if v != gone]
+        _require(len(x) > 1)
+        removed = f(x)
+        return [v for v in x if v != removed]
 
     return operation
 
 
 _R = ("repeats", "digits", "long")
-_CONSTANT = "a list of one number, as long as the input tells; nothing of the input is kept"
+_CONSTANT = "one number, repeated; the length, first entry or number of distinct values of the input gives the count"
 PRIMITIVES = (
     Primitive("reverse", _fixed(lambda x: x[::-1]), also_benchmark="list functions"),
     Primitive("sort", lambda rng: (lambda x: sorted(x)) if rng.random() < 0.6 else (lambda x: sorted(x, reverse=True))),
@@ -556,7 +556,7 @@ PRIMITIVES = (
 
 
 def _valid(value: Ints) -> bool:
-    return len(value) <= LONGEST and all(0 <= v <= LIMIT for v in value)
+    return len(value) <= MAX_LENGTH and all(0 <= v <= MAX_VALUE for v in value)
 
 
 ORIGIN = (

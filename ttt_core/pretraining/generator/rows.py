@@ -19,34 +19,34 @@ Run = tuple[int, int, int]
 """Start, stop, colour."""
 Sampler = Callable[[], Row]
 Draw = Callable[[random.Random], Operation]
-LONGEST = 40
+MAX_LENGTH = 40
 
 
-def _need(condition: bool) -> None:
+def _require(condition: bool) -> None:
     if not condition:
         raise Reject
 
 
 def _runs(row: Row) -> list[Run]:
     """The objects, from left to right."""
-    found, start = [], 0
+    runs, start = [], 0
     for colour, cells in groupby(row):
         stop = start + len(list(cells))
         if colour:
-            found.append((start, stop, colour))
+            runs.append((start, stop, colour))
         start = stop
-    return found
+    return runs
 
 
 def _segments(row: Row) -> list[tuple[int, int]]:
     """The stretches without background, as (start, stop)."""
-    found: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
     for start, stop, _ in _runs(row):
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], stop)
+        if segments and segments[-1][1] == start:
+            segments[-1] = (segments[-1][0], stop)
         else:
-            found.append((start, stop))
-    return found
+            segments.append((start, stop))
+    return segments
 
 
 def _paint(length: int, runs: Iterable[Run], base: Row | None = None) -> Row:
@@ -180,7 +180,7 @@ def _stamps(rng: random.Random) -> Sampler:
 
 
 def _noise(rng: random.Random) -> Sampler:
-    """Long runs with single cells of noise beside or in them."""
+    """Long runs with single cells of noise next to or inside them."""
     base, inside, own = _several(2, 4)(rng), rng.random() < 0.4, rng.random() < 0.5
     noise = rng.randint(1, 9)
 
@@ -249,7 +249,7 @@ def _size(run: Run) -> int:
 
 
 def _choose(rng: random.Random) -> Callable[[Row, list[Run]], list[Run]]:
-    """A way to choose objects: by size, place, colour or contact with a wall."""
+    """A random rule that selects objects: by size, place, colour or contact with a wall."""
     t, k = rng.randint(2, 4), rng.randint(0, 1)
     table: list[Callable[[Row, list[Run]], list[Run]]] = [
         lambda row, runs: [r for r in runs if _size(r) == max(map(_size, runs))],
@@ -292,10 +292,10 @@ def _each(make: Callable[[random.Random], Callable[[Run, int], Iterable[Run]]]) 
 def _shift(row: Row, k: int) -> Row:
     """The row moved right by k; rejects when cells fall off."""
     n = len(row)
-    _need(abs(k) < n)
-    lost, kept = (row[n - k :], [0] * k + row[: n - k]) if k > 0 else (row[:-k], row[-k:] + [0] * -k)
-    _need(not any(lost))
-    return kept
+    _require(abs(k) < n)
+    dropped, shifted = (row[n - k :], [0] * k + row[: n - k]) if k > 0 else (row[:-k], row[-k:] + [0] * -k)
+    _require(not any(dropped))
+    return shifted
 
 
 def _translate(rng: random.Random) -> Operation:
@@ -309,7 +309,7 @@ def _rotate(rng: random.Random) -> Operation:
 
 
 def _rightwards(operation: Operation) -> Draw:
-    """A primitive that has a direction: the operation as given, or seen in a mirror."""
+    """A primitive with a direction: the operation to the right, or its mirror image to the left."""
 
     def draw(rng: random.Random) -> Operation:
         return operation if rng.random() < 0.5 else lambda row: operation(row[::-1])[::-1]
@@ -320,14 +320,14 @@ def _rightwards(operation: Operation) -> Draw:
 def _slide_to_wall(row: Row) -> Row:
     """Everything moves right until it touches the wall."""
     runs = _runs(row)
-    _need(bool(runs))
+    _require(bool(runs))
     return _shift(row, len(row) - runs[-1][1]) if runs[-1][1] < len(row) else row
 
 
 def _slide_to_contact(row: Row) -> Row:
     """The first object moves right until it touches the next."""
     runs = _runs(row)
-    _need(len(runs) > 1)
+    _require(len(runs) > 1)
     (a, b, colour), move = runs[0], runs[1][0] - runs[0][1]
     return _paint(len(row), [(a, b, 0), (a + move, b + move, colour)], row)
 
@@ -335,7 +335,7 @@ def _slide_to_contact(row: Row) -> Row:
 def _extend_to_contact(row: Row) -> Row:
     """The first object grows right until it touches the next."""
     runs = _runs(row)
-    _need(len(runs) > 1)
+    _require(len(runs) > 1)
     return _paint(len(row), [(runs[0][1], runs[1][0], runs[0][2])], row)
 
 
@@ -347,7 +347,7 @@ def _pack(row: Row) -> Row:
 def _arrange(segments: list[Row], n: int) -> Row:
     """Segments from the left with one cell between."""
     row = [c for s in segments for c in [*s, 0]][:-1]
-    _need(0 < len(row) <= n)
+    _require(0 < len(row) <= n)
     return row + [0] * (n - len(row))
 
 
@@ -374,15 +374,15 @@ def _reverse_segments(row: Row) -> Row:
 
 
 def _reflect_over_pivot(copy: bool) -> Operation:
-    """The cells beside the only single-cell segment, mirrored across it."""
+    """The other cells, mirrored across the only segment of one cell."""
 
     def operation(row: Row) -> Row:
         single = [a for a, b in _segments(row) if b - a == 1]
-        _need(len(single) == 1)
+        _require(len(single) == 1)
         out = row[:] if copy else _paint(len(row), [(single[0], single[0] + 1, row[single[0]])])
         for i, c in enumerate(row):
             if c:
-                _need(0 <= 2 * single[0] - i < len(row))
+                _require(0 <= 2 * single[0] - i < len(row))
                 out[2 * single[0] - i] = c
         return out
 
@@ -392,7 +392,7 @@ def _reflect_over_pivot(copy: bool) -> Operation:
 def _by_own_size(row: Row) -> Row:
     """The first object moves right by its size."""
     runs = _runs(row)
-    _need(bool(runs) and 2 * runs[0][1] - runs[0][0] <= len(row))
+    _require(bool(runs) and 2 * runs[0][1] - runs[0][0] <= len(row))
     a, b, colour = runs[0]
     return _paint(len(row), [(b, 2 * b - a, colour)], _paint(len(row), [(a, b, 0)], row))
 
@@ -413,9 +413,9 @@ def _stamp(recolour: bool) -> Operation:
 
     def operation(row: Row) -> Row:
         segments = _segments(row)
-        _need(len(segments) > 1)
+        _require(len(segments) > 1)
         a, b = max(segments, key=lambda s: s[1] - s[0])
-        _need(b - a > 1)
+        _require(b - a > 1)
         out, half = row[:], (b - a) // 2
         for s, t in segments:
             if t - s == 1:
@@ -472,7 +472,7 @@ def _by_rank(rng: random.Random) -> Operation:
 
     def operation(row: Row) -> Row:
         runs = _runs(row)
-        _need(len(runs) > 1)
+        _require(len(runs) > 1)
         best = (min if small else max)(map(_size, runs))
         return _paint(len(row), [(a, b, top if b - a == best else rest) for a, b, _ in runs])
 
@@ -487,7 +487,7 @@ def _spread_colour(rng: random.Random) -> Operation:
 
     def operation(row: Row) -> Row:
         runs = _runs(row)
-        _need(len(runs) > 1)
+        _require(len(runs) > 1)
         return [pick(runs)[2] if c else 0 for c in row]
 
     return operation
@@ -496,7 +496,7 @@ def _spread_colour(rng: random.Random) -> Operation:
 def _swap_colours(row: Row) -> Row:
     """Swaps the colours of the first and the last object."""
     runs = _runs(row)
-    _need(len(runs) > 1 and runs[0][2] != runs[-1][2])
+    _require(len(runs) > 1 and runs[0][2] != runs[-1][2])
     table = {runs[0][2]: runs[-1][2], runs[-1][2]: runs[0][2]}
     return [table.get(c, c) for c in row]
 
@@ -512,7 +512,7 @@ def _replace_colour(rng: random.Random) -> Operation:
 
     def operation(row: Row) -> Row:
         counts = Counter(v for v in row if v).most_common()
-        _need(bool(counts) and [n for _, n in counts].count(counts[place][1]) == 1)
+        _require(bool(counts) and [n for _, n in counts].count(counts[place][1]) == 1)
         return [c if v == counts[place][0] else v for v in row]
 
     return operation
@@ -561,7 +561,7 @@ def _point(rng: random.Random) -> Callable[[Run, int], Iterable[Run]]:
 
 
 def _halo(rng: random.Random) -> Operation:
-    """Background beside an object takes a colour."""
+    """Background next to an object takes a colour."""
     c = _colour(rng)
 
     def operation(row: Row) -> Row:
@@ -588,7 +588,7 @@ def _fill_span(rng: random.Random) -> Operation:
 
     def operation(row: Row) -> Row:
         runs = _runs(row)
-        _need(len(runs) > 1)
+        _require(len(runs) > 1)
         return [v or (c if runs[0][0] < i < runs[-1][1] else 0) for i, v in enumerate(row)]
 
     return operation
@@ -606,7 +606,7 @@ def _tails(row: Row) -> Row:
 def _tail_of_singles(row: Row) -> Row:
     """Single cells draw a tail to the right until the next object or the wall."""
     runs = _runs(row)
-    _need(bool(runs))
+    _require(bool(runs))
     stops = [r[0] for r in runs[1:]] + [len(row)]
     return _paint(len(row), [(r[1], s, r[2]) for r, s in zip(runs, stops, strict=True) if _size(r) == 1], row)
 
@@ -639,14 +639,14 @@ def _count(rng: random.Random) -> Operation:
 def _crop(row: Row) -> Row:
     """The longest segment."""
     segments = _segments(row)
-    _need(bool(segments))
+    _require(bool(segments))
     a, b = max(segments, key=lambda s: s[1] - s[0])
     return row[a:b]
 
 
 def _strip(row: Row) -> Row:
     runs = _runs(row)
-    _need(bool(runs))
+    _require(bool(runs))
     return row[runs[0][0] : runs[-1][1]]
 
 
@@ -737,7 +737,7 @@ def _to_value(row: Row) -> tuple[tuple[int, ...]]:
 
 
 def _valid(row: Row) -> bool:
-    return 1 <= len(row) <= LONGEST
+    return 1 <= len(row) <= MAX_LENGTH
 
 
 ORIGIN = (
@@ -748,13 +748,13 @@ INPUTS = {
     "one_run": "one object",
     "same": "2-5 objects of one colour",
     "runs": "2-5 objects of up to six colours",
-    "long_runs": "the same, each of three cells or more",
+    "long_runs": "2-5 objects of up to six colours, each of three cells or more",
     "markers": "one object, and single cells of another colour",
     "headed": "one or two objects with another colour at one end",
     "pivot": "a short segment on one side of a single cell",
     "stamps": "a segment of odd length, then single cells",
-    "noise": "long objects, and single cells beside or in them",
-    "dense": "every cell drawn by itself",
+    "noise": "long objects, and single cells next to or inside them",
+    "dense": "random cells",
     "periodic": "a repeated pattern with a gap",
 }
 ALSO_BENCHMARK = {

@@ -1,8 +1,8 @@
 """Short texts: scenes and primitives. Knows nothing about families, splits, prompts or models.
 
-Words are made of random syllables, so that no operation can be answered from what words mean.
-A field is what stands between separators; the separator is the first run of characters that are no letter, digit,
-bracket or quote. Values have 1-60 characters, no line break and no space at either end; everything else is a `Reject`.
+Words are made of random syllables, so that their meaning does not help. Fields stand between separators; the separator
+is the first run of characters that are not letters, digits, brackets or quotes. Values have 1-60 characters, no line
+break and no space at either end; any other result is a `Reject`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .core import Domain, Operation, Primitive, Reject
 Op = Callable[[str], str]
 Draw = Callable[[random.Random], Operation]
 Sampler = Callable[[], str]
-LONGEST = 60
+MAX_LENGTH = 60
 VOWELS = frozenset("aeiouAEIOU")
 SYLLABLES = [c + v + e for c in "bcdfghjklmnprstvwz" for v in "aeiou" for e in ("", "", "", "l", "n", "r", "s", "t")]
 SEPARATORS = (" ", " ", ",", ", ", "-", "_", "/", ".", ";", ":", " | ", "+", "=", " - ")
@@ -43,7 +43,7 @@ DATE_PARTS = ("{y}", "{month}", "{d:02}", "{month} {y}", "{m:02}/{y}", "{d}.{m}.
 ROMAN = ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
 
 
-def _need(condition: object) -> None:
+def _require(condition: object) -> None:
     if not condition:
         raise Reject
 
@@ -115,7 +115,7 @@ def _letters(rng: random.Random, defect: bool) -> Sampler:
 
 
 def _runs(rng: random.Random) -> Sampler:
-    """Letters of which some are repeated at once."""
+    """Letters, some of them several times in a row."""
     separator, alphabet, longest = rng.choice(("", "", " ", ",")), rng.sample(ascii_lowercase, 8), rng.randint(2, 4)
 
     def sample() -> str:
@@ -169,7 +169,7 @@ def _affixed(rng: random.Random) -> Sampler:
 
 
 def _to_roman(n: int) -> str:
-    _need(0 < n < 150)
+    _require(0 < n < 150)
     out = ""
     for value, sign in ROMAN:
         out += sign * (n // value)
@@ -180,7 +180,7 @@ def _to_roman(n: int) -> str:
 def _from_roman(s: str) -> int:
     values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}.get(c, 0) for c in s]
     number = sum(-a if a < b else a for a, b in pairwise([*values, 0]))
-    _need(values and all(values) and _to_roman(number) == s)
+    _require(values and all(values) and _to_roman(number) == s)
     return number
 
 
@@ -211,23 +211,23 @@ SCENES: dict[str, Callable[[random.Random], Sampler]] = {
 
 
 def _fields(s: str) -> tuple[list[str], str]:
-    """The fields (at least two, none empty) and what stands between them."""
-    found = SEPARATOR.search(s)
-    _need(found)
-    separator = found[0] if found else ""
+    """The fields (at least two, none empty) and their separator."""
+    match = SEPARATOR.search(s)
+    _require(match)
+    separator = match[0] if match else ""
     parts = s.split(separator)
-    _need(all(parts))
+    _require(all(parts))
     return parts, separator
 
 
 def _integer(s: str) -> int:
-    _need(s.isdigit() and len(s) < 9)
+    _require(s.isdigit() and len(s) < 9)
     return int(s)
 
 
 def _two(s: str) -> tuple[int, int]:
     numbers = NUMBER.findall(s)
-    _need(len(numbers) == 2)
+    _require(len(numbers) == 2)
     return _integer(numbers[0]), _integer(numbers[1])
 
 
@@ -257,7 +257,7 @@ def _on_fields(draw: Callable[[random.Random], Callable[[list[str]], list[str]]]
 
 
 def _at(s: str | list[str], i: int) -> str:
-    _need(-len(s) <= i < len(s))
+    _require(-len(s) <= i < len(s))
     return s[i]
 
 
@@ -316,7 +316,7 @@ def _replace_char(rng: random.Random) -> Operation:
 
 
 def _word_op(rng: random.Random) -> Op:
-    """A change of a single word, drawn."""
+    """A random operation on a single word."""
     k, end = rng.randint(1, 2), _pseudo(rng, 1, 1)
     table: list[Op] = [
         str.upper,
@@ -382,7 +382,7 @@ def _classify(rng: random.Random) -> Callable[[str], str]:
     def label(s: str) -> str:
         if s.isdigit():
             return labels[_integer(s) % count]
-        _need(s[:1].isalpha())
+        _require(s[:1].isalpha())
         return labels[len(s) % count if by_length else (ord(s[0].lower()) - 97) * count // 26]
 
     return label
@@ -425,7 +425,7 @@ def _swap_chars(rng: random.Random) -> Operation:
     i, j = rng.choice(((0, 1), (0, -1), (-2, -1), (1, 2)))
 
     def operation(s: str) -> str:
-        _need(len(s) > 2)
+        _require(len(s) > 2)
         chars = list(s)
         chars[i], chars[j] = chars[j], chars[i]
         return "".join(chars)
@@ -442,7 +442,7 @@ def _insert(rng: random.Random) -> Operation:
     i, text = rng.choice((1, 2, 3, -1, -2)), rng.choice("-_.* " + ascii_lowercase)
 
     def operation(s: str) -> str:
-        _need(len(s) > abs(i))
+        _require(len(s) > abs(i))
         return s[:i] + text + s[i:]
 
     return operation
@@ -459,7 +459,7 @@ def _camel(rng: random.Random) -> Operation:
 
 
 def _template(rng: random.Random) -> Operation:
-    """The first and last field in a drawn frame."""
+    """The first and last field in a random frame."""
     frames = ("{b} ({a})", "{a}({b})", "{b}, {a}", "{i}. {b}", "{b} {i}.", "<{a}>{b}", '{a}: "{b}"', "{i}{b}")
     frame = rng.choice(frames)
 
@@ -542,12 +542,12 @@ def _count(rng: random.Random) -> Operation:
 
 def _parse_date(s: str) -> tuple[int, int, int]:
     for _, pattern in DATES:
-        if found := pattern.fullmatch(s):
-            parts = found.groupdict()
+        if match := pattern.fullmatch(s):
+            parts = match.groupdict()
             month = parts.get("month")
-            _need(month is None or month in MONTHS)
+            _require(month is None or month in MONTHS)
             m = MONTHS.index(month) + 1 if month else int(parts["m"])
-            _need(1 <= m <= 12)
+            _require(1 <= m <= 12)
             return int(parts["y"]), m, int(parts["d"])
     raise Reject
 
@@ -566,9 +566,9 @@ def _inside(rng: random.Random) -> Operation:
     pattern = re.compile(r"""[(\[{<"'*](\w+)[)\]}>"'*]""")
 
     def operation(s: str) -> str:
-        found = pattern.search(s)
-        _need(found)
-        content = found[1] if found else ""
+        match = pattern.search(s)
+        _require(match)
+        content = match[1] if match else ""
         if way == 0:
             return content
         return pattern.sub("" if way == 1 else left + content + right, s).strip()
@@ -577,7 +577,7 @@ def _inside(rng: random.Random) -> Operation:
 
 
 def _change_affix(rng: random.Random) -> Operation:
-    """The known prefix or suffix goes, or gives way to another."""
+    """Removes the known prefix or suffix, or replaces it."""
     i = rng.randrange(-6, 6)
     new_start, new_end = (PREFIXES[i], SUFFIXES[i]) if i >= 0 else ("", "")
 
@@ -603,7 +603,7 @@ def _run_length(rng: random.Random) -> Operation:
 
 
 def _dedupe(rng: random.Random) -> Operation:
-    """Repeated fields (characters, where there are none) go: adjacent ones, or all."""
+    """Removes repeated fields (characters, if there are no fields): adjacent ones, or all."""
     adjacent = rng.random() < 0.6
 
     def operation(s: str) -> str:
@@ -616,22 +616,22 @@ def _dedupe(rng: random.Random) -> Operation:
 def _elements(s: str) -> tuple[list[str], list[int], str]:
     """Elements of a sequence of letters (or runs of one letter) or numbers, their codes, and the separator."""
     parts, separator = _fields(s) if SEPARATOR.search(s) else (["".join(run) for _, run in groupby(s)], "")
-    _need(len(parts) > 2)
+    _require(len(parts) > 2)
     return parts, [_code(p) for p in parts], separator
 
 
 def _code(element: str) -> int:
     if element.isdigit():
         return _integer(element)
-    _need(element.isalpha() and len(set(element)) == 1)
+    _require(element.isalpha() and len(set(element)) == 1)
     return ord(element[0].lower()) - 97
 
 
 def _spell(code: int, like: str) -> str:
     if like.isdigit():
-        _need(code >= 0)
+        _require(code >= 0)
         return str(code)
-    _need(0 <= code < 26)
+    _require(0 <= code < 26)
     return (ascii_uppercase if like.isupper() else ascii_lowercase)[code] * len(like)
 
 
@@ -641,7 +641,7 @@ def _extend(rng: random.Random) -> Operation:
     def operation(s: str) -> str:
         parts, codes, separator = _elements(s)
         step = codes[1] - codes[0]
-        _need(step and all(b - a == step for a, b in pairwise(codes)))
+        _require(step and all(b - a == step for a, b in pairwise(codes)))
         new = [_spell(codes[-1] + step * (i + 1), parts[-1]) for i in range(count)]
         return separator.join(new if alone else parts + new)
 
@@ -649,7 +649,7 @@ def _extend(rng: random.Random) -> Operation:
 
 
 def _step_element(rng: random.Random) -> Operation:
-    """One element moves on or back: as in abc -> abd."""
+    """Moves one element forward or back in its order, as in abc -> abd."""
     i, step = rng.choice((-1, -1, 0, 1)), rng.choice((1, 1, -1, 2))
 
     def operation(s: str) -> str:
@@ -666,7 +666,7 @@ def _defect(s: str) -> tuple[list[str], int, str, str]:
     step = Counter(b - a for a, b in pairwise(codes)).most_common(1)[0][0]
     start = Counter(c - step * i for i, c in enumerate(codes)).most_common(1)[0][0]
     wrong = [i for i, c in enumerate(codes) if c != start + step * i]
-    _need(len(wrong) == 1 and len(parts) > 4)
+    _require(len(wrong) == 1 and len(parts) > 4)
     i = wrong[0]
     return parts, i, _spell(start + step * i, parts[i]), separator
 
@@ -787,7 +787,7 @@ PRIMITIVES = (
 
 
 def _valid(value: str) -> bool:
-    return 0 < len(value) <= LONGEST and "\n" not in value and value == value.strip()
+    return 0 < len(value) <= MAX_LENGTH and "\n" not in value and value == value.strip()
 
 
 ORIGIN = (
@@ -801,8 +801,8 @@ INPUTS = {
     "words": "2-5 words",
     "cased_words": "2-4 words in upper or mixed case",
     "sequence": "letters, or doubled letters, in equal steps through the alphabet",
-    "defect": "the same with one letter replaced",
-    "runs": "letters of which some are repeated at once",
+    "defect": "a sequence with one letter replaced",
+    "runs": "letters, some of them several times in a row",
     "number": "one number",
     "two_numbers": "two numbers",
     "numbers": "3-5 numbers",
@@ -810,9 +810,9 @@ INPUTS = {
     "name": "2-3 capitalised words",
     "key_value": "two fields with a separator",
     "mixed": "a word with a number",
-    "bracketed": "a word in brackets or quotes beside others",
+    "bracketed": "a word in brackets or quotes among other words",
     "affixed": "a word with a known prefix or suffix",
-    "roman": "a Roman number",
+    "roman": "a Roman numeral",
 }
 ALSO_BENCHMARK = {
     "sequence": f"{_LS}: succ",

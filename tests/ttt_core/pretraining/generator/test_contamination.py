@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autottt.ttt_core.pretraining.generator import families
-from autottt.ttt_core.pretraining.generator.contamination import KnownPairs, hash_of, known_pairs, symmetric
+from autottt.ttt_core.pretraining.generator.contamination import KnownPairs, hash_of, known_pairs, symmetric_pairs
 from autottt.ttt_core.pretraining.generator.families import draw_task_pairs
 from autottt.ttt_core.tasks.readers import read_tasks
 
@@ -32,7 +32,7 @@ def test_the_hash_of_grids_does_not_see_colours(pair: Any, colours: list[int]) -
 @given(pairs)
 def test_a_pair_of_grids_is_known_however_it_is_turned(pair: Any) -> None:
     known = KnownPairs.of([("grid", [pair])])
-    for same in symmetric(pair):
+    for same in symmetric_pairs(pair):
         assert known.contaminates("grid", [same])
 
 

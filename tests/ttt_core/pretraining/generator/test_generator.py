@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autottt.ttt_core.pretraining.generator.core import Domain, Family, Primitive, Reject, draw_pairs, rejected_as
+from autottt.ttt_core.pretraining.generator.core import Domain, Family, Primitive, Reject, draw_pairs, strict_fault
 from autottt.ttt_core.pretraining.generator.families import (
     MIXTURE,
     domains,
@@ -221,9 +221,9 @@ def test_a_task_that_other_parameters_explain_but_for_one_pair_is_ambiguous():
     pairs = [([9, 9], [9, 9]), ([8, 9], [8, 9]), ([5, 9], [9]), ([1, 1], []), ([1, 0], [])]
     inputs, targets = [a for a, _ in pairs], [tuple(b) for _, b in pairs]
     family = Family(domain_of(least), "any", (least,))
-    assert rejected_as(family, [partial(at_least, 8)], inputs, targets, random.Random(0)) == "ambiguous"
+    assert strict_fault(family, [partial(at_least, 8)], inputs, targets, random.Random(0)) == "ambiguous"
     more = [*inputs, [4, 9]]
-    assert rejected_as(family, [partial(at_least, 8)], more, [*targets, (9,)], random.Random(0)) is None
+    assert strict_fault(family, [partial(at_least, 8)], more, [*targets, (9,)], random.Random(0)) is None
 
 
 def at_least(bound, values):
