@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ OWNERS = {
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {"torch", "transformers", "peft", "sklearn", "skops", "langgraph", "langchain_core", "numpy", "typer", "rich"}
+ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ttt_core": (
+        ("errors", "lazy", "recipes"), ("tasks",), ("model",), ("lora",), ("engine",), ("learner",),
+        ("pretraining", "testing"),
+    ),
+    "strategies": (("base", "registry"), ("training", "views")),
+    "controller": (
+        ("budget", "lazy"), ("state",), ("nodes", "results"), ("graph",), ("controller",), ("evaluation",), ("cli",),
+    ),
+}  # fmt: skip
+"""The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those
+before it and those of its own group. What is not named stands on top: in `strategies`, every strategy."""
+OPEN_ENDED = {"strategies"}
+"""Packages in which a new file needs no place in `ROOMS`."""
 LARGEST = 16 * 2**20
 """Bytes in a file of the repository."""
 
@@ -57,6 +72,40 @@ def imports(name: str, path: Path) -> set[str]:
     return found
 
 
+def imported_modules(name: str) -> set[str]:
+    """The modules of this package that a module imports, anywhere in it: also inside functions and for types only."""
+    path = MODULES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            parent = package[: len(package) - node.level + 1]
+            source = ".".join([*parent, *filter(None, [node.module])])
+            modules |= {
+                f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source for alias in node.names
+            }
+    return modules & MODULES.keys()
+
+
+def room_of(name: str) -> tuple[str, str]:
+    """Package, and the module or sub-package of it, that a module is in."""
+    _, package, room, *_ = [*name.split("."), ""]
+    return package, room
+
+
+def height(package: str, room: str) -> int:
+    groups = ROOMS[package]
+    return next((i for i, group in enumerate(groups) if room in group), len(groups))
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def layer_of(name: str) -> str:
     return name.removeprefix(".").split(".")[1]
 
@@ -77,6 +126,34 @@ def test_imports_point_downwards_only(name):
     allowed = LAYERS[: LAYERS.index(layer_of(name)) + 1]
     upwards = [i for i in imports(name, MODULES[name]) if i.startswith(".") and layer_of(i) not in allowed]
     assert not upwards, f"{name} imports {upwards}; {layer_of(name)} may import {allowed}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if layer_of(n) in ROOMS])
+def test_imports_inside_a_package_follow_its_order(name):
+    package, room = room_of(name)
+    others = {m: room_of(m) for m in imported_modules(name) if layer_of(m) == package}
+    too_high = [m for m, (_, other) in others.items() if other and height(package, other) > height(package, room)]
+    assert not too_high, f"{name} imports {too_high}; from the bottom up the order is {ROOMS[package]}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert not circle({name: imported_modules(name) for name in MODULES})
+
+
+def test_no_sub_packages_import_each_other_in_a_circle():
+    arrows: dict[str, set[str]] = {}
+    for name in MODULES:
+        here = ".".join(room_of(name))
+        there = {".".join(room_of(m)) for m in imported_modules(name)} - {here}
+        arrows[here] = arrows.get(here, set()) | there
+    assert not circle(arrows)
+
+
+@pytest.mark.parametrize("package", sorted(ROOMS.keys() - OPEN_ENDED))
+def test_every_module_and_sub_package_has_a_place_in_the_import_order(package):
+    named = {room for group in ROOMS[package] for room in group}
+    rooms = {room for name in MODULES for owner, room in [room_of(name)] if owner == package and room}
+    assert rooms <= named
 
 
 @pytest.mark.parametrize("name", MODULES)
