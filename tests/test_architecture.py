@@ -1,4 +1,4 @@
-"""What the code as a whole keeps to: who imports whom, what importing costs, what stands in the repository."""
+"""Rules for the code as a whole: import directions, the cost of importing, and the files of the repository."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ TOP = {"autottt." + p.stem if p.stem != "__init__" else "autottt": p for p in so
 
 def imports(name: str, path: Path) -> set[str]:
     """Full names of the modules that a module imports, anywhere in it; relative ones resolved, with a leading dot."""
-    found: set[str] = set()
+    names: set[str] = set()
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module or "")
+            names.add(node.module or "")
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             prefix = ".".join(part for part in base if part)
-            found |= {"." + prefix} if node.module else {f".{prefix}.{alias.name}" for alias in node.names}
-    return found
+            names |= {"." + prefix} if node.module else {f".{prefix}.{alias.name}" for alias in node.names}
+    return names
 
 
 def imported_modules(name: str) -> set[str]:
@@ -213,10 +213,10 @@ def test_no_file_is_too_large_for_the_repository():
 
 
 def test_no_file_names_a_path_of_this_machine():
-    """Neither this checkout's place nor anyone's home folder."""
+    """Neither the path of this checkout nor a home folder."""
     places = re.compile(rf"{re.escape(str(ROOT))}\b|/(?:root|home|Users|work)/\w".encode())
-    found = {p: hit.group() for p in tracked() if (hit := places.search(p.read_bytes()))}
-    assert not found
+    paths = {p: hit.group() for p in tracked() if (hit := places.search(p.read_bytes()))}
+    assert not paths
 
 
 def test_no_file_that_installs_names_a_registry():

@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SKIPPED = ("make", "git", "pip", "cd")
 """Commands of console blocks that are not run: they change the machine."""
-MOST_NOT_RUN = 2
+MAX_NOT_RUN = 2
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -42,16 +42,16 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    found: list[Block] = []
+    fenced: list[Block] = []
     lines = iter(enumerate(document.read_text("utf-8").splitlines(), start=1))
     remark = ""
     for number, line in lines:
         if fence := re.fullmatch(r"```(\w*)", line):
             body = [text for _, text in takewhile(lambda item: item[1] != "```", lines)]
-            found.append(Block(fence[1], "\n".join(body) + "\n", number, remark))
+            fenced.append(Block(fence[1], "\n".join(body) + "\n", number, remark))
         comment = re.fullmatch(r"<!-- (.*) -->", line)
         remark = comment[1] if comment else remark if not line.strip() else ""
-    return found
+    return fenced
 
 
 def run_python(document, block, namespace):
@@ -84,9 +84,9 @@ def run_console(block, monkeypatch):
         program, *arguments = shlex.split(line[2:], comments=True)
         if program == "autottt":
             monkeypatch.setattr(sys, "argv", [program, *arguments])
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as exit_info:
                 cli.main()
-            assert ended.value.code in (None, 0), line
+            assert exit_info.value.code in (None, 0), line
         elif program == "python":
             subprocess.run([sys.executable, *arguments], check=True)
         else:
@@ -94,15 +94,15 @@ def run_console(block, monkeypatch):
 
 
 @pytest.fixture
-def aside(tmp_path, monkeypatch):
-    """An empty folder to run in; strategies registered there are forgotten afterwards."""
+def empty_folder(tmp_path, monkeypatch):
+    """An empty working directory; strategies registered in it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in base.strategies()})
     return tmp_path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
-def test_every_example_runs(document, aside, monkeypatch, capsys):
+def test_every_example_runs(document, empty_folder, monkeypatch, capsys):
     namespace = {"__name__": "__main__"}
     printed = ""
     for block in blocks(document):
@@ -110,7 +110,7 @@ def test_every_example_runs(document, aside, monkeypatch, capsys):
         if kind == "not run":
             assert rest
         elif kind == "file":
-            (aside / rest).write_text(block.text, "utf-8")
+            (empty_folder / rest).write_text(block.text, "utf-8")
         elif kind == "prints":
             assert same_output(printed, block.text), f"{document.name}:{block.line}: received\n{printed}"
         elif block.language == "python":
@@ -133,7 +133,7 @@ def test_outputs_may_differ_in_probabilities_and_multiples_only():
 
 def test_few_examples_are_not_run():
     remarks = [b.remark for d in DOCUMENTS for b in blocks(d) if b.remark.startswith("not run")]
-    assert len(remarks) <= MOST_NOT_RUN, remarks
+    assert len(remarks) <= MAX_NOT_RUN, remarks
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *sorted((ROOT / "docs" / "api").glob("*.md"))], ids=lambda p: p.name)
@@ -143,7 +143,7 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("name", [n for n, p in generate.sources().items() if ">>>" in p.read_text("utf-8")])
-def test_examples_in_docstrings_hold(name, aside):
+def test_examples_in_docstrings_hold(name, empty_folder):
     assert not doctest.testmod(importlib.import_module(name)).failed
 
 

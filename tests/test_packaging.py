@@ -1,4 +1,4 @@
-"""What pyproject.toml says is what there is: packages, data, dependencies; and the wheel holds each of them once."""
+"""pyproject.toml lists the packages, data and dependencies that exist, and the wheel holds each file once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 roots.add((node.module or "").split(".")[0])
     owners = {root: {normal(name) for name in names} for root, names in packages_distributions().items()}
-    owners["mlflow"] = {"mlflow"}  # tests make do with a part of it, mlflow-skinny
+    owners["mlflow"] = {"mlflow"}  # the test extra installs mlflow-skinny, a part of it
     third_party = {root: owners.get(root, {root}) for root in roots - set(sys.stdlib_module_names)}
     known = declared(PYPROJECT["project"]["dependencies"])
     return {min(names & known or names) for names in third_party.values()}
