@@ -1,23 +1,23 @@
-"""One tree of errors. Each has a parent in the standard library, so that a host program can catch either.
+"""The exceptions of this package. Each also derives from a standard exception, so that a caller can catch either.
 
-A message gives what was received, what was expected, and what to do.
+A message says what was received, what was expected, and what to do.
 """
 
 
 class AutotttError(Exception):
-    """The root of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class TaskError(AutotttError, ValueError):
-    """A task, or a file of tasks, is not what it has to be."""
+    """A task or a file of tasks is invalid."""
 
 
 class ParseError(AutotttError, ValueError):
-    """A model's text is not a value of the kind asked for."""
+    """The text of an answer is not a value of the task's kind."""
 
 
 class TooLongError(AutotttError, ValueError):
-    """A task does not fit in the model's context. Nothing is ever truncated instead."""
+    """A task does not fit in the model's context. Prompts are never truncated."""
 
 
 class ModelError(AutotttError, ValueError):
@@ -25,15 +25,15 @@ class ModelError(AutotttError, ValueError):
 
 
 class AdaptationError(AutotttError, RuntimeError):
-    """Training an adapter failed: a loss that is not a number, no memory, nothing to train on."""
+    """Training an adapter failed: a loss that is not finite, not enough memory, or no training examples."""
 
 
 class BaseChangedError(AutotttError, RuntimeError):
-    """The base model is not what it was when it was loaded; the learner refuses to go on."""
+    """The weights of the base model changed after it was loaded; the learner refuses all further work."""
 
 
 class Cancelled(AutotttError):
-    """Whoever asked wants no answer any more; the model is as it was."""
+    """The caller cancelled the request. The model is unchanged."""
 
 
 class StrategyError(AutotttError, LookupError):
@@ -41,8 +41,8 @@ class StrategyError(AutotttError, LookupError):
 
 
 class PolicyError(AutotttError, ValueError):
-    """A policy bundle cannot be read, or belongs to another model."""
+    """A policy bundle cannot be read, or was trained for another model."""
 
 
 class BudgetError(AutotttError, ValueError):
-    """A budget cannot be understood."""
+    """A budget is invalid."""

@@ -1,6 +1,6 @@
-"""Fakes for tests, ours and those of programs that embed this package: tiny models with random weights, and tokenizers.
+"""Test doubles for this package and for programs that embed it: tiny models with random weights, and tokenizers.
 
-Nothing is downloaded and nothing else in the package imports this module. Together they make a learner in milliseconds:
+Downloads nothing, and nothing else in the package imports this module. Together they make a learner in milliseconds:
 
     Learner.wrap(tiny_model("llama"), tiny_tokenizer())
 """
@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 _SPECIAL = ("<eos>", "<bos>", "<pad>", "<|start|>", "<|end|>")
 _FIRST = 256
-"""Id of the first special token; those below are the bytes."""
+"""Id of the first special token; the ids below are bytes."""
 VOCABULARY = 264
-"""Tokens of the tiny models: the bytes, the special tokens, and a few that no text becomes."""
+"""Vocabulary size of the tiny models: the bytes, the special tokens, and a few ids that no text is encoded as."""
 CONTEXT = 512
-"""Tokens that the tiny models read."""
+"""Context length of the tiny models, in tokens."""
 WINDOW = 24
-"""Tokens that a sliding layer of the tiny models looks back."""
+"""Sliding attention window of the tiny models that have one, in tokens."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -56,13 +56,13 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "phi": {**_COMMON},
 }
 ARCHITECTURES: tuple[str, ...] = tuple(_CONFIGS)
-"""Architectures that `tiny_model` makes."""
+"""Architectures that `tiny_model` accepts."""
 
 
 def tiny_model(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of two layers with random weights, the same for the same seed; in evaluation mode.
+    """A model with two layers and random weights, deterministic for a seed; in evaluation mode.
 
-    The weights are large enough for its answers to depend on every token that it sees.
+    The weights are large enough for its outputs to depend on every token of the prompt.
     """
     config = AutoConfig.for_model(architecture, **_CONFIGS[architecture])
     with torch.random.fork_rng(devices=[]):
@@ -72,7 +72,8 @@ def tiny_model(architecture: str, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def tiny_tokenizer(*, bos: bool = True, pad: bool = True, chat: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes. With `bos` it puts a BOS token before every text; with `chat` it has a chat template."""
+    """A byte-level tokenizer. `bos` prepends a BOS token to every text; `pad` and `chat` add a padding token and a chat
+    template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate([*alphabet, *_SPECIAL])}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,1 +1,1 @@
-"""Tasks: what they are, how they are read from files, and how they become prompts. Knows nothing about models."""
+"""Tasks, their kinds and transformations, the files they are read from, and prompts. Knows nothing about models."""

@@ -1,4 +1,4 @@
-"""What an adapter is trained on: prompts made of the task's own demonstrations. Knows nothing about models."""
+"""Training examples for an adapter, made from the demonstrations of one task. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from .transformations import Transformation
 
 
 def leave_one_out(task: Task) -> list[Task]:
-    """Every demonstration once as the query, with the others as demonstrations, in their order."""
+    """One task for each demonstration, which becomes the query; the others stay demonstrations, in their order."""
     return [task.leave_out(i) for i in range(len(task.demonstrations))]
 
 
 def single_pairs(task: Task) -> list[Task]:
-    """Every demonstration on its own, as a query without demonstrations."""
+    """One task without demonstrations for each demonstration, which becomes the query."""
     return [t.with_demonstrations(()) for t in leave_one_out(task)]
 
 
 def leave_one_out_orders(task: Task, count: int, rng: random.Random) -> list[Task]:
-    """`count` leave-one-out tasks, their demonstrations in random orders; every demonstration is the query in turn."""
+    """`count` leave-one-out tasks, demonstrations in random orders; every demonstration is the query in turn."""
     n = len(task.demonstrations)
-    found: list[Task] = []
+    tasks: list[Task] = []
     queries: list[int] = []
-    while n and len(found) < count:
+    while n and len(tasks) < count:
         queries = queries or rng.sample(range(n), n)
-        held = task.leave_out(queries.pop())
-        found.append(held.with_demonstrations(tuple(rng.sample(held.demonstrations, n - 1))))
-    return found
+        example = task.leave_out(queries.pop())
+        tasks.append(example.with_demonstrations(tuple(rng.sample(example.demonstrations, n - 1))))
+    return tasks
 
 
 def shuffled(task: Task, rng: random.Random) -> Task:
@@ -37,9 +37,9 @@ def shuffled(task: Task, rng: random.Random) -> Task:
 
 
 def transformed(tasks: Sequence[Task], transformations: Sequence[Transformation]) -> list[Task]:
-    """The tasks as they are and under the transformations, in turn; as many as there are tasks."""
-    found = []
+    """Applies to the tasks in turn: no change, then each of the transformations, then no change again, and so on."""
+    results = []
     for index, task in enumerate(tasks):
-        which = index % (len(transformations) + 1)
-        found.append(task if which == 0 else task.map(transformations[which - 1].apply))
-    return found
+        turn = index % (len(transformations) + 1)
+        results.append(task if turn == 0 else task.map(transformations[turn - 1].apply))
+    return results

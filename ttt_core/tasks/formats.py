@@ -1,4 +1,4 @@
-"""One JSON object, in any of the formats that tasks are published in, turned into tasks. Knows nothing about files."""
+"""Converts a JSON object, in any of the formats that tasks are published in, into tasks. Knows nothing about files."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ ACCEPTED = """A task is a JSON object in one of these formats (output? may be le
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """What a reader may choose."""
+    """Options of reading."""
 
     demonstrations: int = 10
-    """How many examples become demonstrations where the format does not say which are."""
+    """Number of examples that become demonstrations if the format does not say which ones are."""
     seed: int = 0
-    """Draws those demonstrations."""
+    """Seed for sampling those demonstrations."""
     kind: str | None = None
-    """The kind of every task, in place of what its object says."""
+    """Overrides the kind of every task."""
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
-            raise wrong("kind", f"one of {', '.join(KINDS)}", self.kind)
+            raise invalid_field("kind", f"one of {', '.join(KINDS)}", self.kind)
         if self.demonstrations < 0:
-            raise wrong("demonstrations", "a number that is not negative", self.demonstrations)
+            raise invalid_field("demonstrations", "a number that is not negative", self.demonstrations)
 
 
 def is_task(data: Mapping[str, object]) -> bool:
-    """Whether the fields of `data` are those of a format; its values may still be wrong."""
+    """Whether `data` has the fields of a format; their values may still be invalid."""
     return any(fields & data.keys() for fields, _ in _FORMATS)
 
 
 def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, dataset: str) -> tuple[Task, ...]:
     """The tasks of an object for which `is_task` holds: one for each query, all of one group.
 
-    `id` and `dataset` are used where the object has none. Raises `TaskError` naming the field that is wrong.
+    `id` and `dataset` are defaults. Raises `TaskError` that names the invalid field.
     """
     draft = next(read for fields, read in _FORMATS if fields & data.keys())(data, settings)
     return _tasks(draft, settings.kind, id, dataset)
@@ -52,7 +52,7 @@ def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, 
 def task_from_messages(messages: Sequence[Mapping[str, object]], *, id: str = "task") -> Task:
     """The text task of a chat: pairs of user and assistant are the demonstrations, the last user message the query.
 
-    A first system message is the instruction. Raises `TaskError` naming the message that is wrong or out of order.
+    A leading system message is the instruction. Raises `TaskError` that names an invalid message, or one out of order.
 
     >>> chat = [("user", "cat"), ("assistant", "tac"), ("user", "dog")]
     >>> task_from_messages([{"role": role, "content": content} for role, content in chat]).query
@@ -62,7 +62,7 @@ def task_from_messages(messages: Sequence[Mapping[str, object]], *, id: str = "t
 
 
 class _Missing:
-    """Stands for a field that is not there, and says so in messages."""
+    """Placeholder for a missing field; its `repr` says so in error messages."""
 
     def __repr__(self) -> str:
         return "nothing: the field is missing"
@@ -73,7 +73,7 @@ _MISSING = _Missing()
 
 @dataclass(frozen=True)
 class _Example:
-    """An input and an output as JSON gives them, with the names of their fields."""
+    """Unchecked input and output from JSON, with the names of their fields."""
 
     number: int
     input: object
@@ -88,13 +88,13 @@ class _Example:
         return _checked(kind, self.output, self.output_field)
 
     def checked_query(self, kind: str) -> tuple[Value, Value | None]:
-        unknown = self.output is None or self.output is _MISSING
-        return _checked(kind, self.input, self.input_field), None if unknown else self.checked_output(kind)
+        has_answer = self.output is not None and self.output is not _MISSING
+        return _checked(kind, self.input, self.input_field), self.checked_output(kind) if has_answer else None
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A task with all of its queries, as JSON gives it. What the object does not say is None."""
+    """An unchecked task from JSON with all of its queries; absent fields are None."""
 
     demonstrations: list[_Example]
     queries: list[_Example]
@@ -124,12 +124,12 @@ def _kind(draft: _Draft) -> str:
         inputs = [e.input for e in draft.demonstrations + draft.queries]
         return guess_kind(next((x for x in inputs if isinstance(x, (str, list))), None))
     if not isinstance(draft.kind, str) or draft.kind not in KINDS:
-        raise wrong("kind", f"one of {', '.join(KINDS)}", draft.kind)
+        raise invalid_field("kind", f"one of {', '.join(KINDS)}", draft.kind)
     return draft.kind
 
 
-def wrong(field: str, expected: str, received: object) -> TaskError:
-    """The error that says so."""
+def invalid_field(field: str, expected: str, received: object) -> TaskError:
+    """The error for a field with an invalid value."""
     return TaskError(f"{field}: expected {expected}; received {shortened(received)}")
 
 
@@ -146,25 +146,25 @@ def _name(raw: object, field: str, default: str) -> str:
     if isinstance(raw, int) and not isinstance(raw, bool):
         return str(raw)
     if not isinstance(raw, str) or not raw.strip():
-        raise wrong(field, "a text that is not blank, or an integer", raw)
+        raise invalid_field(field, "a text that is not blank, or an integer", raw)
     return str(_checked("text", raw, field))
 
 
-def _examples(data: Mapping[str, object], field: str, output: str = "output", least: int = 0) -> list[_Example]:
-    """The examples in `data[field]`, at least `least` of them. Whether their values are right is not looked at."""
+def _examples(data: Mapping[str, object], field: str, output: str = "output", minimum: int = 0) -> list[_Example]:
+    """The examples in `data[field]`, at least `minimum` of them; their values are not checked."""
     shape = f'{{"input", "{output}"}}'
     raw = data.get(field, _MISSING)
     if not isinstance(raw, list):
-        raise wrong(field, f"a list of objects {shape}", raw)
-    if len(raw) < least:
-        raise TaskError(f"{field}: expected at least {least} of {shape}; received {len(raw)}")
+        raise invalid_field(field, f"a list of objects {shape}", raw)
+    if len(raw) < minimum:
+        raise TaskError(f"{field}: expected at least {minimum} of {shape}; received {len(raw)}")
     examples = []
     for number, item in enumerate(raw):
         where = f"{field}[{number}]"
         if not isinstance(item, dict):
-            raise wrong(where, f"an object {shape}", item)
-        both = item.get("input", _MISSING), item.get(output, _MISSING)
-        examples.append(_Example(number, *both, f"{where}.input", f"{where}.{output}"))
+            raise invalid_field(where, f"an object {shape}", item)
+        source, target = item.get("input", _MISSING), item.get(output, _MISSING)
+        examples.append(_Example(number, source, target, f"{where}.input", f"{where}.{output}"))
     return examples
 
 
@@ -174,56 +174,58 @@ def _from_demonstrations(data: Mapping[str, object], settings: ReadSettings) -> 
     if "query" in data:
         queries = [_Example(0, data["query"], data.get("answer"), "query", "answer")]
     else:
-        queries = _examples(data, "queries", least=1)
-    named = {name: data.get(name) for name in ("kind", "instruction", "id", "family", "dataset")}
-    return _Draft(_examples(data, "demonstrations"), queries, **named)
+        queries = _examples(data, "queries", minimum=1)
+    fields = {name: data.get(name) for name in ("kind", "instruction", "id", "family", "dataset")}
+    return _Draft(_examples(data, "demonstrations"), queries, **fields)
 
 
 def _from_arc(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
-    return _Draft(_examples(data, "train"), _examples(data, "test", least=1), kind="grid")
+    return _Draft(_examples(data, "train"), _examples(data, "test", minimum=1), kind="grid")
 
 
 def _from_bbh(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
-    examples = _examples(data, "examples", output="target", least=settings.demonstrations + 1)
-    drawn = random.Random(settings.seed).sample(range(len(examples)), settings.demonstrations)
-    queries = [e for e in examples if e.number not in drawn]
-    return _Draft([examples[n] for n in drawn], queries, kind="text", dataset="bbh")
+    examples = _examples(data, "examples", output="target", minimum=settings.demonstrations + 1)
+    sampled = random.Random(settings.seed).sample(range(len(examples)), settings.demonstrations)
+    queries = [e for e in examples if e.number not in sampled]
+    return _Draft([examples[n] for n in sampled], queries, kind="text", dataset="bbh")
 
 
 def _from_messages(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
     messages = data["messages"]
     if not isinstance(messages, (list, tuple)):
-        raise wrong("messages", 'a list of objects {"role", "content"}', messages)
-    said = [_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
-    first = 1 if said and said[0][0] == "system" else 0
-    for n, (role, _) in enumerate(said[first:]):
+        raise invalid_field("messages", 'a list of objects {"role", "content"}', messages)
+    pairs = [_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
+    first = 1 if pairs and pairs[0][0] == "system" else 0
+    for n, (role, _) in enumerate(pairs[first:]):
         expected = ("user", "assistant")[n % 2]
         if role != expected:
-            raise wrong(f"messages[{n + first}].role", f"{expected!r}, as user and assistant take turns", role)
-    if len(said) % 2 == first:
-        raise wrong("messages", "a last message from 'user', the query", said[-1][0] if said else messages)
-    turns = []
-    for n in range(first, len(said), 2):
-        answer = said[n + 1][1] if n + 1 < len(said) else None
-        turns.append(_Example(n, said[n][1], answer, f"messages[{n}].content", f"messages[{n + 1}].content"))
-    return _Draft(turns[:-1], turns[-1:], kind="text", instruction=said[0][1] if first else None)
+            raise invalid_field(f"messages[{n + first}].role", f"{expected!r}, as user and assistant take turns", role)
+    if len(pairs) % 2 == first:
+        raise invalid_field("messages", "a last message from 'user', the query", pairs[-1][0] if pairs else messages)
+    examples = []
+    for n in range(first, len(pairs), 2):
+        answer = pairs[n + 1][1] if n + 1 < len(pairs) else None
+        examples.append(_Example(n, pairs[n][1], answer, f"messages[{n}].content", f"messages[{n + 1}].content"))
+    return _Draft(examples[:-1], examples[-1:], kind="text", instruction=pairs[0][1] if first else None)
 
 
 def _message(message: object, field: str) -> tuple[object, object]:
     """The role and the content of a message."""
     if not isinstance(message, Mapping):
-        raise wrong(field, 'an object {"role", "content"}', message)
-    content = _joined(message.get("content", _MISSING), f"{field}.content")
+        raise invalid_field(field, 'an object {"role", "content"}', message)
+    content = _join_parts(message.get("content", _MISSING), f"{field}.content")
     return message.get("role", _MISSING), _checked("text", content, f"{field}.content")
 
 
-def _joined(content: object, field: str) -> object:
-    """The text of a content that is given in parts; any other content as it is."""
+def _join_parts(content: object, field: str) -> object:
+    """The text of a content that is a list of parts; any other content unchanged."""
     if not isinstance(content, (list, tuple)) or not content:
         return content
     for n, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise wrong(f"{field}[{n}]", 'a part {"type": "text", "text": ...}, since only text can be read', part)
+            raise invalid_field(
+                f"{field}[{n}]", 'a part {"type": "text", "text": ...}, since only text can be read', part
+            )
     return "".join(part["text"] for part in content)
 
 
@@ -233,6 +235,6 @@ _FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], ReadSet
     (frozenset({"train", "test"}), _from_arc),
     (frozenset({"examples"}), _from_bbh),
 )
-"""An object is in the first format that shares a field with it."""
+"""The first format that has a field in common with an object is its format."""
 
-__all__ = ["ACCEPTED", "ReadSettings", "is_task", "read_object", "task_from_messages", "wrong"]
+__all__ = ["ACCEPTED", "ReadSettings", "invalid_field", "is_task", "read_object", "task_from_messages"]

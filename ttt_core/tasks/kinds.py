@@ -18,12 +18,12 @@ from .task import Demonstration, Task, Value, as_grid
 from .transformations import Transformation, draw_grid_transformations, draw_list_transformations
 
 MAX_SIDE = 64
-"""Longest side of a grid, in cells; a row may be as long as it likes."""
+"""Longest side of a grid, in cells. The length of a single row is not limited."""
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How values are spelled. Both notations can be read back exactly."""
+    """How values are written as text. Both notations can be parsed back exactly."""
 
     name: str
     list_open: str
@@ -31,41 +31,43 @@ class Notation:
     list_close: str
     row_separator: str
     escapes_newlines: bool
-    """Whether a text's line breaks are written as backslash-n, because a line break ends an answer."""
+    """Whether line breaks in a text are written as backslash-n, because a line break ends an answer."""
 
 
 STANDARD = Notation("standard", "[", ", ", "]", "\n", False)
-"""`[3, 14, 5]`; grids as lines of cells. What published prompts for large models use."""
+"""`[3, 14, 5]`; grids as lines of cells, as in published prompts for large models."""
 
 COMPACT = Notation("compact", "", " ", "", " / ", True)
-"""`3 14 5`; grids as rows of cells with ` / ` between. One token a number with the bundled model's tokenizer."""
+"""`3 14 5`; grids as rows of cells separated by ` / `. The bundled model's tokenizer has one token per number."""
 
 NOTATIONS: Mapping[str, Notation] = {n.name: n for n in (STANDARD, COMPACT)}
 
 
 class Kind(Protocol):
-    """What one kind of value can do."""
+    """The operations that depend on the kind of a value."""
 
     @property
     def name(self) -> str: ...
 
     def check(self, raw: object) -> Value:
-        """The canonical value of `raw` (as JSON gives it, or with arrays in place of lists). Raises `TaskError` saying
-        what was expected."""
+        """The canonical value of `raw` (from JSON, or with arrays in place of lists).
+
+        Raises `TaskError` that says what was expected.
+        """
         ...
 
     def render(self, value: Value, notation: Notation) -> str: ...
 
     def parse(self, text: str, notation: Notation) -> Value:
-        """The value that `text` spells. Raises `ParseError`."""
+        """The value that `text` represents. Raises `ParseError` if there is none."""
         ...
 
     def is_valid_prefix(self, text: str, notation: Notation) -> bool:
-        """Whether some value's text may begin with `text`; where not, `parse` refuses it whatever comes after."""
+        """Whether the text of some value may begin with `text`. If not, `parse` fails whatever follows."""
         ...
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
-        """`count` different transformations that suit the task, or as many as there are; never the identity."""
+        """Up to `count` different transformations that suit the task; never the identity."""
         ...
 
 
@@ -73,28 +75,28 @@ def _is_int(x: object) -> bool:
     return isinstance(x, (int, numbers.Integral)) and not isinstance(x, bool)
 
 
-def _listed(raw: object) -> object:
-    """An array, of NumPy or alike, as lists; anything else as it is."""
+def _as_list(raw: object) -> object:
+    """Arrays (NumPy and similar) as lists; anything else unchanged."""
     tolist = None if isinstance(raw, (list, tuple)) else getattr(raw, "tolist", None)
     return tolist() if callable(tolist) else raw
 
 
-def _rows_listed(raw: object) -> object:
-    """As `_listed`, also for rows that are arrays within a list."""
-    whole = _listed(raw)
-    return [_listed(row) for row in whole] if isinstance(whole, (list, tuple)) else whole
+def _as_lists(raw: object) -> object:
+    """As `_as_list`, also for rows that are arrays within a list."""
+    rows = _as_list(raw)
+    return [_as_list(row) for row in rows] if isinstance(rows, (list, tuple)) else rows
 
 
 @dataclass(frozen=True)
 class GridKind:
-    """Rows of cells 0-9, all of one length. With `rows=1`, a single row."""
+    """Rows of cells 0-9, all of the same length; with `one_row`, a single row."""
 
     name: str
     one_row: bool
 
     def check(self, raw: object) -> Value:
         expected = "one row: [[0, 1, ...]]" if self.one_row else "rows of equal length: [[0, 1], [1, 0]]"
-        raw = _rows_listed(raw)
+        raw = _as_lists(raw)
         if not isinstance(raw, (list, tuple)) or not raw or not all(isinstance(r, (list, tuple)) and r for r in raw):
             raise TaskError(f"expected a grid, {expected}, cells 0-9; received {shortened(raw)}")
         if self.one_row and len(raw) != 1:
@@ -119,23 +121,23 @@ class GridKind:
             raise ParseError(f"not a {self.name}: {shortened(text)} ({error})") from None
 
     def is_valid_prefix(self, text: str, notation: Notation) -> bool:
-        *whole, last = text.strip().split(notation.row_separator.strip() or notation.row_separator)
-        if whole and self.one_row:
+        *complete, last = text.strip().split(notation.row_separator.strip() or notation.row_separator)
+        if complete and self.one_row:
             return False
         cells = last.split()
         try:
-            widths = {len(self._row(row.split())) for row in whole}
+            widths = {len(self._row(row.split())) for row in complete}
             self._row(cells[:-1])
         except ValueError:
             return False
-        going_on = re.fullmatch(r"[0-9]?\ufffd*", cells[-1]) is not None if cells else True
-        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and going_on
+        last_cell_valid = re.fullmatch(r"[0-9]?\ufffd*", cells[-1]) is not None if cells else True
+        return len(widths) < 2 and 0 not in widths and len(cells) <= min(widths, default=len(cells)) and last_cell_valid
 
     @staticmethod
     def _row(cells: list[str]) -> list[int]:
-        """The cells of a row, a digit each. Raises `ValueError`."""
-        if odd := next((c for c in cells if not re.fullmatch("[0-9]", c)), None):
-            raise ValueError(f"expected cells 0-9, found {shortened(odd)}")
+        """The cells of a row, one digit each. Raises `ValueError`."""
+        if invalid := next((c for c in cells if not re.fullmatch("[0-9]", c)), None):
+            raise ValueError(f"expected cells 0-9; received {shortened(invalid)}")
         return [int(c) for c in cells]
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
@@ -149,7 +151,7 @@ class ListKind:
     name: str = "list"
 
     def check(self, raw: object) -> Value:
-        raw = _listed(raw)
+        raw = _as_list(raw)
         if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
         return tuple(int(x) for x in raw)
@@ -181,13 +183,13 @@ class ListKind:
             return body in ("[", "[]")
         if not body.startswith(notation.list_open):
             return not body
-        *whole, last = body[len(notation.list_open) :].split(notation.list_separator.strip() or None) or [""]
+        *complete, last = body[len(notation.list_open) :].split(notation.list_separator.strip() or None) or [""]
         if notation.list_close and notation.list_close in last:
             last, _, after = last.partition(notation.list_close)
-            if after.strip() or not (last.strip() or not whole):
+            if after.strip() or not (last.strip() or not complete):
                 return False
-        whole_numbers = all(re.fullmatch(r"\s*-?\d+\s*", p) for p in whole)
-        return whole_numbers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
+        all_integers = all(re.fullmatch(r"\s*-?\d+\s*", p) for p in complete)
+        return all_integers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         return draw_list_transformations(task, count, rng)
@@ -195,7 +197,7 @@ class ListKind:
 
 @dataclass(frozen=True)
 class TextKind:
-    """Any text. It has no transformations but the order of the demonstrations."""
+    """Any text. It has no transformations."""
 
     name: str = "text"
 
@@ -236,8 +238,8 @@ def kind_of(task: Task) -> Kind:
 
 
 def guess_kind(raw: object) -> str:
-    """The kind whose values look like `raw` (as `Kind.check` takes it): text, list, or grid."""
-    raw = _rows_listed(raw)
+    """The kind of `raw` by its shape: text, list, or grid. Accepts what `Kind.check` accepts."""
+    raw = _as_lists(raw)
     if isinstance(raw, str):
         return "text"
     if isinstance(raw, (list, tuple)) and raw and all(isinstance(r, (list, tuple)) for r in raw):
@@ -257,9 +259,9 @@ def make_task(
     dataset: str = "",
     group: str = "",
 ) -> Task:
-    """A checked task from lists, NumPy arrays and strings. Without `kind`, it is told from the query.
+    """A checked task from lists, NumPy arrays and strings. Without `kind`, the shape of the query decides it.
 
-    Raises `TaskError` naming the field that is wrong.
+    Raises `TaskError` that names the invalid field.
 
     >>> make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6]).kind
     'list'
@@ -278,11 +280,12 @@ def make_task(
         Demonstration(checked(a, f"demonstrations[{i}].input"), checked(b, f"demonstrations[{i}].output"))
         for i, (a, b) in enumerate(demonstrations)
     )
-    right = None if answer is None else checked(answer, "answer")
-    return Task(name, pairs, checked(query, "query"), right, instruction, id, family, dataset, group or id)
+    checked_answer = None if answer is None else checked(answer, "answer")
+    return Task(name, pairs, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id)
 
 
 def shortened(value: object) -> str:
+    """The `repr` of a value in at most 60 characters, for error messages."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists thousands deep

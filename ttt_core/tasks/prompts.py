@@ -1,7 +1,7 @@
-"""Prompts: how demonstrations and a query become text, in pieces that are encoded one by one.
+"""Prompt formats: demonstrations and a query as text, in pieces that are encoded one by one.
 
-Knows nothing about models or token ids. Encoding the pieces separately makes a token belong to exactly one of them, so
-that measuring, training and decoding see the same ids whatever the tokenizer merges.
+Knows nothing about models or token ids. Because the pieces are encoded separately, each token belongs to exactly one of
+them, and scoring, training and decoding see the same ids whatever the tokenizer would merge.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Role = Literal["context", "answer", "end"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a prompt. Answers and their ends are what is learned and scored; context is given."""
+    """A part of a prompt. Answers and their end markers have a loss and are scored; context is not."""
 
     text: str
     role: Role
 
 
 class PromptFormat(Protocol):
-    """Turns a task into pieces, and a model's text back into a value."""
+    """Converts a task into pieces, and the text of an answer back into a value."""
 
     @property
     def name(self) -> str: ...
@@ -39,25 +39,25 @@ class PromptFormat(Protocol):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Texts any of which ends an answer."""
+        """Texts that end an answer."""
         ...
 
     def pieces(self, task: Task, answer: Value | None = None) -> list[Piece]:
-        """The prompt of the task, up to where the answer to the query begins; with `answer`, through its end."""
+        """The prompt of the task up to the answer to the query; with `answer`, up to its end marker."""
         ...
 
     def read(self, task: Task, text: str) -> Value:
-        """The value that an answer's text (without its end) spells. Raises `ParseError`."""
+        """The value of the text of an answer (without its end marker). Raises `ParseError`."""
         ...
 
     def is_valid_prefix(self, task: Task, text: str) -> bool:
-        """Whether an answer that begins with `text` can still be read."""
+        """Whether an answer that begins with `text` can still be parsed."""
         ...
 
 
 @dataclass(frozen=True)
 class PlainFormat:
-    """Demonstrations one after the other as plain text, for base models."""
+    """Demonstrations as plain text, one after the other, for base models."""
 
     name: str
     notation: Notation
@@ -70,24 +70,19 @@ class PlainFormat:
         return (self.end,)
 
     def pieces(self, task: Task, answer: Value | None = None) -> list[Piece]:
-        kind = kind_of(task)
-        found = [Piece(task.instruction + self.end, "context")] if task.instruction else []
-
-        def pair(source: Value, target: Value | None) -> None:
-            shown = kind.render(source, self.notation)
-            found.append(Piece(f"{self.input_prefix} {shown}\n{self.output_prefix}", "context"))
-            if target is not None:
-                text = " " + kind.render(target, self.notation)
-                if self.end in text:
-                    raise TaskError(
-                        f"{task.id}: an output contains {self.end!r}, which ends an answer in this prompt format"
-                    )
-                found.extend((Piece(text, "answer"), Piece(self.end, "end")))
-
+        pieces = [Piece(task.instruction + self.end, "context")] if task.instruction else []
         for demonstration in task.demonstrations:
-            pair(demonstration.input, demonstration.output)
-        pair(task.query, answer)
-        return found
+            pieces += self._pair(task, demonstration.input, demonstration.output)
+        return pieces + self._pair(task, task.query, answer)
+
+    def _pair(self, task: Task, source: Value, target: Value | None) -> list[Piece]:
+        """The pieces of an input and, unless it is None, its output."""
+        kind = kind_of(task)
+        rendered = kind.render(source, self.notation)
+        prompt = Piece(f"{self.input_prefix} {rendered}\n{self.output_prefix}", "context")
+        if target is None:
+            return [prompt]
+        return [prompt, *_answer_pieces(task, " " + kind.render(target, self.notation), self.end, self.end)]
 
     def read(self, task: Task, text: str) -> Value:
         return kind_of(task).parse(text.removeprefix(" "), self.notation)
@@ -104,8 +99,8 @@ Template = Callable[[Sequence[dict[str, str]], bool], str]
 class ChatFormat:
     """Demonstrations as turns of the tokenizer's own chat template, for instruction-tuned models.
 
-    The template is asked once for each shape of a conversation, with a mark in place of each content: so contents stand
-    in the prompt as they are, and turns that are over as the template shows them then (it may drop a thought).
+    The template is rendered once for each sequence of roles, with a placeholder for each content. Contents thus appear
+    verbatim in the prompt, and earlier turns as the template shows them later (it may drop their reasoning).
     """
 
     template: Template
@@ -118,28 +113,30 @@ class ChatFormat:
 
     @cached_property
     def _end(self) -> str:
-        """What follows an answer, whether or not another turn comes after it."""
-        last = self._around(("user", "assistant"), False)[-1][0]
-        between = self._around(("user", "assistant", "user"), True)[2][0]
+        """The text that follows an answer whether or not another turn comes after it."""
+        last = self._segments(("user", "assistant"), False)[-1][0]
+        between = self._segments(("user", "assistant", "user"), True)[2][0]
         return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, between, strict=False)))
 
     @cached_property
     def _gap(self) -> str:
-        """White space that the template puts between the prompt for an answer and the answer."""
-        prompt = self._around(("user",), True)[-1][0]
-        shown = self._around(("user", "assistant"), False)[1][0]
-        gap = shown.removeprefix(prompt)
-        return gap if shown == prompt + gap and gap.isspace() else ""
+        """White space that the template puts between the generation prompt and the answer."""
+        prompt = self._segments(("user",), True)[-1][0]
+        before_answer = self._segments(("user", "assistant"), False)[1][0]
+        gap = before_answer.removeprefix(prompt)
+        return gap if before_answer == prompt + gap and gap.isspace() else ""
 
     @cached_property
-    def _shapes(self) -> dict[tuple[tuple[str, ...], bool], list[tuple[str, int | None]]]:
+    def _cache(self) -> dict[tuple[tuple[str, ...], bool], list[tuple[str, int | None]]]:
         return {}
 
-    def _around(self, roles: tuple[str, ...], generation: bool) -> list[tuple[str, int | None]]:
-        """What the template writes before each content of a conversation, in its order, and the content's number;
-        last, what it writes after them, with None. Raises `ModelError` where a content is left out or comes twice.
+    def _segments(self, roles: tuple[str, ...], generation: bool) -> list[tuple[str, int | None]]:
+        """The text that the template writes before each content, with the index of the content, in template order.
+
+        The last segment is the text after the last content, with None. Raises `ModelError` if the template drops,
+        repeats or reorders a content.
         """
-        if (roles, generation) not in self._shapes:
+        if (roles, generation) not in self._cache:
             messages = [{"role": role, "content": f"@{n}@"} for n, role in enumerate(roles)]
             first, *rest = re.split(r"@(\d+)@", self.template(messages, generation))
             numbers = [int(n) for n in rest[::2]]
@@ -149,41 +146,36 @@ class ChatFormat:
                     "the tokenizer's chat template rewrites earlier turns, so answers cannot be located in it; "
                     "use prompt_format='standard'"
                 )
-            self._shapes[roles, generation] = list(zip([first, *rest[1::2]], [*numbers, None], strict=True))
-        return self._shapes[roles, generation]
+            self._cache[roles, generation] = list(zip([first, *rest[1::2]], [*numbers, None], strict=True))
+        return self._cache[roles, generation]
 
     def pieces(self, task: Task, answer: Value | None = None) -> list[Piece]:
         values = [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
         contents = [kind_of(task).render(v, self.notation) for v in values]
         roles = ("user", "assistant") * len(task.demonstrations) + ("user",)
-        around = self._around(roles, True)
+        segments = self._segments(roles, True)
         if task.instruction:
             try:
-                around = self._around(("system", *roles), True)
+                segments = self._segments(("system", *roles), True)
                 roles, contents = ("system", *roles), [task.instruction, *contents]
-            except ModelError:  # there is no such turn for this model
+            except ModelError:  # the template has no system turn
                 contents[0] = f"{task.instruction}\n\n{contents[0]}"
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         context = ""
-        for before, number in around:
+        for before, number in segments:
             context += before
             if number is None or roles[number] != "assistant":
                 context += "" if number is None else contents[number]
                 continue
-            if found:
+            if pieces:
                 context = context.removeprefix(self._end)
-            found += [Piece(context, "context"), *self._answered(task, contents[number])]
+            pieces += [Piece(context, "context"), *self._answer(task, contents[number])]
             context = ""
-        found.append(Piece((context.removeprefix(self._end) if found else context) + self._gap, "context"))
-        return found if answer is None else found + self._answered(task, kind_of(task).render(answer, self.notation))
+        pieces.append(Piece((context.removeprefix(self._end) if pieces else context) + self._gap, "context"))
+        return pieces if answer is None else pieces + self._answer(task, kind_of(task).render(answer, self.notation))
 
-    def _answered(self, task: Task, content: str) -> list[Piece]:
-        end = self._end
-        if end.strip() and end.strip() in content:
-            raise TaskError(
-                f"{task.id}: an output contains {end.strip()!r}, which ends an answer in this prompt format"
-            )
-        return [Piece(content, "answer"), Piece(end, "end")]
+    def _answer(self, task: Task, content: str) -> list[Piece]:
+        return _answer_pieces(task, content, self._end, self._end.strip())
 
     def read(self, task: Task, text: str) -> Value:
         try:
@@ -192,17 +184,24 @@ class ChatFormat:
             return kind_of(task).parse(_last_block(text), self.notation)
 
     def is_valid_prefix(self, task: Task, text: str) -> bool:
-        return True  # chat models like to introduce their answers
+        return True  # chat models often write an introduction before the answer
+
+
+def _answer_pieces(task: Task, text: str, end: str, marker: str) -> list[Piece]:
+    """An answer and its end. Raises `TaskError` if the text contains `marker`, the end as it would be recognized."""
+    if marker and marker in text:
+        raise TaskError(f"{task.id}: an output contains {marker!r}, which ends an answer in this prompt format")
+    return [Piece(text, "answer"), Piece(end, "end")]
 
 
 def _last_block(text: str) -> str:
-    """The last paragraph of a reply, without code fences: chat models like to introduce their answers."""
+    """The last paragraph of a reply, without code fences: chat models often write an introduction."""
     lines = [line for line in text.strip().splitlines() if not line.startswith("```")]
     return "\n".join(lines).rsplit("\n\n", 1)[-1]
 
 
 COMPACT_FORMAT = PlainFormat("compact", COMPACT, "I", "O", "\n")
-"""The bundled model's: `I 3 1 4` / `O 4 1 3`, a line each."""
+"""For the bundled model: `I 3 1 4` / `O 4 1 3`, one line each."""
 STANDARD_FORMAT = PlainFormat("standard", STANDARD, "Input:", "Output:", "\n\n")
 """For base models trained on ordinary text."""
 PLAIN_FORMATS = {f.name: f for f in (COMPACT_FORMAT, STANDARD_FORMAT)}

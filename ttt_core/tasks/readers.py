@@ -1,4 +1,4 @@
-"""Reads files and folders of tasks. Knows nothing about models; what a task looks like, `formats` knows."""
+"""Reads files and folders of tasks. Knows nothing about models; `formats` defines what a task looks like."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import TaskError
-from .formats import ACCEPTED, ReadSettings, is_task, read_object, task_from_messages, wrong
+from .formats import ACCEPTED, ReadSettings, invalid_field, is_task, read_object, task_from_messages
 from .kinds import shortened
 from .task import Task
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 TASK_SUFFIXES = (*LINE_SUFFIXES, ".json")
-"""Of the files of a folder that are read."""
+"""Suffixes of the files that are read from a folder."""
 
 ACCEPTED_FILES = f"""\
 Accepted: .jsonl files (a task a line), .json files (a task, a list or {{id: task}}), folders of them.
@@ -25,14 +25,14 @@ Accepted: .jsonl files (a task a line), .json files (a task, a list or {{id: tas
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a file that is not a task."""
+    """A part of a file that is not a valid task."""
 
     where: str
-    """File and line, `tasks.jsonl:12`; where one JSON value holds many, file and task, `tasks.json, task 007bbfb7`."""
+    """File and line (`tasks.jsonl:12`), or file and task if one JSON value has many (`tasks.json, task 007bbfb7`)."""
     message: str
     """The field, what was expected, and what was received."""
     id: str = field(default="", compare=False)
-    """Of the task, where something like one is there."""
+    """Id of the task, if it has one."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """What files hold: the tasks, in the order of the files, and what could not be read."""
+    """The tasks of files, in the order of the files, and the problems."""
 
     tasks: tuple[Task, ...]
     problems: tuple[Problem, ...]
@@ -54,42 +54,41 @@ def read_tasks(
     limit: int | None = None,
     kind: str | None = None,
 ) -> LoadedTasks:
-    """The tasks of files and folders. Every query is a `Task`; the queries of one task are a group.
+    """The tasks of files and folders. Every query is a `Task`; the queries of one task form a group.
 
-    `demonstrations` is how many examples of a BIG-Bench Hard file are drawn as demonstrations (10 unless given; the
-    other formats name their own). `limit` keeps that many groups of each file, drawn at random by `seed` and left in
-    their order; the .json files of a folder count as one file. `kind` replaces what files say about the kind.
+    `demonstrations` is the number of examples of a BIG-Bench Hard file that become demonstrations (default: 10; the
+    other formats name theirs). `limit` samples that many groups of each file by `seed` and preserves their order; the
+    .json files of a folder count as one file. `kind` overrides the kind that files give.
 
-    A task that is wrong, a repeated id, and a file of a folder that cannot be read become problems; the others are
-    returned. Raises `TaskError` if a path is missing, cannot be read, or has nothing like a task in it, the last with
-    the formats that are accepted.
+    Invalid tasks, repeated ids and files of a folder that cannot be read become problems; all other tasks are returned.
+    Raises `TaskError` if a path is missing, cannot be read, or has no task; the last error lists the accepted formats.
 
     >>> read_tasks("tasks.jsonl", limit=20).problems  # doctest: +SKIP
     ()
     """
     settings = ReadSettings(ReadSettings.demonstrations if demonstrations is None else demonstrations, seed, kind)
     if limit is not None and limit < 1:
-        raise wrong("limit", "a positive number", limit)
-    named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    if not named:
+        raise invalid_field("limit", "a positive number", limit)
+    path_list = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not path_list:
         raise TaskError("paths: expected at least one file or folder; received none")
     tasks: list[Task] = []
     problems: list[Problem] = []
     places: dict[str, str] = {}
-    for path in named:
+    for path in path_list:
         for entries in _sources(Path(path)):
-            groups, wrong_here = _groups(entries, settings, places)
+            groups, group_problems = _groups(entries, settings, places)
             tasks += [task for group in _sample(groups, limit, seed) for task in group]
-            problems += wrong_here
+            problems += group_problems
     return LoadedTasks(tuple(tasks), tuple(problems))
 
 
 def read_lines(
     lines: Iterable[str | bytes], name: str = "stdin", *, demonstrations: int | None = None, seed: int = 0
 ) -> Iterator[LoadedTasks]:
-    """What JSON lines hold, each read when it comes: the queries of a task, or a problem. Blank lines are passed over.
+    """Reads JSON lines lazily and yields for each the queries of its task, or a problem. Blank lines are skipped.
 
-    `name` stands for the file in places and in names of tasks that have none; ids may repeat. The rest is as in
+    `name` takes the place of the file name in problems and in default ids. Ids may repeat. The rest is as in
     `read_tasks`.
     """
     settings = ReadSettings(ReadSettings.demonstrations if demonstrations is None else demonstrations, seed)
@@ -101,7 +100,7 @@ def read_lines(
 
 @dataclass(frozen=True)
 class _Record:
-    """A JSON object that looks like a task, its place, and what its task is called if it does not say."""
+    """A JSON object that looks like a task, its place, and its default id and dataset."""
 
     where: str
     data: Mapping[str, object]
@@ -113,7 +112,7 @@ _Entry = _Record | Problem
 
 
 def _sources(path: Path) -> list[list[_Entry]]:
-    """The entries of a file; of a folder, those of every .jsonl file, then those of all .json files together."""
+    """The entries of a file; for a folder, one list for each .jsonl file, and one for all .json files."""
     try:
         sources = _folder(path) if os.path.isdir(path) else [_entries(path)]
     except OSError as error:
@@ -121,8 +120,8 @@ def _sources(path: Path) -> list[list[_Entry]]:
     entries = [entry for source in sources for entry in source]
     if not _any_record(entries):
         first = next((e for e in entries if isinstance(e, Problem)), None)
-        nothing = Problem(str(path), "expected .jsonl or .json files; received a folder without any")
-        raise TaskError(f"{first or nothing}\n{ACCEPTED_FILES}")
+        empty = Problem(str(path), "expected .jsonl or .json files; received a folder without any")
+        raise TaskError(f"{first or empty}\n{ACCEPTED_FILES}")
     return sources
 
 
@@ -137,7 +136,7 @@ def _folder(path: Path) -> list[list[_Entry]]:
 
 
 def _file(path: Path) -> list[_Entry]:
-    """The entries of a file of a folder; a problem if it cannot be read."""
+    """The entries of a file in a folder, or one problem if it cannot be read."""
     try:
         return _entries(path)
     except OSError as error:
@@ -145,19 +144,19 @@ def _file(path: Path) -> list[_Entry]:
 
 
 def _entries(path: Path) -> list[_Entry]:
-    """The records of a file and its problems; one problem if nothing in it looks like a task. Raises `OSError`."""
+    """The records and problems of a file; one problem if nothing in it looks like a task. Raises `OSError`."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         return [Problem(str(path), f"expected UTF-8 text; received {error.reason} at byte {error.start}")]
     if not text.strip():
         return [Problem(str(path), "expected tasks; received an empty file")]
-    ways = (_lines, _document) if path.suffix.lower() in LINE_SUFFIXES else (_document, _lines)
-    likely = ways[0](text, path)
-    if _any_record(likely):
-        return likely
-    other = ways[1](text, path)
-    return other if _any_record(other) else likely[:1]
+    parsers = (_lines, _document) if path.suffix.lower() in LINE_SUFFIXES else (_document, _lines)
+    entries = parsers[0](text, path)
+    if _any_record(entries):
+        return entries
+    alternative = parsers[1](text, path)
+    return alternative if _any_record(alternative) else entries[:1]
 
 
 def _lines(text: str, path: Path) -> list[_Entry]:
@@ -177,15 +176,15 @@ def _document(text: str, path: Path) -> list[_Entry]:
         return [data]
     if isinstance(data, list) and data:
         return [_record(x, f"{path}, task {i}", f"{path.stem}:{i}", path.stem) for i, x in enumerate(data)]
-    whole = _record(data, str(path), path.stem, path.resolve().parent.name)
-    if isinstance(whole, Problem) and isinstance(data, dict):
-        named = [_record(x, f"{path}, task {key}", key, path.stem) for key, x in data.items()]
-        return named if _any_record(named) else [whole]
-    return [whole]
+    single = _record(data, str(path), path.stem, path.resolve().parent.name)
+    if isinstance(single, Problem) and isinstance(data, dict):
+        by_id = [_record(x, f"{path}, task {key}", key, path.stem) for key, x in data.items()]
+        return by_id if _any_record(by_id) else [single]
+    return [single]
 
 
 def _decode(text: str | bytes, path: Path, line: int = 1) -> object:
-    """The JSON value of `text`, which begins on `line`; a `Problem` if it is none."""
+    """The JSON value of `text`, which begins on line `line`; a `Problem` if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -206,7 +205,7 @@ def _record(data: object, where: str, id: str, dataset: str) -> _Entry:
 def _groups(
     entries: list[_Entry], settings: ReadSettings, places: dict[str, str]
 ) -> tuple[list[tuple[Task, ...]], list[Problem]]:
-    """The groups of tasks among `entries`, and the problems. Notes in `places` where each id stands."""
+    """The groups of tasks in `entries`, and the problems. Adds the place of each id to `places`."""
     groups: list[tuple[Task, ...]] = []
     problems: list[Problem] = []
     for entry in entries:
@@ -218,8 +217,8 @@ def _groups(
             _note_ids(group, entry.where, places)
             groups.append(group)
         except TaskError as error:
-            given = entry.data.get("id")
-            problems.append(Problem(entry.where, str(error), str(given) if isinstance(given, (int, str)) else entry.id))
+            id = entry.data.get("id")
+            problems.append(Problem(entry.where, str(error), str(id) if isinstance(id, (int, str)) else entry.id))
     return groups, problems
 
 
@@ -227,7 +226,7 @@ def _note_ids(group: tuple[Task, ...], where: str, places: dict[str, str]) -> No
     ids = [group[0].group, *(task.id for task in group)]
     for id in ids:
         if id in places:
-            raise TaskError(f"id: expected one that is new; received {id!r}, which also stands at {places[id]}")
+            raise TaskError(f"id: expected a unique id; received {id!r}, which is also the id of {places[id]}")
     places.update(dict.fromkeys(ids, where))
 
 

@@ -1,4 +1,4 @@
-"""Tasks: a few worked examples and a query. Knows nothing about models, prompts or files."""
+"""Tasks: a few demonstrations and a query. Knows nothing about models, prompts or files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 Grid = tuple[tuple[int, ...], ...]
 IntList = tuple[int, ...]
 Value = Grid | IntList | str
-"""What an input or an output is: a grid (rows of digits 0-9), a list of integers, or a text."""
+"""An input or an output: a grid (rows of digits 0-9), a list of integers, or a text."""
 
 
 def as_grid(value: Value) -> Grid:
@@ -21,13 +21,13 @@ def as_grid(value: Value) -> Grid:
 
 
 def content_digest(content: Any) -> str:
-    """Names a value, or several, by the content: 16 hexadecimal digits of what JSON makes of it."""
+    """SHA-256 of the JSON form of `content`, shortened to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One worked example."""
+    """One input with its output."""
 
     input: Value
     output: Value
@@ -39,9 +39,9 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Task:
-    """Worked examples and one query, all of one kind.
+    """Demonstrations and one query, all of one kind.
 
-    Values are in their canonical form: `autottt.ttt_core.tasks.kinds.make_task` builds a task from lists and checks it.
+    Values are canonical (nested tuples): `autottt.ttt_core.tasks.kinds.make_task` builds a checked task from lists.
     """
 
     kind: str
@@ -49,21 +49,21 @@ class Task:
     demonstrations: tuple[Demonstration, ...]
     query: Value
     answer: Value | None = None
-    """The right answer, where it is known. Never shown to the model."""
+    """The right answer, or None if it is unknown. Never shown to the model."""
     instruction: str | None = None
     id: str = "task"
-    """Names the query in outputs; unique within a file."""
+    """Identifies the query in outputs; unique within a file."""
     family: str = ""
-    """Tasks of one family share what has to be learned; families never straddle a split."""
+    """Tasks of one family share a rule; all tasks of a family are in the same split."""
     dataset: str = ""
     group: str = ""
-    """Names the task that this query belongs to: queries of one group share their demonstrations."""
+    """Identifies the task that this query belongs to: queries of one group share their demonstrations."""
 
     @property
     def digest(self) -> str:
-        """Names what is asked by its content: kind, instruction, demonstrations and query, but not the answer."""
-        asked = (self.kind, self.instruction, [(d.input, d.output) for d in self.demonstrations], self.query)
-        return content_digest(asked)
+        """Content digest of kind, instruction, demonstrations and query, without the answer."""
+        content = (self.kind, self.instruction, [(d.input, d.output) for d in self.demonstrations], self.query)
+        return content_digest(content)
 
     def map(self, function: Callable[[Value], Value]) -> Task:
         """This task with `function` applied to every input and output."""
@@ -80,6 +80,6 @@ class Task:
 
     def leave_out(self, index: int) -> Task:
         """The task whose query is demonstration `index`, with all the others as its demonstrations."""
-        held = self.demonstrations[index]
+        held_out = self.demonstrations[index]
         rest = self.demonstrations[:index] + self.demonstrations[index + 1 :]
-        return replace(self, demonstrations=rest, query=held.input, answer=held.output)
+        return replace(self, demonstrations=rest, query=held_out.input, answer=held_out.output)

@@ -414,21 +414,21 @@ def test_a_repeated_id_is_a_problem_that_names_both_places(tmp_path):
     reading = read_tasks([first, second])
     assert ids(reading) == ["x", "y"]
     assert [str(p) for p in reading.problems] == [
-        f"{first}:3: id: expected one that is new; received 'x', which also stands at {first}:1",
-        f"{second}:1: id: expected one that is new; received 'y', which also stands at {first}:2",
+        f"{first}:3: id: expected a unique id; received 'x', which is also the id of {first}:1",
+        f"{second}:1: id: expected a unique id; received 'y', which is also the id of {first}:2",
     ]
 
 
 def test_a_number_as_id_is_its_digits(tmp_path):
     reading = read_tasks([write(tmp_path / "tasks.jsonl", public(id=7), public(id="7"))])
     assert ids(reading) == ["7"]
-    assert "received '7', which also stands at" in str(reading.problems[0])
+    assert "received '7', which is also the id of" in str(reading.problems[0])
 
 
 def test_an_id_may_not_repeat_the_name_of_a_query(tmp_path):
     path = write(tmp_path / "a.jsonl", public("x", queries=[example([1], [1])] * 2), public("x#1"))
     (problem,) = read_tasks([path]).problems
-    assert problem.message == f"id: expected one that is new; received 'x#1', which also stands at {path}:1"
+    assert problem.message == f"id: expected a unique id; received 'x#1', which is also the id of {path}:1"
 
 
 json_values = st.recursive(
