@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from autottt.policies.acceptance import rejects_adapter
 from autottt.strategies.base import get_strategy, run
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora.cross_validation import rejects_adapter
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.tasks.readers import read_tasks
 from autottt.ttt_core.tasks.task import Task

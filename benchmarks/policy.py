@@ -1,12 +1,11 @@
-"""Collects outcomes, trains a policy on the generator's families alone, and judges it; `make bench-policy` runs it.
+"""Collects outcomes, trains a policy on the generator's families alone, and evaluates it; run by `make bench-policy`.
 
     python benchmarks/policy.py DATA --outcomes benchmarks/outcomes --json benchmarks/results/policy.json [--quick]
 
-DATA is a folder with `open/<set>.jsonl` and `outcomes/bbh_llama31_8b.csv`; what it lacks is left out, and said. The
-outcomes are kept under --outcomes, a store for each set: an interrupted run goes on from there, and those of the
-repository are not measured again. The bundle goes to --bundle. Writes the rows {"name", "value", "unit",
-"against", "goal", "holds"} with the sets that were left out, the machine, versions, commit and date. Intervals are of
-families drawn again.
+DATA is a folder with `open/<set>.jsonl` and `outcomes/bbh_llama31_8b.csv`; missing files are reported and skipped. The
+outcomes are in --outcomes, a store per set: an interrupted run continues there, and stored outcomes are not measured
+again. The bundle is written to --bundle. Writes rows {"name", "value", "unit", "against", "goal", "holds"} with the
+skipped sets, machine, versions, commit and date. Intervals are bootstrap intervals over families.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ from autottt.policies.imported import import_csv
 from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
 from autottt.policies.outcomes import BASE, Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
-from autottt.policies.policy import BUNDLED, LearnedPolicy, simulate
-from autottt.policies.report import write_report
+from autottt.policies.policy import BUNDLED, LearnedPolicy
+from autottt.policies.report import arm_name, write_report
 from autottt.policies.scorecard import Bootstrap
+from autottt.policies.simulation import simulate
 from autottt.policies.trained import TrainedPolicy
 from autottt.policies.training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, train_policy
 from autottt.strategies.base import get_strategy
@@ -51,30 +51,30 @@ SETS = {
     "list_functions_rule": 60, "arc_1d": 60, "mini_arc": 45, "letter_string": 60, "function_vectors": 60,
     "concept_arc": 36,
 }  # fmt: skip
-"""Open sets that the policy is judged on, and how many queries of each; it is not trained on any."""
+"""Public sets that the policy is evaluated on, and the number of queries of each; it is trained on none of them."""
 OMITTED = {
     "arc_agi_1": "large grids: a fifth is over-long, and the rest takes hours; benchmarks/model.py has it",
     "arc_agi_2": "as arc_agi_1, and larger",
     "bbh": "two thirds and more are over-long; English and knowledge more than rules",
     "instruction_induction": "English and knowledge more than rules, as function_vectors, with fewer tasks",
 }
-"""Open sets that it is not judged on, and why."""
+"""Public sets that it is not evaluated on, and why."""
 GENERATED, QUERIES = 600, 3
-"""Tasks of the generator, and queries of each of them."""
+"""Tasks of the generator, and queries per task."""
 QUICK = 10
 ABOVE_0 = 1e-9
-"""As a goal."""
+"""The goal `above 0`."""
 
 
 def some(tasks: Sequence[Task], count: int) -> list[Task]:
-    """As many tasks drawn at random; those of a smaller count are among those of a larger one."""
+    """A random sample of tasks; a smaller sample is part of a larger one."""
     return random.Random(0).sample(tasks, len(tasks))[:count]
 
 
 def collected(
     folder: Path, tasks: list[Task], model: str | None, workers: int, seeds: Sequence[int] = (0,)
 ) -> list[Outcome]:
-    """The outcomes of all strategies on the tasks; those in the folder are not measured again."""
+    """The outcomes of all strategies on the tasks; stored ones are not measured again."""
     store = OutcomeStore(folder)
 
     def tell(done: int, total: int) -> None:
@@ -87,21 +87,24 @@ def collected(
 
 
 def transferred(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
-    """Utility, accuracy and cost on a set that the policy was not trained on, beside the single best strategy there
-    was in training; and what is gained over it, with the interval."""
+    """Utility, accuracy and cost on a set that the policy was not trained on, of the policy and of the SBS of its
+    training, and the gain over the SBS with its interval."""
     right, costs = cases.score_routing(simulate(policy, cases))
-    price = policy.trained.cost_weight
+    weight = policy.trained.cost_weight
     single = cases.strategies.index(policy.trained.ranking[0])
-    worth = {"policy": right - price * costs, "single": cases.correct[:, single] - price * cases.costs[:, single]}
-    gain = Bootstrap(cases.families, worth, 0).gain("single")
+    utilities = {
+        "policy": right - weight * costs,
+        "single": cases.correct[:, single] - weight * cases.costs[:, single],
+    }
+    gain = Bootstrap(cases.families, utilities, 0).gain("single")
     assert gain is not None
     numbers = {
-        "utility": worth["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
-        "single_utility": worth["single"].mean(), "single_accuracy": cases.correct[:, single].mean(),
+        "utility": utilities["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
+        "single_utility": utilities["single"].mean(), "single_accuracy": cases.correct[:, single].mean(),
         "single_cost": cases.costs[:, single].mean(), "in_context": cases.correct[:, 0].mean(), "gain": gain["value"],
     }  # fmt: skip
-    found: dict[str, Any] = {name: round(float(number), 4) for name, number in numbers.items()}
-    return found | {"interval_90": rounded(gain["interval_90"]), "queries": len(cases), "over_long": cases.over_long}
+    result: dict[str, Any] = {name: round(float(number), 4) for name, number in numbers.items()}
+    return result | {"interval_90": rounded(gain["interval_90"]), "queries": len(cases), "over_long": cases.over_long}
 
 
 def rounded(numbers: Iterable[float]) -> list[float]:
@@ -109,9 +112,9 @@ def rounded(numbers: Iterable[float]) -> list[float]:
 
 
 def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Of a table without features: the single best strategy of the other sub-tasks; the best of each sub-task, judged
-    on the runs that chose it, and chosen on all runs but one and judged on that. A strategy's runs are numbered in the
-    order of their seeds, since not all have the same."""
+    """For a table without features: utility of the SBS of the other sub-tasks, and of the VBS per sub-task, evaluated on
+    the runs that selected it, and on a run that did not. The runs of a strategy are numbered in the order of their
+    seeds, which differ between strategies."""
     names = [BASE, *sorted({o.strategy for o in outcomes} - {BASE})]
     families = sorted({o.family for o in outcomes})
     cells = {(f, s): list[Outcome]() for f in families for s in names}
@@ -119,7 +122,9 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
         cells[outcome.family, outcome.strategy].append(outcome)
     runs = min(map(len, cells.values()))
     table = [[cells[f, s][:runs] for s in names] for f in families]
-    right, costs = (np.array([[[getattr(o, a) for o in c] for c in r] for r in table]) for a in ("correct", "cost"))
+    right, costs = (
+        np.array([[[getattr(o, a) for o in c] for c in r] for r in table]) for a in ("correct", "relative_cost")
+    )
     worth = (
         right - DEFAULT_ACCURACY_PER_MAX_COST / costs.mean(axis=(0, 2)).max() * costs
     )  # [families, strategies, runs]
@@ -133,8 +138,8 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def by_other_runs(worth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What choosing the best strategy by all runs but one is worth in that one, the mean over which one it is, from
-    what each strategy was worth in each run [N, strategies, runs] -> [N]."""
+    """Utility, in each run, of the strategy that is best in all other runs; the mean over the runs. From utilities
+    [N, strategies, runs] -> [N]."""
     index, runs = np.arange(len(worth)), worth.shape[2]
     across = [worth[index, np.delete(worth, n, 2).mean(axis=2).argmax(axis=1), n] for n in range(runs)]
     found: NDArray[np.float64] = np.mean(across, axis=0)
@@ -142,10 +147,9 @@ def by_other_runs(worth: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def told_by_other_queries(outcomes: Sequence[Outcome], price: float, single: str) -> dict[str, Any]:
-    """How much of the gap between a single strategy and the best of each task somebody would close who had seen every
-    strategy tried on the task's other queries: the best is known afterwards only, and part of it is luck. That it was
-    tried is not charged; tasks without all of their queries, or with one only, are left out. No value where there is no
-    gap."""
+    """Gap closed, between the single strategy and the VBS per task, by the strategy that is best on the task's other
+    queries: the VBS is chosen in hindsight, and part of it is chance. The other attempts are not charged; tasks without
+    all queries, or with one query, are excluded. No value without a gap."""
     asked: dict[tuple[str, str, int], dict[str, dict[str, Outcome]]] = {}
     for outcome in outcomes:
         queries = asked.setdefault((outcome.dataset, outcome.group, outcome.seed), {})
@@ -157,7 +161,9 @@ def told_by_other_queries(outcomes: Sequence[Outcome], price: float, single: str
     ]  # fmt: skip
     if not whole:
         return {"value": None, "interval_90": None, "tasks": 0}
-    worth = np.array([[[by[s].correct - price * by[s].cost for by in queries] for s in ARMS] for queries in whole])
+    worth = np.array(
+        [[[by[s].correct - price * by[s].relative_cost for by in queries] for s in ARMS] for queries in whole]
+    )
     ours = worth[:, ARMS.index(single)].mean(axis=1)
     best, told = worth.mean(axis=2).max(axis=1), by_other_runs(worth)
     families = [queries[0][BASE].family for queries in whole]
@@ -172,9 +178,10 @@ def told_by_other_queries(outcomes: Sequence[Outcome], price: float, single: str
 def row(
     name: str, value: float | None, unit: str, against: str, goal: float | None, most: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A number, and whether it reaches its goal: the least, or the most, that it should be. No number reaches none."""
+    """A row with a value, and whether it reaches its goal, which is a minimum, or a maximum with `most`. A missing value
+    reaches no goal."""
     holds = None if goal is None else value is not None and (value <= goal if most else value >= goal)
-    verdict = "" if goal is None else f"  goal {goal:g}: {'holds' if holds else 'does not hold'}"
+    verdict = "" if goal is None else f"  goal {goal:g}: {'reached' if holds else 'not reached'}"
     shown = "none" if value is None else f"{value:.3f}"
     print(f"{name:<66} {shown:>8} {unit} ({against}){verdict} {more or ''}", flush=True)
     return {
@@ -189,9 +196,9 @@ def row(
 
 
 def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
-    """The scorecard's numbers beside their goals; one that cannot be told has no value, and holds no goal."""
+    """The scorecard's metrics with their goals; an undefined metric has no value, and reaches no goal."""
     card = trained.scorecard
-    gap, routing, draws = card["gap_closed"] or {}, card["routing"] or {}, card["repeats"]
+    gap, routing, draws = card["gap_closed_per_task"] or {}, card["routing"] or {}, card["repeats"]
     bounds = card["intervals_90"]
     fixed = {name: card["arms"][name] for name in trained.strategies}
     best = max(fixed, key=lambda name: fixed[name]["accuracy"])
@@ -202,17 +209,18 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
         found = draws.get(name, {})
         return found.get("mean"), {"range": found.get("range"), "interval_90_first_draw": bounds.get(name)}
 
-    closed, apgr, sent, auroc, harm = (drawn(n) for n in ("gap_closed", "apgr", "cpt_95", "auroc", "harm_share"))
-    of_queries = card["gap_closed_queries"] or {}
+    closed, apgr, sent, auroc, harm = (
+        drawn(n) for n in ("gap_closed_per_task", "apgr", "cpt_95", "auroc", "harm_share")
+    )
+    of_queries = card["gap_closed_per_query"] or {}
     low = gap["interval_90"][0] if gap else None
-    gained, against = policy["accuracy"] - fixed[best]["accuracy"], "single best to best of each task"
+    gained, against = policy["accuracy"] - fixed[best]["accuracy"], "SBS to VBS per task"
     arms = [
-        row(f"always `{name}`: utility" if name in fixed else f"{name.replace('_', ' ')}: utility", arm["utility"],
-            "utility", "-", None, accuracy=round(arm["accuracy"], 4), cost=round(arm["cost"], 1),
+        row(f"{arm_name(name, trained.strategies)}: utility", arm["utility"], "", "-", None, accuracy=round(arm["accuracy"], 4), cost=round(arm["cost"], 1),
             interval_90=rounded(arm["interval_90"]))
         for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
     ]  # fmt: skip
-    cheap = [accuracy for _, accuracy, cost in card["prices"] if cost <= 0.4 * fixed[best]["cost"]]
+    cheap = [accuracy for _, accuracy, cost in card["cost_weight_curve"] if cost <= 0.4 * fixed[best]["cost"]]
     return [
         *arms,
         row(f"gap closed, families held out, mean of {draws['draws']} draws of the folds", closed[0], "of it", against,
@@ -220,7 +228,7 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
         row("gap closed, lower bound, all draws", low, "of it", against, ABOVE_0, of_it=gap.get("value"),
             interval_90=rounded(gap.get("interval_90", []))),
         row("the same to the best of each query, a maximum over single draws", of_queries.get("value"), "of it",
-            "single best to best of each query", None, interval_90=rounded(of_queries.get("interval_90", []))),
+            "SBS to VBS per query", None, interval_90=rounded(of_queries.get("interval_90", []))),
         row("APGR over the share of queries sent", apgr[0], "area", "0.5 at random", 0.8, **apgr[1]),
         row("APGR over the share of the cost", routing.get("apgr_cost"), "area", "0.5 at random", None),
         row("share of queries for 95% of the gain", sent[0], "of them", "all", 0.5, most=True, **sent[1]),
@@ -258,8 +266,8 @@ def same_as_shipped(trained: TrainedPolicy, shipped: TrainedPolicy, goal: float 
 
 
 def _closed(arms: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    """The share of what lies between the single best strategy and the best of each that an arm closes, if anything."""
-    single, best = arms["single_best"]["utility"], arms["best_of_each_task"]["utility"]
+    """The gap between SBS and VBS per task that an arm closes; None without a gap."""
+    single, best = arms["sbs"]["utility"], arms["vbs_per_task"]["utility"]
     return (arms[name]["utility"] - single) / (best - single) if best > single else None
 
 

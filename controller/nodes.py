@@ -14,13 +14,12 @@ from typing import NamedTuple, Protocol
 
 from langgraph.runtime import Runtime
 
+from ..policies.acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.features import Features, free_features, probe_features
-from ..policies.outcome_table import MAX_ATTEMPTS
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision, Policy
 from ..strategies.adapter_plan import has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
 from ..ttt_core.learner import Learner
-from ..ttt_core.lora.cross_validation import rejects_adapter
 from ..ttt_core.tasks.task import Task
 from .budget import UNLIMITED, Budget
 from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..policies.features import FEATURES_VERSION
+from ..policies.versions import LOG_VERSION
 from ..strategies.base import Attempt, Cost
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
@@ -72,6 +73,7 @@ class Result:
         plain = asdict(self)
         task = {name: plain["task"][name] for name in ("dataset", "family", "group", "kind", "answer")}
         plain |= {"task": task | {"digest": self.task.digest}, "features_version": FEATURES_VERSION}
+        plain["log_version"] = LOG_VERSION
         return {"id": self.task.id, **plain, "right": self.right, "adapted": self.adapted}
 
 

@@ -1,7 +1,8 @@
-"""Bundles: a trained policy as a folder that executes nothing when it is read.
+"""Bundles: a trained policy as a folder that is loaded without executing anything.
 
-`card.json` is for people and programs; `heads.skops` holds the fitted heads. What the second may consist of is a
-literal list here: a file that names any other type, or any other way to build one, is refused before anything is built.
+`card.json` describes the policy for people and programs; `estimators.skops` holds the fitted estimators. The types that
+the latter may contain are a literal list here: a file that names any other type or loader is refused before any object
+is built. Knows nothing about how policies are trained.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
 from .trained import Change, TrainedPolicy
+from .versions import BUNDLE_VERSION
 
-FORMAT = 7
-CARD, HEADS = "card.json", "heads.skops"
+CARD, ESTIMATORS = "card.json", "estimators.skops"
 COST = "0/cost/"
-"""What the names of estimators of costs begin with; they read the free features."""
+"""Prefix of the names of cost models, which read the free features."""
 
 TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree")
-"""What skops does not trust by itself: the trees of boosting and of forests. They are arrays of numbers, but ones that
-are followed without looking: `_check_estimator` looks first."""
+"""Types that skops does not trust by default: the trees of boosting and of forests. Prediction follows their arrays of
+node indices unchecked, so `_check_estimator` checks them first."""
 TYPES = frozenset({
     "builtins.dict", "builtins.list", "builtins.str", "builtins.tuple",
     "numpy.float64", "numpy.int64", "numpy.ndarray", "numpy.random._generator.Generator", "numpy.uint64",
@@ -53,108 +54,116 @@ TYPES = frozenset({
     "sklearn.preprocessing._data.StandardScaler", "sklearn.preprocessing._label.LabelEncoder",
     "sklearn.tree._classes.DecisionTreeClassifier", *TRUSTED,
 })  # fmt: skip
-"""Everything that the heads consist of."""
+"""Every type that the estimators consist of."""
 LOADERS = frozenset({
     "DictNode", "JsonNode", "ListNode", "LossNode", "NdArrayNode", "ObjectNode", "RandomGeneratorNode", "TreeNode",
     "TupleNode", "TypeNode",
 })  # fmt: skip
-"""The ways in which skops builds them; none calls a function that the file names."""
+"""The skops loaders that build them; none of them calls a function that the file names."""
 
 
 def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_released: bool = False) -> Path:
-    """Writes the folder, and returns it; what was in these two files before is replaced.
+    """Writes the bundle, replacing one that is there, and returns its folder.
 
-    But a released policy for the same model gives way to one that is not released only where told so: else the new one
-    goes to a folder beside, `...-unreleased`, which is returned.
+    A released policy for the same model is replaced by one that is not released only with `over_released`: else the new
+    one goes to the neighbouring folder `...-unreleased`, which is returned.
     """
     path = Path(folder)
     if not (over_released or policy.released) and _released(path, policy.base_hash):
         path = path.parent / f"{path.name or 'policy'}-unreleased"
     path.mkdir(parents=True, exist_ok=True)
-    named = _named(policy)
-    heads = path / f"_{HEADS}.partial"
+    named = _classifiers(policy)
+    estimators = path / f"_{ESTIMATORS}.partial"
     skops.io.dump(
-        {name: head.estimator for name, head in named.items()}
-        | {f"{COST}{n}": amount.estimator for n, amount in zip(policy.strategies[1:], policy.cost_models, strict=False)},
-        heads, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
+        {name: classifier.estimator for name, classifier in named.items()}
+        | {f"{COST}{n}": model.estimator for n, model in zip(policy.strategies[1:], policy.cost_models, strict=False)},
+        estimators, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
     )  # fmt: skip
     card = card_of(policy) | {
-        "calibration": {name: [head.slope, head.intercept] for name, head in named.items()},
-        "heads_sha256": _sha256(heads),
+        "calibration": {name: [c.slope, c.intercept] for name, c in named.items()},
+        "estimators_sha256": _sha256(estimators),
     }
-    written = path / f"_{CARD}.partial"
-    written.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    heads.replace(path / HEADS)
-    written.replace(path / CARD)
+    partial = path / f"_{CARD}.partial"
+    partial.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    estimators.replace(path / ESTIMATORS)
+    partial.replace(path / CARD)
     return path
 
 
 def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -> TrainedPolicy:
-    """The policy in a folder. Raises `PolicyError` with the reason and the remedy; executes nothing of the folder's.
+    """Loads the policy in a folder without executing anything of its content.
 
-    `anyway` takes features of another version for those of this one, as long as they have the same names.
+    `ignore_mismatch` accepts features of another version that have the same names. Raises `PolicyError` with the reason
+    and the remedy.
     """
     path = Path(folder)
     card = _read_card(path, ignore_mismatch)
-    estimators = _read_heads(path, card.get("heads_sha256"))
     try:
-        heads = {
-            name: CalibratedClassifier(estimators[name], *map(float, pair))
-            for name, pair in card["calibration"].items()
-        }
-        policy = TrainedPolicy(
-            base_hash=str(card["base_hash"]),
-            strategies=tuple(card["strategies"]),
-            difficulty={stage: heads[f"{stage}/{BASE}"] for stage in NAMES},
-            changes={
-                stage: tuple(
-                    Change(heads[f"{stage}/{name}/mends"], heads[f"{stage}/{name}/spoils"])
-                    for name in card["strategies"][1:]
-                )
-                for stage in NAMES
-            },
-            mean_costs={kind: tuple(map(float, costs)) for kind, costs in card["costs"].items()},
-            cost_weight=float(card["price"]),
-            skip_probe_threshold=float(card["enough"]),
-            ranking=tuple(card["ranking"]),
-            feature_min=tuple(map(float, card["lowest"])),
-            feature_max=tuple(map(float, card["highest"])),
-            deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
-            cdf=tuple(tuple(map(float, nine)) for nine in card["below"]),
-            families=tuple(card["families"]),
-            datasets=tuple(card["datasets"]),
-            seed=int(card["seed"]),
-            cost_models=tuple(
-                CostRegressor(estimators[f"{COST}{name}"])
-                for name in card["strategies"][1:]
-                if f"{COST}{name}" in estimators
-            ),
-            keep_threshold=float(card["keep"]),
-            risk=None if card["risk"] is None else float(card["risk"]),
-            prompt_format=str(card["prompt_format"]),
-            recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
-            scorecard=dict(card["scorecard"]),
-        )
+        names = {int(stage): tuple(map(str, names)) for stage, names in card["feature_names"].items()}
+        estimators = _read_estimators(path, card.get("estimators_sha256"), {s: len(n) for s, n in names.items()})
+        policy = _from_card(card, names, estimators)
         _check(policy)
         return policy
+    except PolicyError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _refused(path, f"{CARD} is not what it has to be: {type(error).__name__}: {error}") from None
+        raise _refused(path, f"{CARD} has an invalid content: {type(error).__name__}: {error}") from None
+
+
+def _from_card(
+    card: Mapping[str, Any], feature_names: Mapping[int, tuple[str, ...]], estimators: Mapping[str, Any]
+) -> TrainedPolicy:
+    """The policy that a card and its estimators describe."""
+    classifiers = {
+        name: CalibratedClassifier(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()
+    }
+    strategies = tuple(card["strategies"])
+
+    def change(stage: int, name: str) -> Change:
+        return Change(classifiers[f"{stage}/{name}/fixes"], classifiers[f"{stage}/{name}/breaks"])
+
+    return TrainedPolicy(
+        base_hash=str(card["base_hash"]),
+        strategies=strategies,
+        difficulty={stage: classifiers[f"{stage}/{BASE}"] for stage in NAMES},
+        changes={stage: tuple(change(stage, name) for name in strategies[1:]) for stage in NAMES},
+        mean_costs={kind: tuple(map(float, costs)) for kind, costs in card["mean_costs"].items()},
+        cost_weight=float(card["cost_weight"]),
+        skip_probe_threshold=float(card["skip_probe_threshold"]),
+        ranking=tuple(card["ranking"]),
+        feature_min=tuple(map(float, card["feature_min"])),
+        feature_max=tuple(map(float, card["feature_max"])),
+        deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
+        cdf=tuple(tuple(map(float, nine)) for nine in card["cdf"]),
+        families=tuple(card["families"]),
+        datasets=tuple(card["datasets"]),
+        seed=int(card["seed"]),
+        cost_models=tuple(
+            CostRegressor(estimators[f"{COST}{name}"]) for name in strategies[1:] if f"{COST}{name}" in estimators
+        ),
+        keep_threshold=float(card["keep_threshold"]),
+        risk=None if card["risk"] is None else float(card["risk"]),
+        prompt_format=str(card["prompt_format"]),
+        recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
+        scorecard=dict(card["scorecard"]),
+        feature_names=feature_names,
+    )
 
 
 def card_of(policy: TrainedPolicy) -> dict[str, Any]:
-    """What a policy is and how it was judged: the card without what only the files need."""
+    """The card without checksums and calibration: description and evaluation of a policy, as plain JSON."""
     return {
-        "format": FORMAT,
+        "format_version": BUNDLE_VERSION,
         "features_version": FEATURES_VERSION,
-        "features": NAMES[max(NAMES)],
+        "feature_names": {str(stage): names for stage, names in policy.feature_names.items()},
         "base_hash": policy.base_hash,
         "strategies": policy.strategies,
-        "costs": policy.mean_costs,
-        "price": policy.cost_weight,
-        "enough": policy.skip_probe_threshold,
+        "mean_costs": policy.mean_costs,
+        "cost_weight": policy.cost_weight,
+        "skip_probe_threshold": policy.skip_probe_threshold,
         "ranking": policy.ranking,
         "seed": policy.seed,
-        "keep": policy.keep_threshold,
+        "keep_threshold": policy.keep_threshold,
         "risk": policy.risk,
         "prompt_format": policy.prompt_format,
         "recipes": policy.recipes,
@@ -163,38 +172,44 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,
         "families": policy.families,
-        "lowest": policy.feature_min,
-        "highest": policy.feature_max,
+        "feature_min": policy.feature_min,
+        "feature_max": policy.feature_max,
         "deciles": policy.deciles,
-        "below": policy.cdf,
+        "cdf": policy.cdf,
     }
 
 
 def _check(policy: TrainedPolicy) -> None:
-    """Raises `ValueError` for names, lengths or numbers that no training makes."""
-    names, free, all_stages = policy.strategies, len(NAMES[0]), len(NAMES[max(NAMES)])
-    wrong = {
+    """Raises `ValueError` for names, lengths or numbers that training cannot produce."""
+    names, free, all_stages = policy.strategies, *(len(policy.feature_names[stage]) for stage in sorted(NAMES))
+    invalid = {
         "strategies": names[:1] != (BASE,) or len(set(names)) < len(names),
         "ranking": sorted(policy.ranking) != sorted(names),
-        "costs": "" not in policy.mean_costs or any(len(costs) != len(names) for costs in policy.mean_costs.values()),
-        "lowest": len(policy.feature_min) != free,
-        "highest": len(policy.feature_max) != free,
+        "mean_costs": "" not in policy.mean_costs or any(len(c) != len(names) for c in policy.mean_costs.values()),
+        "feature_names": policy.feature_names[1][:free] != policy.feature_names[0],
+        "feature_min": len(policy.feature_min) != free,
+        "feature_max": len(policy.feature_max) != free,
         "deciles": [len(nine) for nine in policy.deciles] != [9] * all_stages,
-        "below": [len(nine) for nine in policy.cdf] != [9] * all_stages,
+        "cdf": [len(nine) for nine in policy.cdf] != [9] * all_stages,
         "risk": policy.risk is not None and not 0 < policy.risk < 1,
-        "price": policy.cost_weight < 0,
-        "spending": len(policy.cost_models) not in (0, len(names) - 1),
+        "cost_weight": policy.cost_weight < 0,
+        "cost_models": len(policy.cost_models) not in (0, len(names) - 1),
     }
     numbers: dict[str, Iterable[float]] = {
-        "price": [policy.cost_weight], "enough": [policy.skip_probe_threshold], "keep": [policy.keep_threshold],
-        "costs": chain(*policy.mean_costs.values()), "lowest": policy.feature_min, "highest": policy.feature_max,
-        "deciles": chain(*policy.deciles), "below": chain(*policy.cdf),
-        "calibration": chain(*((head.slope, head.intercept) for head in _named(policy).values())),
-    }  # fmt: skip
-    found = [name for name, is_wrong in wrong.items() if is_wrong]
-    found += [name for name, values in numbers.items() if not np.isfinite(list(values)).all()]
-    if found:
-        raise ValueError(f"{', '.join(dict.fromkeys(found))}: not what a training makes of {len(names)} strategies")
+        "cost_weight": [policy.cost_weight],
+        "skip_probe_threshold": [policy.skip_probe_threshold],
+        "keep_threshold": [policy.keep_threshold],
+        "mean_costs": chain(*policy.mean_costs.values()),
+        "feature_min": policy.feature_min,
+        "feature_max": policy.feature_max,
+        "deciles": chain(*policy.deciles),
+        "cdf": chain(*policy.cdf),
+        "calibration": chain(*((c.slope, c.intercept) for c in _classifiers(policy).values())),
+    }
+    keys = [name for name, is_invalid in invalid.items() if is_invalid]
+    keys += [name for name, values in numbers.items() if not np.isfinite(list(values)).all()]
+    if keys:
+        raise ValueError(f"{', '.join(dict.fromkeys(keys))}: invalid for a policy of {len(names)} strategies")
 
 
 def _released(path: Path, base_hash: str) -> bool:
@@ -206,67 +221,77 @@ def _released(path: Path, base_hash: str) -> bool:
     return isinstance(card, dict) and card.get("released") is True and card.get("base_hash") == base_hash
 
 
-def _named(policy: TrainedPolicy) -> dict[str, CalibratedClassifier]:
-    named = {f"{stage}/{BASE}": head for stage, head in policy.difficulty.items()}
+def _classifiers(policy: TrainedPolicy) -> dict[str, CalibratedClassifier]:
+    """Name in the bundle -> classifier."""
+    named = {f"{stage}/{BASE}": classifier for stage, classifier in policy.difficulty.items()}
     for stage, changes in policy.changes.items():
         for name, change in zip(policy.strategies[1:], changes, strict=True):
-            named |= {f"{stage}/{name}/mends": change.fixes, f"{stage}/{name}/spoils": change.breaks}
+            named |= {f"{stage}/{name}/fixes": change.fixes, f"{stage}/{name}/breaks": change.breaks}
     return named
 
 
-def _read_card(path: Path, anyway: bool) -> Mapping[str, Any]:
+def _read_card(path: Path, ignore_mismatch: bool) -> Mapping[str, Any]:
     try:
         card = json.loads((path / CARD).read_text("utf-8"))
     except OSError as error:
         raise _refused(path, f"{CARD} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise _refused(path, f"{CARD} is not JSON ({error})") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        received = card.get("format", "none") if isinstance(card, dict) else f"no object but a {type(card).__name__}"
-        raise _refused(path, f"{CARD} is not of format {FORMAT}, but {received}")
-    known, features = NAMES[max(NAMES)], card.get("features")
-    if features != list(known):
-        names = features if isinstance(features, list) else []
-        odd = [f"without {n}" for n in known if n not in names] + [f"with {n}" for n in names if n not in known]
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        shown = ", ".join(odd[:3]) + more if odd else "in another order"
-        raise _refused(path, f"it was trained on other features than this package measures: {shown}")
-    if card.get("features_version") != FEATURES_VERSION and not anyway:
+    version = card.get("format_version", card.get("format")) if isinstance(card, dict) else None
+    if version != BUNDLE_VERSION:
+        received = f"version {version}" if isinstance(card, dict) else f"a {type(card).__name__}, not an object"
+        raise _refused(path, f"{CARD} is not in version {BUNDLE_VERSION} of the format, but {received}")
+    _check_features(path, card, ignore_mismatch)
+    return dict(card)
+
+
+def _check_features(path: Path, card: Mapping[str, Any], ignore_mismatch: bool) -> None:
+    """Refuses a policy that reads features which this package does not measure, or in another version."""
+    names = card.get("feature_names")
+    for stage, known in NAMES.items():
+        received = names.get(str(stage)) if isinstance(names, dict) else None
+        if not isinstance(received, list) or not received:
+            raise _refused(path, f"{CARD} has no feature names of stage {stage}")
+        unknown = [str(name) for name in received if name not in known]
+        if unknown or len(set(received)) < len(received):
+            shown = ", ".join(unknown[:3] or received[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
+            raise _refused(path, f"it was trained on features that this package does not measure: {shown}")
+    if card.get("features_version") != FEATURES_VERSION and not ignore_mismatch:
         raise _refused(
             path,
-            f"it was trained on features of version {card.get('features_version')}, and this package measures "
-            f"version {FEATURES_VERSION}, of the same names; --ignore-mismatch (ignore_mismatch=True) takes one for the other",
+            f"it was trained on features of version {card.get('features_version')}, and this package measures version "
+            f"{FEATURES_VERSION} under the same names; --ignore-mismatch (ignore_mismatch=True) accepts them",
         )
-    return card
 
 
-def _read_heads(path: Path, sha256: object) -> Mapping[str, Any]:
-    file = path / HEADS
+def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> Mapping[str, Any]:
+    """The estimators of a bundle; `counts` is the number of features of each stage."""
+    file = path / ESTIMATORS
     try:
         with zipfile.ZipFile(file) as archive:
             nodes = list(_nodes(json.loads(archive.read("schema.json"))))
-        odd = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
-        odd |= {str(n.get("__loader__")) for n in nodes} - LOADERS
-        if odd:
-            raise _refused(path, f"{HEADS} holds what no policy consists of: {', '.join(sorted(odd))}")
+        foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
+        foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS
+        if foreign:
+            raise _refused(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
         if _sha256(file) != sha256:
-            raise _refused(path, f"{HEADS} is not the one that {CARD} describes")
+            raise _refused(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
         estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
-                _check_estimator(one, len(NAMES[0 if name.startswith("0/") else 1]))
+                _check_estimator(one, counts[0 if name.startswith("0/") else 1])
         return estimators
     except OSError as error:
-        raise _refused(path, f"{HEADS} cannot be read ({error.strerror})") from None
+        raise _refused(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
     except PolicyError:
         raise
-    except Exception as error:  # whatever a damaged archive makes of zipfile, json and skops
-        raise _refused(path, f"{HEADS} is damaged ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever zipfile, json and skops raise on a damaged archive
+        raise _refused(path, f"{ESTIMATORS} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _check_estimator(estimator: Any, features: int) -> None:
-    """Raises `ValueError` for one that no training makes, and for a tree whose way down leaves it, or reads a feature
-    that there is not."""
+    """Raises `ValueError` for an estimator that training cannot produce, and for a tree whose child or feature indices
+    are out of range."""
     match estimator:
         case RandomForestClassifier() | RandomForestRegressor():
             for one in estimator.estimators_:
@@ -275,7 +300,7 @@ def _check_estimator(estimator: Any, features: int) -> None:
         case HistGradientBoostingClassifier():
             for tree in (tree for trees in estimator._predictors for tree in trees):
                 if tree.nodes["is_categorical"].any():
-                    raise ValueError("a tree with categories, which no policy has")
+                    raise ValueError("a tree with categorical features, which no policy has")
                 _check_tree(tree.nodes, tree.nodes["is_leaf"] > 0, ("left", "right", "feature_idx"), features)
         case Pipeline(steps=[(_, StandardScaler()), (_, LogisticRegression() | KNeighborsRegressor())]):
             pass
@@ -286,15 +311,15 @@ def _check_estimator(estimator: Any, features: int) -> None:
 
 
 def _check_tree(nodes: Any, leaf: Any, names: tuple[str, str, str], features: int) -> None:
-    inner, place = nodes[~leaf], np.flatnonzero(~leaf)
+    inner, index = nodes[~leaf], np.flatnonzero(~leaf)
     left, right, feature = (inner[name].astype(np.int64) for name in names)
-    onwards = (left > place) & (right > place) & (left < len(nodes)) & (right < len(nodes))
-    if not (len(nodes) and onwards.all() and ((feature >= 0) & (feature < features)).all()):
-        raise ValueError("a tree whose nodes lead nowhere")
+    descends = (left > index) & (right > index) & (left < len(nodes)) & (right < len(nodes))
+    if not (len(nodes) and descends.all() and ((feature >= 0) & (feature < features)).all()):
+        raise ValueError("a tree with child or feature indices out of range")
 
 
 def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Every part of a skops schema that says what to build."""
+    """Every part of a skops schema that names an object to build."""
     if isinstance(schema, dict):
         if schema.keys() & {"__class__", "__module__", "__loader__"}:
             yield schema
@@ -311,5 +336,5 @@ def _sha256(file: Path) -> str:
 
 def _refused(path: Path, reason: str) -> PolicyError:
     return PolicyError(
-        f"{path}: not a policy that can be used: {reason}. Make one with `autottt train-policy STORE --out {path}`"
+        f"{path}: not a usable policy: {reason}. Train one with `autottt train-policy STORE --out {path}`"
     )

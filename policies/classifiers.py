@@ -1,6 +1,6 @@
-"""Heads: calibrated classifiers of one yes-or-no question, chosen and judged with families held out; and amounts.
+"""Calibrated classifiers and cost regressors, selected and calibrated by cross-validation over families.
 
-Knows nothing about strategies, prices or features' names. Axes: N cases, F features.
+Knows nothing about strategies, cost weights or names of features. Axes: N cases, F features, C classifiers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from threadpoolctl import ThreadpoolController
 from .fast_inference import Floats, LinearModel, PackedForest
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Indices to learn from, and indices held out."""
+"""Training indices and held-out indices."""
 
 MIN_CLASS_COUNT = 4
-"""With fewer cases of the rarer outcome there is nothing to learn: the head is a constant."""
+"""Cases of the rarer class below which a classifier is a constant."""
 
 
-def _line(freedom: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=freedom, solver="newton-cholesky"))
+def _logistic(C: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=C, solver="newton-cholesky"))
 
 
 def _forest(seed: int) -> RandomForestClassifier:
@@ -41,29 +41,30 @@ def _forest(seed: int) -> RandomForestClassifier:
 
 
 CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
-    "logistic": lambda seed, cases: _line(0.03),
-    "logistic_free": lambda seed, cases: _line(0.3),
+    "logistic": lambda seed, cases: _logistic(0.03),
+    "logistic_free": lambda seed, cases: _logistic(0.3),
     "nearest_families": lambda seed, cases: make_pipeline(
         StandardScaler(), KNeighborsRegressor(min(NEAREST, cases), weights="distance", algorithm="brute")
     ),
     "forest": lambda seed, cases: _forest(seed),
-    "blend": lambda seed, cases: [_line(0.1), _forest(seed)],
+    "blend": lambda seed, cases: [_logistic(0.1), _forest(seed)],
     "boosting": lambda seed, cases: HistGradientBoostingClassifier(
         learning_rate=0.06, max_iter=60, max_leaf_nodes=8, min_samples_leaf=15, l2_regularization=1.0,
         early_stopping=False, random_state=seed,
     ),
 }  # fmt: skip
-"""Estimators to choose from, simplest first, each made from a seed and the number of cases.
+"""Estimators to select from, simplest first; each is built from a seed and the number of cases.
 
-The logistic regressions have the same prior on their weights whatever the number of cases: the more there are, the less
-it says. A blend is the mean of what its estimators say: unlike ones err unlike. Nearest families learn from one row for
-each family: its mean features, and the share of yeses.
+The logistic regressions have a fixed prior on their weights, whose influence falls with the number of cases. `blend`
+averages its estimators; dissimilar models make dissimilar errors. `nearest_families` is fitted to one row per family:
+its mean features and its share of positive cases.
 """
 NEAREST = 9
-"""Families that a query is compared with."""
+"""Nearest families that a query is compared with."""
 BY_FAMILY = ("nearest_families",)
+"""Candidates that are fitted to one row per family."""
 MIN_FAMILIES = {"forest": 200, "blend": 200, "boosting": 400}
-"""Families that an estimator needs to be a candidate beside others: with fewer it wins by chance, and then loses."""
+"""Families that an estimator needs to be a candidate: with fewer it is selected by chance and generalises worse."""
 
 
 @dataclass(frozen=True)
@@ -71,47 +72,47 @@ class CalibratedClassifier:
     """A fitted classifier and the sigmoid that calibrates it."""
 
     estimator: Any
-    """A fitted scikit-learn classifier of 0 and 1, a regressor of the share of 1, or a list of such, for their mean."""
+    """A fitted scikit-learn classifier of 0 and 1, a regressor of the share of 1, or a list of them, which is
+    averaged."""
     slope: float = 1.0
-    """Of the sigmoid, on the log-odds that the estimator gives."""
+    """Of the sigmoid, on the log-odds of the estimator."""
     intercept: float = 0.0
 
     def probabilities(self, rows: Floats) -> Floats:
-        """The chance of a yes for each row [N, F] -> [N]."""
+        """Probability of the positive class for each row [N, F] -> [N]."""
         return _calibrated(np.mean([part(rows) for part in self._parts], axis=0), self.slope, self.intercept)
 
     @cached_property
     def _parts(self) -> list[Callable[[Floats], Floats]]:
-        """What gives the chances of each estimator, for a row in a tenth of a millisecond where that can be."""
+        """Prediction function of each estimator, with fast inference where there is one."""
         return [_fast_inference(one) for one in self.estimators]
 
     @property
     def estimators(self) -> list[Any]:
-        """One, or those whose mean it is."""
+        """The estimators that are averaged."""
         return self.estimator if isinstance(self.estimator, list) else [self.estimator]
 
 
-def batched_probabilities(heads: Sequence[CalibratedClassifier]) -> Callable[[Floats], Floats]:
-    """What gives the chances of several heads at once for rows [N, F] -> [N, H]: their forests are gone down side by
-    side, which takes the time of one."""
-    forests = [(n, one) for n, head in enumerate(heads) for one in head.estimators if _is_forest(one)]
-    others = [
-        (n, _fast_inference(one)) for n, head in enumerate(heads) for one in head.estimators if not _is_forest(one)
-    ]
+def batched_probabilities(classifiers: Sequence[CalibratedClassifier]) -> Callable[[Floats], Floats]:
+    """A function from rows [N, F] to the probabilities of several classifiers [N, C]; their forests are evaluated in
+    one pass, which takes the time of a single forest."""
+    estimators = [(n, one) for n, classifier in enumerate(classifiers) for one in classifier.estimators]
+    forests = [(n, one) for n, one in estimators if _is_forest(one)]
+    others = [(n, _fast_inference(one)) for n, one in estimators if not _is_forest(one)]
     trees = PackedForest.concatenate([PackedForest.from_sklearn(one) for _, one in forests]) if forests else None
-    counts = np.array([len(head.estimators) for head in heads])
-    slopes, intercepts = (np.array([getattr(head, name) for head in heads]) for name in ("slope", "intercept"))
+    counts = np.array([len(c.estimators) for c in classifiers])
+    slopes, intercepts = (np.array([getattr(c, name) for c in classifiers]) for name in ("slope", "intercept"))
 
-    def chances(rows: Floats) -> Floats:
-        sums = np.zeros((len(rows), len(heads)))
+    def probabilities(rows: Floats) -> Floats:
+        sums = np.zeros((len(rows), len(classifiers)))
         if trees is not None:
-            for (n, _), found in zip(forests, trees.means_of_each(rows, len(forests)).T, strict=True):
-                sums[:, n] += found
-        for n, part in others:
-            sums[:, n] += part(rows)
+            for (n, _), means in zip(forests, trees.means_of_each(rows, len(forests)).T, strict=True):
+                sums[:, n] += means
+        for n, predict in others:
+            sums[:, n] += predict(rows)
         return _calibrated(sums / counts, slopes, intercepts)
 
-    return chances
+    return probabilities
 
 
 def _is_forest(estimator: Any) -> bool:
@@ -120,125 +121,125 @@ def _is_forest(estimator: Any) -> bool:
 
 @dataclass(frozen=True)
 class CostRegressor:
-    """A fitted forest that foretells an amount, such as a cost."""
+    """A fitted forest that predicts a relative cost."""
 
     estimator: RandomForestRegressor
 
 
-def cost_predictor(amounts: Sequence[CostRegressor]) -> Callable[[Floats], Floats]:
-    """What gives the amounts [N, A] for rows [N, F]."""
-    trees = PackedForest.concatenate([PackedForest.from_sklearn(amount.estimator) for amount in amounts])
-    return lambda rows: trees.means_of_each(rows, len(amounts))
+def cost_predictor(regressors: Sequence[CostRegressor]) -> Callable[[Floats], Floats]:
+    """A function from rows [N, F] to the predictions of all regressors [N, number of regressors]."""
+    trees = PackedForest.concatenate([PackedForest.from_sklearn(regressor.estimator) for regressor in regressors])
+    return lambda rows: trees.means_of_each(rows, len(regressors))
 
 
 def fit_cost_regressor(
-    rows: Floats, amounts: Floats, families: Sequence[str], fold_count: int, seed: int
+    X: Floats, costs: Floats, families: Sequence[str], fold_count: int, seed: int
 ) -> tuple[CostRegressor, Floats]:
-    """What foretells amounts [N], not a number where they are not known, from rows [N, F]; and what was foretold of
-    each case [N] with its family held out."""
-    known, held_out = ~np.isnan(amounts), np.full(len(rows), np.nanmean(amounts))
+    """A regressor of costs [N], NaN where unknown, from features [N, F]; and its predictions for each case [N] with its
+    family held out."""
+    known, predictions = ~np.isnan(costs), np.full(len(X), np.nanmean(costs))
 
-    def fitted(learn: NDArray[np.int64]) -> RandomForestRegressor:
+    def fitted(train: NDArray[np.int64]) -> RandomForestRegressor:
         forest = RandomForestRegressor(60, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1)
-        return forest.fit(rows[learn], amounts[learn])
+        return forest.fit(X[train], costs[train])
 
     with one_thread():
-        for learn, held in group_folds(families, fold_count, seed):
-            if known[learn].any():
-                held_out[held] = fitted(learn[known[learn]]).predict(rows[held])
-        return CostRegressor(fitted(np.flatnonzero(known))), held_out
+        for train, held_out in group_folds(families, fold_count, seed):
+            if known[train].any():
+                predictions[held_out] = fitted(train[known[train]]).predict(X[held_out])
+        return CostRegressor(fitted(np.flatnonzero(known))), predictions
 
 
 @dataclass(frozen=True)
 class BinaryTarget:
-    """What a head learns: N cases, and yes or no of each. One of which it is not known teaches nothing."""
+    """What a classifier is trained on: N cases with binary labels. Cases with an unknown label are not trained on."""
 
     X: Floats
     """[N, F]"""
     labels: Floats
-    """[N], 0 or 1; not a number, where it is not known."""
+    """[N], 0 or 1; NaN where unknown."""
     families: NDArray[np.str_]
     """[N]"""
     prior: float = 0.5
-    """The share of yeses that is expected where there are no cases."""
+    """Share of positive cases to assume without data."""
 
     def take(self, chosen: NDArray[np.int64]) -> BinaryTarget:
-        """The question about the cases at these indices."""
+        """The cases at these indices."""
         return replace(self, X=self.X[chosen], labels=self.labels[chosen], families=self.families[chosen])
 
     @property
     def known(self) -> BinaryTarget:
-        """The question about the cases of which the answer is known."""
+        """The cases with a known label."""
         return self.take(np.flatnonzero(~np.isnan(self.labels)))
 
     def by_family(self) -> BinaryTarget:
-        """One row for each family: its means."""
+        """One row per family: its mean features and label."""
         names, place = np.unique(self.families, return_inverse=True)
         means = (np.arange(len(names))[:, None] == place) / np.bincount(place)[:, None]
         return replace(self, X=means @ self.X, labels=means @ self.labels, families=names)
 
-    def losses(self, chances: Floats) -> Floats:
-        """Log-loss of each chance [N] in nats."""
-        clipped = np.clip(chances, 1e-4, 1 - 1e-4)
-        found: Floats = -np.where(self.labels == 1, np.log(clipped), np.log(1 - clipped))
-        return found
+    def losses(self, probabilities: Floats) -> Floats:
+        """Log-loss of each probability [N] in nats."""
+        clipped = np.clip(probabilities, 1e-4, 1 - 1e-4)
+        losses: Floats = -np.where(self.labels == 1, np.log(clipped), np.log(1 - clipped))
+        return losses
 
     @property
     def base_rate(self) -> float:
-        """The share of yeses, drawn a little towards the prior."""
+        """The share of positive cases, smoothed towards the prior."""
         return float((self.labels.sum() + 2 * self.prior) / (len(self.labels) + 2))
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether nearly all cases have the same answer."""
+        """Whether nearly all cases have the same label."""
         return bool(min(self.labels.sum(), len(self.labels) - self.labels.sum()) < MIN_CLASS_COUNT)
 
 
 def fit_classifiers(
-    questions: Sequence[BinaryTarget], fold_count: int, seed: int, candidates: Sequence[str] = tuple(CANDIDATES)
+    targets: Sequence[BinaryTarget], fold_count: int, seed: int, candidates: Sequence[str] = tuple(CANDIDATES)
 ) -> list[tuple[CalibratedClassifier, Floats]]:
-    """For each question a head, calibrated on families held out, and its held-out chances [N], of all cases.
+    """For each target a classifier, calibrated on held-out families, and its held-out probabilities of all cases [N].
 
-    All are of one candidate, since errors that are alike cancel where heads are compared: the simplest whose log-loss
-    on families held out, over all questions, is not above the best by more than a standard error (Breiman et al. 1984).
-    A question with nearly always the same answer, or about one family only, gets a constant.
+    All use the same candidate, since similar errors cancel when classifiers are compared: the simplest one whose
+    log-loss on held-out families, over all targets, is within one standard error of the best (Breiman et al. 1984). A
+    degenerate target, or one with a single family, gets a constant.
     """
-    splits = [group_folds(q.families.tolist(), fold_count, seed) for q in questions]
+    splits = [group_folds(t.families.tolist(), fold_count, seed) for t in targets]
     with one_thread():
-        held_outs = {n: [_held_out(n, q, s, seed) for q, s in zip(questions, splits, strict=True)] for n in candidates}
-        sigmoids = {n: [_calibration(h, q) for h, q in zip(held_outs[n], questions, strict=True)] for n in candidates}
-        chances = {
-            n: [_calibrated(h, *pair) for h, pair in zip(held_outs[n], sigmoids[n], strict=True)] for n in candidates
+        raw = {n: [_held_out(n, t, s, seed) for t, s in zip(targets, splits, strict=True)] for n in candidates}
+        sigmoids = {n: [_calibration(h, t) for h, t in zip(raw[n], targets, strict=True)] for n in candidates}
+        probabilities = {
+            n: [_calibrated(h, *pair) for h, pair in zip(raw[n], sigmoids[n], strict=True)] for n in candidates
         }
-        name = _simplest(questions, chances)
+        name = _simplest(targets, probabilities)
         estimators = [
-            _fit(name, q.known, seed) if s else _constant(q.known) for q, s in zip(questions, splits, strict=True)
+            _fit(name, t.known, seed) if s else _constant(t.known) for t, s in zip(targets, splits, strict=True)
         ]
     return [
-        (CalibratedClassifier(estimator), held_out)
+        (CalibratedClassifier(estimator), uncalibrated)
         if isinstance(estimator, DummyClassifier)
         else (CalibratedClassifier(estimator, *pair), calibrated)
-        for estimator, held_out, pair, calibrated in zip(
-            estimators, held_outs[name], sigmoids[name], chances[name], strict=True
+        for estimator, uncalibrated, pair, calibrated in zip(
+            estimators, raw[name], sigmoids[name], probabilities[name], strict=True
         )
     ]
 
 
-def _simplest(questions: Sequence[BinaryTarget], held_outs: Mapping[str, Sequence[Floats]]) -> str:
-    """The first candidate whose losses are not surely above the best one's, all questions taken together."""
-    known = [~np.isnan(q.labels) for q in questions]
-    families = np.concatenate([q.families[k] for q, k in zip(questions, known, strict=True)])
+def _simplest(targets: Sequence[BinaryTarget], held_out: Mapping[str, Sequence[Floats]]) -> str:
+    """The first candidate whose losses, over all targets, are not significantly above those of the best."""
+    known = [~np.isnan(t.labels) for t in targets]
+    families = np.concatenate([t.families[k] for t, k in zip(targets, known, strict=True)])
     losses = {
-        name: np.concatenate([q.known.losses(c[k]) for q, k, c in zip(questions, known, all_chances, strict=True)])
-        for name, all_chances in held_outs.items()
+        name: np.concatenate([t.known.losses(p[k]) for t, k, p in zip(targets, known, probabilities, strict=True)])
+        for name, probabilities in held_out.items()
     }
     best = min(losses, key=lambda name: float(losses[name].mean()))
     return next(n for n in losses if n == best or not lower_bound_above_zero(losses[n] - losses[best], families))
 
 
 def lower_bound_above_zero(values: Floats, families: NDArray[np.str_]) -> bool:
-    """Whether the mean of the values [N] is more than a standard error above 0. Cases of a family are not
-    independent, so the error is that of families drawn anew."""
+    """Whether the mean of the values [N] is more than a standard error above 0, clustered by family, since the cases of
+    a family are not independent."""
     mean = values.mean()
     _, place = np.unique(families, return_inverse=True)
     error = np.sqrt((np.bincount(place, values - mean) ** 2).sum()) / len(values)
@@ -246,12 +247,12 @@ def lower_bound_above_zero(values: Floats, families: NDArray[np.str_]) -> bool:
 
 
 def eligible_candidates(candidates: Sequence[str], families: int) -> tuple[str, ...]:
-    """The candidates that so many families are enough for; all, where they are enough for none."""
+    """The candidates that this number of families suffices for; all of them if it suffices for none."""
     return tuple(n for n in candidates if families >= MIN_FAMILIES.get(n, 0)) or tuple(candidates)
 
 
 def group_folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
-    """Up to `count` splits of the cases; a family is wholly on one side of each. A single family has none."""
+    """Up to `count` splits of the cases, each with a family on one side only; none for a single family."""
     count = min(count, len(set(families)))
     if count < 2:
         return []
@@ -261,7 +262,7 @@ def group_folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps scikit-learn from using threads: with so little data it would wait for them a thousand times longer."""
+    """Limits scikit-learn to one thread: on small data the overhead of threads exceeds the work a thousandfold."""
     with _threadpools().limit(limits=1):
         yield
 
@@ -271,70 +272,75 @@ def _threadpools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _held_out(name: str, question: BinaryTarget, splits: Sequence[Split], seed: int) -> Floats:
-    chances = np.full(len(question.labels), question.known.base_rate)
-    for learn, held in splits:
-        chances[held] = _positive_probability(_fit(name, question.take(learn).known, seed), question.X[held])
-    return chances
+def _held_out(name: str, target: BinaryTarget, splits: Sequence[Split], seed: int) -> Floats:
+    """Uncalibrated held-out probabilities [N] of a candidate."""
+    probabilities = np.full(len(target.labels), target.known.base_rate)
+    for train, held_out in splits:
+        estimator = _fit(name, target.take(train).known, seed)
+        probabilities[held_out] = _positive_probability(estimator, target.X[held_out])
+    return probabilities
 
 
-def _fit(name: str, question: BinaryTarget, seed: int) -> Any:
-    if question.is_degenerate:
-        return _constant(question)
+def _fit(name: str, target: BinaryTarget, seed: int) -> Any:
+    """A fitted estimator of a candidate, or a list of them; a constant for a degenerate target."""
+    if target.is_degenerate:
+        return _constant(target)
     if name in BY_FAMILY:
-        families = question.by_family()
+        families = target.by_family()
         return CANDIDATES[name](seed, len(families.labels)).fit(families.X, families.labels)
-    made = CANDIDATES[name](seed, len(question.labels))
-    yes = question.labels.astype(int)
-    return [one.fit(question.X, yes) for one in made] if isinstance(made, list) else made.fit(question.X, yes)
+    estimator = CANDIDATES[name](seed, len(target.labels))
+    labels = target.labels.astype(int)
+    if isinstance(estimator, list):
+        return [one.fit(target.X, labels) for one in estimator]
+    return estimator.fit(target.X, labels)
 
 
-def _constant(question: BinaryTarget) -> DummyClassifier:
-    two = np.zeros((2, question.X.shape[1]))
-    return DummyClassifier(strategy="prior").fit(
-        two, [0, 1], sample_weight=[1 - question.base_rate, question.base_rate]
-    )
+def _constant(target: BinaryTarget) -> DummyClassifier:
+    """A classifier that always predicts the base rate."""
+    two = np.zeros((2, target.X.shape[1]))
+    return DummyClassifier(strategy="prior").fit(two, [0, 1], sample_weight=[1 - target.base_rate, target.base_rate])
 
 
-def _calibration(chances: Floats, question: BinaryTarget) -> tuple[float, float]:
-    """Slope and intercept of Platt's sigmoid; a slope that would turn the order around becomes 0."""
-    known = question.known
+def _calibration(probabilities: Floats, target: BinaryTarget) -> tuple[float, float]:
+    """Slope and intercept of Platt's sigmoid; a negative slope, which would reverse the order, becomes 0."""
+    known = target.known
     if known.is_degenerate:
         return 1.0, 0.0
-    odds = _log_odds(chances[~np.isnan(question.labels)])
+    odds = _log_odds(probabilities[~np.isnan(target.labels)])
     fitted = LogisticRegression(solver="newton-cholesky").fit(odds[:, None], known.labels.astype(int))
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([known.base_rate]))[0]))
 
 
 def _fast_inference(estimator: Any) -> Callable[[Floats], Floats]:
-    """What gives a fitted estimator's chances, as quickly as is known."""
+    """The fastest prediction function for a fitted estimator, from rows [N, F] to probabilities [N]."""
     if _is_forest(estimator):
         return PackedForest.from_sklearn(estimator).means
     if isinstance(estimator, Pipeline) and isinstance(estimator.steps[-1][1], LogisticRegression):
         return LinearModel.from_sklearn(estimator).probabilities
 
-    def chances(rows: Floats) -> Floats:
+    def probabilities(rows: Floats) -> Floats:
         with one_thread():
             return _positive_probability(estimator, rows)
 
-    return chances
+    return probabilities
 
 
 def _positive_probability(estimator: Any, rows: Floats) -> Floats:
+    """Probability of the positive class by scikit-learn's own prediction; the mean for a list of estimators."""
     if isinstance(estimator, list):
         return np.asarray(np.mean([_positive_probability(one, rows) for one in estimator], axis=0), dtype=np.float64)
     last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    chances: Floats = estimator.predict(rows) if is_regressor(last) else estimator.predict_proba(rows)[:, 1]
-    return chances
+    values: Floats = estimator.predict(rows) if is_regressor(last) else estimator.predict_proba(rows)[:, 1]
+    return values
 
 
-def _log_odds(chances: Floats) -> Floats:
-    clipped = np.clip(chances, 1e-4, 1 - 1e-4)
+def _log_odds(probabilities: Floats) -> Floats:
+    clipped = np.clip(probabilities, 1e-4, 1 - 1e-4)
     odds: Floats = np.log(clipped / (1 - clipped))
     return odds
 
 
-def _calibrated(chances: Floats, slope: float | Floats, intercept: float | Floats) -> Floats:
-    found: Floats = 1 / (1 + np.exp(-slope * _log_odds(chances) - intercept))
-    return found
+def _calibrated(probabilities: Floats, slope: float | Floats, intercept: float | Floats) -> Floats:
+    calibrated: Floats = 1 / (1 + np.exp(-slope * _log_odds(probabilities) - intercept))
+    return calibrated

@@ -1,7 +1,8 @@
-"""Why a policy decided as it did: what pushed it, and what would have changed it. Knows nothing about models.
+"""Explanations of a learned policy's decisions: contributions of features, and cost weights that change the choice.
 
-A feature's push is what is lost when the feature is as usual in training: the others stay, so pushes of features that
-go together are each part of the truth. What kind a task is has no push: a task of no kind, or of two, says nothing.
+Knows nothing about models. Contribution of a feature: change of the score when it is replaced by its training median,
+the others fixed. Correlated features share credit. The kind of a task has no contribution, since its indicator features
+are meaningless one by one.
 """
 
 from __future__ import annotations
@@ -11,139 +12,142 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .features import NAMES, Features
+from .features import Features
 from .outcomes import BASE
 from .policy import Decision, LearnedPolicy
 
-By = Literal["chances", "average"]
-"""What chose: the chance and cost of each strategy, or what was best on average, for a query unlike those in
-training."""
+By = Literal["estimates", "fallback"]
+"""What determined the choice: the estimates for the query, or the fallback for queries out of distribution."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one feature did."""
+    """What one feature contributes to a decision."""
 
     feature: str
     value: float
     median: float
     """Its median in training."""
     difficulty: float
-    """By how much it raised the estimated chance that the in-context answer is wrong."""
+    """Increase of the estimated probability that the in-context answer is wrong."""
     lead: float
-    """By how much it raised what the choice was made by, of the chosen strategy over the runner-up; 0 without one."""
+    """Increase of the preference of the chosen strategy over the runner-up; 0 without a runner-up."""
     instead: str
-    """The strategy that would have been chosen, had it been as usual."""
+    """The strategy that would be chosen with the median."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A decision and what it rests on."""
+    """A decision and what determined it."""
 
     decision: Decision
     by: By
     preferences: tuple[tuple[str, float], ...]
-    """Strategies that were to choose from and what the choice was made by, the highest first, in accuracy. Minus
-    infinity for an in-context answer that may not be kept. Empty by average."""
+    """The available strategies and their preferences, highest first, in accuracy; minus infinity for an in-context
+    answer below the keep threshold. Empty for a fallback."""
     contributions: tuple[Contribution, ...]
-    """The strongest on the lead first; without a lead, on the difficulty."""
+    """Sorted by the size of `lead`, then of `difficulty`."""
     cost_weights: tuple[tuple[float, str], ...]
-    """Prices of one in-context cost at which another strategy is chosen, with its name: the nearest below and above, as
-    far as they are known."""
+    """The nearest cost weights below and above at which another strategy is chosen, with that strategy."""
     cost_weight: float
 
     @property
     def runner_up(self) -> str:
-        """What would have been chosen next; empty where there is none."""
-        return next((n for n, worth in self.preferences[1:] if math.isfinite(worth)), "")
+        """The second choice; empty if there is none."""
+        return next((n for n, preference in self.preferences[1:] if math.isfinite(preference)), "")
 
 
 def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -> Explanation:
-    """The decision among the allowed strategies, taken apart."""
+    """Explains the decision among the allowed strategies."""
     trained, decision = policy.trained, policy.decide(features, allowed)
     known = [s for s in trained.strategies if s in allowed]
-    by: By = "average" if policy.is_out_of_distribution(features) else "chances"
-    ranked = sorted(policy.preferences(features, known).items(), key=lambda item: -item[1]) if by != "average" else []
-    found = Explanation(decision, by, tuple(ranked), (), (), trained.cost_weight)
-    prices = _prices(policy, found, known) if by == "chances" else ()
-    return replace(found, contributions=_pushes(policy, features, allowed, known, found), cost_weights=prices)
+    by: By = "fallback" if policy.is_out_of_distribution(features) else "estimates"
+    preferences = policy.preferences(features, known) if by == "estimates" else {}
+    ranked = tuple(sorted(preferences.items(), key=lambda item: -item[1]))
+    explanation = Explanation(decision, by, ranked, (), (), trained.cost_weight)
+    contributions = _contributions(policy, features, allowed, known, explanation)
+    cost_weights = _cost_weights(policy, explanation, known) if by == "estimates" else ()
+    return replace(explanation, contributions=contributions, cost_weights=cost_weights)
 
 
-def _pushes(
-    policy: LearnedPolicy, features: Features, allowed: Sequence[str], known: Sequence[str], found: Explanation
+def _contributions(
+    policy: LearnedPolicy, features: Features, allowed: Sequence[str], known: Sequence[str], explanation: Explanation
 ) -> tuple[Contribution, ...]:
-    usual = dict(zip(NAMES[1], policy.trained.feature_medians, strict=True))
-    finite = LearnedPolicy(replace(policy.trained, keep_threshold=0.0))  # what may not be kept has a worth all the same
-    decision = found.decision
+    names = policy.trained.feature_names
+    medians = dict(zip(names[1], policy.trained.feature_medians, strict=True))
+    finite = LearnedPolicy(replace(policy.trained, keep_threshold=0.0))  # without minus infinity below the threshold
+    decision = explanation.decision
 
     def lead(of: Features) -> float:
-        if not found.runner_up:
+        if not explanation.runner_up:
             return 0.0
-        worth = finite.preferences(of, known)
-        return worth[decision.strategy] - worth[found.runner_up]
+        preferences = finite.preferences(of, known)
+        return preferences[decision.strategy] - preferences[explanation.runner_up]
 
-    now, pushes = lead(features), []
-    for name in NAMES[features.stage]:
+    actual, contributions = lead(features), []
+    for name in names[features.stage]:
         if name.startswith("kind_"):
             continue
-        other = replace(features, values={**features.values, name: usual[name]})
-        decided = policy.decide(other, allowed)
-        pushes.append(
+        other = replace(features, values={**features.values, name: medians[name]})
+        other_decision = policy.decide(other, allowed)
+        contributions.append(
             Contribution(
-                name, features.values[name], usual[name],
-                decision.difficulty - decided.difficulty, now - lead(other), decided.strategy,
+                name, features.values[name], medians[name], decision.difficulty - other_decision.difficulty,
+                actual - lead(other), other_decision.strategy,
             )
         )  # fmt: skip
-    pushes.sort(key=lambda push: (-abs(push.lead), -abs(push.difficulty)))
-    return tuple(pushes)
+    return tuple(sorted(contributions, key=lambda one: (-abs(one.lead), -abs(one.difficulty))))
 
 
-def _prices(policy: LearnedPolicy, found: Explanation, known: Sequence[str]) -> tuple[tuple[float, str], ...]:
-    """Where on the scale of prices the choice by chances would pass to another strategy, next to the price as it is."""
-    decision, price = found.decision, policy.trained.cost_weight
-    left = [s for s in known if decision.may_keep or s != BASE]
+def _cost_weights(
+    policy: LearnedPolicy, explanation: Explanation, known: Sequence[str]
+) -> tuple[tuple[float, str], ...]:
+    """The nearest cost weights below and above the current one at which another strategy has the highest utility."""
+    decision, current = explanation.decision, policy.trained.cost_weight
+    options = [s for s in known if decision.may_keep or s != BASE]
     scores, costs = decision.scores, decision.costs
-    crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a in left for b in left if costs[a] != costs[b]}
-    prices = []
+    pairs = [(a, b) for a in options for b in options if costs[a] != costs[b]]
+    crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a, b in pairs}
+    changes = []
     for side in (
-        sorted((c for c in crossings if 0 < c < price), reverse=True),
-        sorted(c for c in crossings if c > price),
+        sorted((c for c in crossings if 0 < c < current), reverse=True),
+        sorted(c for c in crossings if c > current),
     ):
         for crossing in side:
-            beyond = crossing * (1.0001 if crossing > price else 0.9999)
-            best = max(left, key=lambda s: scores[s] - beyond * costs[s])
+            beyond = crossing * (1.0001 if crossing > current else 0.9999)
+            best = max(options, key=lambda s: scores[s] - beyond * costs[s])
             if best != decision.strategy:
-                prices.append((crossing, best))
+                changes.append((crossing, best))
                 break
-    return tuple(prices)
+    return tuple(changes)
 
 
-_NO_PRICE = {
-    "average": "the query is unlike those in training, and no price changes what was best there on average",
-    "chances": "no other price changes the choice",
+_NO_CHANGE = {
+    "fallback": "the query is out of distribution, and no cost weight changes the fallback",
+    "estimates": "no other cost weight changes the choice",
 }
 
 
-def as_text(found: Explanation, most: int = 6) -> str:
-    """The explanation in words."""
-    decision, ranked = found.decision, dict(found.preferences)
+def as_text(explanation: Explanation, most: int = 6) -> str:
+    """The explanation as text, with the `most` largest contributions."""
+    decision, preferences = explanation.decision, dict(explanation.preferences)
     lines = [
         f"{decision.strategy}: {decision.reason}",
         "",
-        "what it would be worth (chance of a right answer, cost, utility):",
+        "estimates per strategy (probability of a right answer, cost, utility):",
     ]
-    for name in [*ranked, *(n for n in decision.scores if n not in ranked)]:
-        worth = decision.utilities[name]
-        lines.append(f"  {name:<18} {decision.scores[name]:.2f}  {decision.costs[name]:6.0f}x  {worth:+.3f}")
-    over = f", and {decision.strategy}'s lead over {found.runner_up}" if found.runner_up else ""
-    lines += ["", f"what pushed the estimated difficulty{over} (value; usual in training; by how much):"]
-    for push in found.contributions[:most]:
-        leads = f"  {push.lead:+.3f}" if found.runner_up else ""
-        instead = "" if push.instead == decision.strategy else f"  -> {push.instead}, had it been as usual"
-        lines.append(
-            f"  {push.feature:<18} {push.value:8.2f} {push.median:8.2f}  {push.difficulty:+.3f}{leads}{instead}"
-        )
-    lines += ["", f"the price of one in-context cost is {found.cost_weight:.2g} of accuracy;"]
-    changes = [f"at {price:.2g} it would be {name}" for price, name in found.cost_weights]
-    lines.append("  " + ("; ".join(changes) or _NO_PRICE[found.by]))
+    for name in [*preferences, *(n for n in decision.scores if n not in preferences)]:
+        utility = decision.utilities[name]
+        lines.append(f"  {name:<18} {decision.scores[name]:.2f}  {decision.costs[name]:6.0f}x  {utility:+.3f}")
+    columns = "value, training median, contribution to the difficulty"
+    if explanation.runner_up:
+        columns += f" and to the lead of {decision.strategy} over {explanation.runner_up}"
+    lines += ["", f"contributions of features ({columns}):"]
+    for one in explanation.contributions[:most]:
+        lead = f"  {one.lead:+.3f}" if explanation.runner_up else ""
+        instead = "" if one.instead == decision.strategy else f"  -> {one.instead} with the median"
+        lines.append(f"  {one.feature:<18} {one.value:8.2f} {one.median:8.2f}  {one.difficulty:+.3f}{lead}{instead}")
+    lines += ["", f"cost weight (accuracy per one in-context cost): {explanation.cost_weight:.2g}"]
+    changes = [f"at {weight:.2g} the choice is {name}" for weight, name in explanation.cost_weights]
+    lines.append("  " + ("; ".join(changes) or _NO_CHANGE[explanation.by]))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Serving a policy: another that decides in its shadow, and a small share of exploration. Knows nothing about logs.
+"""Exploration and shadow policies in serving. Knows nothing about logs.
 
-Both go into the decision, and with it into traces and results; see `traces` for what is made of them.
+Both are recorded in the decision, and with it in traces and results; `serving_logs` evaluates them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .policy import Decision, Policy, untried_strategies
 
 @dataclass(frozen=True)
 class ExploringPolicy:
-    """A policy with a shadow, or that explores, or both.
+    """A policy that explores, or has a shadow policy, or both.
 
-    What it explores hangs on the query's free features and the seed alone, so that the same run does the same. A query
-    that is explored is measured to the last stage: its outcome is then one to learn from. The policy's own choice is
-    what it would have been without, and an in-context answer that a promise forbids to keep is not drawn.
+    Exploration depends on the query's free features and the seed alone, so that it is reproducible. An explored query
+    is measured to the last stage, so that its outcome is training data. `policy_choice` is what the policy would have
+    chosen without exploration. An in-context answer outside the risk guarantee is never drawn.
     """
 
     policy: Policy
     shadow: Policy | None = None
-    """Asked after every decision, for the record; whatever it says or raises changes nothing."""
+    """Decides after every decision, for the record; neither its choice nor its errors have an effect."""
     explore: float = 0.0
-    """Share of the queries for which a strategy is drawn, each that the policy knows as likely as any other, 0 to 1."""
+    """Share of the queries for which a strategy is drawn uniformly from those the policy was trained on, 0 to 1."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,20 +44,20 @@ class ExploringPolicy:
         return (features.stage == 0 and self._draw(features) is not None) or self.policy.needs_more(features)
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        decision, chance = self.policy.decide(features, allowed, tried=tried), self._draw(features)
-        without = decision if chance is None else self._unexplored(decision, features, allowed, tried)
-        own, drawn = without.strategy, _drawable(without, untried_strategies(allowed, tried))
-        chosen = own if chance is None else chance.choice(drawn)
-        share = self.explore * (chosen in drawn) / len(drawn) + (1 - self.explore) * (chosen == own)
-        if chance is not None:
-            words = f"explored, drawn from {len(drawn)}; else it would be {own}: {without.reason}"
-            decision = replace(decision, strategy=chosen, reason=words, policy_choice=own)
-        return self._shadowed(replace(decision, propensity=share), features, allowed, tried)
+        decision, draw = self.policy.decide(features, allowed, tried=tried), self._draw(features)
+        without = decision if draw is None else self._unexplored(decision, features, allowed, tried)
+        own, options = without.strategy, _options(without, untried_strategies(allowed, tried))
+        chosen = own if draw is None else draw.choice(options)
+        propensity = self.explore * (chosen in options) / len(options) + (1 - self.explore) * (chosen == own)
+        if draw is not None:
+            reason = f"explored: drawn from {len(options)} strategies instead of {own} ({without.reason})"
+            decision = replace(decision, strategy=chosen, reason=reason, policy_choice=own)
+        return self._shadowed(replace(decision, propensity=propensity), features, allowed, tried)
 
     def _unexplored(
         self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
     ) -> Decision:
-        """What the policy would have decided on what it would have measured."""
+        """What the policy would have decided from the features that it would have measured."""
         free = Features(0, {name: features.values[name] for name in STAGE_0})
         if features.stage == 0 or self.policy.needs_more(free):
             return decision
@@ -68,10 +68,10 @@ class ExploringPolicy:
         return {**self.policy.card(), "served": served}
 
     def _draw(self, features: Features) -> random.Random | None:
-        """What the strategy is drawn with, where this query is explored."""
+        """The random generator to draw the strategy with, if this query is explored."""
         key = [features.values[name] for name in STAGE_0]
-        chance = random.Random(f"explore-{self.seed}-{key}")
-        return chance if chance.random() < self.explore else None
+        generator = random.Random(f"explore-{self.seed}-{key}")
+        return generator if generator.random() < self.explore else None
 
     def _shadowed(
         self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
@@ -81,13 +81,13 @@ class ExploringPolicy:
         try:
             choice = self.shadow.decide(features, allowed, tried=tried).strategy
             return replace(decision, shadow=choice, shadow_had_features=not self.shadow.needs_more(features))
-        except Exception as error:  # a shadow is there to be tried out: its failure is a finding, not ours to raise
+        except Exception as error:  # a shadow is on trial: its failure is recorded, not raised
             return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")
 
 
-def _drawable(decision: Decision, left: Sequence[str]) -> Sequence[str]:
-    """What is drawn from: of the strategies that are left those that the policy knows, where it knows several, without
-    an in-context answer that may not be kept."""
-    kept = [s for s in left if s != BASE or decision.may_keep] or left
-    known = [s for s in kept if s in decision.costs]
-    return known if len(known) > 1 else kept
+def _options(decision: Decision, remaining: Sequence[str]) -> Sequence[str]:
+    """The strategies to draw from: the remaining ones that the policy was trained on, if there are several, without an
+    in-context answer outside the risk guarantee."""
+    allowed = [s for s in remaining if s != BASE or decision.may_keep] or remaining
+    known = [s for s in allowed if s in decision.costs]
+    return known if len(known) > 1 else allowed

@@ -1,6 +1,6 @@
-"""Fitted trees and lines as arrays: what scikit-learn says of a row in milliseconds, in a tenth of that.
+"""Fast inference of fitted forests and logistic regressions from arrays, in a tenth of scikit-learn's time per row.
 
-Knows nothing about what they say. Axes: N rows, F features, T trees.
+Knows nothing about what they predict. Axes: N rows, F features, T trees.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PackedForest:
-    """The trees of a forest in one piece: what scikit-learn does in milliseconds for a row, in a tenth of that."""
+    """All trees of a forest in one set of arrays: tenths of a millisecond per row, milliseconds in scikit-learn."""
 
     roots: NDArray[np.intp]
     """[T]"""
     feature: NDArray[np.intp]
     """[nodes of all trees]"""
     threshold: Floats
-    """[nodes]; at a leaf there is no way on."""
+    """[nodes]; leaves point to themselves."""
     left: NDArray[np.intp]
     right: NDArray[np.intp]
     value: Floats
-    """[nodes], the share of yeses, or the mean amount."""
+    """[nodes], the share of positive cases, or the mean of the target."""
     depth: int
 
     @classmethod
     def from_sklearn(cls, forest: RandomForestClassifier | RandomForestRegressor) -> PackedForest:
-        """The trees of a fitted forest that tells 0 from 1, or an amount."""
+        """Packs a fitted binary classifier or regressor."""
         trees = [one.tree_ for one in forest.estimators_]
         roots = np.concatenate([[0], np.cumsum([t.node_count for t in trees])[:-1]])
         leaf = np.concatenate([t.children_left < 0 for t in trees])
-        here = np.arange(len(leaf))
+        own = np.arange(len(leaf))
 
-        def onwards(children: list[NDArray[np.intp]]) -> NDArray[np.intp]:
-            return np.where(leaf, here, np.concatenate([c + r for c, r in zip(children, roots, strict=True)]))
+        def child_index(children: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+            return np.where(leaf, own, np.concatenate([c + r for c, r in zip(children, roots, strict=True)]))
 
         if isinstance(forest, RandomForestClassifier):
             values = [t.value[:, 0, 1] / t.value[:, 0].sum(axis=1) for t in trees]
@@ -50,14 +50,13 @@ class PackedForest:
             values = [t.value[:, 0, 0] for t in trees]
         return cls(
             roots, np.where(leaf, 0, np.concatenate([t.feature for t in trees])),
-            np.concatenate([t.threshold for t in trees]), onwards([t.children_left for t in trees]),
-            onwards([t.children_right for t in trees]), np.concatenate(values), max(t.max_depth for t in trees),
+            np.concatenate([t.threshold for t in trees]), child_index([t.children_left for t in trees]),
+            child_index([t.children_right for t in trees]), np.concatenate(values), max(t.max_depth for t in trees),
         )  # fmt: skip
 
     @classmethod
     def concatenate(cls, forests: Sequence[PackedForest]) -> PackedForest:
-        """The trees of several forests of as many trees each, one after the other: going down all at once takes a
-        single forest's time."""
+        """Packs several forests with equal numbers of trees: evaluating all of them takes the time of one."""
         nodes = np.cumsum([0, *(len(f.value) for f in forests)])
         roots, left, right = (
             np.concatenate([getattr(f, name) + n for f, n in zip(forests, nodes, strict=False)])
@@ -69,23 +68,23 @@ class PackedForest:
         return cls(roots, feature, threshold, left, right, value, max(f.depth for f in forests))
 
     def means(self, rows: Floats) -> Floats:
-        """The mean of all trees for each row [N, F] -> [N]."""
+        """The mean over all trees for each row [N, F] -> [N]."""
         return self.means_of_each(rows, 1)[:, 0]
 
     def means_of_each(self, rows: Floats, forests: int) -> Floats:
-        """The mean of the trees of each of so many forests, for each row [N, F] -> [N, forests]."""
+        """The mean over the trees of each of the packed forests, for each row [N, F] -> [N, forests]."""
         values, node = rows.astype(np.float32), np.tile(self.roots, (len(rows), 1))
         case = np.arange(len(rows))[:, None]
         for _ in range(self.depth):
             lower = values[case, self.feature[node]] <= self.threshold[node]
             node = np.where(lower, self.left[node], self.right[node])
-        found: Floats = self.value[node].reshape(len(rows), forests, -1).mean(axis=2)
-        return found
+        means: Floats = self.value[node].reshape(len(rows), forests, -1).mean(axis=2)
+        return means
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A standardized logistic regression as one product, which scikit-learn does in a tenth of a millisecond."""
+    """A standardised logistic regression as one dot product."""
 
     weights: Floats
     """[F]"""
@@ -93,12 +92,12 @@ class LinearModel:
 
     @classmethod
     def from_sklearn(cls, pipeline: Pipeline) -> LinearModel:
-        """The line of a fitted scaler and logistic regression that tells 0 from 1."""
+        """Merges a fitted scaler and a binary logistic regression."""
         (_, scaler), (_, logistic) = pipeline.steps
         weights = logistic.coef_[0] / scaler.scale_
         return cls(weights, float(logistic.intercept_[0] - weights @ scaler.mean_))
 
     def probabilities(self, rows: Floats) -> Floats:
-        """The chance of a yes for each row [N, F] -> [N]."""
-        found: Floats = expit(rows @ self.weights + self.bias)
-        return found
+        """Probability of the positive class for each row [N, F] -> [N]."""
+        probabilities: Floats = expit(rows @ self.weights + self.bias)
+        return probabilities

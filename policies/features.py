@@ -1,8 +1,7 @@
-"""Features: what is known of a task before anything is decided, as plain floats in stages of rising price.
+"""Features of a task, as plain floats in two stages: stage 0 is free, stage 1 (the probe) costs forward passes.
 
-Stage 0 is free: it comes with the in-context answer. Stage 1 is one more batched scoring pass, with no decoding. Knows
-nothing about policies. Likelihoods are natural logarithms; sizes are counts of cells, numbers or characters, and enter
-as logarithms.
+Stage 0 comes with the in-context answer. The probe is one more batched scoring pass, without decoding. Knows nothing
+about policies. Likelihoods are natural logarithms; sizes are counts of cells, numbers or characters, as logarithms.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
     from ..ttt_core.model.generation import TokenScores
 
 FEATURES_VERSION = 2
-"""Rises when a feature's name or meaning changes; a policy reads the version that it was trained on only."""
+"""Rises when the meaning of a name changes, not when a feature is added: policies and outcomes carry their names."""
 
 LOG_PROB_FLOOR = -20.0
-"""Log-probabilities below this tell nothing more."""
+"""Log-probabilities are clipped here: lower ones carry no more information."""
 NEUTRAL = -2.0
-"""Log-probability per token where there is nothing to measure it on: neither sure nor hopeless."""
+"""Log-probability per token if there is nothing to measure: neither confident nor hopeless."""
 VIEWS = 3
-"""Other orders of the demonstrations, and transformations, under which the in-context answer is scored again."""
+"""Permutations of the demonstrations, and transformations, under which the in-context answer is scored again."""
 
 SHAPE = (
     "demonstrations", "instruction", "kind_grid", "kind_grid1d", "kind_list", "kind_text",
@@ -52,14 +51,19 @@ STAGE_1: tuple[str, ...] = (
     "loo_possible", "loo_hits", "loo_mean", "loo_min", "shots_gain",
     "orders_hits", "orders_mean", "orders_min", "turns_hits", "turns_mean", "turns_min",
 )  # fmt: skip
-"""Names of what the probe adds, in order."""
+"""Names of the features that the probe adds, in order."""
 NAMES: Mapping[int, tuple[str, ...]] = {0: STAGE_0, 1: STAGE_0 + STAGE_1}
-"""Every name that is known after a stage."""
+"""Stage -> every feature name that is available after it; the names of stage 0 come first."""
+REQUIRED = (
+    "kind_grid", "kind_grid1d", "kind_list", "kind_text", "answer_total", "reading_hits_late", "loo_possible",
+    "loo_hits", "orders_hits",
+)  # fmt: skip
+"""Names that outcomes need to train a policy: the kind of the task, and what `HeuristicPolicy` reads."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What has been measured so far."""
+    """The features measured so far."""
 
     stage: int
     """0 or 1: the last stage that was measured."""
@@ -68,7 +72,7 @@ class Features:
 
     @property
     def kind(self) -> str:
-        """The kind of the task, empty if it is none of those that have a feature."""
+        """The kind of the task; empty if it has no feature."""
         return next((k for k in KINDS if self.values.get(f"kind_{k}") == 1.0), "")
 
 
@@ -76,7 +80,8 @@ class Features:
 
 
 def free_features(task: Task, answer: Answer, reading: PromptScores) -> dict[str, float]:
-    """`STAGE_0`: the form of the task, the likelihood of the in-context answer, and how the prompt was understood."""
+    """`STAGE_0`: the shape of the task, the likelihood of the in-context answer, and how well the prompt was
+    predicted."""
     return {**_shape(task), **_answer(task, answer), **_reading(reading.answers)}
 
 
@@ -119,7 +124,7 @@ def _answer(task: Task, answer: Answer) -> dict[str, float]:
 
 
 def _reading(answers: Sequence[TokenScores]) -> dict[str, float]:
-    """How well each demonstration was foreseen from those before it. Without any: no hits, `NEUTRAL`, no slope."""
+    """How well each demonstration was predicted from the preceding ones. Without any: no hits, `NEUTRAL`, no slope."""
     hits = [float(a.all_hit) for a in answers] or [0.0]
     means = [_per_token(a) for a in answers] or [NEUTRAL]
     steps = np.linspace(-0.5, 0.5, len(means))
@@ -138,24 +143,24 @@ def _reading(answers: Sequence[TokenScores]) -> dict[str, float]:
 
 
 def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> dict[str, float]:
-    """`STAGE_1`: does leaving each demonstration out leave the rule, and does the answer survive other views?
+    """`STAGE_1`: leave-one-out accuracy on the demonstrations, and stability of the answer under other views.
 
     - `loo_*`: each demonstration answered from the others: hits, likelihood per token (mean and worst).
-    - `shots_gain`: that likelihood minus the one without any demonstration.
-    - `orders_*`: the in-context answer scored again under other orders: hits are the share of orders whose own greedy
-      answer it is.
-    - `turns_*`: the same under invertible transformations; for a kind without any, the orders stand in.
+    - `shots_gain`: that likelihood minus the likelihood without any demonstration.
+    - `orders_*`: the in-context answer scored again under permuted demonstrations; hits are the share of permutations
+      whose greedy answer it is.
+    - `turns_*`: the same under invertible transformations; for a kind without transformations, equal to `orders_*`.
 
-    With fewer than two demonstrations nothing can be left out: `loo_possible` is 0, hits and gain are 0, likelihoods
-    are `NEUTRAL`. The same holds for the orders and turns of an answer that cannot be read.
+    With fewer than two demonstrations none can be left out: `loo_possible` is 0, hits and gain are 0, likelihoods are
+    `NEUTRAL`. The same holds for `orders_*` and `turns_*` of an answer that cannot be parsed.
     """
     if len(task.demonstrations) < 2:
         return {name: NEUTRAL if name.endswith(("_mean", "_min")) else 0.0 for name in STAGE_1}
     rng = random.Random(f"probe-{seed}")
-    held, alone = leave_one_out(task), single_pairs(task)
+    held_out, alone = leave_one_out(task), single_pairs(task)
     orders, turns = _views(learner, task, answer.value, rng) if answer.value is not None else ([], [])
-    scores = iter([row[-1] for row in learner.score([*held, *alone, *orders, *turns])])
-    from_others = [next(scores) for _ in held]
+    scores = iter([row[-1] for row in learner.score([*held_out, *alone, *orders, *turns])])
+    from_others = [next(scores) for _ in held_out]
     from_nothing = [next(scores) for _ in alone]
     by_order = _agreement("orders", [next(scores) for _ in orders])
     by_turn = _agreement("turns", list(scores)) if turns else _renamed(by_order, "orders", "turns")
@@ -165,8 +170,8 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> d
 
 
 def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:
-    """Other orders and transformations of the task with the in-context answer as the right one, as far as they fit in
-    the context with it."""
+    """Permutations and transformations of the task with the in-context answer as its answer, without those that exceed
+    the context window."""
     answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
     orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
     orders.pop(answered, None)

@@ -1,4 +1,5 @@
-"""Cases: outcomes as a table, one row per query and seed, one column per strategy. Knows nothing about learning.
+"""The outcome table: outcomes as arrays, one row per query and seed, one column per strategy. Knows nothing about
+learning.
 
 Axes: N cases, S strategies, F features.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,19 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
-from ..ttt_core.lora.cross_validation import rejects_adapter
+from .acceptance import rejects_adapter
 from .fast_inference import Floats
-from .features import FEATURES_VERSION, NAMES
+from .features import NAMES, REQUIRED, STAGE_0
 from .outcomes import BASE, Outcome
 
 MIN_FAMILIES = 4
-"""Families that a policy can be trained on at all."""
-
-
+"""Families below which no policy can be trained."""
 UNPARSED = ("unreadable", "failed")
-"""Statuses of outcomes that have no answer."""
-MAX_ATTEMPTS = 3
-"""Strategies that are tried on a query, while none gives an answer that can be read."""
+"""Statuses of outcomes without an answer."""
 Booleans = NDArray[np.bool_]
 
 
@@ -36,95 +33,103 @@ class RoutedCases(NamedTuple):
     """What a policy does with each of N cases."""
 
     choice: NDArray[np.int64]
-    """The strategy whose answer is given."""
+    """Index of the strategy whose answer is given."""
     measured: Booleans
-    """Whether stage 1 was measured."""
+    """Whether the probe (stage 1) was run."""
     wasted_cost: Floats
-    """What was spent on strategies before it, whose answers could not be read."""
+    """Relative cost of the strategies tried before, whose answers could not be parsed."""
     kept: Booleans
-    """Whether it is the in-context answer, which may be kept (`Decision.may_keep`)."""
+    """Whether the answer is the in-context one and within the risk guarantee (`Decision.may_keep`)."""
+
+    @classmethod
+    def empty(cls, count: int) -> RoutedCases:
+        """Arrays for `count` cases, to be filled."""
+        return cls(np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count), np.zeros(count, bool))
+
+    def take(self, chosen: NDArray[np.int64]) -> RoutedCases:
+        """The cases at these indices."""
+        return RoutedCases(self.choice[chosen], self.measured[chosen], self.wasted_cost[chosen], self.kept[chosen])
+
+    def assign(self, chosen: NDArray[np.int64], other: RoutedCases) -> None:
+        """Overwrites the cases at these indices."""
+        for column, values in zip(self, other, strict=True):
+            column[chosen] = values
 
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """What happened, as arrays."""
+    """Outcomes as arrays."""
 
     base_hash: str
     strategies: tuple[str, ...]
     """`in_context` first, then by mean cost."""
     families: tuple[str, ...]
-    """[N]; a query without a family has its group's name, or its own."""
+    """[N]; for a query without a family the name of its group, or its own."""
     datasets: tuple[str, ...]
     """[N]"""
     tasks: tuple[str, ...]
-    """[N], the queries' names."""
+    """[N], names of the queries."""
     groups: tuple[str, ...]
-    """[N], the tasks: queries of one share their demonstrations."""
+    """[N], the tasks: queries of one task share their demonstrations."""
     kinds: tuple[str, ...]
     """[N]"""
     X: Floats
     """[N, F], all stages."""
     correct: Floats
-    """[N, S], 0 or 1; not a number, where a strategy was not tried. `in_context` always was."""
+    """[N, S], 0 or 1; NaN where a strategy was not tried. `in_context` always was."""
     costs: Floats
-    """[N, S], multiples of in-context; likewise."""
+    """[N, S], relative costs; NaN likewise."""
     probe_cost: Floats
-    """[N], what measuring stage 1 took, in the same unit."""
+    """[N], relative cost of the probe (stage 1)."""
     applicable: Booleans
-    """[N, S], false where a query has too few demonstrations for a strategy: it teaches nothing about that one, which
-    is not chosen, and stands for the in-context answer that is served instead."""
+    """[N, S], false where a query has too few demonstrations for a strategy. Such a case is no training data for the
+    strategy, the strategy is not chosen, and the in-context answer counts in its place."""
     unparsed: Booleans
-    """[N, S], whether there was no answer that can be read: then another strategy is tried."""
+    """[N, S], whether there is no answer that can be parsed: then another strategy is tried."""
     prompt_format: str = ""
-    """How the model was asked; empty where it is not known."""
-    left_out: tuple[str, ...] = ()
-    """Strategies that were tried on too few of the queries that others were."""
+    """Format of the prompts; empty if unknown."""
+    excluded_strategies: tuple[str, ...] = ()
+    """Strategies that were tried on too few of the queries that others were tried on."""
     recipes: Mapping[str, str] = field(default_factory=dict)
-    """`strategy/kind` -> digest of the recipe, where it is known."""
+    """`strategy/kind` -> digest of the recipe, where known."""
     over_long: int = 0
-    """Queries that are not among the cases, since they do not fit in the model's context."""
+    """Queries that are excluded because they exceed the model's context window."""
     unmeasured: int = 0
-    """Others that are not, since answering in context or measuring failed, or was not done."""
+    """Other queries that are excluded because the in-context answer or the features are missing."""
+    feature_names: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: dict(NAMES))
+    """Stage -> names of the columns of `X` that are available after it; those of stage 0 first."""
+    missing_features: tuple[str, ...] = ()
+    """Features of this package that some outcomes lack: the table goes without them."""
+    ignored_features: tuple[str, ...] = ()
+    """Features of outcomes that this package does not measure."""
+    features_versions: tuple[int, ...] = ()
+    """Versions of the features of the outcomes; several are used together by their names."""
 
     def __len__(self) -> int:
         return len(self.families)
 
     def stage(self, stage: int) -> Floats:
-        """The features known after a stage."""
-        return self.X[:, : len(NAMES[stage])]
+        """The features that are available after a stage [N, F]."""
+        return self.X[:, : len(self.feature_names[stage])]
 
     def utilities(self, cost_weight: float) -> Floats:
-        """[N, S]: what each strategy would have been worth without a policy."""
+        """[N, S]: accuracy minus weighted cost of each strategy, without a policy."""
         return self.correct - cost_weight * self.costs
 
-    def score_routing(self, served: RoutedCases) -> tuple[Floats, Floats]:
-        """Whether each case [N] was right, and all that was spent on it, the in-context answer first."""
-        index, choice = np.arange(len(self)), served.choice
+    def score_routing(self, routed: RoutedCases) -> tuple[Floats, Floats]:
+        """Whether each case [N] was answered right, and its total relative cost, including the in-context answer."""
+        index, choice = np.arange(len(self)), routed.choice
         costs = self.costs[index, choice] + (choice != 0) * self.costs[:, 0]
-        return self.correct[index, choice], costs + served.measured * self.probe_cost + served.wasted_cost
-
-    def run_attempts(
-        self, case: int, first: int, following: Callable[[Sequence[int]], int | None]
-    ) -> tuple[int, float]:
-        """The strategy whose answer a case gets when `first` is tried first, and what those before it cost: as the
-        graph's `judge`, while an answer cannot be read it goes on with what follows those tried, if anything, and at
-        last with the in-context answer."""
-        tried = [first]
-        while self.unparsed[case, tried[-1]] and not (tried[-1] == 0 and len(tried) > 1):
-            after = following(tried) if len(tried) < MAX_ATTEMPTS else None
-            if after is None and (self.unparsed[case, 0] or 0 in tried):
-                break
-            tried.append(after or 0)
-        return tried[-1], float(sum(self.costs[case, n] for n in tried[:-1] if n))
+        return self.correct[index, choice], costs + routed.measured * self.probe_cost + routed.wasted_cost
 
     @property
     def digest(self) -> str:
-        """Names the cases by their content: the same outcomes give the same."""
+        """Content digest: equal for equal outcomes."""
         names = (self.base_hash, self.strategies, self.datasets, self.tasks)
-        found = hashlib.sha256(json.dumps(names).encode())
+        sha = hashlib.sha256(json.dumps(names).encode())
         for numbers in (self.X, self.correct, self.costs, self.probe_cost):
-            found.update(np.ascontiguousarray(numbers).tobytes())
-        return found.hexdigest()[:16]
+            sha.update(np.ascontiguousarray(numbers).tobytes())
+        return sha.hexdigest()[:16]
 
     @property
     def fully_observed(self) -> Booleans:
@@ -132,7 +137,7 @@ class OutcomeTable:
         return np.asarray(~np.isnan(self.correct).any(axis=1), dtype=np.bool_)
 
     def complete(self) -> OutcomeTable:
-        """Those on which every strategy was tried: only they can be judged by."""
+        """The cases on which every strategy was tried; only they can be evaluated on."""
         return self.take(np.flatnonzero(self.fully_observed))
 
     def take(self, chosen: NDArray[np.int64]) -> OutcomeTable:
@@ -143,86 +148,107 @@ class OutcomeTable:
         )
         return replace(
             self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, X=self.X[chosen],
-            correct=self.correct[chosen], costs=self.costs[chosen], probe_cost=self.probe_cost[chosen], applicable=self.applicable[chosen],
-            unparsed=self.unparsed[chosen],
+            correct=self.correct[chosen], costs=self.costs[chosen], probe_cost=self.probe_cost[chosen],
+            applicable=self.applicable[chosen], unparsed=self.unparsed[chosen],
         )  # fmt: skip
 
     def best_of_tasks(self, cost_weight: float) -> NDArray[np.int64]:
-        """For each case [N] the strategy that was worth most over all queries and seeds of its task."""
+        """For each case [N] the strategy with the highest utility over all queries and seeds of its task (VBS per
+        task)."""
         _, task = np.unique(np.array(list(zip(self.datasets, self.groups, strict=True))), axis=0, return_inverse=True)
-        worth = self.utilities(cost_weight)
-        sums = np.stack([np.bincount(task, weights=worth[:, s]) for s in range(worth.shape[1])], axis=1)
+        utilities = self.utilities(cost_weight)
+        sums = np.stack([np.bincount(task, weights=utilities[:, s]) for s in range(utilities.shape[1])], axis=1)
         return np.asarray(sums.argmax(axis=1)[task], dtype=np.int64)
 
 
 def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
-    """The table of all queries that `in_context` was tried on and features were measured on; some of them need every
-    strategy. Over-long queries are counted and left out.
+    """The table of all queries on which `in_context` was tried and the features were measured.
 
-    Raises `PolicyError` when the outcomes are of several models or another feature version, or too few to learn from.
+    Its features are those that this package measures and all outcomes have. Over-long queries are counted and excluded.
+    Raises `PolicyError` if the outcomes are of several models, prompt formats or recipes, lack `REQUIRED` features, or
+    are too few to train on.
     """
-    found = list(outcomes)
-    hashes = sorted({o.base_hash for o in found})
+    rows = list(outcomes)
+    base_hash, prompt_format = _common_model(rows), _common_prompt_format(rows)
+    recipes = _common_recipes(rows)
+    by_query: dict[tuple[str, str, int], dict[str, Outcome]] = {}
+    for outcome in sorted(rows, key=lambda o: o.key):
+        by_query.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
+    measured = [_as_served(by) for by in by_query.values() if BASE in by and by[BASE].features]
+    strategies = _comparable_strategies({o.strategy for o in rows}, measured)
+    _check(rows, measured, strategies)
+    long = over_long(rows)
+    return replace(
+        _table(base_hash, measured, strategies),
+        recipes={place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies},
+        over_long=len(long),
+        prompt_format=prompt_format,
+        unmeasured=len(by_query) - len(measured) - len(long),
+        excluded_strategies=tuple(sorted({o.strategy for o in rows} - strategies)),
+    )
+
+
+def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:
+    """Queries that exceed the model's context window, by data set, name and seed. They have no features, and no
+    in-context cost that other costs could be multiples of."""
+    return {(o.dataset, o.task_id, o.seed) for o in outcomes if o.strategy == BASE and o.status == "too_long"}
+
+
+def _common_model(outcomes: Sequence[Outcome]) -> str:
+    """The content hash of the one model that answered; empty without outcomes."""
+    hashes = sorted({o.base_hash for o in outcomes})
     if len(hashes) > 1:
         raise PolicyError(
-            f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); train on one's only: "
-            "`train-policy --model-hash HASH`"
+            f"outcomes of {len(hashes)} models ({', '.join(h[:12] for h in hashes)}); a policy is for one model: "
+            "choose it with `train-policy --model-hash HASH`"
         )
-    formats = sorted({o.prompt_format for o in found} - {""})
+    return "".join(hashes)
+
+
+def _common_prompt_format(outcomes: Sequence[Outcome]) -> str:
+    """The one prompt format of the outcomes, as far as it is known."""
+    formats = sorted({o.prompt_format for o in outcomes} - {""})
     if len(formats) > 1:
         raise PolicyError(f"outcomes of {len(formats)} prompt formats ({', '.join(formats)}); keep a store for each")
+    return "".join(formats)
+
+
+def _common_recipes(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """`strategy/kind` -> digest of its one recipe, where known."""
     recipes: dict[str, str] = {}
-    for outcome in found:
+    for outcome in outcomes:
         place = f"{outcome.strategy}/{outcome.kind}"
         if outcome.recipe and recipes.setdefault(place, outcome.recipe) != outcome.recipe:
             raise PolicyError(
                 f"outcomes of {outcome.strategy} on {outcome.kind} tasks are of several recipes, {recipes[place]} and "
-                f"{outcome.recipe}, which achieve and cost different things; keep a store for each"
+                f"{outcome.recipe}, which differ in accuracy and cost; keep a store for each"
             )
-    grouped: dict[tuple[str, str, int], dict[str, Outcome]] = {}
-    for outcome in sorted(found, key=lambda o: o.key):
-        grouped.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
-    known = [_served(by) for by in grouped.values() if BASE in by and by[BASE].features]
-    strategies = _compared({o.strategy for o in found}, known)
-    _check(found, known, strategies)
-    compared = {place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies}
-    table = _table(hashes[0], known, strategies)
-    return replace(
-        table, recipes=compared, over_long=len(long := over_long(found)), prompt_format="".join(formats),
-        unmeasured=len(grouped) - len(known) - len(long),
-        left_out=tuple(sorted({o.strategy for o in found} - strategies)),
-    )  # fmt: skip
-
-
-def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:
-    """Queries that do not fit in the model's context, by data set, name and seed. Nothing is known of them, nor what
-    the other strategies cost there as multiples of in-context."""
-    return {(o.dataset, o.task_id, o.seed) for o in outcomes if o.strategy == BASE and o.status == "too_long"}
+    return recipes
 
 
 def _family(outcome: Outcome) -> str:
     return outcome.family or outcome.group or outcome.task_id
 
 
-def _served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """What a query's strategies amount to as the graph serves them: the in-context answer stands for a strategy that
-    the query has too few demonstrations for, and for one whose cross-fitted training is not borne out (`judge`)."""
+def _as_served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """The outcomes of a query as the graph would serve them: the in-context answer replaces that of a strategy with too
+    few demonstrations, and that of adapters which cross-validation rejects (`rejects_adapter`)."""
     base = by[BASE]
 
-    def judged(outcome: Outcome) -> Outcome:
-        if outcome.status == "too_few":
-            return replace(outcome, correct=base.correct, cost=base.cost)  # the status tells it from what was tried
+    def served(outcome: Outcome) -> Outcome:
+        if outcome.status == "too_few":  # the status distinguishes it from strategies that were tried
+            return replace(outcome, correct=base.correct, relative_cost=base.relative_cost)
         answered = outcome.answer and base.answer
-        if answered and rejects_adapter(outcome.gain, outcome.confidence, base.confidence):
+        if answered and rejects_adapter(outcome.held_out_gain, outcome.confidence, base.confidence):
             return replace(outcome, correct=base.correct)
         return outcome
 
-    return {name: judged(outcome) for name, outcome in by.items()}
+    return {name: served(outcome) for name, outcome in by.items()}
 
 
-def _joined(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The family of each; those in which the same is asked, by its content, are one, named by the first of them: a
-    query that came under two names would otherwise stand on both sides of a split."""
+def _merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The family of each outcome. Families that share a task, by its content, are merged under the first name: else a
+    query with two names could be on both sides of a split."""
     parent = {name: name for name in map(_family, outcomes)}
 
     def root(name: str) -> str:
@@ -230,76 +256,87 @@ def _joined(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
             name = parent[name]
         return name
 
-    asked: dict[str, str] = {}
+    first_family: dict[str, str] = {}
     for outcome in outcomes:
         if outcome.digest:
-            first, second = sorted((root(asked.setdefault(outcome.digest, _family(outcome))), root(_family(outcome))))
+            known, own = root(first_family.setdefault(outcome.digest, _family(outcome))), root(_family(outcome))
+            first, second = sorted((known, own))
             parent[second] = first
     return tuple(root(_family(outcome)) for outcome in outcomes)
 
 
-def _compared(strategies: set[str], known: Sequence[dict[str, Outcome]]) -> set[str]:
-    """The strategies, without those that keep queries of enough families from having been tried with all: one that was
-    served now and then, and never collected, must not make everything else incomparable."""
+def _comparable_strategies(strategies: set[str], measured: Sequence[dict[str, Outcome]]) -> set[str]:
+    """The strategies without those that were tried too rarely: a strategy that was only explored in serving must not
+    leave too few families on which all strategies were tried."""
 
-    def judged(names: set[str]) -> int:
-        return len({_family(by[BASE]) for by in known if by.keys() >= names})
+    def family_count(names: set[str]) -> int:
+        return len({_family(by[BASE]) for by in measured if by.keys() >= names})
 
-    left = strategies
-    while len(left) > 2 and judged(left) < MIN_FAMILIES:
-        left = left - {min(sorted(left - {BASE}), key=lambda s: judged({BASE, s}))}
-    return left if judged(left) >= MIN_FAMILIES else strategies
+    names = strategies
+    while len(names) > 2 and family_count(names) < MIN_FAMILIES:
+        names = names - {min(sorted(names - {BASE}), key=lambda s: family_count({BASE, s}))}
+    return names if family_count(names) >= MIN_FAMILIES else strategies
 
 
-def _check(found: Sequence[Outcome], known: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
+def _check(outcomes: Sequence[Outcome], measured: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:
+    """Raises `PolicyError` if no policy can be trained on the outcomes."""
     collect = "collect more with `autottt collect`"
-    if not found:
+    if not outcomes:
         raise PolicyError(
-            "there are no outcomes to learn from. `autottt collect` measures some; of what was served, those queries "
-            "give some whose right answer is known (--answers) and on which everything was measured"
+            "there are no outcomes to train on: measure some with `autottt collect`. Served queries yield outcomes if "
+            "their right answer is known (--answers) and all features were measured"
         )
     if len(strategies) < 2 or BASE not in strategies:
         raise PolicyError(
-            f"a policy chooses between {BASE} and others; the outcomes are of {sorted(strategies)}; {collect}"
+            f"a policy chooses between {BASE} and other strategies; these outcomes are of {sorted(strategies)}; "
+            + collect
         )
-    if not any(outcome.features for outcome in found):
+    if not any(outcome.features for outcome in outcomes):
         raise PolicyError(
-            "these outcomes have no features (imported, or of over-long tasks only?); a policy needs those that "
-            "`autottt collect` measures. `autottt outcomes show` summarises them"
+            "these outcomes have no features (imported, or of over-long tasks only?); a policy needs the features that "
+            "`autottt collect` measures. `autottt outcomes show` summarises outcomes"
         )
-    if not any(by.keys() >= strategies for by in known):
+    if not any(by.keys() >= strategies for by in measured):
         raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
-    for by in known:
-        base = by[BASE]
-        if base.features_version != FEATURES_VERSION or set(base.features) != set(NAMES[1]):
-            odd = sorted(set(base.features) ^ set(NAMES[1]))
-            names = f" ({len(odd)} names differ: {', '.join(odd[:3])}{' ...' if odd[3:] else ''})" if odd else ""
+    for by in measured:
+        missing = [name for name in REQUIRED if name not in by[BASE].features]
+        if missing:
             raise PolicyError(
-                f"{base.task_id}: features of version {base.features_version}{names}; this package measures "
-                f"version {FEATURES_VERSION}; collect again into a new store"
+                f"{by[BASE].task_id}: its outcome lacks features that every policy needs: {', '.join(missing)}; "
+                "collect again into a new store with `autottt collect TASKS --store NEW`"
             )
 
 
-def _table(base_hash: str, known: Sequence[dict[str, Outcome]], strategies: set[str]) -> OutcomeTable:
-    able = {s: [s not in by or by[s].status != "too_few" for by in known] for s in strategies}
+def _table(base_hash: str, measured: Sequence[dict[str, Outcome]], strategies: set[str]) -> OutcomeTable:
+    """The arrays of `build_outcome_table`."""
+    applicable = {s: [s not in by or by[s].status != "too_few" for by in measured] for s in strategies}
     mean_cost = {
-        s: np.mean([by[s].cost for by, can in zip(known, able[s], strict=True) if can and s in by] or [math.inf])
+        s: np.mean(
+            [by[s].relative_cost for by, usable in zip(measured, applicable[s], strict=True) if usable and s in by]
+            or [math.inf]
+        )
         for s in strategies
     }
     names = (BASE, *sorted(strategies - {BASE}, key=lambda s: (mean_cost[s], s)))
-    bases = [by[BASE] for by in known]
+    bases = [by[BASE] for by in measured]
+    common = set.intersection(*(set(b.features) for b in bases))
+    columns = [name for name in NAMES[1] if name in common]
     return OutcomeTable(
         base_hash,
         names,
-        families=_joined(bases),
+        families=_merged_families(bases),
         datasets=tuple(b.dataset for b in bases),
         tasks=tuple(b.task_id for b in bases),
         groups=tuple(b.group or b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),
-        X=np.array([[b.features[name] for name in NAMES[1]] for b in bases]),
-        correct=np.array([[by[s].correct if s in by else np.nan for s in names] for by in known]),
-        costs=np.array([[by[s].cost if s in by else np.nan for s in names] for by in known]),
+        X=np.array([[b.features[name] for name in columns] for b in bases]),
+        correct=np.array([[by[s].correct if s in by else np.nan for s in names] for by in measured]),
+        costs=np.array([[by[s].relative_cost if s in by else np.nan for s in names] for by in measured]),
         probe_cost=np.array([b.probe_cost for b in bases]),
-        applicable=np.array([able[s] for s in names]).T,
-        unparsed=np.array([[s in by and by[s].status in UNPARSED for s in names] for by in known]),
+        applicable=np.array([applicable[s] for s in names]).T,
+        unparsed=np.array([[s in by and by[s].status in UNPARSED for s in names] for by in measured]),
+        feature_names={0: tuple(name for name in columns if name in STAGE_0), 1: tuple(columns)},
+        missing_features=tuple(name for name in NAMES[1] if name not in common),
+        ignored_features=tuple(sorted(set().union(*(b.features for b in bases)) - set(NAMES[1]))),
+        features_versions=tuple(sorted({b.features_version for b in bases})),
     )

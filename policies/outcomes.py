@@ -1,7 +1,7 @@
-"""Outcomes: what each strategy achieved and cost on each query, in a folder that survives a kill.
+"""Outcomes: what each strategy achieved and cost on each query, in a folder that survives a kill of the process.
 
-Knows nothing about how outcomes come about or what is learned from them. A writer adds each outcome to a journal of its
-own, a line of JSON, and seals many at once as a shard: a Parquet file, whole or not there.
+Knows nothing about how outcomes are measured or what is trained on them. Each writer appends outcomes to a journal of
+its own (JSON lines), and seals many at once into a shard: a Parquet file, written completely or not at all.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 from ..ttt_core.errors import PolicyError
+from .versions import OUTCOMES_VERSION
 
 try:
     import fcntl
-except ImportError:  # only there can a journal be told to be some living writer's
+except ImportError:  # without file locks nothing tells whether the writer of a journal is still alive
     fcntl = None  # type: ignore[assignment]
 
 BASE = "in_context"
-"""The strategy that measuring runs anyway, and that costs are multiples of."""
+"""The strategy that is always run, since it yields the features; relative costs are multiples of its cost."""
 SHARD_ROWS = 512
-"""Outcomes that a writer seals at once."""
+"""Outcomes after which a writer seals its journal."""
 JOURNAL, SHARD, SEALING = ".journal.jsonl", ".parquet", "_sealing.lock"
-"""What names end with, and a lock. All but shards begin with an underscore: readers of Parquet pass over those."""
+"""Suffixes of journals and shards, and the name of the lock. Journals and the lock begin with an underscore, which
+readers of Parquet folders skip."""
+VERSION_KEY = b"autottt_outcomes_version"
+"""Where a shard's metadata holds the version of its format."""
 
 
 class Key(NamedTuple):
-    """What an outcome is of; a store holds one of each."""
+    """What identifies an outcome; a store holds one outcome per key."""
 
     base_hash: str
     dataset: str
@@ -50,50 +54,52 @@ class Outcome:
 
     task_id: str
     group: str
-    """Queries of one group share their demonstrations."""
+    """Queries of one group share their demonstrations: they are queries of one task."""
     family: str
-    """Families never straddle a split."""
+    """A family is never on both sides of a split."""
     dataset: str
     kind: str
     strategy: str
     seed: int
     status: str
-    """`answered`, `unreadable`, `failed`, `too_long` (does not fit in the context) or `too_few` (demonstrations)."""
+    """`answered`, `unreadable` (not parsed), `failed`, `too_long` (exceeds the context window) or `too_few`
+    (demonstrations)."""
     correct: float
     """1 for the right answer, else 0; every failure is 0."""
     seconds: float
-    work: int
-    """Tokens forward, and twice those backward."""
-    cost: float
-    """`work` as a multiple of what answering this query in context takes."""
+    token_equivalents: int
+    """Tokens forward, plus twice the tokens backward."""
+    relative_cost: float
+    """`token_equivalents` as a multiple of those of the in-context answer to the same query."""
     base_hash: str
     """Content hash of the model that answered."""
     features: Mapping[str, float] = field(default_factory=dict)
     """All stages; on the rows of `in_context` only."""
     features_version: int = 0
     probe_cost: float = 0.0
-    """What measuring stage 1 took, in the unit of `cost`; on the rows of `in_context` only."""
+    """Cost of the probe (stage 1) in the unit of `relative_cost`; on the rows of `in_context` only."""
     recipe: str = ""
-    """Digest of the strategy's recipe for this kind of task (see `strategies.base.strategy_recipe_digest`); empty where it has none, or
-    where it is not known."""
+    """Digest of the strategy's recipe for this kind of task (see `strategies.base.strategy_recipe_digest`); empty if it
+    has none, or if it is unknown."""
     digest: str = ""
-    """What is asked, by its content (`Task.digest`); empty where it is not known."""
-    forward: int = 0
-    """Tokens forward, of `work`; 0 with `backward` where they are not known apart."""
-    backward: int = 0
-    """Tokens backward, each of which counts twice in `work`."""
+    """Content digest of the task (`Task.digest`); empty if unknown."""
+    forward_tokens: int = 0
+    """0 together with `backward_tokens` if only their weighted sum is known."""
+    backward_tokens: int = 0
+    """Each counts twice in `token_equivalents`."""
     confidence: float = 0.0
-    """Of the attempt: the probability of its answer, or the share of votes for it; 0 where it is not known."""
+    """Probability of the answer, or the share of the votes for it; 0 if unknown."""
     answer: str = ""
-    """The answer, by its content (`content_digest`): strategies with the same one agree. Empty for none."""
-    gain: float = 1.0
-    """What held-out demonstrations say that training gains (`Evidence.gain`), -1 to 1; 1 where none were held out."""
+    """Content digest of the answer (`content_digest`): equal for strategies that agree. Empty without an answer."""
+    held_out_gain: float = 1.0
+    """Held-out accuracy after training minus before (`CrossValidationResult.gain`), -1 to 1; 1 without held-out
+    demonstrations."""
     losses: tuple[float, ...] = ()
-    """Mean loss of each training step in nats, of strategies that train, as far as they are numbers."""
-    votes: Mapping[str, float] = field(default_factory=dict)
-    """Share of the votes for each answer, by its content; empty for strategies that do not vote."""
+    """Mean loss of each training step in nats, up to the first that is not finite; empty without training."""
+    vote_shares: Mapping[str, float] = field(default_factory=dict)
+    """Content digest of each answer -> its share of the votes; empty for strategies that do not vote."""
     prompt_format: str = ""
-    """How the model was asked (see `load_model`); empty where it is not known, and then it counts as any."""
+    """Format of the prompts (see `load_model`); empty if unknown, which matches every format."""
 
     @property
     def key(self) -> Key:
@@ -101,12 +107,12 @@ class Outcome:
 
 
 def finite(losses: Iterable[float]) -> tuple[float, ...]:
-    """The losses up to the first that is no number: training that fails ends there."""
+    """The losses before the first that is not finite, at which training failed."""
     return tuple(takewhile(math.isfinite, losses))
 
 
 class OutcomeStore:
-    """A folder of outcomes, one of each key. Any number of processes may write to it at once."""
+    """A folder of outcomes, one per key. Any number of processes may write to it at once."""
 
     def __init__(self, folder: str | os.PathLike[str], shard_rows: int = SHARD_ROWS) -> None:
         self.folder = Path(folder)
@@ -116,12 +122,12 @@ class OutcomeStore:
     _journal: BinaryIO | None = None
 
     def append(self, outcome: Outcome) -> None:
-        """Adds one outcome; it is there even if the process is killed right after."""
+        """Adds one outcome, which survives a kill of the process right after the call."""
         try:
-            line = json.dumps(asdict(outcome), allow_nan=False) + "\n"
+            line = json.dumps({"version": OUTCOMES_VERSION, **asdict(outcome)}, allow_nan=False) + "\n"
         except ValueError:
-            raise PolicyError(f"an outcome has finite numbers only; received {outcome}") from None
-        journal = self._opened()
+            raise PolicyError(f"an outcome holds finite numbers only; received {outcome}") from None
+        journal = self._open_journal()
         journal.write(line.encode())
         journal.flush()
         self._rows += 1
@@ -129,18 +135,20 @@ class OutcomeStore:
             self.seal()
 
     def read(self) -> list[Outcome]:
-        """Every outcome, in the order of the keys. Raises `PolicyError` naming a file and line that is none."""
-        found: dict[Key, Outcome] = {}
-        journals = self._journals()  # before the shards: what is sealed meanwhile is seen twice
-        written = [outcome for file in journals for outcome in _journaled(file)]
+        """Every outcome, sorted by key. Raises `PolicyError` naming the file and line that is not an outcome, or that
+        has another version of the format."""
+        by_key: dict[Key, Outcome] = {}
+        journals = self._journals()  # before the shards: an outcome sealed in between is read twice, not lost
+        unsealed = [outcome for file in journals for outcome in _read_journal(file)]
         for file in sorted(self.folder.glob(f"*{SHARD}")):
-            found |= {outcome.key: outcome for outcome in _sealed(file)}
-        for outcome in written:
-            found.setdefault(outcome.key, outcome)
-        return [found[key] for key in sorted(found)]
+            by_key |= {outcome.key: outcome for outcome in _read_shard(file)}
+        for outcome in unsealed:
+            by_key.setdefault(outcome.key, outcome)
+        return [by_key[key] for key in sorted(by_key)]
 
     def missing(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """Those that are not there yet. Raises `PolicyError` where one is that says otherwise what was right."""
+        """The given outcomes that the store does not hold. Raises `PolicyError` if it holds one of the same key and
+        answer that was judged differently."""
         known = {outcome.key: outcome for outcome in self.read()}
         new = []
         for outcome in outcomes:
@@ -150,30 +158,30 @@ class OutcomeStore:
                 known[outcome.key] = outcome
             elif stored.answer == outcome.answer and not math.isclose(stored.correct, outcome.correct):
                 raise PolicyError(
-                    f"{outcome.task_id}: {outcome.strategy} with seed {outcome.seed} is {stored.correct:g} right in "
-                    f"{self.folder}, or in what is to be added, and {outcome.correct:g} there as well; nothing was "
-                    "added. Correct it, or use another --store"
+                    f"{outcome.task_id}: the outcome of {outcome.strategy} with seed {outcome.seed} has correct = "
+                    f"{stored.correct:g} in {self.folder} or among the new outcomes, and also correct = "
+                    f"{outcome.correct:g}; nothing was added. Correct one of them, or use another --store"
                 )
         return new
 
     def seal(self) -> None:
-        """Moves what this writer, and writers that are gone, have written into a shard. Without pyarrow, nothing moves:
-        journals are read as well."""
+        """Moves the journals of this writer, and of writers that no longer run, into a shard. Without pyarrow the
+        journals stay, which are read as well."""
         if _pyarrow() is None or not self.folder.is_dir():
             return
-        with _alone(self.folder / SEALING), ExitStack() as held:
-            left = [file for file in self._journals() if self._may_seal(file, held)]
-            sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _sealed(file)}
-            rows = {o.key: o for file in left for o in _journaled(file) if o.key not in sealed}
+        with _file_lock(self.folder / SEALING), ExitStack() as locks:
+            journals = [file for file in self._journals() if self._may_seal(file, locks)]
+            sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _read_shard(file)}
+            rows = {o.key: o for file in journals for o in _read_journal(file) if o.key not in sealed}
             if rows:
                 target = self.folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
                 _write_shard([rows[key] for key in sorted(rows)], target)
-            for file in left:
+            for file in journals:
                 file.unlink(missing_ok=True)
             self.close()
 
     def close(self) -> None:
-        """Lets go of the journal; what is in it stays."""
+        """Closes the journal, which keeps its outcomes."""
         if self._journal is not None:
             self._journal.close()
         self._journal, self._rows = None, 0
@@ -182,11 +190,11 @@ class OutcomeStore:
         self.close()
 
     def _journals(self) -> list[Path]:
-        """Of all writers; early versions had one, `outcomes.jsonl`."""
+        """The journals of all writers; version 1 of the format had a single one, `outcomes.jsonl`."""
         return sorted([*self.folder.glob(f"_*{JOURNAL}"), *self.folder.glob("outcomes.jsonl")])
 
-    def _opened(self) -> BinaryIO:
-        """This writer's journal, locked for as long as it lives; another one where it has been deleted."""
+    def _open_journal(self) -> BinaryIO:
+        """This writer's journal, locked while the writer lives; a new one if it has been deleted."""
         while self._journal is None or os.fstat(self._journal.fileno()).st_nlink == 0:
             self.close()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,55 +203,70 @@ class OutcomeStore:
                 fcntl.flock(self._journal, fcntl.LOCK_EX)
         return self._journal
 
-    def _may_seal(self, file: Path, held: ExitStack) -> bool:
-        """Whether a journal is this writer's, or that of one that is gone: then its lock is free, and held from now."""
+    def _may_seal(self, file: Path, locks: ExitStack) -> bool:
+        """Whether a journal belongs to this writer, or to one that no longer runs: then its lock is free, and is
+        taken."""
         if self._journal is not None and file.name == Path(self._journal.name).name:
             return True
         if fcntl is None:
             return False
         try:
-            opened = held.enter_context(file.open("r+b"))
+            opened = locks.enter_context(file.open("r+b"))
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # it is held, or gone
+        except OSError:  # it is locked, or deleted
             return False
         return True
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """While inside, no other process is."""
+def _file_lock(lock: Path) -> Iterator[None]:
+    """Holds an exclusive lock between processes."""
     with lock.open("ab") as opened:
         if fcntl is not None:
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield
 
 
-def _journaled(file: Path) -> list[Outcome]:
-    """The outcomes of a journal; a last line torn by a kill is none."""
+def _read_journal(file: Path) -> list[Outcome]:
+    """The outcomes of a journal; an incomplete last line, which a kill leaves, is skipped."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:  # sealed since it was listed
         return []
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    found = []
+    outcomes = []
     for number, line in enumerate(lines, start=1):
+        place = f"{file}:{number}"
         try:
-            found.append(_outcome(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            known = ", ".join(f.name for f in fields(Outcome))
+            row = json.loads(line)
+            version = int(row.pop("version", 1))
+            outcome = _from_row(row) if version == OUTCOMES_VERSION else None
+        except (ValueError, TypeError, AttributeError) as error:
+            names = ", ".join(f.name for f in fields(Outcome))
             raise PolicyError(
-                f"{file}:{number}: not an outcome ({error}); expected a JSON object with {known}. A later version of "
-                "this package may have written it: update. If it is damaged, remove the line to measure it again"
+                f"{place}: not an outcome ({error}); expected a JSON object with version, {names}. If the line is "
+                "damaged, remove it, and `autottt collect` measures that outcome again"
             ) from None
-    return found
+        if outcome is None:
+            raise _other_version(place, version)
+        outcomes.append(outcome)
+    return outcomes
 
 
-def _outcome(row: Mapping[str, Any]) -> Outcome:
-    """What a line or a row says; early versions have fewer columns."""
-    found = Outcome(**row)
-    return replace(
-        found, features=dict(found.features), losses=tuple(found.losses or ()), votes=dict(found.votes or {})
+def _other_version(place: str, version: int) -> PolicyError:
+    remedy = (
+        "update this package" if version > OUTCOMES_VERSION else "collect again: `autottt collect TASKS --store NEW`"
     )
+    return PolicyError(
+        f"{place}: outcomes in version {version} of the format, and this package reads version {OUTCOMES_VERSION}; "
+        f"{remedy}"
+    )
+
+
+def _from_row(row: Mapping[str, Any]) -> Outcome:
+    outcome = Outcome(**row)
+    features, vote_shares = dict(outcome.features), dict(outcome.vote_shares or {})
+    return replace(outcome, features=features, losses=tuple(outcome.losses or ()), vote_shares=vote_shares)
 
 
 def _pyarrow() -> ModuleType | None:
@@ -255,16 +278,18 @@ def _pyarrow() -> ModuleType | None:
 
 
 def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
-    """Writes a Parquet file, whole or not at all; features are a map in one column, so that all shards are alike."""
+    """Writes a Parquet file, completely or not at all. Features are one column of maps, so that all shards have the
+    same schema."""
     arrow = _pyarrow()
     assert arrow is not None
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     types = {name: kinds.get(hint) for name, hint in get_type_hints(Outcome).items()}
-    types["features"] = types["votes"] = arrow.map_(arrow.string(), arrow.float64())
+    types["features"] = types["vote_shares"] = arrow.map_(arrow.string(), arrow.float64())
     types["losses"] = arrow.list_(arrow.float64())
     columns = {name: arrow.array([_plain(getattr(o, name)) for o in outcomes], type) for name, type in types.items()}
+    table = arrow.table(columns).replace_schema_metadata({VERSION_KEY: str(OUTCOMES_VERSION)})
     partial = target.with_name(f"_{target.name}.partial")
-    arrow.parquet.write_table(arrow.table(columns), partial, compression="zstd")
+    arrow.parquet.write_table(table, partial, compression="zstd")
     partial.replace(target)
 
 
@@ -272,17 +297,21 @@ def _plain(value: Any) -> Any:
     return list(value.items()) if isinstance(value, Mapping) else value
 
 
-def _sealed(file: Path) -> Iterable[Outcome]:
+def _read_shard(file: Path) -> Iterable[Outcome]:
     """The outcomes of a shard."""
     arrow = _pyarrow()
     if arrow is None:
-        raise PolicyError(f"{file}: reading shards of outcomes needs pyarrow: pip install 'autottt[policy]'")
+        raise PolicyError(f"{file}: reading Parquet files of outcomes needs pyarrow: pip install 'autottt[policy]'")
     try:
-        rows: list[dict[str, Any]] = arrow.parquet.read_table(file).to_pylist()
+        table = arrow.parquet.read_table(file)
+        version = int((table.schema.metadata or {}).get(VERSION_KEY, b"1"))
+        if version != OUTCOMES_VERSION:
+            raise _other_version(str(file), version)
+        rows: list[dict[str, Any]] = table.to_pylist()
         for row in rows:
-            yield _outcome(row)
+            yield _from_row(row)
     except (arrow.ArrowException, OSError, TypeError, KeyError) as error:
         raise PolicyError(
-            f"{file}: not a shard of outcomes ({error}). A later version of this package may have written it: "
-            "update. If it is damaged, remove it to measure them again"
+            f"{file}: not a shard of outcomes ({error}). If the file is damaged, remove it, and `autottt collect` "
+            "measures its outcomes again"
         ) from None

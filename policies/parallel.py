@@ -1,7 +1,7 @@
-"""Collecting with several processes, on one machine or on a Ray cluster. Knows nothing about what is measured.
+"""Collection with several processes, on one machine or on a Ray cluster. Knows nothing about what is measured.
 
-Workers measure, and hand what they found to the process that began: it alone writes, so that the store may lie on its
-disk and holds the same rows whatever the workers.
+Workers send their outcomes to the main process, the only one that writes: the store may be on its disk, and holds the
+same rows for any number of workers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..strategies.base import Strategy, get_strategy
 from ..strategies.base import strategies as registered
@@ -25,7 +25,7 @@ from ..ttt_core.errors import AutotttError, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.loading import threads_in_use, use_threads
 from ..ttt_core.tasks.task import Task
-from .collect import Batch, ModelIdentity, OnProgress, WorkItem, measured, missing, missing_count
+from .collect import Batch, ModelIdentity, OnProgress, WorkItem, measure_batch, missing, missing_count
 from .outcomes import Outcome, OutcomeStore
 
 
@@ -39,7 +39,7 @@ class Source:
     prompt_format: str | None = None
 
     def load(self) -> Learner:
-        """The learner."""
+        """Loads the learner."""
         return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
 
 
@@ -54,14 +54,15 @@ def collect_with_workers(
     ray_address: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """As `collect.collect`, by `workers` processes with a model each: on this machine, or on the Ray cluster at
-    `ray_address` (`local` starts one here). Raises `PolicyError` where Ray is asked for and not installed.
+    """As `collect.collect`, with `workers` processes that load a model each: on this machine, or on the Ray cluster at
+    `ray_address` (`local` starts one here). Raises `PolicyError` if Ray is requested and not installed.
     """
     if workers < 1:
-        raise PolicyError(f"collecting takes at least one worker; received {workers}")
-    run = _on_this_machine if ray_address is None else _on_ray
+        raise PolicyError(f"collecting needs at least one worker; received {workers}")
+    jobs = Jobs(source, tasks, strategies, seeds, store)
+    run = _on_this_machine(jobs, workers) if ray_address is None else _on_ray(jobs, workers, ray_address)
     try:
-        for outcomes, done, total in run(source, tasks, strategies, seeds, store, workers, ray_address):
+        for outcomes, done, total in run:
             for outcome in outcomes:
                 store.append(outcome)
             if on_progress is not None:
@@ -70,30 +71,41 @@ def collect_with_workers(
         store.seal()
 
 
+class Jobs(NamedTuple):
+    """What is to be collected, and into which store."""
+
+    source: Source
+    tasks: Sequence[Task]
+    strategies: Sequence[Strategy]
+    seeds: Sequence[int]
+    store: OutcomeStore
+
+    def missing(self, identity: ModelIdentity) -> tuple[list[Batch], int]:
+        """See `collect.missing`."""
+        return missing(identity, self.tasks, self.strategies, self.seeds, self.store)
+
+
 Progress = Iterator[tuple[list[Outcome], int, int]]
-"""What was measured since, how many outcomes there are with it, and how many there will be."""
-Stop = Any
-"""A shared `c_bool`: whether workers are to end."""
+"""New outcomes, the number of outcomes so far, and the number there will be."""
+StopFlag = Any
+"""A shared `c_bool`: whether workers should exit."""
 POLL = 0.5
-"""Seconds between two looks at what workers have measured."""
+"""Seconds between two checks for new outcomes."""
 
 
-def _on_this_machine(
-    source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
-    workers: int, _: str | None,
-) -> Progress:  # fmt: skip
+def _on_this_machine(jobs: Jobs, workers: int) -> Progress:
     context = multiprocessing.get_context("spawn")
-    found, stop = context.SimpleQueue(), context.RawValue(c_bool, False)  # no lock, which a dead worker might hold
+    queue, stop = context.SimpleQueue(), context.RawValue(c_bool, False)  # no lock, which a dead worker might hold
     threads, done, total = max(1, threads_in_use() // workers), 0, 0
-    with ProcessPoolExecutor(workers, context, _begin, (source, threads, os.getpid(), found, stop)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (jobs.source, threads, os.getpid(), queue, stop)) as pool:
         try:
-            batches, total = missing(pool.submit(_identity).result(), tasks, strategies, seeds, store)
+            batches, total = jobs.missing(pool.submit(_identity).result())
             done = total - missing_count(batches)
             yield [], done, total
-            waiting = {pool.submit(_measured, _packed(batch)) for batch in batches}
+            waiting = {pool.submit(_measure, _packed(batch)) for batch in batches}
             while waiting:
                 finished, waiting = wait(waiting, POLL, FIRST_COMPLETED)
-                outcomes = _drained(found)
+                outcomes = _drained(queue)
                 done += len(outcomes)
                 yield outcomes, done, total
                 for one in finished:
@@ -101,45 +113,45 @@ def _on_this_machine(
         except BaseException as error:
             stop.value = True
             if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
-                yield _drained(found), done, total
+                yield _drained(queue), done, total
             if isinstance(error, BrokenProcessPool):
                 raise PolicyError(
-                    "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). What was "
-                    "measured is kept, and the same command goes on from there"
+                    "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). The outcomes "
+                    "so far are stored, and the same command continues after them"
                 ) from None
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _drained(found: SimpleQueue[Outcome]) -> list[Outcome]:
-    """What workers have handed over."""
+def _drained(queue: SimpleQueue[Outcome]) -> list[Outcome]:
+    """The outcomes in the queue."""
     outcomes = []
-    while not found.empty():
-        outcomes.append(found.get())
+    while not queue.empty():
+        outcomes.append(queue.get())
     return outcomes
 
 
 _learner: Learner | AutotttError | None = None
-"""Of a worker process; or why it has none."""
-_found: SimpleQueue[Outcome] | None = None
-"""Where a worker process hands over what it measures."""
+"""The learner of a worker process, or the error that loading it raised."""
+_queue: SimpleQueue[Outcome] | None = None
+"""Where a worker process puts its outcomes."""
 
 
-def _begin(source: Source, threads: int, parent: int, found: SimpleQueue[Outcome], stop: Stop) -> None:
-    """Loads the model of a worker process, which ends when it is told to, or when its parent does."""
-    global _learner, _found
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and says what to do
-    threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
+def _start(source: Source, threads: int, parent: int, queue: SimpleQueue[Outcome], stop: StopFlag) -> None:
+    """Loads the model of a worker process, which exits if `stop` is set or its parent ends."""
+    global _learner, _queue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives the interrupt too, and sets the flag
+    threading.Thread(target=_exit_with, args=(parent, stop), daemon=True).start()
     use_threads(threads)
-    _found = found
+    _queue = queue
     try:
         _learner = source.load()
     except AutotttError as error:
         _learner = error
 
 
-def _end_with(parent: int, stop: Stop) -> None:
+def _exit_with(parent: int, stop: StopFlag) -> None:
     while os.getppid() == parent and not stop.value:
         time.sleep(POLL)
     os._exit(1)
@@ -157,11 +169,11 @@ def _identity() -> ModelIdentity:
 
 
 Packed = list[tuple[Task, int, tuple[Strategy | str, ...], int | None]]
-"""A batch as what crosses to another process: strategies by their names, where they are those of the registry."""
+"""A batch as it is sent to another process: registered strategies by their names."""
 
 
 def _packed(batch: Batch) -> Packed:
-    return [(u.task, u.seed, tuple(_by_name(s) for s in u.strategies), u.in_context_work) for u in batch]
+    return [(i.task, i.seed, tuple(_by_name(s) for s in i.strategies), i.in_context_tokens) for i in batch]
 
 
 def _by_name(strategy: Strategy) -> Strategy | str:
@@ -170,21 +182,18 @@ def _by_name(strategy: Strategy) -> Strategy | str:
 
 def _unpacked(packed: Packed) -> Batch:
     return tuple(
-        WorkItem(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), work)
-        for task, seed, strategies, work in packed
+        WorkItem(task, seed, tuple(get_strategy(s) if isinstance(s, str) else s for s in strategies), tokens)
+        for task, seed, strategies, tokens in packed
     )
 
 
-def _measured(packed: Packed) -> None:
-    assert _found is not None
-    for outcome in measured(_loaded(), _unpacked(packed)):
-        _found.put(outcome)
+def _measure(packed: Packed) -> None:
+    assert _queue is not None
+    for outcome in measure_batch(_loaded(), _unpacked(packed)):
+        _queue.put(outcome)
 
 
-def _on_ray(
-    source: Source, tasks: Sequence[Task], strategies: Sequence[Strategy], seeds: Sequence[int], store: OutcomeStore,
-    workers: int, address: str | None,
-) -> Progress:  # fmt: skip
+def _on_ray(jobs: Jobs, workers: int, address: str) -> Progress:
     try:
         import ray
     except ImportError:
@@ -192,41 +201,41 @@ def _on_ray(
 
     class Worker:
         def __init__(self) -> None:
-            self.learner = source.load()
+            self.learner = jobs.source.load()
 
         def identity(self) -> ModelIdentity:
             return ModelIdentity.of(self.learner)
 
-        def measured(self, packed: Packed) -> list[Outcome]:
-            return list(measured(self.learner, _unpacked(packed)))
+        def measure(self, packed: Packed) -> list[Outcome]:
+            return list(measure_batch(self.learner, _unpacked(packed)))
 
-    began = not ray.is_initialized()
+    owns_ray = not ray.is_initialized()
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
         remote: Callable[..., Any] = ray.remote(num_cpus=1)(Worker).remote
-        room = int(ray.available_resources().get("CPU", 1))  # more would wait for a processor, and be waited for
-        actors = [remote() for _ in range(max(1, min(workers, room)))]
-        batches, total = missing(ray.get(actors[0].identity.remote()), tasks, strategies, seeds, store)
+        cpus = int(ray.available_resources().get("CPU", 1))  # further actors would never be scheduled
+        actors = [remote() for _ in range(max(1, min(workers, cpus)))]
+        batches, total = jobs.missing(ray.get(actors[0].identity.remote()))
         done = total - missing_count(batches)
         yield [], done, total
-        left = iter(batches)
-        under_way: dict[Any, Any] = {}
+        remaining = iter(batches)
+        running: dict[Any, Any] = {}
 
-        def give(actor: Any) -> None:
-            batch = next(left, None)
+        def submit(actor: Any) -> None:
+            batch = next(remaining, None)
             if batch is not None:
-                under_way[actor.measured.remote(_packed(batch))] = actor
+                running[actor.measure.remote(_packed(batch))] = actor
 
         for actor in actors:
-            give(actor)
-        while under_way:
-            (ready,), _ = ray.wait(list(under_way), num_returns=1)
+            submit(actor)
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
             outcomes = ray.get(ready)
             done += len(outcomes)
-            give(under_way.pop(ready))
+            submit(running.pop(ready))
             yield outcomes, done, total
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         raise PolicyError(f"collecting on the Ray cluster at {address!r} failed: {error}") from error
     finally:
-        if began:
+        if owns_ray:
             ray.shutdown()

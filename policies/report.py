@@ -1,4 +1,5 @@
-"""Scorecards for people: Markdown, and a picture where matplotlib is installed. Knows nothing about measuring them."""
+"""Scorecards for people: Markdown, and a figure if matplotlib is installed. Knows nothing about how they are
+computed."""
 
 from __future__ import annotations
 
@@ -9,216 +10,277 @@ from typing import Any
 from .trained import TrainedPolicy
 
 REPORT, PICTURE = "scorecard.md", "scorecard.svg"
+ARM_NAMES = {
+    "vbs_per_query": "VBS per query",
+    "vbs_per_task": "VBS per task",
+    "sbs": "SBS",
+    "sbs_per_kind": "SBS per kind",
+    "random_at_equal_share": "random, equal shares",
+    "one_feature": "threshold on one feature",
+    "rule_of_thumb": "rule of thumb",
+}
+"""Names of baselines in tables."""
+METRIC_NAMES = {
+    "gain_over_sbs": "gain over the SBS",
+    "gap_closed_per_task": "gap closed per task",
+    "auroc": "AUROC",
+    "harm_share": "harm",
+    "brier": "Brier score",
+    "apgr": "APGR",
+    "apgr_cost": "APGR over cost",
+    "cpt_95": "CPT(95%)",
+}
+"""Names of metrics in sentences."""
+SHOWN_FAMILIES = 16
 
 
 def write_report(policy: TrainedPolicy, folder: Path) -> None:
-    """Writes `scorecard.md` into a bundle's folder, and `scorecard.svg` (needs matplotlib; without it, no picture)."""
+    """Writes `scorecard.md` into a bundle's folder, and `scorecard.svg` if matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _draw(policy.scorecard, policy.strategies, folder / PICTURE)
     (folder / REPORT).write_text(as_markdown(policy, picture=drawn), encoding="utf-8")
 
 
+def arm_name(arm: str, strategies: Sequence[str]) -> str:
+    """The name of a policy, fixed strategy or baseline in tables."""
+    return f"always `{arm}`" if arm in strategies else ARM_NAMES.get(arm, arm.replace("_", " "))
+
+
 def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
-    """The scorecard in words and tables."""
+    """The scorecard as Markdown."""
     card = policy.scorecard
-    learned_from = card.get("learned_from", card["cases"])
     lines = [
         "# Scorecard",
         "",
-        f"Policy for the model {policy.base_hash}, trained on {learned_from} cases and judged by {card['cases']}, on "
-        f"which every strategy was tried: {card['queries']} queries of {card['tasks']} tasks, of {card['families']} "
-        "families. Everything below is measured with families held out. "
-        f"Costs are multiples of answering in context; utility is accuracy minus {card['price']:.2g} for each.",
+        f"Policy for the model {policy.base_hash}. Training: {card['training_cases']} cases. Evaluation, on held-out "
+        f"families: the {card['cases']} cases on which every strategy was run ({card['queries']} queries, "
+        f"{card['tasks']} tasks, {card['families']} families). Cost is in multiples of the in-context cost; utility is "
+        f"accuracy minus {card['cost_weight']:.2g} x cost (the cost weight).",
         "",
-        "| | right | cost | utility |",
-        "|---|---|---|---|",
-        *(
-            f"| {f'always `{name}`' if name in policy.strategies else name.replace('_', ' ')} "
-            f"| {arm['accuracy']:.1%} | {arm['cost']:.1f}x | {arm['utility']:.3f}{_bracketed(arm)} |"
-            for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
-        ),
+        *_arms_table(card, policy.strategies),
         "",
-        "- The best of each task is the strategy that was worth most over all its queries, the best of each query a "
-        "maximum over single draws. Both are known afterwards only, and part of them is luck that nobody can foresee "
-        "(the winner's curse): no choice closes all of the gap to them.",
-        *_left_out(card, policy.strategies),
-        "- Utility beyond the single best strategy of the training families: "
-        + _with_interval(card["gain_over_single_best"])
-        + _closed(card, "gap_closed", "task")
-        + _closed(card, "gap_closed_queries", "query")
-        + ".",
-        f"- Utility beyond `{card['gain_over_first']['strategy']}`, which proved the best fixed strategy here: "
-        f"{_with_interval(card['gain_over_first'])}.",
-        f"- In-context answers told right from wrong: AUROC {_number(card['difficulty']['auroc'])}, "
-        f"Brier {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without measuring more "
-        f"(stage 1 was measured for {card['measured_share']:.0%}): AUROC {_number(card['difficulty_free']['auroc'])}. "
-        "But for the last, these numbers and those on sending queries on use all stages for every query, also where "
-        "the policy measures no more.",
-        f"- Kept in context: {card['kept']['share']:.0%} of the cases, {_share(card['kept']['wrong_share'])} of them "
-        "wrong" + (f" (promised: at most {policy.risk:.0%})." if policy.risk is not None else "."),
-        f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
-        "- Released: "
-        + (
-            "yes, the lower bounds of both gains are above 0."
-            if policy.released
-            else f"no; it does not beat the single best strategy for sure, and always `{policy.ranking[0]}` is safer."
-        ),
+        "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight for each "
+        "task (over all its queries) or for each query. Gap closed: (U - U_SBS) / (U_VBS - U_SBS), with U the mean "
+        "utility. Part of the VBS is chance that no policy can predict (the winner's curse), so a gap closed of 100% "
+        "is out of reach.",
+        "",
+        *_gains(policy),
+        *_exclusions(card, policy.strategies),
+        *_classification(policy),
         *_repeats(card["repeats"]),
         *_routing(card["routing"]),
         *_details(card),
-        *_leakage(card),
-        "- Chosen: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
+        *_leakage(card["leakage"]),
         "",
-        "## What the judgement rests on",
+        "## Features",
         "",
-        'How much the Brier score of "the in-context answer is right" suffers when a feature is shuffled:',
+        "Permutation importance: increase of the Brier score of the probability that the in-context answer is right.",
         "",
-        "| feature | loss |",
+        "| feature | increase |",
         "|---|---|",
-        *(f"| {name} | {loss:.4f} |" for name, loss in list(card["importance"].items())[:10]),
+        *(f"| {name} | {loss:.4f} |" for name, loss in list(card["permutation_importance"].items())[:10]),
         "",
-        "## Families that gain or lose",
+        "## Changes per family",
         "",
-        _families(card["families_gained"]),
+        _families(card["changes_per_family"]),
         "",
     ]
     if picture:
-        lines += [f"![Cost against accuracy, routing and reliability]({PICTURE})", ""]
+        lines += [f"![Accuracy against cost, routing curve and reliability diagram]({PICTURE})", ""]
     return "\n".join(lines)
 
 
-def _with_interval(found: Mapping[str, Any]) -> str:
-    low, high = found["interval_90"]
-    return f"{found['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})"
+def _arms_table(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[str]:
+    """Accuracy, cost and utility of the policy and all baselines, the highest utility first."""
+    rows = sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
+    return [
+        "| | accuracy | cost | utility (90% interval) |",
+        "|---|---|---|---|",
+        *(
+            f"| {arm_name(name, strategies)} | {arm['accuracy']:.1%} | {arm['cost']:.1f}x "
+            f"| {arm['utility']:.3f} [{arm['interval_90'][0]:.3f}, {arm['interval_90'][1]:.3f}] |"
+            for name, arm in rows
+        ),
+    ]
 
 
-def _closed(card: Mapping[str, Any], name: str, of: str) -> str:
-    """How much of a gap was closed, where there was one."""
-    return f"; gap to the best of each {of} closed: {_with_interval(card[name])}" if card[name] else ""
+def _gains(policy: TrainedPolicy) -> Sequence[str]:
+    """Gains over fixed strategies, gap closed, and whether the policy is released."""
+    card = policy.scorecard
+    gaps = (("task", card["gap_closed_per_task"]), ("query", card["gap_closed_per_query"]))
+    released = (
+        "yes (the 90% intervals of both gains are above 0)"
+        if policy.released
+        else f"no (the 90% interval of a gain includes 0); always using `{policy.ranking[0]}` is safer"
+    )
+    return [
+        f"- Utility gain over the SBS: {_with_interval(card['gain_over_sbs'])}.",
+        f"- Utility gain over `{card['gain_over_best_fixed']['strategy']}`, the best fixed strategy on these families: "
+        f"{_with_interval(card['gain_over_best_fixed'])}.",
+        *(f"- Gap closed to the VBS per {name}: {_percent_with_interval(gap)}." for name, gap in gaps if gap),
+        f"- Released: {released}.",
+    ]
 
 
-def _bracketed(arm: Mapping[str, Any]) -> str:
-    """The 90% interval of its utility, which early scorecards lack."""
-    return " [{:.3f}, {:.3f}]".format(*arm["interval_90"]) if arm.get("interval_90") else ""
+def _classification(policy: TrainedPolicy) -> Sequence[str]:
+    """How well right in-context answers are recognised, and what the decisions do."""
+    card = policy.scorecard
+    risk = "" if policy.risk is None else f" (risk guarantee: at most {policy.risk:.0%})"
+    return [
+        f"- Wrong in-context answers recognised, all features: AUROC {_number(card['difficulty']['auroc'])}, "
+        f"Brier score {card['difficulty']['brier']:.3f}, ECE {card['difficulty']['ece']:.3f}; without the probe: AUROC "
+        f"{_number(card['difficulty_stage_0']['auroc'])}. The probe was run on {card['probe_share']:.0%} of the cases. "
+        "The AUROC without the probe apart, these metrics and the routing curve use all stages for every query, even "
+        "where the policy skips the probe.",
+        f"- In-context answers kept: {card['kept']['share']:.0%} of the cases, {_share(card['kept']['wrong_share'])} "
+        f"of them wrong{risk}.",
+        f"- Harm (right in context, wrong as decided): {card['harm_share']:.1%} of the cases.",
+        "- Strategy shares: " + ", ".join(f"`{name}` {share:.0%}" for name, share in card["shares"].items()) + ".",
+    ]
+
+
+def _with_interval(gain: Mapping[str, Any]) -> str:
+    low, high = gain["interval_90"]
+    return f"{gain['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})"
+
+
+def _percent_with_interval(gap: Mapping[str, Any]) -> str:
+    low, high = gap["interval_90"]
+    return f"{gap['value']:.1%} (90% interval {low:.1%} to {high:.1%})"
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
+    return "undefined" if value is None else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.0%}"
 
 
-def _repeats(found: Mapping[str, Any]) -> Sequence[str]:
-    """How the main numbers vary with the draw of the folds."""
-    shown = {"gain_over_single_best": "gain", "gap_closed": "gap closed", "auroc": "AUROC", "harm_share": "harm"}
+def _repeats(repeats: Mapping[str, Any]) -> Sequence[str]:
+    """Variation of the main metrics over the draws of the folds."""
     parts = [
-        f"{words} {found[name]['mean']:.3f} ({found[name]['range'][0]:.3f} to {found[name]['range'][1]:.3f})"
-        for name, words in shown.items()
-        if name in found
+        f"{METRIC_NAMES[name]} {repeats[name]['mean']:.3f} ({repeats[name]['range'][0]:.3f} to "
+        f"{repeats[name]['range'][1]:.3f})"
+        for name in ("gain_over_sbs", "gap_closed_per_task", "auroc", "harm_share")
+        if name in repeats
     ]
-    return [f"- Over {found['draws']} draws of the folds (mean, lowest to highest): {', '.join(parts)}."]
+    return [f"- Over {repeats['draws']} draws of the folds, mean (minimum to maximum): {', '.join(parts)}."]
 
 
-def _routing(found: Mapping[str, Any] | None) -> Sequence[str]:
-    if found is None:
-        return ["- Sending queries to another strategy gains nothing here."]
+def _routing(curve: Mapping[str, Any] | None) -> Sequence[str]:
+    if curve is None:
+        return ["- Routing curve: none, since the alternative strategy gains nothing here."]
     return [
-        f"- Sending queries on by estimated gain: APGR {found['apgr']:.2f} over the share of queries (0.5 at random), "
-        f"{found['apgr_cost']:.2f} over the cost; 95% of the gain with {found['cpt_95']:.0%} of the queries."
+        f"- Routing curve, queries sent to the alternative strategy by estimated gain: APGR {curve['apgr']:.2f} over "
+        f"the share of queries (0.5 at random), {curve['apgr_cost']:.2f} over the cost; 95% of the gain with "
+        f"{curve['cpt_95']:.0%} of the queries."
     ]
 
 
 def _details(card: Mapping[str, Any]) -> Sequence[str]:
-    """Intervals, and how well each head tells right from wrong."""
-    bounds = [f"{name.replace('_', ' ')} {low:.2f} to {high:.2f}" for name, (low, high) in card["intervals_90"].items()]
-    heads = [
-        f"`{name}` {_number(head['auroc'])}, {head['brier']:.3f}, {head['ece']:.3f}"
-        for name, head in card["heads"].items()
+    """90% intervals, and the quality of each classifier."""
+    bounds = [
+        f"{METRIC_NAMES.get(name, name)} {low:.2f} to {high:.2f}" for name, (low, high) in card["intervals_90"].items()
+    ]
+    classifiers = [
+        f"`{name}` {_number(quality['auroc'])}, {quality['brier']:.3f}, {quality['ece']:.3f}"
+        for name, quality in card["classifiers"].items()
     ]
     return [
         f"- 90% intervals of the first draw: {', '.join(bounds)}.",
-        f"- Each head (AUROC, Brier, ECE): {'; '.join(heads)}.",
+        f"- Probability that each strategy is right (AUROC, Brier score, ECE): {'; '.join(classifiers)}.",
     ]
 
 
-def _left_out(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[str]:
-    """What the table does not show; scorecards of early versions do not count over-long queries."""
+def _exclusions(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[str]:
+    """Queries, strategies and features that the evaluation goes without."""
     lines = []
     if "ttt_crossfit" not in strategies:
-        lines.append("- The rule of thumb is judged without `ttt_crossfit`, of which no outcomes were collected.")
+        lines.append("- The rule of thumb is evaluated without `ttt_crossfit`, which has no outcomes.")
     if card.get("over_long"):
-        lines.append(f"- {card['over_long']} queries were left out: over-long for the model's context.")
+        lines.append(f"- {card['over_long']} queries are excluded: they exceed the model's context window.")
     if card.get("unmeasured"):
-        lines.append(f"- {card['unmeasured']} queries were left out: measuring them failed, or was not done.")
+        lines.append(f"- {card['unmeasured']} queries are excluded: they have no features, or no in-context answer.")
+    if names := card.get("missing_features"):
+        lines.append(f"- Features not used, since some outcomes lack them: {', '.join(names)}.")
+    if names := card.get("ignored_features"):
+        lines.append(f"- Features of outcomes that this package does not measure: {', '.join(names)}.")
+    if len(versions := card.get("features_versions", ())) > 1:
+        lines.append(f"- The outcomes have features of versions {', '.join(map(str, versions))}, matched by name.")
     return lines
 
 
-def _leakage(card: Mapping[str, Any]) -> Sequence[str]:
-    if card["leakage"] is None:
-        return ["- Leakage gauge: none, since no family has more than one case."]
-    family, random = card["leakage"]["families_held_out"], card["leakage"]["cases_held_out"]
-    of = card["leakage"].get("cases")
+def _leakage(leakage: Mapping[str, Any] | None) -> Sequence[str]:
+    if leakage is None:
+        return ["- Leakage: not measurable, since no family has more than one case."]
+    family, random = leakage["families_held_out"], leakage["cases_held_out"]
     return [
-        f"- Leakage gauge: utility {family['utility']:.3f} and AUROC {_number(family['auroc'])} with families held "
-        f"out, {random['utility']:.3f} and {_number(random['auroc'])} with cases held out at random"
-        + ("." if of is None else f", both of the {of} cases whose family has others.")
+        f"- Leakage, on the {leakage['cases']} cases whose family has other cases: utility {family['utility']:.3f} and "
+        f"AUROC {_number(family['auroc'])} with families held out, {random['utility']:.3f} and "
+        f"{_number(random['auroc'])} with random cases held out."
     ]
 
 
-def _families(gains: Mapping[str, Sequence[float]]) -> str:
-    if not gains:
+def _families(changes: Mapping[str, Sequence[float]]) -> str:
+    if not changes:
         return "None."
-    shown = list(gains.items())
-    rows = shown if len(shown) <= 16 else [*shown[:8], *shown[-8:]]
-    text = "\n".join(f"- {name}: {gained:.0%} became right, {lost:.0%} wrong" for name, (gained, lost) in rows)
-    return text if len(rows) == len(shown) else f"{text}\n\n(the outermost 16 of {len(shown)})"
+    families, half = list(changes.items()), SHOWN_FAMILIES // 2
+    shown = families if len(families) <= SHOWN_FAMILIES else [*families[:half], *families[-half:]]
+    text = "\n".join(f"- {name}: {gained:.0%} became right, {lost:.0%} became wrong" for name, (gained, lost) in shown)
+    if len(shown) == len(families):
+        return text
+    return f"{text}\n\n(the {half} largest losses and {half} largest gains of {len(families)} families)"
 
 
 def _draw(card: Mapping[str, Any], strategies: Sequence[str], file: Path) -> bool:
-    """Draws cost against accuracy, the routing curve and the reliability diagram; whether it could."""
+    """Draws accuracy against cost, the routing curve and the reliability diagram; false without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
     figure = Figure(figsize=(13, 4), layout="constrained")
     arms, routing, reliability = figure.subplots(1, 3)
-    for name, arm in card["arms"].items():
-        fixed = name in strategies
-        arms.plot(arm["cost"], arm["accuracy"], "o" if fixed else "*", color="tab:blue" if fixed else "tab:orange")
-        arms.annotate(
-            name, (arm["cost"], arm["accuracy"]), fontsize="x-small", xytext=(3, 3), textcoords="offset points"
-        )
-    hull = _hull([(card["arms"][name]["cost"], card["arms"][name]["accuracy"]) for name in strategies])
-    arms.plot(*zip(*hull, strict=True), "--", color="tab:blue", label="hull of the fixed strategies")
-    curve = sorted((cost, right) for _, right, cost in card["prices"])
-    arms.plot(*zip(*curve, strict=True), "-", color="tab:orange", label="the policy at other prices, all measured")
-    arms.set(xlabel="cost (multiples of in-context)", ylabel="right", xscale="symlog")
-    arms.legend(fontsize="x-small")
+    _draw_arms(arms, card, strategies)
     if card["routing"]:
         routing.plot(*zip(*card["routing"]["curve"], strict=True), "o-", label=f"APGR {card['routing']['apgr']:.2f}")
         routing.legend(fontsize="x-small")
     routing.plot([0, 1], [0, 1], ":", color="grey")
-    routing.set(xlabel="share of queries sent on", ylabel="share of the gain recovered")
+    routing.set(xlabel="share of queries sent to the alternative", ylabel="share of the gain recovered")
     bins = card["difficulty"]["reliability"]
     reliability.plot([b[0] for b in bins], [b[1] for b in bins], "o-")
     reliability.plot([0, 1], [0, 1], ":", color="grey")
-    reliability.set(xlabel="estimated chance that in-context is wrong", ylabel="share wrong")
+    reliability.set(xlabel="estimated probability that in-context is wrong", ylabel="share wrong")
     figure.savefig(file)
     return True
 
 
+def _draw_arms(axes: Any, card: Mapping[str, Any], strategies: Sequence[str]) -> None:
+    """Accuracy against cost: fixed strategies and their convex hull, baselines, and the policy at other cost
+    weights."""
+    for name, arm in card["arms"].items():
+        point, fixed = (arm["cost"], arm["accuracy"]), name in strategies
+        axes.plot(*point, "o" if fixed else "*", color="tab:blue" if fixed else "tab:orange")
+        label = ARM_NAMES.get(name, name)
+        axes.annotate(label, point, fontsize="x-small", xytext=(3, 3), textcoords="offset points")
+    hull = _hull([(card["arms"][name]["cost"], card["arms"][name]["accuracy"]) for name in strategies])
+    axes.plot(*zip(*hull, strict=True), "--", color="tab:blue", label="convex hull of the fixed strategies")
+    curve = sorted((cost, accuracy) for _, accuracy, cost in card["cost_weight_curve"])
+    axes.plot(*zip(*curve, strict=True), "-", color="tab:orange", label="policy at other cost weights, always probed")
+    axes.set(xlabel="cost (multiples of in-context)", ylabel="accuracy", xscale="symlog")
+    axes.legend(fontsize="x-small")
+
+
 def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no mixture of others beats at their cost, cheapest first."""
-    found: list[tuple[float, float]] = []
-    for cost, right in sorted(points, key=lambda p: (p[0], -p[1])):
-        if found and right <= found[-1][1]:
+    """The upper convex hull: the points that no mixture of others exceeds at their cost, cheapest first."""
+    hull: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda p: (p[0], -p[1])):
+        if hull and accuracy <= hull[-1][1]:
             continue
-        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], (cost, right)):
-            found.pop()
-        found.append((cost, right))
-    return found
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], (cost, accuracy)):
+            hull.pop()
+        hull.append((cost, accuracy))
+    return hull
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -1,13 +1,17 @@
-"""The scorecard: what a policy was worth on families held out, beside everything simple that it has to beat.
+"""The scorecard: a policy's utility on held-out families, compared with fixed strategies and other simple baselines.
 
-Knows nothing about how the policy came about. Whatever a policy measured is charged to it. Axes: N cases, S strategies.
+Knows nothing about how the policy was trained. The cost of the probe is charged to the policy. Axes: N cases,
+S strategies, F features, D draws of the folds.
+
+SBS is the single best strategy of the training families, VBS the virtual best strategy, chosen in hindsight per query
+or per task. The gap closed is (U - U_SBS) / (U_VBS - U_SBS), U being the mean utility.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -16,202 +20,237 @@ from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from .fast_inference import Floats
-from .features import NAMES, STAGE_0
 from .outcome_table import OutcomeTable, RoutedCases
 
-RESAMPLES = 2000
-"""Of the bootstrap over families."""
-INTERVALS = 300
-"""Of the same, for numbers that take longer."""
-Outcomes = tuple[Floats, Floats]
-"""Whether right and costs, [N] each, or [D, N] of D draws of the folds."""
+BOOTSTRAP_RESAMPLES = 2000
+"""Resamples of the families, for utilities."""
+INTERVAL_RESAMPLES = 300
+"""Resamples of the families, for metrics that take longer."""
+Arm = tuple[Floats, Floats]
+"""Correctness and relative costs of a policy or baseline, [N] each, or [D, N]."""
+COST_SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0)
+"""Accuracy that the most expensive strategy has to gain, for the curve over cost weights."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutOfFoldDecisions:
-    """What was decided for each case by something trained on other families; strategies as indices [N]."""
+    """Decisions and estimates for each case by a policy that was trained on other families, beside those of baselines;
+    strategies as indices [N]."""
 
-    choice: NDArray[np.int64]
-    single: NDArray[np.int64]
+    policy: RoutedCases
+    one_feature: RoutedCases
+    """By the best threshold on one feature in the training families."""
+    heuristic: RoutedCases
+    """By `HeuristicPolicy`, which is not trained."""
+    sbs: NDArray[np.int64]
     """The single best strategy of the training families."""
-    by_rule: NDArray[np.int64]
-    """What the best one-feature threshold of the training families does."""
-    by_kind: NDArray[np.int64]
-    """The single best strategy of the training families among tasks of the kind."""
-    other: NDArray[np.int64]
-    """The strategy beside in-context that was right most often on the training families: what queries are sent to."""
+    sbs_per_kind: NDArray[np.int64]
+    """The single best strategy of the training families on tasks of the kind."""
+    alternative: NDArray[np.int64]
+    """The strategy, except in-context, with the highest accuracy on the training families: the routing curve sends
+    queries to it."""
     uplift: Floats
-    """Estimated chance that it is right, minus that of in-context: queries are sent to it in this order."""
+    """[N], estimated probability that the alternative is right, minus that of in-context: the order of the routing
+    curve."""
     free_in_context_probability: Floats
-    """That the in-context answer is right, from stage 0."""
+    """[N], that the in-context answer is right, from stage 0."""
     in_context_probability: Floats
-    """The same from stage 1."""
-    measured: NDArray[np.bool_]
-    """Whether stage 1 was measured."""
-    rule_measured: NDArray[np.bool_]
-    shuffled: Floats
-    """[F, N]: `chance`, had each feature been another held-out case's."""
-    by_thumb: NDArray[np.int64]
-    """What the rule of thumb for models without a policy does; nothing of it is learned."""
-    thumb_measured: NDArray[np.bool_]
-    thumb_wasted_cost: Floats
-    wasted_cost: Floats
-    """What the policy spent on strategies whose answers could not be read."""
-    kept: NDArray[np.bool_]
-    """Whether it keeps the in-context answer."""
+    """[N], the same from all stages."""
+    permuted: Floats
+    """[F, N]: `in_context_probability` with each feature in turn permuted between held-out cases."""
     probabilities: Floats
-    """[N, S]: that each strategy is right, from stage 1."""
+    """[N, S]: that each strategy is right, from all stages."""
     expected: Floats
-    """[N, S]: what each would cost."""
+    """[N, S]: expected relative cost."""
 
     @classmethod
-    def empty(cls, n: int, strategies: int) -> OutOfFoldDecisions:
-        """Arrays for `n` cases, to be filled fold by fold."""
-
-        def choices() -> NDArray[np.int64]:
-            return np.zeros(n, dtype=np.int64)
-
+    def empty(cls, table: OutcomeTable) -> OutOfFoldDecisions:
+        """Arrays for the cases of a table, to be filled fold by fold."""
+        n, strategies = len(table), len(table.strategies)
+        first, second, third = (np.zeros(n, dtype=np.int64) for _ in range(3))
         return cls(
-            choices(), choices(), choices(), choices(), choices(), np.zeros(n), np.zeros(n), np.zeros(n),
-            np.zeros(n, bool), np.zeros(n, bool), np.zeros((len(NAMES[1]), n)), choices(), np.zeros(n, bool),
-            np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros((n, strategies)), np.zeros((n, strategies)),
+            policy=RoutedCases.empty(n), one_feature=RoutedCases.empty(n), heuristic=RoutedCases.empty(n), sbs=first,
+            sbs_per_kind=second, alternative=third, uplift=np.zeros(n), free_in_context_probability=np.zeros(n),
+            in_context_probability=np.zeros(n), permuted=np.zeros((table.X.shape[1], n)),
+            probabilities=np.zeros((n, strategies)), expected=np.zeros((n, strategies)),
         )  # fmt: skip
 
-    @property
-    def served(self) -> RoutedCases:
-        """What the policy does."""
-        return RoutedCases(self.choice, self.measured, self.wasted_cost, self.kept)
-
     def take(self, chosen: NDArray[np.int64]) -> OutOfFoldDecisions:
-        """What was decided for the cases at these indices."""
-        columns = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "shuffled"}
-        return OutOfFoldDecisions(**columns, shuffled=self.shuffled[:, chosen])
+        """The cases at these indices."""
+        return OutOfFoldDecisions(
+            policy=self.policy.take(chosen), one_feature=self.one_feature.take(chosen),
+            heuristic=self.heuristic.take(chosen), sbs=self.sbs[chosen], sbs_per_kind=self.sbs_per_kind[chosen],
+            alternative=self.alternative[chosen], uplift=self.uplift[chosen],
+            free_in_context_probability=self.free_in_context_probability[chosen],
+            in_context_probability=self.in_context_probability[chosen], permuted=self.permuted[:, chosen],
+            probabilities=self.probabilities[chosen], expected=self.expected[chosen],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Beyond a threshold of one feature another strategy, otherwise in-context."""
+    """Another strategy beyond a threshold on one feature, else in-context."""
 
     feature: int
     threshold: float
     above: bool
     other: int
+    needs_probe: bool = False
+    """Whether the feature is one of stage 1."""
 
-    @property
-    def measures(self) -> bool:
-        """Whether it needs stage 1."""
-        return self.feature >= len(STAGE_0)
-
-    def choose(self, cases: OutcomeTable) -> NDArray[np.int64]:
-        column = cases.X[:, self.feature]
-        return np.where((column > self.threshold) == self.above, self.other, 0)
+    def route(self, table: OutcomeTable) -> RoutedCases:
+        """What the rule does with each case."""
+        column, routed = table.X[:, self.feature], RoutedCases.empty(len(table))
+        choice = np.where((column > self.threshold) == self.above, self.other, 0)
+        return routed._replace(choice=choice, measured=np.full(len(table), self.needs_probe), kept=choice == 0)
 
 
-def best_rule(cases: OutcomeTable, cost_weight: float) -> Rule:
-    """The one-feature threshold that would have been worth most on these cases."""
-    gains = cases.utilities(cost_weight)[:, 1:] - cases.correct[:, :1]  # the in-context answer is paid for either way
-    best, found = -np.inf, Rule(0, np.inf, True, 1)
-    for feature, column in enumerate(cases.X.T):
-        measuring = cost_weight * cases.probe_cost.mean() if feature >= len(STAGE_0) else 0.0
+def best_rule(table: OutcomeTable, cost_weight: float) -> Rule:
+    """The one-feature threshold with the highest utility on these cases."""
+    free = len(table.feature_names[0])
+    gains = table.utilities(cost_weight)[:, 1:] - table.correct[:, :1]  # the in-context answer is paid for either way
+    highest, best = -np.inf, Rule(0, np.inf, True, 1)
+    for feature, column in enumerate(table.X.T):
+        probing = cost_weight * table.probe_cost.mean() if feature >= free else 0.0
         for threshold in np.unique(np.quantile(column, np.linspace(0, 1, 11))):
             for above in (True, False):
-                worth = gains[(column > threshold) == above].sum(axis=0) / len(cases) - measuring
-                if worth.max() > best:
-                    best, found = worth.max(), Rule(feature, float(threshold), above, 1 + int(worth.argmax()))
-    return found
+                utility = gains[(column > threshold) == above].sum(axis=0) / len(table) - probing
+                if utility.max() > highest:
+                    highest = utility.max()
+                    best = Rule(feature, float(threshold), above, 1 + int(utility.argmax()), feature >= free)
+    return best
 
 
 def scorecard(
-    cases: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float, seed: int
+    table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float, seed: int
 ) -> dict[str, Any]:
-    """The numbers as plain JSON: what is decided and gained is the mean of all draws of the folds, what is estimated
-    is of the first, and but for `difficulty_free` from all stages for every case. Shares and accuracies are 0 to 1,
-    costs multiples of in-context."""
-    index, first, nothing = np.arange(len(cases)), draws[0], np.zeros(len(cases))
-    thumb = RoutedCases(first.by_thumb, first.thumb_measured, first.thumb_wasted_cost, first.by_thumb == 0)
+    """The evaluation as plain JSON. Accuracies and shares are 0 to 1, costs are relative costs.
 
-    def fixed(choices: Sequence[NDArray[np.int64]]) -> Outcomes:
-        right = np.stack([cases.correct[index, choice] for choice in choices])
-        return right, np.stack([cases.costs[index, choice] for choice in choices])
-
-    def after_measuring(served: Sequence[RoutedCases]) -> Outcomes:
-        decided = [cases.score_routing(one) for one in served]
-        return np.stack([right for right, _ in decided]), np.stack([costs for _, costs in decided])
-
-    chosen = np.stack([draw.choice for draw in draws])
-    shares = np.bincount(chosen.ravel(), minlength=len(cases.strategies)) / chosen.size
-    arms = {
-        "policy": after_measuring([d.served for d in draws]),
-        **{name: (cases.correct[:, s], cases.costs[:, s]) for s, name in enumerate(cases.strategies)},
-        "single_best": fixed([d.single for d in draws]),
-        "best_of_each_task": fixed([cases.best_of_tasks(cost_weight)]),
-        "best_of_each_query": fixed([cases.utilities(cost_weight).argmax(axis=1)]),
-        "random_at_equal_share": (cases.correct @ shares, cases.costs @ shares),
-        "one_feature": after_measuring(
-            [RoutedCases(d.by_rule, d.rule_measured, nothing, d.by_rule == 0) for d in draws]
-        ),
-        "by_kind": fixed([d.by_kind for d in draws]),
-        "rule_of_thumb": after_measuring([thumb]),
+    Decisions and utilities are means over all draws of the folds, estimates are those of the first draw. All estimates
+    but `difficulty_stage_0` use all stages for every case.
+    """
+    arms = _arms(table, draws, cost_weight)
+    return {**_counts(table, cost_weight), **_utilities(table, arms, cost_weight, seed)} | {
+        **_estimates(table, draws[0], cost_weight, seed),
+        "changes_per_family": _per_family(table, arms["policy"][0].mean(axis=0) - table.correct[:, 0]),
+        "kept": _kept(table, draws),
+        "shares": dict(zip(table.strategies, _shares(table, draws).tolist(), strict=True)),
+        "probe_share": float(np.mean([draw.policy.measured for draw in draws])),
+        "harm_share": _harm_share(table, draws),
     }
-    worth = {name: right - cost_weight * cost for name, (right, cost) in arms.items()}
-    wrong = 1 - cases.correct[:, 0]
-    best = max(cases.strategies, key=lambda name: float(worth[name].mean()))
-    drawn = Bootstrap(cases.families, worth, seed)
+
+
+def _counts(table: OutcomeTable, cost_weight: float) -> dict[str, Any]:
+    """What the evaluation is of."""
     return {
-        "families": len(set(cases.families)),
-        "tasks": len(set(zip(cases.datasets, cases.groups, strict=True))),
-        "queries": len(set(zip(cases.datasets, cases.tasks, strict=True))),
-        "cases": len(cases),
-        "over_long": cases.over_long,
-        "digest": cases.digest,
-        "price": cost_weight,
+        "families": len(set(table.families)),
+        "tasks": len(set(zip(table.datasets, table.groups, strict=True))),
+        "queries": len(set(zip(table.datasets, table.tasks, strict=True))),
+        "cases": len(table),
+        "over_long": table.over_long,
+        "missing_features": list(table.missing_features),
+        "ignored_features": list(table.ignored_features),
+        "features_versions": list(table.features_versions),
+        "digest": table.digest,
+        "cost_weight": cost_weight,
+    }
+
+
+def _arms(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float) -> dict[str, Arm]:
+    """Correctness and cost of the policy, the fixed strategies and the baselines."""
+    index, shares = np.arange(len(table)), _shares(table, draws)
+
+    def fixed(choices: Sequence[NDArray[np.int64]]) -> Arm:
+        right = np.stack([table.correct[index, choice] for choice in choices])
+        return right, np.stack([table.costs[index, choice] for choice in choices])
+
+    def routed(several: Sequence[RoutedCases]) -> Arm:
+        scores = [table.score_routing(one) for one in several]
+        return np.stack([right for right, _ in scores]), np.stack([costs for _, costs in scores])
+
+    return {
+        "policy": routed([draw.policy for draw in draws]),
+        **{name: (table.correct[:, s], table.costs[:, s]) for s, name in enumerate(table.strategies)},
+        "sbs": fixed([draw.sbs for draw in draws]),
+        "vbs_per_task": fixed([table.best_of_tasks(cost_weight)]),
+        "vbs_per_query": fixed([table.utilities(cost_weight).argmax(axis=1)]),
+        "random_at_equal_share": (table.correct @ shares, table.costs @ shares),
+        "one_feature": routed([draw.one_feature for draw in draws]),
+        "sbs_per_kind": fixed([draw.sbs_per_kind for draw in draws]),
+        "rule_of_thumb": routed([draws[0].heuristic]),
+    }
+
+
+def _utilities(table: OutcomeTable, arms: Mapping[str, Arm], cost_weight: float, seed: int) -> dict[str, Any]:
+    """Each arm's accuracy, cost and utility, and the policy's gains, with 90% intervals."""
+    utilities = {name: right - cost_weight * cost for name, (right, cost) in arms.items()}
+    best = max(table.strategies, key=lambda name: float(utilities[name].mean()))
+    bootstrap = Bootstrap(table.families, utilities, seed)
+    return {
         "arms": {
             name: {
                 "accuracy": float(right.mean()),
                 "cost": float(cost.mean()),
-                "utility": float(worth[name].mean()),
-                "interval_90": drawn.level(name)["interval_90"],
+                "utility": float(utilities[name].mean()),
+                "interval_90": bootstrap.level(name)["interval_90"],
             }
             for name, (right, cost) in arms.items()
         },
-        "gain_over_single_best": drawn.gain("single_best"),
-        "gain_over_first": {"strategy": best, **(drawn.gain(best) or {})},
-        "gap_closed": drawn.gain("single_best", "best_of_each_task"),
-        "gap_closed_queries": drawn.gain("single_best", "best_of_each_query"),
-        "difficulty": _classifier(wrong, 1 - first.in_context_probability),
-        "difficulty_free": _classifier(wrong, 1 - first.free_in_context_probability),
-        "routing": routing(cases, first),
-        "intervals_90": intervals(cases, first, cost_weight, seed),
-        "heads": {
-            name: _classifier(cases.correct[:, s], first.probabilities[:, s]) for s, name in enumerate(cases.strategies)
-        },
-        "prices": _prices(cases, first),
-        "importance": _importance(wrong, first),
-        "families_gained": _per_family(cases, arms["policy"][0].mean(axis=0) - cases.correct[:, 0]),
-        "kept": _kept(cases, draws),
-        "shares": dict(zip(cases.strategies, shares.tolist(), strict=True)),
-        "measured_share": float(np.mean([d.measured for d in draws])),
-        "harm_share": float(np.mean([cases.correct[index, choice] < cases.correct[:, 0] for choice in chosen])),
+        "gain_over_sbs": bootstrap.gain("sbs"),
+        "gain_over_best_fixed": {"strategy": best, **(bootstrap.gain(best) or {})},
+        "gap_closed_per_task": bootstrap.gain("sbs", "vbs_per_task"),
+        "gap_closed_per_query": bootstrap.gain("sbs", "vbs_per_query"),
     }
 
 
-def routing(cases: OutcomeTable, held_out: OutOfFoldDecisions) -> dict[str, Any] | None:
-    """What is gained when ever more queries are sent from in-context to the other strategy, likeliest to gain first.
+def _estimates(table: OutcomeTable, first: OutOfFoldDecisions, cost_weight: float, seed: int) -> dict[str, Any]:
+    """How good the estimated probabilities of one draw are."""
+    wrong = 1 - table.correct[:, 0]
+    return {
+        "difficulty": _classification(wrong, 1 - first.in_context_probability),
+        "difficulty_stage_0": _classification(wrong, 1 - first.free_in_context_probability),
+        "routing": routing(table, first),
+        "intervals_90": intervals(table, first, cost_weight, seed),
+        "classifiers": {
+            name: _classification(table.correct[:, s], first.probabilities[:, s])
+            for s, name in enumerate(table.strategies)
+        },
+        "cost_weight_curve": _cost_weight_curve(table, first),
+        "permutation_importance": _importance(table, wrong, first),
+    }
 
-    The performance gap recovered, PGR, is the accuracy gained as a share of what sending all would gain (Ong et al.
-    2024, "RouteLLM"); `apgr` is its mean over the share of queries sent, 0.5 for a random order, `apgr_cost` over the
-    share of the cost, and `cpt_95` the least share with a PGR of 0.95. None where sending all gains nothing.
+
+def _shares(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions]) -> Floats:
+    """Share of the cases on which the policy uses each strategy [S], over all draws."""
+    chosen = np.stack([draw.policy.choice for draw in draws])
+    shares: Floats = np.bincount(chosen.ravel(), minlength=len(table.strategies)) / chosen.size
+    return shares
+
+
+def _harm_share(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions]) -> float:
+    """Share of the cases that are right in context and wrong as decided."""
+    index = np.arange(len(table))
+    return float(np.mean([table.correct[index, draw.policy.choice] < table.correct[:, 0] for draw in draws]))
+
+
+def routing(table: OutcomeTable, held_out: OutOfFoldDecisions) -> dict[str, Any] | None:
+    """The routing curve: accuracy gained as a growing share of the queries gets the alternative strategy, by decreasing
+    estimated uplift. None if the alternative gains nothing on all queries.
+
+    The performance gap recovered (PGR, Ong et al. 2024, "RouteLLM") is the gain as a share of the gain on all queries.
+    `apgr` is its mean over the share of queries, 0.5 for a random order; `apgr_cost` its mean over the share of the
+    cost; `cpt_95` the smallest share of queries with a PGR of 0.95.
     """
-    index = np.arange(len(cases))
+    index = np.arange(len(table))
     order = np.argsort(-held_out.uplift, kind="stable")
-    gains = (cases.correct[index, held_out.other] - cases.correct[:, 0])[order]
-    costs = cases.costs[index, held_out.other][order]
+    gains = (table.correct[index, held_out.alternative] - table.correct[:, 0])[order]
+    costs = table.costs[index, held_out.alternative][order]
     if gains.sum() <= 0:
         return None
     recovered = np.concatenate([[0.0], gains.cumsum()]) / gains.sum()
-    sent = np.arange(len(cases) + 1) / len(cases)
+    sent = np.arange(len(table) + 1) / len(table)
     spent = np.concatenate([[0.0], costs.cumsum()]) / costs.sum()
-    shown = np.linspace(0, len(cases), 21).astype(int)
+    shown = np.linspace(0, len(table), 21).astype(int)
     return {
         "apgr": float(np.trapezoid(recovered, sent)),
         "apgr_cost": float(np.trapezoid(recovered, spent)),
@@ -221,173 +260,179 @@ def routing(cases: OutcomeTable, held_out: OutOfFoldDecisions) -> dict[str, Any]
 
 
 def leakage(
-    cases: OutcomeTable, by_family: OutOfFoldDecisions, at_random: OutOfFoldDecisions, cost_weight: float
+    table: OutcomeTable, by_family: OutOfFoldDecisions, at_random: OutOfFoldDecisions, cost_weight: float
 ) -> dict[str, Any] | None:
-    """The policy with families held out beside the same with cases held out at random: what knowing the family, which
-    no new task has, would flatter it by. Of the cases whose family has others: nothing leaks of one that has none. None
-    where no family has others."""
-    count = Counter(cases.families)
-    several = np.flatnonzero([count[family] > 1 for family in cases.families])
+    """The policy cross-validated by family, compared with cross-validation by case, which leaks the family.
+
+    Only cases whose family has other cases count, since the others leak nothing. None if there are none.
+    """
+    count = Counter(table.families)
+    several = np.flatnonzero([count[family] > 1 for family in table.families])
     if not len(several):
         return None
-    some = cases.take(several)
+    some = table.take(several)
 
-    def of(held_out: OutOfFoldDecisions) -> dict[str, float | None]:
-        right, costs = some.score_routing(held_out.served)
-        found = _classifier(1 - some.correct[:, 0], 1 - held_out.in_context_probability)
-        return {"utility": float((right - cost_weight * costs).mean()), "auroc": found["auroc"]}
+    def score(held_out: OutOfFoldDecisions) -> dict[str, float | None]:
+        right, costs = some.score_routing(held_out.policy)
+        difficulty = _classification(1 - some.correct[:, 0], 1 - held_out.in_context_probability)
+        return {"utility": float((right - cost_weight * costs).mean()), "auroc": difficulty["auroc"]}
 
     return {
-        "families_held_out": of(by_family.take(several)),
-        "cases_held_out": of(at_random.take(several)),
+        "families_held_out": score(by_family.take(several)),
+        "cases_held_out": score(at_random.take(several)),
         "cases": len(some),
     }
 
 
-def spread(cases: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float) -> dict[str, Any]:
-    """The main numbers when the folds are drawn again: mean, lowest and highest of the draws."""
-    index = np.arange(len(cases))
-    utilities = cases.utilities(cost_weight)
-    best = utilities[index, cases.best_of_tasks(cost_weight)].mean()
-    found: dict[str, list[float]] = {}
-    for drawn in draws:
-        right, cost = cases.score_routing(drawn.served)
-        single = utilities[index, drawn.single].mean()
-        possible = best - single
-        gained = float((right - cost_weight * cost).mean() - single)
-        sent = routing(cases, drawn)
+def spread(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float) -> dict[str, Any]:
+    """Mean, minimum and maximum of the main metrics over the draws of the folds."""
+    index = np.arange(len(table))
+    utilities = table.utilities(cost_weight)
+    best = utilities[index, table.best_of_tasks(cost_weight)].mean()
+    values: dict[str, list[float]] = {}
+    for draw in draws:
+        right, cost = table.score_routing(draw.policy)
+        sbs = utilities[index, draw.sbs].mean()
+        gap = best - sbs
+        gain = float((right - cost_weight * cost).mean() - sbs)
+        curve = routing(table, draw)
         numbers = {
-            "accuracy": float(right.mean()), "cost": float(cost.mean()), "gain_over_single_best": gained,
-            "gap_closed": gained / possible if possible > 1e-9 else None, "apgr": sent and sent["apgr"],
-            "cpt_95": sent and sent["cpt_95"],
-            "auroc": _classifier(1 - cases.correct[:, 0], 1 - drawn.in_context_probability)["auroc"],
-            "harm_share": float((right < cases.correct[:, 0]).mean()),
+            "accuracy": float(right.mean()), "cost": float(cost.mean()), "gain_over_sbs": gain,
+            "gap_closed_per_task": gain / gap if gap > 1e-9 else None, "apgr": curve and curve["apgr"],
+            "cpt_95": curve and curve["cpt_95"],
+            "auroc": _classification(1 - table.correct[:, 0], 1 - draw.in_context_probability)["auroc"],
+            "harm_share": float((right < table.correct[:, 0]).mean()),
         }  # fmt: skip
         for name, value in numbers.items():
             if value is not None:
-                found.setdefault(name, []).append(float(value))
-    means = {name: {"mean": fmean(v), "range": [min(v), max(v)]} for name, v in found.items()}
+                values.setdefault(name, []).append(float(value))
+    means = {name: {"mean": fmean(v), "range": [min(v), max(v)]} for name, v in values.items()}
     return {"draws": len(draws), **means}
 
 
-def intervals(cases: OutcomeTable, drawn: OutOfFoldDecisions, cost_weight: float, seed: int) -> dict[str, list[float]]:
-    """90% intervals of the main numbers of one draw of the folds, when families are drawn again. A number that cannot
-    be told of too many of the draws is left out."""
-    names, family = np.unique(np.array(cases.families), return_inverse=True)
+def intervals(table: OutcomeTable, draw: OutOfFoldDecisions, cost_weight: float, seed: int) -> dict[str, list[float]]:
+    """90% bootstrap intervals over families of the main metrics, for one draw of the folds. A metric that is undefined
+    in more than a tenth of the resamples is left out."""
+    names, family = np.unique(np.array(table.families), return_inverse=True)
     members = [np.flatnonzero(family == n) for n in range(len(names))]
-    right, cost = cases.score_routing(drawn.served)
-    truth = 1 - cases.correct[:, 0]
-    rng, found = np.random.default_rng(seed), dict[str, list[float]]()
-    for _ in range(INTERVALS):
+    right, cost = table.score_routing(draw.policy)
+    truth = 1 - table.correct[:, 0]
+    rng, samples = np.random.default_rng(seed), dict[str, list[float]]()
+    for _ in range(INTERVAL_RESAMPLES):
         some = np.concatenate([members[n] for n in rng.integers(len(names), size=len(names))])
-        sent = routing(cases.take(some), drawn.take(some))
-        told = _classifier(truth[some], 1 - drawn.in_context_probability[some])
+        curve = routing(table.take(some), draw.take(some))
+        estimates = _classification(truth[some], 1 - draw.in_context_probability[some])
         numbers = {
-            "accuracy": right[some].mean(), "cost": cost[some].mean(), "utility": (right - cost_weight * cost)[some].mean(),
-            "harm_share": (right < cases.correct[:, 0])[some].mean(), "auroc": told["auroc"], "brier": told["brier"],
-            **({k: sent[k] for k in ("apgr", "apgr_cost", "cpt_95")} if sent else {}),
+            "accuracy": right[some].mean(), "cost": cost[some].mean(),
+            "utility": (right - cost_weight * cost)[some].mean(),
+            "harm_share": (right < table.correct[:, 0])[some].mean(), "auroc": estimates["auroc"],
+            "brier": estimates["brier"], **({k: curve[k] for k in ("apgr", "apgr_cost", "cpt_95")} if curve else {}),
         }  # fmt: skip
         for name, value in numbers.items():
             if value is not None:
-                found.setdefault(name, []).append(float(value))
-    return {name: _interval(np.array(values)) for name, values in found.items() if len(values) > 0.9 * INTERVALS}
+                samples.setdefault(name, []).append(float(value))
+    enough = {name: values for name, values in samples.items() if len(values) > 0.9 * INTERVAL_RESAMPLES}
+    return {name: _interval(np.array(values)) for name, values in enough.items()}
 
 
-def _prices(cases: OutcomeTable, drawn: OutOfFoldDecisions) -> list[list[float]]:
-    """Price, share right and cost as the price of a cost goes from everything to nothing, by the held-out chances after
-    measuring all: the policy's curve."""
-    found = []
-    dearest = drawn.expected.max(axis=1).mean()
-    for top in (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0):
-        choice = (drawn.probabilities - top / dearest * drawn.expected).argmax(axis=1)
-        right, cost = cases.score_routing(
-            RoutedCases(choice, np.ones(len(cases), bool), np.zeros(len(cases)), choice == 0)
-        )
-        found.append([top / dearest, float(right.mean()), float(cost.mean())])
-    return found
+def _cost_weight_curve(table: OutcomeTable, draw: OutOfFoldDecisions) -> list[list[float]]:
+    """Cost weight, accuracy and relative cost, for decreasing cost weights: the policy's accuracy-cost curve, from the
+    out-of-fold estimates of all stages."""
+    curve = []
+    highest = draw.expected.max(axis=1).mean()
+    for share in COST_SHARES:
+        choice = (draw.probabilities - share / highest * draw.expected).argmax(axis=1)
+        measured = np.ones(len(table), bool)
+        right, cost = table.score_routing(RoutedCases(choice, measured, np.zeros(len(table)), choice == 0))
+        curve.append([share / highest, float(right.mean()), float(cost.mean())])
+    return curve
 
 
 class Bootstrap:
-    """Means of what arms are worth with their 90% intervals, when families are drawn again.
+    """Mean utilities of arms with 90% bootstrap intervals over families.
 
-    Arms are worth [N], or [D, N] in D draws of the folds. A mean is that of the draws; each time that families are
-    drawn again one of the draws is taken, so that the interval has the spread of both.
+    Utilities are [N], or [D, N] for D draws of the folds. A mean is over all draws; each resample of the families uses
+    one of the draws, so that the interval covers both sources of variation.
     """
 
-    def __init__(self, families: Sequence[str], worth: Mapping[str, Floats], seed: int) -> None:
-        self._worth = worth
+    def __init__(self, families: Sequence[str], utilities: Mapping[str, Floats], seed: int) -> None:
+        self._utilities = utilities
         names, self._family = np.unique(np.array(families), return_inverse=True)
-        self._drawn = np.random.default_rng(seed).multinomial(
-            len(names), np.full(len(names), 1 / len(names)), RESAMPLES
+        self._resamples = np.random.default_rng(seed).multinomial(
+            len(names), np.full(len(names), 1 / len(names)), BOOTSTRAP_RESAMPLES
         )
         self._counts = np.bincount(self._family, minlength=len(names))
 
     def level(self, arm: str) -> dict[str, Any]:
-        """What an arm is worth."""
-        value, again = self._means(self._worth[arm])
-        return {"value": value, "interval_90": _interval(again)}
+        """The mean utility of an arm."""
+        value, samples = self._means(self._utilities[arm])
+        return {"value": value, "interval_90": _interval(samples)}
 
     def gain(self, over: str, to: str | None = None) -> dict[str, Any] | None:
-        """What the policy is worth more than an arm, or the share of the way from there to another arm that it goes;
-        None where there is no way."""
-        value, again = self._means(self._worth["policy"] - self._worth[over])
+        """The policy's utility minus that of the arm `over`; with `to`, as a share of the gap from `over` to `to`. None
+        if there is no gap."""
+        value, samples = self._means(self._utilities["policy"] - self._utilities[over])
         if to is not None:
-            way, ways = self._means(self._worth[to] - self._worth[over])
-            if way <= 1e-9:
+            gap, gaps = self._means(self._utilities[to] - self._utilities[over])
+            if gap <= 1e-9:
                 return None
-            value, again = value / way, again[ways > 1e-9] / ways[ways > 1e-9]
-        return {"value": value, "interval_90": _interval(again)}
+            value, samples = value / gap, samples[gaps > 1e-9] / gaps[gaps > 1e-9]
+        return {"value": value, "interval_90": _interval(samples)}
 
     def _means(self, values: Floats) -> tuple[float, Floats]:
-        """The mean, and those of families drawn again [RESAMPLES]."""
+        """The mean, and the means of the resamples [BOOTSTRAP_RESAMPLES]."""
         rows = np.atleast_2d(values)
         sums = np.stack([np.bincount(self._family, weights=row, minlength=len(self._counts)) for row in rows])
-        again = (self._drawn * sums[np.arange(RESAMPLES) % len(sums)]).sum(axis=1) / (self._drawn @ self._counts)
-        return float(rows.mean()), again
+        draw = np.arange(BOOTSTRAP_RESAMPLES) % len(sums)
+        samples = (self._resamples * sums[draw]).sum(axis=1) / (self._resamples @ self._counts)
+        return float(rows.mean()), samples
 
 
 def _interval(values: Floats) -> list[float]:
     return [float(x) for x in np.quantile(values, (0.05, 0.95))] if len(values) else []
 
 
-def _kept(cases: OutcomeTable, draws: Sequence[OutOfFoldDecisions]) -> dict[str, float | None]:
-    """The share of cases whose in-context answer is kept, and of those the share that is wrong."""
-    kept = np.mean([draw.kept for draw in draws], axis=0)
-    wrong = float(kept @ (1 - cases.correct[:, 0]) / kept.sum()) if kept.any() else None
+def _kept(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions]) -> dict[str, float | None]:
+    """The share of cases whose in-context answer is kept, and the share of wrong answers among them."""
+    kept = np.mean([draw.policy.kept for draw in draws], axis=0)
+    wrong = float(kept @ (1 - table.correct[:, 0]) / kept.sum()) if kept.any() else None
     return {"share": float(kept.mean()), "wrong_share": wrong}
 
 
-def _importance(wrong: Floats, held_out: OutOfFoldDecisions) -> dict[str, float]:
-    """How much worse the chance of a right in-context answer gets without a feature (Brier score), the most first."""
+def _importance(table: OutcomeTable, wrong: Floats, held_out: OutOfFoldDecisions) -> dict[str, float]:
+    """Permutation importance of each feature for whether the in-context answer is right: the increase of the Brier
+    score, largest first."""
     plain = brier_score_loss(wrong, 1 - held_out.in_context_probability, labels=[0, 1], pos_label=1)
-    found = {
-        name: float(brier_score_loss(wrong, 1 - chances, labels=[0, 1], pos_label=1) - plain)
-        for name, chances in zip(NAMES[1], held_out.shuffled, strict=True)
+    increases = {
+        name: float(brier_score_loss(wrong, 1 - probabilities, labels=[0, 1], pos_label=1) - plain)
+        for name, probabilities in zip(table.feature_names[1], held_out.permuted, strict=True)
     }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return dict(sorted(increases.items(), key=lambda item: -item[1]))
 
 
-def _per_family(cases: OutcomeTable, gains: Floats) -> dict[str, list[float]]:
-    """Of each family that anything changed in: the share of cases that became right, and of those that became wrong, as
-    decided; the largest loss first."""
-    of: dict[str, list[float]] = {}
-    for family, gain in zip(cases.families, gains.tolist(), strict=True):
-        of.setdefault(family, []).append(gain)
-    found = {f: [fmean(max(v, 0.0) for v in vs), fmean(max(-v, 0.0) for v in vs)] for f, vs in of.items()}
-    changed = {family: both for family, both in found.items() if any(both)}
+def _per_family(table: OutcomeTable, gains: Floats) -> dict[str, list[float]]:
+    """For each family with a change: the shares of its cases that became right and that became wrong by the policy's
+    decisions; the largest loss first."""
+    by_family: dict[str, list[float]] = {}
+    for family, gain in zip(table.families, gains.tolist(), strict=True):
+        by_family.setdefault(family, []).append(gain)
+    shares = {f: [fmean(max(v, 0.0) for v in vs), fmean(max(-v, 0.0) for v in vs)] for f, vs in by_family.items()}
+    changed = {family: both for family, both in shares.items() if any(both)}
     return dict(sorted(changed.items(), key=lambda item: item[1][0] - item[1][1]))
 
 
-def _classifier(truth: Floats, chances: Floats) -> dict[str, Any]:
-    bins = np.minimum((chances * 10).astype(int), 9)
-    gaps = [abs((truth - chances)[bins == b].sum()) for b in range(10)]
+def _classification(truth: Floats, probabilities: Floats) -> dict[str, Any]:
+    """AUROC (None if all labels are equal), Brier score, expected calibration error, and the reliability diagram as
+    [mean probability, share of ones, count] of up to ten bins."""
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    gaps = [abs((truth - probabilities)[bins == b].sum()) for b in range(10)]
     both = 0 < truth.sum() < len(truth)
     return {
-        "auroc": float(roc_auc_score(truth, chances)) if both else None,
-        "brier": float(brier_score_loss(truth, chances, labels=[0, 1], pos_label=1)),
+        "auroc": float(roc_auc_score(truth, probabilities)) if both else None,
+        "brier": float(brier_score_loss(truth, probabilities, labels=[0, 1], pos_label=1)),
         "ece": float(sum(gaps) / len(truth)),
         "reliability": [
-            [float(chances[bins == b].mean()), float(truth[bins == b].mean()), int((bins == b).sum())]
+            [float(probabilities[bins == b].mean()), float(truth[bins == b].mean()), int((bins == b).sum())]
             for b in range(10)
             if (bins == b).any()
         ],

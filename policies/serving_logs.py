@@ -1,4 +1,4 @@
-"""What was served, read back from logs of results: outcomes to learn from, the shadow's choices, and drift.
+"""Serving logs: outcomes for training, agreement of the shadow policy, and feature drift, from logs of results.
 
 Knows nothing about how results are made: a log is JSON lines as `autottt solve --trace` and `Result.to_plain` write
 them.
@@ -21,28 +21,30 @@ from ..ttt_core.errors import PolicyError
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
-from .features import FEATURES_VERSION, NAMES, STAGE_0
+from .features import FEATURES_VERSION, STAGE_1
 from .outcomes import BASE, Outcome, finite
 from .trained import TrainedPolicy
+from .versions import LOG_VERSION
 
-DRIFTED = 0.25
-"""Population stability index from which a feature is said to have drifted, as is usual (Siddiqi 2006)."""
-KNOWN = (
-    "id", "status", "answer", "attempts", "in_context", "features", "features_version", "cost", "in_context_tokens", "proof", "task",
-    "decision", "seed",
+DRIFT_THRESHOLD = 0.25
+"""Population stability index from which a feature counts as drifted, as is common (Siddiqi 2006)."""
+FIELDS = (
+    "id", "status", "answer", "attempts", "in_context", "features", "features_version", "cost", "in_context_tokens",
+    "proof", "task", "decision", "seed",
 )  # fmt: skip
-"""What a line of a log has."""
+"""Fields that every line of a log has."""
 RESAMPLES = 2000
-"""Of queries like those in training, to see what chance does to their index."""
+"""Samples from the training distribution, for the sampling error of the stability index."""
 Row = Mapping[str, Any]
 
 
 def read_log(files: Iterable[Path]) -> list[Row]:
-    """The results in logs, but those of refused tasks; a last line that an interruption tore is passed over.
+    """The results in logs, without refused tasks; an incomplete last line, which an interruption leaves, is skipped.
 
-    Raises `PolicyError` naming the file and line that is no result, or one with features of another version.
+    Raises `PolicyError` naming the file and line that is not a result, or that has another version of the format or of
+    the features.
     """
-    found: list[Row] = []
+    rows: list[Row] = []
     for file in files:
         try:
             lines = file.read_text("utf-8").splitlines(keepends=True)
@@ -56,21 +58,27 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                 if number == len(lines) and not line.endswith("\n"):
                     continue
                 raise PolicyError(f"{place}: not JSON ({error})") from None
-            lacking = [name for name in KNOWN if not isinstance(row, dict) or name not in row]
-            if lacking:
-                raise PolicyError(f"{place}: lacks {', '.join(lacking)}: a log is what `autottt solve --trace` writes")
+            missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
+            if missing:
+                raise PolicyError(f"{place}: lacks {', '.join(missing)}: a log is what `autottt solve --trace` writes")
+            if (version := row.get("log_version", 1)) != LOG_VERSION:
+                raise PolicyError(
+                    f"{place}: a log in version {version} of the format, and this package reads version {LOG_VERSION}; "
+                    "write a new one with `autottt solve TASKS --trace`"
+                )
             if row["status"] == "refused":
                 continue
             if row["features_version"] != FEATURES_VERSION:
                 raise PolicyError(
-                    f"{place}: features of version {row['features_version']}; this package measures {FEATURES_VERSION}"
+                    f"{place}: features of version {row['features_version']}; this package measures version "
+                    f"{FEATURES_VERSION}"
                 )
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def base_of(rows: Sequence[Row]) -> str:
-    """The content hash of the model that answered. Raises `PolicyError` when there were several, or no answers."""
+    """The content hash of the model that answered. Raises `PolicyError` if there are several models, or no answers."""
     if not rows:
         raise PolicyError("these logs hold no answered query: they are empty, or all their tasks were refused")
     hashes = sorted({row["proof"]["hash"] for row in rows})
@@ -81,135 +89,137 @@ def base_of(rows: Sequence[Row]) -> str:
 
 
 def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome]:
-    """What the in-context answer and the first strategy tried achieved, where the right answer is known: from
-    `answers`, by the task's digest, or from the log.
+    """The outcomes of the in-context answer and of the first attempt, where the right answer is known: from `answers`,
+    by the task's digest, or from the log.
 
-    Only queries on which all was measured, since a policy learns from features of every stage. Strategies that were
-    tried because another had failed are left out: nothing in the features says so. So is an answer by an adapter that
-    was known already, or whose training a deadline cut short: it says nothing of what training costs.
+    Only queries with the features of every stage count. Later attempts are excluded: they depend on the failure of the
+    first, which no feature shows. So are answers by a cached adapter, or by one whose training a deadline stopped:
+    their cost is not that of the strategy.
     """
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     for row in rows:
-        right, read, unit = _right(row, answers), row["in_context"], row["in_context_tokens"]
-        if right is None or set(row["features"]) != set(NAMES[1]) or not unit:
+        right, in_context, tokens = _right(row, answers), row["in_context"], row["in_context_tokens"]
+        if right is None or not _fully_measured(row) or not tokens:
             continue
         others = [attempt for attempt in row["attempts"] if attempt["strategy"] != BASE]
-        probing = _passes(row) - _passes(read) - sum(map(_passes, others))
-        base = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probing / unit}
-        found.append(_outcome(row, read, right, unit, base))
+        probe = _token_equivalents(row) - _token_equivalents(in_context) - sum(map(_token_equivalents, others))
+        measured = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probe / tokens}
+        outcomes.append(_attempt_outcome(row, in_context, right, tokens, measured))
         first = row["attempts"][0]
         if first["strategy"] != BASE and _paid_in_full(first):
-            found.append(_outcome(row, first, right, _passes(first), {}))
-    return found
+            outcomes.append(_attempt_outcome(row, first, right, _token_equivalents(first), {}))
+    return outcomes
 
 
 def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str, int]:
-    """Why queries give no outcomes to learn from (`outcomes_of`), and how many of them for each reason."""
+    """Reasons why queries yield no outcomes (`outcomes_of`), with the number of queries for each."""
 
     def why(row: Row) -> str:
         if _right(row, answers) is None:
-            return "their right answer is not known (--answers FILES)"
-        if set(row["features"]) != set(NAMES[1]):
-            return "settled by the free features alone (`solve --explore 0.05` measures some of them whole)"
-        return "" if row["in_context_tokens"] else "what answering in context took is not known"
+            return "the right answer is unknown (--answers FILES)"
+        if not _fully_measured(row):
+            return "the probe was skipped (`solve --explore 0.05` runs it on a share of the queries)"
+        return "" if row["in_context_tokens"] else "the in-context cost is unknown"
 
     return dict(Counter(reason for row in rows if (reason := why(row))))
 
 
 def _right(row: Row, answers: Mapping[str, Any]) -> Any:
-    """The right answer as JSON has it; None where it is not known."""
+    """The right answer as decoded JSON; None if unknown."""
     return _plain(answers.get(row["task"]["digest"], row["task"]["answer"]))
 
 
+def _fully_measured(row: Row) -> bool:
+    """Whether the features include those of the probe."""
+    return not set(STAGE_1).isdisjoint(row["features"])
+
+
 def _paid_in_full(attempt: Row) -> bool:
-    """Whether the attempt cost what it costs: its adapter was not known before, and no deadline cut its training."""
+    """Whether the attempt's cost is that of its strategy: no cached adapter, and no training stopped by a deadline."""
     return not attempt["from_cache"] and (attempt["training_record"] or {}).get("stop_reason") != "deadline"
 
 
-def _outcome(row: Row, attempt: Row, right: Any, work: int, more: Mapping[str, Any]) -> Outcome:
+def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: Mapping[str, Any]) -> Outcome:
     task = row["task"]
-    read = "answered" if attempt["value"] is not None else "unreadable"
+    parsed = "answered" if attempt["value"] is not None else "unreadable"
     return Outcome(
         task_id=f"{row['id']}#{task['digest']}", group=task["group"], family=task["family"], dataset=task["dataset"],
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
-        status="failed" if attempt["error"] else read, correct=float(_plain(attempt["value"]) == right),
-        seconds=attempt["cost"]["seconds"], work=work, cost=work / row["in_context_tokens"],
+        status="failed" if attempt["error"] else parsed, correct=float(_plain(attempt["value"]) == right),
+        seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
-        forward=work - 2 * attempt["cost"]["backward_tokens"], backward=attempt["cost"]["backward_tokens"],
-        confidence=attempt["confidence"], answer="" if attempt["value"] is None else content_digest(attempt["value"]),
-        gain=CrossValidationResult(**attempt["cross_validation"]).gain if attempt["cross_validation"] else 1.0,
+        forward_tokens=tokens - 2 * attempt["cost"]["backward_tokens"],
+        backward_tokens=attempt["cost"]["backward_tokens"], confidence=attempt["confidence"],
+        answer="" if attempt["value"] is None else content_digest(attempt["value"]),
+        held_out_gain=CrossValidationResult(**attempt["cross_validation"]).gain if attempt["cross_validation"] else 1.0,
         losses=finite((attempt["training_record"] or {}).get("losses", ())),
-        votes={content_digest(c["value"]): c["share"] for c in attempt["candidates"]},
-        prompt_format=row.get("prompt_format", ""), **more,
+        vote_shares={content_digest(c["value"]): c["share"] for c in attempt["candidates"]},
+        prompt_format=row.get("prompt_format", ""), **measured,
     )  # fmt: skip
 
 
-def _passes(row: Row) -> int:
+def _token_equivalents(row: Row) -> int:
+    """Tokens forward plus twice the tokens backward."""
     cost = row["cost"]
     return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """The value as decoded JSON."""
     return json.loads(json.dumps(value))
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a feature of what was served lies from training."""
+    """Distance of a feature's served distribution from its training distribution."""
 
     feature: str
     index: float
-    """Population stability index over the deciles of training: 0 for the same distribution."""
-    by_chance: float
-    """What so few queries of the same distribution stay under, all features together, in 19 of 20 cases."""
+    """Population stability index over the training deciles: 0 for equal distributions."""
+    critical: float
+    """The index that all features together stay below with 95% probability, for this number of queries from the
+    training distribution."""
     median: float
+    """Median of the served queries."""
     training_median: float
-    """The median in training."""
+    """Median in training."""
 
     @property
     def drifted(self) -> bool:
-        return self.index > max(DRIFTED, self.by_chance)
+        return self.index > max(DRIFT_THRESHOLD, self.critical)
 
 
 def drift(policy: TrainedPolicy, rows: Sequence[Row]) -> list[Drift]:
-    """Each free feature of what was served against the training set, the furthest first."""
-    found = []
-    for place, name in enumerate(STAGE_0):
+    """Drift of each free feature, the largest first."""
+    drifts, names = [], policy.feature_names[0]
+    for place, name in enumerate(names):
         values = np.array([row["features"][name] for row in rows])
         edges, shares = _bins(policy.deciles[place], policy.cdf[place])
         counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(shares))
-        drawn = np.random.default_rng(place).multinomial(len(values), shares, RESAMPLES)
-        by_chance = float(np.quantile(_stability(drawn, shares), 1 - 0.05 / len(STAGE_0)))
-        found.append(
-            Drift(
-                name,
-                float(_stability(counts, shares)),
-                by_chance,
-                float(np.median(values)),
-                policy.feature_medians[place],
-            )
-        )
-    return sorted(found, key=lambda d: max(DRIFTED, d.by_chance) - d.index)
+        samples = np.random.default_rng(place).multinomial(len(values), shares, RESAMPLES)
+        critical = float(np.quantile(_stability(samples, shares), 1 - 0.05 / len(names)))
+        index, median = float(_stability(counts, shares)), float(np.median(values))
+        drifts.append(Drift(name, index, critical, median, policy.feature_medians[place]))
+    return sorted(drifts, key=lambda d: max(DRIFT_THRESHOLD, d.critical) - d.index)
 
 
-def _bins(deciles: Sequence[float], below: Sequence[float]) -> tuple[Floats, Floats]:
-    """Edges without repetition, and the share of the training set up to each edge and beyond the last."""
+def _bins(deciles: Sequence[float], cdf: Sequence[float]) -> tuple[Floats, Floats]:
+    """Edges without ties, and the share of the training cases in each bin."""
     edges, place = np.unique(np.array(deciles), return_index=True)
-    return edges, np.diff(np.concatenate([[0.0], np.array(below)[place], [1.0]]))
+    return edges, np.diff(np.concatenate([[0.0], np.array(cdf)[place], [1.0]]))
 
 
 def _stability(counts: NDArray[np.int64], expected: Floats) -> Floats:
-    """The index of counts [..., B] against shares [B] -> [...]; half a query more in each bin keeps it finite."""
-    seen = (counts + 0.5) / (counts.sum(axis=-1, keepdims=True) + 0.5 * len(expected))
-    least = np.maximum(expected, 1e-3)
-    index: Floats = ((seen - least) * np.log(seen / least)).sum(axis=-1)
+    """The index of counts [..., B] against shares [B] -> [...]; half a query is added to each bin to keep it finite."""
+    observed = (counts + 0.5) / (counts.sum(axis=-1, keepdims=True) + 0.5 * len(expected))
+    smallest = np.maximum(expected, 1e-3)
+    index: Floats = ((observed - smallest) * np.log(observed / smallest)).sum(axis=-1)
     return index
 
 
 def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPolicy | None) -> dict[str, Any]:
-    """What was served, as plain JSON: choices, how often they were right where that is known, exploration, the shadow
-    beside the policy's own choice, and drift from what the policy was trained on."""
+    """Summarises served decisions as plain JSON: strategy shares, accuracy where it is known, exploration, shadow
+    agreement, and feature drift from the policy's training."""
     decisions = [row["decision"] for row in rows]
     own = [d["policy_choice"] or d["strategy"] for d in decisions]
     answered = [(row, right) for row in rows if (right := _right(row, answers)) is not None]
@@ -218,23 +228,24 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
     ]
     failed = [other for _, other, _ in shadowed if other.startswith("failed")]
     changes = [f"{mine} -> {other}" for mine, other, _ in shadowed if other not in (mine, *failed)]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "queries": len(rows),
-        "chosen": {name: own.count(name) / len(rows) for name in sorted(set(own))},
+        "shares": {name: own.count(name) / len(rows) for name in sorted(set(own))},
         "explored": sum(bool(d["policy_choice"]) for d in decisions),
-        "known": len(answered),
-        "right": fmean(_plain(row["answer"]) == right for row, right in answered) if answered else None,
+        "with_known_answer": len(answered),
+        "accuracy": fmean(_plain(row["answer"]) == right for row, right in answered) if answered else None,
         "shadow": {
             "queries": len(shadowed),
-            "otherwise": {name: changes.count(name) for name in sorted(set(changes))},
-            "would_have_measured_more": sum(not knew for _, _, knew in shadowed),
+            "disagreements": {name: changes.count(name) for name in sorted(set(changes))},
+            "lacked_features": sum(not had_features for _, _, had_features in shadowed),
             "failed": len(failed),
         },
     }
     if policy is not None:
-        far = drift(policy, rows)
-        free = np.array([[row["features"][name] for name in STAGE_0] for row in rows])
-        strange = policy.is_out_of_distribution(free, [row["task"]["kind"] for row in rows])
-        found |= {"strange": float(strange.mean()), "drifted": [d.feature for d in far if d.drifted]}
-        found["drift"] = {d.feature: {"index": d.index, "by_chance": d.by_chance} for d in far}
-    return found
+        drifts = drift(policy, rows)
+        free = np.array([[row["features"][name] for name in policy.feature_names[0]] for row in rows])
+        unusual = policy.is_out_of_distribution(free, [row["task"]["kind"] for row in rows])
+        result["out_of_distribution_share"] = float(unusual.mean())
+        result["drifted"] = [d.feature for d in drifts if d.drifted]
+        result["drift"] = {d.feature: {"index": d.index, "critical": d.critical} for d in drifts}
+    return result

@@ -1,7 +1,7 @@
-"""Keeps track of training runs: a folder each, and MLflow where it is installed. Knows nothing about training.
+"""Tracks training runs: a folder per run, and MLflow if it is installed. Knows nothing about training.
 
-A run's folder holds `run.json` (parameters, metrics, when and with which versions) and a copy of the bundle. With
-`pip install autottt[mlflow]` the same goes to a local MLflow store in the folder above: `mlflow ui --backend-store-uri
+A run's folder holds `run.json` (parameters, metrics, date and versions) and a copy of the bundle. With
+`pip install autottt[mlflow]` a local MLflow store in the parent folder gets the same: `mlflow ui --backend-store-uri
 sqlite:///runs/policies/mlflow.db`.
 """
 
@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .bundle import CARD, HEADS
+from .bundle import CARD, ESTIMATORS
 from .report import PICTURE, REPORT
 from .trained import TrainedPolicy
 
@@ -28,13 +28,13 @@ EXPERIMENT = "autottt policies"
 
 
 def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[str, Any]) -> Path:
-    """Adds a run to the folder `runs`: what was trained with which parameters, how good it is, and the bundle's files.
+    """Adds a run to the folder `runs`: parameters, metrics of the scorecard, and the files of the bundle.
 
-    Returns the run's folder, named by the time (UTC); MLflow gets a run of the same name where it is installed.
+    Returns the run's folder, named by the time (UTC); MLflow gets a run of the same name if it is installed.
     """
     folder = _new_folder(runs)
     (folder / "bundle").mkdir()
-    for name in (CARD, HEADS, REPORT, PICTURE):
+    for name in (CARD, ESTIMATORS, REPORT, PICTURE):
         if (bundle / name).is_file():
             shutil.copy2(bundle / name, folder / "bundle")
     metrics = dict(_numbers("", {k: v for k, v in policy.scorecard.items() if k not in _DETAILS}))
@@ -51,12 +51,12 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
     return folder
 
 
-_DETAILS = ("importance", "families_gained", "prices")
-"""Of a scorecard: too many numbers to be metrics. They are in the bundle."""
+_DETAILS = ("permutation_importance", "changes_per_family", "cost_weight_curve")
+"""Parts of a scorecard with too many numbers for metrics; they are in the bundle."""
 
 
 def _new_folder(runs: Path) -> Path:
-    """A folder that no other process has, named by the time."""
+    """A new folder, named by the time, that no other process uses."""
     while True:
         folder = runs / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         try:
@@ -67,7 +67,7 @@ def _new_folder(runs: Path) -> Path:
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Every number in nested mappings and pairs, under the path that leads to it."""
+    """Every number in nested mappings and pairs, under its path."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(f"{name}/{key}" if name else str(key), inner)
@@ -90,12 +90,12 @@ def _to_mlflow(folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str
             return
         try:
             _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
-        except Exception as error:  # whatever a database makes of itself: the folder holds the run already
-            logging.getLogger("autottt").warning("MLflow did not take the run %s: %s", folder.name, error)
+        except Exception as error:  # the run is in its folder already, so a database error must not fail it
+            logging.getLogger("autottt").warning("MLflow could not store the run %s: %s", folder.name, error)
 
 
 def _log(client: Any, folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Writes a run with an MLflow client; its files lie beside the runs' folders."""
+    """Writes a run with an MLflow client; its artifacts are in `mlflow/` next to the runs' folders."""
     known = client.get_experiment_by_name(EXPERIMENT)
     where = (folder.parent / "mlflow").resolve().as_uri()
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=where)

@@ -1,6 +1,7 @@
-"""What training makes and a bundle holds: the learned judgement, and the one rule by which it chooses.
+"""Trained policies: what training fits and a bundle stores, and the one rule by which a strategy is chosen.
 
-Training judges itself with the same methods that answer a single query. Axes: N cases, S strategies, F features.
+Knows nothing about files or about how the parts are fitted. Training evaluates itself with the methods that serve a
+single query. Axes: N cases, S strategies, F features.
 """
 
 from __future__ import annotations
@@ -15,95 +16,104 @@ from numpy.typing import NDArray
 
 from .classifiers import CalibratedClassifier, CostRegressor, batched_probabilities, cost_predictor
 from .fast_inference import Floats
+from .features import NAMES
 
 Booleans = NDArray[np.bool_]
 
 NEVER = 2.0
-"""A chance that nothing has."""
+"""A threshold above every probability."""
 MARGIN = 0.25
-"""A feature is outside when it is further from the training range than this share of the range."""
+"""A feature is out of range if it is further from the training range than this share of the range."""
 OUTSIDE_SHARE = 0.1
-"""A query is unlike the training tasks when more than this share of its free features are outside."""
+"""A query is out of distribution if more than this share of its free features is out of range."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a strategy does to the in-context answer: the pairwise judgement of the two. It is learned better than how
-    likely the strategy is right, most of which is how easy the query is."""
+    """How a strategy changes the correctness of the in-context answer, as two classifiers.
+
+    The pairwise comparison is easier to learn than whether the strategy is right, which mostly depends on how easy the
+    query is.
+    """
 
     fixes: CalibratedClassifier
-    """The chance that the strategy is right, if in-context is wrong."""
+    """Probability that the strategy is right, given that the in-context answer is wrong."""
     breaks: CalibratedClassifier
-    """The chance that it is wrong, if in-context is right."""
+    """Probability that the strategy is wrong, given that the in-context answer is right."""
 
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """Everything that was learned, as plain data and fitted heads."""
+    """Everything that training fits: plain data and fitted classifiers."""
 
     base_hash: str
-    """Content hash of the model whose outcomes were learned from."""
+    """Content hash of the model whose outcomes the policy was trained on."""
     strategies: tuple[str, ...]
     """`in_context` first."""
     difficulty: Mapping[int, CalibratedClassifier]
-    """Stage -> the chance that the in-context answer is right."""
+    """Stage -> classifier of whether the in-context answer is right."""
     changes: Mapping[int, tuple[Change, ...]]
-    """Stage -> what each other strategy changes about it."""
+    """Stage -> how each other strategy changes that."""
     mean_costs: Mapping[str, tuple[float, ...]]
-    """Kind -> mean cost of each strategy as a multiple of in-context; the empty kind is the mean of all."""
+    """Kind -> mean relative cost of each strategy; the empty kind holds the means over all kinds."""
     cost_weight: float
-    """Accuracy that one in-context cost is worth."""
+    """Accuracy per one in-context cost."""
     skip_probe_threshold: float
-    """Chance of a right in-context answer from which stage 1 is not measured; 1 means that it always is."""
+    """Probability of a right in-context answer from which the probe (stage 1) is skipped; 1 never skips it."""
     ranking: tuple[str, ...]
-    """Strategies by their mean utility in training, best first: what to do with a query unlike the training tasks."""
+    """Strategies by mean utility in training, best first; the fallback for queries out of distribution."""
     feature_min: tuple[float, ...]
-    """Of each free feature in training."""
+    """Minimum of each free feature in training."""
     feature_max: tuple[float, ...]
+    """Maximum of each free feature in training."""
     deciles: tuple[tuple[float, ...], ...]
-    """The nine of each feature of all stages in training."""
+    """The nine deciles of each feature of all stages in training."""
     cdf: tuple[tuple[float, ...], ...]
-    """Share of the training cases with a value up to each of them: more than tenths, where many have the same."""
+    """Share of the training cases at or below each decile: not multiples of 0.1 if values are tied."""
     families: tuple[str, ...]
-    """That were trained on."""
+    """Families that the policy was trained on."""
     datasets: tuple[str, ...]
     seed: int
     keep_threshold: float = 0.0
-    """Chance of a right in-context answer without which it is not kept; `NEVER` keeps none."""
+    """Probability of a right in-context answer below which it is not kept; `NEVER` keeps none."""
     risk: float | None = None
-    """Share of wrong answers that was promised among those kept in context; None: nothing was promised."""
+    """Guaranteed upper bound on the share of wrong answers among kept in-context answers; None without a guarantee."""
     cost_models: tuple[CostRegressor, ...] = ()
-    """What each other strategy costs, from the free features; where there are none, the mean of its kind stands."""
+    """Relative cost of each other strategy from the free features; empty if the means of the kind are used."""
     prompt_format: str = ""
-    """How the model was asked that was learned from; empty where it is not known."""
+    """Prompt format of the outcomes; empty if unknown."""
     recipes: Mapping[str, str] = field(default_factory=dict)
-    """`strategy/kind` -> digest of the recipe whose outcomes were learned from, where it was known."""
+    """`strategy/kind` -> digest of the recipe of the outcomes, where known."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
-    """How it did on families held out; plain JSON."""
+    """Evaluation on held-out families; plain JSON."""
+    feature_names: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: dict(NAMES))
+    """Stage -> names of the features that the policy reads, in the order of the columns; those of stage 0 first."""
 
     @property
     def released(self) -> bool:
-        """Whether it beats the single best strategy for sure: the lower bounds of its gain over the one that was best
-        on the training families of each fold, and over the one that proved best on all, are above 0."""
-        gains = [self.scorecard.get(name) or {} for name in ("gain_over_single_best", "gain_over_first")]
+        """Whether the policy beats fixed strategies significantly: the 90% intervals of its gains over the SBS, and
+        over the fixed strategy that is best on all families, are above 0."""
+        gains = [self.scorecard.get(name) or {} for name in ("gain_over_sbs", "gain_over_best_fixed")]
         return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
 
     def probabilities(self, stage: int, rows: Floats) -> Floats:
-        """The chance that each strategy is right [N, S] from the features of a stage [N, F]."""
-        found = self._stage_classifiers[stage](rows)
-        return compose_probabilities(found[:, 0], found[:, 1::2], found[:, 2::2])
+        """Probability that each strategy is right [N, S] from the features of a stage [N, F]."""
+        estimates = self._stage_classifiers[stage](rows)
+        return compose_probabilities(estimates[:, 0], estimates[:, 1::2], estimates[:, 2::2])
 
     @cached_property
     def _stage_classifiers(self) -> Mapping[int, Callable[[Floats], Floats]]:
-        """What gives for each stage the chances of difficulty, then of what each strategy mends and spoils."""
-        changes = {
-            stage: [head for c in found for head in (c.fixes, c.breaks)] for stage, found in self.changes.items()
+        """Stage -> function from features [N, F] to probabilities [N, 1 + 2 (S - 1)]: in-context right, then fixes and
+        breaks of each other strategy."""
+        pairs = {
+            stage: [classifier for c in changes for classifier in (c.fixes, c.breaks)]
+            for stage, changes in self.changes.items()
         }
-        return {stage: batched_probabilities([head, *changes[stage]]) for stage, head in self.difficulty.items()}
+        return {stage: batched_probabilities([first, *pairs[stage]]) for stage, first in self.difficulty.items()}
 
     def expected_costs(self, kinds: Sequence[str], free: Floats) -> Floats:
-        """What each strategy would cost from here on [N, S], from the kinds and the free features [N, F]; the
-        in-context answer is paid for already."""
+        """Expected relative cost of each strategy from here on [N, S], from kinds and free features [N, F]. The
+        in-context answer costs 0: it has been paid for."""
         table = np.array([self.mean_costs.get(kind, self.mean_costs[""]) for kind in kinds])
         if self.cost_models:
             table[:, 1:] = self._cost_predictor(free)
@@ -114,25 +124,26 @@ class TrainedPolicy:
     def _cost_predictor(self) -> Callable[[Floats], Floats]:
         return cost_predictor(self.cost_models)
 
-    def utilities(self, chances: Floats, costs: Floats) -> Floats:
-        """Chance of a right answer minus the price of the cost [N, S]."""
-        return chances - self.cost_weight * costs
+    def utilities(self, probabilities: Floats, costs: Floats) -> Floats:
+        """Probability of a right answer minus the weighted cost [N, S]."""
+        return probabilities - self.cost_weight * costs
 
     @property
     def feature_medians(self) -> tuple[float, ...]:
         """Median of each feature of all stages in training."""
         return tuple(nine[4] for nine in self.deciles)
 
-    def preferences(self, chances: Floats, costs: Floats, measured: bool) -> Floats:
-        """Utilities [N, S], but in-context answers that are not to be kept come last. `measured` says whether stage 1
-        was."""
-        found = self.utilities(chances, costs)
-        found[:, 0] = np.where(chances[:, 0] < self.effective_keep_threshold(measured), -np.inf, found[:, 0])
-        return found
+    def preferences(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
+        """Utilities [N, S], minus infinity for in-context answers below the keep threshold. `measured` says whether the
+        probe was run."""
+        utilities = self.utilities(probabilities, costs)
+        rejected = probabilities[:, 0] < self.effective_keep_threshold(measured)
+        utilities[:, 0] = np.where(rejected, -np.inf, utilities[:, 0])
+        return utilities
 
     def effective_keep_threshold(self, measured: bool) -> float:
-        """Chance of a right in-context answer without which it is not kept. Of those on which stage 1 was not measured,
-        a promise was tested on such only that needed no more."""
+        """Probability below which an in-context answer is not kept. Without the probe, the risk guarantee was tested
+        only on queries above the skip-probe threshold, so both thresholds apply."""
         return (
             self.keep_threshold
             if measured or self.risk is None
@@ -140,30 +151,29 @@ class TrainedPolicy:
         )
 
     def fallback(self, among: Collection[str] | None = None) -> str:
-        """What was best on average: for a query of which nothing else is known. Where a promise was made about answers
-        that are kept, in-context comes last.
-        """
-        left = [s for s in self.ranking if among is None or s in among]
-        return next((s for s in left if s != self.strategies[0] or self.risk is None), left[0])
+        """The best strategy on average in training, for queries out of distribution. With a risk guarantee `in_context`
+        comes last."""
+        remaining = [s for s in self.ranking if among is None or s in among]
+        return next((s for s in remaining if s != self.strategies[0] or self.risk is None), remaining[0])
 
-    def can_skip_probe(self, chances: Floats, costs: Floats) -> Booleans:
-        """Whether stage 0 is enough [N]: the in-context answer is best and likely enough to be right."""
-        best = self.preferences(chances, costs, measured=False).argmax(axis=1) == 0
-        settled: Booleans = best & (chances[:, 0] >= self.skip_probe_threshold)
-        return settled
+    def can_skip_probe(self, probabilities: Floats, costs: Floats) -> Booleans:
+        """Whether stage 0 suffices [N]: the in-context answer is preferred, and above the skip-probe threshold."""
+        best = self.preferences(probabilities, costs, measured=False).argmax(axis=1) == 0
+        skipped: Booleans = best & (probabilities[:, 0] >= self.skip_probe_threshold)
+        return skipped
 
     def is_out_of_distribution(self, free: Floats, kinds: Sequence[str]) -> Booleans:
-        """Whether queries are unlike the training tasks [N], from their free features [N, F] and kinds."""
+        """Whether queries [N] are unlike the training tasks, from their free features [N, F] and kinds."""
         low, high = np.array(self.feature_min), np.array(self.feature_max)
         slack = MARGIN * (high - low) + 1e-9
         outside = (free < low - slack) | (free > high + slack)
         unknown = np.array([not kind or kind not in self.mean_costs for kind in kinds])
-        strange: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
-        return strange
+        result: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
+        return result
 
 
-def compose_probabilities(base: Floats, mends: Floats, spoils: Floats) -> Floats:
-    """The chance that each strategy is right [N, S], from that of in-context [N] and the chances that the others mend
-    and spoil its answer [N, S - 1]."""
+def compose_probabilities(base: Floats, fixes: Floats, breaks: Floats) -> Floats:
+    """Probability that each strategy is right [N, S], from that of in-context [N] and the conditional probabilities
+    that each other strategy fixes or breaks its answer [N, S - 1]."""
     right = base[:, None]
-    return np.column_stack([base, (1 - right) * mends + right * (1 - spoils)])
+    return np.column_stack([base, (1 - right) * fixes + right * (1 - breaks)])

@@ -1,9 +1,10 @@
-"""Training: outcomes become a policy, judged on families that it has not seen. Knows nothing about files.
+"""Training: fits a policy to outcomes and evaluates it on families that it was not trained on. Knows nothing about
+files.
 
-What a training chooses (the kind of each head, its calibration, the threshold, the single best strategy) it chooses
-within the training side of every outer split. What it chooses from (`heads.CANDIDATES`: which estimators, how free,
-from how many families on) was settled before, on generated tasks that the shipped scorecard is of as well: it flatters
-the policy by what that was worth (see benchmarks/LOG.md).
+What training selects (the kind of classifier, its calibration, the thresholds, the SBS) it selects within the training
+side of every outer split. The candidates (`classifiers.CANDIDATES`) and the families they need were selected earlier,
+on generated tasks that the shipped scorecard evaluates as well, which makes that scorecard slightly optimistic (see
+benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ from .classifiers import (
     group_folds,
 )
 from .fast_inference import Floats
-from .features import NAMES
-from .outcome_table import MIN_FAMILIES, OutcomeTable, RoutedCases, build_outcome_table
+from .outcome_table import MIN_FAMILIES, Booleans, OutcomeTable, RoutedCases, build_outcome_table
 from .outcomes import Outcome
-from .policy import HeuristicPolicy, simulate
+from .policy import HeuristicPolicy
 from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
+from .simulation import run_attempts, simulate
 from .trained import NEVER, Change, TrainedPolicy, compose_probabilities
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
-"""Accuracy that the most expensive strategy costs at the default price."""
-LOSS_ALLOWED = 0.005
-"""Accuracy that not measuring stage 1 may cost."""
+"""Accuracy that the most expensive strategy costs with the default cost weight."""
+PROBE_ACCURACY_TOLERANCE = 0.005
+"""Accuracy that skipping the probe may lose."""
 CONFIDENCE = 0.9
-"""Of the promise about answers that are kept in context."""
-LEAST_FOR_COSTS = 100
-"""Families from which on costs are foretold for each query; with fewer they are means of kinds."""
+"""Confidence of the risk guarantee."""
+MIN_FAMILIES_FOR_COST_MODELS = 100
+"""Families from which costs are predicted per query; below, the means of the kind are used."""
 REPEATS = 5
-"""Draws of the folds that a scorecard is of."""
+"""Draws of the folds for a scorecard."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,26 @@ class TrainingSettings:
     candidates: tuple[str, ...]
     risk: float | None = None
     predict_costs: bool = True
-    """Whether costs are foretold for each query; else they are means of kinds."""
+    """Whether costs are predicted per query; else the means of the kind are used."""
 
     def for_families(self, count: int) -> TrainingSettings:
-        """These settings without what takes more families. They are settled once, by the smallest part that anything
-        is learned from, so that what is judged is what is shipped."""
+        """These settings without the parts that need more families. Determined once, from the smallest training split,
+        so that the evaluated and the final policy have the same settings."""
         return replace(
-            self, candidates=eligible_candidates(self.candidates, count), predict_costs=count >= LEAST_FOR_COSTS
+            self,
+            candidates=eligible_candidates(self.candidates, count),
+            predict_costs=count >= MIN_FAMILIES_FOR_COST_MODELS,
         )
 
 
 def trainable_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
-    """The outcome table that a policy is trained on. Raises `PolicyError` when it has too few families to hold out."""
+    """The outcome table that a policy is trained on. Raises `PolicyError` if it has too few families to hold out."""
     table = build_outcome_table(outcomes)
     families = len(set(table.complete().families))
     if families < MIN_FAMILIES:
         raise PolicyError(
-            f"{families} families of tasks; holding families out takes at least {MIN_FAMILIES} "
-            "(and some dozens to be worth something); collect more with `autottt collect`"
+            f"{families} families of tasks; holding out families needs at least {MIN_FAMILIES} (and some dozens for a "
+            "useful policy); collect more with `autottt collect`"
         )
     return table
 
@@ -95,266 +98,308 @@ def train_policy(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainedPolicy:
-    """A policy for the model that the outcomes are of, with its scorecard.
+    """Trains a policy for the model of the outcomes, with its scorecard.
 
-    `price` is the accuracy that one in-context cost is worth; by default the most expensive strategy costs 0.1 on
-    average. `risk` is a promise: with `CONFIDENCE`, at most this share of the answers that are kept in context is wrong
-    (see `_kept_from`). The scorecard is of `repeats` draws of the folds; its details are of the first. They are made by
-    `workers` processes, and `on_progress` is told how many of how many are done. The same outcomes and seed give the
-    same policy. Raises `PolicyError` when there is too little to learn from.
+    `cost_weight` is the accuracy per one in-context cost; by default the most expensive strategy costs an accuracy of
+    0.1 on average. `risk` adds a guarantee: with confidence `CONFIDENCE`, at most this share of the kept in-context
+    answers is wrong (see `_select_keep_threshold`). The scorecard averages over `repeats` draws of the folds, evaluated
+    by `workers` processes; `on_progress` gets the number of draws done and the total. Equal outcomes and seeds give
+    equal policies. Raises `PolicyError` for invalid settings or too few outcomes.
     """
+    _check_settings(cost_weight, risk, fold_count, repeats, candidates)
+    table = trainable_table(outcomes)
+    whole = table.complete()
+    groups = len(set(whole.families))
+    weight = DEFAULT_ACCURACY_PER_MAX_COST / max(_mean_costs(table)[""]) if cost_weight is None else cost_weight
+    smallest = len(set(table.families)) - math.ceil(groups / min(fold_count, groups))
+    settings = TrainingSettings(weight, seed, fold_count, tuple(candidates), risk).for_families(smallest)
+    jobs = [(table, replace(settings, seed=seed + n), True) for n in range(repeats)]
+    *draws, at_random = _cross_validate_all([*jobs, (table, settings, False)], workers, on_progress)
+    card = scorecard(whole, draws, weight, seed)
+    card |= {"leakage": leakage(whole, draws[0], at_random, weight), "repeats": spread(whole, draws, weight)}
+    card |= {"training_cases": len(table), "excluded_strategies": list(table.excluded_strategies)}
+    return replace(fit(table, settings), scorecard=card | {"unmeasured": table.unmeasured})
+
+
+def _check_settings(
+    cost_weight: float | None, risk: float | None, fold_count: int, repeats: int, candidates: Sequence[str]
+) -> None:
+    """Raises `PolicyError` for invalid settings."""
     if cost_weight is not None and not 0 <= cost_weight < math.inf:
-        raise PolicyError(
-            f"price: expected the accuracy that one in-context cost is worth, 0 or more; received {cost_weight}"
-        )
+        raise PolicyError(f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight}")
     if risk is not None and not 0 < risk < 1:
         raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
     if fold_count < 2 or repeats < 1:
-        raise PolicyError(f"expected 2 folds or more, drawn once or more; received {fold_count} and {repeats}")
+        raise PolicyError(f"expected at least 2 folds and 1 repeat; received {fold_count} and {repeats}")
     if not candidates or set(candidates) - set(CANDIDATES):
         raise PolicyError(
             f"candidates: expected some of {', '.join(CANDIDATES)}; received {', '.join(candidates) or 'none'}"
         )
-    cases = trainable_table(outcomes)
-    whole = cases.complete()
-    worth = DEFAULT_ACCURACY_PER_MAX_COST / max(_mean_costs(cases)[""]) if cost_weight is None else cost_weight
-    groups = len(set(whole.families))
-    fewest = len(set(cases.families)) - math.ceil(groups / min(fold_count, groups))
-    settings = TrainingSettings(worth, seed, fold_count, tuple(candidates), risk).for_families(fewest)
-    wanted = [(cases, replace(settings, seed=seed + n), True) for n in range(repeats)]
-    *draws, at_random = _drawn([*wanted, (cases, settings, False)], workers, on_progress)
-    judged = scorecard(whole, draws, worth, seed)
-    judged |= {"leakage": leakage(whole, draws[0], at_random, worth), "repeats": spread(whole, draws, worth)}
-    judged |= {"learned_from": len(cases), "left_out": list(cases.left_out), "unmeasured": cases.unmeasured}
-    return replace(fit(cases, settings), scorecard=judged)
 
 
-def _drawn(
-    wanted: Sequence[tuple[OutcomeTable, TrainingSettings, bool]],
+def _cross_validate_all(
+    jobs: Sequence[tuple[OutcomeTable, TrainingSettings, bool]],
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[OutOfFoldDecisions]:
-    """What `_held_out` gives for each, in order."""
-    found = []
-    columns = zip(*wanted, strict=True)
+    """The results of `_cross_validate` for each job, in order."""
+    results = []
+    columns = zip(*jobs, strict=True)
     with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext() as pool:
-        for one in map(_held_out, *columns) if pool is None else pool.map(_held_out, *columns):
-            found.append(one)
+        for one in map(_cross_validate, *columns) if pool is None else pool.map(_cross_validate, *columns):
+            results.append(one)
             if on_progress is not None:
-                on_progress(len(found), len(wanted) + 1)
-    return found
+                on_progress(len(results), len(jobs) + 1)
+    return results
 
 
-def _held_out(cases: OutcomeTable, settings: TrainingSettings, by_family: bool) -> OutOfFoldDecisions:
-    """What a policy that was trained on cases of other families, or on other cases, does with each that can be judged.
+def _cross_validate(table: OutcomeTable, settings: TrainingSettings, by_family: bool) -> OutOfFoldDecisions:
+    """Out-of-fold decisions for each fully observed case, by policies that were trained on other families (`by_family`)
+    or on other cases.
 
-    The folds are of the cases that can be judged; all others teach in every one that does not hold their family out.
+    The folds divide the fully observed cases. All other cases are training data in every fold that does not hold out
+    their family.
     """
-    whole = cases.complete()
-    everywhere, families = np.flatnonzero(~cases.fully_observed), np.array(cases.families)
+    whole = table.complete()
+    partial_cases, families = np.flatnonzero(~table.fully_observed), np.array(table.families)
     groups = whole.families if by_family else [str(n) for n in range(len(whole))]
-    found = OutOfFoldDecisions.empty(len(whole), len(whole.strategies))
-    found.by_thumb[:], found.thumb_measured[:], found.thumb_wasted_cost[:], _ = simulate(HeuristicPolicy(), whole)
-    place = np.flatnonzero(cases.fully_observed)
-    for learn, held in group_folds(groups, settings.fold_count, settings.seed):
-        unseen = whole.take(held)
-        others = everywhere[~np.isin(families[everywhere], unseen.families)]
-        policy = fit(cases.take(np.concatenate([place[learn], others])), settings)
-        chances = {stage: policy.probabilities(stage, unseen.stage(stage)) for stage in NAMES}
-        costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
-        served = _choose(policy, unseen, chances, costs)
-        found.choice[held], found.measured[held], found.wasted_cost[held], found.kept[held] = served
-        found.free_in_context_probability[held], found.in_context_probability[held] = chances[0][:, 0], chances[1][:, 0]
-        found.probabilities[held], found.expected[held] = chances[1], costs
-        found.shuffled[:, held] = _shuffled(policy, unseen, settings.seed)
-        known = whole.take(learn)
-        found.single[held] = known.utilities(settings.cost_weight).mean(axis=0).argmax()
-        found.by_kind[held] = _best_of_kinds(known, unseen.kinds, settings.cost_weight)
-        found.other[held] = other = 1 + known.correct[:, 1:].mean(axis=0).argmax()
-        found.uplift[held] = chances[1][:, other] - chances[1][:, 0]
-        rule = best_rule(known, settings.cost_weight)
-        found.by_rule[held], found.rule_measured[held] = rule.choose(unseen), rule.measures
-    return found
+    results = OutOfFoldDecisions.empty(whole)
+    results.heuristic.assign(np.arange(len(whole)), simulate(HeuristicPolicy(), whole))
+    place = np.flatnonzero(table.fully_observed)
+    for train, held_out in group_folds(groups, settings.fold_count, settings.seed):
+        unseen = whole.take(held_out)
+        others = partial_cases[~np.isin(families[partial_cases], unseen.families)]
+        policy = fit(table.take(np.concatenate([place[train], others])), settings)
+        _record_policy(results, held_out, policy, unseen, settings.seed)
+        _record_baselines(results, held_out, whole.take(train), unseen, settings.cost_weight)
+    return results
 
 
-def _shuffled(policy: TrainedPolicy, cases: OutcomeTable, seed: int) -> Floats:
-    """The chance of a right in-context answer [F, N], each feature in turn taken from another case."""
-    order = np.random.default_rng(seed).permutation(len(cases))
-    found = []
-    for feature in range(cases.X.shape[1]):
-        rows = cases.X.copy()
-        rows[:, feature] = rows[order, feature]
-        found.append(policy.difficulty[1].probabilities(rows))
-    return np.array(found)
+def _record_policy(
+    results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int
+) -> None:
+    """Decisions and estimates of a policy on held-out cases."""
+    probabilities = _probabilities(policy, unseen)
+    costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
+    results.policy.assign(held_out, _choose(policy, unseen, probabilities, costs))
+    results.free_in_context_probability[held_out] = probabilities[0][:, 0]
+    results.in_context_probability[held_out] = probabilities[1][:, 0]
+    results.probabilities[held_out], results.expected[held_out] = probabilities[1], costs
+    results.permuted[:, held_out] = _permuted(policy, unseen, seed)
 
 
-def _best_of_kinds(known: OutcomeTable, kinds: Sequence[str], price: float) -> NDArray[np.int64]:
-    """The strategy that was worth most on known cases of each of the kinds; on all, where a kind is not known."""
-    worth, of = known.utilities(price), np.array(known.kinds)
-    best = {kind: int(worth[of == kind].mean(axis=0).argmax()) for kind in set(known.kinds)}
-    return np.array([best.get(kind, int(worth.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
+def _record_baselines(
+    results: OutOfFoldDecisions, held_out: NDArray[np.int64], train: OutcomeTable, unseen: OutcomeTable, weight: float
+) -> None:
+    """Decisions of the baselines, selected on the training cases, on held-out cases."""
+    results.sbs[held_out] = train.utilities(weight).mean(axis=0).argmax()
+    results.sbs_per_kind[held_out] = _best_per_kind(train, unseen.kinds, weight)
+    results.alternative[held_out] = alternative = 1 + train.correct[:, 1:].mean(axis=0).argmax()
+    in_context = results.probabilities[held_out, 0]
+    results.uplift[held_out] = results.probabilities[held_out, alternative] - in_context
+    results.one_feature.assign(held_out, best_rule(train, weight).route(unseen))
 
 
-def fit(cases: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
+def _probabilities(policy: TrainedPolicy, table: OutcomeTable) -> dict[int, Floats]:
+    return {stage: policy.probabilities(stage, table.stage(stage)) for stage in policy.feature_names}
+
+
+def _permuted(policy: TrainedPolicy, table: OutcomeTable, seed: int) -> Floats:
+    """Probability of a right in-context answer [F, N], with each feature in turn permuted between the cases."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    probabilities = []
+    for feature in range(table.X.shape[1]):
+        X = table.X.copy()
+        X[:, feature] = X[order, feature]
+        probabilities.append(policy.difficulty[1].probabilities(X))
+    return np.array(probabilities)
+
+
+def _best_per_kind(train: OutcomeTable, kinds: Sequence[str], cost_weight: float) -> NDArray[np.int64]:
+    """The strategy with the highest utility on training cases of each of the kinds; on all cases for an unseen kind."""
+    utilities, kind_of = train.utilities(cost_weight), np.array(train.kinds)
+    best = {kind: int(utilities[kind_of == kind].mean(axis=0).argmax()) for kind in set(train.kinds)}
+    return np.array([best.get(kind, int(utilities.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
+
+
+def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     """A policy without a scorecard."""
-    fitted = {stage: _fit_stage(cases, cases.stage(stage), settings) for stage in NAMES}
-    spending, foretold = _fit_costs(cases, settings)
-    whole = cases.complete()
-    worth = whole.utilities(settings.cost_weight).mean(axis=0)
-    free = cases.stage(0)
-    deciles = np.quantile(cases.X, np.arange(1, 10) / 10, axis=0).T
+    fitted = {stage: _fit_stage(table, table.stage(stage), settings) for stage in table.feature_names}
+    cost_models, held_out_costs = _fit_costs(table, settings)
+    whole = table.complete()
+    utilities = whole.utilities(settings.cost_weight).mean(axis=0)
+    free = table.stage(0)
+    deciles = np.quantile(table.X, np.arange(1, 10) / 10, axis=0).T
     policy = TrainedPolicy(
-        base_hash=cases.base_hash,
-        strategies=cases.strategies,
-        difficulty={stage: head for stage, (head, _, _) in fitted.items()},
+        base_hash=table.base_hash,
+        strategies=table.strategies,
+        difficulty={stage: classifier for stage, (classifier, _, _) in fitted.items()},
         changes={stage: changes for stage, (_, changes, _) in fitted.items()},
-        mean_costs=_mean_costs(cases),
+        mean_costs=_mean_costs(table),
         cost_weight=settings.cost_weight,
         skip_probe_threshold=1.0,
-        ranking=tuple(cases.strategies[i] for i in np.argsort(-worth, kind="stable")),
+        ranking=tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable")),
         feature_min=tuple(free.min(axis=0).tolist()),
         feature_max=tuple(free.max(axis=0).tolist()),
         deciles=tuple(map(tuple, deciles.tolist())),
-        cdf=tuple(map(tuple, (cases.X[:, :, None] <= deciles).mean(axis=0).tolist())),
-        families=tuple(sorted(set(cases.families))),
-        datasets=tuple(sorted(set(cases.datasets))),
+        cdf=tuple(map(tuple, (table.X[:, :, None] <= deciles).mean(axis=0).tolist())),
+        families=tuple(sorted(set(table.families))),
+        datasets=tuple(sorted(set(table.datasets))),
         seed=settings.seed,
-        cost_models=spending,
-        prompt_format=cases.prompt_format,
-        recipes=dict(cases.recipes),
+        cost_models=cost_models,
+        prompt_format=table.prompt_format,
+        recipes=dict(table.recipes),
+        feature_names=dict(table.feature_names),
     )
-    judged = cases.fully_observed
-    chances = {stage: held_out[judged] for stage, (_, _, held_out) in fitted.items()}
-    costs = policy.expected_costs(whole.kinds, whole.stage(0)) if foretold is None else foretold[judged]
-    policy = replace(policy, skip_probe_threshold=_enough(policy, whole, chances, costs))
+    observed = table.fully_observed
+    probabilities = {stage: held_out[observed] for stage, (_, _, held_out) in fitted.items()}
+    if held_out_costs is None:
+        costs = policy.expected_costs(whole.kinds, whole.stage(0))
+    else:
+        costs = held_out_costs[observed]
+    policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.risk is None:
         return policy
-    return replace(policy, keep_threshold=_kept_from(policy, whole, chances, costs, settings.risk), risk=settings.risk)
+    threshold = _select_keep_threshold(policy, whole, probabilities, costs, settings.risk)
+    return replace(policy, keep_threshold=threshold, risk=settings.risk)
 
 
 def _fit_stage(
-    cases: OutcomeTable, rows: Floats, settings: TrainingSettings
+    table: OutcomeTable, X: Floats, settings: TrainingSettings
 ) -> tuple[CalibratedClassifier, tuple[Change, ...], Floats]:
-    """What is learned from the features of a stage, and the held-out chance of each strategy [N, S]. A strategy teaches
-    where it was tried: what it mends where in-context was wrong, what it spoils where that was right."""
-    base, families = cases.correct[:, 0], np.array(cases.families)
-    asked = [BinaryTarget(rows, base, families)]
-    for right in np.where(cases.applicable, cases.correct, np.nan)[:, 1:].T:
-        mended, spoiled = np.where(base == 0, right, np.nan), np.where(base == 1, 1 - right, np.nan)
-        asked += [BinaryTarget(rows, mended, families, prior=0), BinaryTarget(rows, spoiled, families, prior=0)]
-    (head, chance), *others = fit_classifiers(asked, settings.fold_count, settings.seed, settings.candidates)
-    mends, spoils = others[::2], others[1::2]
-    changes = tuple(Change(better, worse) for (better, _), (worse, _) in zip(mends, spoils, strict=True))
-    of_mends, of_spoils = (np.stack([c for _, c in some], axis=1) for some in (mends, spoils))
-    return head, changes, compose_probabilities(chance, of_mends, of_spoils)
+    """The classifiers for the features of a stage, and the held-out probability of each strategy [N, S].
+
+    A strategy is trained on where it was tried: on what it fixes where in-context is wrong, on what it breaks where
+    in-context is right.
+    """
+    base, families = table.correct[:, 0], np.array(table.families)
+    targets = [BinaryTarget(X, base, families)]
+    for right in np.where(table.applicable, table.correct, np.nan)[:, 1:].T:
+        fixed, broken = np.where(base == 0, right, np.nan), np.where(base == 1, 1 - right, np.nan)
+        targets += [BinaryTarget(X, fixed, families, prior=0), BinaryTarget(X, broken, families, prior=0)]
+    fitted = fit_classifiers(targets, settings.fold_count, settings.seed, settings.candidates)
+    (difficulty, probability), *others = fitted
+    fixes, breaks = others[::2], others[1::2]
+    changes = tuple(Change(fix, brk) for (fix, _), (brk, _) in zip(fixes, breaks, strict=True))
+    of_fixes, of_breaks = (np.stack([held_out for _, held_out in some], axis=1) for some in (fixes, breaks))
+    return difficulty, changes, compose_probabilities(probability, of_fixes, of_breaks)
 
 
-def _fit_costs(cases: OutcomeTable, settings: TrainingSettings) -> tuple[tuple[CostRegressor, ...], Floats | None]:
-    """What foretells the cost of each strategy but in-context, and what it foretold of each case with its family held
-    out [N, S]; nothing, where settings say so."""
+def _fit_costs(table: OutcomeTable, settings: TrainingSettings) -> tuple[tuple[CostRegressor, ...], Floats | None]:
+    """Cost models of each strategy but in-context, and their predictions for each case with its family held out [N, S];
+    none if the settings do without."""
     if not settings.predict_costs:
         return (), None
     fitted = [
-        fit_cost_regressor(cases.stage(0), costs, cases.families, settings.fold_count, settings.seed)
-        for costs in _known_costs(cases)[:, 1:].T
+        fit_cost_regressor(table.stage(0), costs, table.families, settings.fold_count, settings.seed)
+        for costs in _known_costs(table)[:, 1:].T
     ]
-    foretold = np.stack([np.zeros(len(cases)), *(held_out for _, held_out in fitted)], axis=1)
-    return tuple(amount for amount, _ in fitted), foretold
+    predicted = np.stack([np.zeros(len(table)), *(held_out for _, held_out in fitted)], axis=1)
+    return tuple(model for model, _ in fitted), predicted
 
 
-def _known_costs(cases: OutcomeTable) -> Floats:
-    """What each strategy cost where it could be used [N, S], not a number elsewhere; 0 for one that never could."""
-    costs = np.where(cases.applicable, cases.costs, np.nan)
+def _known_costs(table: OutcomeTable) -> Floats:
+    """Relative costs [N, S], NaN where a strategy is not applicable; 0 for a strategy that never is."""
+    costs = np.where(table.applicable, table.costs, np.nan)
     return np.where(np.isnan(costs).all(axis=0), 0.0, costs)
 
 
-def _mean_costs(cases: OutcomeTable) -> dict[str, tuple[float, ...]]:
-    """Of each kind on which every strategy was tried, and of all."""
-    whole = cases.complete()
+def _mean_costs(table: OutcomeTable) -> dict[str, tuple[float, ...]]:
+    """Mean costs of each kind with fully observed cases, and of all kinds under the empty name."""
+    whole = table.complete()
     kinds, costs = np.array(whole.kinds), np.where(whole.applicable, whole.costs, np.nan)
-    usual = _means(costs, [0.0] * costs.shape[1])
-    return {"": tuple(usual), **{k: tuple(_means(costs[kinds == k], usual)) for k in sorted(set(whole.kinds))}}
+    overall = _means(costs, [0.0] * costs.shape[1])
+    return {"": tuple(overall), **{k: tuple(_means(costs[kinds == k], overall)) for k in sorted(set(whole.kinds))}}
 
 
-def _means(costs: Floats, otherwise: Sequence[float]) -> list[float]:
-    """Mean of the numbers in each column [S], or else something, where there are none."""
+def _means(costs: Floats, defaults: Sequence[float]) -> list[float]:
+    """Mean of each column [S] without NaN; the default where a column has no number."""
     known = ~np.isnan(costs)
     sums, counts = np.where(known, costs, 0.0).sum(axis=0), known.sum(axis=0)
-    return [float(s / n) if n else o for s, n, o in zip(sums, counts, otherwise, strict=True)]
+    return [float(s / n) if n else default for s, n, default in zip(sums, counts, defaults, strict=True)]
 
 
-def _choose(policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats) -> RoutedCases:
-    """What is done with each case, as `LearnedPolicy` and the graph do it."""
-    settled, strange = (
-        policy.can_skip_probe(chances[0], costs),
-        policy.is_out_of_distribution(cases.stage(0), cases.kinds),
-    )
-    measured = ~settled & ~strange
-    utilities = policy.utilities(np.where(measured[:, None], chances[1], chances[0]), costs)
+def _choose(
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats
+) -> RoutedCases:
+    """What is done with each case, as `LearnedPolicy` and the graph do it; `simulate`, vectorised."""
+    skipped = policy.can_skip_probe(probabilities[0], costs)
+    unusual = policy.is_out_of_distribution(table.stage(0), table.kinds)
+    measured = ~skipped & ~unusual
+    utilities = policy.utilities(np.where(measured[:, None], probabilities[1], probabilities[0]), costs)
     preferences = np.where(
         measured[:, None],
-        policy.preferences(chances[1], costs, measured=True),
-        policy.preferences(chances[0], costs, measured=False),
+        policy.preferences(probabilities[1], costs, measured=True),
+        policy.preferences(probabilities[0], costs, measured=False),
     )
-    kept, preferences = preferences[:, 0] > -np.inf, np.where(cases.applicable, preferences, -np.inf)
-
-    def best(case: int, tried: Sequence[int]) -> int | None:
-        """What is tried on a case after others, if anything is worth its price."""
-        left = [n for n in range(len(policy.strategies)) if cases.applicable[case, n] and n not in tried]
-        if not left:
-            return None
-        usual = (
-            policy.strategies.index(policy.fallback([policy.strategies[n] for n in left])) if strange[case] else None
-        )
-        found = max(left, key=lambda n: float(preferences[case, n])) if usual is None else usual
-        return found if not tried or utilities[case, found] > 0 else None
-
-    choice, before = np.where(settled, 0, preferences.argmax(axis=1)), np.zeros(len(cases))
-    choice[strange] = [best(case, []) for case in np.flatnonzero(strange).tolist()]
-    for case in np.flatnonzero(cases.unparsed[np.arange(len(cases)), choice]).tolist():
-        choice[case], before[case] = cases.run_attempts(case, int(choice[case]), partial(best, case))
-    return RoutedCases(choice, measured, before, kept & (choice == 0) & ~strange & ~cases.unparsed[:, 0])
+    kept, preferences = preferences[:, 0] > -np.inf, np.where(table.applicable, preferences, -np.inf)
+    next_best = partial(_next_best, policy, table, preferences, utilities, unusual)
+    choice, wasted = np.where(skipped, 0, preferences.argmax(axis=1)), np.zeros(len(table))
+    choice[unusual] = [next_best(case, []) for case in np.flatnonzero(unusual).tolist()]
+    for case in np.flatnonzero(table.unparsed[np.arange(len(table)), choice]).tolist():
+        choice[case], wasted[case] = run_attempts(table, case, int(choice[case]), partial(next_best, case))
+    return RoutedCases(choice, measured, wasted, kept & (choice == 0) & ~unusual & ~table.unparsed[:, 0])
 
 
-def _enough(policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats) -> float:
-    """The lowest threshold down to which skipping stage 1 loses at most `LOSS_ALLOWED` accuracy on held-out chances."""
-    index = np.arange(len(cases))
+def _next_best(
+    policy: TrainedPolicy, table: OutcomeTable, preferences: Floats, utilities: Floats, unusual: Booleans,
+    case: int, tried: Sequence[int],
+) -> int | None:  # fmt: skip
+    """The strategy that is tried on a case after others, or None if none is left or worthwhile."""
+    remaining = [n for n in range(len(policy.strategies)) if table.applicable[case, n] and n not in tried]
+    if not remaining:
+        return None
+    if unusual[case]:
+        best = policy.strategies.index(policy.fallback([policy.strategies[n] for n in remaining]))
+    else:
+        best = max(remaining, key=lambda n: float(preferences[case, n]))
+    return best if not tried or utilities[case, best] > 0 else None
 
-    def accuracy(enough: float) -> float:
-        choice = _choose(replace(policy, skip_probe_threshold=enough), cases, chances, costs).choice
-        return float(cases.correct[index, choice].mean())
 
-    lowest, needed = 1.0, accuracy(1.0) - LOSS_ALLOWED
+def _select_skip_probe_threshold(
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats
+) -> float:
+    """The lowest threshold at which skipping the probe loses at most `PROBE_ACCURACY_TOLERANCE`, from held-out
+    probabilities."""
+    index = np.arange(len(table))
+
+    def accuracy(threshold: float) -> float:
+        candidate = replace(policy, skip_probe_threshold=threshold)
+        return float(table.correct[index, _choose(candidate, table, probabilities, costs).choice].mean())
+
+    lowest, required = 1.0, accuracy(1.0) - PROBE_ACCURACY_TOLERANCE
     for threshold in np.linspace(0.99, 0.0, 100).round(2).tolist():
-        if accuracy(threshold) < needed:
+        if accuracy(threshold) < required:
             break
         lowest = threshold
     return lowest
 
 
-def _kept_from(
-    policy: TrainedPolicy, cases: OutcomeTable, chances: Mapping[int, Floats], costs: Floats, risk: float
+def _select_keep_threshold(
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats, risk: float
 ) -> float:
-    """The lowest threshold, going down from 1, through which every one keeps the promise on held-out chances.
+    """The lowest threshold, descending from 1, such that it and all higher ones satisfy the risk guarantee on held-out
+    probabilities; `NEVER` if none does.
 
-    Each is tested in turn (fixed sequence: Angelopoulos et al. 2021, "Learn then Test") by the probability of so few
-    wrong answers among those that it keeps, were the risk as large as allowed. The first keeps four times as many as
-    would pass without a single wrong one, so that a few wrong ones do not end it. `NEVER`, where none passes. Each
-    family counts once, by one of its cases, since several would not be drawn one by one; the promise is for queries of
-    other families like these.
+    Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then Test"): each threshold is tested in turn by the
+    probability of so few wrong answers among the kept ones if the true risk were `risk`. The first tested threshold
+    keeps four times as many answers as would pass without any wrong one, so that a few wrong answers do not end the
+    sequence. Each family counts once, by one random case, since cases of a family are not independent; the guarantee is
+    for queries of other families from the same distribution.
     """
-    order = np.random.default_rng(policy.seed).permutation(len(cases))
-    _, firsts = np.unique(np.array(cases.families)[order], return_index=True)
-    one_each = np.zeros(len(cases), dtype=bool)
-    one_each[order[firsts]] = True
-    least = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
-    found = NEVER
+    order = np.random.default_rng(policy.seed).permutation(len(table))
+    _, firsts = np.unique(np.array(table.families)[order], return_index=True)
+    one_per_family = np.zeros(len(table), dtype=bool)
+    one_per_family[order[firsts]] = True
+    min_kept = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
+    lowest = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
-        kept = _choose(replace(policy, keep_threshold=threshold, risk=risk), cases, chances, costs).kept & one_each
-        if kept.sum() < least:
+        candidate = replace(policy, keep_threshold=threshold, risk=risk)
+        kept = _choose(candidate, table, probabilities, costs).kept & one_per_family
+        if kept.sum() < min_kept:
             continue
-        wrong = int((1 - cases.correct[kept, 0]).sum())
+        wrong = int((1 - table.correct[kept, 0]).sum())
         if float(binom.cdf(wrong, int(kept.sum()), risk)) > 1 - CONFIDENCE:
             break
-        found = threshold
-    return found
+        lowest = threshold
+    return lowest

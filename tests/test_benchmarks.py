@@ -233,11 +233,11 @@ class TestPolicy:
         shipped = policy.load_bundle(policy.BUNDLED)
         rows = {r["name"]: r for r in policy.judged(shipped)}
         assert rows["gap closed, lower bound, all draws"]["holds"] is True
-        draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed", "apgr")}
+        draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed_per_task", "apgr")}
         even = {"value": 0.0, "interval_90": [0.0, 0.0]}
-        level = policy.judged(replace(shipped, scorecard={**shipped.scorecard, "gap_closed": even}))
+        level = policy.judged(replace(shipped, scorecard={**shipped.scorecard, "gap_closed_per_task": even}))
         assert {r["name"]: r for r in level}["gap closed, lower bound, all draws"]["holds"] is False
-        none = dict.fromkeys(["gap_closed", "gap_closed_queries", "routing"])
+        none = dict.fromkeys(["gap_closed_per_task", "gap_closed_per_query", "routing"])
         bare = {**shipped.scorecard, **none, "repeats": draws}
         without = {r["name"]: r for r in policy.judged(replace(shipped, scorecard=bare))}
         assert list(without) == list(rows)

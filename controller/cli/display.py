@@ -93,7 +93,7 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
 
     def cost(cell: Sequence[Outcome]) -> float:
         """The mean, where there is an in-context cost that it is a multiple of."""
-        known = [o.cost for o in cell if (o.dataset, o.task_id, o.seed) not in left_out]
+        known = [o.relative_cost for o in cell if (o.dataset, o.task_id, o.seed) not in left_out]
         return fmean(known) if known else 0.0
 
     for (dataset, strategy), cell in sorted(cells.items(), key=lambda item: (item[0][0], cost(item[1]))):
@@ -130,14 +130,14 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
         )
 
     table.add_row("model", *(policy.base_hash[:12] for _, policy in policies))
-    row("price", lambda c: f"{c['price']:.2g}")
+    row("price", lambda c: f"{c['cost_weight']:.2g}")
     row("cases (families)", lambda c: f"{c['cases']} ({c['families']})")
     for arm in dict.fromkeys(name for card in cards for name in card["arms"]):
         row(f"utility, {arm}", lambda c, a=arm: f"{c['arms'][a]['utility']:.3f}" if a in c["arms"] else "-")  # type: ignore[misc]
     row("accuracy, policy", lambda c: f"{c['arms']['policy']['accuracy']:.1%}")
     row("cost, policy", lambda c: f"{c['arms']['policy']['cost']:.1f}x")
-    row("beyond the single best", lambda c: with_interval(c["gain_over_single_best"]))
-    row("gap closed", lambda c: with_interval(c["gap_closed"]))
+    row("beyond the single best", lambda c: with_interval(c["gain_over_sbs"]))
+    row("gap closed", lambda c: with_interval(c["gap_closed_per_task"]))
     row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
     row("AUROC of difficulty", lambda c: "-" if (found := c["difficulty"]["auroc"]) is None else f"{found:.2f}")
     row("harm", lambda c: f"{c['harm_share']:.1%}")
@@ -145,7 +145,7 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
         what
         for what, values in (
             ("models", {policy.base_hash for _, policy in policies}),
-            ("prices", {card["price"] for card in cards}),
+            ("prices", {card["cost_weight"] for card in cards}),
             ("cases", {(card["cases"], card["families"], card.get("digest")) for card in cards}),
         )
         if len(values) > 1

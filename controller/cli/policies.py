@@ -416,12 +416,12 @@ def _train(
             f"no strategy was right on any of {card['cases']} cases ({unreadable} of {len(outcomes)} answers cannot be "
             "read): look at the model, the tasks or --prompt-format before more is collected"
         )
-    if card["left_out"]:
+    if card["excluded_strategies"]:
         warn(
-            f"left out, since too few queries were tried with all: {', '.join(card['left_out'])}; collect more of them"
+            f"left out, since too few queries were tried with all: {', '.join(card['excluded_strategies'])}; collect more of them"
         )
-    if 2 * card["cases"] < card["learned_from"]:
-        warn(f"judged by {card['cases']} of {card['learned_from']} cases, those on which every strategy was tried")
+    if 2 * card["cases"] < card["training_cases"]:
+        warn(f"judged by {card['cases']} of {card['training_cases']} cases, those on which every strategy was tried")
     written = save_bundle(trained, out)
     write_report(trained, written)
     settings = {

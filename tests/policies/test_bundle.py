@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from autottt.policies.bundle import CARD, HEADS, load_bundle, save_bundle
+from autottt.policies.bundle import CARD, ESTIMATORS, load_bundle, save_bundle
 from autottt.policies.classifiers import (
     CANDIDATES,
     BinaryTarget,
@@ -25,7 +25,8 @@ from autottt.policies.classifiers import (
     fit_classifiers,
     fit_cost_regressor,
 )
-from autottt.policies.features import NAMES
+from autottt.policies.features import NAMES, Features
+from autottt.policies.policy import LearnedPolicy
 from autottt.policies.trained import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
@@ -83,8 +84,8 @@ def edit_card(folder, **changed):
 
 def replace_heads(folder, estimators):
     """What a forger would do: other heads, with the card's checksum made to fit."""
-    skops.io.dump(estimators, folder / HEADS)
-    edit_card(folder, heads_sha256=hashlib.sha256((folder / HEADS).read_bytes()).hexdigest())
+    skops.io.dump(estimators, folder / ESTIMATORS)
+    edit_card(folder, estimators_sha256=hashlib.sha256((folder / ESTIMATORS).read_bytes()).hexdigest())
 
 
 def test_what_was_saved_is_loaded(policy, folder):
@@ -96,8 +97,30 @@ def test_what_was_saved_is_loaded(policy, folder):
     costs = policy.expected_costs(["list"] * 120, free)
     np.testing.assert_array_equal(loaded.expected_costs(["list"] * 120, free), costs)
     assert np.ptp(costs[:, 1]) > 0
-    fitted: dict[str, Any] = {"difficulty": {}, "changes": {}, "spending": ()}
+    fitted: dict[str, Any] = {"difficulty": {}, "changes": {}, "cost_models": ()}
     assert dataclasses.replace(loaded, **fitted) == dataclasses.replace(policy, **fitted)
+
+
+def test_a_policy_of_fewer_features_is_loaded_and_reads_them_by_name(policy, tmp_path):
+    """A feature that was added to the package after training is ignored in serving."""
+    names = {0: NAMES[0][1:], 1: NAMES[1][1:]}
+
+    def smaller(stage: int) -> CalibratedClassifier:
+        target = BinaryTarget(ROWS[:, 1 : len(NAMES[stage])], RIGHT, np.array(FAMILIES))
+        return fit_classifiers([target], 3, 0, ("logistic",))[0][0]
+
+    older = dataclasses.replace(
+        alone(policy, {stage: smaller(stage) for stage in NAMES}), feature_names=names,
+        feature_min=policy.feature_min[1:], feature_max=policy.feature_max[1:], deciles=policy.deciles[1:],
+        cdf=policy.cdf[1:],
+    )  # fmt: skip
+    save_bundle(older, tmp_path)
+    loaded = load_bundle(tmp_path)
+    assert loaded.feature_names == names
+    values = dict(zip(NAMES[1], ROWS[0].tolist(), strict=True))
+    decision = LearnedPolicy(loaded).decide(Features(1, values), ["in_context"])
+    expected = older.probabilities(1, ROWS[:1, 1:])[0, 0]
+    assert decision.scores["in_context"] == pytest.approx(expected)
 
 
 def test_every_candidate_consists_of_what_a_bundle_may_hold(policy, tmp_path):
@@ -122,7 +145,7 @@ def test_a_tree_that_leads_nowhere_is_refused(policy, tmp_path, name):
             nodes["left" if broken == "child" else "feature_idx"][0] = 10**6
         folder = tmp_path / broken
         save_bundle(whole, folder)
-        with pytest.raises(PolicyError, match="lead nowhere"):
+        with pytest.raises(PolicyError, match="indices out of range"):
             load_bundle(folder)
 
 
@@ -139,9 +162,9 @@ def test_an_estimator_that_no_training_makes_is_refused(policy, tmp_path, name):
 def test_the_card_can_be_read_by_people_and_programs(folder):
     card = json.loads((folder / CARD).read_text())
     assert card["base_hash"] == "base"
-    assert card["features"] == list(NAMES[1])
+    assert card["feature_names"] == {str(stage): list(names) for stage, names in NAMES.items()}
     assert card["versions"].keys() == {"scikit-learn", "skops"}
-    assert sorted(p.name for p in folder.iterdir()) == [CARD, HEADS]
+    assert sorted(p.name for p in folder.iterdir()) == [CARD, ESTIMATORS]
 
 
 @pytest.mark.parametrize(
@@ -156,16 +179,16 @@ def test_the_card_can_be_read_by_people_and_programs(folder):
 )
 def test_heads_of_a_foreign_type_are_refused(folder, foreign):
     replace_heads(folder, {"0/in_context": foreign})
-    with pytest.raises(PolicyError, match=r"holds what no policy consists of|Untrusted types"):
+    with pytest.raises(PolicyError, match=r"has types that no policy has|Untrusted types"):
         load_bundle(folder)
 
 
 def test_a_call_hidden_behind_a_known_type_is_refused(folder):
-    with zipfile.ZipFile(folder / HEADS) as archive:
+    with zipfile.ZipFile(folder / ESTIMATORS) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     schema = json.loads(files["schema.json"])
     schema["__loader__"] = "OperatorFuncNode"
-    with zipfile.ZipFile(folder / HEADS, "w") as archive:
+    with zipfile.ZipFile(folder / ESTIMATORS, "w") as archive:
         for name, data in (files | {"schema.json": json.dumps(schema).encode()}).items():
             archive.writestr(name, data)
     with pytest.raises(PolicyError, match="OperatorFuncNode"):
@@ -173,18 +196,18 @@ def test_a_call_hidden_behind_a_known_type_is_refused(folder):
 
 
 def test_heads_that_the_card_does_not_describe_are_refused(folder):
-    skops.io.dump({"0/in_context": StandardScaler()}, folder / HEADS)
-    with pytest.raises(PolicyError, match=r"is not the one that card\.json describes"):
+    skops.io.dump({"0/in_context": StandardScaler()}, folder / ESTIMATORS)
+    with pytest.raises(PolicyError, match=r"is not the file that card\.json describes"):
         load_bundle(folder)
 
 
 def test_a_head_that_is_missing_is_named(folder):
     replace_heads(folder, {"0/in_context": HistGradientBoostingClassifier(max_iter=1).fit(ROWS, RIGHT)})
-    with pytest.raises(PolicyError, match="is not what it has to be"):
+    with pytest.raises(PolicyError, match="has an invalid content"):
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("name", [CARD, HEADS])
+@pytest.mark.parametrize("name", [CARD, ESTIMATORS])
 def test_a_missing_file_is_named_with_the_remedy(folder, name):
     (folder / name).unlink()
     with pytest.raises(PolicyError, match=rf"{name} cannot be read.*train-policy"):
@@ -196,7 +219,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         load_bundle(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [CARD, HEADS])
+@pytest.mark.parametrize("name", [CARD, ESTIMATORS])
 def test_a_damaged_file_is_refused(folder, name):
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
@@ -207,25 +230,29 @@ def test_a_damaged_file_is_refused(folder, name):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"format": 99}, "not of format .*, but 99"),
+        ({"format_version": 99}, "not in version .*, but version 99"),
+        ({"format_version": None, "format": 7}, "not in version .* train-policy"),
         ({"features_version": 99}, "features of version 99.*--ignore-mismatch"),
-        ({"features": ["other"]}, "other features than .*: without demonstrations, .* more"),
-        ({"costs": None}, "is not what it has to be"),
-        ({"price": "high"}, "is not what it has to be"),
-        ({"calibration": {"0/in_context": [1]}}, "is not what it has to be"),
-        ({"features": [*NAMES[1], "new"]}, "measures: with new"),
-        ({"lowest": []}, "lowest: not what a training makes"),
-        ({"highest": [1.0]}, "highest: not what"),
-        ({"deciles": []}, "deciles: not what"),
-        ({"below": [[0.5] * 8] * len(NAMES[1])}, "below: not what"),
-        ({"price": float("nan")}, "price: not what"),
-        ({"price": -0.1}, "price: not what"),
-        ({"enough": float("inf")}, "enough: not what"),
-        ({"costs": {"": [1.0]}}, "costs: not what"),
-        ({"costs": {"list": [1.0, 50.0, 7.0]}}, "costs: not what"),
-        ({"ranking": ["nope"]}, "ranking: not what"),
-        ({"risk": 2.0}, "risk: not what"),
-        ({"lowest": [], "price": float("nan")}, "lowest, price: not what"),
+        ({"feature_names": {"0": ["other"], "1": ["other"]}}, "features that this package does not measure: other"),
+        ({"mean_costs": None}, "has an invalid content"),
+        ({"cost_weight": "high"}, "has an invalid content"),
+        ({"calibration": {"0/in_context": [1]}}, "has an invalid content"),
+        ({"feature_names": {"0": list(NAMES[0]), "1": [*NAMES[1], "new"]}}, "does not measure: new"),
+        ({"feature_names": {"0": list(NAMES[0]), "1": list(NAMES[1][:-1])}}, "not a usable policy"),
+        ({"feature_names": {"0": list(NAMES[0]), "1": list(NAMES[1][::-1])}}, "feature_names: invalid"),
+        ({"feature_names": ["other"]}, "has no feature names of stage 0"),
+        ({"feature_min": []}, "feature_min: invalid for a policy of 3 strategies"),
+        ({"feature_max": [1.0]}, "feature_max: invalid"),
+        ({"deciles": []}, "deciles: invalid"),
+        ({"cdf": [[0.5] * 8] * len(NAMES[1])}, "cdf: invalid"),
+        ({"cost_weight": float("nan")}, "cost_weight: invalid"),
+        ({"cost_weight": -0.1}, "cost_weight: invalid"),
+        ({"skip_probe_threshold": float("inf")}, "skip_probe_threshold: invalid"),
+        ({"mean_costs": {"": [1.0]}}, "mean_costs: invalid"),
+        ({"mean_costs": {"list": [1.0, 50.0, 7.0]}}, "mean_costs: invalid"),
+        ({"ranking": ["nope"]}, "ranking: invalid"),
+        ({"risk": 2.0}, "risk: invalid"),
+        ({"feature_min": [], "cost_weight": float("nan")}, "feature_min, cost_weight: invalid"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(folder, changed, reason):

@@ -58,13 +58,13 @@ class Echo:
 
     def __init__(self) -> None:
         self.work = Work()
-        self.ahead = 0.0
+        self.prefetch_seconds = 0.0
         self.answered = 0
 
     def clear(self):
         self.prefix_known = False
 
-    charge_anew = clear
+    reset_charges = clear
 
     def read(self, task):
         return PromptScores((SCORES,) * len(task.demonstrations))
@@ -110,6 +110,11 @@ def collected(folder, strategies=(Fake(),), learner=None, tasks=TASKS, seeds=(0,
     return store.read()
 
 
+def line_of(outcome: Outcome, version: int = 2) -> str:
+    """A line of a journal."""
+    return json.dumps({"version": version, **dataclasses.asdict(outcome)}) + "\n"
+
+
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
@@ -145,8 +150,7 @@ def test_sealed_outcomes_are_the_same_and_lie_in_parquet(tmp_path):
 @pytest.mark.parametrize("kept", [1, 40])
 def test_a_torn_last_line_is_dropped_and_written_again(tmp_path, kept):
     (tmp_path / "_1-dead.journal.jsonl").write_bytes(
-        (json.dumps(dataclasses.asdict(OUTCOME)) + "\n").encode()
-        + b'{"task_id": "t1", "group": "t1", "family": "f"'[:kept]
+        line_of(OUTCOME).encode() + b'{"task_id": "t1", "group": "t1", "family": "f"'[:kept]
     )
     store = OutcomeStore(tmp_path)
     assert store.read() == [OUTCOME]
@@ -195,21 +199,37 @@ def test_a_journal_deleted_under_its_writer_loses_nothing_that_comes_after(tmp_p
 
 def test_many_sealers_write_each_row_once(tmp_path):
     for n in range(6):
-        line = json.dumps(dataclasses.asdict(dataclasses.replace(OUTCOME, seed=n)))
-        (tmp_path / f"_{n}-dead.journal.jsonl").write_text(line + "\n")
+        (tmp_path / f"_{n}-dead.journal.jsonl").write_text(line_of(dataclasses.replace(OUTCOME, seed=n)))
     stores = [OutcomeStore(tmp_path) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(OutcomeStore.seal, stores))
     assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == list(range(6))
 
 
-def test_outcomes_of_early_versions_are_found(tmp_path):
-    (tmp_path / "outcomes.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + "\n")
+def test_a_single_journal_of_the_first_version_is_found(tmp_path):
+    (tmp_path / "outcomes.jsonl").write_text(line_of(OUTCOME))
     store = OutcomeStore(tmp_path)
     assert store.read() == [OUTCOME]
     store.seal()
     assert store.read() == [OUTCOME]
     assert not (tmp_path / "outcomes.jsonl").exists()
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(1, "collect TASKS --store NEW"), (99, "update this package")])
+def test_outcomes_in_another_version_of_the_format_are_refused(tmp_path, version, remedy):
+    reason = rf"outcomes in version {version} of the format, and this package reads version 2; .*{remedy}"
+    journal = tmp_path / "_1-dead.journal.jsonl"
+    journal.write_text(line_of(OUTCOME, version))
+    with pytest.raises(PolicyError, match=rf"journal\.jsonl:1: {reason}"):
+        OutcomeStore(tmp_path).read()
+    journal.write_text(line_of(OUTCOME))
+    OutcomeStore(tmp_path).seal()
+    (shard,) = tmp_path.glob("*.parquet")
+    table = pyarrow.parquet.read_table(shard)
+    metadata = {} if version == 1 else {outcomes_module.VERSION_KEY: str(version)}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), shard)
+    with pytest.raises(PolicyError, match=rf"parquet: {reason}"):
+        OutcomeStore(tmp_path).read()
 
 
 def test_whole_numbers_first_do_not_round_the_fractions_that_follow(tmp_path):
@@ -226,7 +246,7 @@ def test_numbers_that_are_none_are_refused(tmp_path):
 
 
 def test_a_line_that_is_no_outcome_is_named(tmp_path):
-    (tmp_path / "_1-dead.journal.jsonl").write_text(json.dumps(dataclasses.asdict(OUTCOME)) + '\n{"other": 1}\n')
+    (tmp_path / "_1-dead.journal.jsonl").write_text(line_of(OUTCOME) + '{"version": 2, "other": 1}\n')
     with pytest.raises(PolicyError, match=r"journal\.jsonl:2: not an outcome"):
         OutcomeStore(tmp_path).read()
 
@@ -258,8 +278,8 @@ def test_every_strategy_is_run_on_every_task_and_seed_and_in_context_always(tmp_
 
 def test_cost_is_a_multiple_of_the_in_context_work(tmp_path):
     by = {o.strategy: o for o in collected(tmp_path, tasks=TASKS[:1])}
-    assert (by["in_context"].work, by["in_context"].cost) == (10, 1.0)
-    assert (by["fake"].work, by["fake"].cost) == (200, 20.0)
+    assert (by["in_context"].token_equivalents, by["in_context"].relative_cost) == (10, 1.0)
+    assert (by["fake"].token_equivalents, by["fake"].relative_cost) == (200, 20.0)
 
 
 def test_features_and_their_price_stand_on_the_in_context_row_alone(tmp_path):
@@ -281,7 +301,7 @@ def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_p
     training = TrainingRecord(4, losses, 0.0, 50, "finished")
     same, other = Fake("same", value=[3], training=training), Fake("other", value=[4])
     by = {o.strategy: o for o in collected(tmp_path, [same, other], tasks=TASKS[:1])}
-    assert [(by[s].forward, by[s].backward) for s in ("in_context", "same")] == [(10, 0), (100, 50)]
+    assert [(by[s].forward_tokens, by[s].backward_tokens) for s in ("in_context", "same")] == [(10, 0), (100, 50)]
     assert by["same"].answer == by["in_context"].answer != by["other"].answer
     assert by["in_context"].confidence == pytest.approx(math.exp(SCORES.total))
     assert (by["same"].confidence, by["same"].losses) == (1.0, (2.0, 0.5))
@@ -299,7 +319,9 @@ def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_p
 )
 def test_a_failure_is_an_outcome_with_its_full_cost(tmp_path, strategy, status, work):
     found = [o for o in collected(tmp_path, [strategy], tasks=TASKS[:1]) if o.strategy == "fake"]
-    assert [(o.status, o.correct, o.work, o.cost) for o in found] == [(status, 0.0, work, work / 10)]
+    assert [(o.status, o.correct, o.token_equivalents, o.relative_cost) for o in found] == [
+        (status, 0.0, work, work / 10)
+    ]
 
 
 def test_a_task_too_long_to_be_read_is_an_outcome_without_features(tmp_path):
@@ -309,7 +331,7 @@ def test_a_task_too_long_to_be_read_is_an_outcome_without_features(tmp_path):
 
     by = {o.strategy: o for o in collected(tmp_path, learner=Full(), tasks=TASKS[:1])}
     assert (by["in_context"].status, by["in_context"].features) == ("too_long", {})
-    assert by["fake"].cost == 0.0
+    assert by["fake"].relative_cost == 0.0
 
 
 def test_collecting_goes_on_where_it_stopped_without_repeating(tmp_path):
@@ -342,7 +364,7 @@ def test_a_strategy_can_be_added_to_a_store(tmp_path):
     collected(tmp_path)
     outcomes = collected(tmp_path, [Fake(), Fake("other")])
     assert len(outcomes) == 9
-    assert {o.cost for o in outcomes if o.strategy == "other"} == {20.0}
+    assert {o.relative_cost for o in outcomes if o.strategy == "other"} == {20.0}
 
 
 def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
@@ -381,7 +403,7 @@ def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
 def test_whatever_a_strategy_raises_is_a_failure_of_its_own(tmp_path, error):
     found = collected(tmp_path, [Fake(error=error)])
     assert len(found) == 6
-    assert {(o.status, o.correct, o.cost) for o in found if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
+    assert {(o.status, o.correct, o.relative_cost) for o in found if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
 
 
 @pytest.mark.parametrize("error", [BaseChangedError("changed"), Cancelled("by the caller"), ModelError("gone")])
@@ -427,7 +449,10 @@ def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
     store.append(OUTCOME)
     new = dataclasses.replace(OUTCOME, seed=5)
     assert store.missing([OUTCOME, new]) == [new]
-    with pytest.raises(PolicyError, match=r"t1: in_context with seed 0 is 1 right in .*, and 0 there as well; nothing"):
+    with pytest.raises(
+        PolicyError,
+        match=r"t1: the outcome of in_context with seed 0 has correct = 1 in .*, and also correct = 0; nothing",
+    ):
         store.missing([new, dataclasses.replace(OUTCOME, correct=0.0)])
     assert store.missing([new, new]) == [new], "twice in what is to be added"
     assert store.missing([dataclasses.replace(OUTCOME, correct=1 - 1e-16)]) == []
@@ -450,25 +475,28 @@ def test_a_worker_that_dies_ends_the_collection_in_words(folder, tmp_path):
     assert store.read()
 
 
-LATER = ["digest", "forward", "backward", "confidence", "answer", "gain", "losses", "prompt_format"]
-"""Columns that early versions did not have."""
+OPTIONAL = [
+    "digest", "forward_tokens", "backward_tokens", "confidence", "answer", "held_out_gain", "losses", "prompt_format",
+]  # fmt: skip
+"""Columns with a default, which imported outcomes lack."""
 
 
-def test_outcomes_of_early_versions_say_not_what_was_asked(tmp_path):
-    """They are read, from journals and shards, and are taken for the task of their name."""
+def test_outcomes_without_a_digest_stand_for_the_task_of_their_name(tmp_path):
+    """Optional columns may be missing, in journals and in shards."""
     collected(tmp_path / "new")
     rows = [dataclasses.asdict(o) for o in OutcomeStore(tmp_path / "new").read()]
     for row in rows:
-        for name in LATER:
+        for name in OPTIONAL:
             del row[name]
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "_1-dead.journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    journal = tmp_path / "old" / "_1-dead.journal.jsonl"
+    journal.write_text("".join(json.dumps({"version": 2, **row}) + "\n" for row in rows[:3]))
     (shard,) = (tmp_path / "new").glob("*.parquet")
     table = pyarrow.parquet.read_table(shard)
-    pyarrow.parquet.write_table(table.drop_columns(LATER), tmp_path / "old" / "outcomes-0.parquet")
+    pyarrow.parquet.write_table(table.drop_columns(OPTIONAL), tmp_path / "old" / "outcomes-0.parquet")
     learner = Echo()
-    found = collected(tmp_path / "old", learner=learner)
-    assert [o.digest for o in found] == [""] * 6
+    outcomes = collected(tmp_path / "old", learner=learner)
+    assert [o.digest for o in outcomes] == [""] * 6
     assert learner.answered == 0
 
 
@@ -629,7 +657,7 @@ def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_on
         collected(tmp_path / "apart", chosen, learner, tasks[n : n + 1])
     assert len(trained) == 6
     assert timeless(OutcomeStore(tmp_path / "apart").read()) == together
-    costs = {(o.task_id, o.strategy): o.cost for o in together}
+    costs = {(o.task_id, o.strategy): o.relative_cost for o in together}
     assert all(costs[t.id, "ttt_in_context"] > 3 * costs[t.id, "in_context_vote"] for t in tasks)
 
 

@@ -15,31 +15,33 @@ from autottt.policies.report import _hull, as_markdown, write_report
 from autottt.policies.trained import TrainedPolicy
 
 CARD: dict[str, Any] = {
-    "cases": 40, "queries": 20, "tasks": 10, "families": 8, "price": 0.001, "measured_share": 0.75, "harm_share": 0.025,
+    "cases": 40, "queries": 20, "tasks": 10, "families": 8, "cost_weight": 0.001, "probe_share": 0.75,
+    "training_cases": 60, "harm_share": 0.025,
     "arms": {
-        "policy": {"accuracy": 0.5, "cost": 20.0, "utility": 0.48},
-        "in_context": {"accuracy": 0.3, "cost": 1.0, "utility": 0.299},
-        "ttt_in_context": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44},
-        "single_best": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44},
+        "policy": {"accuracy": 0.5, "cost": 20.0, "utility": 0.48, "interval_90": [0.4, 0.5]},
+        "in_context": {"accuracy": 0.3, "cost": 1.0, "utility": 0.299, "interval_90": [0.25, 0.35]},
+        "ttt_in_context": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44, "interval_90": [0.4, 0.5]},
+        "sbs": {"accuracy": 0.5, "cost": 60.0, "utility": 0.44, "interval_90": [0.4, 0.5]},
     },
-    "gain_over_single_best": {"value": 0.04, "interval_90": [0.01, 0.07]},
-    "gain_over_first": {"strategy": "ttt_in_context", "value": 0.03, "interval_90": [0.005, 0.06]},
-    "gap_closed": {"value": 0.4, "interval_90": [0.1, 0.6]},
-    "gap_closed_queries": {"value": 0.2, "interval_90": [0.05, 0.3]},
+    "gain_over_sbs": {"value": 0.04, "interval_90": [0.01, 0.07]},
+    "gain_over_best_fixed": {"strategy": "ttt_in_context", "value": 0.03, "interval_90": [0.005, 0.06]},
+    "gap_closed_per_task": {"value": 0.4, "interval_90": [0.1, 0.6]},
+    "gap_closed_per_query": {"value": 0.2, "interval_90": [0.05, 0.3]},
     "difficulty": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": [[0.1, 0.2, 10], [0.9, 0.8, 30]]},
-    "difficulty_free": {"auroc": None, "brier": 0.1, "ece": 0.05, "reliability": []},
+    "difficulty_stage_0": {"auroc": None, "brier": 0.1, "ece": 0.05, "reliability": []},
     "routing": {"apgr": 0.8, "apgr_cost": 0.7, "cpt_95": 0.45, "curve": [[0.0, 0.0], [1.0, 1.0]]},
     "leakage": {
         "families_held_out": {"utility": 0.48, "auroc": 0.9}, "cases_held_out": {"utility": 0.5, "auroc": 0.95},
+        "cases": 12,
     },
-    "repeats": {"draws": 3, "gap_closed": {"mean": 0.35, "range": [0.31, 0.42]}},
+    "repeats": {"draws": 3, "gap_closed_per_task": {"mean": 0.35, "range": [0.31, 0.42]}},
     "kept": {"share": 0.6, "wrong_share": 0.1},
     "shares": {"in_context": 0.6, "ttt_in_context": 0.4},
-    "importance": {"loo_hits": 0.02, "answer_mean": 0.01},
-    "families_gained": {"lists/a": [0.0, 0.5], "lists/b": [1.0, 0.0]},
+    "permutation_importance": {"loo_hits": 0.02, "answer_mean": 0.01},
+    "changes_per_family": {"lists/a": [0.0, 0.5], "lists/b": [1.0, 0.0]},
     "intervals_90": {"auroc": [0.85, 0.95]},
-    "heads": {"in_context": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": []}},
-    "prices": [[0.01, 0.3, 1.0], [0.0, 0.5, 60.0]],
+    "classifiers": {"in_context": {"auroc": 0.9, "brier": 0.1, "ece": 0.05, "reliability": []}},
+    "cost_weight_curve": [[0.01, 0.3, 1.0], [0.0, 0.5, 60.0]],
 }  # fmt: skip
 POLICY = TrainedPolicy(
     "base", ("in_context", "ttt_in_context"), {}, {}, {"": (1.0, 60.0)}, 0.001, 1.0,
@@ -49,15 +51,19 @@ POLICY = TrainedPolicy(
 
 def test_the_numbers_are_in_the_words() -> None:
     text = as_markdown(POLICY)
-    assert "| policy | 50.0% | 20.0x | 0.480 |" in text
-    assert "| always `in_context` | 30.0% | 1.0x | 0.299 |" in text
+    assert "| policy | 50.0% | 20.0x | 0.480 [0.400, 0.500] |" in text
+    assert "| always `in_context` | 30.0% | 1.0x | 0.299 [0.250, 0.350] |" in text
     assert "+0.040 (90% interval +0.010 to +0.070)" in text
-    assert "best of each task closed: +0.400 (90% interval +0.100 to +0.600); gap to the best of each query" in text
+    assert "Gap closed to the VBS per task: 40.0% (90% interval 10.0% to 60.0%)" in text
+    assert "Gap closed to the VBS per query: 20.0%" in text
+    assert "Gap closed: (U - U_SBS) / (U_VBS - U_SBS)" in text
+    assert "SBS: single best strategy" in text
+    assert "VBS: virtual best strategy" in text
     assert "AUROC 0.90" in text
     assert "95% of the gain with 45% of the queries" in text
-    assert "AUROC none" in text
-    assert "auroc 0.85 to 0.95" in text
-    assert "lists/a: 0% became right, 50% wrong" in text
+    assert "AUROC undefined" in text
+    assert "AUROC 0.85 to 0.95" in text
+    assert "lists/a: 0% became right, 50% became wrong" in text
     assert text.index("| policy |") < text.index("| always `ttt_in_context` |"), "the best first"
 
 
@@ -65,23 +71,27 @@ def test_what_the_numbers_are_not_is_said() -> None:
     text = as_markdown(POLICY)
     assert "winner's curse" in text
     assert "all stages for every query" in text
-    assert "rule of thumb is judged without `ttt_crossfit`" in text
-    assert "left out" not in text
-    assert "whose family has others" not in text, "an early scorecard does not tell"
-    more = replace(POLICY, scorecard={**CARD, "over_long": 3, "leakage": {**CARD["leakage"], "cases": 12}})
+    assert "rule of thumb is evaluated without `ttt_crossfit`" in text
+    assert "excluded" not in text
+    assert "features of versions" not in text
+    assert "12 cases whose family has other cases" in text
+    extra = {"over_long": 3, "missing_features": ["new"], "ignored_features": ["retired"], "features_versions": [1, 2]}
+    more = replace(POLICY, scorecard={**CARD, **extra})
     text = as_markdown(replace(more, strategies=(*POLICY.strategies, "ttt_crossfit")))
-    assert "3 queries were left out: over-long" in text
-    assert "both of the 12 cases whose family has others" in text
-    assert "judged without" not in text
+    assert "3 queries are excluded: they exceed the model's context window" in text
+    assert "not used, since some outcomes lack them: new." in text
+    assert "that this package does not measure: retired." in text
+    assert "features of versions 1, 2" in text
+    assert "evaluated without" not in text
 
 
 def test_what_is_missing_is_said() -> None:
-    none = dict.fromkeys(["routing", "gap_closed", "gap_closed_queries", "leakage"])
-    bare = {**CARD, **none, "families_gained": {}}
+    none = dict.fromkeys(["routing", "gap_closed_per_task", "gap_closed_per_query", "leakage"])
+    bare = {**CARD, **none, "changes_per_family": {}}
     text = as_markdown(replace(POLICY, scorecard=bare))
     assert "no family has more than one case" in text
     assert "gains nothing here" in text
-    assert "gap to the best" not in text
+    assert "Gap closed to the VBS" not in text
     assert "None." in text
 
 

@@ -58,7 +58,7 @@ def test_a_share_is_explored_and_its_chance_is_stated() -> None:
         chosen = [d for d in decisions if d.strategy == name]
         assert len(chosen) / 2000 == pytest.approx(chosen[0].propensity, abs=0.03)
         assert all(d.propensity == pytest.approx(0.85 if name == "ttt_in_context" else 0.05) for d in chosen)
-    assert explored[0].reason.startswith("explored, drawn from 4; else it would be ttt_in_context: always")
+    assert explored[0].reason.startswith("explored: drawn from 4 strategies instead of ttt_in_context (always")
 
 
 def test_what_is_explored_is_measured_whole_and_the_same_again() -> None:
@@ -102,7 +102,10 @@ class Staged:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         choice = "ttt_in_context" if features.stage or not self.may_keep else "in_context"
         costs = {"in_context": 0.0, "in_context_vote": 8.0, "ttt_in_context": 60.0}
-        return Decision(choice, 0.5, {}, costs, {}, f"stage {features.stage}", features.stage, may_keep=self.may_keep)
+        return Decision(
+            strategy=choice, difficulty=0.5, scores={}, costs=costs, utilities={}, reason=f"stage {features.stage}",
+            stage=features.stage, may_keep=self.may_keep,
+        )  # fmt: skip
 
     def card(self) -> dict[str, Any]:
         return {}
@@ -208,16 +211,16 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
         assert outcome.task_id.endswith(f"#{outcome.digest}")
         assert bool(outcome.recipe) == (outcome.strategy != "in_context")
         assert outcome.family == f"f{outcome.task_id[1]}"
-        assert outcome.work == outcome.forward + 2 * outcome.backward
+        assert outcome.token_equivalents == outcome.forward_tokens + 2 * outcome.backward_tokens
         assert bool(outcome.answer) == (outcome.status == "answered")
-        assert bool(outcome.losses) == bool(outcome.backward)
+        assert bool(outcome.losses) == bool(outcome.backward_tokens)
         assert 0 <= outcome.confidence <= 1 + 1e-6
         if outcome.strategy == "in_context":
             assert set(outcome.features) == set(NAMES[1])
-            assert outcome.cost == 1.0
+            assert outcome.relative_cost == 1.0
             assert outcome.probe_cost > 0
         elif outcome.strategy.startswith("ttt"):
-            assert outcome.cost > 3
+            assert outcome.relative_cost > 3
 
 
 def test_answers_that_come_later_are_looked_up_by_id(log: Path) -> None:
@@ -259,6 +262,9 @@ def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
     file.write_text(json.dumps({**refused, "status": "answered", "features_version": 1}) + "\n")
     with pytest.raises(PolicyError, match="features of version 1; this package"):
         read_log([file])
+    file.write_text(json.dumps({**refused, "log_version": 1}) + "\n")
+    with pytest.raises(PolicyError, match=r"a log in version 1 of the format.*autottt solve TASKS --trace"):
+        read_log([file])
 
 
 def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None:
@@ -271,12 +277,12 @@ def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None
 
 def test_what_was_served_is_summed_up(log: Path) -> None:
     found = summary(read_log([log]), {}, None)
-    assert found["queries"] == found["known"] == found["explored"] == 4
-    assert 0 <= found["right"] <= 1
-    assert found["chosen"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
+    assert found["queries"] == found["with_known_answer"] == found["explored"] == 4
+    assert 0 <= found["accuracy"] <= 1
+    assert found["shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
     assert found["shadow"]["queries"] == 4
-    assert found["shadow"]["otherwise"] == {"in_context -> ttt_in_context": 4}
-    assert found["shadow"]["would_have_measured_more"] == found["shadow"]["failed"] == 0
+    assert found["shadow"]["disagreements"] == {"in_context -> ttt_in_context": 4}
+    assert found["shadow"]["lacked_features"] == found["shadow"]["failed"] == 0
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------
@@ -310,13 +316,13 @@ def test_drift_is_seen_where_it_is_and_nowhere_else() -> None:
     place = STAGE_0.index("answer_mean")
     found = summary(served_rows(new), {}, policy_of(train))
     assert found["drifted"] == []
-    assert found["strange"] == 0.0
-    assert found["right"] == 1.0
+    assert found["out_of_distribution_share"] == 0.0
+    assert found["accuracy"] == 1.0
     new[:, place] += 1.5
     found = summary(served_rows(new), {}, policy_of(train))
     assert found["drifted"] == ["answer_mean"]
     new[:, : len(STAGE_0)] += 20
-    assert summary(served_rows(new), {}, policy_of(train))["strange"] == 1.0
+    assert summary(served_rows(new), {}, policy_of(train))["out_of_distribution_share"] == 1.0
 
 
 def test_the_stability_index_is_what_its_definition_gives() -> None:
@@ -346,7 +352,11 @@ def test_a_run_is_kept_with_its_numbers_and_its_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "card.json").write_text("{}")
-    card = {"arms": {"policy": {"accuracy": 0.5}}, "gain": {"interval_90": [0.1, 0.2]}, "importance": {"x": 1.0}}
+    card = {
+        "arms": {"policy": {"accuracy": 0.5}},
+        "gain": {"interval_90": [0.1, 0.2]},
+        "permutation_importance": {"x": 1.0},
+    }
     policy = dataclasses.replace(policy_of(np.zeros((3, len(NAMES[1])))), scorecard=card)
     folders = [track(policy, bundle, tmp_path / "runs", {"seed": seed}) for seed in range(2)]
     assert folders[0] < folders[1]
@@ -392,7 +402,7 @@ def test_a_price_of_the_callers_own() -> None:
         names = policy.trained.strategies
         assert names[int(found[0].argmax())] == strategy
     for odd in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(PolicyError, match="price"):
+        with pytest.raises(PolicyError, match="cost weight"):
             Controller.from_pretrained(cost_weight=odd)
     with pytest.raises(PolicyError, match="only a learned policy"):
         Controller.from_pretrained(strategy="in_context", cost_weight=0.1)

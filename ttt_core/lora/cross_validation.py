@@ -80,15 +80,6 @@ class CrossValidationResult:
         return fmean(self.after) - fmean(self.before)
 
 
-def rejects_adapter(gain: float, vote_share: float, in_context_probability: float) -> bool:
-    """The verdict on an answer of cross-fitted adapters: whether the in-context answer stands instead.
-
-    Where held-out demonstrations speak for training (`gain` above 0, see `Evidence`), the adapters' answer stands; else
-    that of which there is more certainty: the share of the votes for theirs, or the probability of the in-context one.
-    """
-    return gain <= 0 and vote_share < in_context_probability
-
-
 AnswerScore = tuple[bool, float]
 """Whether an answer is right, and its log-probability per token."""
 

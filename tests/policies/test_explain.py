@@ -1,0 +1,76 @@
+"""Explanations are differences of the policy's own estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from autottt.policies.explain import as_text, explain
+from autottt.policies.features import NAMES, STAGE_0
+from autottt.policies.policy import (
+    LearnedPolicy,
+)
+from autottt.policies.trained import NEVER
+from tests.policies.synthetic import ALL, at
+
+
+def test_contributions_are_differences_of_the_policys_own_estimates(learned):
+    features = at(-0.25)
+    found = explain(learned, features, ALL)
+    assert found.decision == learned.decide(features, ALL)
+    assert {push.feature for push in found.contributions} == {n for n in NAMES[1] if not n.startswith("kind_")}
+    first = found.contributions[0]
+    assert first.feature in ("loo_hits", "reading_hits", "answer_mean"), "what the outcomes were made from"
+    assert first.difficulty > 0
+    without = dataclasses.replace(features, values={**features.values, first.feature: first.median})
+    other = learned.decide(without, ALL)
+    assert found.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
+    assert found.by == "estimates"
+    assert found.preferences[0] == ("ttt_in_context", found.decision.utilities["ttt_in_context"])
+    leads = [d.utilities["ttt_in_context"] - d.utilities[found.runner_up] for d in (found.decision, other)]
+    assert leads[0] - leads[1] == pytest.approx(first.lead) != 0
+    assert [abs(p.lead) for p in found.contributions] == sorted(
+        (abs(p.lead) for p in found.contributions), reverse=True
+    )
+
+
+def test_a_query_out_of_distribution_is_explained_by_the_fallback(learned):
+    found = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
+    assert (found.by, found.preferences, found.cost_weights, found.runner_up) == ("fallback", (), (), "")
+    assert {push.lead for push in found.contributions} == {0.0}
+    assert "no cost weight changes the fallback" in as_text(found)
+    assert "to the lead of" not in as_text(found)
+
+
+def test_an_answer_that_may_not_be_kept_is_no_runner_up(learned):
+    found = explain(LearnedPolicy(dataclasses.replace(learned.trained, keep_threshold=NEVER, risk=0.1)), at(1.0), ALL)
+    assert found.preferences[-1] == ("in_context", -math.inf)
+    assert found.runner_up in ALL[1:]
+    assert all(math.isfinite(push.lead) for push in found.contributions)
+    assert "inf" not in as_text(found).replace("in_context", "")
+
+
+def test_beyond_a_cost_weight_the_choice_changes(learned):
+    found = explain(learned, at(-0.25), ALL)
+    assert found.decision.strategy == "ttt_in_context"
+    assert found.cost_weights
+    for price, name in found.cost_weights:
+        beyond = price * (1.001 if price > found.cost_weight else 0.999)
+        other = LearnedPolicy(dataclasses.replace(learned.trained, cost_weight=beyond))
+        assert other.decide(at(-0.25), ALL).strategy == name
+        between = LearnedPolicy(
+            dataclasses.replace(
+                learned.trained, cost_weight=(price * 0.999 if price > found.cost_weight else price * 1.001)
+            )
+        )
+        assert between.decide(at(-0.25), ALL).strategy == "ttt_in_context"
+
+
+def test_the_text_has_the_numbers(learned):
+    text = as_text(explain(learned, at(-0.25), ALL))
+    assert text.startswith("ttt_in_context: the in-context answer is likely wrong")
+    assert "at " in text.splitlines()[-1]
+    only = as_text(explain(learned, at(-0.25), ["in_context"]))
+    assert "no other cost weight changes the choice" in only
