@@ -71,13 +71,13 @@ class Scripted:
         wanted = next((s for s in self.says if s in allowed), "in_context")
         costs = {s: (1.0 if s == "in_context" else self.price) for s in allowed}
         return Decision(
-            wanted,
-            0.5,
-            dict.fromkeys(allowed, 0.5),
-            costs,
-            dict.fromkeys(allowed, self.worth),
-            "as scripted",
-            features.stage,
+            strategy=wanted,
+            difficulty=0.5,
+            scores=dict.fromkeys(allowed, 0.5),
+            costs=costs,
+            utilities=dict.fromkeys(allowed, self.worth),
+            reason="as scripted",
+            stage=features.stage,
         )
 
     def card(self):

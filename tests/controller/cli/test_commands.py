@@ -427,7 +427,7 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
     code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
     assert code == 0
-    assert "what pushed the estimated difficulty" in out
+    assert "contributions of features" in out
     (tmp_path / "other").mkdir()
     mixed = tasks_file(tmp_path / "other", task("long", queries=[{"input": [1] * 900}]), task("short"))
     options = ["--device", "cpu", "--prompt-format", "compact"]
@@ -462,7 +462,7 @@ def test_what_was_served_teaches_the_next_policy(tmp_path, model):
     found = json.loads(out)
     assert code == 0
     assert found["queries"] == found["explored"] == found["shadow"]["queries"] == 6
-    assert found["known"] == 0
+    assert found["with_known_answer"] == 0
     assert "drift" in found
     solutions = tmp_path / "solutions"
     solutions.mkdir()
