@@ -6,44 +6,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {"model": "The bundled model", "engine": "The engine", "policy": "The policy"}
 """`make bench-NAME` -> what it measures."""
-TERMS = {
-    "best of each query": "VBS per query",
-    "best of each task": "VBS per task",
-    "single best": "SBS",
-    "by kind": "best strategy of each kind",
-    "one feature": "threshold on one feature",
-    "random at equal share": "random routing at the same shares",
-    "rule of thumb": "heuristic policy",
-}
-"""Names in result files -> the terms of the documents."""
-ROWS = {
-    "cost": "cost relative to the best fixed strategy",
-    "the same to the best of each query, a maximum over single draws": "gap closed to the VBS per query",
-    "APGR over the share of queries sent": "APGR over the share of queries routed",
-    "accuracy beyond the best fixed strategy at 40% of its cost, at whichever price that takes": "accuracy beyond the "
-    "best fixed strategy, at the cost weight that spends 40% of its cost",
-    "gap closed by the rule of thumb for models without a policy": "gap closed by the heuristic policy",
-    "gap closed by having seen every strategy on the task's other queries": "gap closed by knowing the results of "
-    "every strategy on the task's other queries",
-    "harm: right in context, wrong as decided": "harm: share of queries right in context and wrong as decided",
-    "shipped bundle: trained on these outcomes": "the shipped bundle is the one trained on these outcomes",
-    "shipped bundle: utility on its scorecard, less the trained one's": "utility of the shipped bundle minus that of "
-    "the trained one",
-    "open sets with a better utility": "share of open sets with a higher utility than the SBS",
-    "open sets: utility of training on other families of them too": "open sets: utility gained by also training on "
-    "other families of them",
-    "BIG-Bench Hard table: what knowing the sub-task could close": "BIG-Bench Hard table: gap that knowing the "
-    "sub-task could close",
-    "deciding on one query after features": "time of one decision, features measured",
-}
-"""Whole names of rows in result files -> the words of the documents."""
 NOTES = {
     "model": "The rows `controller` are of the policy before the one that ships now: it was trained on 600 tasks with "
     "one query each, and closed 0.18 of the gap to the VBS per query on its own scorecard; the shipped one closes "
@@ -101,12 +69,12 @@ def policy_table(folder: Path) -> str:
     for row in rows:
         name, _, what = row["name"].partition(": ")
         if what == "utility" and "accuracy" in row:
-            lines.append(_line(_term(name), f"{row['accuracy']:.1%}", f"{row['cost']:.0f}x", f"{row['value']:.3f}"))
+            lines.append(_line(name, f"{row['accuracy']:.1%}", f"{row['cost']:.0f}x", f"{row['value']:.3f}"))
     lines += ["", _line("measure", "value", "goal", ""), _rule(4)]
     for row in rows:
         if row["goal"] is not None:
             verdict = "reached" if row["holds"] else "not reached"
-            lines.append(_line(_term(row["name"]), _value(row, ".3g"), _goal(row), verdict))
+            lines.append(_line(row["name"], _value(row, ".3g"), _goal(row), verdict))
     return "\n".join(lines)
 
 
@@ -138,7 +106,7 @@ def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
         if row.get("interval_90"):
             value += " [{:g}, {:g}]".format(*row["interval_90"])
         verdict = "" if row["goal"] is None else f"{_goal(row)}: {'reached' if row['holds'] else '**not reached**'}"
-        lines.append(_line(_term(row["name"]), value, _term(row["against"]), verdict))
+        lines.append(_line(row["name"], value, row["against"], verdict))
     return lines + (_grown(facts) if "growth" in facts else [])
 
 
@@ -203,27 +171,19 @@ def _cell(words: str, row: Mapping[str, Any]) -> str:
     return f"{row['value']:.2f} [{{:.2f}}, {{:.2f}}]".format(*row["interval_90"])
 
 
-def _term(name: str) -> str:
-    """A name of the result files in the terms of the documents."""
-    name = ROWS.get(name, name)
-    for words, term in TERMS.items():
-        name = re.sub(rf"\b(the )?{words}\b", term, name)
-    return name.replace("families held out", "held-out families")
-
-
 def _value(row: Mapping[str, Any], form: str) -> str:
     """A value with its unit, where it has one; a value that says whether something is so, as yes or no."""
     if row["value"] is None:
         return "-"
-    if row["unit"] == "1 if so":
+    if row["unit"] == "yes/no":
         return "yes" if row["value"] else "no"
-    plain = ("of it", "of them", "of its cost", "share", "area", "utility", "of the cases")
-    return f"{row['value']:{form}}" + ("" if row["unit"] in plain else f" {row['unit']}")
+    separator = "" if row["unit"] in ("", "x") else " "
+    return f"{row['value']:{form}}{separator}{row['unit']}"
 
 
 def _goal(row: Mapping[str, Any]) -> str:
     """The goal in figures; the least number above 0 in words."""
-    if row["unit"] == "1 if so":
+    if row["unit"] == "yes/no":
         return "yes"
     return "above 0" if 0 < row["goal"] < 1e-6 else f"{row['goal']:g}"
 

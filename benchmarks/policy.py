@@ -100,8 +100,8 @@ def transferred(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
     assert gain is not None
     numbers = {
         "utility": utilities["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
-        "single_utility": utilities["single"].mean(), "single_accuracy": cases.correct[:, single].mean(),
-        "single_cost": cases.costs[:, single].mean(), "in_context": cases.correct[:, 0].mean(), "gain": gain["value"],
+        "sbs_utility": utilities["single"].mean(), "sbs_accuracy": cases.correct[:, single].mean(),
+        "sbs_cost": cases.costs[:, single].mean(), "in_context": cases.correct[:, 0].mean(), "gain": gain["value"],
     }  # fmt: skip
     result: dict[str, Any] = {name: round(float(number), 4) for name, number in numbers.items()}
     return result | {"interval_90": rounded(gain["interval_90"]), "queries": len(cases), "over_long": cases.over_long}
@@ -112,8 +112,8 @@ def rounded(numbers: Iterable[float]) -> list[float]:
 
 
 def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """For a table without features: utility of the SBS of the other sub-tasks, and of the VBS per sub-task, evaluated on
-    the runs that selected it, and on a run that did not. The runs of a strategy are numbered in the order of their
+    """For a table without features: utility of the SBS of the other sub-tasks, and of the VBS per sub-task, evaluated
+    on the runs that selected it, and on a run that did not. The runs of a strategy are numbered in the order of their
     seeds, which differ between strategies."""
     names = [BASE, *sorted({o.strategy for o in outcomes} - {BASE})]
     families = sorted({o.family for o in outcomes})
@@ -131,8 +131,8 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
     means, index = worth.mean(axis=2), np.arange(len(families))
     held = [means[n, np.delete(means, n, 0).mean(axis=0).argmax()] for n in index]
     return {
-        "single": float(np.mean(held)), "best_of_each_same_runs": float(means.max(axis=1).mean()),
-        "best_of_each_other_runs": float(by_other_runs(worth).mean()), "in_context": float(means[:, 0].mean()),
+        "sbs": float(np.mean(held)), "vbs_same_runs": float(means.max(axis=1).mean()),
+        "vbs_other_runs": float(by_other_runs(worth).mean()), "in_context": float(means[:, 0].mean()),
         "families": len(families), "runs": runs,
     }  # fmt: skip
 
@@ -170,16 +170,16 @@ def told_by_other_queries(outcomes: Sequence[Outcome], price: float, single: str
     found = Bootstrap(families, {"policy": told, "single": ours, "best": best}, 0).gain("single", "best")
     return {
         "value": found and found["value"], "interval_90": found and rounded(found["interval_90"]),
-        "tasks": len(whole), "queries_each": most, "single": round(float(ours.mean()), 4),
-        "told": round(float(told.mean()), 4), "best": round(float(best.mean()), 4),
+        "tasks": len(whole), "queries_each": most, "sbs": round(float(ours.mean()), 4),
+        "by_other_queries": round(float(told.mean()), 4), "vbs_per_task": round(float(best.mean()), 4),
     }  # fmt: skip
 
 
 def row(
     name: str, value: float | None, unit: str, against: str, goal: float | None, most: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A row with a value, and whether it reaches its goal, which is a minimum, or a maximum with `most`. A missing value
-    reaches no goal."""
+    """A row with a value, and whether it reaches its goal, which is a minimum, or a maximum with `most`. A missing
+    value reaches no goal."""
     holds = None if goal is None else value is not None and (value <= goal if most else value >= goal)
     verdict = "" if goal is None else f"  goal {goal:g}: {'reached' if holds else 'not reached'}"
     shown = "none" if value is None else f"{value:.3f}"
@@ -216,30 +216,33 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
     low = gap["interval_90"][0] if gap else None
     gained, against = policy["accuracy"] - fixed[best]["accuracy"], "SBS to VBS per task"
     arms = [
-        row(f"{arm_name(name, trained.strategies)}: utility", arm["utility"], "", "-", None, accuracy=round(arm["accuracy"], 4), cost=round(arm["cost"], 1),
+        row(f"{arm_name(name, trained.strategies)}: utility", arm["utility"], "", "-", None,
+            accuracy=round(arm["accuracy"], 4), cost=round(arm["cost"], 1),
             interval_90=rounded(arm["interval_90"]))
         for name, arm in sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
     ]  # fmt: skip
     cheap = [accuracy for _, accuracy, cost in card["cost_weight_curve"] if cost <= 0.4 * fixed[best]["cost"]]
     return [
         *arms,
-        row(f"gap closed, families held out, mean of {draws['draws']} draws of the folds", closed[0], "of it", against,
+        row(f"gap closed, families held out, mean of {draws['draws']} draws of the folds", closed[0], "", against,
             0.5, range=closed[1]["range"]),
-        row("gap closed, lower bound, all draws", low, "of it", against, ABOVE_0, of_it=gap.get("value"),
+        row("gap closed, lower bound, all draws", low, "", against, ABOVE_0, gap_closed=gap.get("value"),
             interval_90=rounded(gap.get("interval_90", []))),
-        row("the same to the best of each query, a maximum over single draws", of_queries.get("value"), "of it",
+        row("gap closed to the VBS per query", of_queries.get("value"), "",
             "SBS to VBS per query", None, interval_90=rounded(of_queries.get("interval_90", []))),
-        row("APGR over the share of queries sent", apgr[0], "area", "0.5 at random", 0.8, **apgr[1]),
-        row("APGR over the share of the cost", routing.get("apgr_cost"), "area", "0.5 at random", None),
-        row("share of queries for 95% of the gain", sent[0], "of them", "all", 0.5, most=True, **sent[1]),
-        row("gap closed by the rule of thumb for models without a policy", _closed(card["arms"], "rule_of_thumb"),
-            "of it", against, None, without=[] if "ttt_crossfit" in trained.strategies else ["ttt_crossfit"]),
-        row("accuracy beyond the best fixed strategy", gained, "share", f"always {best}", 0.0),
-        row("cost", policy["cost"] / fixed[best]["cost"], "of its cost", f"always {best}", 0.4, most=True),
-        row("accuracy beyond the best fixed strategy at 40% of its cost, at whichever price that takes",
-            max(cheap, default=0.0) - fixed[best]["accuracy"], "share", f"always {best}", None),
-        row("AUROC of an in-context answer being right", auroc[0], "area", "-", 0.85, **auroc[1]),
-        row("harm: right in context, wrong as decided", harm[0], "of the cases", "-", 0.02, most=True, **harm[1]),
+        row("APGR over the share of queries routed", apgr[0], "", "0.5 at random", 0.8, **apgr[1]),
+        row("APGR over the share of the cost", routing.get("apgr_cost"), "", "0.5 at random", None),
+        row("share of queries for 95% of the gain", sent[0], "", "all", 0.5, most=True, **sent[1]),
+        row("gap closed by the heuristic policy", _closed(card["arms"], "rule_of_thumb"),
+            "", against, None, without=[] if "ttt_crossfit" in trained.strategies else ["ttt_crossfit"]),
+        row("accuracy beyond the best fixed strategy", gained, "", f"always {best}", 0.0),
+        row("cost relative to the best fixed strategy", policy["cost"] / fixed[best]["cost"], "x",
+            f"always {best}", 0.4, most=True),
+        row("accuracy beyond the best fixed strategy, at the cost weight that spends 40% of its cost",
+            max(cheap, default=0.0) - fixed[best]["accuracy"], "", f"always {best}", None),
+        row("AUROC of an in-context answer being right", auroc[0], "", "-", 0.85, **auroc[1]),
+        row("harm: share of queries right in context and wrong as decided", harm[0], "", "-", 0.02, most=True,
+            **harm[1]),
     ]  # fmt: skip
 
 
@@ -259,8 +262,9 @@ def same_as_shipped(trained: TrainedPolicy, shipped: TrainedPolicy, goal: float 
     cases = {"cases": here["cases"], "shipped_cases": there["cases"], "same_model": model}
     apart = there["arms"]["policy"]["utility"] - here["arms"]["policy"]["utility"]
     return [
-        row("shipped bundle: trained on these outcomes", float(same), "1 if so", "the trained one", goal, **cases),
-        row("shipped bundle: utility on its scorecard, less the trained one's", apart, "utility", "the trained one",
+        row("the shipped bundle is the one trained on these outcomes", float(same), "yes/no", "the trained one",
+            goal, **cases),
+        row("utility of the shipped bundle minus that of the trained one", apart, "", "the trained one",
             None),
     ]  # fmt: skip
 
@@ -318,19 +322,20 @@ def on_open_sets(
             for what in ("gain", "interval_90")
         }
         rows.append(row(
-            f"{name}: utility beyond the single best", found["gain"], "utility", f"always {policy.trained.ranking[0]}",
+            f"{name}: utility beyond the SBS", found["gain"], "", f"always {policy.trained.ranking[0]}",
             None, **found, **more,
         ))  # fmt: skip
     for name, why in omitted.items():
         print(f"{name}: left out: {why}", flush=True)
     if public:
         rows.append(row(
-            "open sets with a better utility", statistics.fmean(gain > 0 for gain in values), "of them",
-            "the single best", 0.5001, sets=len(values), better=sum(gain > 0 for gain in values), better_for_sure=sure,
+            "share of open sets with a higher utility than the SBS", statistics.fmean(gain > 0 for gain in values), "",
+            "the SBS", 0.5001, sets=len(values), better=sum(gain > 0 for gain in values), better_for_sure=sure,
         ))  # fmt: skip
         both = with_public(generated, public, policy.trained.cost_weight)
         rows.append(row(
-            "open sets: utility of training on other families of them too", both["both"] - both["generated"], "utility",
+            "open sets: utility gained by also training on other families of them",
+            both["both"] - both["generated"], "",
             "generated families alone", None, **{k: round(v, 3) for k, v in both.items()},
         ))  # fmt: skip
     return rows, omitted
@@ -343,10 +348,10 @@ def on_table(table: Path) -> list[dict[str, Any]]:
         return []
     found = without_features(import_csv(table, in_context="ICL_10"))
     return [row(
-        "BIG-Bench Hard table: what knowing the sub-task could close",
-        found["best_of_each_other_runs"] - found["single"],
-        "utility", "single best, sub-tasks held out", None,
-        same_runs=round(found["best_of_each_same_runs"] - found["single"], 4),
+        "BIG-Bench Hard table: gap that knowing the sub-task could close",
+        found["vbs_other_runs"] - found["sbs"],
+        "", "SBS, sub-tasks held out", None,
+        gap_same_runs=round(found["vbs_same_runs"] - found["sbs"], 4),
         without_features="nothing: all sub-tasks look the same, and a policy is the single best of the others",
         **{k: round(v, 4) for k, v in found.items()},
     )]  # fmt: skip
@@ -363,7 +368,7 @@ def timed(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
         policy.needs_more(free)
         policy.decide(features, cases.strategies)
         times.append(1000 * (time.perf_counter() - began))
-    return row("deciding on one query after features", statistics.median(times), "ms", "-", 2.0, most=True)
+    return row("time of one decision, features measured", statistics.median(times), "ms", "-", 2.0, most=True)
 
 
 def main() -> None:
@@ -388,8 +393,8 @@ def main() -> None:
     rows = [*judged(trained), *same_as_shipped(trained, shipped, None if given.quick else 1.0)]
     luck = told_by_other_queries(outcomes, trained.cost_weight, trained.ranking[0])
     rows.append(row(
-        "gap closed by having seen every strategy on the task's other queries", luck.pop("value"), "of it",
-        f"always {trained.ranking[0]} to best of each task", None, **luck,
+        "gap closed by knowing the results of every strategy on the task's other queries", luck.pop("value"), "",
+        f"always {trained.ranking[0]} to VBS per task", None, **luck,
     ))  # fmt: skip
     transfer, omitted = on_open_sets(given, policies, outcomes)
     rows += [*transfer, *on_table(given.data / "outcomes" / "bbh_llama31_8b.csv")]

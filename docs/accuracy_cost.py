@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ALWAYS = "always "
-NAMED = {"policy": "controller", "best of each query": "VBS per query", "best of each task": "VBS per task"}
+NAMED = {"policy": "controller", "VBS per query": "VBS per query", "VBS per task": "VBS per task"}
 """Names of rows in policy.json -> labels."""
 STYLES = {
     "fixed": {"marker": "o", "s": 55, "color": "#5b7083"},

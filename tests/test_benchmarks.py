@@ -198,15 +198,15 @@ class TestPolicy:
             for n in range(60) for s in costs for run in range(5)
         ]  # fmt: skip
         found = policy.without_features(coins)
-        assert found["best_of_each_same_runs"] > found["single"] + 0.05
-        assert abs(found["best_of_each_other_runs"] - found["single"]) < 0.05
+        assert found["vbs_same_runs"] > found["sbs"] + 0.05
+        assert abs(found["vbs_other_runs"] - found["sbs"]) < 0.05
         assert (found["families"], found["runs"]) == (60, 5)
         sure = [
             outcome(f"f{n}", s, run, float(s == ("a" if n % 2 else "b")), 1.0)
             for n in range(10) for s in costs for run in range(5)
         ]  # fmt: skip
         found = policy.without_features(sure)
-        assert found["best_of_each_other_runs"] == found["best_of_each_same_runs"] > found["single"] + 0.4
+        assert found["vbs_other_runs"] == found["vbs_same_runs"] > found["sbs"] + 0.4
 
     def test_luck_is_not_told_by_other_queries_and_what_a_task_is_like_is(self) -> None:
         rng = random.Random(0)
@@ -267,7 +267,7 @@ class TestPolicy:
             for n in range(6) for s, c in zip(strategies, (1.0, 8.0, 200.0, 300.0), strict=True)
         ]  # fmt: skip
         found = policy.transferred(learned, build_outcome_table(outcomes))
-        assert found["gain"] == pytest.approx(found["utility"] - found["single_utility"], abs=1e-3)
+        assert found["gain"] == pytest.approx(found["utility"] - found["sbs_utility"], abs=1e-3)
         low, high = found["interval_90"]
         assert low - 0.001 < found["gain"] < high + 0.001
         assert found["queries"] == 6
