@@ -501,7 +501,7 @@ def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
     code, _, err = call("outcomes", "import", str(both), "--store", store, "--in-context", "ICL")
     assert code != 0
     assert "already" in err
-    found = {o.strategy: (o.correct, o.cost, o.seconds) for o in OutcomeStore(store).read()}
+    found = {o.strategy: (o.correct, o.relative_cost, o.seconds) for o in OutcomeStore(store).read()}
     assert found == {"in_context": (0.5, 1.0, 2.0), "TTT": (0.75, 4.0, 8.0)}
     code, out, _ = call("outcomes", "show", store)
     assert code == 0
@@ -514,7 +514,7 @@ def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
         (TABLE, "Strategies in the table: ICL, TTT"), ("", "received no columns"),
         ("task,seed\na,1\n", "expected columns"), (TABLE.replace("75", "x"), "table.csv:3: expected numbers"),
         (TABLE.replace("75", "175"), "accuracy of 0 to 1"), (TABLE.replace("6,2", "inf,2"), "a cost above 0"),
-        (TABLE + "a,1,TTT,75,6,2\n", "table.csv:4: TTT on a with seed 1 stands in"), ("\ufeff" + TABLE, "ICL, TTT"),
+        (TABLE + "a,1,TTT,75,6,2\n", "table.csv:4: TTT on a with seed 1 is in"), ("\ufeff" + TABLE, "ICL, TTT"),
         (TABLE.replace("a,1,TTT", ",1,TTT"), "expected a task and a strategy"),
     ],
 )  # fmt: skip
