@@ -97,6 +97,7 @@ def run_console(block, monkeypatch):
 def empty_folder(tmp_path, monkeypatch):
     """An empty working directory; strategies registered in it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # its database takes longer to create than a policy to train
     monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in base.strategies()})
     return tmp_path
 
