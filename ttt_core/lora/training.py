@@ -1,4 +1,7 @@
-"""Trains adapters on encoded examples, A adapters side by side in one batch. Knows nothing of tasks and strategies."""
+"""Trains adapters on encoded examples, A adapters in one batch.
+
+Knows nothing about tasks, strategies or caches. Axis: A adapters.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import fmean
 
@@ -21,38 +24,37 @@ from .weights import LoraWeights
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What training an adapter did."""
+    """What happened while an adapter was trained."""
 
     steps: int
     losses: tuple[float, ...]
-    """Mean loss over the learned tokens at each step, in nats."""
+    """Mean loss over the loss positions at each step, in nats."""
     seconds: float
-    """Of several that were trained side by side and are used apart, each one's share."""
+    """Of a batch of adapters that are used separately: this adapter's share."""
     tokens: int
-    """Tokens read, forward and backward each."""
+    """Tokens of the training examples, each read forward and backward."""
     stop_reason: str
-    """`finished`, `converged` when the recipe's `stop_loss` was reached, `watched` when whoever watched had seen
-    enough, `deadline` when the time was up, or `failed`."""
+    """`finished` after all steps, `converged` at the recipe's `early_stop_loss`, `monitor` when the monitor stopped
+    training, `deadline` when the time was up, or `failed`."""
     error: str = ""
-    """Why the adapter is of no use, where it failed."""
+    """Why training failed."""
 
 
 OnStep = Callable[[int, float], None]
 """Called after each training step with its number (from 1) and its loss in nats."""
 TrainingMonitor = Callable[[int, Callable[[], LoraWeights]], bool]
-"""Called after a step with its number (from 1) and with what gives all adapters as they are; True stops all."""
+"""Called after each step with its number (from 1) and a function that returns the current weights; True stops all."""
 
 
-def merge_records(trainings: Sequence[TrainingRecord]) -> TrainingRecord:
-    """One account of adapters that were trained side by side: mean losses, all tokens."""
-    longest = max(trainings, key=lambda t: t.steps)
-    losses = zip_longest(*(t.losses for t in trainings))
-    means = tuple(fmean(x for x in step if x is not None) for step in losses)
-    stopped = next(
-        (s for s in ("failed", "deadline") if any(t.stop_reason == s for t in trainings)), longest.stop_reason
-    )
-    error = next((t.error for t in trainings if t.error), "")
-    return TrainingRecord(longest.steps, means, longest.seconds, sum(t.tokens for t in trainings), stopped, error)
+def merge_records(records: Sequence[TrainingRecord]) -> TrainingRecord:
+    """One record for adapters that were trained as a batch: mean losses, sum of tokens."""
+    longest = max(records, key=lambda r: r.steps)
+    losses = zip_longest(*(r.losses for r in records))
+    means = tuple(fmean(loss for loss in step if loss is not None) for step in losses)
+    reasons = {r.stop_reason for r in records}
+    stop_reason = next((reason for reason in ("failed", "deadline") if reason in reasons), longest.stop_reason)
+    error = next((r.error for r in records if r.error), "")
+    return TrainingRecord(longest.steps, means, longest.seconds, sum(r.tokens for r in records), stop_reason, error)
 
 
 def train(
@@ -69,114 +71,176 @@ def train(
     charge: Callable[[int, int], None] | None = None,
     start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, list[TrainingRecord]]:
-    """Trains one adapter per list of `examples`, all in one batch; each gets what it would have got alone. They begin
-    as `start` (of one adapter alone), or as new ones. `recipe` is for all of them, or one for each, of one form.
+    """Trains one adapter for each list of `examples`, all in one batch; each gets the weights that it would get alone.
 
-    `deadline` is a time of `time.monotonic`; training stops before the step that would pass it, and weights that had
-    no step change nothing. `workers` is the number of threads on a CPU and `memory` a bound in bytes (see `Passes`).
-    `charge` is told the tokens that go forward and backward before they go. An adapter whose loss or weights are not
-    numbers is given up, and its `Training` says so; the others go on, unless they are watched together. Raises
-    `AdaptationError` when there is nothing to train on, and `ModelError` for recipes of several forms.
+    `recipe` is one for all adapters, or one for each, with equal batching keys. The adapters start from `start` (the
+    weights of a single adapter), or from new weights. `deadline` is a time of `time.monotonic`; training stops before
+    a step that would exceed it, and weights without a step change nothing. `workers` is the number of threads on a CPU
+    and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the numbers of forward and backward tokens
+    before each pass.
+
+    An adapter whose loss or weights become non-finite fails, and its record says so; the others continue, unless there
+    is a monitor. Raises `AdaptationError` where there are no examples, `ModelError` for different batching keys.
     """
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
     recipes = recipes_for_each(recipe, len(seeds))
     began = time.monotonic()
-    orders = [_endless(len(e), random.Random(s)) for e, s in zip(examples, seeds, strict=True)]
-    losses: list[list[float]] = [[] for _ in seeds]
-    tokens = [0] * len(seeds)
-    stopped = "finished"
-    converged: set[int] = set()
-    ended: set[int] = set()
-    longest = [max(some, key=lambda e: len(e.ids)) for some in examples]
-    # Neighbours share a pass: as many rows of each, and little padding.
-    active = sorted(range(len(seeds)), key=lambda a: (-recipes[a].batch_size, len(longest[a].ids)))
-    done: dict[int, LoraWeights] = {}
-    errors: dict[int, str] = {}
-    with GradientEngine(loaded, recipes, workers, memory) as passes:
-        begin = LoraWeights.initial(loaded.model, recipes[0], [seeds[a] for a in active]) if start is None else start
-        buffer = BatchedAdamW(begin, [recipes[a] for a in active], passes.shards(len(active)))
-        passes.measure_memory(buffer, max(longest, key=lambda e: len(e.ids)))
+    runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, strict=True)]
+    with GradientEngine(loaded, recipes, workers, memory) as engine:
+        loop = _TrainingLoop(loaded, runs, engine, start)
+        loop.run(deadline, on_step, monitor, charge)
+        weights = loop.weights()
+    for run, finite in zip(runs, weights.finite(), strict=True):
+        if not finite and not run.error:
+            run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
+    seconds = time.monotonic() - began
+    return weights, [run.record(seconds) for run in runs]
+
+
+@dataclass(eq=False)
+class _AdapterRun:
+    """The training of one adapter: its examples in random order, and what happened so far."""
+
+    examples: Sequence[Encoded]
+    recipe: Recipe
+    seed: int
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    stop_reason: str = ""
+    """Empty while it is trained."""
+    error: str = ""
+    final_weights: LoraWeights | None = None
+    """Of an adapter that stopped before others."""
+
+    def __post_init__(self) -> None:
+        self._order = _ShuffledRounds(len(self.examples), random.Random(self.seed))
+        self.longest = max(self.examples, key=lambda e: len(e.ids))
+
+    def next_batch(self) -> list[Encoded]:
+        """The examples of the next step."""
+        return [self.examples[next(self._order)] for _ in range(self.recipe.batch_size)]
+
+    def dropout_seed(self, step: int) -> int:
+        """Seed of the dropout masks of a step (from 0)."""
+        return random.Random(f"dropout-{self.seed}-{step}").getrandbits(62)
+
+    def add_step(self, step: int, loss: float, tokens: int) -> None:
+        """Records the loss and tokens of a step (from 0)."""
+        self.tokens += tokens
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        else:
+            self.error = f"the training loss is not finite at step {step + 1}"
+
+    def stop_if_done(self, steps: int) -> None:
+        """Sets the stop reason, where there is one after so many steps."""
+        if self.error:
+            self.stop_reason = "failed"
+        elif len(self.losses) > 1 and max(self.losses[-2:]) < self.recipe.early_stop_loss:
+            self.stop_reason = "converged"
+        elif steps == self.recipe.max_steps:
+            self.stop_reason = "finished"
+
+    def record(self, seconds: float) -> TrainingRecord:
+        """The record of the whole training."""
+        reason = "failed" if self.error else self.stop_reason
+        error = f"{self.error}; a lower learning rate may help" if self.error else ""
+        return TrainingRecord(len(self.losses), tuple(self.losses), seconds, self.tokens, reason, error)
+
+
+class _TrainingLoop:
+    """The training of several adapters in one batch."""
+
+    def __init__(
+        self, loaded: LoadedModel, runs: Sequence[_AdapterRun], engine: GradientEngine, start: LoraWeights | None
+    ) -> None:
+        self._runs, self._engine = runs, engine
+        # Neighbours share a micro-batch: sorted by batch size and length, they need little padding.
+        self._active = sorted(runs, key=lambda run: (-run.recipe.batch_size, len(run.longest.ids)))
+        recipes = [run.recipe for run in self._active]
+        if start is None:
+            start = LoraWeights.initial(loaded.model, runs[0].recipe, [run.seed for run in self._active])
+        self._optimizer = BatchedAdamW(start, recipes, engine.shards(len(self._active)))
+
+    def run(
+        self,
+        deadline: float,
+        on_step: OnStep | None,
+        monitor: TrainingMonitor | None,
+        charge: Callable[[int, int], None] | None,
+    ) -> None:
+        """Trains until all adapters have stopped, the monitor returns True, or the deadline is near."""
+        self._engine.measure_memory(self._optimizer, max((r.longest for r in self._runs), key=lambda e: len(e.ids)))
         slowest = 0.0
         if time.monotonic() < deadline < math.inf:
-            slowest = passes.estimate_seconds(buffer, [[longest[a]] * recipes[a].batch_size for a in active], charge)
-
-        def current() -> LoraWeights:
-            """All adapters as they are now."""
-            now = {a: buffer.weights(i, i + 1) for i, a in enumerate(active)} | done
-            return LoraWeights.stacked([now[a] for a in range(len(seeds))])
-
-        for step in range(max(one.max_steps for one in recipes)):
-            at = time.monotonic()
-            if at + slowest > deadline:
-                stopped = "deadline"
-                break
-            rows = [[examples[a][next(orders[a])] for _ in range(recipes[a].batch_size)] for a in active]
-            read = [sum(len(r.ids) for r in mine) for mine in rows]
-            if charge is not None:
-                charge(sum(read), sum(read))
-            chances = [random.Random(f"dropout-{seeds[a]}-{step}").getrandbits(62) for a in active]
-            values = passes.losses(buffer, rows, chances)
-            buffer.step([recipes[a].learning_rate * _schedule(step, recipes[a]) for a in active])
-            for adapter, value, count in zip(active, values, read, strict=True):
-                tokens[adapter] += count
-                if math.isfinite(value):
-                    losses[adapter].append(value)
-                else:
-                    errors[adapter] = f"the training loss is not a number at step {step + 1}"
+            batches = [[run.longest] * run.recipe.batch_size for run in self._active]
+            slowest = self._engine.estimate_seconds(self._optimizer, batches, charge)
+        for step in range(max(run.recipe.max_steps for run in self._runs)):
+            began = time.monotonic()
+            if began + slowest > deadline:
+                return self._stop_all("deadline")
+            self._step(step, charge)
             if on_step is not None:
-                on_step(step + 1, fmean([history[-1] for history in losses if history] or [math.nan]))
-            if monitor is not None and (errors or monitor(step + 1, current)):
-                stopped = "watched"
-                break
-            converged |= {a for a in active if a not in errors and _converged(losses[a], recipes[a].early_stop_loss)}
-            ended |= {a for a in active if recipes[a].max_steps == step + 1} | converged | errors.keys()
-            going = [i for i, a in enumerate(active) if a not in ended]
-            if not going:
-                break
-            if len(going) < len(active):
-                done |= {a: buffer.weights(i, i + 1).copied() for i, a in enumerate(active) if i not in going}
-                active = [active[i] for i in going]
-                buffer.keep_adapters(going, passes.shards(len(going)))
-            slowest = time.monotonic() - at if step == 0 else max(slowest, time.monotonic() - at)
-        weights = current()
-    for adapter, sound in enumerate(weights.finite()):
-        if not sound:
-            errors.setdefault(adapter, f"the adapter's weights are not numbers after {len(losses[adapter])} steps")
-    seconds = time.monotonic() - began
-    hint = "; a lower learning rate may help"
-    ends = [_end(a in errors, a in converged, a in ended, stopped) for a in range(len(seeds))]
-    return weights, [
-        TrainingRecord(len(h), tuple(h), seconds, tokens[a], ends[a], errors[a] + hint if a in errors else "")
-        for a, h in enumerate(losses)
-    ]
+                on_step(step + 1, fmean([run.losses[-1] for run in self._runs if run.losses] or [math.nan]))
+            if monitor is not None and (any(run.error for run in self._runs) or monitor(step + 1, self.weights)):
+                return self._stop_all("monitor")
+            self._drop_stopped(step + 1)
+            if not self._active:
+                return None
+            slowest = time.monotonic() - began if step == 0 else max(slowest, time.monotonic() - began)
+        return None
 
+    def weights(self) -> LoraWeights:
+        """The current weights of all adapters, in the order of the runs."""
+        current = {id(run): self._optimizer.weights(i, i + 1) for i, run in enumerate(self._active)}
+        return LoraWeights.stacked([run.final_weights or current[id(run)] for run in self._runs])
 
-def _end(failed: bool, converged: bool, ended: bool, stopped: str) -> str:
-    """How training an adapter ended; `stopped` is how that of those ended that had not."""
-    return "failed" if failed else "converged" if converged else "finished" if ended else stopped
+    def _step(self, step: int, charge: Callable[[int, int], None] | None) -> None:
+        """One optimizer step of all active adapters."""
+        rows = [run.next_batch() for run in self._active]
+        tokens = [sum(len(row.ids) for row in mine) for mine in rows]
+        if charge is not None:
+            charge(sum(tokens), sum(tokens))
+        losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
+        self._optimizer.step([run.recipe.learning_rate * _schedule(step, run.recipe) for run in self._active])
+        for run, loss, count in zip(self._active, losses, tokens, strict=True):
+            run.add_step(step, loss, count)
 
+    def _drop_stopped(self, steps: int) -> None:
+        """Takes the adapters that have stopped out of the batch."""
+        for run in self._active:
+            run.stop_if_done(steps)
+        remaining = [i for i, run in enumerate(self._active) if not run.stop_reason]
+        if len(remaining) == len(self._active):
+            return
+        for i, run in enumerate(self._active):
+            if run.stop_reason:
+                run.final_weights = self._optimizer.weights(i, i + 1).copied()
+        self._active = [self._active[i] for i in remaining]
+        if remaining:
+            self._optimizer.keep_adapters(remaining, self._engine.shards(len(remaining)))
 
-def _converged(losses: Sequence[float], stop_loss: float) -> bool:
-    """Whether the last two steps had a loss below the recipe's limit."""
-    return len(losses) > 1 and max(losses[-2:]) < stop_loss
+    def _stop_all(self, reason: str) -> None:
+        for run in self._active:
+            run.stop_reason = reason
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warm = max(1, math.ceil(recipe.warmup_ratio * recipe.max_steps)) if recipe.warmup_ratio else 0
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.max_steps - warm)))
+    """Factor of the learning rate at a step (from 0): linear warm-up, then a cosine to 0."""
+    warmup = max(1, math.ceil(recipe.warmup_ratio * recipe.max_steps)) if recipe.warmup_ratio else 0
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.max_steps - warmup)))
 
 
-class _endless:
-    """Indices below n for ever, in a new random order each round."""
+class _ShuffledRounds:
+    """An endless iterator over indices below `count`, in a new random order each round."""
 
-    def __init__(self, n: int, rng: random.Random) -> None:
-        self._n, self._rng, self._left = n, rng, list[int]()
+    def __init__(self, count: int, rng: random.Random) -> None:
+        self._count, self._rng, self._remaining = count, rng, list[int]()
 
     def __next__(self) -> int:
-        if not self._left:
-            self._left = self._rng.sample(range(self._n), self._n)
-        return self._left.pop()
+        if not self._remaining:
+            self._remaining = self._rng.sample(range(self._count), self._count)
+        return self._remaining.pop()

@@ -64,7 +64,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new_tokens: int = 0) -> Encoded:
-    """The task's prompt; with `answer`, through its end. `room` tokens more must fit in the context.
+    """The task's prompt; with `answer`, through its end. `max_new_tokens` more tokens must fit in the context.
 
     Raises `TooLongError` with the lengths.
     """
@@ -93,8 +93,8 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
         )
         raise TooLongError(
             f"{task.id}: the prompt has {len(ids)} tokens{answered}, more than the "
-            f"{loaded.context_length} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, or a "
-            "model that reads more"
+            f"{loaded.context_length} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, "
+            "or use a model with a longer context"
         )
     if not ids:
         raise ModelError(
@@ -155,7 +155,7 @@ def logits_only_at(model: PreTrainedModel, chosen: Tensor) -> Iterator[None]:
 def forward(
     model: PreTrainedModel, batch: PaddedBatch, logit_positions: Tensor, mask: Tensor | None = None, cache: Any = None
 ) -> Tensor:
-    """Logits [N, V] in fp32 at the `chosen` positions. `mask` covers the cache as well, where there is one."""
+    """Logits [N, V] in fp32 at `logit_positions`. `mask` covers the cache as well, where there is one."""
     extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
     extra |= {"use_cache": False} if cache is None else cache_arguments(model, cache)
     with logits_only_at(model, logit_positions):

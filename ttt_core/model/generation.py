@@ -1,4 +1,7 @@
-"""Decoding: answers token by token, in batches, over a cached prefix that prompts share; knows nothing of training."""
+"""Decoding: answers token by token, in batches, over a cached prefix that the prompts share.
+
+Knows nothing about tasks or training. Axes: A adapters, N tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,33 @@ from .loading import LoadedModel
 from .memory import in_halves_on_out_of_memory
 
 MAX_BATCH_TOKENS = 16384
-"""Tokens that are read, or decoded after, side by side at most."""
-FEWER = 0.75
-"""Share of a batch's rows that are not done yet from which on the others are dropped."""
-LOGITS = 1 << 26
-"""Logits that checking guesses may take at most; beyond, there are no guesses."""
-WORTH = 8
-"""Tokens of a guess that have to be right for the rest of it to be tried after a wrong one."""
+"""Largest number of tokens in a batch, prompts and answers together."""
+COMPACTION_SHARE = 0.75
+"""Finished rows are removed from a batch once the share of unfinished rows is at most this."""
+MAX_DRAFT_LOGITS = 1 << 26
+"""Largest number of logits in one verification of drafts; larger batches are decoded without drafts."""
+MIN_ACCEPTED = 8
+"""Accepted tokens of a draft after which its remainder is verified again behind a rejected token."""
 PrefixFilter = Callable[[str], bool]
-"""Whether an answer that begins with a text can still be read."""
+"""Whether a text can be the beginning of a valid answer."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the model thought of each token of a text, in order."""
+    """Scores of the tokens of a text under the model, in order."""
 
     log_probs: tuple[float, ...]
     """Natural logarithm of the probability of the token itself."""
     entropies: tuple[float, ...]
-    """Entropy of the distribution it was drawn from, in nats."""
+    """Entropy of the distribution over the vocabulary, in nats."""
     margins: tuple[float, ...]
-    """Log-probability of the likeliest token minus that of the second."""
+    """Log-probability of the most likely token minus that of the second."""
     hits: tuple[bool, ...]
-    """Whether the token is the likeliest one, and of several the one that greedy decoding takes."""
+    """Whether greedy decoding takes this token."""
 
     @property
     def all_hit(self) -> bool:
-        """Greedy decoding would have produced exactly this text."""
+        """Whether greedy decoding produces exactly this text."""
         return all(self.hits)
 
     @property
@@ -55,11 +58,11 @@ class TokenScores:
 def token_scores(logits: Tensor, ids: Tensor) -> TokenScores:
     """Scores of tokens `ids` [N] under `logits` [N, V]."""
     log_probs = logits.log_softmax(-1)
-    chosen = log_probs.gather(-1, ids[:, None])[:, 0]
+    token_log_probs = log_probs.gather(-1, ids[:, None])[:, 0]
     entropies = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
     top = log_probs.topk(2, dim=-1)
     return TokenScores(
-        tuple(chosen.tolist()),
+        tuple(token_log_probs.tolist()),
         tuple(entropies.tolist()),
         tuple((top.values[:, 0] - top.values[:, 1]).tolist()),
         tuple((logits.argmax(-1) == ids).tolist()),
@@ -68,100 +71,101 @@ def token_scores(logits: Tensor, ids: Tensor) -> TokenScores:
 
 @dataclass(frozen=True)
 class Generated:
-    """What was decoded for one prompt."""
+    """The answer that was decoded for one prompt."""
 
     text: str
-    """Up to, and without, the end of the answer."""
+    """Without the end marker."""
     scores: TokenScores
-    """Of every decoded token, the end included."""
+    """Of every decoded token, end tokens included."""
     ended: bool
-    """Whether the model ended the answer itself; otherwise it ran out of room, or into what cannot be read."""
+    """Whether the model ended the answer; otherwise a limit, the prefix filter or `should_stop` did."""
     ids: tuple[int, ...]
-    """Every decoded token, the end included."""
+    """Every decoded token, end tokens included."""
     rejected: int = 0
-    """Tokens of a guess that were read and were wrong."""
+    """Draft tokens that the model read and rejected."""
     prompt_tokens: int = 0
-    """Tokens of the prompt that were read for it, beyond those of a prefix."""
+    """Prompt tokens that were read, without those of the shared prefix."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt's shared beginning, already read; and, where it could be gone back on, the rest of that prompt."""
+    """The shared prefix of prompts in a cache; optionally with the remainder of one prompt."""
 
     ids: tuple[int, ...]
     cache: Any
-    """Of `ids` and `rest`; a row for each attached adapter, or one."""
+    """Of `ids` and `remainder`; one row for each attached adapter, or a single row."""
     demonstration_scores: tuple[TokenScores, ...]
-    """Scores of each demonstration's answer given the demonstrations before it; by the first adapter of several."""
+    """Scores of each demonstration's answer after the demonstrations before it; by the first attached adapter."""
     remainder: tuple[int, ...] = ()
+    """Tokens of the prompt behind the shared prefix."""
     logits: Tensor | None = None
-    """After the rest, [A, V]."""
+    """Behind the remainder, [A, V]."""
 
     def covers(self, prompt: Encoded) -> bool:
-        """Whether the whole prompt was read, so that its answer can be decoded at once."""
+        """Whether the cache holds the whole prompt."""
         return bool(self.remainder) and prompt.ids == self.ids + self.remainder
 
 
 def score_answers(
     loaded: LoadedModel, prompts: Sequence[Encoded], max_tokens: int = MAX_BATCH_TOKENS
 ) -> list[list[TokenScores]]:
-    """Teacher-forced scores of every answer in each prompt, in order; of prompts of at most `most` tokens at once, and
-    fewer where memory does not suffice.
+    """Teacher-forced scores of every answer in each prompt, in order.
+
+    A batch holds at most `max_tokens` tokens, and fewer where memory runs out.
     """
-    found: list[list[TokenScores]] = [[] for _ in prompts]
+    scores: list[list[TokenScores]] = [[] for _ in prompts]
     for group in batches_by_tokens([len(p.ids) for p in prompts], max_tokens):
-        for some, scores in in_halves_on_out_of_memory(group, lambda g: _score_once(loaded, [prompts[i] for i in g])):
-            for index, one in zip(some, scores, strict=True):
-                found[index] = one
-    return found
+        batches = in_halves_on_out_of_memory(group, lambda g: _score_once(loaded, [prompts[i] for i in g]))
+        for indices, batch_scores in batches:
+            for index, row in zip(indices, batch_scores, strict=True):
+                scores[index] = row
+    return scores
 
 
 def _score_once(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[TokenScores]]:
-    """As `score_answers`, all in one pass."""
+    """As `score_answers`, in one forward pass."""
     batch = pad([p.ids for p in prompts], pad_id_of(loaded), loaded.model.device, left=False)
-    chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
+    positions = torch.zeros_like(batch.mask, dtype=torch.bool)
     for i, prompt in enumerate(prompts):
         for begin, end in prompt.answers:
-            chosen[i, max(0, begin - 1) : end - 1] = True
-    logits = forward(loaded.model, batch, chosen)
-    targets = batch.ids[:, 1:][chosen[:, :-1]]
-    scores, at = [], 0
+            positions[i, max(0, begin - 1) : end - 1] = True
+    logits = forward(loaded.model, batch, positions)
+    targets = batch.ids[:, 1:][positions[:, :-1]]
+    scores, offset = [], 0
     for prompt in prompts:
         row = []
         for begin, end in prompt.answers:
             size = end - max(1, begin)
-            row.append(token_scores(logits[at : at + size], targets[at : at + size]))
-            at += size
+            row.append(token_scores(logits[offset : offset + size], targets[offset : offset + size]))
+            offset += size
         scores.append(row)
     return scores
 
 
 def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, to_the_end: bool = False) -> Prefix:
-    """Reads the part of a prompt that depends on the demonstrations alone, with each of the attached adapters.
+    """Reads the shared prefix of a prompt with each of the attached adapters.
 
-    `whole` asks for the rest of the prompt in the same pass, where the cache can forget it again.
+    With `to_the_end` the same pass reads the remainder of the prompt as well, where the cache can be cropped again.
     """
     ids = prompt.ids[: prompt.shared_prefix_length]
     cache = new_cache(loaded.model.config)
     if not ids:
         return Prefix(ids, cache, ())
-    rest = (
-        prompt.ids[prompt.shared_prefix_length :]
-        if to_the_end and not any(layer.is_sliding for layer in cache.layers)
-        else ()
-    )
-    batch = pad([ids + rest] * adapters, pad_id_of(loaded), loaded.model.device, left=True)
+    remainder: tuple[int, ...] = ()
+    if to_the_end and not any(layer.is_sliding for layer in cache.layers):
+        remainder = prompt.ids[prompt.shared_prefix_length :]
+    batch = pad([ids + remainder] * adapters, pad_id_of(loaded), loaded.model.device, left=True)
     spans = [s for s in prompt.answers if s[1] <= prompt.shared_prefix_length and s[0] > 0]
-    chosen = torch.zeros_like(batch.mask, dtype=torch.bool)
+    positions = torch.zeros_like(batch.mask, dtype=torch.bool)
     for begin, end in spans:
-        chosen[0, begin - 1 : end - 1] = True
-    chosen[:, -1] = True
-    logits = forward(loaded.model, batch, chosen, cache=cache)
-    reading, at = [], 0
+        positions[0, begin - 1 : end - 1] = True
+    positions[:, -1] = True
+    logits = forward(loaded.model, batch, positions, cache=cache)
+    scores, offset = [], 0
     for begin, end in spans:
-        reading.append(token_scores(logits[at : at + end - begin], batch.ids[0, begin:end]))
-        at += end - begin
-    return Prefix(ids, cache, tuple(reading), rest, logits[at:] if rest else None)
+        scores.append(token_scores(logits[offset : offset + end - begin], batch.ids[0, begin:end]))
+        offset += end - begin
+    return Prefix(ids, cache, tuple(scores), remainder, logits[offset:] if remainder else None)
 
 
 def decode(
@@ -178,36 +182,44 @@ def decode(
     max_tokens: int = MAX_BATCH_TOKENS,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Generated]:
-    """Answers to the prompts, at most as many tokens as each one's room. Greedy, or sampled at a temperature above 0.
-    With `readable`, one for each prompt, an answer stops at the first token after which it cannot be read. With `stop`,
-    which is asked before every pass, all that are under way stop where they are once it is true.
+    """Answers to the prompts, of at most `max_new_tokens` each; greedy, or sampled at a temperature above 0.
 
-    Prompts of at most `most` tokens go side by side. Of several attached `adapters`, the answers of the first to all
-    prompts, then those of the second, ... With `prefix`, every prompt must begin with its ids. Guesses at the tokens of
-    greedy answers, one for each prompt, are checked in one pass, and kept as far as they are what would have been
-    decoded; what follows a wrong token is checked once more (Leviathan et al. 2023, "Fast inference from transformers
-    via speculative decoding", with a guess for a draft).
+    With several attached `adapters`: the answers of the first to all prompts, then those of the second, ... With
+    `prefix`, every prompt must begin with its ids. With `prefix_filters`, one for each prompt, an answer stops at the
+    first token after which it cannot be valid. `should_stop` is called before every pass; once it is true, all answers
+    of the batch stop. A batch holds at most `max_tokens` tokens, and fewer where memory runs out.
+
+    `drafts` of greedy answers, one for each prompt, are verified in one pass and accepted up to the first token that
+    differs from the decoded one (Leviathan et al. 2023, "Fast inference from transformers via speculative decoding").
     """
     if temperature > 0 or not drafts:
         drafts = [()] * len(prompts)
-    known = len(prefix.ids) if prefix else 0
-    found: list[dict[int, Generated]] = [{} for _ in range(adapters)]
-    lengths = [len(p.ids) + room for p, room in zip(prompts, max_new_tokens, strict=True)]
-    begun = prefix is not None and len(prompts) == 1 and not drafts[0] and prefix.covers(prompts[0])
+    prefix_length = len(prefix.ids) if prefix else 0
+    lengths = [len(p.ids) + limit for p, limit in zip(prompts, max_new_tokens, strict=True)]
+    covered = prefix is not None and len(prompts) == 1 and not drafts[0] and prefix.covers(prompts[0])
 
-    def answers(group: Sequence[int]) -> list[Generated]:
-        rows = [prompts[i].ids[known:] for i in group]
-        return _decode(
-            loaded, rows, [max_new_tokens[i] for i in group], [prefix_filters[i] if prefix_filters else None for i in group],
-            prefix, temperature, generator, adapters, [drafts[i] for i in group], begun, should_stop=should_stop,
-        )  # fmt: skip
+    def decode_group(group: Sequence[int]) -> list[Generated]:
+        return _BatchDecoder(
+            loaded=loaded,
+            rows=[prompts[i].ids[prefix_length:] for i in group],
+            max_new_tokens=[max_new_tokens[i] for i in group],
+            prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
+            drafts=[drafts[i] for i in group],
+            prefix=prefix,
+            prefix_covers_row=covered,
+            adapters=adapters,
+            temperature=temperature,
+            generator=generator,
+            should_stop=should_stop,
+        ).run()
 
+    answers: list[dict[int, Generated]] = [{} for _ in range(adapters)]
     for group in _groups(lengths, prompts, prefix, max_tokens // adapters, loaded.supports_padding):
-        for some, written in in_halves_on_out_of_memory(group, answers):
-            for adapter, one in enumerate(found):
-                mine = written[adapter * len(some) : (adapter + 1) * len(some)]
-                one |= dict(zip(some, mine, strict=True))
-    return [one[i] for one in found for i in range(len(prompts))]
+        for indices, decoded in in_halves_on_out_of_memory(group, decode_group):
+            for adapter, mine in enumerate(answers):
+                begin = adapter * len(indices)
+                mine |= dict(zip(indices, decoded[begin : begin + len(indices)], strict=True))
+    return [mine[i] for mine in answers for i in range(len(prompts))]
 
 
 def decode_per_adapter(
@@ -216,191 +228,254 @@ def decode_per_adapter(
     max_new_tokens: Sequence[Sequence[int]],
     prefix_filters: Sequence[Sequence[PrefixFilter]],
 ) -> list[list[Generated]]:
-    """Greedy answers of A attached adapters to as many prompts each, [A][n]: all of them side by side."""
+    """Greedy answers of A attached adapters to equally many prompts each, [A][n], in one batch."""
     rows = [p.ids for mine in prompts for p in mine]
-    room, may = [r for mine in max_new_tokens for r in mine], [r for mine in prefix_filters for r in mine]
-    found = iter(_decode(loaded, rows, room, may, None, 0.0, None, 1, [()] * len(rows), False, fixed=True))
-    return [[next(found) for _ in mine] for mine in prompts]
+    decoder = _BatchDecoder(
+        loaded=loaded,
+        rows=rows,
+        max_new_tokens=[limit for mine in max_new_tokens for limit in mine],
+        prefix_filters=[accepts for mine in prefix_filters for accepts in mine],
+        drafts=[()] * len(rows),
+        rows_belong_to_adapters=True,
+    )
+    answers = iter(decoder.run())
+    return [[next(answers) for _ in mine] for mine in prompts]
 
 
 def _groups(
-    lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int, pads: bool
+    lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int, supports_padding: bool
 ) -> list[list[int]]:
-    """Indices of the prompts to decode side by side; `lengths` are theirs, with the room of their answers.
+    """Indices of the prompts of each batch; `lengths` are those of prompts and answers together.
 
-    A sliding window counts places in the cache: padding between the prefix and a row would push tokens out of its
-    sight. Where a window is shorter than what is read, and where padding does harm otherwise (not `pads`), only prompts
-    of one length go together.
+    A sliding window counts places in the cache: padding between the prefix and a row would push tokens out of it. Where
+    a window is shorter than the batch, or the model does not support padding, a batch holds prompts of one length.
     """
     groups = batches_by_tokens(lengths, budget)
     layers = prefix.cache.layers if prefix is not None and prefix.ids else []
-    if pads and all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
+    if supports_padding and all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
         return groups
     tokens = [len(p.ids) for p in prompts]
     return [list(same) for g in groups for _, same in groupby(sorted(g, key=tokens.__getitem__), tokens.__getitem__)]
 
 
-def _decode(
-    loaded: LoadedModel,
-    rows: Sequence[Sequence[int]],
-    max_new_tokens: Sequence[int],
-    prefix_filters: Sequence[PrefixFilter | None],
-    prefix: Prefix | None,
-    temperature: float,
-    generator: torch.Generator | None,
-    adapters: int,
-    drafts: Sequence[Sequence[int]],
-    begun: bool,
-    fixed: bool = False,
-    should_stop: Callable[[], bool] | None = None,
-) -> list[Generated]:
-    """The answers to the rows by the first adapter, then by the second, ... `begun`: the prefix has read the row.
-    `fixed`: a row's place in the batch says whose it is, also of one adapter.
-    """
-    device = loaded.model.device
-    each = len(rows)
-    cache = new_cache(loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
-    longest = max(len(guess) for guess in drafts)
-    if any(layer.is_sliding for layer in cache.layers) or (
-        each * adapters * longest * loaded.model.config.get_text_config().vocab_size > LOGITS
-    ):
-        drafts = [()] * each  # what slid out of sight cannot be brought back
-    if prefix is not None and prefix.remainder and not begun:
-        cache.crop(-len(prefix.remainder))
-    batch = pad(list(rows) * adapters, pad_id_of(loaded), device, left=True)
-    mask = batch.mask
-    if prefix is not None and prefix.ids:
-        if each > 1:
-            cache.batch_repeat_interleave(each)
-        mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
-        batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
-    read = [0 if begun else len(row) for row in rows]
-    writers = [
-        _Writer(loaded, *one) for _ in range(adapters) for one in zip(max_new_tokens, prefix_filters, read, strict=True)
-    ]
-    pending: list[Sequence[int]] = [
-        draft[:limit] for draft, limit in zip(drafts, max_new_tokens, strict=True)
-    ] * adapters
-    here = list(range(len(writers)))
-    """Writers of the batch's rows."""
-    known = prefix.logits if prefix is not None and begun else None
-    while True:
-        if should_stop is not None and should_stop():
-            return [w.finish() for w in writers]
-        batch, mask = _with_drafts(batch, mask, pending, pad_id_of(loaded))
-        width = 1 + max(map(len, pending))
-        last = torch.zeros_like(batch.ids, dtype=torch.bool)
+@dataclass(kw_only=True)
+class _BatchDecoder:
+    """Decodes one batch: the answers to the rows by the first adapter, then by the second, ..."""
+
+    loaded: LoadedModel
+    rows: Sequence[Sequence[int]]
+    """Token ids of the prompts behind the prefix."""
+    max_new_tokens: Sequence[int]
+    prefix_filters: Sequence[PrefixFilter | None]
+    drafts: Sequence[Sequence[int]]
+    prefix: Prefix | None = None
+    prefix_covers_row: bool = False
+    """Whether the prefix's cache holds the (single) row already."""
+    adapters: int = 1
+    """Attached adapters that each answer all rows."""
+    rows_belong_to_adapters: bool = False
+    """Whether a row's place in the batch decides its adapter, so that no row may be removed."""
+    temperature: float = 0.0
+    generator: torch.Generator | None = None
+    should_stop: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        prefix, rows, covered = self.prefix, self.rows, self.prefix_covers_row
+        cache = new_cache(self.loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+        logits = len(rows) * self.adapters * max(map(len, self.drafts)) * self._vocabulary
+        if any(layer.is_sliding for layer in cache.layers) or logits > MAX_DRAFT_LOGITS:
+            self.drafts = [()] * len(rows)  # a sliding layer cannot be cropped
+        if prefix is not None and prefix.remainder and not covered:
+            cache.crop(-len(prefix.remainder))
+        batch = pad(list(rows) * self.adapters, pad_id_of(self.loaded), self.loaded.model.device, left=True)
+        mask = batch.mask
+        if prefix is not None and prefix.ids:
+            if len(rows) > 1:
+                cache.batch_repeat_interleave(len(rows))
+            mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
+            batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
+        self._cache, self._batch, self._mask = cache, batch, mask
+        self._logits = prefix.logits if prefix is not None and covered else None
+        read = [0 if covered else len(row) for row in rows]
+        self._answers = [
+            _AnswerBuilder(self.loaded, *settings)
+            for _ in range(self.adapters)
+            for settings in zip(self.max_new_tokens, self.prefix_filters, read, strict=True)
+        ]
+        self._active = list(self._answers)
+        """Answers of the batch's rows."""
+        pairs = zip(self.drafts, self.max_new_tokens, strict=True)
+        self._drafts: list[Sequence[int]] = [draft[:limit] for draft, limit in pairs] * self.adapters
+
+    @property
+    def _vocabulary(self) -> int:
+        size: int = self.loaded.model.config.get_text_config().vocab_size
+        return size
+
+    def run(self) -> list[Generated]:
+        """Decodes until every answer is complete, or `should_stop` is true."""
+        while self.should_stop is None or not self.should_stop():
+            width = self._append_drafts()  # 1. the last token of each row, and its draft
+            logits = self._forward(width)  # 2. logits of both
+            ids = self._choose_tokens(logits)  # 3. greedy or sampled
+            accepted = self._verify(ids, logits, width)  # 4. tokens up to the first that differs from the draft
+            if all(answer.done for answer in self._answers):
+                break
+            self._discard_rejected(accepted, width)  # 5. out of the cache, or masked
+            self._advance(ids, accepted, width)  # 6. the next token of each row
+            self._remove_finished_rows()  # 7. where few are left
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._active), 1)], dim=1)
+        return [answer.finish() for answer in self._answers]
+
+    def _append_drafts(self) -> int:
+        """Adds the drafts to the batch; returns the number of tokens of each row to choose."""
+        self._batch, self._mask = _with_drafts(self._batch, self._mask, self._drafts, pad_id_of(self.loaded))
+        return 1 + max(map(len, self._drafts))
+
+    def _forward(self, width: int) -> Tensor:
+        """Logits [rows * width, V] at the last positions."""
+        if self._logits is not None:
+            logits, self._logits = self._logits, None
+            return logits
+        last = torch.zeros_like(self._batch.ids, dtype=torch.bool)
         last[:, -width:] = True
-        logits = forward(loaded.model, batch, last, mask, cache) if known is None else known
-        known = None
-        if temperature > 0:
-            ids = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
-        else:
-            ids = logits.argmax(-1)
+        return forward(self.loaded.model, self._batch, last, self._mask, self._cache)
+
+    def _choose_tokens(self, logits: Tensor) -> Tensor:
+        if self.temperature <= 0:
+            return logits.argmax(-1)
+        probabilities = (logits / self.temperature).softmax(-1).cpu()
+        return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0].to(logits.device)
+
+    def _verify(self, ids: Tensor, logits: Tensor, width: int) -> list[int]:
+        """Adds tokens to the answers; returns how many tokens of each row's draft were accepted."""
         scores, tokens = token_scores(logits, ids), ids.view(-1, width).tolist()
-        kept = [
-            _check(writers[i], tokens[row], scores, row * width, draft)
-            for row, (i, draft) in enumerate(zip(here, pending, strict=True))
-        ]
-        if all(w.done for w in writers):
-            return [w.finish() for w in writers]
-        # Drafts that were read in vain are hidden, and forgotten where no row has use for their places.
-        begin = mask.shape[1] - width + 1
-        for row, count in enumerate(kept):
-            mask[row, begin + count :] = 0
-        if unread := width - 1 - max(kept):
-            cache.crop(-unread)
-            mask = mask[:, :-unread]
-        pending = [
-            () if writers[i].done else _rest(draft, count) for i, draft, count in zip(here, pending, kept, strict=True)
-        ]
-        place = torch.tensor(kept, device=device)[:, None]
-        going = torch.tensor([[not writers[i].done] for i in here], device=device)  # the others would leave the context
-        positions = batch.positions[:, -width].unsqueeze(1) + place + going
-        batch = PaddedBatch(ids.view(-1, width).gather(1, place), torch.ones_like(place), positions)
-        live = [row for row, i in enumerate(here) if not writers[i].done]
-        if temperature == 0 and adapters == 1 and not fixed and len(live) <= FEWER * len(here):
-            rows_left = torch.tensor(live, device=device)
-            cache.batch_select_indices(rows_left)
-            batch = PaddedBatch(batch.ids[rows_left], batch.mask[rows_left], batch.positions[rows_left])
-            mask, pending, here = mask[rows_left], [pending[row] for row in live], [here[row] for row in live]
-        mask = torch.cat([mask, mask.new_ones(len(here), 1)], dim=1)
+        rows = enumerate(zip(self._active, self._drafts, strict=True))
+        return [_verify_draft(answer, tokens[row], scores, row * width, draft) for row, (answer, draft) in rows]
+
+    def _discard_rejected(self, accepted: Sequence[int], width: int) -> None:
+        """Masks rejected draft tokens, and crops those that every row rejected."""
+        begin = self._mask.shape[1] - width + 1
+        for row, count in enumerate(accepted):
+            self._mask[row, begin + count :] = 0
+        if surplus := width - 1 - max(accepted):
+            self._cache.crop(-surplus)
+            self._mask = self._mask[:, :-surplus]
+
+    def _advance(self, ids: Tensor, accepted: Sequence[int], width: int) -> None:
+        """Makes the last decoded token of each row the batch, and the remainders of the drafts the next drafts."""
+        rows = list(zip(self._active, self._drafts, accepted, strict=True))
+        self._drafts = [() if answer.done else _draft_remainder(draft, count) for answer, draft, count in rows]
+        places = torch.tensor(accepted, device=ids.device)[:, None]
+        # Rows that are done stay at their position, which might otherwise exceed the context.
+        unfinished = torch.tensor([[not answer.done] for answer in self._active], device=ids.device)
+        positions = self._batch.positions[:, -width].unsqueeze(1) + places + unfinished
+        self._batch = PaddedBatch(ids.view(-1, width).gather(1, places), torch.ones_like(places), positions)
+
+    def _remove_finished_rows(self) -> None:
+        """Removes them from the batch and the cache, where a row's place does not matter and few are unfinished."""
+        rows = [row for row, answer in enumerate(self._active) if not answer.done]
+        fixed = self.temperature > 0 or self.adapters > 1 or self.rows_belong_to_adapters
+        if fixed or len(rows) > COMPACTION_SHARE * len(self._active):
+            return
+        index = torch.tensor(rows, device=self._batch.ids.device)
+        self._cache.batch_select_indices(index)
+        batch = self._batch
+        self._batch = PaddedBatch(batch.ids[index], batch.mask[index], batch.positions[index])
+        self._mask = self._mask[index]
+        self._drafts = [self._drafts[row] for row in rows]
+        self._active = [self._active[row] for row in rows]
 
 
 def _with_drafts(
     batch: PaddedBatch, mask: Tensor, drafts: Sequence[Sequence[int]], pad_id: int
 ) -> tuple[PaddedBatch, Tensor]:
-    """The batch with each row's draft behind it, and the mask over the cache and all of it."""
+    """The batch with each row's draft appended, and the mask over the cache and the batch."""
     if not any(drafts):
         return batch, mask
     width, device = max(map(len, drafts)), mask.device
     ids = torch.tensor([[*draft, *[pad_id] * (width - len(draft))] for draft in drafts], device=device)
-    seen = torch.tensor([[1] * len(draft) + [0] * (width - len(draft)) for draft in drafts], device=device).to(mask)
-    positions = batch.positions[:, -1:] + seen.cumsum(1)
-    whole = PaddedBatch(
-        torch.cat([batch.ids, ids], 1), torch.cat([batch.mask, seen.to(batch.mask)], 1),
+    draft_mask = torch.tensor([[1] * len(draft) + [0] * (width - len(draft)) for draft in drafts], device=device).to(
+        mask
+    )
+    positions = batch.positions[:, -1:] + draft_mask.cumsum(1)
+    extended = PaddedBatch(
+        torch.cat([batch.ids, ids], 1), torch.cat([batch.mask, draft_mask.to(batch.mask)], 1),
         torch.cat([batch.positions, positions.to(batch.positions)], 1),
     )  # fmt: skip
-    return whole, torch.cat([mask, seen], 1)
+    return extended, torch.cat([mask, draft_mask], 1)
 
 
-def _check(writer: _Writer, ids: Sequence[int], scores: TokenScores, at: int, draft: Sequence[int]) -> int:
-    """Takes the decoded tokens, whose scores begin at `at`, through the first that is not in the draft; returns how
-    many of the draft's were right."""
-    for kept, token in enumerate(ids):
-        writer.add(token, scores, at + kept)
-        if writer.done or kept == len(draft) or token != draft[kept]:
-            writer.vain += len(draft) - kept
-            return kept
-    raise AssertionError("there is one more token than were guessed")
+def _verify_draft(
+    answer: _AnswerBuilder, ids: Sequence[int], scores: TokenScores, offset: int, draft: Sequence[int]
+) -> int:
+    """Adds the decoded tokens, whose scores begin at `offset`, up to the first that differs from the draft; returns how
+    many draft tokens were accepted."""
+    for accepted, token in enumerate(ids):
+        answer.add(token, scores, offset + accepted)
+        if answer.done or accepted == len(draft) or token != draft[accepted]:
+            answer.rejected += len(draft) - accepted
+            return accepted
+    raise AssertionError("there is one token more than the draft has")
 
 
-def _rest(draft: Sequence[int], kept: int) -> Sequence[int]:
-    """What is guessed after so many right tokens and a wrong one: as if that alone was wrong, where the draft was worth
-    it."""
-    return draft[kept + 1 :] if kept >= WORTH else ()
+def _draft_remainder(draft: Sequence[int], accepted: int) -> Sequence[int]:
+    """The next draft: what follows the rejected token, where enough tokens before it were accepted."""
+    return draft[accepted + 1 :] if accepted >= MIN_ACCEPTED else ()
 
 
-class _Writer:
-    """Collects one row's tokens until its answer ends, cannot be read any more, or has used up its room."""
+class _AnswerBuilder:
+    """Collects one row's tokens until the answer ends, becomes invalid, or reaches its limit."""
 
-    def __init__(self, loaded: LoadedModel, room: int, readable: PrefixFilter | None, read: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, max_new_tokens: int, prefix_filter: PrefixFilter | None, prompt_tokens: int
+    ) -> None:
         self._tokenizer = loaded.tokenizer
-        self._ends = loaded.format.ends
+        self._end_markers = loaded.format.ends
         self._stop_ids = stop_ids(loaded)
-        self._room = room
-        self._readable = readable
-        self._read = read
-        self._lost = False
+        self._max_new_tokens = max_new_tokens
+        self._prefix_filter = prefix_filter
+        self._prompt_tokens = prompt_tokens
+        self._invalid = False
+        self._text_ids: list[int] = []
         self._ids: list[int] = []
-        self._decoded: list[int] = []
         self._scores: list[tuple[float, float, float, bool]] = []
         self.text = ""
         self.ended = False
-        self.vain = 0
+        self.rejected = 0
 
     @property
     def done(self) -> bool:
-        return self.ended or self._lost or len(self._scores) >= self._room
+        return self.ended or self._invalid or len(self._scores) >= self._max_new_tokens
 
-    def add(self, token: int, scores: TokenScores, row: int) -> None:
-        """Takes the next token, unless the answer is done."""
+    def add(self, token: int, scores: TokenScores, index: int) -> None:
+        """Adds the next token, whose scores stand at `index`, unless the answer is done."""
         if self.done:
             return
-        self._decoded.append(token)
-        self._scores.append((scores.log_probs[row], scores.entropies[row], scores.margins[row], scores.hits[row]))
+        self._ids.append(token)
+        self._scores.append(
+            (scores.log_probs[index], scores.entropies[index], scores.margins[index], scores.hits[index])
+        )
         if token in self._stop_ids:
             self.ended = True
             return
-        self._ids.append(token)
-        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=False)
-        cuts = [at for end in self._ends if end and (at := self.text.find(end)) >= 0]
-        if cuts:
-            self.text = self.text[: min(cuts)]
+        self._text_ids.append(token)
+        self.text = self._tokenizer.decode(self._text_ids, skip_special_tokens=False)
+        ends = [at for marker in self._end_markers if marker and (at := self.text.find(marker)) >= 0]
+        if ends:
+            self.text = self.text[: min(ends)]
             self.ended = True
-        elif self._readable is not None:
-            self._lost = not self._readable(self.text)
+        elif self._prefix_filter is not None:
+            self._invalid = not self._prefix_filter(self.text)
 
     def finish(self) -> Generated:
+        """The answer as far as it was decoded."""
         columns = tuple(zip(*self._scores, strict=True)) or ((), (), (), ())
-        return Generated(self.text, TokenScores(*columns), self.ended, tuple(self._decoded), self.vain, self._read)
+        return Generated(
+            text=self.text,
+            scores=TokenScores(*columns),
+            ended=self.ended,
+            ids=tuple(self._ids),
+            rejected=self.rejected,
+            prompt_tokens=self._prompt_tokens,
+        )

@@ -312,7 +312,7 @@ def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
     assert adapter.training.stop_reason == "failed"
     assert learner.answers([task], adapter)
     failing, calls[0] = 1, 0
-    with pytest.raises(AdaptationError, match="not a number at step 1"):
+    with pytest.raises(AdaptationError, match="not finite at step 1"):
         crossfit(learner, task, eval_steps=1)
 
 

@@ -218,7 +218,7 @@ def test_every_step_is_told_and_charged(loaded: LoadedModel, examples: list[Enco
 
 
 def test_every_example_is_met_once_a_round() -> None:
-    source = training._endless(5, random.Random(0))
+    source = training._ShuffledRounds(5, random.Random(0))
     drawn = [next(source) for _ in range(20)]
     assert all(count == 4 for count in Counter(drawn).values())
     assert len({tuple(drawn[i : i + 5]) for i in (0, 5, 10, 15)}) > 1
@@ -284,7 +284,7 @@ def test_an_adapter_that_fails_takes_no_other_with_it(
     weights, trainings = train(loaded, [examples] * 3, RECIPE, [0, 1, 2])
     assert [t.stop_reason for t in trainings] == ["finished", "failed", "finished"]
     assert [t.steps for t in trainings] == [3, 1, 3]
-    assert "not a number at step 2" in trainings[1].error
+    assert "not finite at step 2" in trainings[1].error
     assert trainings[0].error == trainings[2].error == ""
     for index in (0, 2):
         for mine, expected in zip(weights.select(index).tensors, alone[index], strict=True):
@@ -303,7 +303,7 @@ def test_what_fails_is_raised_where_it_is_asked_for_and_is_no_work_of_the_others
     assert [learner.has_adapter(key) for key in "abc"] == [True, False, True]
     with monkeypatch.context() as patch:
         spoiled(patch, adapter=0, step=1)
-        with pytest.raises(AdaptationError, match="not a number at step 1"):
+        with pytest.raises(AdaptationError, match="not finite at step 1"):
             learner.adapt(prompts, RECIPE)
 
 

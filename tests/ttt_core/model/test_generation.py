@@ -38,7 +38,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, rows: list[st
             row[script[step] if step < len(script) else rest] = sure
         return logits
 
-    monkeypatch.setattr(decoding, "FEWER", -1.0)  # a script goes with its place in the batch
+    monkeypatch.setattr(decoding, "COMPACTION_SHARE", -1.0)  # a script belongs to a row of the batch
     monkeypatch.setattr(decoding, "forward", forward)
     return seen
 
@@ -193,7 +193,7 @@ def test_a_right_guess_is_one_pass_and_a_wrong_token_costs_what_came_after_it(
 def test_guesses_at_many_answers_change_none_of_them(
     architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "WORTH", 2)
+    monkeypatch.setattr(decoding, "MIN_ACCEPTED", 2)
     loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
     queries = ["ef", "e", "efgh", "gh", "h"]
     prompts = [encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], q)) for q in queries]
@@ -219,7 +219,7 @@ def test_guesses_at_many_answers_change_none_of_them(
 def test_what_follows_a_wrong_token_is_guessed_again_and_rows_that_are_done_are_dropped(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "WORTH", 2)
+    monkeypatch.setattr(decoding, "MIN_ACCEPTED", 2)
     prompts = [encode(loaded, make_task([("ab", "ba")], q)) for q in ("ef", "gh", "kl")]
     plain = decode(loaded, prompts, [9] * 3)
     passes: list[tuple[int, ...]] = []
