@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-engine bench-policy pretrain docs clean
+.PHONY: help setup demo test types tests bench-model bench-engine bench-policy pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -19,12 +19,19 @@ setup: $(STAMP)  ## Install the package and its tests into .venv (minutes the fi
 demo: $(STAMP)  ## Solve the tasks that ship with the package and show every decision
 	@$(BIN)/autottt demo
 
-# One thread: the models in the tests are so small that a second one costs more than it gives, most of all beside others.
+# mypy runs beside the tests; with -k each of them reports, whatever the other finds. Every test process uses one thread:
+# the models of the tests are so small that a second one costs more than it saves.
+TEST_PROCESSES ?= auto
 test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(MAKE) --no-print-directory -k -j2 types tests
+
+types: $(STAMP)
 	@$(BIN)/python -m mypy
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+tests: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
 
 # DATA=folder that holds open/*.jsonl; QUICK=1 for a few tasks of each set. Interrupted, it goes on.
 DATA ?= ../shared/data

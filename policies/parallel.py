@@ -97,7 +97,7 @@ def _on_this_machine(jobs: Jobs, workers: int) -> Progress:
     context = multiprocessing.get_context("spawn")
     queue, stop = context.SimpleQueue(), context.RawValue(c_bool, False)  # no lock, which a dead worker might hold
     threads, done, total = max(1, threads_in_use() // workers), 0, 0
-    with ProcessPoolExecutor(workers, context, _start, (jobs.source, threads, os.getpid(), queue, stop)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (jobs.source, threads, queue, stop)) as pool:
         try:
             batches, total = jobs.missing(pool.submit(_identity).result())
             done = total - missing_count(batches)
@@ -138,11 +138,11 @@ _queue: SimpleQueue[Outcome] | None = None
 """Where a worker process puts its outcomes."""
 
 
-def _start(source: Source, threads: int, parent: int, queue: SimpleQueue[Outcome], stop: StopFlag) -> None:
+def _start(source: Source, threads: int, queue: SimpleQueue[Outcome], stop: StopFlag) -> None:
     """Loads the model of a worker process, which exits if `stop` is set or its parent ends."""
     global _learner, _queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives the interrupt too, and sets the flag
-    threading.Thread(target=_exit_with, args=(parent, stop), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
     use_threads(threads)
     _queue = queue
     try:
@@ -151,8 +151,10 @@ def _start(source: Source, threads: int, parent: int, queue: SimpleQueue[Outcome
         _learner = error
 
 
-def _exit_with(parent: int, stop: StopFlag) -> None:
-    while os.getppid() == parent and not stop.value:
+def _exit_with_parent(stop: StopFlag) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while parent.is_alive() and not stop.value:
         time.sleep(POLL)
     os._exit(1)
 

@@ -1,8 +1,9 @@
-"""Fixtures that several modules share: learners around tiny models, a task, and a witness of what a run changed."""
+"""Fixtures that several modules share: tiny learners, a task, processes, and a check of what a run changed."""
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,10 +12,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
     from torch import nn
 
     from autottt.ttt_core.learner import Learner
     from autottt.ttt_core.tasks.task import Task
+
+IMPORTED_ONCE = (
+    "autottt.controller.cli.main",
+    "autottt.policies.parallel",
+    "autottt.ttt_core.engine.adapter_trainer",
+    "autottt.ttt_core.engine.adapter_cache",
+    "autottt.ttt_core.pretraining.pretrain",
+    "autottt.ttt_core.testing",
+)
+"""Modules that processes of the `forkserver` have imported when they start."""
 
 MakeLearner = Callable[..., "Learner"]
 Unchanged = Callable[["nn.Module"], AbstractContextManager[None]]
@@ -31,15 +44,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Starts processes that have imported torch and the package: the import takes seconds, here once a session.
+
+    `forkserver.Process(target=exec, args=(source, variables))` runs a program.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*IMPORTED_ONCE])
+    return context
+
+
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From when it is called, a step of training is divided as there: rows of several adapters in one pass."""
+    """A function that makes training divide its steps as on an accelerator: rows of several adapters in one pass."""
     from autottt.ttt_core.lora import training
     from autottt.ttt_core.lora.gradients import GradientEngine
 
     class Stacked(GradientEngine):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             self._on_cpu, self._workers = False, 1
 
     return lambda: monkeypatch.setattr(training, "GradientEngine", Stacked)
@@ -47,7 +71,7 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.fixture
 def make_learner(one_thread: None) -> MakeLearner:
-    """Builds a learner around a tiny model: architecture, precision, and what its tokenizer has."""
+    """A function that builds a learner around a tiny model: architecture, precision, seed, and tokenizer options."""
     import torch
 
     from autottt.ttt_core.learner import Learner
@@ -63,7 +87,7 @@ def make_learner(one_thread: None) -> MakeLearner:
 
 @pytest.fixture
 def task() -> Task:
-    """Lists to be reversed; with its answer."""
+    """A task with its answer: reverse a list."""
     from autottt.ttt_core.tasks.kinds import make_task
 
     pairs: list[tuple[object, object]] = [([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([7, 8, 9, 9], [9, 9, 8, 7])]
@@ -78,8 +102,8 @@ def _digest(tensor: Any) -> str:
     ).hexdigest()
 
 
-def _seen(model: nn.Module) -> dict[str, Any]:
-    """Everything that a run must leave as it was, seen without any code of the package."""
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything that a run must leave unchanged, read without any code of the package."""
     import numpy as np
     import torch
 
@@ -87,10 +111,10 @@ def _seen(model: nn.Module) -> dict[str, Any]:
     tensors = parameters + list(model.named_buffers(remove_duplicate=False))
     modules = list(model.named_modules())
     hooks = {
-        f"{name}.{attribute}": list(found.items())
+        f"{name}.{attribute}": list(value.items())
         for name, module in modules
-        for attribute, found in vars(module).items()
-        if "hooks" in attribute and isinstance(found, dict)
+        for attribute, value in vars(module).items()
+        if "hooks" in attribute and isinstance(value, dict)
     }
     return {
         "weights": {n: (id(t), t.data_ptr(), _digest(t)) for n, t in tensors},
@@ -108,15 +132,15 @@ def _seen(model: nn.Module) -> dict[str, Any]:
 
 @pytest.fixture
 def unchanged() -> Unchanged:
-    """A context manager that asserts that what happens inside leaves the model and the process as they were, `but` for
-    what may change."""
+    """A context manager that asserts that its body leaves the model and the process unchanged, except for the state
+    called `but`."""
 
     @contextmanager
     def witness(model: nn.Module, *, but: str = "") -> Iterator[None]:
-        before = _seen(model)
+        before = _state(model)
         yield
-        after = _seen(model)
-        for what, value in before.items():
-            assert what == but or after[what] == value, f"{what} changed"
+        after = _state(model)
+        for name, value in before.items():
+            assert name == but or after[name] == value, f"{name} changed"
 
     return witness

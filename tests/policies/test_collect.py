@@ -6,10 +6,6 @@ import dataclasses
 import json
 import math
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -459,6 +455,7 @@ def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
     assert store.missing([dataclasses.replace(OUTCOME, correct=0.0, answer="another")]) == [], "rounded elsewhere"
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_ends_the_collection_in_words(folder, tmp_path):
     """And at once, however much is waiting; what was measured is kept."""
     tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", group=f"{t.id}#{n}") for t in TASKS for n in range(400)]
@@ -517,6 +514,12 @@ def test_a_task_without_its_answer_is_refused_before_any_work(tmp_path):
 # --- other processes -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def forked_workers(forkserver, monkeypatch):
+    """Workers are forked from a process that has imported the package; they start in milliseconds."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forkserver)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model on disk."""
@@ -548,6 +551,7 @@ def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
     assert sorted(seen) == seen
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_is_trained_is_the_same_whatever_the_workers(folder, tmp_path):
     quick = dataclasses.replace(get_strategy("ttt_in_context"), recipe=Recipe(max_steps=3, batch_size=2, rank=2))
     one, two = OutcomeStore(tmp_path / "one"), OutcomeStore(tmp_path / "two")
@@ -565,6 +569,7 @@ def test_what_is_trained_is_the_same_whatever_the_workers(folder, tmp_path):
     assert [len(o.losses) for o in rounded(one)] == [3] * len(TASKS)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
     store = OutcomeStore(tmp_path)
     other = dataclasses.replace(get_strategy("in_context_vote"), name="my_own")
@@ -572,6 +577,7 @@ def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
     assert {o.strategy for o in store.read()} == {"in_context", "my_own"}
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_interrupted_workers_end_soon_and_what_they_measured_is_kept(folder, tmp_path):
     """In the midst of a batch: every outcome that was told of is in the store, and the same call goes on."""
     tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", query=(n, 6)) for t in TASKS for n in range(4)]
@@ -594,6 +600,7 @@ def test_interrupted_workers_end_soon_and_what_they_measured_is_kept(folder, tmp
     assert len(store.read()) == 48
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_that_cannot_begin_are_an_error_in_words(tmp_path):
     with pytest.raises(ModelError, match="no/such/folder"):
         collect_with_workers(Source("no/such/folder"), TASKS, [], (0,), OutcomeStore(tmp_path), workers=2)
@@ -606,7 +613,7 @@ def test_a_ray_cluster_collects_what_one_process_does(folder, alone, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
+def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path, forkserver):
     tasks = tmp_path / "tasks.jsonl"
     lines = [
         {
@@ -617,26 +624,29 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path):
         for t in TASKS
     ]  # fmt: skip
     tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    program = "from autottt.controller.cli.main import main; main()"
+    program = "import sys; from autottt.controller.cli.main import main; sys.argv = command; main()"
     command = [
-        sys.executable, "-c", program, "collect", str(tasks), "--store", str(tmp_path / "store"),
+        "autottt", "collect", str(tasks), "--store", str(tmp_path / "store"),
         "--strategies", "in_context,zero_shot,in_context_vote", "--seeds", "0,1", "--model", str(folder),
         "--workers", str(workers),
     ]  # fmt: skip
     store = OutcomeStore(tmp_path / "store")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process, again = (forkserver.Process(target=exec, args=(program, {"command": command})) for _ in range(2))
+    process.start()
     until = time.monotonic() + 120
-    while len(store.read()) < 2 and process.poll() is None and time.monotonic() < until:
+    while len(store.read()) < 2 and process.is_alive() and time.monotonic() < until:
         time.sleep(0.01)
-    assert process.poll() is None, "it was done, or failed, before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "it was done, or failed, before it could be killed"
+    process.kill()
+    process.join()
     kept = store.read()
     assert 0 < len(kept) < len(alone)
-    subprocess.run(command, check=True, capture_output=True)
-    found = store.read()
-    assert timeless(found) == alone
-    assert all(outcome in found for outcome in kept), "measured once"
+    again.start()
+    again.join(120)
+    assert again.exitcode == 0
+    outcomes = store.read()
+    assert timeless(outcomes) == alone
+    assert all(outcome in outcomes for outcome in kept), "measured once"
 
 
 def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_once(make_learner, tmp_path):

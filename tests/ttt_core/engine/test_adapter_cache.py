@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -212,33 +212,25 @@ def test_threads_that_write_to_one_folder_leave_complete_files_within_the_bound(
 
 WRITER = """
 import sys
-from pathlib import Path
+sys.path.insert(0, tests)
 from test_adapter_cache import use_cache
-print("ready", flush=True)
-sys.stdin.readline()
-hits = use_cache(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+barrier.wait(120)
+hits = use_cache(folder, bound, seed)
 assert any(hits) and not all(hits), hits
 """
 
 
-def test_processes_that_write_to_one_folder_leave_complete_files_within_the_bound(tmp_path: Path, bound: int) -> None:
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "kept"), str(bound), str(seed)], cwd=Path(__file__).parent,
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for seed in range(3)
-    ]  # fmt: skip
-    for writer in writers:  # all start writing when the last is ready
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
+def test_processes_that_write_to_one_folder_leave_complete_files_within_the_bound(
+    tmp_path: Path, bound: int, forkserver: ForkServerContext
+) -> None:
+    shared = {"tests": str(Path(__file__).parent), "folder": tmp_path / "kept", "bound": bound}
+    shared["barrier"] = forkserver.Barrier(3)  # all start writing when the last is ready
+    writers = [forkserver.Process(target=exec, args=(WRITER, {**shared, "seed": seed})) for seed in range(3)]
     for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("\n")
-        writer.stdin.flush()
+        writer.start()
     for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert within(tmp_path / "kept", bound)
 
 

@@ -413,19 +413,33 @@ def test_a_step_takes_the_mean_of_all_processes_gradients(tmp_path, monkeypatch)
         torch.testing.assert_close(mean, 2 * alone)
 
 
-def test_two_processes_train_one_model_and_go_on_together(tmp_path):
-    def both(steps: int, seed: str = "0") -> list[int]:
+RANK = """
+import os
+import torch
+from autottt.ttt_core.pretraining.pretrain import main
+os.environ.update(environment)
+torch.set_num_threads(1)
+main(words)
+"""
+
+
+def test_two_processes_train_one_model_and_go_on_together(tmp_path, forkserver):
+    def both(steps: int) -> list[int]:
         free = socket.socket()
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        words = [sys.executable, "-m", "autottt.ttt_core.pretraining.pretrain", "--run", str(tmp_path), *QUICK]
-        words += ["--steps", str(steps), "--seed", seed]
-        started = []
-        for rank in "01":
-            env = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            started.append(subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1", **env}))
-        return [process.wait(120) for process in started]
+        words = ["--run", str(tmp_path), *QUICK, "--steps", str(steps), "--seed", "0"]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes = [
+            forkserver.Process(target=exec, args=(RANK, {"words": words, "environment": {**shared, "RANK": rank}}))
+            for rank in "01"
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        return [process.exitcode for process in processes]
 
     assert both(2) == [0, 0]
     facts = checkpoint_facts(tmp_path)
