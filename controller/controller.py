@@ -12,9 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
-
-from langgraph.checkpoint.memory import InMemorySaver
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
@@ -24,10 +22,13 @@ from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
+from . import lazy
 from .budget import UNLIMITED, Budget
-from .graph import Graph, build_graph
 from .results import Result, refused, result_of
 from .state import Context, State, task_to_plain
+
+if TYPE_CHECKING:
+    from .graph import Graph
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class Controller:
         `context=controller.context()`."""
         names = tuple(strategies())
         if self._graph is None or self._graph[0] != names:
-            self._graph = names, build_graph()
+            self._graph = names, lazy.graph.build_graph()
         return self._graph[1]
 
     @classmethod
@@ -188,7 +189,7 @@ class Controller:
         if len(tasks) == 1:
             yield self._or_refused(tasks[0], partial(self._solved, tasks[0], context, seed))
             return
-        graph = build_graph(InMemorySaver())
+        graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
         refusals: dict[int, Result] = {}
         lessons: list[AdapterPlan] = []

@@ -17,17 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
-import skops
-import skops.io
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsRegressor
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ..ttt_core.errors import PolicyError
+from . import lazy
 from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
@@ -74,7 +66,7 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     path.mkdir(parents=True, exist_ok=True)
     named = _classifiers(policy)
     estimators = path / f"_{ESTIMATORS}.partial"
-    skops.io.dump(
+    lazy.io.dump(
         {name: classifier.estimator for name, classifier in named.items()}
         | {f"{COST}{n}": model.estimator for n, model in zip(policy.strategies[1:], policy.cost_models, strict=False)},
         estimators, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
@@ -168,7 +160,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "prompt_format": policy.prompt_format,
         "recipes": policy.recipes,
         "released": policy.released,
-        "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__},
+        "versions": {"scikit-learn": lazy.sklearn.__version__, "skops": lazy.skops.__version__},
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,
         "families": policy.families,
@@ -276,7 +268,7 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
             raise _refused(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
         if _sha256(file) != sha256:
             raise _refused(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
-        estimators: Mapping[str, Any] = skops.io.load(file, trusted=list(TRUSTED))
+        estimators: Mapping[str, Any] = lazy.io.load(file, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
                 _check_estimator(one, counts[0 if name.startswith("0/") else 1])
@@ -293,18 +285,23 @@ def _check_estimator(estimator: Any, features: int) -> None:
     """Raises `ValueError` for an estimator that training cannot produce, and for a tree whose child or feature indices
     are out of range."""
     match estimator:
-        case RandomForestClassifier() | RandomForestRegressor():
+        case lazy.ensemble.RandomForestClassifier() | lazy.ensemble.RandomForestRegressor():
             for one in estimator.estimators_:
                 nodes = one.tree_.__getstate__()["nodes"]
                 _check_tree(nodes, nodes["left_child"] < 0, ("left_child", "right_child", "feature"), features)
-        case HistGradientBoostingClassifier():
+        case lazy.ensemble.HistGradientBoostingClassifier():
             for tree in (tree for trees in estimator._predictors for tree in trees):
                 if tree.nodes["is_categorical"].any():
                     raise ValueError("a tree with categorical features, which no policy has")
                 _check_tree(tree.nodes, tree.nodes["is_leaf"] > 0, ("left", "right", "feature_idx"), features)
-        case Pipeline(steps=[(_, StandardScaler()), (_, LogisticRegression() | KNeighborsRegressor())]):
+        case lazy.pipeline.Pipeline(
+            steps=[
+                (_, lazy.preprocessing.StandardScaler()),
+                (_, lazy.linear_model.LogisticRegression() | lazy.neighbors.KNeighborsRegressor()),
+            ]
+        ):
             pass
-        case DummyClassifier():
+        case lazy.dummy.DummyClassifier():
             pass
         case _:
             raise ValueError(f"an estimator that no policy has: {type(estimator).__name__}")

@@ -9,21 +9,19 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import is_regressor
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-from sklearn.neighbors import KNeighborsRegressor
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import ThreadpoolController
 
+from . import lazy
 from .fast_inference import Floats, LinearModel, PackedForest
+
+if TYPE_CHECKING:
+    from sklearn.dummy import DummyClassifier
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.pipeline import Pipeline
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Training indices and held-out indices."""
@@ -33,22 +31,27 @@ MIN_CLASS_COUNT = 4
 
 
 def _logistic(C: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=C, solver="newton-cholesky"))
+    return lazy.pipeline.make_pipeline(
+        lazy.preprocessing.StandardScaler(), lazy.linear_model.LogisticRegression(C=C, solver="newton-cholesky")
+    )
 
 
 def _forest(seed: int) -> RandomForestClassifier:
-    return RandomForestClassifier(60, min_samples_leaf=10, max_features="sqrt", random_state=seed, n_jobs=1)
+    return lazy.ensemble.RandomForestClassifier(
+        60, min_samples_leaf=10, max_features="sqrt", random_state=seed, n_jobs=1
+    )
 
 
 CANDIDATES: Mapping[str, Callable[[int, int], Any]] = {
     "logistic": lambda seed, cases: _logistic(0.03),
     "logistic_free": lambda seed, cases: _logistic(0.3),
-    "nearest_families": lambda seed, cases: make_pipeline(
-        StandardScaler(), KNeighborsRegressor(min(NEAREST, cases), weights="distance", algorithm="brute")
+    "nearest_families": lambda seed, cases: lazy.pipeline.make_pipeline(
+        lazy.preprocessing.StandardScaler(),
+        lazy.neighbors.KNeighborsRegressor(min(NEAREST, cases), weights="distance", algorithm="brute"),
     ),
     "forest": lambda seed, cases: _forest(seed),
     "blend": lambda seed, cases: [_logistic(0.1), _forest(seed)],
-    "boosting": lambda seed, cases: HistGradientBoostingClassifier(
+    "boosting": lambda seed, cases: lazy.ensemble.HistGradientBoostingClassifier(
         learning_rate=0.06, max_iter=60, max_leaf_nodes=8, min_samples_leaf=15, l2_regularization=1.0,
         early_stopping=False, random_state=seed,
     ),
@@ -116,7 +119,7 @@ def batched_probabilities(classifiers: Sequence[CalibratedClassifier]) -> Callab
 
 
 def _is_forest(estimator: Any) -> bool:
-    return isinstance(estimator, RandomForestClassifier)
+    return isinstance(estimator, lazy.ensemble.RandomForestClassifier)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,9 @@ def fit_cost_regressor(
     known, predictions = ~np.isnan(costs), np.full(len(X), np.nanmean(costs))
 
     def fitted(train: NDArray[np.int64]) -> RandomForestRegressor:
-        forest = RandomForestRegressor(60, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1)
+        forest = lazy.ensemble.RandomForestRegressor(
+            60, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1
+        )
         return forest.fit(X[train], costs[train])
 
     with one_thread():
@@ -217,7 +222,7 @@ def fit_classifiers(
         ]
     return [
         (CalibratedClassifier(estimator), uncalibrated)
-        if isinstance(estimator, DummyClassifier)
+        if isinstance(estimator, lazy.dummy.DummyClassifier)
         else (CalibratedClassifier(estimator, *pair), calibrated)
         for estimator, uncalibrated, pair, calibrated in zip(
             estimators, raw[name], sigmoids[name], probabilities[name], strict=True
@@ -256,7 +261,7 @@ def group_folds(families: Sequence[str], count: int, seed: int) -> list[Split]:
     count = min(count, len(set(families)))
     if count < 2:
         return []
-    splitter = GroupKFold(count, shuffle=True, random_state=seed)
+    splitter = lazy.model_selection.GroupKFold(count, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(families)), groups=np.asarray(families)))
 
 
@@ -298,7 +303,9 @@ def _fit(name: str, target: BinaryTarget, seed: int) -> Any:
 def _constant(target: BinaryTarget) -> DummyClassifier:
     """A classifier that always predicts the base rate."""
     two = np.zeros((2, target.X.shape[1]))
-    return DummyClassifier(strategy="prior").fit(two, [0, 1], sample_weight=[1 - target.base_rate, target.base_rate])
+    return lazy.dummy.DummyClassifier(strategy="prior").fit(
+        two, [0, 1], sample_weight=[1 - target.base_rate, target.base_rate]
+    )
 
 
 def _calibration(probabilities: Floats, target: BinaryTarget) -> tuple[float, float]:
@@ -307,7 +314,7 @@ def _calibration(probabilities: Floats, target: BinaryTarget) -> tuple[float, fl
     if known.is_degenerate:
         return 1.0, 0.0
     odds = _log_odds(probabilities[~np.isnan(target.labels)])
-    fitted = LogisticRegression(solver="newton-cholesky").fit(odds[:, None], known.labels.astype(int))
+    fitted = lazy.linear_model.LogisticRegression(solver="newton-cholesky").fit(odds[:, None], known.labels.astype(int))
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     return (slope, intercept) if slope > 0 else (0.0, float(_log_odds(np.array([known.base_rate]))[0]))
 
@@ -316,7 +323,9 @@ def _fast_inference(estimator: Any) -> Callable[[Floats], Floats]:
     """The fastest prediction function for a fitted estimator, from rows [N, F] to probabilities [N]."""
     if _is_forest(estimator):
         return PackedForest.from_sklearn(estimator).means
-    if isinstance(estimator, Pipeline) and isinstance(estimator.steps[-1][1], LogisticRegression):
+    if isinstance(estimator, lazy.pipeline.Pipeline) and isinstance(
+        estimator.steps[-1][1], lazy.linear_model.LogisticRegression
+    ):
         return LinearModel.from_sklearn(estimator).probabilities
 
     def probabilities(rows: Floats) -> Floats:
@@ -330,8 +339,8 @@ def _positive_probability(estimator: Any, rows: Floats) -> Floats:
     """Probability of the positive class by scikit-learn's own prediction; the mean for a list of estimators."""
     if isinstance(estimator, list):
         return np.asarray(np.mean([_positive_probability(one, rows) for one in estimator], axis=0), dtype=np.float64)
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    values: Floats = estimator.predict(rows) if is_regressor(last) else estimator.predict_proba(rows)[:, 1]
+    last = estimator.steps[-1][1] if isinstance(estimator, lazy.pipeline.Pipeline) else estimator
+    values: Floats = estimator.predict(rows) if lazy.base.is_regressor(last) else estimator.predict_proba(rows)[:, 1]
     return values
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.pipeline import Pipeline
+
+from . import lazy
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.pipeline import Pipeline
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +48,7 @@ class PackedForest:
         def child_index(children: list[NDArray[np.intp]]) -> NDArray[np.intp]:
             return np.where(leaf, own, np.concatenate([c + r for c, r in zip(children, roots, strict=True)]))
 
-        if isinstance(forest, RandomForestClassifier):
+        if isinstance(forest, lazy.ensemble.RandomForestClassifier):
             values = [t.value[:, 0, 1] / t.value[:, 0].sum(axis=1) for t in trees]
         else:
             values = [t.value[:, 0, 0] for t in trees]
@@ -99,5 +103,5 @@ class LinearModel:
 
     def probabilities(self, rows: Floats) -> Floats:
         """Probability of the positive class for each row [N, F] -> [N]."""
-        probabilities: Floats = expit(rows @ self.weights + self.bias)
+        probabilities: Floats = lazy.special.expit(rows @ self.weights + self.bias)
         return probabilities

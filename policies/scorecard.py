@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from . import lazy
 from .fast_inference import Floats
 from .outcome_table import OutcomeTable, RoutedCases
 
@@ -402,9 +402,9 @@ def _kept(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions]) -> dict[str,
 def _importance(table: OutcomeTable, wrong: Floats, held_out: OutOfFoldDecisions) -> dict[str, float]:
     """Permutation importance of each feature for whether the in-context answer is right: the increase of the Brier
     score, largest first."""
-    plain = brier_score_loss(wrong, 1 - held_out.in_context_probability, labels=[0, 1], pos_label=1)
+    plain = lazy.metrics.brier_score_loss(wrong, 1 - held_out.in_context_probability, labels=[0, 1], pos_label=1)
     increases = {
-        name: float(brier_score_loss(wrong, 1 - probabilities, labels=[0, 1], pos_label=1) - plain)
+        name: float(lazy.metrics.brier_score_loss(wrong, 1 - probabilities, labels=[0, 1], pos_label=1) - plain)
         for name, probabilities in zip(table.feature_names[1], held_out.permuted, strict=True)
     }
     return dict(sorted(increases.items(), key=lambda item: -item[1]))
@@ -428,8 +428,8 @@ def _classification(truth: Floats, probabilities: Floats) -> dict[str, Any]:
     gaps = [abs((truth - probabilities)[bins == b].sum()) for b in range(10)]
     both = 0 < truth.sum() < len(truth)
     return {
-        "auroc": float(roc_auc_score(truth, probabilities)) if both else None,
-        "brier": float(brier_score_loss(truth, probabilities, labels=[0, 1], pos_label=1)),
+        "auroc": float(lazy.metrics.roc_auc_score(truth, probabilities)) if both else None,
+        "brier": float(lazy.metrics.brier_score_loss(truth, probabilities, labels=[0, 1], pos_label=1)),
         "ece": float(sum(gaps) / len(truth)),
         "reliability": [
             [float(probabilities[bins == b].mean()), float(truth[bins == b].mean()), int((bins == b).sum())]

@@ -19,9 +19,9 @@ from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from ..ttt_core.errors import PolicyError
+from . import lazy
 from .classifiers import (
     CANDIDATES,
     BinaryTarget,
@@ -399,7 +399,7 @@ def _select_keep_threshold(
         if kept.sum() < min_kept:
             continue
         wrong = int((1 - table.correct[kept, 0]).sum())
-        if float(binom.cdf(wrong, int(kept.sum()), risk)) > 1 - CONFIDENCE:
+        if float(lazy.stats.binom.cdf(wrong, int(kept.sum()), risk)) > 1 - CONFIDENCE:
             break
         lowest = threshold
     return lowest

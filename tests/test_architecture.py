@@ -38,13 +38,16 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("training", "views")),
     "controller": (
-        ("budget", "lazy"), ("state",), ("nodes", "results"), ("graph",), ("controller",), ("evaluation",), ("cli",),
+        ("budget",), ("state",), ("nodes", "results"), ("graph",), ("lazy",), ("controller",), ("evaluation",),
+        ("cli",),
     ),
 }  # fmt: skip
 """The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those
 before it and those of its own group. What is not named stands on top: in `strategies`, every strategy."""
 OPEN_ENDED = {"strategies"}
 """Packages in which a new file needs no place in `ROOMS`."""
+SLOW = {"peft", "sklearn", "skops", "scipy", "langgraph", "langchain_core"}
+"""Libraries that `from autottt import Controller` does not load: they are imported on first use, through `lazy.py`."""
 LARGEST = 16 * 2**20
 """Bytes in a file of the repository."""
 
@@ -168,6 +171,46 @@ def test_every_heavy_dependency_has_one_owner(name):
     roots = {i.split(".")[0] for i in imports(name, MODULES[name]) if not i.startswith(".")}
     foreign = {root: OWNERS[root] for root in roots if OWNERS.get(root, layer_of(name)) != layer_of(name)}
     assert not foreign, f"{name} imports {foreign}: each belongs to the package named"
+
+
+LAZY = {name: path for name, path in MODULES.items() if path.name == "lazy.py"}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_a_lazy_module_imports_on_first_use_what_its_type_checking_imports_name(name):
+    """So that the tests of import direction and ownership, which read import statements, see lazy imports too."""
+    tree = ast.parse(LAZY[name].read_text("utf-8"))
+    tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "_MODULES"]
+    package = name.rpartition(".")[0]
+    table = {f".{package}{m}" if m.startswith(".") else m for m in ast.literal_eval(tables[0]).values()}
+    checking = next(node for node in tree.body if isinstance(node, ast.If))
+    named = set()
+    for node in checking.body:
+        relative = isinstance(node, ast.ImportFrom) and node.level
+        prefix = f".{package}." if relative else f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        named |= {prefix + alias.name for alias in node.names}
+    assert named == table
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_libraries_are_imported_on_first_use_in_lazy_modules_only(name):
+    """Elsewhere imports stand at the top; commands import the packages that they call, and no library."""
+    if name in LAZY:
+        return
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    inside = [
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    ]
+    roots = {a.name.split(".")[0] for node in inside if isinstance(node, ast.Import) for a in node.names}
+    roots |= {node.module.split(".")[0] for node in inside if isinstance(node, ast.ImportFrom) and not node.level}
+    assert not roots & SLOW
+
+
+def test_importing_the_controller_loads_torch_and_transformers_but_no_slower_library():
+    code = "import sys; from autottt import Controller; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "transformers"} <= set(loaded)
+    assert not SLOW & set(loaded)
 
 
 @pytest.mark.parametrize("name", TOP)

@@ -11,9 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from .engine.adapter_cache import AdapterCache
 from .engine.adapter_store import AdapterStore
@@ -30,6 +28,9 @@ from .model.generation import TokenScores
 from .model.loading import LoadedModel, load_model, wrap_model
 from .recipes import Recipe, recipe_for, recipes_for_each
 from .tasks.task import Task, Value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Learner:

@@ -18,8 +18,8 @@ from ...ttt_core.tasks.readers import TASK_SUFFIXES, Problem
 from ..results import Result
 
 SHORT = (
-    "id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "relative_seconds", "cost",
-    "proof", "error", "seed",
+    "id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "relative_seconds",
+    "cost", "proof", "error", "seed",
 )  # fmt: skip
 """The fields of a line, but with `--trace`."""
 _BEGINNING = b'{"id": '

@@ -164,7 +164,8 @@ def solve(
     controller = load_controller(
         model=model, policy=policy, strategy=strategy, device=device, dtype=dtype, prompt_format=prompt_format,
         budget=budget, seed=seed, adapters=adapters, shadow=shadow, explore=explore,
-        memory_bytes=None if memory is None else round(memory * (1 << 30)), ignore_mismatch=ignore_mismatch, cost_weight=cost_weight,
+        memory_bytes=None if memory is None else round(memory * (1 << 30)), ignore_mismatch=ignore_mismatch,
+        cost_weight=cost_weight,
     )  # fmt: skip
     if kept is not None:
         kept.prepare_to_append(controller.learner.base_hash)
@@ -260,8 +261,8 @@ def evaluate(
     partial = _rows_file(json_file, resume, files)
     reading = read(files, limit, seed, shown)
     controller = load_controller(
-        model=model, policy=policy, ignore_mismatch=ignore_mismatch, device=device, dtype=dtype, prompt_format=prompt_format,
-        seed=seed, cost_weight=cost_weight,
+        model=model, policy=policy, ignore_mismatch=ignore_mismatch, device=device, dtype=dtype,
+        prompt_format=prompt_format, seed=seed, cost_weight=cost_weight,
     )  # fmt: skip
     total = len(reading.tasks) * len(dict.fromkeys(["in_context", *names]))
     left = f"{partial} keeps the rows so far" if partial else "--json FILE keeps the rows"

@@ -306,7 +306,8 @@ def collect(
     screen.print(done, highlight=False, soft_wrap=True)
     if len(models := {o.base_hash for o in stored}) > 1:
         warn(
-            f"they are of {len(models)} models, and a policy is for one: train-policy --model-hash HASH takes those of one"
+            f"they are of {len(models)} models, and a policy is for one: train-policy --model-hash HASH takes those of "
+            "one"
         )
     if reading and reading.problems:
         raise typer.Exit(1)
@@ -381,8 +382,8 @@ def train_policy(
 
 
 def _train(
-    stores: Sequence[Path], out: Path, runs: Path, cost_weight: float | None, risk: float | None, seed: int, workers: int = 1,
-    model_hash: str | None = None, as_json: bool = False,
+    stores: Sequence[Path], out: Path, runs: Path, cost_weight: float | None, risk: float | None, seed: int,
+    workers: int = 1, model_hash: str | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Trains, writes the bundle, keeps track of the run, and prints how good it is."""
     from ...policies.bundle import save_bundle
@@ -418,7 +419,8 @@ def _train(
         )
     if card["excluded_strategies"]:
         warn(
-            f"left out, since too few queries were tried with all: {', '.join(card['excluded_strategies'])}; collect more of them"
+            f"left out, since too few queries were tried with all: {', '.join(card['excluded_strategies'])}; collect "
+            "more of them"
         )
     if 2 * card["cases"] < card["training_cases"]:
         warn(f"judged by {card['cases']} of {card['training_cases']} cases, those on which every strategy was tried")

@@ -12,20 +12,22 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from .. import lazy
 from ..errors import ModelError
 from ..recipes import Recipe
 from .cross_validation import CrossValidationResult
 from .training import TrainingRecord
 from .weights import LoraWeights, Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT = 4
 """Version of the file format and of cache keys. Files of other versions are not used."""
@@ -128,7 +130,7 @@ class Adapter:
         """
         try:
             weights = LoraWeights.load(folder, model.device)
-            config: Any = PeftConfig.from_pretrained(str(folder))
+            config: Any = lazy.peft.PeftConfig.from_pretrained(str(folder))
             rank, alpha, dropout = config.r, config.lora_alpha, config.lora_dropout
         except ModelError:
             raise

@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from .. import lazy
 from ..errors import ModelError
 from ..recipes import Recipe
 from .dropout import Dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Pair = tuple[Tensor, Tensor]
 """Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
@@ -43,7 +44,11 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, 
     published recipes give, a model has some. Raises `ModelError` for others that match nothing beside some that do.
     """
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    linear = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, (nn.Linear, lazy.pytorch_utils.Conv1D)) and m is not head
+    }
     reading = set(_text_decoder(model).modules())
     linear = {n: m for n, m in linear.items() if m in reading} or linear
     if not linear:
@@ -75,7 +80,7 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     """(d_in, d_out)."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    assert isinstance(module, Conv1D)
+    assert isinstance(module, lazy.pytorch_utils.Conv1D)
     return int(module.weight.shape[0]), int(module.weight.shape[1])
 
 
@@ -184,7 +189,7 @@ class LoraWeights:
         if self.adapter_count != 1:
             raise ModelError(f"one adapter is saved at a time; received {self.adapter_count}")
         folder.mkdir(parents=True, exist_ok=True)
-        config = LoraConfig(
+        config = lazy.peft.LoraConfig(
             r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(self.pairs),
             task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
         )  # fmt: skip
@@ -201,11 +206,11 @@ class LoraWeights:
         weights = folder / "adapter_model.safetensors"
         if not (folder / "adapter_config.json").is_file() or not weights.is_file():
             raise ModelError(f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        config: Any = lazy.peft.PeftConfig.from_pretrained(str(folder))
         raw = load_file(weights, device=str(device))
         names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
         expected = {f"base_model.model.{n}.lora_{part}.weight" for n in names for part in "AB"}
-        if config.peft_type != PeftType.LORA or _beyond_plain(config) or raw.keys() != expected:
+        if config.peft_type != lazy.peft.PeftType.LORA or _beyond_plain(config) or raw.keys() != expected:
             raise ModelError(
                 f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias, modules_to_save, patterns "
                 "of ranks or alphas, embeddings, or starts that change the base model)"

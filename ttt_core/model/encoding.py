@@ -10,17 +10,19 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError, TooLongError
 from ..tasks.task import Task, Value
-from .kv_cache import cache_arguments
+from . import lazy
 from .loading import LoadedModel
 from .probe import accepts_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 """First token and one past the last."""
@@ -157,7 +159,7 @@ def forward(
 ) -> Tensor:
     """Logits [N, V] in fp32 at `logit_positions`. `mask` covers the cache as well, where there is one."""
     extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
-    extra |= {"use_cache": False} if cache is None else cache_arguments(model, cache)
+    extra |= {"use_cache": False} if cache is None else lazy.kv_cache.cache_arguments(model, cache)
     with logits_only_at(model, logit_positions):
         output = model(input_ids=batch.ids, attention_mask=batch.mask if mask is None else mask, **extra)
     logits: Tensor = output.logits[0].float()

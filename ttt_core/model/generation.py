@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import lazy
 from .encoding import Encoded, PaddedBatch, batches_by_tokens, forward, pad, pad_id_of, stop_ids
-from .kv_cache import new_cache
 from .loading import LoadedModel
 from .memory import in_halves_on_out_of_memory
 
@@ -148,7 +148,7 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, to_the_
     With `to_the_end` the same pass reads the remainder of the prompt as well, where the cache can be cropped again.
     """
     ids = prompt.ids[: prompt.shared_prefix_length]
-    cache = new_cache(loaded.model.config)
+    cache = lazy.kv_cache.new_cache(loaded.model.config)
     if not ids:
         return Prefix(ids, cache, ())
     remainder: tuple[int, ...] = ()
@@ -281,7 +281,7 @@ class _BatchDecoder:
 
     def __post_init__(self) -> None:
         prefix, rows, covered = self.prefix, self.rows, self.prefix_covers_row
-        cache = new_cache(self.loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+        cache = lazy.kv_cache.new_cache(self.loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
         logits = len(rows) * self.adapters * max(map(len, self.drafts)) * self._vocabulary
         if any(layer.is_sliding for layer in cache.layers) or logits > MAX_DRAFT_LOGITS:
             self.drafts = [()] * len(rows)  # a sliding layer cannot be cropped

@@ -12,24 +12,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from jinja2 import TemplateError
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as bars
 
+from .. import lazy as libraries
 from ..errors import ModelError
 from ..recipes import PUBLISHED, Recipe
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
-from .attention import use_cpu_attention
+from . import lazy
 from .probe import can_pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _UNLOADABLE = (
     OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
@@ -155,10 +157,10 @@ def load_model(
     precision = choose_dtype(chosen, dtype)
     try:
         with _quietly():
-            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             model: PreTrainedModel
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 where,
                 config=config,
                 dtype=precision,
@@ -174,7 +176,7 @@ def load_model(
             "the folder holds another kind of model, or not all of it"
         )
     if chosen.type == "cpu":
-        use_cpu_attention(model)
+        lazy.attention.use_cpu_attention(model)
     settings = _settings(Path(where))
     recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
     name = "bundled" if source is None else where
@@ -202,8 +204,8 @@ def check_no_adapters(model: nn.Module) -> None:
 
     Active adapters change its answers without a trace in its weights, and their layers would be adapted as well.
     """
-    layers = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    if not layers and not isinstance(model, PeftModel):
+    layers = [n for n, m in model.named_modules() if isinstance(m, libraries.tuners_utils.BaseTunerLayer)]
+    if not layers and not isinstance(model, libraries.peft.PeftModel):
         return
     where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
     raise ModelError(

@@ -7,15 +7,18 @@ model that counts places in the cache, rather than positions, would answer wrong
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from . import lazy
 from .fingerprint import restoring
-from .kv_cache import cache_arguments, check_cache, new_cache
 from .locks import lock_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARED, OWN, PADDING = 5, 5, 8
 """Tokens of the probe: those that are kept, those that follow them, and padding in front of these."""
@@ -28,7 +31,7 @@ def can_pad(model: PreTrainedModel) -> bool:
 
     Raises `ModelError` for a model that does not read from left to right, or that reads otherwise with what it kept.
     """
-    check_cache(model)
+    lazy.kv_cache.check_cache(model)
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} has an encoder; take a model that only decodes (AutoModelForCausalLM)")
@@ -72,14 +75,18 @@ def _logits(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> Tensor:
 
 def _behind(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     """[OWN, V] of the last tokens, read behind the first ones, which were kept, and so much padding."""
-    cache = new_cache(model.config)
+    cache = lazy.kv_cache.new_cache(model.config)
     first, last = ids[:, :SHARED], torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
     begun = torch.ones_like(first)
-    model(input_ids=first, attention_mask=begun, **cache_arguments(model, cache), **_positions(model, begun))
+    model(
+        input_ids=first, attention_mask=begun, **lazy.kv_cache.cache_arguments(model, cache), **_positions(model, begun)
+    )
     mask = torch.ones(1, SHARED + padding + OWN, dtype=torch.long, device=ids.device)
     mask[:, SHARED : SHARED + padding] = 0
     places = _positions(model, mask, SHARED)
-    logits: Tensor = model(input_ids=last, attention_mask=mask, **cache_arguments(model, cache), **places).logits
+    logits: Tensor = model(
+        input_ids=last, attention_mask=mask, **lazy.kv_cache.cache_arguments(model, cache), **places
+    ).logits
     return logits[0, padding:].float()
 
 

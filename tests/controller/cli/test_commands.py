@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -337,6 +338,12 @@ def test_evaluating_tasks_without_answers_is_an_error(tmp_path, model):
 def test_the_version_is_printed():
     code, out, _ = call("--version")
     assert (code, out) == (0, f"autottt {version('autottt')}\n")
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "autottt", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed == f"autottt {version('autottt')}\n"
 
 
 def test_strategies_lists_every_one():

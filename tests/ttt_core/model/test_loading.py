@@ -213,7 +213,7 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "~/nowhere", "/no/where", "no/such/folder", "no\\where"])
 def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("it was"))
+    monkeypatch.setattr(module.transformers.AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("it was"))
     with pytest.raises(ModelError, match=re.escape(f"{name!r}: there is no such folder")):
         load_model(name)
 
@@ -257,7 +257,7 @@ def test_loading_is_quiet_and_leaves_the_hosts_settings(
         logger.warning("Retrying in 1s [Retry 1/5].")
         raise OSError("no connection")
 
-    monkeypatch.setattr(module.AutoConfig, "from_pretrained", offline)
+    monkeypatch.setattr(module.transformers.AutoConfig, "from_pretrained", offline)
     try:
         with pytest.raises(ModelError, match="no connection"):
             load_model("nobody/nothing")
