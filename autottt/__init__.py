@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .policies.policy import FixedPolicy as FixedPolicy
     from .strategies.base import Attempt as Attempt
     from .strategies.base import Cost as Cost
-    from .strategies.base import register as register
+    from .strategies.registry import register as register
     from .ttt_core.engine.adapter_cache import AdapterCache as AdapterCache
     from .ttt_core.errors import AutotttError as AutotttError
     from .ttt_core.errors import BaseChangedError as BaseChangedError
@@ -52,7 +52,7 @@ _HOMES = {
     "TooLongError": "ttt_core.errors",
     "make_task": "ttt_core.tasks.kinds",
     "read_tasks": "ttt_core.tasks.readers",
-    "register": "strategies.base",
+    "register": "strategies.registry",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -27,7 +27,8 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from autottt.policies.acceptance import rejects_adapter
-from autottt.strategies.base import get_strategy, run
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
@@ -87,7 +88,7 @@ def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
         task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
         plain.value == task.answer, fitted.value == task.answer,
         fmean(fitted.cross_validation.before), fmean(fitted.cross_validation.after), fitted.confidence,
-        fitted.cost.passes / plain.cost.passes, plain.confidence,
+        fitted.cost.token_equivalents / plain.cost.token_equivalents, plain.confidence,
         run(get_strategy(ONE), learner, task).value == task.answer,
     )  # fmt: skip
 
@@ -143,7 +144,7 @@ def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
     add("right by one adapter", cases, lambda s: fmean(c.one for c in s))
     add("right by the vote of the folds", cases, lambda s: fmean(c.voted for c in s))
     add("right by the vote, with the verdict", cases, lambda s: fmean(c.judged for c in s))
-    add("work, multiples of in context", cases, lambda s: fmean(c.passes for c in s))
+    add("work, multiples of in context", cases, lambda s: fmean(c.token_equivalents for c in s))
     for words, sign in {"above 0": 1, "0": 0, "below 0": -1}.items():
         some = [c for c in cases if np.sign(round(c.after - c.before, 9)) == sign]
         better, worse = (sum(c.voted - c.in_context == way for c in some) for way in (1, -1))

@@ -41,7 +41,8 @@ from autottt import Controller
 from autottt.controller.budget import Budget
 from autottt.controller.controller import policy_for
 from autottt.policies.policy import FixedPolicy
-from autottt.strategies.base import get_strategy, run
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.gradients import loss_positions
 from autottt.ttt_core.lora.training import train
@@ -266,15 +267,15 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
     controller = Controller(learner, policy)
     easy = (t for t in tasks if controller.solve(t).strategy == "in_context")
     task = next(easy, None) or tasks[0]  # one that the policy finds easy, if there is one
-    prompt = learner.encode(task)
+    prompt = learner.window.encode(task)
     ids = torch.tensor([prompt.ids], device=device)
     (end,) = tokenizer.encode("\n", add_special_tokens=False)
 
     def generate() -> None:
         with torch.no_grad():
             model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=learner.max_new_tokens(task), do_sample=False,
-                eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=learner.window.max_new_tokens(task),
+                do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
 
     def solve() -> None:
@@ -409,7 +410,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     learner = Learner.load(device=given.device)
     model = learner.loaded.model
-    recipe = replace(learner.recipe("ttt_in_context"), early_stop_loss=0.0)
+    recipe = replace(learner.loaded.recipes["ttt_in_context"], early_stop_loss=0.0)
     tasks = draw_tasks("policy", 4 if given.quick else 32, given.seed, "lists", 1)
     runs = 2 if given.quick else 5
     rate = matrix_rate(model.device, model.dtype)

@@ -41,7 +41,7 @@ from autottt.policies.scorecard import Bootstrap
 from autottt.policies.simulation import simulate
 from autottt.policies.trained import TrainedPolicy
 from autottt.policies.training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, train_policy
-from autottt.strategies.base import get_strategy
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.tasks.readers import read_tasks
 from autottt.ttt_core.tasks.task import Task

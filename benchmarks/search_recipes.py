@@ -16,7 +16,8 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from autottt.strategies.base import get_strategy, run
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks

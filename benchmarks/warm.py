@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from autottt.strategies.base import get_strategy, run
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
@@ -42,15 +43,15 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
     rows = []
     learner.clear()
     for task in tasks:
-        kept = learner.adapters
+        cache = learner.adapters.cache
         try:
             warm = run(get_strategy("ttt_warm"), learner, task)
-            learner.adapters = type(kept)()  # what the other learns is not for this one to begin with
+            learner.adapters.cache = type(cache)()  # so that the two strategies share no adapters
             cold = run(get_strategy("ttt_in_context"), learner, task)
         except AutotttError:
             continue
         finally:
-            learner.adapters = kept
+            learner.adapters.cache = cache
         if warm.training_record is None or cold.training_record is None:
             continue
         row: dict[str, Any] = {"family": task.family}
@@ -59,7 +60,7 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
             assert training is not None
             row |= {
                 f"{name}_right": attempt.value == task.answer, f"{name}_steps": training.steps,
-                f"{name}_work": attempt.cost.passes, f"{name}_first_loss": training.losses[0],
+                f"{name}_work": attempt.cost.token_equivalents, f"{name}_first_loss": training.losses[0],
             }  # fmt: skip
         rows.append(row)
     return rows

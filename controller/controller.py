@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
-from ..strategies.adapter_plan import AdapterPlan, PlansAdapter, prefetch_adapters
-from ..strategies.base import Cost, get_strategy, strategies, strategy_recipe_digest
+from ..strategies.base import Cost, recipe_digest_for
+from ..strategies.registry import get_strategy, strategies
+from ..strategies.training import PlansAdapter
 from ..ttt_core.engine.adapter_cache import AdapterCache
+from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
@@ -150,8 +151,8 @@ class Controller:
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
         context = self.context(budget, cancel, strategy)
-        with self.learner.lock.exclusive(context.raise_if_cancelled):
-            return self._solved(task, context, seed)
+        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+            return self._solve(task, context, seed)
 
     def solve_many(
         self,
@@ -167,56 +168,58 @@ class Controller:
         """Answers tasks in order. One that cannot be tried gives a result with status `refused`. Raises `Cancelled` as
         `solve` does; `on_result` has been given the results until then.
 
-        Up to `together` tasks are measured and decided on first; then the adapters that they need are trained side by
-        side. With a budget each task is solved by itself, so that none waits for others.
+        Up to `batch_size` tasks are measured and decided on first; then the adapters that they need are trained in
+        batches. With a budget each task is solved by itself, so that none waits for others.
         """
         if isinstance(tasks, Task):
             raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
         context = self.context(budget, cancel, strategy)
         size = max(1, batch_size) if context.budget == UNLIMITED else 1
-        found = []
-        waiting = iter(tasks)
-        while window := list(islice(waiting, size)):
-            with self.learner.lock.exclusive(context.raise_if_cancelled):
-                for result in self._solved_together(window, context, self.seed if seed is None else seed):
-                    found.append(result)
+        results = []
+        remaining = iter(tasks)
+        while batch := list(islice(remaining, size)):
+            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+                for result in self._solve_batch(batch, context, self.seed if seed is None else seed):
+                    results.append(result)
                     if on_result is not None:
                         on_result(result)
-        return found
+        return results
 
-    def _solved_together(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
-        """The results of some tasks whose adapters are trained side by side."""
+    def _solve_batch(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
+        """The results of tasks whose adapters are trained in batches."""
         if len(tasks) == 1:
-            yield self._or_refused(tasks[0], partial(self._solved, tasks[0], context, seed))
+            yield self._or_refused(tasks[0], partial(self._solve, tasks[0], context, seed))
             return
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
-        begun = [_Run(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
+        runs = [_PausedRun(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
         refusals: dict[int, Result] = {}
-        lessons: list[AdapterPlan] = []
-        with self._proven():
-            for index, run in enumerate(begun):
+        plans: list[AdapterPlan] = []
+        with self._verified_on_failure():
+            for index, run in enumerate(runs):
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
                     refusals[index] = decided
                 elif isinstance(strategy := get_strategy(decided), PlansAdapter):
-                    with suppress(Exception):  # a mistake in it is met again, and told, when the strategy runs
-                        lessons.append(strategy.plan(self.learner, run.task, seed))
+                    with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
+                        plans.append(strategy.plan(self.learner, run.task, seed))
             try:
-                prefetch_adapters(self.learner, lessons, lambda step, loss: context.raise_if_cancelled())
-                for index, run in enumerate(begun):
+                self.learner.adapters.prefetch(plans, lambda step, loss: context.raise_if_cancelled())
+                for index, run in enumerate(runs):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
-                self.learner.release_prefetched()
+                self.learner.adapters.release_prefetched()
 
-    def _solved(self, task: Task, context: Context, seed: int | None) -> Result:
-        spent = meter(self.learner)
+    def _solve(self, task: Task, context: Context, seed: int | None) -> Result:
+        """Runs the graph to its end. The base is verified also when a node raises: later nodes do not run then."""
+        start, meter = self._start(task, seed), self.learner.guarded.meter()
         state: State = {}
-        for update in self._run(task, context, seed, "values"):
-            state = update
-        return result_of(task, state, spent())
+        with self._verified_on_failure():
+            for values in self.graph.stream(start, context=context, stream_mode="values"):
+                state = cast(State, values)
+        return result_of(task, state, meter.read())
 
     def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
-        """What the work gives, or the result of a task that cannot be tried."""
+        """What `work` returns, or the result of a task that cannot be tried."""
         try:
             return work()
         except (BaseChangedError, Cancelled):
@@ -239,36 +242,37 @@ class Controller:
         `{"event": "step", "strategy", "step", "loss"}`. Closed before its end, it cancels what is under way; so does
         `cancel`, set from another thread. Until the end, other threads wait for their turn.
         """
-        stop = threading.Event()  # ours: that the stream was closed is nothing that the caller's event should tell
-        context = replace(self.context(budget, cancel, strategy), closed=stop)
-        with self.learner.lock.exclusive(context.raise_if_cancelled):
-            spent = meter(self.learner)
+        closed = threading.Event()  # not the caller's event, which must not report that the stream was closed
+        context = replace(self.context(budget, cancel, strategy), closed=closed)
+        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+            start, meter = self._start(task, seed), self.learner.guarded.meter()
             state: State = {}
-            updates = self._run(task, context, seed, ["updates", "custom", "values"])
-            try:
-                for mode, data in updates:
-                    if mode == "values":
-                        state = data
-                    elif mode == "custom":
-                        yield {"event": "step", **data}
-                    else:
-                        yield from ({"event": "node", "node": node, "update": found} for node, found in data.items())
-            finally:
-                stop.set()  # first: `updates` waits for the node that is under way before it ends
-                updates.close()
-        yield result_of(task, state, spent())
+            with self._verified_on_failure():
+                modes: Any = ["updates", "custom", "values"]
+                stream: Any = self.graph.stream(start, context=context, stream_mode=modes)
+                try:
+                    for mode, data in stream:
+                        if mode == "values":
+                            state = data
+                        elif mode == "custom":
+                            yield {"event": "step", **data}
+                        else:
+                            for node, update in data.items():
+                                yield {"event": "node", "node": node, "update": update}
+                finally:
+                    closed.set()  # first: closing the stream waits for the node that is running
+                    stream.close()
+        yield result_of(task, state, meter.read())
 
-    def _run(self, task: Task, context: Context, seed: int | None, mode: Any) -> Generator[Any]:
-        """Runs the graph; the base is verified also when a node raises, since later nodes do not run then."""
+    def _start(self, task: Task, seed: int | None) -> State:
+        """The input of the graph."""
         if not isinstance(task, Task):
             raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
-        start: State = {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
-        with self._proven():
-            yield from self.graph.stream(start, context=context, stream_mode=mode)
+        return {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
 
     @contextmanager
-    def _proven(self) -> Iterator[None]:
-        """Verifies the base where what is inside does not come to its end: the node that would, does not run then."""
+    def _verified_on_failure(self) -> Iterator[None]:
+        """Verifies the base where the body does not finish: the graph's `revert` node does not run then."""
         finished = False
         try:
             yield
@@ -286,19 +290,8 @@ def _budget(budget: Budget | str | float | None) -> Budget:
     return Budget.parse(str(budget))
 
 
-def meter(learner: Learner) -> Callable[[], Cost]:
-    """What has been spent since now, whenever it is asked. Training done ahead counts when it is made use of."""
-    began, before, ahead = time.perf_counter(), learner.work, learner.prefetch_seconds
-
-    def spent() -> Cost:
-        done = learner.work - before
-        return Cost(time.perf_counter() - began + learner.prefetch_seconds - ahead, done.forward, done.backward)
-
-    return spent
-
-
-class _Run:
-    """One task's way through the graph, with a stop between the decision and what it leads to."""
+class _PausedRun:
+    """One task's run of the graph, paused between the decision and the strategy's node."""
 
     def __init__(self, graph: Graph, task: Task, context: Context, seed: int, thread: str) -> None:
         self.task = task
@@ -308,21 +301,21 @@ class _Run:
         self._cost = Cost()
 
     def to_the_decision(self) -> str:
-        """Measures and decides; returns the strategy."""
-        return str(self._go(self._start, list(strategies()))["decision"]["strategy"])
+        """Measures and decides; returns the name of the strategy."""
+        return str(self._advance(self._start, list(strategies()))["decision"]["strategy"])
 
     def to_the_end(self) -> Result:
-        """Does what was decided."""
-        state = self._go(None, None)
+        """Runs the strategy and everything after it."""
+        state = self._advance(None, None)
         return result_of(self.task, state, self._cost)
 
-    def _go(self, start: State | None, stops: list[str] | None) -> State:
-        spent = meter(self._learner)
+    def _advance(self, start: State | None, stops: list[str] | None) -> State:
+        meter = self._learner.guarded.meter()
         states = self._graph.stream(
             start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
         )
         (state,) = deque(states, maxlen=1)
-        self._cost += spent()
+        self._cost += meter.read()
         return cast(State, state)
 
 
@@ -331,7 +324,7 @@ def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, i
 
     def recipe_of(strategy: str, kind: str) -> str | None:
         known = strategies().get(strategy)
-        return None if known is None else strategy_recipe_digest(known, learner.loaded.recipes, kind)
+        return None if known is None else recipe_digest_for(known, learner.loaded.recipes, kind)
 
     return load_policy(
         source, base_hash=learner.base_hash, prompt_format=learner.loaded.format.name, recipe_of=recipe_of,

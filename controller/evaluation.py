@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..strategies.base import Attempt, get_strategy, run
+from ..strategies.base import Attempt, run
+from ..strategies.registry import get_strategy
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
 from ..ttt_core.tasks.task import Task
 from .controller import Controller
@@ -135,7 +136,7 @@ def settings_of(controller: Controller, seed: int) -> dict[str, Any]:
     card = hashlib.sha256(json.dumps(policy.card(), sort_keys=True, default=str).encode()).hexdigest()
     return {
         "model": learner.base_hash, "policy": f"{policy.name} ({card[:12]})", "seed": seed,
-        "dtype": learner.precision, "prompt_format": learner.loaded.format.name,
+        "dtype": learner.guarded.precision, "prompt_format": learner.loaded.format.name,
     }  # fmt: skip
 
 
@@ -165,14 +166,16 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
             result = controller.solve(task, seed=seed)
             return Row(
                 **common, right=bool(result.right), status=result.status, chosen=result.strategy,
-                adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.passes, error=result.error,
+                adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.token_equivalents,
+                error=result.error,
                 second=bool(result.attempts) and _second_is_right(result.attempts[-1], task),
             )  # fmt: skip
         attempt = run(get_strategy(name), controller.learner, task, seed=seed)
         controller.learner.verify()
         return Row(
             **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
-            adapted=attempt.training_record is not None, seconds=attempt.cost.seconds, work=attempt.cost.passes,
+            adapted=attempt.training_record is not None, seconds=attempt.cost.seconds,
+            work=attempt.cost.token_equivalents,
             error=attempt.error, second=_second_is_right(attempt, task),
         )  # fmt: skip
     except BaseChangedError:

@@ -33,7 +33,7 @@ from typing import Any, Literal
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
-from ..strategies.base import strategies
+from ..strategies.registry import strategies
 from .nodes import decide, judge, measure, revert, strategy_node
 from .state import Context, State
 

@@ -1,6 +1,7 @@
 """The nodes of the graph: measure, decide, one per strategy, judge, revert. Knows no edges; see `graph`.
 
-No adapted weights outlive a node: a strategy adapts, answers and lets go inside its own.
+Adapted weights never outlive a node: a strategy adapts, answers and reverts inside its own. The state is decoded into a
+typed view before a node works, and its result is encoded afterwards.
 """
 
 from __future__ import annotations
@@ -8,21 +9,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import wraps
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from langgraph.runtime import Runtime
 
 from ..policies.acceptance import MAX_ATTEMPTS, rejects_adapter
-from ..policies.features import Features, free_features, probe_features
-from ..policies.policy import OUTSIDE_GUARANTEE, Decision, Policy
-from ..strategies.adapter_plan import has_adapter
-from ..strategies.base import Attempt, Cost, Strategy, from_answer, run, strategies
+from ..policies.features import Features
+from ..policies.measurement import measure_task
+from ..policies.policy import OUTSIDE_GUARANTEE, Decision
+from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
+from ..strategies.registry import strategies
+from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
+from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
-from .budget import UNLIMITED, Budget
-from .state import Context, Plain, State, Verdict, attempt_from_plain, task_from_plain
+from .state import Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
+
+V = TypeVar("V")
+Work = Callable[[V, Runtime[Context]], object]
 
 
 class Node(Protocol):
@@ -31,234 +36,202 @@ class Node(Protocol):
     def __call__(self, state: State, runtime: Runtime[Context]) -> State: ...
 
 
-def traced(name: str) -> Callable[[Node], Node]:
-    """Adds the node's name, start and length to the trace, with what it returned said in short."""
+def node(name: str, view: Callable[[State], V]) -> Callable[[Work[V]], Node]:
+    """Makes a node of a function from a view of the state to a dataclass: decodes, runs, encodes, and adds an event to
+    the trace with the node's name, start, seconds and a summary of its result."""
 
-    def decorate(node: Node) -> Node:
-        @wraps(node)
-        def timed(state: State, runtime: Runtime[Context]) -> State:
+    def decorate(work: Work[V]) -> Node:
+        def run_node(state: State, runtime: Runtime[Context]) -> State:
             began = time.monotonic()
             runtime.context.raise_if_cancelled()
-            found = node(state, runtime)
+            update = to_update(work(view(state), runtime))
             event = {
                 "node": name,
-                "at": round(began - found.get("started", state.get("started", began)), 6),
+                "at": round(began - update.get("started", state.get("started", began)), 6),
                 "seconds": round(time.monotonic() - began, 6),
-                "events": found.pop("trace", []),
-                **_shown(found),
+                "events": update.pop("trace", []),
+                **_summary(update),
             }
-            return {**found, "trace": [event]}
+            return {**update, "trace": [event]}
 
-        return timed
+        run_node.__doc__ = work.__doc__  # not `wraps`: LangGraph takes the input schema from the wrapped function
+        return run_node
 
     return decorate
 
 
-def _shown(update: State) -> Plain:
-    """What an event of the trace says of a node's result."""
-    shown: Plain = {k: v for k, v in update.items() if k in ("decision", "verdict", "proof")}
+def _summary(update: State) -> Plain:
+    """What an event of the trace shows of a node's result."""
+    summary: Plain = {k: v for k, v in update.items() if k in ("decision", "verdict", "proof")}
     if "features" in update:
-        shown["stage"] = update["features"]["stage"]
+        summary["stage"] = update["features"]["stage"]
     for attempt in update.get("attempts", []):
-        shown |= {k: attempt[k] for k in ("strategy", "text", "confidence", "error", "cost")}
-    return shown
+        summary |= {k: attempt[k] for k in ("strategy", "text", "confidence", "error", "cost")}
+    return summary
 
 
-@traced("measure")
-def measure(state: State, runtime: Runtime[Context]) -> State:
-    """Reads the prompt and answers in context; probes further while the policy says that it could change the choice."""
-    started = time.monotonic()
-    context = runtime.context
-    found = measured(
-        context.learner, context.policy, task_from_plain(state["task"]), state.get("seed", 0), context.budget
-    )
-    return {
-        "started": started, "features": asdict(found.features), "in_context": asdict(found.attempt), "in_context_tokens": found.in_context_tokens,
-        "prompt_format": context.learner.loaded.format.name,
-    }  # fmt: skip
+@node("measure", Query.of)
+def measure(query: Query, runtime: Runtime[Context]) -> Measured:
+    """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
+    and the budget pays for it."""
+    started, context = time.monotonic(), runtime.context
+
+    def wants_probe(features: Features, cost: Cost) -> bool:
+        expected = cost.seconds * len(query.task.demonstrations)  # one prompt for each demonstration left out
+        affordable = time.monotonic() + expected < started + context.budget.total(cost.seconds)
+        return context.policy.needs_more(features) and affordable
+
+    measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
+    return Measured(measurement, started, context.learner.loaded.format.name)
 
 
-class Measured(NamedTuple):
-    """What is known of a task before anything is decided."""
-
-    attempt: Attempt
-    """In context."""
-    features: Features
-    in_context_tokens: int
-    """Tokens that answering in context takes, had nothing of the prompt been read before."""
-
-
-def measured(learner: Learner, policy: Policy, task: Task, seed: int, budget: Budget = UNLIMITED) -> Measured:
-    """Answers in context, and measures until the policy asks for no more or the budget forbids it."""
-    started, before = time.monotonic(), learner.work
-    learner.clear_scores()  # what measuring costs is part of what is learned from
-    reading = learner.read(task)
-    answer = learner.answer([task])[0]
-    done = learner.work - before
-    cost = Cost(time.monotonic() - started, done.forward, done.backward)
-    features = Features(0, free_features(task, answer, reading))
-    probing = cost.seconds * len(task.demonstrations)  # a prompt for each one left out
-    if policy.needs_more(features) and time.monotonic() + probing < started + budget.total(cost.seconds):
-        features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
-    unit = len(learner.encode(task).ids) + len(answer.scores.log_probs)
-    return Measured(replace(from_answer("in_context", answer), cost=cost), features, unit)
-
-
-@traced("decide")
-def decide(state: State, runtime: Runtime[Context]) -> State:
-    """Asks the policy which strategy to use, among those that the task allows and the budget can pay."""
-    verdict = state.get("verdict")
-    if verdict and verdict["action"] == "fall_back":
-        decision = _asked(state, runtime, ["in_context"], [])
-        kept = "" if decision.may_keep else f"; {OUTSIDE_GUARANTEE}"
-        decision = replace(decision, strategy="in_context", reason=f"{verdict['reason']}{kept}")
-    else:
-        decision = _next(state, runtime)
-        if verdict:
-            decision = replace(decision, reason=f"{verdict['reason']}: {decision.reason}")
-    return {"decision": asdict(decision)}
-
-
-def _next(state: State, runtime: Runtime[Context]) -> Decision:
-    """What the policy would try next, of what was not tried."""
-    tried = [a["strategy"] for a in state.get("attempts", [])]
-    untried = [n for n in possible(task_from_plain(state["task"])) if n not in tried]
-    return _affordable(state, runtime, untried, tried)
+@node("decide", Progress.of)
+def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
+    """Asks the policy which strategy to use, of those that the task allows and the budget pays for."""
+    verdict = progress.verdict
+    if verdict is None:
+        return _next_decision(progress, runtime.context)
+    if verdict.action == "fall_back":
+        decision = runtime.context.policy.decide(progress.features, ["in_context"], tried=[])
+        reason = verdict.reason if decision.may_keep else f"{verdict.reason}; {OUTSIDE_GUARANTEE}"
+        return replace(decision, strategy="in_context", reason=reason)
+    decision = _next_decision(progress, runtime.context)
+    return replace(decision, reason=f"{verdict.reason}: {decision.reason}")
 
 
 DEFAULT_RELATIVE_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
-"""Multiples of the in-context cost by cost class, for policies that know no costs."""
+"""Multiples of the in-context cost by cost class, for policies that predict no costs."""
 
 
-def possible(task: Task) -> list[str]:
+def applicable(task: Task) -> list[str]:
     """Strategies that the task has enough demonstrations for."""
     return [name for name, s in strategies().items() if s.min_demonstrations <= len(task.demonstrations)]
 
 
-def _asked(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
-    features = Features(state["features"]["stage"], state["features"]["values"])
-    return runtime.context.policy.decide(features, allowed, tried=tried)
+def _next_decision(progress: Progress, context: Context) -> Decision:
+    """The policy's best choice among the strategies that were not tried and that the rest of the budget pays for.
 
-
-def _affordable(state: State, runtime: Runtime[Context], allowed: list[str], tried: list[str]) -> Decision:
-    """The policy's best choice among those that what is left of the budget pays: at least half of it where they train,
-    since training can stop early, and the answer alone where the adapter is known."""
-    in_context, learner = state["in_context"]["cost"]["seconds"], runtime.context.learner
-    left = remaining(state, runtime)
-    wanted = _asked(state, runtime, allowed, tried)
+    A strategy that trains needs at least half of its cost, since training can stop early; where its adapter exists,
+    the cost of answering is enough.
+    """
+    tried = [attempt.strategy for attempt in progress.attempts]
+    untried = [name for name in applicable(progress.query.task) if name not in tried]
+    preferred = context.policy.decide(progress.features, untried, tried=tried)
+    left = progress.seconds_left(context.budget, time.monotonic())
     if left == math.inf:
-        return wanted
-    task, seed = task_from_plain(state["task"]), state.get("seed", 0)
-
-    def pays(name: str) -> bool:
-        strategy = strategies()[name]
-        price = wanted.costs.get(name, DEFAULT_RELATIVE_COST[strategy.cost_class]) * in_context
-        if strategy.cost_class == "train":
-            known = has_adapter(learner, strategy, task, seed)
-            price = answering(strategy, learner, task.kind, in_context) if known else price / 2
-        return name == "in_context" or price <= left
-
-    paid = [name for name in allowed if pays(name)] or allowed[:1]
-    if paid == allowed:
-        return wanted
-    decision = _asked(state, runtime, paid, tried)
-    if decision.strategy != wanted.strategy:
-        note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {wanted.strategy})"
-        decision = replace(decision, reason=f"{decision.reason} {note}")
-    return decision
+        return preferred
+    affordable = [name for name in untried if _pays(name, preferred, progress, context.learner, left)]
+    affordable = affordable or untried[:1]
+    if affordable == untried:
+        return preferred
+    decision = context.policy.decide(progress.features, affordable, tried=tried)
+    if decision.strategy == preferred.strategy:
+        return decision
+    note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {preferred.strategy})"
+    return replace(decision, reason=f"{decision.reason} {note}")
 
 
-def remaining(state: State, runtime: Runtime[Context]) -> float:
-    """Seconds that are left of the budget."""
-    total = runtime.context.budget.total(state["in_context"]["cost"]["seconds"])
-    return state["started"] + total - time.monotonic()
+def _pays(name: str, decision: Decision, progress: Progress, learner: Learner, left: float) -> bool:
+    """Whether the seconds that are left pay for a strategy, at the costs that the decision predicts."""
+    strategy, query = strategies()[name], progress.query
+    in_context = progress.in_context.cost.seconds
+    seconds = decision.costs.get(name, DEFAULT_RELATIVE_COST[strategy.cost_class]) * in_context
+    if strategy.cost_class == "train":
+        if has_adapter(learner, strategy, query.task, query.seed):
+            seconds = answering_seconds(strategy, learner, query.task.kind, in_context)
+        else:
+            seconds /= 2
+    return name == "in_context" or seconds <= left
 
 
-def answering(strategy: Strategy, learner: Learner, kind: str, in_context: float) -> float:
-    """Seconds to keep for answering once training is over, when the in-context answer took `in_context`: as much for
-    every view that votes. Views are answered side by side, so this is rather too much than too little."""
-    recipe = getattr(strategy, "recipe", None) or learner.recipe(strategy.name, kind)
-    return in_context * recipe.views * getattr(strategy, "folds", 1)
+def answering_seconds(strategy: Strategy, learner: Learner, kind: str, in_context_seconds: float) -> float:
+    """Seconds to reserve for the answers after training: as long as the in-context answer for each answer that votes.
+    Views are answered in one batch, so this is an upper estimate."""
+    recipe = recipe_for(strategy, learner.loaded.recipes, kind)
+    return in_context_seconds * strategy.answers_per_query(recipe)
 
 
 def strategy_node(strategy: Strategy) -> Node:
     """The node of one strategy: adapts, answers and reverts inside."""
 
-    @traced(strategy.name)
-    def attempt(state: State, runtime: Runtime[Context]) -> State:
+    @node(strategy.name, Progress.of)
+    def attempt(progress: Progress, runtime: Runtime[Context]) -> StrategyRun:
         if strategy.name == "in_context":
-            return {"attempts": [{**state["in_context"], "cost": asdict(Cost())}]}
+            return StrategyRun(replace(progress.in_context, cost=Cost()))
+        context, query = runtime.context, progress.query
         steps: list[Plain] = []
 
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
             runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
-            runtime.context.raise_if_cancelled()
+            context.raise_if_cancelled()
 
-        learner, left, task = runtime.context.learner, remaining(state, runtime), task_from_plain(state["task"])
-        kept = min(answering(strategy, learner, task.kind, state["in_context"]["cost"]["seconds"]), left / 2)
+        left = progress.seconds_left(context.budget, time.monotonic())
         ends = time.monotonic() + left
+        answering = answering_seconds(strategy, context.learner, query.task.kind, progress.in_context.cost.seconds)
 
-        def over() -> bool:
-            runtime.context.raise_if_cancelled()
+        def time_is_up() -> bool:
+            context.raise_if_cancelled()
             return time.monotonic() >= ends
 
-        with learner.stop_when(over):
-            found: Attempt = run(
-                strategy, learner, task, seed=state.get("seed", 0), deadline=ends - kept, on_step=on_step
-            )
-        return {"attempts": [asdict(found)], "trace": steps}
+        with context.learner.answerer.stop_when(time_is_up):
+            finished = run(
+                strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
+                on_step=on_step,
+            )  # fmt: skip
+        return StrategyRun(finished, tuple(steps))
 
     return attempt
 
 
-@traced("judge")
-def judge(state: State, runtime: Runtime[Context]) -> State:
+@node("judge", Progress.of)
+def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
     """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
-    attempt, in_context = attempt_from_plain(state["attempts"][-1]), attempt_from_plain(state["in_context"])
-    left, may_keep = remaining(state, runtime), state["decision"]["may_keep"]
-    verdict = judged(
-        attempt, len(state["attempts"]), left, in_context, may_keep, lambda: _next(state, runtime).worthwhile
-    )
-    return {"verdict": asdict(verdict)}
+    context = runtime.context
+    return judged(
+        progress.attempts[-1], len(progress.attempts), progress.seconds_left(context.budget, time.monotonic()),
+        progress.in_context, may_keep=progress.decision is None or progress.decision.may_keep,
+        worthwhile=lambda: _next_decision(progress, context).worthwhile,
+    )  # fmt: skip
 
 
 def judged(
     attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True,
     worthwhile: Callable[[], bool] = lambda: True,
 ) -> Verdict:  # fmt: skip
-    """What to do after an attempt with `left` seconds of the budget, when `attempts` were made. An answer gives way to
-    the in-context one only where no promise forbids to keep that (`Decision.may_keep`). `worthwhile` says whether what
-    would be tried next is worth its price."""
-    found, otherwise = (
-        attempt.cross_validation,
-        in_context.value not in (None, attempt.value) and attempt.value is not None,
-    )
-    if found and otherwise and may_keep and rejects_adapter(found.gain, attempt.confidence, in_context.confidence):
+    """The verdict on an attempt, the last of `attempts`, with `left` seconds of the budget. The in-context answer takes
+    its place only where the risk guarantee allows to keep that one (`Decision.may_keep`). `worthwhile` says whether
+    the next strategy is worth its cost."""
+    result = attempt.cross_validation
+    differs = attempt.value is not None and in_context.value not in (None, attempt.value)
+    if result and differs and may_keep and rejects_adapter(result.gain, attempt.confidence, in_context.confidence):
+        count = len(result.before)
         return Verdict(
             "fall_back",
-            f"{attempt.strategy} is not borne out: of {len(found.before)} demonstrations held out, {sum(found.after)} "
-            f"right after training and {sum(found.before)} before, and {attempt.confidence:.2f} of the votes for its "
-            f"answer; back to the in-context answer, of probability {in_context.confidence:.2f}",
+            f"{attempt.strategy}: cross-validation found no gain (held-out accuracy {sum(result.before)}/{count} "
+            f"before training, {sum(result.after)}/{count} after), and the in-context answer is more certain "
+            f"(probability {in_context.confidence:.2f}, vote share of the adapted answer {attempt.confidence:.2f}); "
+            "the in-context answer is the fallback",
         )
     if attempt.status == "answered":
-        return Verdict("accept", f"{attempt.strategy} gave an answer that can be read")
+        return Verdict("accept", f"{attempt.strategy} gave a valid answer")
     if attempt.strategy == "in_context" and attempts > 1:
-        return Verdict("accept", "no strategy gave an answer that can be read")
-    what = (
+        return Verdict("accept", "no strategy gave a valid answer")
+    problem = (
         f"{attempt.strategy} failed ({attempt.error})"
         if attempt.error
-        else f"{attempt.strategy}'s answer cannot be read"
+        else f"the answer of {attempt.strategy} cannot be parsed"
     )
-    more = left > 0 and attempts < MAX_ATTEMPTS
-    if more and worthwhile():
-        return Verdict("escalate", f"{what}; trying the next best")
+    may_continue = left > 0 and attempts < MAX_ATTEMPTS
+    if may_continue and worthwhile():
+        return Verdict("escalate", f"{problem}; trying the next best strategy")
     if attempt.strategy == "in_context" or in_context.value is None:
-        return Verdict("accept", f"{what}; nothing {'else is worth its price' if more else 'is left to try'}")
-    return Verdict("fall_back", f"{what}; back to the in-context answer")
+        rest = "no other strategy is worth its cost" if may_continue else "no strategy is left to try"
+        return Verdict("accept", f"{problem}; {rest}")
+    return Verdict("fall_back", f"{problem}; the in-context answer is the fallback")
 
 
-@traced("revert")
-def revert(state: State, runtime: Runtime[Context]) -> State:
+@node("revert", Query.of)
+def revert(query: Query, runtime: Runtime[Context]) -> RevertProof:
     """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not."""
-    return {"proof": asdict(runtime.context.learner.verify())}
+    return runtime.context.learner.verify()

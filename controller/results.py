@@ -12,10 +12,10 @@ from ..strategies.base import Attempt, Cost
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task, Value
-from .state import State, attempt_from_plain
+from .state import Progress, State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """An answer, and everything about how it came to be."""
 
@@ -78,11 +78,9 @@ class Result:
 
 
 def result_of(task: Task, state: State, cost: Cost) -> Result:
-    """The result that a finished run of the graph amounts to."""
-    attempts = tuple(attempt_from_plain(a) for a in state["attempts"])
-    in_context = attempt_from_plain(state["in_context"])
-    last = attempts[-1]
-    decision = state["decision"]
+    """The result of a finished run of the graph, which cost so much in all."""
+    progress = Progress.of(state)
+    last, decision = progress.attempts[-1], state["decision"]
     return Result(
         task=task,
         status="answered" if last.value is not None else "no_answer",
@@ -92,16 +90,16 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         reason=decision["reason"],
         difficulty=decision["difficulty"],
         scores=decision["scores"],
-        features=state["features"]["values"],
-        in_context=in_context,
-        attempts=attempts,
+        features=progress.features.values,
+        in_context=progress.in_context,
+        attempts=progress.attempts,
         adaptation=last.training_record,
         cost=cost,
-        relative_seconds=cost.seconds / max(in_context.cost.seconds, 1e-9),
+        relative_seconds=cost.seconds / max(progress.in_context.cost.seconds, 1e-9),
         proof=RevertProof(**state["proof"]),
         trace=tuple(state["trace"]),
         error=last.error,
-        seed=state.get("seed", 0),
+        seed=progress.query.seed,
         in_context_tokens=state["in_context_tokens"],
         prompt_format=state["prompt_format"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
@@ -111,5 +109,7 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
 def refused(task: Task, error: Exception, proof: RevertProof | None, trace: Sequence[Mapping[str, Any]] = ()) -> Result:
     """The result of a task that could not be tried."""
     return Result(
-        task, "refused", None, "", "", "", 0.0, {}, {}, None, (), None, Cost(), 0.0, proof, tuple(trace), str(error)
-    )
+        task=task, status="refused", answer=None, text="", strategy="", reason="", difficulty=0.0, scores={},
+        features={}, in_context=None, attempts=(), adaptation=None, cost=Cost(), relative_seconds=0.0, proof=proof,
+        trace=tuple(trace), error=str(error),
+    )  # fmt: skip

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..strategies.base import Attempt, Strategy, get_strategy, run, strategy_recipe_digest
+from ..strategies.base import Attempt, Strategy, recipe_digest_for, run
+from ..strategies.registry import get_strategy
 from ..ttt_core.errors import (
     AutotttError,
     BaseChangedError,
@@ -27,7 +27,8 @@ from ..ttt_core.errors import (
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task, content_digest
-from .features import FEATURES_VERSION, free_features, probe_features
+from .features import FEATURES_VERSION
+from .measurement import measure_task
 from .outcomes import BASE, Key, Outcome, OutcomeStore, finite
 
 FATAL = (BaseChangedError, Cancelled, ModelError)
@@ -121,9 +122,7 @@ def missing(
     for task in tasks:
         for seed in seeds:
             keys = {
-                s.name: Key(
-                    base_hash, task.dataset, task.id, s.name, seed, strategy_recipe_digest(s, recipes, task.kind)
-                )
+                s.name: Key(base_hash, task.dataset, task.id, s.name, seed, recipe_digest_for(s, recipes, task.kind))
                 for s in wanted
             }
             for key in keys.values():
@@ -169,7 +168,7 @@ def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strateg
         strategy = by_name.get(outcome.strategy)
         if strategy is None or not outcome.recipe:
             continue
-        if outcome.recipe != (now := strategy_recipe_digest(strategy, identity.recipes, outcome.kind)):
+        if outcome.recipe != (now := recipe_digest_for(strategy, identity.recipes, outcome.kind)):
             raise PolicyError(
                 f"the store holds outcomes of {outcome.strategy} on {outcome.kind} tasks with the recipe "
                 f"{outcome.recipe}, and the model's is {now} now; collect into another folder"
@@ -201,7 +200,7 @@ def measure_batch(learner: Learner, batch: Batch) -> Iterator[Outcome]:
 def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int) -> Outcome:
     """The outcome of one attempt, without its relative cost."""
     learner.reset_charges()
-    began, before, prefetched = time.perf_counter(), learner.work, learner.prefetch_seconds
+    meter = learner.guarded.meter()
     attempt: Attempt | None = None
     try:
         attempt = run(strategy, learner, task, seed=seed)
@@ -215,14 +214,14 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
         raise
     except AutotttError as error:
         status = _failed(strategy.name, task, error)
-    work, value = learner.work - before, None if attempt is None else attempt.value
+    cost, value = meter.read(), None if attempt is None else attempt.value
     return Outcome(
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
         strategy=strategy.name, seed=seed, status=status, correct=float(value is not None and value == task.answer),
-        seconds=time.perf_counter() - began + learner.prefetch_seconds - prefetched, token_equivalents=work.passes,
-        relative_cost=0.0, base_hash=learner.base_hash, digest=task.digest,
-        recipe=strategy_recipe_digest(strategy, learner.loaded.recipes, task.kind),
-        forward_tokens=work.forward, backward_tokens=work.backward,
+        seconds=cost.seconds, token_equivalents=cost.token_equivalents, relative_cost=0.0,
+        base_hash=learner.base_hash, digest=task.digest,
+        recipe=recipe_digest_for(strategy, learner.loaded.recipes, task.kind),
+        forward_tokens=cost.forward_tokens, backward_tokens=cost.backward_tokens,
         confidence=_finite(attempt.confidence) if attempt else 0.0,
         answer="" if value is None else content_digest(value),
         held_out_gain=_finite(attempt.cross_validation.gain) if attempt and attempt.cross_validation else 1.0,
@@ -247,14 +246,13 @@ def _with_features(outcome: Outcome, learner: Learner, task: Task, seed: int) ->
     """The outcome of `in_context` with the features of all stages; without features if measuring them fails."""
     learner.reset_charges()
     try:
-        prompt_scores = learner.read(task)
-        answer = learner.answer([task])[0]
-        before = learner.work
-        values = free_features(task, answer, prompt_scores) | probe_features(learner, task, answer, seed)
+        measurement = measure_task(learner, task, seed, wants_probe=lambda features, cost: True)
     except FATAL:
         raise
     except Exception as error:
         _failed("measuring features", task, error)
         return outcome
-    probe_cost = (learner.work - before).passes / max(outcome.token_equivalents, 1)
-    return replace(outcome, features=values, features_version=FEATURES_VERSION, probe_cost=probe_cost)
+    return replace(
+        outcome, features=measurement.features.values, features_version=FEATURES_VERSION,
+        probe_cost=measurement.probe_cost.token_equivalents / max(outcome.token_equivalents, 1),
+    )  # fmt: skip

@@ -79,7 +79,7 @@ class Outcome:
     probe_cost: float = 0.0
     """Cost of the probe (stage 1) in the unit of `relative_cost`; on the rows of `in_context` only."""
     recipe: str = ""
-    """Digest of the strategy's recipe for this kind of task (see `strategies.base.strategy_recipe_digest`); empty if it
+    """Digest of the strategy's recipe for this kind of task (see `strategies.base.recipe_digest_for`); empty if it
     has none, or if it is unknown."""
     digest: str = ""
     """Content digest of the task (`Task.digest`); empty if unknown."""

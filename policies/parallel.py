@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple
 
-from ..strategies.base import Strategy, get_strategy
-from ..strategies.base import strategies as registered
+from ..strategies.base import Strategy
+from ..strategies.registry import get_strategy
+from ..strategies.registry import strategies as registered
 from ..ttt_core.errors import AutotttError, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.loading import threads_in_use, use_threads

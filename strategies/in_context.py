@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..ttt_core.learner import Learner
+from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
-from .base import Attempt, CostClass, OnStep, from_answer, register
+from .base import Attempt, CostClass, OnStep, from_answer
+from .registry import register
 
 
 @register
@@ -22,6 +25,11 @@ class InContext:
     name: str = "in_context"
     cost_class: CostClass = "read"
     min_demonstrations: int = 0
+    recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = None
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return 1
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
-from .base import Attempt, CostClass, OnStep, register
+from .base import Attempt, CostClass, OnStep, recipe_for
+from .registry import register
 from .views import distinct_transformations, vote
 
 
@@ -26,12 +28,16 @@ class InContextVote:
     cost_class: CostClass = "sample"
     min_demonstrations: int = 1
     recipe: Recipe | None = None
-    """Of which `views` and `transformations` are used."""
+    default_recipe: ClassVar[Recipe | None] = Recipe(views=10)
+    """Of a recipe, only `views` and `transformations` are used."""
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return recipe.views
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name, task.kind)
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         return vote(
             self.name, learner, task, recipe.views, distinct_transformations(learner, task, recipe.views - 1, rng), rng

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import leave_one_out_orders, transformed
 from ..ttt_core.tasks.task import Task
 from ..ttt_core.tasks.transformations import Transformation
-from .adapter_plan import AdapterPlan, example_count, get_or_train_adapter, with_training
-from .base import Attempt, CostClass, OnStep, register
+from .base import Attempt, CostClass, OnStep, recipe_for
+from .registry import register
+from .training import QV_MLP, adapter_key, example_count, with_training
 from .views import demonstration_transformations, view_prompts, vote_over_views
 
 
@@ -31,29 +33,39 @@ class TttAugmented:
     cost_class: CostClass = "train"
     min_demonstrations: int = 2
     recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = Recipe(
+        rank=128, alpha=16.0, dropout=0.0, target_modules=QV_MLP, learning_rate=1e-4, max_steps=250, batch_size=2,
+        transformations=16, views=10,
+    )  # fmt: skip
+    """As on ARC in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return recipe.views
 
     def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
-        return self._planned(learner, task, seed)[0]
+        return self._plan(learner, task, seed)[0]
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        lesson, transformations = self._planned(learner, task, seed)
-        adapter, known = get_or_train_adapter(learner, lesson, deadline, on_step)
-        return with_training(
-            vote_over_views(self.name, learner, task, lesson.recipe, transformations, seed, adapter), adapter, known
-        )
+        plan, transformations = self._plan(learner, task, seed)
+        adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
+        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations, seed, adapter)
+        return with_training(attempt, adapter, from_cache)
 
-    def _planned(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
-        """The lesson, and the transformations that its prompts are shown under."""
-        recipe = self.recipe or learner.recipe(self.name, task.kind)
+    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
+        """The plan, and the transformations that its prompts are shown under."""
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
 
-        def draw() -> Sequence[Task]:
-            return transformed(leave_one_out_orders(task, example_count(recipe), rng), transformations)
+        def make_examples() -> TrainingExamples:
+            return TrainingExamples(
+                [transformed(leave_one_out_orders(task, example_count(recipe), rng), transformations)]
+            )
 
-        def asks() -> Sequence[Task]:
-            return view_prompts(self.name, learner, task, recipe, transformations, seed)
-
-        return AdapterPlan(self.name, task, recipe, seed, draw, asks), transformations
+        plan = AdapterPlan(
+            adapter_key(self.name, task, recipe, seed), task, recipe, seed, make_examples,
+            inference_prompts=lambda: view_prompts(self.name, learner, task, recipe, transformations, seed),
+        )  # fmt: skip
+        return plan, transformations

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from ..ttt_core.errors import StrategyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.lora.cross_validation import split_folds
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import leave_one_out_orders, transformed
 from ..ttt_core.tasks.task import Task
-from .adapter_plan import adapter_key, example_count, fit_to_context, with_training
-from .base import Attempt, CostClass, OnStep, register
+from ..ttt_core.tasks.transformations import Transformation
+from .base import Attempt, CostClass, OnStep, recipe_for
+from .registry import register
+from .training import QV_MLP, adapter_key, example_count, with_training
 from .views import demonstration_transformations, vote_over_views
 
 
@@ -33,6 +36,11 @@ class TttCrossfit:
     cost_class: CostClass = "train"
     min_demonstrations: int = 3
     recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = Recipe(
+        rank=128, alpha=16.0, dropout=0.0, target_modules=QV_MLP, learning_rate=1e-4, max_steps=250, batch_size=2,
+        transformations=16, views=10,
+    )  # fmt: skip
+    """As on ARC in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
     folds: int = 4
     """At least 2."""
 
@@ -40,25 +48,30 @@ class TttCrossfit:
         if self.folds < 2:
             raise StrategyError(f"{self.name} needs at least 2 folds, one to learn from; received {self.folds}")
 
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return self.folds * recipe.views
+
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
+        return self._plan(learner, task, seed)[0]
+
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name, task.kind)
+        plan, transformations = self._plan(learner, task, seed)
+        adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
+        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations, seed, adapter)
+        return with_training(attempt, adapter, from_cache)
+
+    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
+        """The plan, and the transformations that its prompts are shown under."""
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
         transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
 
-        def train() -> Adapter:
-            parts = split_folds(task, self.folds, rng)
-            drawn = [
-                transformed(leave_one_out_orders(f.training_task, example_count(recipe), rng), transformations)
-                for f in parts
-            ]
-            examples, fit = fit_to_context(learner, drawn, recipe)
-            return learner.cross_validate(
-                examples, [f.held_out for f in parts], fit, seed=seed, deadline=deadline, on_step=on_step
-            )
+        def make_examples() -> TrainingExamples:
+            folds = split_folds(task, self.folds, rng)
+            orders = [leave_one_out_orders(fold.training_task, example_count(recipe), rng) for fold in folds]
+            return TrainingExamples([transformed(o, transformations) for o in orders], [f.held_out for f in folds])
 
-        adapter, known = learner.get_or_train(adapter_key(self.name, task, recipe, seed, self.folds), train)
-        return with_training(
-            vote_over_views(self.name, learner, task, recipe, transformations, seed, adapter), adapter, known
-        )
+        key = adapter_key(self.name, task, recipe, seed, self.folds)
+        return AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True), transformations

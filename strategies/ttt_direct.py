@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import single_pairs
 from ..ttt_core.tasks.task import Task
-from .adapter_plan import AdapterPlan, get_or_train_adapter, with_training
-from .base import Attempt, CostClass, OnStep, from_answer, register
+from .base import Attempt, CostClass, OnStep, from_answer, recipe_for
+from .registry import register
+from .training import QV_MLP, adapter_key, with_training
 
 
 @register
@@ -26,13 +29,32 @@ class TttDirect:
     cost_class: CostClass = "train"
     min_demonstrations: int = 1
     recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = Recipe(
+        rank=64,
+        alpha=64.0,
+        dropout=0.05,
+        target_modules=(*QV_MLP, "o_proj"),
+        learning_rate=1e-4,
+        max_steps=8,
+        batch_size=5,
+        loss="last",
+    )
+    """As on BIG-Bench Hard in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return 1
 
     def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
-        recipe = self.recipe or learner.recipe(self.name, task.kind)
-        return AdapterPlan(self.name, task, recipe, seed, lambda: single_pairs(task), lambda: [task])
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
+        return AdapterPlan(
+            adapter_key(self.name, task, recipe, seed), task, recipe, seed,
+            make_examples=lambda: TrainingExamples([single_pairs(task)]),
+            inference_prompts=lambda: [task],
+        )  # fmt: skip
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        adapter, known = get_or_train_adapter(learner, self.plan(learner, task, seed), deadline, on_step)
-        return with_training(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, known)
+        adapter, from_cache = learner.adapters.get_or_train(self.plan(learner, task, seed), deadline, on_step)
+        answer = learner.answer([task], adapter)[0]
+        return with_training(from_answer(self.name, answer), adapter, from_cache)

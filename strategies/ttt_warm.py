@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from ..ttt_core.learner import Learner
-from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import leave_one_out_orders
 from ..ttt_core.tasks.task import Task
-from .adapter_plan import adapter_key, example_count, fit_to_context, with_training
-from .base import Attempt, CostClass, OnStep, from_answer, register
+from .base import Attempt, CostClass, OnStep, from_answer, recipe_for
+from .registry import register
+from .training import QV_MLP, adapter_key, example_count, with_training
 
 
 @register
@@ -31,19 +33,35 @@ class TttWarm:
     cost_class: CostClass = "train"
     min_demonstrations: int = 2
     recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = Recipe(
+        rank=64,
+        alpha=64.0,
+        dropout=0.05,
+        target_modules=(*QV_MLP, "o_proj"),
+        learning_rate=1e-4,
+        max_steps=8,
+        batch_size=5,
+    )
+    """As on BIG-Bench Hard in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
     max_candidates: int = 8
-    """Adapters that are looked at, those used last."""
+    """Adapters that are compared as a starting point: the ones used last."""
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return 1
+
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
+        rng = random.Random(f"{self.name}-{seed}")
+        return AdapterPlan(
+            adapter_key(self.name, task, recipe, seed, self.max_candidates), task, recipe, seed,
+            make_examples=lambda: TrainingExamples([leave_one_out_orders(task, example_count(recipe), rng)]),
+            inference_prompts=lambda: [task],
+            warm_start_candidates=self.max_candidates,
+        )  # fmt: skip
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        recipe = self.recipe or learner.recipe(self.name, task.kind)
-        rng = random.Random(f"{self.name}-{seed}")
-
-        def train() -> Adapter:
-            (examples,), fit = fit_to_context(learner, [leave_one_out_orders(task, example_count(recipe), rng)], recipe)
-            start = learner.nearest(task, recipe, self.max_candidates)
-            return learner.adapt(examples, fit, seed=seed, deadline=deadline, on_step=on_step, start=start)
-
-        adapter, reused = learner.get_or_train(adapter_key(self.name, task, recipe, seed, self.max_candidates), train)
-        return with_training(from_answer(self.name, learner.answer([task], adapter)[0]), adapter, reused)
+        adapter, from_cache = learner.adapters.get_or_train(self.plan(learner, task, seed), deadline, on_step)
+        answer = learner.answer([task], adapter)[0]
+        return with_training(from_answer(self.name, answer), adapter, from_cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +13,9 @@ from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import shuffled
 from ..ttt_core.tasks.kinds import kind_of
-from ..ttt_core.tasks.task import Task
+from ..ttt_core.tasks.task import Task, Value
 from ..ttt_core.tasks.transformations import IdentityTransformation, Transformation
-from .base import Attempt, hierarchical_vote
+from .base import Attempt, Candidate
 
 ORDERS = 2
 """Orders of the demonstrations under each transformation."""
@@ -22,12 +23,12 @@ ORDERS = 2
 
 def distinct_transformations(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
     """Up to `count` transformations that each make a different task of it, and one that still fits in the context."""
-    found: dict[Task, Transformation] = {}
+    by_view: dict[Task, Transformation] = {}
     for transformation in kind_of(task).transformations(task, 2 * count, rng):
-        seen = task.map(transformation.apply)
-        if len(found) < count and seen != task and learner.fits(seen):
-            found.setdefault(seen, transformation)
-    return list(found.values())
+        view = task.map(transformation.apply)
+        if len(by_view) < count and view != task and learner.fits(view):
+            by_view.setdefault(view, transformation)
+    return list(by_view.values())
 
 
 def demonstration_transformations(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
@@ -50,9 +51,9 @@ def vote(
     """
     sources: list[Transformation] = [IdentityTransformation(), *transformations]
     prompts = _prompts(learner, task, views, transformations, rng)
-    guess = learner.cached_answer(task)
-    guesses = [None if guess is None else sources[index].apply(guess) for index, _ in prompts]
-    answers = learner.answers([p for _, p in prompts], adapter, drafts=guesses)
+    base_answer = learner.answerer.cached_answer(task)
+    drafts = [None if base_answer is None else sources[index].apply(base_answer) for index, _ in prompts]
+    answers = learner.answers([p for _, p in prompts], adapter, drafts=drafts)
     groups: list[list[Answer]] = [[] for _ in sources]
     for each in answers:
         for (index, _), answer in zip(prompts, each, strict=True):
@@ -118,3 +119,25 @@ def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]
         ranks.append(firsts.get(index, 0))
         firsts[index] = firsts.get(index, 0) + 1
     return [unique[i] for i in sorted(range(len(unique)), key=lambda i: ranks[i])]
+
+
+def hierarchical_vote(groups: Sequence[Sequence[Answer]], top: int = 3) -> tuple[Candidate, ...]:
+    """Votes within each group, then over the groups' first `top`; likeliest first among equals.
+
+    Each group holds the answers from one view of a task under several orders, mapped back to the task's own
+    representation (Akyürek et al. 2025, section 4.2).
+    """
+    votes: dict[Value, float] = {}
+    likelihood: dict[Value, float] = {}
+    for group in groups:
+        counts: dict[Value, int] = {}
+        for answer in group:
+            if answer.value is not None:
+                counts[answer.value] = counts.get(answer.value, 0) + 1
+                likelihood[answer.value] = max(likelihood.get(answer.value, -math.inf), answer.scores.total)
+        best = sorted(counts, key=lambda v: (-counts[v], -likelihood[v]))[:top]
+        for value in best:
+            votes[value] = votes.get(value, 0.0) + counts[value]
+    total = sum(votes.values())
+    ranked = sorted(votes, key=lambda v: (-votes[v], -likelihood[v]))
+    return tuple(Candidate(v, votes[v] / total) for v in ranked)

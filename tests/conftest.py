@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from autottt.ttt_core.engine.adapter_plan import AdapterPlan
     from autottt.ttt_core.learner import Learner
     from autottt.ttt_core.tasks.task import Task
 
@@ -81,6 +82,17 @@ def make_learner(one_thread: None) -> MakeLearner:
         architecture: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **tokenizer: bool
     ) -> Learner:
         return Learner.wrap(tiny_model(architecture, seed, dtype), tiny_tokenizer(**tokenizer))
+
+    return make
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., AdapterPlan]:
+    """Builds the plan of an adapter from its key, its examples, recipe, seed, and the prompts that it will answer."""
+    from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
+
+    def make(key: object, examples: Any, recipe: Any, seed: int = 0, prompts: Any = ()) -> AdapterPlan:
+        return AdapterPlan(key, examples[0], recipe, seed, lambda: TrainingExamples([examples]), lambda: prompts)
 
     return make
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import generate
 import pytest
 
-from autottt.strategies import base
+from autottt.strategies import registry
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -98,7 +98,7 @@ def empty_folder(tmp_path, monkeypatch):
     """An empty working directory; strategies registered in it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mlflow", None)  # its database takes longer to create than a policy to train
-    monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in base.strategies()})
+    monkeypatch.setattr(registry, "_REGISTRY", {name: registry.get_strategy(name) for name in registry.strategies()})
     return tmp_path
 
 
@@ -186,4 +186,4 @@ def test_the_picture_of_accuracy_and_cost_shows_what_was_measured():
 def test_the_table_names_every_strategy_and_its_cost_class():
     rows = [re.findall(r"[^|]+", row) for row in generate.strategies_table().splitlines()[2:]]
     listed = {row[0].strip(" `"): (row[1].strip(), int(row[2])) for row in rows}
-    assert listed == {name: (s.cost_class, s.min_demonstrations) for name, s in base.strategies().items()}
+    assert listed == {name: (s.cost_class, s.min_demonstrations) for name, s in registry.strategies().items()}

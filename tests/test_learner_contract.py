@@ -122,7 +122,7 @@ def test_the_cases_cover_every_pair() -> None:
 @every_case
 def test_greedy_answers_are_those_of_generate(case: Case, task: Task) -> None:
     learner = case.learner()
-    prompt, room = learner.encode(task).ids, learner.max_new_tokens(task)
+    prompt, room = learner.window.encode(task).ids, learner.window.max_new_tokens(task)
     learner.read(task)
     answer = learner.answer([task])[0]
     output = learner.loaded.model.generate(
@@ -163,7 +163,7 @@ def test_answers_over_a_cached_prefix_are_those_without(case: Case, task: Task) 
     again = learner.answer(tasks)
     assert first == known == again
     for one, answer in zip(tasks, first, strict=True):
-        (plain,) = decode(learner.loaded, [learner.encode(one)], [learner.max_new_tokens(one)])
+        (plain,) = decode(learner.loaded, [learner.window.encode(one)], [learner.window.max_new_tokens(one)])
         same(answer, replace(answer, text=plain.text, scores=plain.scores, ended=plain.ended), case)
 
 
@@ -181,7 +181,7 @@ def test_scores_are_those_of_a_plain_pass(case: Case, task: Task) -> None:
     learner = case.learner()
     tasks = queries(task)
     for one, found in zip(tasks, learner.score(tasks), strict=True):
-        prompt = learner.encode(one, one.answer)
+        prompt = learner.window.encode(one, one.answer)
         log_probs = plain_log_probs(learner, prompt.ids)
         assert len(found) == len(one.demonstrations) + 1
         for (begin, end), scores in zip(prompt.answers, found, strict=True):
@@ -249,8 +249,8 @@ def test_adapters_trained_side_by_side_are_those_trained_alone(
     learner = case.learner()
     model = learner.loaded.model.requires_grad_(False)
     held: list[list[Encoded]] = [
-        [learner.encode(t, t.answer) for t in leave_one_out(task)],
-        [learner.encode(t, t.answer) for t in leave_one_out(task.with_demonstrations(task.demonstrations[:2]))],
+        [learner.window.encode(t, t.answer) for t in leave_one_out(task)],
+        [learner.window.encode(t, t.answer) for t in leave_one_out(task.with_demonstrations(task.demonstrations[:2]))],
     ]
     together, trained = train(learner.loaded, held, QUICK, [5, 6])
     assert together.adapter_count == 2
@@ -295,36 +295,47 @@ def test_the_same_seed_trains_the_same_adapter_whatever_the_random_state(task: T
     assert not all(map(torch.equal, found[0], found[2]))
 
 
-def test_remembered_adapters_are_bounded_and_those_cut_short_are_not_kept(task: Task) -> None:
+def test_cached_adapters_are_bounded_and_those_cut_short_are_not_cached(
+    task: Task, make_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     adapter = learner.adapt(leave_one_out(task), QUICK)
     cut = replace(adapter, training=replace(adapter.training, stop_reason="deadline"))
-    learner.adapters.memory_bytes = 2 * adapter.weights.nbytes
-    assert learner.get_or_train("cut", lambda: cut) == (cut, False)
-    assert learner.get_or_train("cut", lambda: adapter) == (adapter, False)
-    assert learner.get_or_train("cut", lambda: cut) == (adapter, True)
+    learner.adapters.cache.memory_bytes = 2 * adapter.weights.nbytes
+
+    def get(key: str, trained: Adapter) -> tuple[Adapter, bool]:
+        monkeypatch.setattr(learner.trainer, "adapt_many", lambda *_, **__: [trained])
+        return learner.adapters.get_or_train(make_plan(key, leave_one_out(task), QUICK))
+
+    assert get("cut", cut) == (cut, False)
+    assert get("cut", adapter) == (adapter, False)
+    assert get("cut", cut) == (adapter, True)
     for key in "abc":
-        learner.get_or_train(key, lambda: adapter)
-    assert learner.get_or_train("c", lambda: cut) == (adapter, True)
-    assert learner.get_or_train("a", lambda: cut) == (cut, False)
+        get(key, adapter)
+    assert get("c", cut) == (adapter, True)
+    assert get("a", cut) == (cut, False)
 
 
 def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
-    prompt = len(learner.encode(task).ids)
+    prompt = len(learner.window.encode(task).ids)
     (answer,) = learner.answer([task])
-    first = learner.work
-    assert first.forward == prompt + len(answer.scores.hits)
+    first = learner.guarded.charged
+    assert first.forward_tokens == prompt + len(answer.scores.hits)
     learner.answer([task])
-    assert (learner.work - first).forward == first.forward - prompt, "the whole prompt is read already"
-    before, other = learner.work, replace(task, query=(9, 9, 9, 1))
+    assert (learner.guarded.charged - first).forward_tokens == first.forward_tokens - prompt, (
+        "the whole prompt is read already"
+    )
+    before, other = learner.guarded.charged, replace(task, query=(9, 9, 9, 1))
     (found,) = learner.answer([other])
-    read = len(learner.encode(other).ids) - learner.encode(other).shared_prefix_length
-    assert (learner.work - before).forward == read + len(found.scores.hits), "what queries share is read already"
-    before = learner.work
+    read = len(learner.window.encode(other).ids) - learner.window.encode(other).shared_prefix_length
+    assert (learner.guarded.charged - before).forward_tokens == read + len(found.scores.hits), (
+        "what queries share is read already"
+    )
+    before = learner.guarded.charged
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    done = learner.work - before
-    assert done.forward == done.backward == adapter.training.tokens > 0
+    done = learner.guarded.charged - before
+    assert done.forward_tokens == done.backward_tokens == adapter.training.tokens > 0
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -344,7 +355,7 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
         with pytest.raises(TooLongError, match=rf"t7: .*\b{needed}\b|\b{needed + 4}\b") as caught:
             use()
         assert str(CONTEXT) in str(caught.value)
-    assert learner.work.forward == 0
+    assert learner.guarded.charged.forward_tokens == 0
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -354,7 +365,7 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
     monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     full = make_task([("a" * 40, "b")] * 6, "a" * 40)
-    filled = len(learner.encode(full).ids)
+    filled = len(learner.window.encode(full).ids)
     # Its answer may take 2 x 40 + 16 tokens; with the other's room of 2 x 90 + 16 it would pass the context.
     assert filled + 96 <= CONTEXT < filled + 196
     roomy = make_task([("a", "b" * 90)], "a")
@@ -365,13 +376,13 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
 def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
-    empty = len(learner.encode(make_task([("", "b" * 9)], "c")).ids)
+    empty = len(learner.window.encode(make_task([("", "b" * 9)], "c")).ids)
 
     def filled(left: int) -> Task:
         """A task whose prompt leaves so many tokens."""
         return make_task([("a" * (CONTEXT - empty - left), "b" * 9)], "c")
 
-    assert CONTEXT - len(learner.encode(filled(20)).ids) == 20 < learner.max_new_tokens(filled(20))
+    assert CONTEXT - len(learner.window.encode(filled(20)).ids) == 20 < learner.window.max_new_tokens(filled(20))
     for left in (9, 20):
         (answer,) = learner.answer([filled(left)])
         assert len(answer.scores.hits) <= left
@@ -621,7 +632,7 @@ def test_a_failing_callback_fails_the_training_and_everything_comes_back(task: T
 
     with unchanged(model), pytest.raises(LookupError, match="at 1"):
         learner.adapt(leave_one_out(task), QUICK, on_step=stop)
-    assert learner.work.backward > 0, "a failed training is charged for what it did"
+    assert learner.guarded.charged.backward_tokens > 0, "a failed training is charged for what it did"
 
 
 def test_a_model_handed_in_while_training_is_given_back_so(task: Task, unchanged: Any) -> None:

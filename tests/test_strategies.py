@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 
 from autottt import strategies as package
-from autottt.strategies import base
-from autottt.strategies.adapter_plan import fit_to_context
-from autottt.strategies.base import Attempt, Candidate, Cost, get_strategy, hierarchical_vote, register, run, strategies
-from autottt.ttt_core.engine.answering import Answer
+from autottt.strategies import registry
+from autottt.strategies.base import Attempt, Candidate, Cost, run
+from autottt.strategies.registry import get_strategy, register, strategies
+from autottt.strategies.views import hierarchical_vote
+from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
+from autottt.ttt_core.engine.answering import Answer, Answerer
 from autottt.ttt_core.errors import AdaptationError, StrategyError, TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.context_window import ContextWindow
@@ -57,7 +60,7 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
 def timeless(attempt: Attempt) -> Attempt:
     """Without what a clock says."""
     training = attempt.training_record and replace(attempt.training_record, seconds=0.0)
-    return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training=training)
+    return replace(attempt, cost=replace(attempt.cost, seconds=0.0), training_record=training)
 
 
 def test_a_step_has_no_more_prompts_than_there_are_different_ones(
@@ -65,13 +68,13 @@ def test_a_step_has_no_more_prompts_than_there_are_different_ones(
 ) -> None:
     """Two demonstrations make two leave-one-out prompts, each in one order."""
     seen: list[tuple[int, int]] = []
-    real = Learner.adapt
+    real = AdapterTrainer.adapt_many
 
-    def adapt(self: Learner, examples: Any, recipe: Recipe, **settings: Any) -> Any:
-        seen.append((len(examples), recipe.batch_size))
-        return real(self, examples, recipe, **settings)
+    def adapt_many(self: AdapterTrainer, examples: Any, recipes: Any, *given: Any, **settings: Any) -> Any:
+        seen.extend((len(one), recipe.batch_size) for one, recipe in zip(examples, recipes, strict=True))
+        return real(self, examples, recipes, *given, **settings)
 
-    monkeypatch.setattr(Learner, "adapt", adapt)
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", adapt_many)
     task = replace(TASKS["list"], demonstrations=TASKS["list"].demonstrations[:2])
     strategy = replace(get_strategy("ttt_in_context"), recipe=replace(QUICK, batch_size=6))  # type: ignore[type-var]
     assert run(strategy, learner, task).training_record is not None
@@ -82,10 +85,12 @@ def test_a_step_has_no_more_prompts_than_there_are_different_ones(
 def test_a_step_has_fewer_prompts_where_they_are_long(prompts: float, batch: int, learner: Learner) -> None:
     task = TASKS["list"]
     recipe = replace(QUICK, batch_size=6, max_steps=20)
-    drawn = leave_one_out_orders(task, 100, random.Random(0))
-    longest = max(learner.length(t) for t in drawn)
-    (examples,), fit = fit_to_context(learner, [drawn], replace(recipe, max_tokens_per_step=round(prompts * longest)))
-    assert (len(examples), fit.batch_size) == (6, batch)
+    orders = leave_one_out_orders(task, 100, random.Random(0))
+    longest = max(learner.window.length(t) for t in orders)
+    recipe = replace(recipe, max_tokens_per_step=round(prompts * longest))
+    plan = AdapterPlan("key", task, recipe, 0, lambda: TrainingExamples([orders]))
+    examples, fitted = plan.fitted_examples(learner.window)
+    assert ([len(fold) for fold in examples.folds], fitted.batch_size) == ([6], batch)
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_an_attempt_keeps_the_contract(name: str, kind: str, learner: Learner, u
     assert attempt.error == ""
     assert 0 <= attempt.confidence <= 1
     assert attempt.cost.seconds > 0
-    assert attempt.cost.forward_tokens >= len(learner.encode(task.with_demonstrations(())).ids)
+    assert attempt.cost.forward_tokens >= len(learner.window.encode(task.with_demonstrations(())).ids)
     assert (attempt.cost.backward_tokens > 0) == (attempt.training_record is not None) == (name in TRAINED)
     assert steps == ([1, 2] if name in TRAINED else [])
     if attempt.value is not None:
@@ -148,8 +153,9 @@ def test_a_failure_to_adapt_is_a_failed_attempt_and_never_an_answer(
     def fail(*_: Any, **__: Any) -> None:
         raise AdaptationError("the loss is not a number")
 
-    for door in ("adapt", "crossfit") if name in TRAINED else ("answers",):
-        monkeypatch.setattr(Learner, door, fail)
+    owner, methods = (AdapterTrainer, ("adapt_many", "cross_validate")) if name in TRAINED else (Answerer, ("answers",))
+    for method in methods:
+        monkeypatch.setattr(owner, method, fail)
     with unchanged(learner.loaded.model):
         attempt = run(get_strategy(name), learner, TASKS["grid"])
     assert attempt.status == "failed"
@@ -198,14 +204,15 @@ def test_strategies_come_cheapest_first() -> None:
 def test_an_unknown_name_gives_the_nearest_and_all_there_are() -> None:
     with pytest.raises(StrategyError, match=r"'ttt_incontext'; did you mean 'ttt_in_context'\? Known: .*zero_shot"):
         get_strategy("ttt_incontext")
-    with pytest.raises(StrategyError, match=r"'xyz' Known: "):
+    with pytest.raises(StrategyError, match=r"'xyz'\. Known: "):
         get_strategy("xyz")
 
 
 NEW = '''
 """`echo`: gives the query back."""
 from dataclasses import dataclass
-from .base import Attempt, register
+from .base import Attempt
+from .registry import register
 
 @register
 @dataclass(frozen=True)
@@ -213,6 +220,11 @@ class Echo:
     name: str = "echo"
     cost_class: str = "read"
     min_demonstrations: int = 0
+    recipe: object = None
+    default_recipe: object = None
+
+    def answers_per_query(self, recipe):
+        return 1
 
     def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
         return Attempt(self.name, task.query, "", 1.0)
@@ -223,13 +235,13 @@ class Echo:
 def with_echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "echo.py").write_text(NEW)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    base._DISCOVERED.clear()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry._DISCOVERED.clear()
     yield
     sys.modules.pop(f"{package.__name__}.echo", None)
     if hasattr(package, "echo"):
         del package.echo
-    base._DISCOVERED.clear()
+    registry._DISCOVERED.clear()
 
 
 def test_a_strategy_is_one_file(with_echo: None, learner: Learner) -> None:
@@ -239,14 +251,14 @@ def test_a_strategy_is_one_file(with_echo: None, learner: Learner) -> None:
 
 def test_a_strategy_is_found_in_a_plugged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "plugged_echo.py"
-    file.write_text(NEW.replace("from .base", "from autottt.strategies.base").replace('"echo"', '"plugged"'))
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    monkeypatch.setattr(base, "_DISCOVERED", [])
-    monkeypatch.setenv(base.PLUGINS, str(file))
+    file.write_text(NEW.replace("from .", "from autottt.strategies.").replace('"echo"', '"plugged"'))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
+    monkeypatch.setenv(registry.PLUGINS, str(file))
     assert "plugged" in strategies()
     assert "plugged" in strategies()
-    monkeypatch.setattr(base, "_DISCOVERED", [])
-    monkeypatch.setenv(base.PLUGINS, f"{file}{os.pathsep}no.such.module")
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
+    monkeypatch.setenv(registry.PLUGINS, f"{file}{os.pathsep}no.such.module")
     for _ in range(2):  # not forgotten the second time
         with pytest.raises(StrategyError, match=r"no\.such\.module cannot be imported"):
             strategies()
@@ -258,16 +270,24 @@ def test_a_strategy_is_found_in_a_plugged_file(tmp_path: Path, monkeypatch: pyte
         ({"name": "measure"}, "not measure, decide"),
         ({"name": "two words"}, "received 'two words'"),
         ({"cost_class": "cheap"}, "read, sample, train; received 'cheap'"),
-        ({"needs": -1}, "number of demonstrations as needs; received -1"),
+        ({"min_demonstrations": -1}, "number of demonstrations, at least 0, as min_demonstrations; received -1"),
         ({"name": "ttt_direct"}, r"TttDirect and .*\.TttDirect"),
     ],
 )
 def test_a_strategy_that_cannot_be_used_is_not_registered(odd: dict[str, object], says: str) -> None:
     before = dict(strategies())
-    fields = {"name": "fine", "cost_class": "read", "needs": 0, "__module__": __name__, **odd}
+    members = {"recipe": None, "default_recipe": None, "answers_per_query": None, "attempt": None}
+    fields = {"name": "fine", "cost_class": "read", "min_demonstrations": 0, "__module__": __name__, **members, **odd}
     with pytest.raises(StrategyError, match=says):
         register(type("TttDirect", (), fields))
     assert strategies() == before
+
+
+def test_a_strategy_that_lacks_members_is_not_registered() -> None:
+    fields = {"name": "fine", "cost_class": "read", "min_demonstrations": 0, "attempt": None, "__module__": __name__}
+    with pytest.raises(StrategyError, match=r"recipe, default_recipe, answers_per_query missing"):
+        register(type("Fine", (), fields))
+    assert "fine" not in strategies()
 
 
 # --- adapters that are known ----------------------------------------------------------------------------------------
@@ -347,9 +367,13 @@ def test_confidence_is_the_probability_of_the_greedy_answer(learner: Learner) ->
 def test_a_name_that_is_taken_is_refused_when_a_strategy_registers():
     with pytest.raises(StrategyError, match="two strategies are called 'in_context'"):
 
-        @base.register
+        @registry.register
         @dataclass(frozen=True)
         class Rival:
             name: str = "in_context"
             cost_class: str = "read"
             min_demonstrations: int = 0
+            recipe: None = None
+            default_recipe: None = None
+            answers_per_query: None = None
+            attempt: None = None

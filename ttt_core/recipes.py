@@ -1,7 +1,6 @@
-"""Recipes: how an adapter is trained. Knows nothing about tasks; strategies hold one recipe each.
+"""Recipes: how an adapter is trained. Knows nothing about tasks.
 
-`PUBLISHED` are the recipes of Akyürek et al. 2025 (see docs/strategies.md) for large models. A model folder may carry
-its own in `autottt.json`; the bundled model does.
+Each strategy has a default recipe. A model folder may carry its own in `autottt.json`; the bundled model does.
 """
 
 from __future__ import annotations
@@ -103,52 +102,6 @@ class Recipe:
 
 def _refused(name: str, expected: str, received: object) -> ModelError:
     return ModelError(f"a recipe's {name}: expected {expected}; received {received!r}")
-
-
-_SMALL = Recipe(
-    rank=16,
-    alpha=16.0,
-    dropout=0.0,
-    learning_rate=3e-3,
-    max_steps=24,
-    batch_size=8,
-    max_tokens_per_step=2048,
-    early_stop_loss=0.01,
-)
-
-_ANY_KIND: dict[str, Recipe] = {
-    "in_context_vote": replace(_SMALL, views=8),
-    "ttt_direct": replace(_SMALL, loss="last"),
-    "ttt_in_context": _SMALL,
-    "ttt_warm": _SMALL,
-    "ttt_augmented": replace(_SMALL, transformations=7, views=8),
-    "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
-}
-
-BUNDLED: Mapping[str, Recipe] = _ANY_KIND | {
-    f"{name}/{kind}": replace(_ANY_KIND[name], max_steps=12)
-    for name in ("ttt_direct", "ttt_in_context", "ttt_warm", "ttt_augmented")
-    for kind in ("list", "text")
-}
-"""For the bundled model, from searches on held-out families of the generator. Which differences were seen, and which
-are choices among equals, is in benchmarks/LOG.md."""
-
-_QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
-
-PUBLISHED: Mapping[str, Recipe] = {
-    "ttt_in_context": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5),
-    "ttt_warm": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5),
-    "ttt_direct": Recipe(64, 64.0, 0.05, (*_QV_MLP, "o_proj"), 1e-4, max_steps=8, batch_size=5, loss="last"),
-    "ttt_augmented": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, max_steps=250, batch_size=2, transformations=16, views=10),
-    "ttt_crossfit": Recipe(128, 16.0, 0.0, _QV_MLP, 1e-4, max_steps=250, batch_size=2, transformations=16, views=10),
-    "in_context_vote": Recipe(views=10),
-}
-"""The settings of Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
-
-
-def recipe_for(recipes: Mapping[str, Recipe], strategy: str, kind: str = "") -> Recipe:
-    """A model's recipe for a strategy and kind of task, or for any kind, or the general default."""
-    return recipes.get(f"{strategy}/{kind}") or recipes.get(strategy, Recipe())
 
 
 def recipes_for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:

@@ -7,7 +7,8 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from ...strategies.base import get_strategy, run
+from ...strategies.base import run
+from ...strategies.registry import get_strategy
 from ...ttt_core.tasks.kinds import make_task
 from ..controller import Controller
 
@@ -22,7 +23,7 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
     yield "versions", ", ".join(f"{n} {version(n)}" for n in _PACKAGES), True
     yield (
         "device",
-        f"{model.device}, {learner.precision}, {learner.threads} threads of {os.cpu_count()} cores",
+        f"{model.device}, {learner.guarded.precision}, {learner.guarded.threads} threads of {os.cpu_count()} cores",
         True,
     )
     size = sum(p.numel() for p in model.parameters())

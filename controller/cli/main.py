@@ -250,7 +250,7 @@ def evaluate(
 
     Example: `autottt evaluate tasks.jsonl --strategies in_context,ttt_in_context,controller --limit 20 --json out.json`
     """
-    from ...strategies.base import get_strategy
+    from ...strategies.registry import get_strategy
     from ..evaluation import CONTROLLER, evaluate, report, summarise
     from .display import show_summary
 
@@ -309,7 +309,7 @@ def list_strategies(plugin: Plugin = None, debug: Debug = False) -> None:
     quiet()
     import inspect
 
-    from ...strategies.base import strategies
+    from ...strategies.registry import strategies
 
     for name, strategy in strategies().items():
         screen.print(

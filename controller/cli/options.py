@@ -37,7 +37,7 @@ def _plug_in(given: list[str] | None) -> list[str] | None:
     """Puts them where this process, and workers that it starts, look for strategies; and looks."""
     if given:
         quiet()
-        from ...strategies.base import PLUGINS, strategies
+        from ...strategies.registry import PLUGINS, strategies
 
         known = filter(None, [os.environ.get(PLUGINS)])
         os.environ[PLUGINS] = os.pathsep.join([*known, *given])

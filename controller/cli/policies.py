@@ -83,8 +83,9 @@ def policy_explain(
     Example: `autottt policy explain tasks.jsonl --limit 1`
     """
     from ...policies.explain import as_text, explain
+    from ...policies.measurement import measure_task
     from ...policies.policy import LearnedPolicy
-    from ..nodes import measured, possible
+    from ..nodes import applicable
 
     reading = read(files, limit, seed, shown)
     controller = load_controller(
@@ -99,13 +100,15 @@ def policy_explain(
     refused = 0
     for task in reading.tasks:
         try:
-            features = measured(controller.learner, controller.policy, task, seed).features
+            features = measure_task(
+                controller.learner, task, seed, lambda free, cost: controller.policy.needs_more(free)
+            ).features
         except TooLongError as error:
             refused += 1
             warn(f"refused: {error}")
             continue
         screen.print(f"[bold cyan]{task.id}[/]")
-        screen.print(as_text(explain(controller.policy, features, possible(task))), markup=False, highlight=False)
+        screen.print(as_text(explain(controller.policy, features, applicable(task))), markup=False, highlight=False)
         screen.print()
     if reading.problems or refused:
         raise typer.Exit(1)
@@ -274,7 +277,7 @@ def collect(
     from ...policies.collect import collect
     from ...policies.outcomes import OutcomeStore
     from ...policies.parallel import Source, collect_with_workers
-    from ...strategies.base import get_strategy
+    from ...strategies.registry import get_strategy
     from ...ttt_core.learner import Learner
     from ...ttt_core.pretraining.generator.families import draw_tasks
 

@@ -15,12 +15,13 @@ from autottt.controller import nodes
 from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.graph import build_graph
-from autottt.controller.nodes import answering, judged
+from autottt.controller.nodes import answering_seconds, judged
 from autottt.controller.results import Result
 from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
-from autottt.strategies.base import Attempt, Cost, get_strategy, run, strategies
+from autottt.strategies.base import Attempt, Cost, run
+from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import (
     AdaptationError,
@@ -134,7 +135,7 @@ def test_probing_is_charged_and_shows_in_the_features(learner):
     plain = Controller(learner, Scripted(["in_context"])).solve(TASK)
     probed = Controller(learner, Scripted(["in_context"], more=True)).solve(TASK)
     assert set(plain.features) < set(probed.features)
-    assert probed.cost.passes > plain.cost.passes
+    assert probed.cost.token_equivalents > plain.cost.token_equivalents
 
 
 def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch):
@@ -156,19 +157,19 @@ def test_after_a_failure_nothing_is_tried_that_is_not_worth_its_price(learner, m
     monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
     learner.clear()
     read = Attempt("in_context", value, "?", 0.5)
-    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: read)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: read)
     result = Controller(learner, Scripted(["ttt_in_context", "ttt_direct"], worth=-0.1)).solve(TASK)
     assert [a.strategy for a in result.attempts] == ["ttt_in_context"] + ["in_context"] * (value is not None)
     assert result.answer == value
     reasons = [event["verdict"]["reason"] for event in result.trace if "verdict" in event]
-    assert ("nothing else is worth its price" in reasons[0]) == (value is None)
+    assert ("no other strategy is worth its cost" in reasons[0]) == (value is None)
 
 
 def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(learner, monkeypatch):
     monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
     learner.clear()
     readable = Attempt("in_context", (1,), "1", 0.5)
-    monkeypatch.setattr("autottt.controller.nodes.from_answer", lambda name, answer: readable)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: readable)
     result = Controller(learner, Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])).solve(TASK)
     assert result.strategy == "in_context"
     assert result.answer == (1,)
@@ -211,10 +212,10 @@ def test_time_to_answer_is_kept_from_training():
             tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
         )
     )
-    assert answering(get_strategy("ttt_augmented"), learner, "list", 0.5) == 4.0
-    assert answering(get_strategy("in_context"), learner, "list", 0.5) == 0.5
+    assert answering_seconds(get_strategy("ttt_augmented"), learner, "list", 0.5) == 4.0
+    assert answering_seconds(get_strategy("in_context"), learner, "list", 0.5) == 0.5
     own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
-    assert answering(own, learner, "list", 0.5) == 3.0
+    assert answering_seconds(own, learner, "list", 0.5) == 3.0
 
 
 @pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])
@@ -362,10 +363,10 @@ def test_a_stream_that_is_closed_stops_training(learner, monkeypatch):
 def test_nothing_begins_for_who_has_cancelled_already(learner):
     cancel = threading.Event()
     cancel.set()
-    before = learner.work
+    before = learner.guarded.charged
     with pytest.raises(Cancelled):
         Controller(learner, Scripted(["in_context"])).solve(TASK, cancel=cancel)
-    assert learner.work == before
+    assert learner.guarded.charged == before
 
 
 def test_an_over_long_task_is_refused_with_its_lengths_and_others_are_answered(learner):
@@ -405,7 +406,7 @@ def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, mo
         assert result.attempts[0].status == "failed"
         assert result.attempts[0].error == "IndexError: boom"
         assert "ttt_in_context failed (IndexError: boom)" in result.reason
-        assert "has been tried" in result.reason or "back to the in-context answer" in result.reason
+        assert "has been tried" in result.reason or "the in-context answer is the fallback" in result.reason
 
 
 def test_a_forced_strategy_that_cannot_run_is_said_to(learner):
@@ -497,7 +498,7 @@ def test_whoever_waits_for_a_turn_can_be_cancelled(learner):
         except Cancelled as error:
             found.append(error)
 
-    with learner.lock.exclusive():
+    with learner.guarded.lock.exclusive():
         thread = threading.Thread(target=waits)
         thread.start()
         thread.join(60)
@@ -721,19 +722,19 @@ def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
 def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Learner) -> None:
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     learner.clear()
-    before = learner.work
+    before = learner.guarded.charged
 
     def stop(result: Result) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         controller.solve_many(many(), on_result=stop)
-    assert learner.store.prefetched == {}
-    charged = learner.work - before
-    assert charged.backward > 0
+    assert learner.adapters.prefetched == {}
+    charged = learner.guarded.charged - before
+    assert charged.backward_tokens > 0
     again = controller.solve_many(many())
     assert [r.attempts[0].from_cache for r in again] == [True] * 4
-    assert (learner.work - before).backward == charged.backward
+    assert (learner.guarded.charged - before).backward_tokens == charged.backward_tokens
 
 
 def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(

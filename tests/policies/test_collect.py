@@ -18,7 +18,8 @@ from autottt.policies.collect import collect
 from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
-from autottt.strategies.base import Attempt, get_strategy
+from autottt.strategies.base import Attempt
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answer, PromptScores
 from autottt.ttt_core.engine.guarded import Work
 from autottt.ttt_core.errors import (
@@ -90,7 +91,7 @@ class Fake:
     training: TrainingRecord | None = None
 
     def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
-        learner.work = Work(learner.work.forward + 100, learner.work.backward + 50)
+        learner.guarded.charged = Work(learner.guarded.charged.forward + 100, learner.guarded.charged.backward + 50)
         if self.error:
             raise self.error
         return Attempt(self.name, self.value, "", 1.0, training_record=self.training)

@@ -19,7 +19,7 @@ from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, Lear
 from autottt.policies.serving_logs import base_of, drift, outcomes_of, read_log, summary
 from autottt.policies.tracking import RUN, track
 from autottt.policies.trained import TrainedPolicy
-from autottt.strategies.base import strategies
+from autottt.strategies.registry import strategies
 from autottt.ttt_core.errors import PolicyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autottt.strategies.base import recipe_for
+from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.errors import ModelError
-from autottt.ttt_core.recipes import BUNDLED, PUBLISHED, Recipe, recipe_digest, recipe_for
+from autottt.ttt_core.pretraining.recipes import BUNDLED_RECIPES
+from autottt.ttt_core.recipes import Recipe, recipe_digest
 
 CARD = Path(__file__).parents[2] / "policies" / "bundles" / "bundled" / "card.json"
 COUNTS = ("rank", "max_steps", "batch_size", "views", "max_tokens_per_step", "transformations")
@@ -20,7 +23,8 @@ NUMBERS = ("alpha", "dropout", "learning_rate", "warmup_ratio", "weight_decay", 
 
 
 def test_equal_recipes_have_equal_digests_whatever_type_their_numbers_came_in() -> None:
-    whole = {"alpha": 16, "dropout": 0, "learning_rate": 1, "warmup": 1, "weight_decay": 0, "clip": 2, "stop_loss": 0}
+    whole = {"alpha": 16, "dropout": 0, "learning_rate": 1, "warmup_ratio": 1, "weight_decay": 0, "max_grad_norm": 2}
+    whole["early_stop_loss"] = 0
     one, other = Recipe.from_settings(whole), Recipe(**{name: float(value) for name, value in whole.items()})  # type: ignore[arg-type]
     assert one == other
     assert recipe_digest(one) == recipe_digest(other)
@@ -51,7 +55,7 @@ def test_the_other_numbers_are_numbers(name: str, value: Any) -> None:
         ({"dropout": -0.1}, r"dropout: expected a number in \[0, 1\); received -0.1"),
         ({"learning_rate": 0.0}, r"learning_rate: expected a number above 0; received 0.0"),
         ({"learning_rate": -1e-3}, r"learning_rate: expected a number above 0; received -0.001"),
-        ({"warmup": 10}, r"warmup: expected a number in \[0, 1\]; received 10"),
+        ({"warmup_ratio": 10}, r"warmup_ratio: expected a number in \[0, 1\]; received 10"),
         ({"loss": "lsat"}, r"loss: expected one of all, last, inputs; received 'lsat'"),
         ({"target_modules": "q_proj"}, r"target_modules: expected a tuple of names .*; received 'q_proj'"),
         ({"target_modules": []}, r"target_modules: expected a tuple of names"),
@@ -65,7 +69,10 @@ def test_wrong_settings_are_refused_with_what_is_expected(settings: Any, message
         Recipe.from_settings(settings)
 
 
-@pytest.mark.parametrize("recipe", [*BUNDLED.values(), *PUBLISHED.values()])
+DEFAULTS = [s.default_recipe for s in strategies().values() if s.default_recipe is not None]
+
+
+@pytest.mark.parametrize("recipe", [*BUNDLED_RECIPES.values(), *DEFAULTS])
 def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
     settings = {**asdict(recipe), "target_modules": list(recipe.target_modules)}
     assert Recipe.from_settings(settings) == recipe
@@ -75,4 +82,6 @@ def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
 def test_the_shipped_policy_knows_the_shipped_recipes_by_their_digests() -> None:
     written = json.loads(CARD.read_text())["recipes"]
     assert written
-    assert written == {name: recipe_digest(recipe_for(BUNDLED, *name.split("/"))) for name in written}
+    for place, digest in written.items():
+        name, kind = place.split("/")
+        assert digest == recipe_digest(recipe_for(get_strategy(name), BUNDLED_RECIPES, kind))

@@ -1,13 +1,14 @@
-"""Adapters under the keys of what they were trained on: known, or prepared for a queue and not yet paid for.
+"""Adapters by the plans that they were trained from: cached, prefetched for a queue of tasks, or trained now.
 
-Knows nothing about how adapters are trained. A queue of tasks calls `prepare` and `answer_ahead` first; then each task
-`remembered`; and `settle` at the end.
+Knows nothing about how adapters are trained. A queue of tasks calls `prefetch` first, each task calls `get_or_train`,
+and the queue calls `release_prefetched` at its end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
@@ -17,117 +18,185 @@ from ..model.encoding import tokenizer_digest
 from ..recipes import Recipe
 from ..tasks.task import Task
 from .adapter_cache import AdapterCache
+from .adapter_plan import AdapterPlan
 from .adapter_trainer import AdapterTrainer
+from .answering import Answerer
 from .guarded import GuardedModel
 from .prefetch import AnswerPrefetch
 
 
 class AdapterStore:
-    """The adapters of a model; its methods are those of `Learner`."""
+    """The adapters of one model. Methods take turns at the model."""
 
     def __init__(
-        self, guarded: GuardedModel, trainer: AdapterTrainer, answers: AnswerPrefetch, cache: AdapterCache
-    ) -> None:
+        self, guarded: GuardedModel, trainer: AdapterTrainer, answerer: Answerer, answers: AnswerPrefetch,
+        cache: AdapterCache,
+    ) -> None:  # fmt: skip
+        """`answerer` scores candidates for a warm start; `answers` holds what prefetched adapters have answered."""
         self._guarded = guarded
         self._trainer = trainer
+        self._answerer = answerer
         self.answers = answers
-        """What prepared adapters have answered."""
+        """Answers of prefetched adapters."""
         self.cache = cache
-        """Those that are known."""
-        self.prefetched: dict[object, Adapter] = {}
-        """Those that nobody has asked for, which are charged to whoever does."""
+        """Adapters that were trained before."""
+        self._prefetched: dict[object, Adapter] = {}
+        """Adapters that were trained ahead; the first attempt that uses one is charged for it."""
 
-    @property
-    def prefetched_bytes(self) -> int:
-        """Of the weights of all that are prepared."""
-        return sum(a.weights.nbytes for a in self.prefetched.values())
+    def get_or_train(
+        self, plan: AdapterPlan, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> tuple[Adapter, bool]:
+        """The adapter of a plan, and whether it came from the cache. One that had to be trained, and was not cut
+        short, is cached; a prefetched one is charged to the first caller and does not count as cached.
 
-    def get_or_train(self, key: object, make: Callable[[], Adapter]) -> tuple[Adapter, bool]:
-        """The adapter of a key, or a new one, and whether it was known."""
+        `deadline` is a time of `time.monotonic`. Raises `AdaptationError` as the trainer does, and `TooLongError` for
+        examples that do not fit in the context.
+        """
         with self._guarded.lock.compute:
-            key = self._full_key(key)
-            if key in self.prefetched:
+            key = self._full_key(plan.key)
+            if key in self._prefetched:
                 return self._release(key), False
-            known = self._cached(key)
-            if known is not None:
-                return known, True
-            adapter = make()
+            cached = self._cached(key)
+            if cached is not None:
+                return cached, True
+            examples, recipe = plan.fitted_examples(self._trainer.window)
+            if plan.cross_validates:
+                adapter = self._trainer.cross_validate(
+                    examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step
+                )
+            else:
+                start = self._warm_start(plan) if plan.warm_start_candidates else None
+                (adapter,) = self._trainer.adapt_many(
+                    examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
+                    prefetched_bytes=self.prefetched_bytes,
+                )  # fmt: skip
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
             return adapter, False
 
-    def has_adapter(self, key: object) -> bool:
-        """Whether an adapter is known or prepared."""
+    def has_adapter(self, plan: AdapterPlan) -> bool:
+        """Whether `get_or_train` would return without training."""
         with self._guarded.lock.compute:
-            key = self._full_key(key)
-            return key in self.prefetched or self._cached(key) is not None
+            key = self._full_key(plan.key)
+            return key in self._prefetched or self._cached(key) is not None
 
-    def prefetch(
-        self, keys: Sequence[object], examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe],
-        seeds: Sequence[int], on_step: OnStep | None,
-    ) -> None:  # fmt: skip
-        """Trains those that fit in memory, and charges nothing."""
-        with self._guarded.lock.compute:
-            at = 0
-            while at < len(keys) and (beside := self._trainer.max_batched_adapters(recipes, self.prefetched_bytes)):
-                some = slice(at, at := at + beside)
-                try:
-                    adapters = self._trainer.adapt_many(
-                        examples[some], recipes[some], seeds[some], deadline=math.inf, on_step=on_step, charged=False,
-                        start=None, prefetched_bytes=self.prefetched_bytes,
-                    )  # fmt: skip
-                except (BaseChangedError, Cancelled):
-                    raise
-                except AutotttError:
-                    continue  # one of them may be to blame; each fails, or not, when it is asked for
-                made = zip(map(self._full_key, keys[some]), adapters, strict=True)
-                self.prefetched.update(
-                    (key, adapter) for key, adapter in made if adapter.training.stop_reason != "failed"
-                )
+    def prefetch(self, plans: Sequence[AdapterPlan], on_step: OnStep | None = None) -> None:
+        """Trains the adapters of plans that have none yet, in batches that fit in memory; where the device batches
+        adapters, they also answer their prompts in batches. Nothing is charged yet.
 
-    def prefetch_answers(self, keys: Sequence[object], tasks: Sequence[Sequence[Task]]) -> None:
-        """Has those that are prepared answer their tasks."""
+        Each plan's `get_or_train` then finds its adapter. A plan that fails here is left to its `get_or_train`, which
+        raises. What `on_step` raises is raised.
+        """
         with self._guarded.lock.compute:
-            ready = [(self.prefetched.get(self._full_key(key)), some) for key, some in zip(keys, tasks, strict=True)]
-            able = [(a.weights, some) for a, some in ready if a is not None and a.weights.adapter_count == 1 and some]
-            self.answers.decode([weights for weights, _ in able], [some for _, some in able])
+            new = {plan.key: plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)}
+            batches: dict[object, list[tuple[AdapterPlan, Sequence[Task], Recipe]]] = {}
+            for plan in new.values():
+                with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
+                    examples, recipe = plan.fitted_examples(self._trainer.window)
+                    batches.setdefault(recipe.batching_key, []).append((plan, examples.folds[0], recipe))
+            for batch in batches.values():
+                self._train_batch(batch, on_step)
+            if self._guarded.batches_adapters:
+                self.prefetch_answers(plans)
+
+    def prefetch_answers(self, plans: Sequence[AdapterPlan]) -> None:
+        """Lets the prefetched adapters of plans answer their prompts in batches."""
+        with self._guarded.lock.compute:
+            prompts: dict[object, list[Task]] = {}
+            for plan in plans:
+                key = self._full_key(plan.key)
+                if plan.can_be_prefetched and key in self._prefetched:
+                    prompts.setdefault(key, []).extend(plan.inference_prompts())
+            ready = {key: tasks for key, tasks in prompts.items() if tasks}
+            self.answers.decode([self._prefetched[key].weights for key in ready], list(ready.values()))
 
     def release_prefetched(self) -> None:
-        """Charges those that are still prepared, and drops their answers."""
+        """Charges the prefetched adapters that nobody used and caches them; drops their answers."""
         with self._guarded.lock.compute:
             self.answers.clear()
-            for key in list(self.prefetched):
+            for key in list(self._prefetched):
                 self._release(key)
 
     def clear(self) -> None:
-        """Drops all that is in memory."""
+        """Drops every adapter in memory. Adapters in a folder stay there."""
         with self._guarded.lock.compute:
             self.cache.clear()
-            self.prefetched.clear()
+            self._prefetched.clear()
             self.answers.clear()
 
     def reset_charges(self) -> None:
-        """Forgets, but for what is in memory and not cross-fitted: that counts as prepared."""
+        """Makes the adapters in memory count as prefetched, so that the next caller pays for them again.
+
+        Costs can so be measured as if nothing were cached, without training anything twice. Cross-validated adapters
+        are dropped: what their evaluation cost is not recorded.
+        """
         with self._guarded.lock.compute:
-            unpaid = dict(self.prefetched) | {k: a for k, a in self.cache.clear() if a.cross_validation is None}
+            reusable = {k: a for k, a in self.cache.clear() if a.cross_validation is None}
+            unpaid = self._prefetched | reusable
             self.clear()
-            self.prefetched.update(unpaid)
+            self._prefetched.update(unpaid)
+
+    @property
+    def prefetched_bytes(self) -> int:
+        """Bytes of the weights of all prefetched adapters."""
+        return sum(adapter.weights.nbytes for adapter in self._prefetched.values())
+
+    def nearest(self, task: Task, recipe: Recipe, candidates: int) -> Adapter | None:
+        """Of the adapters used last (up to `candidates` of the task's kind and the recipe's rank and modules), the one
+        that gives the demonstrations' answers the highest likelihood; None where the base gives them a higher one.
+        """
+
+        def suits(adapter: Adapter) -> bool:
+            return (
+                adapter.base_hash == self._guarded.base_hash and adapter.kind == task.kind and adapter.matches(recipe)
+            )
+
+        with self._guarded.lock.compute:
+            recent = self.cache.most_recent(candidates, suits, self._guarded.loaded.model.device)
+            if not recent:
+                return None
+            prompt = [task.leave_out(len(task.demonstrations) - 1)]
+            adapters = [None, *recent]
+            likelihoods = [sum(s.total for s in self._answerer.score(prompt, a)[0][1:]) for a in adapters]
+            return adapters[likelihoods.index(max(likelihoods))]
+
+    def _warm_start(self, plan: AdapterPlan) -> Adapter | None:
+        return self.nearest(plan.task, plan.recipe, plan.warm_start_candidates)
+
+    def _train_batch(self, batch: Sequence[tuple[AdapterPlan, Sequence[Task], Recipe]], on_step: OnStep | None) -> None:
+        """Trains plans whose recipes share a batching key, as many at once as fit in memory."""
+        plans, examples, recipes = zip(*batch, strict=True)
+        position = 0
+        while position < len(plans) and (count := self._trainer.max_batched_adapters(recipes, self.prefetched_bytes)):
+            part = slice(position, position := position + count)
+            try:
+                adapters = self._trainer.adapt_many(
+                    examples[part], recipes[part], [plan.seed for plan in plans[part]], on_step=on_step,
+                    charged=False, prefetched_bytes=self.prefetched_bytes,
+                )  # fmt: skip
+            except (BaseChangedError, Cancelled):
+                raise
+            except AutotttError:
+                continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
+            for plan, adapter in zip(plans[part], adapters, strict=True):
+                if adapter.training.stop_reason != "failed":
+                    self._prefetched[self._full_key(plan.key)] = adapter
 
     @cached_property
     def _tokenizer_digest(self) -> str:
         return tokenizer_digest(self._guarded.loaded.tokenizer)
 
     def _full_key(self, key: object) -> object:
-        """The key with what else decides an adapter: how prompts are written, and in which precision they are read."""
+        """The key with everything else that decides an adapter: prompt format, tokenizer and precision."""
         return key, self._guarded.loaded.format.name, self._tokenizer_digest, self._guarded.precision
 
     def _cached(self, key: object) -> Adapter | None:
-        """The adapter of a full key, where it is known."""
+        """The cached adapter of a full key, if there is one."""
         return self.cache.get(key, self._guarded.base_hash, self._guarded.loaded.model.device)
 
     def _release(self, key: object) -> Adapter:
-        """The prepared adapter of a full key: charged, and kept as any other."""
-        adapter = self.prefetched.pop(key)
+        """The prefetched adapter of a full key, now charged and cached."""
+        adapter = self._prefetched.pop(key)
         training = adapter.training
         self._guarded.charge(training.tokens, training.tokens, prefetch_seconds=training.seconds)
         self.cache.put(key, adapter)

@@ -18,7 +18,7 @@ from ..lora.training import OnStep, TrainingRecord, merge_records, train
 from ..lora.weights import LoraWeights
 from ..model.context_window import ContextWindow
 from ..model.encoding import Encoded
-from ..recipes import Recipe
+from ..recipes import Recipe, recipes_for_each
 from ..tasks.task import Task
 from .answering import Answerer, require_answer
 from .guarded import GuardedModel, memory_errors
@@ -37,14 +37,21 @@ class AdapterTrainer:
         """`answerer` scores held-out tasks by the base."""
         self._guarded = guarded
         self._loaded = guarded.loaded
-        self._window = window
+        self.window = window
         self._answerer = answerer
 
     def adapt_many(
-        self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *, deadline: float,
-        on_step: OnStep | None, charged: bool, start: Adapter | None, prefetched_bytes: int,
+        self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *,
+        deadline: float = math.inf, on_step: OnStep | None = None, charged: bool = True, start: Adapter | None = None,
+        prefetched_bytes: int = 0,
     ) -> list[Adapter]:  # fmt: skip
-        """As `Learner.adapt_many`, beside adapters that take `prepared` bytes."""
+        """Trains an adapter for each list of examples, as many in one batch as fit in memory beside prefetched adapters
+        of `prefetched_bytes`; each gets what it would have got alone. The recipes share one batching key.
+
+        With `charged=False` the cost is charged when an adapter is used, and a failed adapter says so in its record
+        instead of raising. Raises `AdaptationError`; then all that was trained is lost.
+        """
+        recipes = recipes_for_each(recipes, len(examples))
         if start is not None:
             self._refuse_start(start, recipes[0], len(seeds))
         found: list[Adapter] = []
@@ -77,22 +84,23 @@ class AdapterTrainer:
         return found
 
     def cross_validate(
-        self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int,
-        eval_steps: int | None, patience: int, deadline: float, on_step: OnStep | None,
+        self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int = 0,
+        eval_steps: int | None = None, patience: int = 4, deadline: float = math.inf, on_step: OnStep | None = None,
     ) -> Adapter:  # fmt: skip
-        """As `Learner.crossfit`."""
+        """As `Learner.cross_validate`."""
         with memory_errors(f"training (batch {recipe.batch_size})"), self._guarded.compute(None):
             learned, judged = self._encoded(examples), self._encoded(held_out)
             aside = self._reserved_bytes(len(held_out), recipe)
-            began, work = time.monotonic(), self._guarded.work
+            meter = self._guarded.meter()
             scores = iter(self._answerer.score([t for fold in held_out for t in fold]))
             before = [[score_of(next(scores)[-1]) for _ in fold] for fold in held_out]
-            took = time.monotonic() - began
+            scoring = meter.read()
             watch = HeldOutMonitor(
-                self._loaded, judged, before, eval_steps or max(1, recipe.max_steps // 12), patience, self._guarded.charge,
+                self._loaded, judged, before, eval_steps or max(1, recipe.max_steps // 12), patience,
+                self._guarded.charge,
                 self._guarded.max_batch_tokens(),
             )  # fmt: skip
-            looking = watch.estimate_seconds(took, (self._guarded.work - work).forward) if deadline < math.inf else 0.0
+            looking = watch.estimate_seconds(scoring.seconds, scoring.forward_tokens) if deadline < math.inf else 0.0
             seeds = fold_seeds(seed, len(held_out))
             bound = self._guarded.memory_bytes
             weights, trainings = train(
@@ -123,15 +131,15 @@ class AdapterTrainer:
 
     def _encoded(self, tasks: Sequence[Sequence[Task]]) -> list[list[Encoded]]:
         """The tasks' prompts with their answers."""
-        return [[self._window.encode(t, require_answer(t)) for t in some] for some in tasks]
+        return [[self.window.encode(t, require_answer(t)) for t in some] for some in tasks]
 
     def _refuse_start(self, start: Adapter, recipe: Recipe, count: int) -> None:
         """Raises `AdaptationError` where so many adapters of a recipe cannot begin as another."""
         self._guarded.refuse_other_base(start)
         if not start.matches(recipe) or count != 1:
             raise AdaptationError(
-                f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot begin as "
-                f"{start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
+                f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot start "
+                f"from {start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
                 f"{start.recipe.target_modules}"
             )
 

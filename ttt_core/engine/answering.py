@@ -66,11 +66,17 @@ class Answerer:
         with memory_errors("reading the demonstrations"), self._guarded.compute(require_single(adapter)):
             return PromptScores(self._prefix_of(self._window.encode(task), adapter, whole=True).demonstration_scores)
 
+    def answer(
+        self, tasks: Sequence[Task], adapter: Adapter | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> list[Answer]:
+        """As `Learner.answer`."""
+        return self.answers(tasks, require_single(adapter), temperature, seed)[0]
+
     def answers(
-        self, tasks: Sequence[Task], adapter: Adapter | None, temperature: float, seed: int,
-        drafts: Sequence[Value | None],
+        self, tasks: Sequence[Task], adapter: Adapter | None = None, temperature: float = 0.0, seed: int = 0,
+        drafts: Sequence[Value | None] = (),
     ) -> list[list[Answer]]:  # fmt: skip
-        """Answers by each adapter of a cross-fitted one, [A][task]; those that are kept from earlier, or decoded."""
+        """As `Learner.answers`: prefetched answers, or decoded ones."""
         count = 1 if adapter is None else adapter.weights.adapter_count
         if not tasks:
             return [[] for _ in range(count)]

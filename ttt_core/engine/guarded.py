@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,22 +18,7 @@ from ..model.generation import MAX_BATCH_TOKENS
 from ..model.loading import LoadedModel
 from ..model.locks import lock_of
 from ..model.memory import free_memory, out_of_memory, tokens_that_fit
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tokens that went through the model."""
-
-    forward: int = 0
-    backward: int = 0
-
-    def __sub__(self, other: Work) -> Work:
-        return Work(self.forward - other.forward, self.backward - other.backward)
-
-    @property
-    def passes(self) -> int:
-        """Forward-token equivalents: a backward pass counts as two forward passes."""
-        return self.forward + 2 * self.backward
+from .cost import Cost, Meter
 
 
 class GuardedModel:
@@ -51,10 +35,8 @@ class GuardedModel:
         self.loaded = loaded
         self.verification = verify
         self.memory_bytes = memory_bytes
-        self.work = Work()
-        """All work done so far; take differences."""
-        self.prefetch_seconds = 0.0
-        """Seconds of training and answering that were done ahead and have been charged so far; take differences."""
+        self.charged = Cost()
+        """All tokens so far, and the seconds of prefetched training and answering that have been used; see `meter`."""
         self.lock = lock_of(loaded.model)
         """Whose turn it is at the model; others around it wait for the same."""
         self._fingerprint = Fingerprint(loaded.model)
@@ -119,9 +101,12 @@ class GuardedModel:
         return free_memory(self.loaded.model.device) if self.memory_bytes is None else self.memory_bytes
 
     def charge(self, forward: int = 0, backward: int = 0, prefetch_seconds: float = 0.0) -> None:
-        """Counts tokens that go through the model, and seconds that were spent on them ahead of time."""
-        self.work = Work(self.work.forward + forward, self.work.backward + backward)
-        self.prefetch_seconds += prefetch_seconds
+        """Counts tokens that go through the model, and seconds that prefetching had spent on them."""
+        self.charged += Cost(prefetch_seconds, forward, backward)
+
+    def meter(self) -> Meter:
+        """A meter of what is spent from now on. Prefetched work counts when it is used."""
+        return Meter(lambda: self.charged)
 
     def _refuse_if_changed(self) -> None:
         if self._changed is not None:

@@ -46,6 +46,10 @@ class ContextWindow:
             return False
         return True
 
+    def length(self, task: Task) -> int:
+        """Tokens of the task's prompt, with its answer where that is known. Raises `TooLongError` as `encode`."""
+        return len(self.encode(task, task.answer).ids)
+
     def max_new_tokens(self, task: Task) -> int:
         """Tokens that an answer may take, where the prompt leaves as many."""
         (query,) = self._token_counts(task, [task.query])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from transformers.utils import logging as bars
 
 from .. import lazy as libraries
 from ..errors import ModelError
-from ..recipes import PUBLISHED, Recipe
+from ..recipes import Recipe
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from . import lazy
 from .probe import can_pad
@@ -56,7 +57,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat
-    recipes: Mapping[str, Recipe] = field(default_factory=lambda: PUBLISHED)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Strategy -> its recipe for this model; `strategy/kind` -> the one for tasks of that kind, where there is one."""
     supports_padding: bool = True
     """Whether padding beside what was read changes nothing; where it does, rows of one length alone go side by side."""
@@ -178,7 +179,7 @@ def load_model(
     if chosen.type == "cpu":
         lazy.attention.use_cpu_attention(model)
     settings = _settings(Path(where))
-    recipes = {**PUBLISHED, **{n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}}
+    recipes = {n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}
     name = "bundled" if source is None else where
     return wrap_model(
         model.to(chosen).requires_grad_(False),
@@ -220,7 +221,7 @@ def wrap_model(
     *,
     name: str = "",
     prompt_format: str | None = None,
-    recipes: Mapping[str, Recipe] = PUBLISHED,
+    recipes: Mapping[str, Recipe] = MappingProxyType({}),
 ) -> LoadedModel:
     """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
     cannot be used: one with adapters of PEFT in it, an encoder, one that sees the tokens to come, one whose cache

@@ -35,8 +35,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..recipes import BUNDLED
 from .data import IGNORED, INNER, STAGES, Batch, MetaTask, PretrainConfig, Stream, config_from, packed_mask, padded
+from .recipes import BUNDLED_RECIPES
 from .tokenizer import build_tokenizer
 
 SETTINGS = ("hidden", "layers", "heads", "kv_heads", "intermediate", "tokens", "seed", "lr")
@@ -352,7 +352,7 @@ def export(runs: Sequence[Path], target: Path) -> None:
         pretraining.append({**settings, "steps": int(fact["step"]), "tokens": int(fact["tokens"])})
     model_settings = {
         "prompt_format": "compact",
-        "recipes": {name: asdict(recipe) for name, recipe in BUNDLED.items()},
+        "recipes": {name: asdict(recipe) for name, recipe in BUNDLED_RECIPES.items()},
         "pretraining": pretraining,
     }
     (target / "autottt.json").write_text(json.dumps(model_settings, indent=1) + "\n")

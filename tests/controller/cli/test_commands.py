@@ -20,8 +20,8 @@ from autottt.controller.cli import main as cli
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
-from autottt.strategies import base
-from autottt.strategies.base import strategies
+from autottt.strategies import registry
+from autottt.strategies.registry import strategies
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 GOOD = {
@@ -200,19 +200,19 @@ def test_a_strategy_of_ones_own_is_plugged_in(tmp_path, model, monkeypatch):
         "        found = get_strategy('in_context').attempt(learner, task, **more)\n"
         "        return dataclasses.replace(found, strategy='mine')\n"
     )
-    monkeypatch.setenv(base.PLUGINS, "")
-    monkeypatch.setattr(base, "_REGISTRY", {name: base.get_strategy(name) for name in strategies()})
-    monkeypatch.setattr(base, "_DISCOVERED", [])
+    monkeypatch.setenv(registry.PLUGINS, "")
+    monkeypatch.setattr(registry, "_REGISTRY", {name: registry.get_strategy(name) for name in strategies()})
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
     try:
         code, out, _ = call("strategies", "--plugin", "json", "--plugin", str(file))
         assert code == 0
         assert "the in-context answer again" in out
-        assert os.environ[base.PLUGINS] == os.pathsep.join(["json", str(file)]), "for worker processes"
+        assert os.environ[registry.PLUGINS] == os.pathsep.join(["json", str(file)]), "for worker processes"
         tasks = tasks_file(tmp_path, task("a"))
         code, out, _ = call("solve", tasks, "--model", model, "--strategy", "mine", "--plugin", str(file), "--trace")
         assert code == 0
         assert json.loads(out)["attempts"][0]["strategy"] == "mine"
-        base._DISCOVERED.clear()
+        registry._DISCOVERED.clear()
         code, _, err = call("solve", tasks, "--model", model, "--plugin", "no_such_module")
         assert (code, "no_such_module" in err) == (2, True)
     finally:

@@ -290,19 +290,17 @@ def test_a_folder_that_cannot_be_created_is_reported_once_and_memory_is_still_us
     assert len(caplog.messages) == 2, "one for each folder"
 
 
-def test_a_cached_adapter_is_specific_to_the_prompt_format(tmp_path: Path, task: Task) -> None:
+def test_a_cached_adapter_is_specific_to_the_prompt_format(tmp_path: Path, task: Task, make_plan: Any) -> None:
     def learner(prompt_format: str) -> Learner:
         model = wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format=prompt_format)
         return Learner(model, adapters=AdapterCache(folder=tmp_path))
 
-    def make() -> Adapter:
-        return adapter(base=learner("compact").base_hash)
-
+    plan = make_plan("key", leave_one_out(task), QUICK)
     assert learner("compact").base_hash == learner("standard").base_hash
-    assert not learner("compact").get_or_train("key", make)[1]
-    assert learner("compact").has_adapter("key")
-    assert not learner("standard").has_adapter("key")
-    assert not learner("standard").get_or_train("key", make)[1]
+    assert not learner("compact").adapters.get_or_train(plan)[1]
+    assert learner("compact").adapters.has_adapter(plan)
+    assert not learner("standard").adapters.has_adapter(plan)
+    assert not learner("standard").adapters.get_or_train(plan)[1]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -369,19 +367,19 @@ def is_list(one: Adapter) -> bool:
 def test_the_nearest_adapter_gives_the_demonstrations_the_highest_likelihood(task: Task) -> None:
     learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
     recipe = replace(QUICK, max_steps=30, learning_rate=1e-2, batch_size=4)
-    assert learner.nearest(task, recipe, 8) is None, "the cache is empty"
+    assert learner.adapters.nearest(task, recipe, 8) is None, "the cache is empty"
     examples = [task.leave_out(i) for i in range(len(task.demonstrations))]
     good = learner.adapt(examples, recipe)
     names = good.weights.pairs
     bad = replace(good, weights=LoraWeights({n: (a, -3 * b) for n, (a, b) in names.items()}, good.weights.scaling))
-    learner.adapters.put("bad", bad)
-    assert learner.nearest(task, recipe, 8) is None, "the base does better"
-    learner.adapters.put("good", good)
-    assert learner.nearest(task, recipe, 8) is good
-    assert learner.nearest(task, replace(recipe, rank=3), 8) is None
-    assert learner.nearest(replace(task, kind="grid1d"), recipe, 8) is None
-    learner.adapters.put("bad again", bad)
-    assert learner.nearest(task, recipe, 1) is None, "only the most recently used adapter is compared"
+    learner.adapters.cache.put("bad", bad)
+    assert learner.adapters.nearest(task, recipe, 8) is None, "the base does better"
+    learner.adapters.cache.put("good", good)
+    assert learner.adapters.nearest(task, recipe, 8) is good
+    assert learner.adapters.nearest(task, replace(recipe, rank=3), 8) is None
+    assert learner.adapters.nearest(replace(task, kind="grid1d"), recipe, 8) is None
+    learner.adapters.cache.put("bad again", bad)
+    assert learner.adapters.nearest(task, recipe, 1) is None, "only the most recently used adapter is compared"
 
 
 def test_reading_from_memory_marks_the_file_as_recently_used(tmp_path: Path) -> None:
@@ -395,19 +393,22 @@ def test_reading_from_memory_marks_the_file_as_recently_used(tmp_path: Path) -> 
     assert first.stat().st_mtime > second.stat().st_mtime == 1
 
 
-def test_a_cached_adapter_is_specific_to_the_tokenizer(task: Task) -> None:
+def test_a_cached_adapter_is_specific_to_the_tokenizer(task: Task, make_plan: Any) -> None:
     cache = AdapterCache()
     model = tiny_model("llama")
     one, other = (Learner(wrap_model(model, tiny_tokenizer(bos=bos)), adapters=cache) for bos in (True, False))
-    trained = one.adapt(leave_one_out(task), QUICK)
-    assert one.get_or_train("key", lambda: trained) == (trained, False)
-    assert one.has_adapter("key")
-    assert not other.has_adapter("key")
+    plan = make_plan("key", leave_one_out(task), QUICK)
+    trained, from_cache = one.adapters.get_or_train(plan)
+    assert not from_cache
+    assert one.adapters.get_or_train(plan) == (trained, True)
+    assert one.adapters.has_adapter(plan)
+    assert not other.adapters.has_adapter(plan)
 
 
-def test_prefetched_adapters_are_bounded_in_memory(task: Task) -> None:
+def test_prefetched_adapters_are_bounded_in_memory(task: Task, make_plan: Any) -> None:
     model = tiny_model("llama")
     size = Learner.wrap(model, tiny_tokenizer()).adapt(leave_one_out(task), QUICK).weights.nbytes
     learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=4 * 3 * size + 16)
-    learner.prefetch(list("abcdef"), [leave_one_out(task)] * 6, QUICK, list(range(6)))
-    assert [learner.has_adapter(key) for key in "abcdef"] == [True] * 3 + [False] * 3
+    plans = [make_plan(key, leave_one_out(task), QUICK, seed) for seed, key in enumerate("abcdef")]
+    learner.adapters.prefetch(plans)
+    assert [learner.adapters.has_adapter(plan) for plan in plans] == [True] * 3 + [False] * 3

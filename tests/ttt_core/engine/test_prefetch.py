@@ -10,8 +10,10 @@ import torch
 
 from autottt.controller.controller import Controller
 from autottt.policies.policy import FixedPolicy
-from autottt.strategies.base import get_strategy, strategies
+from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine import prefetch
+from autottt.ttt_core.engine.adapter_plan import AdapterPlan
+from autottt.ttt_core.engine.guarded import GuardedModel
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.generation import Generated
 from autottt.ttt_core.recipes import Recipe
@@ -34,11 +36,17 @@ def task_of(number: int, count: int) -> Task:
 TASKS = [task_of(number, 2 + number) for number in range(4)]
 
 
-def ready(make_learner: Any, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Learner:
+def ready(make_learner: Any, plans: Any, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Learner:
     learner: Learner = make_learner(architecture, dtype)
     learner.window.max_new_tokens = lambda task: 6  # type: ignore[method-assign]
-    learner.prefetch(list("abcd"), [leave_one_out(t) for t in TASKS], QUICK, list(range(4)))
+    learner.adapters.prefetch(plans)
     return learner
+
+
+@pytest.fixture
+def plans(make_plan: Any) -> list[AdapterPlan]:
+    """One for each task, with unequal numbers of prompts to answer."""
+    return [make_plan(key, leave_one_out(TASKS[i]), QUICK, i, asked(i)) for i, key in enumerate("abcd")]
 
 
 def asked(index: int) -> list[Task]:
@@ -47,25 +55,31 @@ def asked(index: int) -> list[Task]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_was_answered_side_by_side_is_what_each_answers_alone(architecture: str, make_learner: Any) -> None:
-    learner = ready(make_learner, architecture)
-    learner.prefetch_answers(list("abcd"), [asked(i) for i in range(4)])
-    assert len(learner.store.answers) == 4
-    for index, key in enumerate("abcd"):
-        adapter, known = learner.get_or_train(key, pytest.fail)
-        assert not known
-        before = learner.work.forward
+def test_answers_in_a_batch_equal_the_answers_of_each_adapter_alone(
+    architecture: str, make_learner: Any, plans: Any
+) -> None:
+    learner = ready(make_learner, plans, architecture)
+    learner.adapters.prefetch_answers(plans)
+    assert len(learner.adapters.answers) == 4
+    for index, plan in enumerate(plans):
+        adapter, from_cache = learner.adapters.get_or_train(replace(plan, make_examples=pytest.fail))
+        assert not from_cache
+        before = learner.guarded.charged.forward_tokens
         ahead = learner.answer(asked(index), adapter)
-        assert learner.work.forward - before >= sum(len(learner.encode(t).ids) for t in asked(index))
-        learner.store.answers.clear()
+        assert learner.guarded.charged.forward_tokens - before >= sum(
+            len(learner.window.encode(t).ids) for t in asked(index)
+        )
+        learner.adapters.answers.clear()
         alone = learner.answer(asked(index), adapter)
         for one, other in zip(ahead, alone, strict=True):
             assert one.text == other.text
             assert one.scores.log_probs == pytest.approx(other.scores.log_probs, abs=1e-3)
-        learner.prefetch_answers(list("abcd"), [asked(i) for i in range(4)])
+        learner.adapters.prefetch_answers(plans)
 
 
-def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_of_different_shapes_and_scales_answer_in_different_batches(
+    make_learner: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner: Learner = make_learner()
     learner.window.max_new_tokens = lambda task: 6  # type: ignore[method-assign]
     recipes = [
@@ -75,8 +89,9 @@ def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, mo
         replace(QUICK, target_modules=("q_proj",)),
         QUICK,
     ]
-    for number, recipe in enumerate(recipes):
-        learner.prefetch([number], [leave_one_out(TASKS[1])], recipe, [number])
+    plans = [make_plan(n, leave_one_out(TASKS[1]), recipe, n, [TASKS[1]]) for n, recipe in enumerate(recipes)]
+    for plan in plans:
+        learner.adapters.prefetch([plan])
     sizes: list[int] = []
     real = prefetch.decode_per_adapter
 
@@ -85,24 +100,24 @@ def test_adapters_of_unlike_shapes_and_scales_answer_apart(make_learner: Any, mo
         return real(loaded, prompts, *more)
 
     monkeypatch.setattr(prefetch, "decode_per_adapter", counted)
-    learner.prefetch_answers(range(5), [[TASKS[1]]] * 5)
+    learner.adapters.prefetch_answers(plans)
     assert sorted(sizes) == [1, 1, 1, 2]
     answered = []
-    for number in range(5):
-        adapter, _ = learner.get_or_train(number, pytest.fail)
-        before = learner.prefetch_seconds
+    for plan in plans:
+        adapter, _ = learner.adapters.get_or_train(replace(plan, make_examples=pytest.fail))
+        before = learner.guarded.charged.seconds
         answered.append((adapter, *learner.answer([TASKS[1]], adapter)))
-        assert learner.prefetch_seconds > before
-    learner.store.answers.clear()
+        assert learner.guarded.charged.seconds > before
+    learner.adapters.answers.clear()
     for adapter, ahead in answered:
         (alone,) = learner.answer([TASKS[1]], adapter)
         assert ahead.scores.log_probs == pytest.approx(alone.scores.log_probs, abs=1e-3)
 
 
-def test_what_was_not_asked_ahead_is_answered_as_ever(make_learner: Any) -> None:
-    learner = ready(make_learner)
-    learner.prefetch_answers(["a", "b", "unknown"], [asked(0), asked(1), asked(2)])
-    adapter, _ = learner.get_or_train("b", pytest.fail)
+def test_prompts_without_a_prefetched_answer_are_decoded(make_learner: Any, plans: Any) -> None:
+    learner = ready(make_learner, plans)
+    learner.adapters.prefetch_answers([*plans[:2], replace(plans[2], key="unknown")])
+    adapter, _ = learner.adapters.get_or_train(replace(plans[1], make_examples=pytest.fail))
     other = replace(TASKS[1], query=(9, 9, 9))
     found = learner.answer([*asked(1), other], adapter)
     learner.clear()
@@ -110,9 +125,9 @@ def test_what_was_not_asked_ahead_is_answered_as_ever(make_learner: Any) -> None
 
 
 def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
-    make_learner: Any, monkeypatch: pytest.MonkeyPatch
+    make_learner: Any, plans: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = ready(make_learner)
+    learner = ready(make_learner, plans)
     real, sizes = prefetch.decode_per_adapter, []
 
     def narrow(loaded: Any, prompts: Any, *more: Any) -> list[list[Generated]]:
@@ -123,17 +138,17 @@ def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
 
     monkeypatch.setattr(prefetch, "decode_per_adapter", narrow)
     fits = 1
-    learner.prefetch_answers(list("abcd"), [asked(i) for i in range(4)])
+    learner.adapters.prefetch_answers(plans)
     assert sizes == [1] * 4
-    assert len(learner.store.answers) == 4
+    assert len(learner.adapters.answers) == 4
     sizes.clear()
     fits = 2
-    learner.prefetch_answers(list("abcd"), [asked(0)] * 4)
+    learner.adapters.prefetch_answers([replace(plan, inference_prompts=lambda: asked(0)) for plan in plans])
     assert sizes == [2, 2]
     fits = 0
-    learner.store.answers.clear()
-    learner.prefetch_answers(list("abcd"), [asked(i) for i in range(4)])
-    assert len(learner.store.answers) == 0, "they answer when they are asked"
+    learner.adapters.answers.clear()
+    learner.adapters.prefetch_answers(plans)
+    assert len(learner.adapters.answers) == 0, "they answer when they are asked"
 
 
 @pytest.mark.parametrize("strategy", ["ttt_direct", "ttt_in_context", "ttt_augmented"])
@@ -143,18 +158,18 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     learner = make_learner()
     controller = Controller(learner, FixedPolicy(strategy))
     settings = replace(get_strategy(strategy), recipe=QUICK)  # type: ignore[type-var]
-    monkeypatch.setattr("autottt.strategies.base._REGISTRY", {**strategies(), strategy: settings})
+    monkeypatch.setattr("autottt.strategies.registry._REGISTRY", {**strategies(), strategy: settings})
     passes: list[int] = []
     handle = learner.loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
     alone = controller.solve_many(TASKS)
     one_by_one = len(passes)
     learner.clear()
-    monkeypatch.setattr(Learner, "batches_adapters", True)
+    monkeypatch.setattr(GuardedModel, "batches_adapters", True)
     side_by_side = controller.solve_many(TASKS)
     handle.remove()
     assert [r.text for r in side_by_side] == [r.text for r in alone]
     assert [r.adapted for r in side_by_side] == [True] * 4
-    assert len(learner.store.answers) == 0
+    assert len(learner.adapters.answers) == 0
     assert len(passes) - one_by_one <= one_by_one - 4
 
 
@@ -163,11 +178,12 @@ def test_a_queue_of_unlike_tasks_is_trained_in_one_batch(make_learner: Any, monk
     learner = make_learner()
     grids = [([[i, 0], [0, i]], [[0, i], [i, 0]]) for i in range(1, 5)]
     mixed = [*TASKS, make_task(grids, [[7, 0], [0, 7]], answer=[[0, 7], [7, 0]], id="grids")]
-    tokens = 2 * learner.length(TASKS[0])
+    tokens = 2 * learner.window.length(TASKS[0])
     settings = {
         kind: replace(QUICK, max_steps=steps, max_tokens_per_step=tokens) for kind, steps in (("list", 3), ("grid", 5))
     }
-    monkeypatch.setattr(learner, "recipe", lambda strategy, kind="": settings[kind])
+    recipes = {f"ttt_in_context/{kind}": recipe for kind, recipe in settings.items()}
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=recipes))
     batches: list[list[Recipe]] = []
     real = learner.trainer.adapt_many
 

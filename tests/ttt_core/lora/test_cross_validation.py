@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autottt.controller.nodes import judged
-from autottt.strategies.base import Attempt, get_strategy, run
+from autottt.strategies.base import Attempt, run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine import adapter_trainer as teaching
 from autottt.ttt_core.errors import AdaptationError, StrategyError
 from autottt.ttt_core.learner import Learner
@@ -319,18 +320,18 @@ def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
 def test_held_out_prompts_that_were_scored_before_are_not_scored_again(make_learner: Any) -> None:
     learner, task = make_learner(), task_of(3)
     crossfit(learner, task)
-    fresh = learner.work.forward
+    fresh = learner.guarded.charged.forward_tokens
     learner.clear()
-    before = learner.work.forward
+    before = learner.guarded.charged.forward_tokens
     leave = [task.leave_out(i) for i in range(3)]
     learner.score(leave)  # as the features are measured
-    scored = learner.work.forward - before
+    scored = learner.guarded.charged.forward_tokens - before
     crossfit(learner, task)
-    assert learner.work.forward - before == fresh
+    assert learner.guarded.charged.forward_tokens - before == fresh
     assert scored > 0
-    again = learner.work.forward
+    again = learner.guarded.charged.forward_tokens
     learner.score([*leave, *leave])
-    assert learner.work.forward == again
+    assert learner.guarded.charged.forward_tokens == again
 
 
 def test_folds_of_different_seeds_begin_as_unlike_adapters() -> None:
@@ -360,9 +361,9 @@ def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
     monkeypatch.setattr(decoding, "_score_once", score_once)
     monkeypatch.setattr(teaching, "train", train)
     deadline = time.monotonic() + 1000
-    before = learner.work.forward
+    before = learner.guarded.charged.forward_tokens
     crossfit(learner, task, recipe=replace(QUICK, max_steps=1), deadline=deadline)
-    assert learner.work.forward > before
+    assert learner.guarded.charged.forward_tokens > before
     assert deadline - ends[0] > 0.25, "three prompts take 0.3 seconds"
     crossfit(learner, task, recipe=replace(QUICK, max_steps=1))
     assert ends[1] > 1e9, "without a deadline none is needed"
@@ -371,10 +372,10 @@ def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
 def test_folds_that_do_not_fit_in_memory_are_refused_and_told_what_they_need(make_learner: Any) -> None:
     learner = make_learner()
     size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
-    learner.memory_bytes = 3 * teaching.COPIES * size - 1
+    learner.guarded.memory_bytes = 3 * teaching.COPIES * size - 1
     with pytest.raises(AdaptationError, match=r"3 adapters of rank 4 .* need up to .* MB; the bound is .* MB"):
         crossfit(learner, task_of(4))
-    learner.memory_bytes += 1
+    learner.guarded.memory_bytes += 1
     assert crossfit(learner, task_of(4)).weights.adapter_count == 3
 
 
@@ -396,10 +397,10 @@ def test_what_a_cross_fit_holds_stays_within_the_bound(make_learner: Any, monkey
     monkeypatch.setattr(decoding, "_score_once", score_once)
     size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
     kept.clear()
-    learner.memory_bytes = 2 * teaching.COPIES * size
+    learner.guarded.memory_bytes = 2 * teaching.COPIES * size
     crossfit(learner, task_of(8), count=2, eval_steps=1, patience=9)
     assert kept
-    assert max(kept) + 2 * teaching.RESERVED_COPIES * size <= learner.memory_bytes
+    assert max(kept) + 2 * teaching.RESERVED_COPIES * size <= learner.guarded.memory_bytes
     most = learner.guarded.max_batch_tokens()
     assert sum(tokens for _, tokens in read) > most, "otherwise nothing is to be divided"
     assert all(rows == 1 or tokens <= most for rows, tokens in read)

@@ -148,7 +148,7 @@ def test_a_deadline_that_has_passed_trains_no_step_and_the_adapter_changes_nothi
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     adapter = learner.adapt(leave_one_out(task), RECIPE, deadline=time.monotonic() - 1)
     assert (adapter.training.steps, adapter.training.stop_reason, adapter.training.losses) == (0, "deadline", ())
-    assert adapter.training.tokens == learner.work.passes == 0
+    assert adapter.training.tokens == learner.guarded.charged.token_equivalents == 0
     assert learner.score([task], adapter) == learner.score([task])
 
 
@@ -291,16 +291,17 @@ def test_an_adapter_that_fails_takes_no_other_with_it(
             torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_what_fails_is_raised_where_it_is_asked_for_and_is_no_work_of_the_others(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_in_a_batch_is_raised_by_its_own_plan_and_charged_to_no_other(
+    task: Task, make_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     prompts = leave_one_out(task)
     with monkeypatch.context() as patch:
         spoiled(patch, adapter=1, step=2)
-        learner.prefetch(["a", "b", "c"], [prompts] * 3, RECIPE, [0, 1, 2])
-    assert learner.work.backward == 0
-    assert [learner.has_adapter(key) for key in "abc"] == [True, False, True]
+        plans = [make_plan(key, prompts, RECIPE, seed) for seed, key in enumerate("abc")]
+        learner.adapters.prefetch(plans)
+    assert learner.guarded.charged.backward_tokens == 0
+    assert [learner.adapters.has_adapter(plan) for plan in plans] == [True, False, True]
     with monkeypatch.context() as patch:
         spoiled(patch, adapter=0, step=1)
         with pytest.raises(AdaptationError, match="not finite at step 1"):
@@ -469,5 +470,7 @@ def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.Mo
     monkeypatch.setattr(teaching, "train", trained)
     monkeypatch.setattr(learner.trainer, "max_batched_adapters", lambda *given: 2)
     prompts = [leave_one_out(task)] * 5
-    learner.adapt_many(prompts, replace(RECIPE, max_steps=1), list(range(5)), deadline=time.monotonic() + 100_000)
+    learner.trainer.adapt_many(
+        prompts, replace(RECIPE, max_steps=1), list(range(5)), deadline=time.monotonic() + 100_000
+    )
     assert shares == pytest.approx([40_000, 66_666, 100_000], rel=0.01)

@@ -140,7 +140,7 @@ def test_rotary_frequencies_that_follow_the_prompt_are_no_change(rope: str, task
         pad_token_id=0, bos_token_id=257, eos_token_id=256,
     )  # fmt: skip
     learner = Learner.wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
-    assert len(learner.encode(task).ids) > 32
+    assert len(learner.window.encode(task).ids) > 32
     learner.answer([task])
     learner.score([task.with_demonstrations(())])
     assert learner.verify(full=True).method == "full"

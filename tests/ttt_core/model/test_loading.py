@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as bars
 
+from autottt.strategies.base import recipe_for
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import loading as module
 from autottt.ttt_core.model.loading import LoadedModel, choose_device, choose_dtype, load_model, wrap_model
-from autottt.ttt_core.recipes import BUNDLED as BUNDLED_RECIPES
-from autottt.ttt_core.recipes import PUBLISHED, Recipe
+from autottt.ttt_core.pretraining.recipes import BUNDLED_RECIPES
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT
 from autottt.ttt_core.testing import CONTEXT, tiny_model, tiny_tokenizer
@@ -88,7 +91,7 @@ def test_a_folder_is_loaded_as_asked(make_folder: MakeFolder) -> None:
     assert (loaded.name, loaded.format.name, loaded.context_length) == (str(folder), "standard", CONTEXT)
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
-    assert loaded.recipes == PUBLISHED
+    assert loaded.recipes == {}
     original = tiny_model("llama", dtype=torch.bfloat16)
     assert all(map(torch.equal, loaded.model.parameters(), original.parameters()))
     assert loaded.tokenizer("a").input_ids == tiny_tokenizer()("a").input_ids
@@ -107,10 +110,10 @@ def test_the_format_is_chat_where_there_is_a_template(
 def test_a_chat_model_is_shown_turns_and_answers_in_them(make_folder: MakeFolder) -> None:
     learner = Learner.load(make_folder(chat=True), device="cpu", dtype="fp32")
     task = make_task([("a", "b")], "c", instruction="Next letter.")
-    text = learner.loaded.tokenizer.decode(list(learner.encode(task).ids))
+    text = learner.loaded.tokenizer.decode(list(learner.window.encode(task).ids))
     turns = [("system", "Next letter."), ("user", "a"), ("assistant", "b"), ("user", "c")]
     assert text == "".join(f"<|start|>{who}\n{what}<|end|>\n" for who, what in turns) + "<|start|>assistant\n"
-    assert len(learner.answer([task])[0].scores.hits) <= learner.max_new_tokens(task)
+    assert len(learner.answer([task])[0].scores.hits) <= learner.window.max_new_tokens(task)
 
 
 def test_chat_without_a_template_is_refused() -> None:
@@ -123,7 +126,7 @@ def test_a_template_without_system_turns_has_the_instruction_in_the_first_turn()
     refused = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     tokenizer.chat_template = refused + tokenizer.chat_template
     learner = Learner.wrap(tiny_model("llama"), tokenizer)
-    text = tokenizer.decode(list(learner.encode(make_task([("a", "b")], "c", instruction="Next letter.")).ids))
+    text = tokenizer.decode(list(learner.window.encode(make_task([("a", "b")], "c", instruction="Next letter.")).ids))
     assert text.startswith("<|start|>user\nNext letter.\n\na<|end|>")
 
 
@@ -288,11 +291,18 @@ def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> N
     (folder / "autottt.json").write_text(json.dumps({"prompt_format": "compact", "recipes": recipes}))
     learner = Learner.load(folder, device="cpu")
     assert learner.loaded.format.name == "compact"
-    assert learner.recipe("ttt_in_context") == Recipe(rank=16, max_steps=24, target_modules=("q_proj",))
-    assert learner.recipe("mine") == learner.recipe("mine", "grid") == Recipe(views=3)
-    assert learner.recipe("mine", "list") == Recipe(views=5)
-    assert learner.recipe("ttt_augmented") == PUBLISHED["ttt_augmented"]
-    assert learner.recipe("no_such") == Recipe()
+
+    def recipe(name: str, kind: str = "") -> Recipe:
+        return recipe_for(replace(get_strategy("ttt_augmented"), name=name), learner.loaded.recipes, kind)  # type: ignore[type-var]
+
+    assert recipe("ttt_in_context") == Recipe(rank=16, max_steps=24, target_modules=("q_proj",))
+    assert recipe("mine") == recipe("mine", "grid") == Recipe(views=3)
+    assert recipe("mine", "list") == Recipe(views=5)
+    published = get_strategy("ttt_augmented").default_recipe
+    assert published is not None
+    assert recipe("ttt_augmented") == recipe("no_such") == published
+    assert (published.rank, published.max_steps, published.batch_size, published.views) == (128, 250, 2, 10)
+    assert recipe_for(get_strategy("in_context"), learner.loaded.recipes, "") == Recipe()
     assert load_model(folder, device="cpu", prompt_format="chat").format.name == "chat"
 
 

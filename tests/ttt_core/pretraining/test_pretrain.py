@@ -54,7 +54,7 @@ def test_the_exported_model_loads_with_its_format_and_recipes(tmp_path):
     learner = Learner.load(tmp_path / "model", device="cpu")
     assert learner.loaded.format.name == "compact"
     assert learner.loaded.context_length == 1024
-    assert learner.recipe("ttt_in_context").max_steps < 100
+    assert learner.loaded.recipes["ttt_in_context"].max_steps < 100
     (facts,) = json.loads((tmp_path / "model" / "autottt.json").read_text())["pretraining"]
     assert (facts["steps"], facts["batch_tokens"], facts["init"]) == (2, 192, None)
     assert facts["tokens"] > 0

@@ -1,0 +1,130 @@
+"""The registry of strategies: finds the files of this folder, installed plug-ins, and those that a program registers.
+
+Knows nothing about what strategies do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from ..ttt_core.errors import StrategyError
+from .base import Strategy
+
+S = TypeVar("S")
+COST_CLASSES = ("read", "sample", "train")
+RESERVED_NAMES = ("measure", "decide", "judge", "revert")
+"""Names of the other nodes of the controller's graph."""
+ENTRY_POINTS = "autottt.strategies"
+"""The group of entry points under which an installed package names its strategies' modules."""
+PLUGINS = "AUTOTTT_PLUGINS"
+"""The environment variable with further modules or .py files, separated as in PATH."""
+_PACKAGE = __name__.rpartition(".")[0]
+_REGISTRY: dict[str, Strategy] = {}
+_DISCOVERED: list[bool] = []
+
+
+def register(cls: type[S]) -> type[S]:
+    """Class decorator: adds a strategy with its default settings to the registry, under its name.
+
+    Raises `StrategyError` when the class lacks a member of `Strategy`, when its name, cost class or number of
+    demonstrations is invalid, or when another class has the name.
+    """
+    if not cls.__module__.startswith(f"{_PACKAGE}."):
+        _discover()  # so that the names of this folder are taken
+    strategy: Strategy = cls()  # type: ignore[assignment]
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    _check(strategy, where)
+    other = type(_REGISTRY.get(strategy.name, strategy))
+    if (there := f"{other.__module__}.{other.__qualname__}") != where:
+        raise StrategyError(f"two strategies are called {strategy.name!r}: {there} and {where}")
+    _REGISTRY[strategy.name] = strategy
+    return cls
+
+
+def _check(strategy: Strategy, where: str) -> None:
+    """Raises `StrategyError` for what cannot be registered."""
+    name, needs = getattr(strategy, "name", None), getattr(strategy, "min_demonstrations", None)
+    cost_class = getattr(strategy, "cost_class", None)
+    if not (isinstance(name, str) and name.isidentifier()) or name in RESERVED_NAMES:
+        raise StrategyError(
+            f"{where}: expected a name of letters, digits and _, and not {', '.join(RESERVED_NAMES)}; received {name!r}"
+        )
+    if cost_class not in COST_CLASSES:
+        raise StrategyError(f"{where}: expected a cost_class of {', '.join(COST_CLASSES)}; received {cost_class!r}")
+    if not isinstance(needs, int) or needs < 0:
+        raise StrategyError(
+            f"{where}: expected a number of demonstrations, at least 0, as min_demonstrations; received {needs!r}"
+        )
+    members = ("name", "cost_class", "min_demonstrations", "recipe", "default_recipe", "answers_per_query", "attempt")
+    if missing := [member for member in members if member not in dir(strategy)]:
+        raise StrategyError(
+            f"{where}: expected the members of a Strategy; {', '.join(missing)} missing (a strategy without training "
+            "has recipe = default_recipe = None, and answers_per_query returns 1)"
+        )
+
+
+def _discover() -> None:
+    """Imports the modules of this folder, then those of installed packages and of `PLUGINS`, once."""
+    if _DISCOVERED:
+        return
+    _DISCOVERED.append(True)  # first: what is imported registers strategies, and comes here again
+    try:
+        for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
+            importlib.import_module(f"{_PACKAGE}.{module.name}")
+        for point in entry_points(group=ENTRY_POINTS):
+            _load_plugin(f"{point.name} ({point.value})", point.load)
+        for source in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            _load_plugin(source, partial(_import, source))
+    except BaseException:
+        _DISCOVERED.clear()
+        raise
+
+
+def _load_plugin(name: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except StrategyError:
+        raise
+    except Exception as error:
+        raise StrategyError(f"the plug-in {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import(source: str) -> None:
+    """A module by its name, or a file that ends in .py."""
+    if not source.endswith(".py"):
+        importlib.import_module(source)
+        return
+    path = Path(source).resolve()
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+        return
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise StrategyError(f"{source}: no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+
+
+def strategies() -> Mapping[str, Strategy]:
+    """Every strategy by name, cheapest cost class first."""
+    _discover()
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (COST_CLASSES.index(item[1].cost_class), item[0])))
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of that name. Raises `StrategyError` with the names there are and the nearest."""
+    known = strategies()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise StrategyError(f"no strategy is called {name!r}{hint} Known: {', '.join(known)}")
+    return known[name]
