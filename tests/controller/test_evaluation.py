@@ -167,8 +167,8 @@ def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_
     other = replace(task, id="other", query=task.demonstrations[0].input, answer=task.demonstrations[0].output)
     alone = evaluate(controller, [task, other], [CONTROLLER])[2:]
     trained: list[int] = []
-    train = learner.adapt
-    monkeypatch.setattr(learner, "adapt", lambda *a, **k: trained.append(1) or train(*a, **k))
+    train = learner.trainer.adapt_many
+    monkeypatch.setattr(learner.trainer, "adapt_many", lambda *a, **k: trained.append(1) or train(*a, **k))
     rows = evaluate(controller, [task, other], ["ttt_in_context", CONTROLLER])[2:]
     assert len(trained) == 1
     assert [r.adapted for r in rows] == [True] * 4

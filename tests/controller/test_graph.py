@@ -22,6 +22,7 @@ from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies.base import Attempt, Cost, run
 from autottt.strategies.registry import get_strategy, strategies
+from autottt.ttt_core.engine.adapter_store import AdapterStore
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import (
     AdaptationError,
@@ -143,7 +144,7 @@ def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch
         raise AdaptationError("no memory")
 
     learner.clear()
-    monkeypatch.setattr(learner, "adapt", fail)
+    monkeypatch.setattr(learner.trainer, "adapt_many", fail)
     policy = Scripted(["ttt_in_context", "ttt_augmented", "ttt_direct"])
     result = Controller(learner, policy).solve(TASK)
     assert [a.status for a in result.attempts[:3]] == ["failed"] * 3
@@ -154,7 +155,9 @@ def test_a_failed_training_escalates_and_is_never_an_answer(learner, monkeypatch
 
 @pytest.mark.parametrize("value", [None, (1,)])
 def test_after_a_failure_nothing_is_tried_that_is_not_worth_its_price(learner, monkeypatch, value):
-    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    monkeypatch.setattr(
+        learner.trainer, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory"))
+    )
     learner.clear()
     read = Attempt("in_context", value, "?", 0.5)
     monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: read)
@@ -166,7 +169,9 @@ def test_after_a_failure_nothing_is_tried_that_is_not_worth_its_price(learner, m
 
 
 def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(learner, monkeypatch):
-    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory")))
+    monkeypatch.setattr(
+        learner.trainer, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("no memory"))
+    )
     learner.clear()
     readable = Attempt("in_context", (1,), "1", 0.5)
     monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: readable)
@@ -258,7 +263,9 @@ def endless(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(type(learner.loaded.format), "ends", ())
     monkeypatch.setattr(type(learner.loaded.format), "is_valid_prefix", lambda *given: True)
     monkeypatch.setattr(
-        learner.window, "left", lambda *given: 300 if learner.adapters.most_recent(1, lambda a: True, "cpu") else 3
+        learner.window,
+        "available_tokens",
+        lambda *given: 300 if learner.adapters.cache.most_recent(1, lambda a: True, "cpu") else 3,
     )
     monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 0.0)
     return passes
@@ -301,9 +308,9 @@ def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, mon
     long = replace(QUICK, max_steps=100_000)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     cancel, steps = threading.Event(), []
-    real = Learner.cross_validate
+    real = AdapterTrainer.cross_validate
 
-    def crossfit(self: Learner, *args: Any, on_step: Any, **rest: Any) -> Any:
+    def crossfit(self: AdapterTrainer, *args: Any, on_step: Any, **rest: Any) -> Any:
         def counted(step: int, loss: float) -> None:
             steps.append(step)
             if step == 3:
@@ -312,7 +319,7 @@ def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, mon
 
         return real(self, *args, on_step=counted, **rest)
 
-    monkeypatch.setattr(Learner, "cross_validate", crossfit)
+    monkeypatch.setattr(AdapterTrainer, "cross_validate", crossfit)
     with pytest.raises(Cancelled):
         Controller(learner, FixedPolicy("ttt_crossfit")).solve(TASK, cancel=cancel)
     assert steps[-1] <= 4
@@ -390,7 +397,7 @@ def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypat
     def broken(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(learner, "adapt", broken)
+    monkeypatch.setattr(learner.trainer, "adapt_many", broken)
     with pytest.raises((KeyboardInterrupt, ModelError)):
         controller.solve(TASK)
     assert learner.verify(full=True).hash == before.hash
@@ -398,8 +405,11 @@ def test_an_error_in_a_node_leaves_the_model_proven_unchanged(learner, monkeypat
 
 def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, monkeypatch):
     learner.clear()
-    monkeypatch.setattr(learner, "adapt", lambda *a, **k: (_ for _ in ()).throw(IndexError("boom")))
-    monkeypatch.setattr(learner.trainer, "adapt_many", lambda *a, **k: (_ for _ in ()).throw(AdaptationError("boom")))
+
+    def broken(*args: Any, charged: bool = True, **settings: Any) -> Any:
+        raise IndexError("boom") if charged else AdaptationError("boom")
+
+    monkeypatch.setattr(learner.trainer, "adapt_many", broken)
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     first, second = controller.solve_many([TASK, TASK])
     for result in (first, second):
@@ -542,7 +552,7 @@ def test_a_changed_base_is_raised_even_when_a_node_fails_first():
         next(learner.loaded.model.parameters()).data = next(learner.loaded.model.parameters()).data.clone()
         raise RuntimeError("and an error of its own")
 
-    learner.adapt = vandal  # type: ignore[method-assign]
+    learner.trainer.adapt_many = vandal  # type: ignore[method-assign]
     with pytest.raises(BaseChangedError):
         Controller(learner, Scripted(["ttt_in_context"])).solve(TASK)
     with pytest.raises(BaseChangedError):
@@ -681,7 +691,7 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
 
 
 def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "prefetch", lambda *_: pytest.fail("waited"))
+    monkeypatch.setattr(AdapterStore, "prefetch", lambda *_: pytest.fail("waited"))
     controller = Controller(learner, FixedPolicy("ttt_in_context"), budget="60s")
     assert {r.status for r in controller.solve_many(many())} <= {"answered", "no_answer"}
 
@@ -729,7 +739,7 @@ def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Lear
 
     with pytest.raises(KeyboardInterrupt):
         controller.solve_many(many(), on_result=stop)
-    assert learner.adapters.prefetched == {}
+    assert learner.adapters.prefetched_bytes == 0
     charged = learner.guarded.charged - before
     assert charged.backward_tokens > 0
     again = controller.solve_many(many())
@@ -747,7 +757,7 @@ def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(
         return real(self, examples, *args, **settings)
 
     monkeypatch.setattr(AdapterTrainer, "adapt_many", adapt_many)
-    monkeypatch.setattr(learner, "memory_bytes", 1)
+    monkeypatch.setattr(learner.guarded, "memory_bytes", 1)
     learner.clear()
     Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
     assert sizes == [1, 1, 1]

@@ -21,7 +21,7 @@ from autottt.policies.parallel import Source, collect_with_workers
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answer, PromptScores
-from autottt.ttt_core.engine.guarded import Work
+from autottt.ttt_core.engine.cost import Cost, Meter
 from autottt.ttt_core.errors import (
     AdaptationError,
     BaseChangedError,
@@ -54,29 +54,43 @@ class Echo:
     loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=2)}, format=SimpleNamespace(name="compact"))
 
     def __init__(self) -> None:
-        self.work = Work()
-        self.prefetch_seconds = 0.0
+        self.guarded = Guarded()
+        self.answerer = self
+        self.window = SimpleNamespace(encode=lambda task: SimpleNamespace(ids=(0,) * 9))
         self.answered = 0
 
     def clear(self):
         self.prefix_known = False
 
-    reset_charges = clear
+    reset_charges = clear_scores = clear
 
     def read(self, task):
         return PromptScores((SCORES,) * len(task.demonstrations))
 
     def answer(self, tasks, adapter=None):
         self.answered += 1
-        self.work = Work(self.work.forward + 10 * len(tasks), self.work.backward)
+        self.guarded.charged += Cost(0.0, 10 * len(tasks), 0)
         return [Answer(t.query, "", SCORES, True) for t in tasks]
 
+    def answers(self, tasks):
+        return [self.answer(tasks)]
+
     def score(self, tasks):
-        self.work = Work(self.work.forward + len(tasks), self.work.backward)
+        self.guarded.charged += Cost(0.0, len(tasks), 0)
         return [[SCORES] for _ in tasks]
 
     def fits(self, task, answer=None):
         return True
+
+
+class Guarded:
+    """Counts what is charged."""
+
+    def __init__(self) -> None:
+        self.charged = Cost()
+
+    def meter(self):
+        return Meter(lambda: self.charged)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +103,14 @@ class Fake:
     error: Exception | None = None
     value: object = None
     training: TrainingRecord | None = None
+    recipe: Recipe | None = None
+    default_recipe: Recipe | None = None
+
+    def answers_per_query(self, recipe):
+        return 1
 
     def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None):
-        learner.guarded.charged = Work(learner.guarded.charged.forward + 100, learner.guarded.charged.backward + 50)
+        learner.guarded.charged += Cost(0.0, 100, 50)
         if self.error:
             raise self.error
         return Attempt(self.name, self.value, "", 1.0, training_record=self.training)

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from autottt.controller.cli.main import app
-from autottt.strategies.base import get_strategy, run
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine import adapter_cache
 from autottt.ttt_core.engine.adapter_cache import ABANDONED_AFTER, AdapterCache, _entry_name
 from autottt.ttt_core.errors import ModelError

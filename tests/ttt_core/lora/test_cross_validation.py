@@ -276,7 +276,7 @@ def test_the_judge_rejects_what_nothing_bears_out(after: tuple[bool, ...], votes
         assert judged(attempt, 1, 10.0, other).action == "accept", "nothing to fall back on, or nothing to decide"
     assert judged(attempt, 1, 10.0, in_context, may_keep=False).action == "accept", "a promise forbids to keep it"
     if action == "fall_back":
-        assert f"of 2 demonstrations held out, {sum(after)} right after training and 1 before" in verdict.reason
+        assert f"held-out accuracy 1/2 before training, {sum(after)}/2 after" in verdict.reason
 
 
 def test_three_demonstrations_are_enough_and_the_attempt_carries_the_evidence(make_learner: Any) -> None:

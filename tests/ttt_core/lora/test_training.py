@@ -443,17 +443,17 @@ def test_adapters_that_do_not_fit_side_by_side_are_trained_in_groups_and_come_ou
     monkeypatch.setattr(training, "BatchedAdamW", Noted)
     given = [leave_one_out(task)] * 5, RECIPE, list(range(5))
     free = Learner(wrap_model(model, tiny_tokenizer()))
-    together = free.adapt_many(*given)
+    together = free.trainer.adapt_many(*given)
     assert [count for count, _ in kept] == [5]
     kept.clear()
     bound = 4 * 2 * COPIES * together[0].weights.nbytes
     bounded = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=bound)
     steps: list[int] = []
-    apart = bounded.adapt_many(*given, on_step=lambda step, loss: steps.append(step))
+    apart = bounded.trainer.adapt_many(*given, on_step=lambda step, loss: steps.append(step))
     assert [count for count, _ in kept] == [2, 2, 1]
     assert all(nbytes <= bound / 4 for _, nbytes in kept)
     assert steps == [1, 2, 3] * 3
-    assert bounded.work == free.work
+    assert bounded.guarded.charged == free.guarded.charged
     for one, other in zip(together, apart, strict=True):
         assert one.training.losses == pytest.approx(other.training.losses, abs=1e-4)
         for a, b in zip(one.weights.tensors, other.weights.tensors, strict=True):
