@@ -15,7 +15,7 @@ from typer.cli import get_docs_for_click
 
 import autottt
 from autottt.controller.cli.main import app
-from autottt.strategies import base
+from autottt.strategies import base, registry
 
 ROOT = Path(__file__).parents[1]
 NOTE = "Written by `make docs` from the docstrings; a test holds it to the code."
@@ -36,7 +36,7 @@ def strategies_page() -> str:
     """The protocol of a strategy, and each registered one with its settings."""
     lines = ["# Strategies", "", f"Recipes, sources and how to add one: [strategies.md](../strategies.md). {NOTE}", ""]
     lines += _entry(*_definition_of(base.Strategy))
-    for name, strategy in base.strategies().items():
+    for name, strategy in registry.strategies().items():
         node, path = _definition_of(type(strategy))
         lines += _entry(node, path, title=name, members=False)
     return _text(lines)

@@ -17,7 +17,7 @@ import accuracy_cost
 import api_reference
 
 import autottt.strategies
-from autottt.strategies import base
+from autottt.strategies import registry
 from autottt.ttt_core.pretraining.generator.core import Domain, Primitive
 from autottt.ttt_core.pretraining.generator.families import domains
 
@@ -83,7 +83,7 @@ def strategies_table() -> str:
 
 
 def measured_table() -> str:
-    return str(measured_module().measured_table(RESULTS, set(base.strategies())))
+    return str(measured_module().measured_table(RESULTS, set(registry.strategies())))
 
 
 def policy_table() -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from .engine.adapter_cache import AdapterCache
 from .engine.adapter_store import AdapterStore
 from .engine.adapter_trainer import AdapterTrainer
-from .engine.answering import Answer, Answerer, PromptScores
+from .engine.answering import Answer, Answerer, PromptScores, require_single
 from .engine.guarded import GuardedModel
 from .engine.prefetch import AnswerPrefetch
 from .lora.adapter import Adapter
@@ -116,7 +116,7 @@ class Learner:
     ) -> list[Answer]:
         """One answer per task, decoded in batches: greedy, or sampled at a temperature above 0. Raises `TooLongError`,
         and `AdaptationError` for a cross-validated adapter (see `answers`)."""
-        return self.answerer.answer(tasks, adapter, temperature, seed)
+        return self.answerer.answers(tasks, require_single(adapter), temperature, seed)[0]
 
     def answers(
         self,

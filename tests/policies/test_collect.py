@@ -679,8 +679,8 @@ def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_on
     ]
     chosen = [get_strategy("ttt_in_context"), get_strategy("in_context_vote")]
     trained = []
-    train = learner.adapt
-    learner.adapt = lambda *a, **k: trained.append(1) or train(*a, **k)
+    train = learner.trainer.adapt_many
+    learner.trainer.adapt_many = lambda *a, **k: trained.append(1) or train(*a, **k)
     together = timeless(collected(tmp_path / "together", chosen, learner, tasks))
     assert len(trained) == 2
     for n in range(4):
@@ -692,7 +692,7 @@ def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_on
 
 
 def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
-    fake = dataclasses.make_dataclass("WithRecipe", [("recipe", object, None)], bases=(Fake,), frozen=True)()
+    fake = Fake(default_recipe=Recipe())
     collected(tmp_path, [fake])
     assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
     other = Echo()

@@ -66,12 +66,6 @@ class Answerer:
         with memory_errors("reading the demonstrations"), self._guarded.compute(require_single(adapter)):
             return PromptScores(self._prefix_of(self._window.encode(task), adapter, whole=True).demonstration_scores)
 
-    def answer(
-        self, tasks: Sequence[Task], adapter: Adapter | None = None, temperature: float = 0.0, seed: int = 0
-    ) -> list[Answer]:
-        """As `Learner.answer`."""
-        return self.answers(tasks, require_single(adapter), temperature, seed)[0]
-
     def answers(
         self, tasks: Sequence[Task], adapter: Adapter | None = None, temperature: float = 0.0, seed: int = 0,
         drafts: Sequence[Value | None] = (),
