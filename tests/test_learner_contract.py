@@ -603,7 +603,7 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
             else:
                 patch.setattr(torch.optim.AdamW, "step", step)
             one_step = replace(QUICK, max_steps=2 if stage == "forward" else 1)
-            with pytest.raises(AdaptationError, match=r"not a number|not numbers"):
+            with pytest.raises(AdaptationError, match="not finite"):
                 learner.adapt(leave_one_out(task), one_step)
         learner.verify(full=True)
         assert behaviour(learner, task, adapter) == of_old(architecture, task)
@@ -711,13 +711,13 @@ def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
     model = tiny_model("llama")
     asked = [*queries(task), task.with_demonstrations(task.demonstrations[:2])]
     sizes: list[int] = []
-    real = decoding._decode
+    real = decoding._BatchDecoder.run
 
-    def decode(loaded: Any, rows: Any, *more: Any, **named: Any) -> Any:
-        sizes.append(len(rows))
-        return real(loaded, rows, *more, **named)
+    def run(self: decoding._BatchDecoder) -> Any:
+        sizes.append(len(self.rows))
+        return real(self)
 
-    monkeypatch.setattr(decoding, "_decode", decode)
+    monkeypatch.setattr(decoding._BatchDecoder, "run", run)
     found = []
     for memory_bytes in (None, 1):
         learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=memory_bytes)

@@ -75,7 +75,7 @@ def test_training_can_start_from_another_adapter_without_changing_it(task: Task)
     assert second.training.losses[0] == pytest.approx(loss_under(learner, examples, first), abs=0.5)
     assert all(map(torch.equal, kept.tensors, first.weights.tensors))
     assert not all(map(torch.equal, second.weights.tensors, first.weights.tensors))
-    with pytest.raises(AdaptationError, match="cannot begin as 1 of rank 2"):
+    with pytest.raises(AdaptationError, match="cannot start from 1 of rank 2"):
         learner.adapt(examples, replace(QUICK, rank=3), start=first)
     with pytest.raises(AdaptationError, match="cannot begin"):
         learner.adapt(examples, replace(QUICK, alpha=1.0), start=first)
