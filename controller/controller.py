@@ -101,9 +101,9 @@ class Controller:
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
         bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
-        drawn. With `any_policy` a policy of another model or other recipes is used as it is. `price` is what one
-        in-context cost is worth in accuracy, in place of the price that the policy was trained at. Raises `ModelError`,
-        `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
+        drawn. With `ignore_mismatch` a policy of another model or other recipes is used as it is. `cost_weight` is the
+        accuracy that one in-context cost is worth, in place of that which the policy was trained with. Raises
+        `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -115,7 +115,7 @@ class Controller:
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
         if cost_weight is not None:
             if not isinstance(chosen, LearnedPolicy):
-                raise PolicyError(f"price: only a learned policy weighs costs; this one is {chosen.name}")
+                raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {chosen.name}")
             chosen = chosen.with_cost_weight(cost_weight)
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)

@@ -94,11 +94,7 @@ def evaluate(
     `TaskError` when an answer is not known, or when the file holds rows of other settings or other queries, and
     `StrategyError` for a name that is not known.
     """
-    for task in tasks:
-        if task.answer is None:
-            raise TaskError(
-                f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)"
-            )
+    _require_answers(tasks)
     wanted = list(dict.fromkeys(["in_context", *names]))
     for name in wanted:
         if name != CONTROLLER:
@@ -128,6 +124,15 @@ def evaluate(
                     if on_row is not None:
                         on_row(row)
     return rows
+
+
+def _require_answers(tasks: Sequence[Task]) -> None:
+    """Raises `TaskError` for a task whose answer is not known."""
+    for task in tasks:
+        if task.answer is None:
+            raise TaskError(
+                f"{task.id}: evaluating needs the right answer of every query; this one has none (use solve)"
+            )
 
 
 def settings_of(controller: Controller, seed: int) -> dict[str, Any]:

@@ -10,12 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...ttt_core.errors import TaskError
 from ...ttt_core.tasks.kinds import STANDARD, kind_of
 from ...ttt_core.tasks.readers import TASK_SUFFIXES, Problem
-from ..results import Result
+
+if TYPE_CHECKING:
+    from ..results import Result
 
 SHORT = (
     "id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "relative_seconds",

@@ -153,12 +153,15 @@ def solve(
 
     Exits with 1 when a task could not be read, or did not fit in the model; the others are answered all the same.
     """
+    from ..budget import Budget
     from .answer_files import line_of, line_of_problem
 
     if strategy is not None and policy is not None:
         raise PolicyError("--strategy and --policy: one strategy for every task leaves a policy no choice; give one")
     if (live := STDIN in files) and (len(files) > 1 or limit is not None):
         raise TaskError("- (standard input) is read line by line: give it alone, and without --limit")
+    if budget is not None:
+        Budget.parse(budget)  # before anything slow is imported
     kept = _kept(out, resume, [] if live else files, seed)
     readings = _from_stdin(seed, shown) if live else [read(files, limit, seed, shown)]
     controller = load_controller(
@@ -203,6 +206,10 @@ def _kept(out: Path | None, resume: bool, inputs: list[Path], seed: int) -> Answ
         if resume:
             raise TaskError("--resume continues a file: name it with --out")
         return None
+    if out.is_dir():
+        raise TaskError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise TaskError(f"--out {out}: there is no folder {out.parent}; create it first")
     refuse_input(out, inputs)
     if not resume:
         if out.exists():

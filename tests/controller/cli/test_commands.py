@@ -574,3 +574,24 @@ def test_every_command_has_help_with_an_example(command):
     result = runner.invoke(cli.app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Example:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--help"], "Usage"),
+        (["solve", "no_such_file.jsonl"], "no_such_file.jsonl"),
+        (["solve", "tasks.jsonl", "--budget", "soon"], "such as 10s"),
+        (["solve", "tasks.jsonl", "--out", "no_such_folder/answers.jsonl"], "no folder no_such_folder"),
+        (["solve", "tasks.jsonl", "--out", "."], "is a folder"),
+    ],
+)
+def test_what_needs_no_model_is_said_without_importing_torch(words, says, tmp_path):
+    tasks_file(tmp_path, task("a"))
+    code = (
+        "import sys; from autottt.controller.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print('exit', end.code, 'torch' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert says in ran.stdout + ran.stderr
+    assert ran.stdout.endswith(f"exit {0 if words == ['--help'] else 2} False\n")
