@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests bench-model bench-engine bench-policy pretrain docs clean
+.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -55,6 +55,9 @@ OUTCOMES ?= benchmarks/outcomes
 bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and judge it (DATA=folder, QUICK=1 for a few)
 	@$(BIN)/python benchmarks/policy.py $(DATA) --outcomes $(if $(QUICK),runs/outcomes_quick,$(OUTCOMES)) \
 		--bundle runs/policy$(if $(QUICK),_quick) --json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
+
+bench-startup: $(STAMP)  ## Measure the time until the package is imported, and until an early error is shown (QUICK=1)
+	@$(BIN)/python benchmarks/startup.py --json $(if $(QUICK),runs,benchmarks/results)/startup.json $(if $(QUICK),--quick)
 
 # The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
 # stages then take as many tokens a step in one process, and draw other tasks.
