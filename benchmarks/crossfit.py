@@ -144,7 +144,7 @@ def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
     add("right by one adapter", cases, lambda s: fmean(c.one for c in s))
     add("right by the vote of the folds", cases, lambda s: fmean(c.voted for c in s))
     add("right by the vote, with the verdict", cases, lambda s: fmean(c.judged for c in s))
-    add("work, multiples of in context", cases, lambda s: fmean(c.token_equivalents for c in s))
+    add("work, multiples of in context", cases, lambda s: fmean(c.passes for c in s))
     for words, sign in {"above 0": 1, "0": 0, "below 0": -1}.items():
         some = [c for c in cases if np.sign(round(c.after - c.before, 9)) == sign]
         better, worse = (sum(c.voted - c.in_context == way for c in some) for way in (1, -1))
