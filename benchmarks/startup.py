@@ -27,7 +27,7 @@ MAIN = "from autottt.controller.cli.main import main; main()"
 TORCH, BOTH, CONTROLLER = "import torch", "import torch, transformers", "from autottt import Controller"
 COMMANDS: dict[str, list[str]] = {
     TORCH: [TORCH],
-    BOTH: ["import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"],
+    BOTH: [BOTH],
     CONTROLLER: ["from autottt import Controller"],
     "autottt --help": [MAIN, "--help"],
     "autottt solve nofile.jsonl": [MAIN, "solve", "nofile.jsonl"],
