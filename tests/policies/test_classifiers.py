@@ -136,7 +136,7 @@ def test_heads_say_together_what_each_says_alone() -> None:
     np.testing.assert_allclose(batched_probabilities(heads[1:2])(rows[:1]), alone[:1, 1:2], rtol=1e-12)
 
 
-def test_forests_that_foretell_amounts_do_so_at_once() -> None:
+def test_forests_that_predict_costs_do_so_in_one_pass() -> None:
     rng = np.random.default_rng(0)
     rows, new = rng.normal(size=(300, 6)), rng.normal(size=(50, 6))
     amounts = [

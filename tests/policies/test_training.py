@@ -87,8 +87,8 @@ def test_the_evaluated_and_the_final_policy_have_the_same_settings(families, mon
     monkeypatch.setattr(training, "fit", noted)
     train_policy(made(families, 1), repeats=1)
     assert len(seen) == 11  # five folds twice, and the policy
-    ((candidates, foretell),) = set(seen)
-    assert ("forest" in candidates, foretell) == (families * 4 / 5 >= 200, families * 4 / 5 >= 100)
+    ((candidates, predicts_costs),) = set(seen)
+    assert ("forest" in candidates, predicts_costs) == (families * 4 / 5 >= 200, families * 4 / 5 >= 100)
 
 
 def test_a_strategy_with_too_few_demonstrations_is_answered_in_context_and_not_trained_on() -> None:
