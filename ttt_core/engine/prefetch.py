@@ -1,6 +1,6 @@
-"""Answers of many adapters at once, each to prompts of its own: one pass for all of them at each token.
+"""Answers of many adapters in one batch, each to its own prompts, decoded before a task asks for them.
 
-What makes a queue of tasks cheap on an accelerator. Knows nothing of how adapters came about.
+This makes a queue of tasks cheap on an accelerator. Knows nothing about how adapters are trained.
 """
 
 from __future__ import annotations
@@ -15,46 +15,49 @@ from ..model.context_window import ContextWindow, GenerationRequest
 from ..model.encoding import Encoded, batches_by_tokens
 from ..model.generation import MAX_BATCH_TOKENS, Generated, decode_per_adapter
 from ..model.loading import LoadedModel
-from ..model.memory import in_halves_on_out_of_memory
+from ..model.memory import HalvingQueue
 from ..tasks.task import Task
 from .guarded import GuardedModel, memory_errors
 
 
 class AnswerPrefetch:
-    """Answers of adapters that were decoded before they were asked for, to be charged when they are taken."""
+    """Answers that adapters gave ahead of use. They are charged when they are taken."""
 
     def __init__(self, guarded: GuardedModel, window: ContextWindow) -> None:
         self._guarded = guarded
         self._window = window
         self._answers: dict[int, tuple[LoraWeights, dict[Encoded, Generated], float]] = {}
+        """By the id of the weights: the weights, the answers by prompt, and the seconds of one answer."""
 
     def __len__(self) -> int:
-        """How many adapters have answered."""
+        """Number of adapters with answers."""
         return len(self._answers)
 
     def decode(self, adapters: Sequence[LoraWeights], tasks: Sequence[Sequence[Task]]) -> None:
-        """Decodes and keeps what each adapter answers to its tasks; nothing where memory does not suffice."""
-        asked = [[self._window.request(t) for t in some] for some in tasks]
+        """Decodes and stores each adapter's answers to its tasks; stores nothing where memory runs out."""
+        requests = [[self._window.request(task) for task in mine] for mine in tasks]
         with suppress(AdaptationError), memory_errors("answering"), self._guarded.compute(None):
             began = time.monotonic()
-            found = decode_for_adapters(self._guarded.loaded, adapters, asked, self._guarded.max_batch_tokens())
-            each = (time.monotonic() - began) / max(1, sum(map(len, asked)))
-            for weights, mine, answers in zip(adapters, asked, found, strict=True):
-                self._answers[id(weights)] = weights, dict(zip([a.prompt for a in mine], answers, strict=True)), each
+            answers = decode_for_adapters(self._guarded.loaded, adapters, requests, self._guarded.max_batch_tokens())
+            seconds = (time.monotonic() - began) / max(1, sum(map(len, requests)))
+            for weights, mine, generated in zip(adapters, requests, answers, strict=True):
+                by_prompt = dict(zip([request.prompt for request in mine], generated, strict=True))
+                self._answers[id(weights)] = weights, by_prompt, seconds
 
     def take(self, adapter: LoraWeights, prompts: Sequence[Encoded]) -> list[Generated]:
-        """What an adapter answered to the prompts, charged now; nothing where one is missing."""
-        _, known, seconds = self._answers.get(id(adapter), (None, {}, 0.0))
-        if not all(p in known for p in prompts):
+        """An adapter's answers to the prompts, charged now; an empty list where one is missing."""
+        _, by_prompt, seconds = self._answers.get(id(adapter), (None, {}, 0.0))
+        if not all(prompt in by_prompt for prompt in prompts):
             return []
-        found = [known[p] for p in prompts]
+        answers = [by_prompt[prompt] for prompt in prompts]
         self._guarded.charge(
-            forward=sum(g.prompt_tokens + len(g.ids) for g in found), prefetch_seconds=seconds * len(found)
+            forward=sum(answer.prompt_tokens + len(answer.ids) for answer in answers),
+            prefetch_seconds=seconds * len(answers),
         )
-        return found
+        return answers
 
     def clear(self) -> None:
-        """Drops all that was not taken, and what was."""
+        """Drops all answers."""
         self._answers.clear()
 
 
@@ -64,26 +67,25 @@ def decode_for_adapters(
     requests: Sequence[Sequence[GenerationRequest]],
     max_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[list[Generated]]:
-    """The greedy answers of each adapter to the prompts that it is asked, at least one. Adapters of one shape and with
-    as many prompts go together, those of like lengths, up to `most` tokens and fewer where memory does not suffice.
+    """The greedy answers of each adapter to its requests, at least one. Adapters of one shape and with equally many
+    requests share a batch, those of similar lengths together: up to `max_tokens` tokens, and fewer where memory runs
+    out.
     """
-    found: list[list[Generated]] = [[] for _ in requests]
-
-    def together(some: Sequence[int]) -> list[list[Generated]]:
-        mine = [requests[i] for i in some]
-        with LoraWeights.stacked([adapters[i] for i in some]).attached(loaded.model):
-            return decode_per_adapter(
-                loaded, [[a.prompt for a in one] for one in mine], [[a.max_new_tokens for a in one] for one in mine],
-                [[a.prefix_filter for a in one] for one in mine],
-            )  # fmt: skip
-
-    alike: dict[tuple[object, int], list[int]] = {}
+    answers: list[list[Generated]] = [[] for _ in requests]
+    same_shape: dict[tuple[object, int], list[int]] = {}
     for index, (weights, mine) in enumerate(zip(adapters, requests, strict=True)):
-        alike.setdefault((weights.shape_key, len(mine)), []).append(index)
-    for (_, rows), places in alike.items():
-        sizes = [rows * max(len(a.prompt.ids) + a.max_new_tokens for a in requests[i]) for i in places]
-        for group in batches_by_tokens(sizes, max_tokens):
-            for some, answers in in_halves_on_out_of_memory([places[n] for n in group], together):
-                for index, one in zip(some, answers, strict=True):
-                    found[index] = one
-    return found
+        same_shape.setdefault((weights.shape_key, len(mine)), []).append(index)
+    for (_, rows), indices in same_shape.items():
+        sizes = [rows * max(len(r.prompt.ids) + r.max_new_tokens for r in requests[i]) for i in indices]
+        groups = HalvingQueue([indices[n] for n in group] for group in batches_by_tokens(sizes, max_tokens))
+        for group in groups:
+            batch = [requests[i] for i in group]
+            with groups.halving(group), LoraWeights.stacked([adapters[i] for i in group]).attached(loaded.model):
+                decoded = decode_per_adapter(
+                    loaded, [[r.prompt for r in mine] for mine in batch],
+                    [[r.max_new_tokens for r in mine] for mine in batch],
+                    [[r.prefix_filter for r in mine] for mine in batch],
+                )  # fmt: skip
+                for index, generated in zip(group, decoded, strict=True):
+                    answers[index] = generated
+    return answers

@@ -14,10 +14,13 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -169,23 +172,21 @@ class GradientEngine:
     def losses(
         self, optimizer: BatchedAdamW, rows: Sequence[Sequence[Encoded]], dropout_seeds: Sequence[int] | None = None
     ) -> list[float]:
-        """Mean loss over the learned tokens of each adapter's rows [A][batch], in nats; leaves the gradients of it.
+        """Mean loss over the trained tokens of each adapter's rows [A][batch], in nats; adds its gradients to those of
+        the optimizer.
 
-        `chances`, a number for each adapter, decides where dropout falls. A pass that memory does not suffice for is
-        done in two halves.
+        `dropout_seeds`, one for each adapter, decide which inputs are dropped. A micro-batch that does not fit in
+        memory is halved.
         """
         step = self._step_batch(rows, dropout_seeds)
         if self.token_bytes is None:
             self.measure_memory(optimizer, max((r for mine in rows for r in mine), key=lambda r: len(r.ids)))
         jobs = self._micro_batches(step)
-
-        def run(job: Sequence[MicroBatch]) -> list[tuple[MicroBatch, list[float]]]:
-            return [(one, self._run_in_halves(optimizer, step, one)) for one in job]
-
-        done = list(map(run, jobs) if self._pool is None else self._pool.map(run, jobs))
+        work = partial(self._run_job, optimizer, step)
+        results = list(map(work, jobs) if self._pool is None else self._pool.map(work, jobs))
         totals = [0.0] * len(rows)
-        for one, losses in (pair for job in done for pair in job):
-            for adapter, loss in zip(range(one.first_adapter, one.end_adapter), losses, strict=True):
+        for micro_batch, losses in chain.from_iterable(results):
+            for adapter, loss in zip(range(micro_batch.first_adapter, micro_batch.end_adapter), losses, strict=True):
                 totals[adapter] += loss
         return totals
 
@@ -324,39 +325,38 @@ class GradientEngine:
                     begin = adapter
         return [_within(one, longest, fit) for one in whole]
 
-    def _run_in_halves(self, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch) -> list[float]:
-        """The losses of a pass, in halves where memory does not suffice."""
-        losses = self._run_micro_batch(optimizer, step, one)
-        if losses is not None:
-            return losses
-        halves = one.halves()
-        assert halves is not None
-        self._split(step, one)
-        first, second = (self._run_in_halves(optimizer, step, half) for half in halves)
-        if halves[0].end_adapter < one.end_adapter:
-            return first + second
-        return [a + b for a, b in zip(first, second, strict=True)]
+    def _run_job(
+        self, optimizer: BatchedAdamW, step: StepBatch, job: Sequence[MicroBatch]
+    ) -> list[tuple[MicroBatch, list[float]]]:
+        """Runs micro-batches that add to the same gradients, one after the other; one that does not fit in memory is
+        halved, and its halves run in its place. Returns those that ran, with their losses."""
+        results = []
+        remaining = deque(job)
+        loaded = self._models.get()
+        try:
+            while remaining:
+                micro_batch = remaining.popleft()
+                try:
+                    losses, gradients = self._forward_backward(loaded, optimizer, step, micro_batch)
+                except Exception as error:
+                    halves = micro_batch.halves()
+                    if halves is None or not out_of_memory(error):
+                        raise
+                    self._split(step, micro_batch)
+                    remaining.extendleft(reversed(halves))
+                    continue
+                optimizer.accumulate(gradients, micro_batch.first_adapter, micro_batch.end_adapter, micro_batch.shard)
+                del gradients  # before those of the next micro-batch are computed
+                results.append((micro_batch, losses))
+        finally:
+            self._models.put(loaded)
+        return results
 
     def _split(self, step: StepBatch, one: MicroBatch) -> None:
         """From now on no pass as large as this one; others may fail beside it for the same reason."""
         taken = step.padded_tokens(one) * (self.token_bytes or 0.0) * self._workers
         with self._lock:
             self._memory = min(self._memory or 0.0, taken / 2)
-
-    def _run_micro_batch(self, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch) -> list[float] | None:
-        """The losses of a pass; None where memory does not suffice, but may for less."""
-        loaded = self._models.get()
-        try:
-            try:
-                means, gradients = self._forward_backward(loaded, optimizer, step, one)
-            except Exception as error:
-                if one.halves() and out_of_memory(error):
-                    return None
-                raise
-            optimizer.accumulate(gradients, one.first_adapter, one.end_adapter, one.shard)
-            return means
-        finally:
-            self._models.put(loaded)
 
     def _forward_backward(
         self, loaded: LoadedModel, optimizer: BatchedAdamW, step: StepBatch, one: MicroBatch, backward: bool = True

@@ -180,7 +180,9 @@ class _TrainingLoop:
             began = time.monotonic()
             if began + slowest > deadline:
                 return self._stop_all("deadline")
-            self._step(step, charge)
+            rows, tokens = self._next_batches(charge)
+            losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
+            self._update(step, losses, tokens)
             if on_step is not None:
                 on_step(step + 1, fmean([run.losses[-1] for run in self._runs if run.losses] or [math.nan]))
             if monitor is not None and (any(run.error for run in self._runs) or monitor(step + 1, self.weights)):
@@ -196,13 +198,16 @@ class _TrainingLoop:
         current = {id(run): self._optimizer.weights(i, i + 1) for i, run in enumerate(self._active)}
         return LoraWeights.stacked([run.final_weights or current[id(run)] for run in self._runs])
 
-    def _step(self, step: int, charge: Callable[[int, int], None] | None) -> None:
-        """One optimizer step of all active adapters."""
+    def _next_batches(self, charge: Callable[[int, int], None] | None) -> tuple[list[list[Encoded]], list[int]]:
+        """Each active adapter's examples of the next step, and how many tokens they have, which are charged."""
         rows = [run.next_batch() for run in self._active]
         tokens = [sum(len(row.ids) for row in mine) for mine in rows]
         if charge is not None:
             charge(sum(tokens), sum(tokens))
-        losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
+        return rows, tokens
+
+    def _update(self, step: int, losses: Sequence[float], tokens: Sequence[int]) -> None:
+        """Takes an optimizer step (from 0) with the gradients, and records each active adapter's loss and tokens."""
         self._optimizer.step([run.recipe.learning_rate * _schedule(step, run.recipe) for run in self._active])
         for run, loss, count in zip(self._active, losses, tokens, strict=True):
             run.add_step(step, loss, count)

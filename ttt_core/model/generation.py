@@ -17,7 +17,7 @@ from torch import Tensor
 from . import lazy
 from .encoding import Encoded, PaddedBatch, batches_by_tokens, forward, pad, pad_id_of, stop_ids
 from .loading import LoadedModel
-from .memory import in_halves_on_out_of_memory
+from .memory import HalvingQueue
 
 MAX_BATCH_TOKENS = 16384
 """Largest number of tokens in a batch, prompts and answers together."""
@@ -114,10 +114,10 @@ def score_answers(
     A batch holds at most `max_tokens` tokens, and fewer where memory runs out.
     """
     scores: list[list[TokenScores]] = [[] for _ in prompts]
-    for group in batches_by_tokens([len(p.ids) for p in prompts], max_tokens):
-        batches = in_halves_on_out_of_memory(group, lambda g: _score_once(loaded, [prompts[i] for i in g]))
-        for indices, batch_scores in batches:
-            for index, row in zip(indices, batch_scores, strict=True):
+    groups = HalvingQueue(batches_by_tokens([len(p.ids) for p in prompts], max_tokens))
+    for group in groups:
+        with groups.halving(group):
+            for index, row in zip(group, _score_once(loaded, [prompts[i] for i in group]), strict=True):
                 scores[index] = row
     return scores
 
@@ -195,31 +195,21 @@ def decode(
     if temperature > 0 or not drafts:
         drafts = [()] * len(prompts)
     prefix_length = len(prefix.ids) if prefix else 0
-    lengths = [len(p.ids) + limit for p, limit in zip(prompts, max_new_tokens, strict=True)]
     covered = prefix is not None and len(prompts) == 1 and not drafts[0] and prefix.covers(prompts[0])
-
-    def decode_group(group: Sequence[int]) -> list[Generated]:
-        return _BatchDecoder(
-            loaded=loaded,
-            rows=[prompts[i].ids[prefix_length:] for i in group],
-            max_new_tokens=[max_new_tokens[i] for i in group],
-            prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
-            drafts=[drafts[i] for i in group],
-            prefix=prefix,
-            prefix_covers_row=covered,
-            adapters=adapters,
-            temperature=temperature,
-            generator=generator,
-            should_stop=should_stop,
-        ).run()
-
-    answers: list[dict[int, Generated]] = [{} for _ in range(adapters)]
-    for group in _groups(lengths, prompts, prefix, max_tokens // adapters, loaded.supports_padding):
-        for indices, decoded in in_halves_on_out_of_memory(group, decode_group):
-            for adapter, mine in enumerate(answers):
-                begin = adapter * len(indices)
-                mine |= dict(zip(indices, decoded[begin : begin + len(indices)], strict=True))
-    return [mine[i] for mine in answers for i in range(len(prompts))]
+    lengths = [len(p.ids) + limit for p, limit in zip(prompts, max_new_tokens, strict=True)]
+    groups = HalvingQueue(_groups(lengths, prompts, prefix, max_tokens // adapters, loaded.supports_padding))
+    answers: dict[int, Generated] = {}
+    for group in groups:
+        with groups.halving(group):
+            generated = _BatchDecoder(
+                loaded=loaded, rows=[prompts[i].ids[prefix_length:] for i in group],
+                max_new_tokens=[max_new_tokens[i] for i in group],
+                prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
+                drafts=[drafts[i] for i in group], prefix=prefix, prefix_covers_row=covered, adapters=adapters,
+                temperature=temperature, generator=generator, should_stop=should_stop,
+            ).run()  # fmt: skip
+            answers |= zip([a * len(prompts) + i for a in range(adapters) for i in group], generated, strict=True)
+    return [answers[i] for i in range(adapters * len(prompts))]
 
 
 def decode_per_adapter(
@@ -295,7 +285,7 @@ class _BatchDecoder:
             mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
             batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
         self._cache, self._batch, self._mask = cache, batch, mask
-        self._logits = prefix.logits if prefix is not None and covered else None
+        self._prefix_logits = prefix.logits if prefix is not None and covered else None
         read = [0 if covered else len(row) for row in rows]
         self._answers = [
             _AnswerBuilder(self.loaded, *settings)
@@ -316,7 +306,10 @@ class _BatchDecoder:
         """Decodes until every answer is complete, or `should_stop` is true."""
         while self.should_stop is None or not self.should_stop():
             width = self._append_drafts()  # 1. the last token of each row, and its draft
-            logits = self._forward(width)  # 2. logits of both
+            logits, self._prefix_logits = self._prefix_logits, None
+            if logits is None:  # 2. logits of both, where the cache does not hold the whole prompt
+                positions = _last_positions(self._batch.ids, width)
+                logits = forward(self.loaded.model, self._batch, positions, self._mask, self._cache)
             ids = self._choose_tokens(logits)  # 3. greedy or sampled
             accepted = self._verify(ids, logits, width)  # 4. tokens up to the first that differs from the draft
             if all(answer.done for answer in self._answers):
@@ -331,15 +324,6 @@ class _BatchDecoder:
         """Adds the drafts to the batch; returns the number of tokens of each row to choose."""
         self._batch, self._mask = _with_drafts(self._batch, self._mask, self._drafts, pad_id_of(self.loaded))
         return 1 + max(map(len, self._drafts))
-
-    def _forward(self, width: int) -> Tensor:
-        """Logits [rows * width, V] at the last positions."""
-        if self._logits is not None:
-            logits, self._logits = self._logits, None
-            return logits
-        last = torch.zeros_like(self._batch.ids, dtype=torch.bool)
-        last[:, -width:] = True
-        return forward(self.loaded.model, self._batch, last, self._mask, self._cache)
 
     def _choose_tokens(self, logits: Tensor) -> Tensor:
         if self.temperature <= 0:
@@ -385,6 +369,13 @@ class _BatchDecoder:
         self._mask = self._mask[index]
         self._drafts = [self._drafts[row] for row in rows]
         self._active = [self._active[row] for row in rows]
+
+
+def _last_positions(ids: Tensor, count: int) -> Tensor:
+    """True at the last `count` of each row's positions, [B, T]."""
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, -count:] = True
+    return positions
 
 
 def _with_drafts(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,8 +20,6 @@ GROUP = Path("/sys/fs/cgroup")
 
 SHARE = 0.5
 """Of the memory that is free, what is taken for reading, unless a bound is given."""
-
-T = TypeVar("T")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -68,21 +68,29 @@ def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
     return int(bound / (numbers * model.dtype.itemsize))
 
 
-def in_halves_on_out_of_memory(
-    items: Sequence[int], work: Callable[[Sequence[int]], T]
-) -> Iterator[tuple[Sequence[int], T]]:
-    """What `work` gives for the items: for all at once, or in halves, and halves of these, where they do not fit.
+class HalvingQueue:
+    """Groups of items to process in order. A group that does not fit in memory comes again as two halves.
 
-    What one item alone lacks memory for is raised.
+    for group in queue:
+        with queue.halving(group):
+            results[group] = work(group)
     """
-    try:
-        done = work(items)
-    except Exception as error:
-        if len(items) < 2 or not out_of_memory(error):
-            raise
-    else:
-        yield items, done
-        return
-    middle = len(items) // 2
-    for half in (items[:middle], items[middle:]):
-        yield from in_halves_on_out_of_memory(half, work)
+
+    def __init__(self, groups: Iterable[Sequence[int]]) -> None:
+        self._groups = deque(groups)
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        while self._groups:
+            yield self._groups.popleft()
+
+    @contextmanager
+    def halving(self, group: Sequence[int]) -> Iterator[None]:
+        """Puts the halves of the group in front of the others when its body runs out of memory. Other errors are
+        raised, and every error of a single item."""
+        try:
+            yield
+        except Exception as error:
+            if len(group) < 2 or not out_of_memory(error):
+                raise
+            middle = len(group) // 2
+            self._groups.extendleft((group[middle:], group[:middle]))
