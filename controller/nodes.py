@@ -81,7 +81,12 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
         affordable = time.monotonic() + expected < started + context.budget.total(cost.seconds)
         return context.policy.needs_more(features) and affordable
 
-    measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
+    def cancelled() -> bool:
+        context.raise_if_cancelled()
+        return False  # the in-context answer is given whatever the budget
+
+    with context.learner.guarded.stop_when(cancelled):
+        measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
     return Measured(measurement, started, context.learner.loaded.format.name)
 
 
@@ -174,7 +179,7 @@ def strategy_node(strategy: Strategy) -> Node:
             context.raise_if_cancelled()
             return time.monotonic() >= ends
 
-        with context.learner.answerer.stop_when(time_is_up):
+        with context.learner.guarded.stop_when(time_is_up):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
                 on_step=on_step,

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from ..ttt_core.engine.answering import Answer
 from ..ttt_core.engine.cost import Cost as Cost
-from ..ttt_core.errors import AdaptationError, AutotttError, StrategyError
+from ..ttt_core.errors import AdaptationError, AutotttError, DeadlineError, StrategyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import OnStep as OnStep
@@ -99,7 +99,7 @@ class Strategy(Protocol):
         """Answers the task. The learner is as before when it returns or raises.
 
         `deadline` is a time of `time.monotonic` by which training stops. Raises `TooLongError` when the task does not
-        fit in the context and `AdaptationError` when training fails; `run` turns the latter into a failed attempt.
+        fit in the context, and `AdaptationError` or `DeadlineError`, which `run` turns into a failed attempt.
         """
         ...
 
@@ -141,7 +141,7 @@ def run(
     meter = learner.guarded.meter()
     try:
         attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
-    except AdaptationError as error:
+    except (AdaptationError, DeadlineError) as error:
         attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
     except AutotttError:
         raise

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from autottt.ttt_core.engine.answering import Answer
-from autottt.ttt_core.errors import AdaptationError, BaseChangedError, TooLongError
+from autottt.ttt_core.errors import AdaptationError, BaseChangedError, DeadlineError, TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora import optimizer
 from autottt.ttt_core.lora.adapter import Adapter
@@ -734,3 +734,76 @@ def test_what_is_read_at_once_follows_the_model_and_the_bound(architecture: str)
     assert (1 << 20) / (4 * least) < tokens_that_fit(model, 1 << 20) < (1 << 20) / least
     assert tokens_that_fit(model, 2 << 20) == pytest.approx(2 * tokens_that_fit(model, 1 << 20), abs=1)
     assert tokens_that_fit(model, None) > tokens_that_fit(model, 1 << 20)
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """A stop condition that is true from the call after so many."""
+    count = itertools.count(1)
+    return lambda: next(count) > calls
+
+
+@every_architecture
+def test_reading_and_scoring_end_at_any_check(architecture: str, task: Task, unchanged: Any) -> None:
+    learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
+    for work in (lambda: learner.read(task), lambda: learner.score([task])):
+        total = itertools.count()
+        with learner.guarded.stop_when(lambda: next(total) < 0):  # noqa: B023
+            expected = work()
+        learner.clear()
+        for calls in range(next(total)):
+            stopped = learner.guarded.stop_when(stop_after(calls))
+            with unchanged(learner.loaded.model), stopped, pytest.raises(DeadlineError, match="allow more time"):
+                work()
+        assert work() == expected
+
+
+def test_decoding_that_is_stopped_gives_the_tokens_so_far(task: Task, unchanged: Any) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    whole = learner.answer([task])[0]
+    lengths = set()
+    for calls in range(20, 200, 7):
+        learner.read(task)
+        with unchanged(learner.loaded.model), learner.guarded.stop_when(stop_after(calls)):
+            (answer,) = learner.answer([task])
+        assert whole.text.startswith(answer.text)
+        assert answer.ended <= (answer.text == whole.text)
+        lengths.add(len(answer.scores.hits))
+    assert len(lengths) > 3
+
+
+def test_training_that_is_stopped_gives_the_weights_of_its_last_complete_step(task: Task, unchanged: Any) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    recipe = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-2, max_steps=6, batch_size=2, warmup_ratio=0.0)
+    after_step: dict[int, LoraWeights] = {}
+    uncut = learner.adapt(leave_one_out(task), recipe)
+    stopped_after = set()
+    for calls in range(0, 120, 7):
+        steps: list[float] = []
+        with unchanged(learner.loaded.model), learner.guarded.stop_when(stop_after(calls)):
+            try:
+                adapter = learner.adapt(
+                    leave_one_out(task), recipe, on_step=lambda _, loss, seen=steps: seen.append(loss)
+                )
+            except DeadlineError:
+                assert not steps, "it is stopped before the first step"
+                continue
+        record = adapter.training
+        assert record.steps == len(steps)
+        assert record.stop_reason == ("deadline" if record.steps < recipe.max_steps else "finished")
+        assert record.losses == uncut.training.losses[: record.steps]
+        same_steps = after_step.setdefault(record.steps, adapter.weights)
+        assert all(map(torch.equal, adapter.weights.tensors, same_steps.tensors)), "nothing of an incomplete step"
+        stopped_after.add(record.steps)
+    assert len(stopped_after) > 3
+
+
+def test_nothing_is_computed_once_training_is_stopped(task: Task) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    checks, steps = itertools.count(), []
+
+    def should_stop() -> bool:
+        return len(steps) == 3 and next(checks) >= 5
+
+    with learner.guarded.stop_when(should_stop):
+        learner.adapt(leave_one_out(task), replace(QUICK, max_steps=6), on_step=lambda step, _: steps.append(step))
+    assert next(checks) == 6

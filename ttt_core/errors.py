@@ -36,6 +36,10 @@ class Cancelled(AutotttError):
     """The caller cancelled the request. The model is unchanged."""
 
 
+class DeadlineError(AutotttError, TimeoutError):
+    """The deadline passed before the work was complete. The model is unchanged."""
+
+
 class StrategyError(AutotttError, LookupError):
     """A strategy is unknown, or cannot be used on this task."""
 

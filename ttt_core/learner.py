@@ -59,7 +59,7 @@ class Learner:
         """
         self.loaded = loaded
         self.guarded = GuardedModel(loaded, verify, memory_bytes)
-        self.window = ContextWindow(loaded)
+        self.window = ContextWindow(loaded, self.guarded.raise_if_stopped)
         answers = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, answers)
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)

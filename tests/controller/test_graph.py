@@ -367,6 +367,40 @@ def test_a_stream_that_is_closed_stops_training(learner, monkeypatch):
     assert learner.answer([TASK])
 
 
+@pytest.mark.parametrize("name", list(strategies()))
+def test_cancelling_ends_any_node_before_the_next_layer(name: str, learner: Learner) -> None:
+    first, second = learner.loaded.model.model.layers[0], learner.loaded.model.model.layers[1]
+    controller = Controller(learner, FixedPolicy(name))
+    passes = [0, 0]
+    cancel = threading.Event()
+    last = 10**6
+
+    def enter_first(*_: Any) -> None:
+        passes[0] += 1
+        if passes[0] == last:
+            cancel.set()
+
+    def enter_second(*_: Any) -> None:
+        passes[1] += 1
+
+    handles = [first.register_forward_hook(enter_first), second.register_forward_hook(enter_second)]
+    try:
+        learner.clear()
+        controller.solve(TASK, cancel=cancel)
+        total = passes[0]
+        for last in sorted({1, 2, max(1, total // 2), total}):
+            passes[:] = [0, 0]
+            cancel.clear()
+            learner.clear()
+            with pytest.raises(Cancelled):
+                controller.solve(TASK, cancel=cancel)
+            assert passes == [last, last - 1], "the second layer does not run once the first has cancelled"
+    finally:
+        for handle in handles:
+            handle.remove()
+    learner.verify(full=True)
+
+
 def test_nothing_begins_for_who_has_cancelled_already(learner):
     cancel = threading.Event()
     cancel.set()

@@ -5,8 +5,7 @@ Knows nothing about how adapters are trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +58,6 @@ class Answerer:
         self._prefix: tuple[LoraWeights | None, Prefix] | None = None
         self._base_answers: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
-        self._stop: Callable[[], bool] | None = None
 
     def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
         """Scores the demonstrations' answers while they are read."""
@@ -86,23 +84,14 @@ class Answerer:
             generated = decode(
                 self._loaded, prompts, [a.max_new_tokens for a in asked],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                drafts=tried, prefix_filters=[a.prefix_filter for a in asked], max_tokens=most, should_stop=self._stop,
+                drafts=tried, prefix_filters=[a.prefix_filter for a in asked], max_tokens=most,
+                should_stop=self._guarded.should_stop,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._remember_answers({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
             self._guarded.charge(forward=sum(g.prompt_tokens + len(g.ids) + g.rejected for g in generated))
             found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
-
-    @contextmanager
-    def stop_when(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """While inside, decoding asks `stop` before every pass."""
-        with self._guarded.lock.compute:
-            before, self._stop = self._stop, stop
-            try:
-                yield
-            finally:
-                self._stop = before
 
     def cached_answer(self, task: Task) -> Value | None:
         """What the base answered to the task lately."""

@@ -5,16 +5,17 @@ Knows nothing about tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
 
-from ..errors import AdaptationError, BaseChangedError
+from ..errors import AdaptationError, BaseChangedError, DeadlineError
 from ..lora.adapter import Adapter
 from ..model.fingerprint import Fingerprint, RevertProof, freeze, restoring
 from ..model.generation import MAX_BATCH_TOKENS
+from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
 from ..model.locks import lock_of
 from ..model.memory import free_memory, out_of_memory, tokens_that_fit
@@ -39,6 +40,8 @@ class GuardedModel:
         """All tokens so far, and the seconds of prefetched training and answering that have been used; see `meter`."""
         self.lock = lock_of(loaded.model)
         """Whose turn it is at the model; others around it wait for the same."""
+        self.should_stop: Callable[[], bool] | None = None
+        """Whether the caller no longer waits for the work; see `stop_when`."""
         self._fingerprint = Fingerprint(loaded.model)
         self._changed: BaseChangedError | None = None
 
@@ -82,10 +85,30 @@ class GuardedModel:
             if adapter is not None:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
-            with restoring(model), torch.inference_mode(False), torch.no_grad():
+            checks = nullcontext() if self.should_stop is None else checked_passes(model, self.raise_if_stopped)
+            with restoring(model), torch.inference_mode(False), torch.no_grad(), checks:
                 freeze(model)
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield
+
+    @contextmanager
+    def stop_when(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """While inside, `should_stop` is called before every prompt and every layer of a pass, and may raise.
+
+        Once it is true, decoding ends with the tokens so far and training with the weights of the last complete step;
+        other work raises `DeadlineError`.
+        """
+        with self.lock.compute:
+            before, self.should_stop = self.should_stop, should_stop
+            try:
+                yield
+            finally:
+                self.should_stop = before
+
+    def raise_if_stopped(self) -> None:
+        """Raises `DeadlineError`, or what `should_stop` raises, where the caller no longer waits."""
+        if self.should_stop is not None and self.should_stop():
+            raise DeadlineError("the deadline passed while the model computed; allow more time or give a shorter task")
 
     def refuse_other_base(self, adapter: Adapter) -> None:
         """Raises `AdaptationError` for an adapter of another base."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import fmean
 
-from ..errors import AdaptationError
+from ..errors import AdaptationError, DeadlineError
 from ..model.encoding import Encoded
 from ..model.loading import LoadedModel
 from ..recipes import Recipe, recipes_for_each
@@ -181,7 +181,10 @@ class _TrainingLoop:
             if began + slowest > deadline:
                 return self._stop_all("deadline")
             rows, tokens = self._next_batches(charge)
-            losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
+            try:
+                losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
+            except DeadlineError:
+                return self._stop_all("deadline")
             self._update(step, losses, tokens)
             if on_step is not None:
                 on_step(step + 1, fmean([run.losses[-1] for run in self._runs if run.losses] or [math.nan]))

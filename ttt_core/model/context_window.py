@@ -5,7 +5,7 @@ Knows nothing about how answers are decoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,13 +28,16 @@ class GenerationRequest:
 
 
 class ContextWindow:
-    """What of tasks fits in a model's context."""
+    """Encodes prompts for a model and checks that they fit in its context."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before a prompt is encoded, and may raise."""
         self._loaded = loaded
+        self._check = check
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
         """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it."""
+        self._check()
         least = 0 if answer is not None else min(min(self._output_lengths(task), default=1), self.max_new_tokens(task))
         return encode(self._loaded, task, answer, least)
 

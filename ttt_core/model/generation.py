@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DeadlineError
 from . import lazy
 from .encoding import Encoded, PaddedBatch, batches_by_tokens, forward, pad, pad_id_of, stop_ids
 from .loading import LoadedModel
@@ -309,7 +310,10 @@ class _BatchDecoder:
             logits, self._prefix_logits = self._prefix_logits, None
             if logits is None:  # 2. logits of both, where the cache does not hold the whole prompt
                 positions = _last_positions(self._batch.ids, width)
-                logits = forward(self.loaded.model, self._batch, positions, self._mask, self._cache)
+                try:
+                    logits = forward(self.loaded.model, self._batch, positions, self._mask, self._cache)
+                except DeadlineError:
+                    break
             ids = self._choose_tokens(logits)  # 3. greedy or sampled
             accepted = self._verify(ids, logits, width)  # 4. tokens up to the first that differs from the draft
             if all(answer.done for answer in self._answers):
