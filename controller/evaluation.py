@@ -150,15 +150,15 @@ def _done(file: Path, settings: Mapping[str, Any], tasks: Sequence[Task]) -> dic
     begun = read_settings(file)
     if begun is not None and begun != settings:
         raise TaskError(
-            f"{file} was begun with {json.dumps(begun)}; this run has {json.dumps(settings)}: go on with the same "
-            "options, or remove the file to begin anew"
+            f"{file} was started with {json.dumps(begun)}; this run has {json.dumps(settings)}: continue with the "
+            "same options, or remove the file to start again"
         )
     rows, digests = read_rows(file), {task.id: task.digest for task in tasks}
     for row in rows:
         if row.digest and row.digest != digests.get(row.id, row.digest):
             raise TaskError(
-                f"{file} holds a row of another query called {row.id!r}: go on with the same files and options, or "
-                "remove it to begin anew"
+                f"{file} holds a row of another query called {row.id!r}: continue with the same files and options, "
+                "or remove it to start again"
             )
     return {(row.strategy, row.id): row for row in rows}
 

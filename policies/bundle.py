@@ -20,13 +20,14 @@ import numpy as np
 
 from ..ttt_core.errors import PolicyError
 from . import lazy
+from .bundle_card import CARD, read_card, unusable_bundle
 from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
 from .trained import Change, TrainedPolicy
 from .versions import BUNDLE_VERSION
 
-CARD, ESTIMATORS = "card.json", "estimators.skops"
+ESTIMATORS = "estimators.skops"
 COST = "0/cost/"
 """Prefix of the names of cost models, which read the free features."""
 
@@ -89,7 +90,8 @@ def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -
     and the remedy.
     """
     path = Path(folder)
-    card = _read_card(path, ignore_mismatch)
+    card = read_card(path)
+    _check_features(path, card, ignore_mismatch)
     try:
         names = {int(stage): tuple(map(str, names)) for stage, names in card["feature_names"].items()}
         estimators = _read_estimators(path, card.get("estimators_sha256"), {s: len(n) for s, n in names.items()})
@@ -99,7 +101,7 @@ def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -
     except PolicyError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _refused(path, f"{CARD} has an invalid content: {type(error).__name__}: {error}") from None
+        raise unusable_bundle(path, f"{CARD} has an invalid content: {type(error).__name__}: {error}") from None
 
 
 def _from_card(
@@ -222,34 +224,19 @@ def _classifiers(policy: TrainedPolicy) -> dict[str, CalibratedClassifier]:
     return named
 
 
-def _read_card(path: Path, ignore_mismatch: bool) -> Mapping[str, Any]:
-    try:
-        card = json.loads((path / CARD).read_text("utf-8"))
-    except OSError as error:
-        raise _refused(path, f"{CARD} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise _refused(path, f"{CARD} is not JSON ({error})") from None
-    version = card.get("format_version", card.get("format")) if isinstance(card, dict) else None
-    if version != BUNDLE_VERSION:
-        received = f"version {version}" if isinstance(card, dict) else f"a {type(card).__name__}, not an object"
-        raise _refused(path, f"{CARD} is not in version {BUNDLE_VERSION} of the format, but {received}")
-    _check_features(path, card, ignore_mismatch)
-    return dict(card)
-
-
 def _check_features(path: Path, card: Mapping[str, Any], ignore_mismatch: bool) -> None:
     """Refuses a policy that reads features which this package does not measure, or in another version."""
     names = card.get("feature_names")
     for stage, known in NAMES.items():
         received = names.get(str(stage)) if isinstance(names, dict) else None
         if not isinstance(received, list) or not received:
-            raise _refused(path, f"{CARD} has no feature names of stage {stage}")
+            raise unusable_bundle(path, f"{CARD} has no feature names of stage {stage}")
         unknown = [str(name) for name in received if name not in known]
         if unknown or len(set(received)) < len(received):
             shown = ", ".join(unknown[:3] or received[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
-            raise _refused(path, f"it was trained on features that this package does not measure: {shown}")
+            raise unusable_bundle(path, f"it was trained on features that this package does not measure: {shown}")
     if card.get("features_version") != FEATURES_VERSION and not ignore_mismatch:
-        raise _refused(
+        raise unusable_bundle(
             path,
             f"it was trained on features of version {card.get('features_version')}, and this package measures version "
             f"{FEATURES_VERSION} under the same names; --ignore-mismatch (ignore_mismatch=True) accepts them",
@@ -265,20 +252,20 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
         foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
         foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS
         if foreign:
-            raise _refused(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
+            raise unusable_bundle(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
         if _sha256(file) != sha256:
-            raise _refused(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
+            raise unusable_bundle(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
         estimators: Mapping[str, Any] = lazy.io.load(file, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
                 _check_estimator(one, counts[0 if name.startswith("0/") else 1])
         return estimators
     except OSError as error:
-        raise _refused(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
+        raise unusable_bundle(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
     except PolicyError:
         raise
     except Exception as error:  # whatever zipfile, json and skops raise on a damaged archive
-        raise _refused(path, f"{ESTIMATORS} is damaged ({type(error).__name__}: {error})") from error
+        raise unusable_bundle(path, f"{ESTIMATORS} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _check_estimator(estimator: Any, features: int) -> None:
@@ -329,9 +316,3 @@ def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _refused(path: Path, reason: str) -> PolicyError:
-    return PolicyError(
-        f"{path}: not a usable policy: {reason}. Train one with `autottt train-policy STORE --out {path}`"
-    )

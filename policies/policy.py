@@ -12,20 +12,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..ttt_core.errors import PolicyError
 from .bundle import card_of, load_bundle
+from .bundle_card import BUNDLES, bundle_folder
 from .fast_inference import Floats
 from .features import NAMES, Features
 from .outcomes import BASE
 from .trained import TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
-BUNDLED = Path(__file__).parent / "bundles" / "bundled"
+BUNDLED = BUNDLES / "bundled"
 """The policy for the bundled model. Its neighbour `public` was trained on public data sets as well."""
 
 
@@ -249,13 +249,6 @@ class HeuristicPolicy:
         }  # fmt: skip
 
 
-def bundle_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: a path, or the name of a shipped bundle (`bundled`, `public`)."""
-    path = Path(source)
-    shipped = BUNDLED.parent / path
-    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_dir() else path
-
-
 def load_policy(
     source: str | os.PathLike[str] | None = None,
     *,
@@ -274,7 +267,7 @@ def load_policy(
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
-    trained = load_bundle(BUNDLED if source is None else bundle_folder(source), ignore_mismatch)
+    trained = load_bundle(BUNDLED if source is None else bundle_folder(source, BUNDLED.parent), ignore_mismatch)
     mismatch = "" if ignore_mismatch else _mismatch(trained, base_hash, prompt_format, recipe_of)
     if not mismatch:
         if source is None and not trained.released:

@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .bundle import CARD, ESTIMATORS
+from .bundle import ESTIMATORS
+from .bundle_card import CARD
 from .report import PICTURE, REPORT
 from .trained import TrainedPolicy
 

@@ -5,19 +5,22 @@ Knows nothing about what strategies do.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..ttt_core.errors import StrategyError
-from .base import Strategy
+
+if TYPE_CHECKING:
+    from .base import Strategy
 
 S = TypeVar("S")
 COST_CLASSES = ("read", "sample", "train")
@@ -82,7 +85,7 @@ def _discover() -> None:
             importlib.import_module(f"{_PACKAGE}.{module.name}")
         for point in entry_points(group=ENTRY_POINTS):
             _load_plugin(f"{point.name} ({point.value})", point.load)
-        for source in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        for source in plugin_sources():
             _load_plugin(source, partial(_import, source))
     except BaseException:
         _DISCOVERED.clear()
@@ -124,7 +127,64 @@ def get_strategy(name: str) -> Strategy:
     """The strategy of that name. Raises `StrategyError` with the names there are and the nearest."""
     known = strategies()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise StrategyError(f"no strategy is called {name!r}{hint} Known: {', '.join(known)}")
+        raise _unknown(name, known)
     return known[name]
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises `StrategyError` for a name that no strategy has. Imports strategies only if there are plug-ins that may
+    register the name, so that the error comes before torch is imported."""
+    shipped = _shipped_names()
+    for name in names:
+        if name in shipped or name in _REGISTRY:
+            continue
+        if not plugin_sources() and not entry_points(group=ENTRY_POINTS):
+            raise _unknown(name, [*shipped, *(n for n in _REGISTRY if n not in shipped)])
+        get_strategy(name)
+
+
+def plugin_sources() -> list[str]:
+    """The modules and .py files that the environment variable `PLUGINS` names."""
+    return [source for source in os.environ.get(PLUGINS, "").split(os.pathsep) if source]
+
+
+def check_plugins(sources: Iterable[str]) -> None:
+    """Raises `StrategyError` for a plug-in that does not exist. Imports nothing but the parents of a dotted module."""
+    for source in sources:
+        if source.endswith(".py"):
+            if not Path(source).is_file():
+                raise StrategyError(f"the plug-in {source} cannot be imported: there is no such file")
+            continue
+        try:
+            exists = source in sys.modules or importlib.util.find_spec(source) is not None
+        except (ImportError, ValueError):
+            exists = False
+        if not exists:
+            raise StrategyError(
+                f"the plug-in {source} cannot be imported: there is no such module, and a file ends in .py"
+            )
+
+
+def _shipped_names() -> list[str]:
+    """The names of the strategies in this folder, read from the source: importing them would import torch."""
+    folder = Path(__file__).parent
+    classes = (
+        node
+        for path in sorted(folder.glob("*.py"))
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(d) == register.__name__ for d in node.decorator_list)
+    )
+    names = (
+        statement.value.value
+        for node in classes
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "name"
+        if isinstance(statement.value, ast.Constant)
+    )
+    return [name for name in names if isinstance(name, str)]
+
+
+def _unknown(name: str, known: Collection[str]) -> StrategyError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return StrategyError(f"no strategy is called {name!r}{hint} Known: {', '.join(known)}")

@@ -28,6 +28,7 @@ OWNERS = {
     "langchain_core": "controller",
     "typer": "controller",
     "rich": "controller",
+    "filelock": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {"torch", "transformers", "peft", "sklearn", "skops", "langgraph", "langchain_core", "numpy", "typer", "rich"}

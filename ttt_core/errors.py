@@ -50,3 +50,7 @@ class PolicyError(AutotttError, ValueError):
 
 class BudgetError(AutotttError, ValueError):
     """A budget is invalid."""
+
+
+class SettingsError(AutotttError, ValueError):
+    """An option, an environment variable or a key of the configuration file is invalid."""

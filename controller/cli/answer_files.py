@@ -1,14 +1,18 @@
-"""Files of answers, as `autottt solve` writes them: what a line holds, and how a file is gone on with.
+"""Files of answers, as `autottt solve` writes them: what a line contains, and how a run continues a file.
 
 Knows nothing about solving. A file that is no file of answers is never changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,37 +21,80 @@ from ...ttt_core.tasks.kinds import STANDARD, kind_of
 from ...ttt_core.tasks.readers import TASK_SUFFIXES, Problem
 
 if TYPE_CHECKING:
+    from ..controller import Controller
     from ..results import Result
 
 SHORT = (
     "id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "relative_seconds",
     "cost", "proof", "error", "seed",
 )  # fmt: skip
-"""The fields of a line, but with `--trace`."""
+"""The fields of a line without `--trace`."""
+PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
+"""Packages whose versions an answer may depend on."""
 _BEGINNING = b'{"id": '
 """Of every line."""
 
 
-def line_of(result: Result, full: bool = False) -> str:
-    """The line of a result."""
+def package_versions() -> dict[str, str]:
+    """The installed versions of `PACKAGES`."""
+    return {name: version(name) for name in PACKAGES}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the answers of a run depend on, except for tasks and seeds, which each line has."""
+
+    model: Mapping[str, str]
+    """Name, content hash, device, precision and prompt format."""
+    policy: Mapping[str, Any]
+    """Name, version of the bundle's format (None without a bundle), and the digest of the policy's card."""
+    versions: Mapping[str, str]
+    """Of Python and of the packages."""
+
+    @classmethod
+    def of(cls, controller: Controller) -> RunFacts:
+        """The facts of a controller."""
+        learner, card = controller.learner, controller.policy.card()
+        text = json.dumps(card, sort_keys=True, default=str)
+        return cls(
+            model={
+                "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
+                "dtype": learner.guarded.precision, "prompt_format": learner.loaded.format.name,
+            },
+            policy={
+                "name": controller.policy.name, "version": card.get("format_version"),
+                "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+            },
+            versions={"python": platform.python_version(), **package_versions()},
+        )  # fmt: skip
+
+
+def line_of(result: Result, facts: RunFacts | None = None, content: bool = False) -> str:
+    """The line of a result. With `facts` it has every field; `content` adds the task's demonstrations and query."""
     plain = result.to_plain()
     if result.answer is not None and result.task.kind == "text":
         plain["text"] = kind_of(result.task).render(result.answer, STANDARD)
-    return json.dumps(plain if full else {name: plain[name] for name in SHORT})
+    if facts is None:
+        return json.dumps({name: plain[name] for name in SHORT})
+    plain["run"] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(facts)}
+    if content:
+        task = asdict(result.task)
+        plain["task"] |= {name: task[name] for name in ("instruction", "demonstrations", "query")}
+    return json.dumps(plain)
 
 
 def line_of_problem(problem: Problem) -> str:
-    """The line for a task that could not be read, for who waits for an answer to it."""
-    known = {"id": problem.id or problem.where, "status": "refused", "error": str(problem)}
-    return json.dumps({name: known.get(name) for name in SHORT})
+    """The line of a task that could not be read."""
+    fields = {"id": problem.id or problem.where, "status": "refused", "error": str(problem)}
+    return json.dumps({name: fields.get(name) for name in SHORT})
 
 
 def refuse_input(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises `TaskError` when what is to be written is a file that tasks are read from, or would be next time."""
-    for given in inputs:
-        if given.is_dir() and out.suffix.lower() in TASK_SUFFIXES and _same(given, out.parent):
-            raise TaskError(f"{out} lies in {given}, of which every file is read as tasks: write to another folder")
-        if _same(given, out):
+    """Raises `TaskError` if the output file is an input file, or would be one in the next run."""
+    for path in inputs:
+        if path.is_dir() and out.suffix.lower() in TASK_SUFFIXES and _same(path, out.parent):
+            raise TaskError(f"{out} lies in {path}, of which every file is read as tasks: write to another folder")
+        if _same(path, out):
             raise TaskError(f"{out} is the file that tasks are read from: write to another")
 
 
@@ -57,69 +104,83 @@ def _same(one: Path, other: Path) -> bool:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file of answers holds."""
+    """The content of a file of answers."""
 
     file: Path
     ids: frozenset[str]
+    """Of the tasks that were answered or tried."""
+    problems: frozenset[str]
+    """Ids or places of the tasks that could not be read."""
     models: frozenset[str]
     """Content hashes of the models that answered."""
-    whole: int
-    """Bytes of the whole lines; an interruption may have torn what comes after."""
+    complete_bytes: int
+    """Bytes of the complete lines; an interruption may have left an incomplete one after them."""
 
     @classmethod
     def read(cls, file: Path, seed: int) -> Answers:
-        """Reads a file of answers, and changes nothing. Raises `TaskError` for a line that is none, but for a last one
-        that was torn, and for one that was given with another seed."""
-        found: dict[str, str] = {}
-        whole = 0
+        """Reads a file of answers, and changes nothing.
+
+        Raises `TaskError` for a line that is not an answer, except for an incomplete last line, and for an answer with
+        another seed.
+        """
+        hashes: dict[str, str] = {}
+        problems: set[str] = set()
+        complete = 0
         for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else (), start=1):
             row = _parsed(line)
-            if row is None and _torn(line):
+            if row is None and _may_be_incomplete(line):
                 break
+            complete += len(line)
             if not line.strip():
-                whole += len(line)
                 continue
-            if not isinstance(row, dict) or not {"id", "status", "proof"} <= row.keys():
-                raise TaskError(
-                    f"{file}:{number}: expected an answer, as `autottt solve` writes them; received "
-                    f"{line[:60].decode(errors='replace')!r}. The file is left as it is: give another --out"
-                )
-            if row["status"] != "refused" and row.get("seed", seed) != seed:
-                raise TaskError(
-                    f"{file}:{number}: answered with seed {row['seed']}, and this run has seed {seed}: give "
-                    f"--seed {row['seed']} to go on, or another --out"
-                )
-            found[str(row["id"])] = str(row["proof"].get("hash", "")) if isinstance(row["proof"], dict) else ""
-            whole += len(line)
-        return cls(file, frozenset(found), frozenset(found.values()) - {""}, whole)
+            _check_row(row, line, f"{file}:{number}", seed)
+            if row["status"] == "refused" and row["proof"] is None:
+                problems.add(str(row["id"]))
+            else:
+                hashes[str(row["id"])] = str(row["proof"].get("hash", "")) if isinstance(row["proof"], dict) else ""
+        return cls(file, frozenset(hashes), frozenset(problems), frozenset(hashes.values()) - {""}, complete)
 
     def prepare_to_append(self, model: str) -> None:
-        """Cuts off what was torn, so that lines can be added. Raises `TaskError` where another model answered."""
+        """Removes an incomplete last line, so that lines can be added. Raises `TaskError` if another model answered."""
         if others := self.models - {model}:
             raise TaskError(
                 f"{self.file}: answered by the model {min(others)}, and this one is {model}: give the same --model to "
-                "go on, or another --out"
+                "continue, or another --out"
             )
         if self.file.exists():
             with self.file.open("r+b") as stream:
-                stream.truncate(self.whole)
-                stream.seek(max(0, self.whole - 1))
+                stream.truncate(self.complete_bytes)
+                stream.seek(max(0, self.complete_bytes - 1))
                 if stream.read(1) not in (b"", b"\n"):
-                    stream.write(os.linesep.encode())  # torn between a line and its end
+                    stream.write(os.linesep.encode())  # the interruption came before the end of the line
 
     @property
-    def torn(self) -> bool:
-        """Whether there is something to cut off."""
-        return self.file.exists() and self.file.stat().st_size > self.whole
+    def incomplete(self) -> bool:
+        """Whether the last line is incomplete."""
+        return self.file.exists() and self.file.stat().st_size > self.complete_bytes
+
+
+def _check_row(row: Any, line: bytes, place: str, seed: int) -> None:
+    """Raises `TaskError` for a line that is not an answer with this seed."""
+    if not isinstance(row, dict) or not {"id", "status", "proof"} <= row.keys():
+        raise TaskError(
+            f"{place}: expected an answer, as `autottt solve` writes them; received "
+            f"{line[:60].decode(errors='replace')!r}. The file is left as it is: give another --out"
+        )
+    if row["status"] != "refused" and row.get("seed", seed) != seed:
+        raise TaskError(
+            f"{place}: answered with seed {row['seed']}, and this run has seed {seed}: give --seed {row['seed']} to "
+            "continue, or another --out"
+        )
 
 
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
-def _torn(line: bytes) -> bool:
-    """Whether a line may be the beginning of an answer; only a last line has no end."""
+def _may_be_incomplete(line: bytes) -> bool:
+    """Whether a line may be the beginning of an answer: only the last line has no end."""
     return not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]

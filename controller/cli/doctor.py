@@ -1,26 +1,71 @@
-"""A self-examination: versions, device, model, policy, and a test that the weights come back."""
+"""The command `autottt doctor`: settings with their sources, versions, device, model, policy, and a test that training
+leaves the weights unchanged."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from ...strategies.base import run
-from ...strategies.registry import get_strategy
-from ...ttt_core.tasks.kinds import make_task
-from ..controller import Controller
+import typer
+from rich.text import Text
 
-_PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
+from .answer_files import package_versions
+from .console import screen
+from .options import CONFIG_VALUES, ModelOptions, PolicyOptions, load_controller, settings
+from .settings import config_file, source_of, variable
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+
+
+def doctor(ctx: typer.Context, policy: PolicyOptions, model: ModelOptions) -> None:
+    """Report settings, versions, device, model and policy, and test that training leaves the model unchanged.
+
+    Example: `autottt doctor`
+    """
+    screen.print(Text(f"configuration  {config_file()}{'' if config_file().exists() else ' (there is no such file)'}"))
+    for name, value, source in resolved(ctx):
+        screen.print(Text.assemble((f"  {name:14} ", "bold"), f"{value}", (f"  ({source})", "dim")))
+    healthy = True
+    for name, value, good in examine(load_controller(model, policy)):
+        healthy &= good
+        mark = ("ok  ", "green") if good else ("BAD ", "red")
+        screen.print(Text.assemble(mark, (f"{name:14} ", "bold"), value))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def resolved(ctx: typer.Context) -> Iterator[tuple[str, str, str]]:
+    """Every setting with its value and the source of the value: also those that this command does not take."""
+    in_file = ctx.meta.get(CONFIG_VALUES, {})
+    for name in settings():
+        if name in ctx.params or ctx.get_parameter_source(name) is not None:
+            value, source = ctx.params.get(name), source_of(ctx, name)
+        elif in_environment := os.environ.get(variable(name)):
+            value, source = in_environment, f"variable {variable(name)}"
+        else:
+            value, source = in_file.get(name), f"file {config_file()}" if name in in_file else "default"
+        yield name, _shown(value), source
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return os.pathsep.join(map(str, value)) or "not set"
+    return "not set" if value is None else str(value)
 
 
 def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
-    """Rows of (what, finding, whether it is well)."""
+    """Rows of (name, finding, whether it is as it should be)."""
+    from ...strategies.base import run
+    from ...strategies.registry import get_strategy
+    from ...ttt_core.tasks.kinds import make_task
+
     learner = controller.learner
     model = learner.loaded.model
     yield "python", platform.python_version(), True
-    yield "versions", ", ".join(f"{n} {version(n)}" for n in _PACKAGES), True
+    yield "versions", ", ".join(f"{name} {version}" for name, version in package_versions().items()), True
     yield (
         "device",
         f"{model.device}, {learner.guarded.precision}, {learner.guarded.threads} threads of {os.cpu_count()} cores",
@@ -36,10 +81,10 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
     yield "policy", controller.policy.name, True
     task = make_task([([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([7, 8, 9], [9, 8, 7])], [6, 2], id="doctor")
     attempt = run(get_strategy("ttt_in_context"), learner, task)
-    trained = attempt.training_record.steps if attempt.training_record else 0
+    steps = attempt.training_record.steps if attempt.training_record else 0
     yield (
         "training",
-        attempt.error or f"{trained} steps in {attempt.cost.seconds:.2f} s",
+        attempt.error or f"{steps} steps in {attempt.cost.seconds:.2f} s",
         attempt.training_record is not None,
     )
     proof = learner.verify(full=True)

@@ -1,140 +1,224 @@
-"""What the commands share: their options, where they print, and how they load a controller and read tasks."""
+"""The options of the commands, each declared once: groups of options, and the decorator that expands them.
+
+A command takes `model: ModelOptions`; `command` puts the fields of the group into the signature that Typer reads. Every
+command has `--debug`, and those that may run strategies have `--plugin`. Options with an environment variable are
+settings (see `settings`).
+"""
 
 from __future__ import annotations
 
-import logging
-import math
+import inspect
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...ttt_core.errors import PolicyError
+from ...strategies.registry import PLUGINS, check_plugins
+from ...ttt_core.errors import BudgetError, PolicyError, SettingsError
+from ..budget import Budget
+from .console import print_problems, quiet
+from .settings import source_of, variable
 
 if TYPE_CHECKING:
-    from ...ttt_core.tasks.readers import LoadedTasks, Problem
+    from ...ttt_core.learner import Learner
+    from ...ttt_core.tasks.readers import LoadedTasks
     from ..controller import Controller
 
-screen, errors = Console(), Console(stderr=True)
+F = TypeVar("F", bound=Callable[..., None])
+DEBUG, CONFIG_ERROR, CONFIG_VALUES = "autottt.debug", "autottt.config_error", "autottt.config_values"
+"""Keys of `Context.meta`, which the contexts of a command and of its groups share."""
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
+"""Types of devices that torch or its extensions run models on."""
+DTYPES = ("bf16", "fp32")
+FORMATS = ("chat", "standard", "compact")
 
 
-def quiet() -> None:
-    """Keeps libraries from writing between our lines."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", module=r"(transformers|torch|langgraph|langchain_core)\b.*")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def _one_of(choices: tuple[str, ...]) -> Callable[..., str | None]:
+    """A callback that refuses a value that is not among the choices."""
+
+    def check(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise _invalid(ctx, param, f"one of {', '.join(choices)}", value)
+        return value
+
+    return check
 
 
-def _plug_in(given: list[str] | None) -> list[str] | None:
-    """Puts them where this process, and workers that it starts, look for strategies; and looks."""
-    if given:
-        quiet()
-        from ...strategies.registry import PLUGINS, strategies
+def _check_device(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses what names no type of device; whether the device is there, only torch can say."""
+    if value is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", value):
+        raise _invalid(ctx, param, f"one of {', '.join(DEVICES)}, or one with an index such as cuda:1", value)
+    return value
 
-        known = filter(None, [os.environ.get(PLUGINS)])
-        os.environ[PLUGINS] = os.pathsep.join([*known, *given])
-        strategies()
-    return given
+
+def _check_budget(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    try:
+        if value is not None:
+            Budget.parse(value)
+    except BudgetError as error:
+        raise BudgetError(f"{source_of(ctx, param.name or '')}: {error}") from None
+    return value
+
+
+def _invalid(ctx: typer.Context, param: typer.CallbackParam, expected: str, value: object) -> SettingsError:
+    return SettingsError(f"{source_of(ctx, param.name or '')}: expected {expected}; received {value!r}")
+
+
+def _setting(name: str, text: str, *declarations: str, **more: Any) -> Any:
+    """An option that is also an environment variable and a key of the configuration file."""
+    return typer.Option(*declarations, envvar=variable(name), help=text, **more)
+
+
+def _note_debug(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[DEBUG] = value
+    return value
 
 
 Files = Annotated[
     list[Path], typer.Argument(help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages.")
 ]
-Model = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a causal language model; default: the bundled one.")
+Seed = Annotated[int, _setting("seed", "The same seed gives the same answers.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Use this many tasks of each file: a sample that the seed determines.")
 ]
-Policy = Annotated[
-    Path | None, typer.Option(help="Folder of a policy bundle, or `public`; default: the one that fits the model.")
+Demonstrations = Annotated[
+    int | None, typer.Option(min=1, help="Demonstrations per task of a file that does not separate them from queries.")
 ]
-IgnoreMismatch = Annotated[
-    bool,
-    typer.Option("--ignore-mismatch", help="Use --policy even if it was trained for another model or other recipes."),
-]
-Seed = Annotated[int, typer.Option(help="Same seed, same answers.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use this many tasks of each file, drawn by the seed.")]
-Shown = Annotated[
-    int | None, typer.Option("--demonstrations", min=1, help="Demonstrations to draw where a file leaves it open.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps ...; default: the best there is.")]
-Dtype = Annotated[str | None, typer.Option(help="bf16 or fp32; default: what the device computes fastest.")]
-Format = Annotated[
-    str | None, typer.Option("--prompt-format", help="chat, standard or compact; default: what fits the model.")
-]
-Plugin = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin", metavar="MODULE_OR_FILE", callback=_plug_in,
-        help="Module or .py file with strategies of your own; may be repeated.",
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Plugins = Annotated[
+    list[Path] | None,
+    _setting(
+        "plugins", "Module or .py file with your own strategies; may be repeated.", "--plugin",
+        metavar="MODULE_OR_FILE",
     ),
 ]  # fmt: skip
-CostWeight = Annotated[
-    float | None,
-    typer.Option(
-        "--cost-weight", help="Accuracy that one in-context cost is worth; default: what the policy was trained at."
-    ),
+_Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True, callback=_note_debug)
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def load_controller(**options: Any) -> Controller:
-    """See `Controller.from_pretrained`."""
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model answers, and how it is loaded."""
+
+    model: Annotated[
+        str | None, _setting("model", "Folder or hub id of a causal language model; default: the bundled model.")
+    ] = None
+    device: Annotated[
+        str | None,
+        _setting("device", "cpu, cuda, cuda:1, mps ...; default: a GPU if there is one.", callback=_check_device),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        _setting("dtype", "bf16 or fp32; default: the faster one on the device.", callback=_one_of(DTYPES)),
+    ] = None
+    prompt_format: Annotated[
+        str | None,
+        _setting("prompt_format", "chat, standard or compact; default: fits the model.", callback=_one_of(FORMATS)),
+    ] = None  # fmt: skip
+
+    def load_learner(self) -> Learner:
+        """The model, without a policy."""
+        quiet()
+        from ...ttt_core.learner import Learner
+
+        return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Which policy decides."""
+
+    policy: Annotated[
+        Path | None,
+        _setting("policy", "Folder of a policy bundle, or `public`; default: the shipped one that fits the model."),
+    ] = None
+    ignore_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-mismatch", help="Use --policy even if it was trained for another model or other recipes."
+        ),
+    ] = False
+    cost_weight: Annotated[
+        float | None,
+        _setting(
+            "cost_weight", "Accuracy that one in-context cost is worth; default: the cost weight of the training.",
+            min=0.0,
+        ),
+    ] = None  # fmt: skip
+
+    def check(self) -> None:
+        """Raises `PolicyError` if the folder is not a bundle of the format that this version reads."""
+        check_bundle(self.policy)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which tasks of the files are used."""
+
+    seed: Seed = 0
+    limit: Limit = None
+    demonstrations: Demonstrations = None
+
+    def read(self, files: list[Path]) -> LoadedTasks:
+        """The tasks of files. Problems are printed."""
+        from ...ttt_core.tasks.readers import read_tasks
+
+        loaded = read_tasks(files, limit=self.limit, seed=self.seed, demonstrations=self.demonstrations)
+        print_problems(loaded.problems)
+        return loaded
+
+
+@dataclass(frozen=True)
+class ResourceOptions:
+    """What an answer may take, and where adapters are stored."""
+
+    budget: Annotated[
+        str | None,
+        _setting("budget", "Per query: 10s, or 20x the in-context time.", callback=_check_budget),
+    ] = None
+    adapters: Annotated[
+        Path | None, _setting("adapters", "Store trained adapters in this folder and reuse those in it.")
+    ] = None
+    memory: Annotated[
+        float | None, _setting("memory", "GiB for training and answering, without the model itself.", min=0.0)
+    ] = None
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Queries that are decided on, and trained for, side by side; 1 answers soonest.")
+    ] = 32
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else round(self.memory * (1 << 30))
+
+
+def check_bundle(*folders: Path | None) -> None:
+    """Raises `PolicyError` for a folder that is not a policy bundle, before anything slow is imported."""
+    from ...policies.bundle_card import bundle_folder, read_card
+
+    for folder in folders:
+        if folder is not None:
+            read_card(bundle_folder(folder))
+
+
+def load_controller(model: ModelOptions, policy: PolicyOptions, **more: Any) -> Controller:
+    """See `Controller.from_pretrained`, which gets `more` as well."""
+    policy.check()
     quiet()
+    from ...strategies.registry import strategies
     from ..controller import Controller
 
-    return Controller.from_pretrained(**options)
-
-
-def read(files: list[Path], limit: int | None, seed: int, shown: int | None) -> LoadedTasks:
-    """The tasks; problems are printed."""
-    from ...ttt_core.tasks.readers import read_tasks
-
-    reading = read_tasks(files, limit=limit, seed=seed, demonstrations=shown)
-    print_problems(reading.problems)
-    return reading
-
-
-def print_problems(problems: Iterable[Problem]) -> None:
-    """A line each."""
-    for problem in problems:
-        warn(f"problem: {problem}")
-
-
-def warn(text: str) -> None:
-    """A line on standard error."""
-    errors.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def progress(*, hidden: bool = False) -> Progress:
-    """A bar on standard error, where that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=errors, transient=True, disable=hidden or not errors.is_terminal,
-        speed_estimate_period=3600,  # one task may take minutes
+    strategies()  # a plug-in that cannot be imported is an error before the model is loaded
+    return Controller.from_pretrained(
+        model=model.model, policy=policy.policy, device=model.device, dtype=model.dtype,
+        prompt_format=model.prompt_format, ignore_mismatch=policy.ignore_mismatch, cost_weight=policy.cost_weight,
+        **more,
     )  # fmt: skip
-
-
-@contextmanager
-def telling(what: str) -> Iterator[Callable[[int, int], None]]:
-    """What is to be told how many of how many are done: a bar, or where nobody watches a line each minute."""
-    with progress() as bars:
-        bar, said = bars.add_task(what, total=None), -math.inf
-
-        def tell(done: int, total: int) -> None:
-            nonlocal said
-            bars.update(bar, completed=done, total=total)
-            if not errors.is_terminal and time.monotonic() > said + 60:
-                said = time.monotonic()
-                errors.print(f"{what}: {done} of {total}", highlight=False)
-
-        yield tell
 
 
 def make_folders(**folders: Path) -> None:
@@ -143,15 +227,87 @@ def make_folders(**folders: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PolicyError(f"--{option} {folder}: no folder can be made there ({error.strerror})") from None
+            raise PolicyError(f"--{option} {folder}: the folder cannot be created ({error.strerror})") from None
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PolicyError(f"--{option} {folder}: this folder cannot be written to")
+            raise PolicyError(f"--{option} {folder}: the folder cannot be written to")
 
 
-@contextmanager
-def interruptible(kept: str) -> Iterator[None]:
-    """An interruption inside says what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept) from None
+def settings() -> dict[str, object]:
+    """Every setting with its type."""
+    groups = (ModelOptions, PolicyOptions, ResourceOptions, TaskOptions)
+    hints = {n: h for group in groups for n, h in get_type_hints(group, include_extras=True).items()}
+    return {name: hint for name, hint in (hints | {"plugins": _Plugins}).items() if _envvar(hint)}
+
+
+def _envvar(hint: object) -> str | None:
+    return next((o.envvar for o in getattr(hint, "__metadata__", ()) if isinstance(o.envvar, str)), None)
+
+
+def command(app: typer.Typer, name: str | None = None, *, plugins: bool = True) -> Callable[[F], F]:
+    """Adds a function to an application as a command, with its groups of options expanded.
+
+    The function itself is returned unchanged. `plugins` adds `--plugin`.
+    """
+
+    def add(function: F) -> F:
+        app.command(name)(_expanded(function, plugins))
+        return function
+
+    return add
+
+
+def _expanded(function: Callable[..., None], plugins: bool) -> Callable[..., None]:
+    """A function with the signature that Typer reads, which calls `function` with groups of options."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = {"ctx": _parameter("ctx", typer.Context)}
+    for name, parameter in inspect.signature(function).parameters.items():
+        own = _fields(groups[name]) if name in groups else {name: _parameter(name, hints[name], parameter.default)}
+        parameters |= own
+    parameters |= {"plugins": _parameter("plugins", _Plugins, None)} if plugins else {}
+    parameters |= {"debug": _parameter("debug", _Debug, False)}
+
+    @wraps(function)
+    def run(ctx: typer.Context, **values: Any) -> None:
+        if CONFIG_ERROR in ctx.meta:
+            raise ctx.meta[CONFIG_ERROR]
+        del values["debug"]  # its callback has noted it
+        use_plugins(values.pop("plugins", None) or [])
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        function(**({"ctx": ctx} if "ctx" in hints else {}), **values)
+
+    run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return run
+
+
+def _fields(group: Any) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return {
+        field.name: _parameter(
+            field.name, hints[field.name], inspect.Parameter.empty if field.default is MISSING else field.default
+        )
+        for field in fields(group)
+    }
+
+
+def _parameter(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def use_plugins(sources: list[Path]) -> None:
+    """Makes plug-ins known to the registry, also in worker processes. Raises `StrategyError` for a missing one."""
+    names = [str(source) for source in sources]
+    check_plugins(names)
+    if names:
+        os.environ[PLUGINS] = os.pathsep.join(names)
+
+
+def defaults_of(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `default_map` of a group of commands: for every command, the settings that it takes."""
+    return {
+        name: defaults_of(child, values) if hasattr(child, "commands") else
+        {p.name: values[p.name] for p in child.params if p.envvar and p.name in values}
+        for name, child in group.commands.items()
+    }  # fmt: skip

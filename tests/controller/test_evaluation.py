@@ -133,7 +133,7 @@ def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, make_learner, tas
         (Controller(make_learner(seed=1), FixedPolicy("in_context")), 0),
     ]
     for other, seed in others:
-        with pytest.raises(TaskError, match=r"was begun with .*\"seed\": 0.*this run has .*to begin anew"):
+        with pytest.raises(TaskError, match=r"was started with .*\"seed\": 0.*this run has .*to start again"):
             evaluate(other, [task], [], seed=seed, file=file)
     with pytest.raises(TaskError, match="holds a row of another query called 'task'"):
         evaluate(controller, [replace(task, query=(1, 2))], [], file=file)

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from autottt.policies.bundle import CARD, ESTIMATORS, load_bundle, save_bundle
+from autottt.policies.bundle import ESTIMATORS, load_bundle, save_bundle
+from autottt.policies.bundle_card import CARD
 from autottt.policies.classifiers import (
     CANDIDATES,
     BinaryTarget,

@@ -10,6 +10,7 @@ from sklearn.dummy import DummyClassifier
 
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import load_bundle, save_bundle
+from autottt.policies.bundle_card import bundle_folder
 from autottt.policies.classifiers import CalibratedClassifier
 from autottt.policies.features import NAMES, STAGE_0, Features
 from autottt.policies.policy import (
@@ -18,7 +19,6 @@ from autottt.policies.policy import (
     FixedPolicy,
     HeuristicPolicy,
     LearnedPolicy,
-    bundle_folder,
     load_policy,
 )
 from autottt.policies.trained import NEVER, Change

@@ -46,21 +46,21 @@ def test_a_file_with_anything_but_answers_is_refused(tmp_path, text):
 def test_what_an_interruption_left_is_gone_on_with(tmp_path, torn):
     file = tmp_path / "answers.jsonl"
     file.write_text(line("a") + torn)
-    found = Answers.read(file, 0)
+    answers = Answers.read(file, 0)
     whole = torn == line("b")[:-1]
-    assert found.ids == ({"a", "b"} if whole else {"a"})
-    assert found.torn == (bool(torn) and not whole)
+    assert answers.ids == ({"a", "b"} if whole else {"a"})
+    assert answers.incomplete == (bool(torn) and not whole)
     assert file.read_text() == line("a") + torn, "reading changes nothing"
-    found.prepare_to_append(MODEL)
+    answers.prepare_to_append(MODEL)
     assert file.read_text() == line("a") + (line("b") if whole else "")
 
 
 def test_a_file_that_is_not_there_or_empty_has_no_answers(tmp_path):
     file = tmp_path / "answers.jsonl"
     for _ in range(2):
-        found = Answers.read(file, 0)
-        found.prepare_to_append(MODEL)
-        assert (found.ids, found.torn) == (frozenset(), False)
+        answers = Answers.read(file, 0)
+        answers.prepare_to_append(MODEL)
+        assert (answers.ids, answers.incomplete) == (frozenset(), False)
         file.touch()
 
 
@@ -70,10 +70,10 @@ def test_answers_of_another_seed_or_model_are_not_gone_on_with(tmp_path):
     file.write_text(text)
     with pytest.raises(TaskError, match=r":1: answered with seed 3, and this run has seed 0: give --seed 3"):
         Answers.read(file, 0)
-    found = Answers.read(file, 3)
-    assert found.ids == {"a", "b", "c"}
+    answers = Answers.read(file, 3)
+    assert answers.ids == {"a", "b", "c"}
     with pytest.raises(TaskError, match=f"answered by the model {MODEL}, and this one is another"):
-        found.prepare_to_append("another")
+        answers.prepare_to_append("another")
     assert file.read_text() == text
 
 

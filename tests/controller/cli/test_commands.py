@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from autottt.controller.cli import console
 from autottt.controller.cli import main as cli
+from autottt.controller.cli.answer_files import SHORT
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
@@ -58,13 +60,13 @@ def call(*words: str) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
     sys.argv = ["autottt", *words]
-    cli.errors.file, cli.screen.file = err, out
+    console.errors.file, console.screen.file = err, out
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
             cli.main()
     finally:
         sys.argv = before
-        cli.errors.file = cli.screen.file = None  # type: ignore[assignment]
+        console.errors.file = console.screen.file = None  # type: ignore[assignment]
     return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
 
 
@@ -96,8 +98,9 @@ def test_bad_tasks_are_reported_the_others_answered_and_the_exit_is_1(tmp_path, 
     code, out, err = call("solve", file, "--model", model)
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    assert [line["id"] for line in lines] == ["a", "long", "c"]
-    assert lines[1]["status"] == "refused"
+    assert [line["id"] for line in lines] == [f"{file}:2", "b", "a", "long", "c"], "as from standard input"
+    assert [line["status"] == "refused" for line in lines] == [True, True, False, True, False]
+    assert {tuple(line) for line in lines} == {SHORT}
     assert "tasks.jsonl:2" in err
     assert "tasks.jsonl:3" in err
     assert "tokens" in err
@@ -154,7 +157,7 @@ def test_an_interruption_says_what_is_kept(tmp_path, model, monkeypatch):
         code, _, err = call(*words, "--out", str(out), "--batch-size", "3")
         assert code == 130
         assert err.count("\n") == 1
-        assert "out.jsonl keeps the answers so far, and --resume goes on" in err
+        assert "out.jsonl keeps the answers so far, and --resume continues" in err
         code, printed, err = call(*words)
         assert (code, len(printed.splitlines())) == (130, 1)
         assert "--out FILE keeps the answers" in err
@@ -308,14 +311,14 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
     monkeypatch.setattr(evaluation, "_row", interrupted)
     code, _, err = call(*words)
     assert code == 130
-    assert "out.rows.jsonl keeps the rows so far, and --resume goes on" in err
+    assert "out.rows.jsonl keeps the rows so far, and --resume continues" in err
     assert not out.exists()
     kept = tmp_path / "out.rows.jsonl"
     before = kept.read_text()
     for other in ([], ["--resume", "--seed", "7"], ["--resume", "--dtype", "bf16"]):
         code, _, err = call(*words, *other)
         assert code == 2
-        assert "to begin anew" in err
+        assert "to start again" in err
         assert kept.read_text() == before
     assert call(*words, "--resume")[0] == 0
     assert calls == ["a", "b", "b"]
@@ -393,7 +396,7 @@ def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, option):
     code, out, err = call("train-policy", str(tmp_path / "store"), *(part for pair in places.items() for part in pair))
     assert code == 2
     assert out == ""
-    assert f"{option} {file / 'inside'}: no folder can be made there" in err.replace("\n", "")
+    assert f"{option} {file / 'inside'}: the folder cannot be created" in err.replace("\n", "")
 
 
 def test_outcomes_of_one_of_several_models_are_named(tmp_path):

@@ -1,0 +1,180 @@
+"""The commands that collect, import and show outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...policies.outcomes import BASE
+from ...strategies.registry import check_names
+from ...ttt_core.errors import TaskError
+from .console import interruptible, line, quiet, reporting, screen, warn
+from .evaluate import split_names
+from .options import ModelOptions, TaskOptions, command, make_folders
+
+if TYPE_CHECKING:
+    from ...policies.outcomes import Outcome, OutcomeStore
+    from ...ttt_core.tasks.task import Task
+
+outcomes_app = typer.Typer(no_args_is_help=True, help="Show collected outcomes, and import others.")
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Which processes collect outcomes."""
+
+    workers: Annotated[int, typer.Option(min=1, help="Processes, with one model each.")] = 1
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the workers; `local` starts one.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class GeneratedOptions:
+    """Tasks of the generator that outcomes are collected on."""
+
+    generated: Annotated[int, typer.Option(min=0, help="Also this many tasks of the generator's policy families.")] = 0
+    queries_per_task: Annotated[
+        int, typer.Option(min=1, help="Queries of each generated task; they share its adapters.")
+    ] = 1
+
+    def tasks(self, seed: int) -> list[Task]:
+        """The generated tasks."""
+        if not self.generated:
+            return []
+        from ...ttt_core.pretraining.generator.families import draw_tasks
+
+        return list(draw_tasks("policy", self.generated, seed, queries=self.queries_per_task))
+
+
+def collect(
+    store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
+    generated: GeneratedOptions,
+    workers: WorkerOptions,
+    model: ModelOptions,
+    tasks: TaskOptions,
+    files: Annotated[list[Path] | None, typer.Argument(help="Task files or folders.")] = None,
+    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
+        "in_context,in_context_vote,ttt_in_context,ttt_augmented"
+    ),
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the strategies, separated by commas; default: --seed.")
+    ] = None,
+) -> None:
+    """Run every strategy on every task and store the result and the cost of each, to train a policy on.
+
+    Example: `autottt collect --generated 200 --store runs/outcomes --workers 2`
+
+    It can be interrupted: the same command continues where it stopped.
+    """
+    names = split_names(strategies)
+    check_names(names)
+    if not set(names) - {BASE}:
+        raise TaskError(
+            f"--strategies {strategies!r}: {BASE} is run anyway, and a policy chooses between it and others; name some"
+        )
+    strategy_seeds = _seeds(seeds) if seeds else [tasks.seed]
+    if not files and not generated.generated:
+        raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
+    make_folders(store=store)
+    loaded = tasks.read(files) if files else None
+    all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
+    with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
+        stored = _collect(all_tasks, names, strategy_seeds, store, model, workers)
+    line(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...")
+    if len(models := {o.base_hash for o in stored}) > 1:
+        warn(
+            f"they are of {len(models)} models, and a policy is for one: train-policy --model-hash HASH selects those "
+            "of one"
+        )
+    if loaded and loaded.problems:
+        raise typer.Exit(1)
+
+
+def _collect(
+    tasks: list[Task], names: list[str], seeds: list[int], folder: Path, model: ModelOptions, options: WorkerOptions
+) -> list[Outcome]:
+    """Collects what a store lacks, in this process or in workers, and returns what it then holds."""
+    quiet()
+    from ...policies.collect import collect
+    from ...policies.outcomes import OutcomeStore
+    from ...policies.parallel import Source, collect_with_workers
+    from ...strategies.registry import get_strategy
+
+    store, chosen = OutcomeStore(folder), [get_strategy(name) for name in names]
+    with reporting("collecting") as on_progress:
+        if options.workers == 1 and options.ray is None:
+            collect(model.load_learner(), tasks, chosen, seeds, store, on_progress)
+        else:
+            source = Source(model.model, model.device, model.dtype, model.prompt_format)
+            collect_with_workers(
+                source, tasks, chosen, seeds, store, workers=options.workers, ray_address=options.ray,
+                on_progress=on_progress,
+            )  # fmt: skip
+    return store.read()
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise TaskError(
+            f"--seeds: expected whole numbers separated by commas, such as 0,1,2; received {text!r}"
+        ) from None
+
+
+@command(outcomes_app, "show", plugins=False)
+def show(store: Annotated[Path, typer.Argument(help="Folder of outcomes.")]) -> None:
+    """Summarise a store: how often each strategy was right, what it cost, and what failed.
+
+    Example: `autottt outcomes show runs/outcomes`
+    """
+    from ...policies.outcomes import OutcomeStore
+    from .display import show_outcomes
+
+    screen.print(show_outcomes(read_outcomes(OutcomeStore(store))))
+
+
+@command(outcomes_app, "import", plugins=False)
+def import_outcomes(
+    file: Annotated[Path, typer.Argument(help="CSV with task, seed, strategy, accuracy and cost.")],
+    store: Annotated[Path, typer.Option(help="Folder that outcomes are added to.")],
+    in_context: Annotated[str, typer.Option(help="The table's name for answering in context.")] = "in_context",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model that answered; default: the name of the file.")
+    ] = None,
+) -> None:
+    """Add outcomes that were measured elsewhere to a store.
+
+    Example: `autottt outcomes import table.csv --store runs/elsewhere --in-context ICL_10`
+    """
+    from ...policies.imported import import_csv
+    from ...policies.outcomes import OutcomeStore
+
+    outcomes = import_csv(file, in_context=in_context, model=name)
+    new = add_outcomes(OutcomeStore(store), outcomes)
+    line(f"{len(new)} outcomes added to {store}; {len(outcomes) - len(new)} are there already")
+
+
+def add_outcomes(store: OutcomeStore, outcomes: list[Outcome]) -> list[Outcome]:
+    """Adds to a store the outcomes that it lacks, and returns those."""
+    new = store.missing(outcomes)
+    for outcome in new:
+        store.append(outcome)
+    store.seal()
+    return new
+
+
+def read_outcomes(*stores: OutcomeStore) -> list[Outcome]:
+    """The outcomes in stores. Raises `TaskError` for an empty one."""
+    outcomes: list[Outcome] = []
+    for store in stores:
+        stored = store.read()
+        if not stored:
+            folder = store.folder
+            raise TaskError(f"{folder} holds no outcomes; collect some with `autottt collect TASKS --store {folder}`")
+        outcomes += stored
+    return outcomes

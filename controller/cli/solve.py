@@ -1,0 +1,225 @@
+"""The command `autottt solve`: answers tasks, and shows them to people or writes JSON lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.progress import Progress
+from rich.rule import Rule
+from rich.text import Text
+
+from ...strategies.registry import check_names
+from ...ttt_core.errors import PolicyError, TaskError
+from .answer_files import Answers, RunFacts, line_of, line_of_problem, refuse_input
+from .console import interruptible, print_problems, progress, screen, warn
+from .locks import exclusive
+from .options import ModelOptions, PolicyOptions, ResourceOptions, TaskOptions, check_bundle, load_controller
+from .settings import is_argument
+
+if TYPE_CHECKING:
+    from ...ttt_core.tasks.readers import LoadedTasks, Problem
+    from ..controller import Controller
+    from ..results import Result
+
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where answers are written, and in which form."""
+
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines to this file.")] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the answers in --out and answer only the other tasks.")
+    ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON lines on a terminal too; pipes always get them."),
+    ] = False
+    trace: Annotated[
+        bool, typer.Option("--trace", help="JSON lines with features, attempts, versions: a log for `autottt retrain`.")
+    ] = False
+    trace_content: Annotated[
+        bool, typer.Option("--trace-content", help="As --trace, with the demonstrations and the query of each task.")
+    ] = False
+
+    @property
+    def for_people(self) -> bool:
+        """Whether answers are shown on a terminal."""
+        return screen.is_terminal and not (self.out or self.as_json or self.trace or self.trace_content)
+
+    @property
+    def remedy(self) -> str:
+        """What an interrupted user can do."""
+        place = f"{self.out} keeps the answers so far" if self.out else "--out FILE keeps the answers"
+        return f"{place}, and --resume continues after them"
+
+    def check(self, inputs: list[Path]) -> None:
+        """Raises `TaskError` for an --out that cannot be written to, or must not be."""
+        if self.out is None:
+            if self.resume:
+                raise TaskError("--resume continues a file: name it with --out")
+            return
+        if self.out.is_dir():
+            raise TaskError(f"--out {self.out} is a folder; name a file in it")
+        if not self.out.parent.is_dir():
+            raise TaskError(f"--out {self.out}: there is no folder {self.out.parent}; create it first")
+        refuse_input(self.out, inputs)
+        if self.out.exists() and not self.resume:
+            raise TaskError(f"{self.out} exists; give --resume to continue it, or another --out")
+
+    def existing(self, seed: int) -> Answers | None:
+        """The answers in --out that the run continues."""
+        if self.out is None or not self.resume:
+            return None
+        answers = Answers.read(self.out, seed)
+        if answers.incomplete:
+            warn(f"{self.out}: dropping an incomplete last line, which an interruption left")
+        return answers
+
+
+@dataclass(frozen=True)
+class ExplorationOptions:
+    """What is recorded for the training of the next policy."""
+
+    shadow: Annotated[
+        Path | None, typer.Option(help="Bundle of a second policy, whose choice is logged and not followed.")
+    ] = None
+    explore: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of queries with a random strategy, to learn from.")
+    ] = 0.0
+
+
+def solve(
+    ctx: typer.Context,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages. `-` is standard input: "
+            "JSON lines, each answered before the next is read."
+        ),
+    ],
+    output: OutputOptions,
+    resources: ResourceOptions,
+    exploration: ExplorationOptions,
+    policy: PolicyOptions,
+    model: ModelOptions,
+    tasks: TaskOptions,
+    strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
+) -> None:
+    """Answer the queries of task files: shown on a terminal, JSON lines in a pipe, with `--json` or with `--out`.
+
+    Example: `autottt solve tasks.jsonl --budget 20x --out answers.jsonl`
+
+    Exits with 1 if a task could not be read, or did not fit in the model; the other tasks are answered all the same.
+    """
+    if strategy is not None:
+        policy = _without_policy(ctx, policy)
+        check_names([strategy])
+    if (live := STDIN in files) and (len(files) > 1 or tasks.limit is not None):
+        raise TaskError("- (standard input) is read line by line: give it alone, and without --limit")
+    output.check([] if live else files)
+    check_bundle(policy.policy, exploration.shadow)
+    with exclusive(output.out), interruptible(output.remedy):
+        answers = output.existing(tasks.seed)
+        groups = _from_stdin(tasks) if live else [tasks.read(files)]
+        controller = load_controller(
+            model, policy, strategy=strategy, budget=resources.budget, seed=tasks.seed, adapters=resources.adapters,
+            shadow=exploration.shadow, explore=exploration.explore, memory_bytes=resources.memory_bytes,
+        )  # fmt: skip
+        if answers is not None:
+            answers.prepare_to_append(controller.learner.base_hash)
+        failures = _answer(controller, groups, output, answers, resources.batch_size, live)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _without_policy(ctx: typer.Context, policy: PolicyOptions) -> PolicyOptions:
+    """The options without what --strategy overrides: a policy and a cost weight that are not arguments."""
+    if is_argument(ctx, "policy"):
+        raise PolicyError("--strategy and --policy: one strategy for every task leaves a policy no choice; give one")
+    weight = policy.cost_weight if is_argument(ctx, "cost_weight") else None
+    return replace(policy, policy=None, cost_weight=weight)
+
+
+def _from_stdin(tasks: TaskOptions) -> Iterator[LoadedTasks]:
+    """The tasks of each line of standard input, as soon as it arrives. Problems are printed."""
+    from ...ttt_core.tasks.readers import read_lines
+
+    for loaded in read_lines(sys.stdin.buffer, demonstrations=tasks.demonstrations, seed=tasks.seed):
+        print_problems(loaded.problems)
+        yield loaded
+
+
+def _answer(
+    controller: Controller, groups: Iterable[LoadedTasks], output: OutputOptions, answers: Answers | None,
+    batch_size: int, live: bool,
+) -> int:  # fmt: skip
+    """Answers the tasks that have no answer yet, and returns how many tasks could not be read or tried."""
+    done, reported = (answers.ids, answers.problems) if answers else (frozenset(), frozenset())
+    failures = 0
+    stream: AbstractContextManager[TextIO]
+    stream = output.out.open("a", encoding="utf-8") if output.out else nullcontext(sys.stdout)
+    with stream as lines, progress(hidden=live) as bars:
+        total = None if live else sum(len(loaded.tasks) for loaded in groups)
+        printer = _Printer(output, lines, RunFacts.of(controller), bars, total)
+        for loaded in groups:
+            failures += len(loaded.problems)
+            for problem in loaded.problems:
+                if (problem.id or problem.where) not in reported:
+                    printer.problem(problem)
+            remaining = [task for task in loaded.tasks if task.id not in done]
+            printer.skip(len(loaded.tasks) - len(remaining))
+            controller.solve_many(remaining, batch_size=batch_size, on_result=printer.result)
+    return failures + printer.refused
+
+
+class _Printer:
+    """Shows results on a terminal, or writes them as JSON lines."""
+
+    def __init__(
+        self, output: OutputOptions, lines: TextIO, facts: RunFacts, bars: Progress, total: int | None
+    ) -> None:
+        self.refused = 0
+        self._output, self._lines, self._facts, self._bars, self._total = output, lines, facts, bars, total
+        self._bar = bars.add_task("solving", total=total)
+        self._number = 0
+
+    def skip(self, count: int) -> None:
+        """Counts tasks that have an answer already."""
+        self._number += count
+        self._bars.advance(self._bar, count)
+
+    def problem(self, problem: Problem) -> None:
+        """Writes the line of a task that cannot be read; people have seen it on standard error."""
+        if not self._output.for_people:
+            print(line_of_problem(problem), file=self._lines, flush=True)
+
+    def result(self, result: Result) -> None:
+        """Shows or writes a result."""
+        self.refused += result.status == "refused"
+        self.skip(1)
+        if self._output.for_people:
+            self._show(result)
+            return
+        if result.status == "refused":
+            warn(f"refused: {result.error}")
+        facts = self._facts if self._output.trace or self._output.trace_content else None
+        print(line_of(result, facts, self._output.trace_content), file=self._lines, flush=True)
+
+    def _show(self, result: Result) -> None:
+        """The task, the answer, the decision and its reason. The progress bar is removed while they are printed."""
+        from .display import show_result, show_task
+
+        task, of = result.task, "" if self._total is None else f"/{self._total}"
+        self._bars.stop()
+        screen.print(Rule(Text(f"{self._number}{of}  {task.id} ({task.kind})"), align="left"))
+        screen.print(show_task(task))
+        screen.print(show_result(result) if result.status != "refused" else Text(f"refused: {result.error}", "yellow"))
+        self._bars.start()
