@@ -58,6 +58,8 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                 if number == len(lines) and not line.endswith("\n"):
                     continue
                 raise PolicyError(f"{place}: not JSON ({error})") from None
+            if isinstance(row, dict) and row.get("status") == "refused":
+                continue  # the line of a task that could not be read has few fields
             missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
             if missing:
                 raise PolicyError(f"{place}: lacks {', '.join(missing)}: a log is what `autottt solve --trace` writes")
@@ -66,8 +68,6 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                     f"{place}: a log in version {version} of the format, and this package reads version {LOG_VERSION}; "
                     "write a new one with `autottt solve TASKS --trace`"
                 )
-            if row["status"] == "refused":
-                continue
             if row["features_version"] != FEATURES_VERSION:
                 raise PolicyError(
                     f"{place}: features of version {row['features_version']}; this package measures version "

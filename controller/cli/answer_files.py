@@ -89,8 +89,15 @@ def line_of_problem(problem: Problem) -> str:
     return json.dumps({name: fields.get(name) for name in SHORT})
 
 
-def refuse_input(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises `TaskError` if the output file is an input file, or would be one in the next run."""
+def check_output(option: str, out: Path, inputs: Sequence[Path]) -> None:
+    """Raises `TaskError` if a file cannot be written there, or if it is an input file, or would be one in the next
+    run."""
+    if out.is_dir():
+        raise TaskError(f"{option} {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise TaskError(f"{option} {out}: there is no folder {out.parent}; create it first")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise TaskError(f"{option} {out} cannot be written to; name another place")
     for path in inputs:
         if path.is_dir() and out.suffix.lower() in TASK_SUFFIXES and _same(path, out.parent):
             raise TaskError(f"{out} lies in {path}, of which every file is read as tasks: write to another folder")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...policies.outcome_table import over_long
-from ...policies.outcomes import Outcome
+from ...policies.outcomes import BASE, Outcome
 from ...policies.trained import TrainedPolicy
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
@@ -79,7 +79,7 @@ def show_task(task: Task, most: int = 3) -> RenderableType:
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
-    """A table of what each strategy did on each data set."""
+    """A table of the results of each strategy on each data set."""
     table = Table(box=SIMPLE_HEAD)
     for name in ("data set", "strategy"):
         table.add_column(name, overflow="fold")
@@ -92,9 +92,9 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
         cells.setdefault((outcome.dataset, outcome.strategy), []).append(outcome)
 
     def cost(cell: Sequence[Outcome]) -> float:
-        """The mean, where there is an in-context cost that it is a multiple of."""
-        known = [o.relative_cost for o in cell if (o.dataset, o.task_id, o.seed) not in left_out]
-        return fmean(known) if known else 0.0
+        """The mean over the queries that have an in-context cost."""
+        costs = [o.relative_cost for o in cell if (o.dataset, o.task_id, o.seed) not in left_out]
+        return fmean(costs) if costs else 0.0
 
     for (dataset, strategy), cell in sorted(cells.items(), key=lambda item: (item[0][0], cost(item[1]))):
         failed = Counter(o.status for o in cell if o.status != "answered")
@@ -122,54 +122,53 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
     def row(what: str, value: Callable[[Mapping[str, Any]], str]) -> None:
         table.add_row(what, *(value(card) for card in cards))
 
-    def with_interval(found: Mapping[str, Any] | None) -> str:
-        return (
-            "-"
-            if not found
-            else f"{found['value']:+.3f} [{found['interval_90'][0]:+.2f}, {found['interval_90'][1]:+.2f}]"
-        )
+    def with_interval(gain: Mapping[str, Any] | None) -> str:
+        if not gain:
+            return "-"
+        low, high = gain["interval_90"]
+        return f"{gain['value']:+.3f} [{low:+.2f}, {high:+.2f}]"
 
     table.add_row("model", *(policy.base_hash[:12] for _, policy in policies))
-    row("price", lambda c: f"{c['cost_weight']:.2g}")
+    row("cost weight", lambda c: f"{c['cost_weight']:.2g}")
     row("cases (families)", lambda c: f"{c['cases']} ({c['families']})")
     for arm in dict.fromkeys(name for card in cards for name in card["arms"]):
         row(f"utility, {arm}", lambda c, a=arm: f"{c['arms'][a]['utility']:.3f}" if a in c["arms"] else "-")  # type: ignore[misc]
     row("accuracy, policy", lambda c: f"{c['arms']['policy']['accuracy']:.1%}")
     row("cost, policy", lambda c: f"{c['arms']['policy']['cost']:.1f}x")
-    row("beyond the single best", lambda c: with_interval(c["gain_over_sbs"]))
+    row("gain over the single best", lambda c: with_interval(c["gain_over_sbs"]))
     row("gap closed", lambda c: with_interval(c["gap_closed_per_task"]))
     row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
-    row("AUROC of difficulty", lambda c: "-" if (found := c["difficulty"]["auroc"]) is None else f"{found:.2f}")
+    row("AUROC of difficulty", lambda c: "-" if (auroc := c["difficulty"]["auroc"]) is None else f"{auroc:.2f}")
     row("harm", lambda c: f"{c['harm_share']:.1%}")
     differ = [
         what
         for what, values in (
             ("models", {policy.base_hash for _, policy in policies}),
-            ("prices", {card["cost_weight"] for card in cards}),
+            ("cost weights", {card["cost_weight"] for card in cards}),
             ("cases", {(card["cases"], card["families"], card.get("digest")) for card in cards}),
         )
         if len(values) > 1
     ]
     if not differ:
         return table
-    return Group(table, Text(f"Not of the same {', '.join(differ)}: utilities cannot be compared.", style="yellow"))
+    return Group(table, Text(f"The {', '.join(differ)} differ: utilities cannot be compared.", style="yellow"))
 
 
 def mark(right: bool | None) -> Text:
-    """Right, wrong or not known."""
+    """The word right or wrong, or nothing if the right answer is unknown."""
     if right is None:
         return Text("")
     return Text("right", style="bold green") if right else Text("wrong", style="bold red")
 
 
 def show_result(result: Result) -> RenderableType:
-    """The in-context answer beside the final one, the decision and its reason, time, and the proof."""
+    """The decision and its reason, the in-context answer and the final one, time, and the proof."""
     table = Table.grid(padding=(0, 2))
     known = result.task.answer is not None
-    before = result.in_context.value if result.in_context else None
-    table.add_row(
-        "in context", show_value(result.task.kind, before), mark(before == result.task.answer if known else None)
-    )
+    if result.in_context and result.strategy != BASE:
+        value = result.in_context.value
+        right = value == result.task.answer if known else None
+        table.add_row(BASE, show_value(result.task.kind, value), mark(right))
     table.add_row(result.strategy, show_value(result.task.kind, result.answer), mark(result.right))
     proof = (
         f"weights proven back ({result.proof.tensors} tensors, {1e3 * result.proof.seconds:.1f} ms)"
@@ -183,7 +182,7 @@ def show_result(result: Result) -> RenderableType:
         trained += f" (loss {losses[0]:.2f} -> {losses[-1]:.2f})" if losses else ""
     facts = Text(f"{result.cost.seconds:.2f} s{trained}; {proof}", style="dim")
     reason = Text.assemble(("decision  ", "bold"), (result.strategy, "bold cyan"), f": {result.reason}")
-    return Group(reason, Padding(table, (0, 0, 0, 2)), facts)
+    return Group(reason, Padding(table, (0, 0, 0, 2), expand=False), facts)
 
 
 def show_summary(summaries: Sequence[Summary]) -> RenderableType:
@@ -198,11 +197,11 @@ def show_summary(summaries: Sequence[Summary]) -> RenderableType:
             table.add_section()
             table.add_row(Text(s.dataset, style="bold"))
             last = s.dataset
-        tried = s.refused + s.inapplicable < s.queries
-        spent = f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%"
+        any_tried = s.refused + s.inapplicable < s.queries
+        measured = f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%"
         table.add_row(
             s.strategy, f"{100 * s.query_accuracy:.1f}% of {s.queries}", f"{100 * s.task_accuracy:.1f}% of {s.tasks}",
-            *(spent if tried else ["-"] * len(spent)),
+            *(measured if any_tried else ["-"] * len(measured)),
         )  # fmt: skip
     return Group(table, *(Text(note, style="yellow") for note in _untried(summaries)))
 

@@ -11,7 +11,7 @@ import typer
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError
-from .answer_files import refuse_input
+from .answer_files import check_output
 from .console import interruptible, progress, screen
 from .locks import exclusive
 from .options import Files, ModelOptions, PolicyOptions, TaskOptions, load_controller
@@ -46,12 +46,8 @@ class ReportOptions:
             if self.resume:
                 raise TaskError("--resume continues with the rows next to a file: name it with --json")
             return
-        if self.json_file.is_dir():
-            raise TaskError(f"--json {self.json_file} is a folder; name a file in it")
-        if not self.json_file.parent.is_dir():
-            raise TaskError(f"--json {self.json_file}: there is no folder {self.json_file.parent}; create it first")
         for file in (self.json_file, self.rows_file):
-            refuse_input(file, inputs)
+            check_output("--json", file, inputs)
         if not self.resume and self.rows_file.exists():
             raise TaskError(
                 f"{self.rows_file} holds the rows of an interrupted evaluation: give --resume to continue with them, "

@@ -8,6 +8,7 @@ settings (see `settings`).
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -53,6 +54,12 @@ def _check_device(ctx: typer.Context, param: typer.CallbackParam, value: str | N
     """Refuses what names no type of device; whether the device is there, only torch can say."""
     if value is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", value):
         raise _invalid(ctx, param, f"one of {', '.join(DEVICES)}, or one with an index such as cuda:1", value)
+    return value
+
+
+def _check_amount(ctx: typer.Context, param: typer.CallbackParam, value: float | None) -> float | None:
+    if value is not None and not 0 <= value < math.inf:
+        raise _invalid(ctx, param, "a number of at least 0", value)
     return value
 
 
@@ -147,8 +154,8 @@ class PolicyOptions:
     cost_weight: Annotated[
         float | None,
         _setting(
-            "cost_weight", "Accuracy that one in-context cost is worth; default: the cost weight of the training.",
-            min=0.0,
+            "cost_weight", "Accuracy that one in-context cost is worth; default: as the policy was trained.",
+            callback=_check_amount,
         ),
     ] = None  # fmt: skip
 
@@ -186,7 +193,8 @@ class ResourceOptions:
         Path | None, _setting("adapters", "Store trained adapters in this folder and reuse those in it.")
     ] = None
     memory: Annotated[
-        float | None, _setting("memory", "GiB for training and answering, without the model itself.", min=0.0)
+        float | None,
+        _setting("memory", "GiB for training and answering, without the model itself.", callback=_check_amount),
     ] = None
     batch_size: Annotated[
         int, typer.Option(min=1, help="Queries that are decided on, and trained for, side by side; 1 answers soonest.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import PolicyError, TaskError
-from .answer_files import Answers, RunFacts, line_of, line_of_problem, refuse_input
+from .answer_files import Answers, RunFacts, check_output, line_of, line_of_problem
 from .console import interruptible, print_problems, progress, screen, warn
 from .locks import exclusive
 from .options import ModelOptions, PolicyOptions, ResourceOptions, TaskOptions, check_bundle, load_controller
@@ -66,11 +66,7 @@ class OutputOptions:
             if self.resume:
                 raise TaskError("--resume continues a file: name it with --out")
             return
-        if self.out.is_dir():
-            raise TaskError(f"--out {self.out} is a folder; name a file in it")
-        if not self.out.parent.is_dir():
-            raise TaskError(f"--out {self.out}: there is no folder {self.out.parent}; create it first")
-        refuse_input(self.out, inputs)
+        check_output("--out", self.out, inputs)
         if self.out.exists() and not self.resume:
             raise TaskError(f"{self.out} exists; give --resume to continue it, or another --out")
 
@@ -199,7 +195,7 @@ class _Printer:
     def problem(self, problem: Problem) -> None:
         """Writes the line of a task that cannot be read; people have seen it on standard error."""
         if not self._output.for_people:
-            print(line_of_problem(problem), file=self._lines, flush=True)
+            self._write(line_of_problem(problem))
 
     def result(self, result: Result) -> None:
         """Shows or writes a result."""
@@ -211,15 +207,31 @@ class _Printer:
         if result.status == "refused":
             warn(f"refused: {result.error}")
         facts = self._facts if self._output.trace or self._output.trace_content else None
-        print(line_of(result, facts, self._output.trace_content), file=self._lines, flush=True)
+        self._write(line_of(result, facts, self._output.trace_content))
+
+    def _write(self, text: str) -> None:
+        with _without_bar(self._bars):
+            print(text, file=self._lines, flush=True)
 
     def _show(self, result: Result) -> None:
-        """The task, the answer, the decision and its reason. The progress bar is removed while they are printed."""
+        """The task, the answer, the decision and its reason."""
         from .display import show_result, show_task
 
         task, of = result.task, "" if self._total is None else f"/{self._total}"
-        self._bars.stop()
-        screen.print(Rule(Text(f"{self._number}{of}  {task.id} ({task.kind})"), align="left"))
-        screen.print(show_task(task))
-        screen.print(show_result(result) if result.status != "refused" else Text(f"refused: {result.error}", "yellow"))
-        self._bars.start()
+        with _without_bar(self._bars):
+            screen.print(Rule(Text(f"{self._number}{of}  {task.id} ({task.kind})"), align="left"))
+            screen.print(show_task(task))
+            if result.status == "refused":
+                screen.print(Text(f"refused: {result.error}", "yellow"))
+            else:
+                screen.print(show_result(result))
+
+
+@contextmanager
+def _without_bar(bars: Progress) -> Iterator[None]:
+    """Removes the progress bar while something else is printed on the terminal."""
+    bars.stop()
+    try:
+        yield
+    finally:
+        bars.start()

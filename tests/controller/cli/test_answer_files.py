@@ -1,4 +1,4 @@
-"""Files of answers are gone on with, and no other file is ever changed."""
+"""A run continues a file of answers, and no other file is ever changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from autottt.controller.cli.answer_files import SHORT, Answers, line_of_problem, refuse_input
+from autottt.controller.cli.answer_files import SHORT, Answers, check_output, line_of_problem
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.tasks.readers import Problem
 
@@ -42,20 +42,20 @@ def test_a_file_with_anything_but_answers_is_refused(tmp_path, text):
     assert file.read_text() == text
 
 
-@pytest.mark.parametrize("torn", ["", "{", '{"id"', line("b")[:-2], line("b")[:-1]])
-def test_what_an_interruption_left_is_gone_on_with(tmp_path, torn):
+@pytest.mark.parametrize("end", ["", "{", '{"id"', line("b")[:-2], line("b")[:-1]])
+def test_a_run_continues_what_an_interruption_left(tmp_path, end):
     file = tmp_path / "answers.jsonl"
-    file.write_text(line("a") + torn)
+    file.write_text(line("a") + end)
     answers = Answers.read(file, 0)
-    whole = torn == line("b")[:-1]
-    assert answers.ids == ({"a", "b"} if whole else {"a"})
-    assert answers.incomplete == (bool(torn) and not whole)
-    assert file.read_text() == line("a") + torn, "reading changes nothing"
+    complete = end == line("b")[:-1]
+    assert answers.ids == ({"a", "b"} if complete else {"a"})
+    assert answers.incomplete == (bool(end) and not complete)
+    assert file.read_text() == line("a") + end, "reading changes nothing"
     answers.prepare_to_append(MODEL)
-    assert file.read_text() == line("a") + (line("b") if whole else "")
+    assert file.read_text() == line("a") + (line("b") if complete else "")
 
 
-def test_a_file_that_is_not_there_or_empty_has_no_answers(tmp_path):
+def test_a_missing_or_empty_file_has_no_answers(tmp_path):
     file = tmp_path / "answers.jsonl"
     for _ in range(2):
         answers = Answers.read(file, 0)
@@ -64,7 +64,7 @@ def test_a_file_that_is_not_there_or_empty_has_no_answers(tmp_path):
         file.touch()
 
 
-def test_answers_of_another_seed_or_model_are_not_gone_on_with(tmp_path):
+def test_a_file_with_another_seed_or_model_is_not_continued(tmp_path):
     file = tmp_path / "answers.jsonl"
     text = line("a", seed=3) + line("b", status="refused", seed=0) + line("c", seed=3, proof=None)
     file.write_text(text)
@@ -77,22 +77,22 @@ def test_answers_of_another_seed_or_model_are_not_gone_on_with(tmp_path):
     assert file.read_text() == text
 
 
-def test_what_is_read_is_not_written(tmp_path):
+def test_an_input_file_is_not_written(tmp_path):
     tasks = tmp_path / "tasks.jsonl"
     tasks.touch()
     (tmp_path / "link").symlink_to(tasks)
     (tmp_path / "runs").mkdir()
     for out, inputs in ((tasks, [tasks]), (tmp_path / "link", [tasks]), (tmp_path / "new.jsonl", [tmp_path])):
         with pytest.raises(TaskError, match="write to another"):
-            refuse_input(out, inputs)
+            check_output("--out", out, inputs)
     for out in (tmp_path / "new.jsonl", tmp_path / "runs" / "new.jsonl", tmp_path / "new.txt"):
-        refuse_input(out, [tasks])
-    refuse_input(tmp_path / "runs" / "new.jsonl", [tmp_path])
-    refuse_input(tmp_path / "new.txt", [tmp_path])
+        check_output("--out", out, [tasks])
+    check_output("--out", tmp_path / "runs" / "new.jsonl", [tmp_path])
+    check_output("--out", tmp_path / "new.txt", [tmp_path])
 
 
 def test_a_task_that_could_not_be_read_has_a_line_of_the_same_fields():
-    found = json.loads(line_of_problem(Problem("stdin:3", "query: expected a text", "mine")))
-    assert list(found) == list(SHORT)
-    assert (found["id"], found["status"], found["error"]) == ("mine", "refused", "stdin:3: query: expected a text")
+    row = json.loads(line_of_problem(Problem("stdin:3", "query: expected a text", "mine")))
+    assert list(row) == list(SHORT)
+    assert (row["id"], row["status"], row["error"]) == ("mine", "refused", "stdin:3: query: expected a text")
     assert json.loads(line_of_problem(Problem("stdin:3", "not JSON")))["id"] == "stdin:3"

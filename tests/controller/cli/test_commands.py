@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import subprocess
@@ -16,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from autottt.controller.cli import console
 from autottt.controller.cli import main as cli
 from autottt.controller.cli.answer_files import SHORT
 from autottt.controller.controller import Controller
@@ -24,50 +21,9 @@ from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.strategies import registry
 from autottt.strategies.registry import strategies
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.cli.commands import call, task, tasks_file
 
-GOOD = {
-    "id": "swap",
-    "kind": "list",
-    "demonstrations": [{"input": [1, 2], "output": [2, 1]}, {"input": [3, 4], "output": [4, 3]}],
-}
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    quick = {"rank": 2, "alpha": 2, "dropout": 0, "max_steps": 2, "batch_size": 2, "views": 2, "transformations": 1}
-    settings = {"prompt_format": "compact", "recipes": dict.fromkeys(strategies(), quick)}
-    (folder / "autottt.json").write_text(json.dumps(settings))
-    return str(folder)
-
-
-def tasks_file(folder: Path, *lines: object) -> str:
-    file = folder / "tasks.jsonl"
-    file.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
-    return str(file)
-
-
-def task(name: str, **more: object) -> dict[str, object]:
-    return {**GOOD, "id": name, "family": name, "queries": [{"input": [5, 6], "output": [6, 5]}], **more}
-
-
-def call(*words: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error, through `main` as the installed command runs it."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["autottt", *words]
-    console.errors.file, console.screen.file = err, out
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        sys.argv = before
-        console.errors.file = console.screen.file = None  # type: ignore[assignment]
-    return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def test_solve_writes_one_json_line_per_query(tmp_path, model):

@@ -1,0 +1,184 @@
+"""`autottt solve` on a terminal and in a pipe, its lock, and the log that --trace writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from autottt.controller.cli.locks import exclusive
+from autottt.policies.serving_logs import read_log
+from autottt.ttt_core.errors import TaskError
+from autottt.ttt_core.learner import Learner
+from tests.controller.cli.commands import call, task, tasks_file
+
+MAIN = [sys.executable, "-c", "from autottt.controller.cli.main import main; main()"]
+GRID = {
+    "id": "mirror", "kind": "grid", "demonstrations": [{"input": [[1, 2]], "output": [[2, 1]]}] * 2,
+    "queries": [{"input": [[3, 4]], "output": [[4, 3]]}],
+}  # fmt: skip
+
+
+def on_a_terminal(words: list[str], columns: int = 60) -> str:
+    """What a command prints on a terminal of that width."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    process = subprocess.Popen([*MAIN, *words], stdin=slave, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    printed = b""
+    try:
+        while chunk := os.read(master, 65536):
+            printed += chunk
+    except OSError:  # Linux reports the end of the other side so
+        pass
+    os.close(master)
+    assert process.wait() == 0, printed
+    return printed.decode()
+
+
+def plain(printed: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed)
+
+
+def test_a_terminal_shows_tasks_answers_and_reasons(tmp_path, model):
+    file = tasks_file(tmp_path, GRID)
+    printed = on_a_terminal(["solve", file, "--model", model, "--strategy", "in_context"])
+    text = plain(printed)
+    assert "1/1  mirror (grid)" in text
+    assert "query" in text
+    assert "decision in_context: " in " ".join(text.split())
+    assert '{"id"' not in text
+    assert re.search(r"\x1b\[[0-9;]*48;[0-9;]*m3 ", printed), "cells have a background"
+    shown = [line for line in text.replace("\r", "\n").splitlines() if "solving" not in line]
+    assert max(len(line.rstrip()) for line in shown) <= 60
+
+
+@pytest.mark.parametrize("option", ["--json", "--trace"])
+def test_a_terminal_gets_json_lines_where_they_are_wanted(tmp_path, model, option):
+    file = tasks_file(tmp_path, task("a"))
+    text = plain(on_a_terminal(["solve", file, "--model", model, "--strategy", "in_context", option]))
+    (line,) = [line for line in re.split(r"[\r\n]+", text) if line.startswith("{")]
+    assert json.loads(line)["id"] == "a"
+
+
+def test_a_pipe_gets_one_line_a_task_however_long_it_is(tmp_path, model):
+    file = tasks_file(tmp_path, task("a" * 500), task("b"))
+    words = ["solve", file, "--model", model, "--strategy", "in_context"]
+    ran = subprocess.run(
+        [*MAIN, *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}, check=True
+    )
+    assert [json.loads(line)["id"] for line in ran.stdout.splitlines()] == ["a" * 500, "b"]
+    assert ran.stderr == ""
+
+
+def test_two_runs_do_not_write_one_file(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--model", model, "--strategy", "in_context", "--out", str(out)]
+    assert call(*words)[0] == 0
+    before = out.read_text()
+    holder = subprocess.Popen([*MAIN, "solve", "-", *words[2:], "--resume"], stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while (result := call(*words, "--resume"))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        code, printed, err = result
+        assert (code, printed) == (2, "")
+        assert "another autottt process is writing it" in err
+        assert err.count("\n") == 1
+    finally:
+        holder.communicate(timeout=120)
+    assert holder.returncode == 0
+    assert call(*words, "--resume")[0] == 0, "the lock ends with its holder"
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "TASKS", "--json", "place"],
+        ["train-policy", "STORE", "--out", "place"],
+        ["retrain", "LOG", "--store", "new", "--out", "place"],
+    ],
+)
+def test_other_outputs_are_locked_as_well(tmp_path, model, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    tasks, store = tasks_file(tmp_path, task("a")), "store"
+    if words[0] != "evaluate":
+        options = ["--store", store, "--strategies", "zero_shot", "--model", model]
+        assert call("collect", tasks, *options)[0] == 0
+        assert call("solve", tasks, "--model", model, "--trace", "--out", "log.jsonl")[0] == 0
+    places = {"TASKS": tasks, "STORE": store, "LOG": "log.jsonl"}
+    target = Path("place.rows.jsonl" if words[0] == "evaluate" else "place")
+    with exclusive(target):
+        code, _, err = call(*(places.get(word, word) for word in words))
+    assert (code, f"{target}: another autottt process is writing it" in err) == (2, True)
+
+
+def test_a_lock_is_released_after_an_error(tmp_path):
+    with pytest.raises(KeyError), exclusive(tmp_path / "file"):
+        raise KeyError
+    with (
+        exclusive(tmp_path / "file"),
+        pytest.raises(TaskError, match="another autottt process"),
+        exclusive(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_a_task_that_was_corrected_is_answered_when_the_run_is_resumed(tmp_path, model):
+    out = tmp_path / "out.jsonl"
+    words = ["--model", model, "--strategy", "in_context", "--out", str(out)]
+    assert call("solve", tasks_file(tmp_path, task("a", kind="nonsense"), task("b")), *words)[0] == 1
+    assert call("solve", tasks_file(tmp_path, task("a", kind="nonsense"), task("b")), *words, "--resume")[0] == 1
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b"], "no line is repeated"
+    assert call("solve", tasks_file(tmp_path, task("a"), task("b")), *words, "--resume")[0] == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["status"] == "refused") for row in rows] == [("a", True), ("b", False), ("a", False)]
+
+
+def test_a_trace_has_what_the_answer_depends_on(tmp_path, model):
+    file = tasks_file(tmp_path, "{", task("a"))
+    out = tmp_path / "log.jsonl"
+    code, _, _ = call("solve", file, "--model", model, "--trace", "--seed", "5", "--out", str(out), "--dtype", "fp32")
+    row = json.loads(out.read_text().splitlines()[1])
+    run = row["run"]
+    assert code == 1
+    assert row["seed"] == 5
+    assert datetime.fromisoformat(run["time"]).utcoffset() is not None
+    assert run["model"] == {
+        "name": model, "hash": Learner.load(model, dtype="fp32").base_hash, "device": "cpu", "dtype": "float32",
+        "prompt_format": "compact",
+    }  # fmt: skip
+    assert run["policy"]["name"]
+    assert re.fullmatch(r"[0-9a-f]{16}", run["policy"]["digest"])
+    assert run["versions"]["torch"] == version("torch")
+    assert run["versions"]["python"] == sys.version.split()[0]
+    assert not {"query", "demonstrations", "instruction"} & row["task"].keys()
+    assert len(read_log([out])) == 1, "a refused line of a log is skipped"
+
+
+def test_the_policy_of_a_trace_is_that_of_the_run(tmp_path, model):
+    file, digests = tasks_file(tmp_path, task("a")), set()
+    for strategy in ("in_context", "zero_shot"):
+        _, out, _ = call("solve", file, "--model", model, "--trace", "--strategy", strategy)
+        digests.add(json.loads(out)["run"]["policy"]["digest"])
+    assert len(digests) == 2
+
+
+def test_the_content_of_a_task_is_logged_only_when_it_is_wanted(tmp_path, model):
+    file = tasks_file(tmp_path, task("a"))
+    _, out, _ = call("solve", file, "--model", model, "--strategy", "in_context", "--trace-content")
+    row = json.loads(out)
+    assert row["task"]["query"] == [5, 6]
+    assert row["task"]["demonstrations"][0] == {"input": [1, 2], "output": [2, 1]}
+    assert "instruction" in row["task"]
+    assert "features" in row
