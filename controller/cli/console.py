@@ -69,7 +69,8 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(escaped(segment.text), segment.style)
 
 
-screen, errors = SafeConsole(), SafeConsole(stderr=True)
+screen = SafeConsole(markup=False, emoji=False, highlight=False)
+errors = SafeConsole(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 def warn(text: str) -> None:

@@ -76,6 +76,16 @@ def test_arguments_are_escaped_in_errors(tmp_path, option):
     assert is_safe(out + err)
 
 
+def test_the_consoles_print_markup_as_it_is(monkeypatch):
+    for printer in (console.screen, console.errors):
+        file = io.StringIO()
+        monkeypatch.setattr(printer, "file", file)
+        table = Table()
+        table.add_row("[red]a[/red] [/] :smile:")
+        printer.print(table)
+        assert "[red]a[/red] [/] :smile:" in file.getvalue()
+
+
 def test_markup_in_ids_is_no_markup(tmp_path, model):
     file = tasks_file(tmp_path, task("[red]a[/red]", queries=[{"input": [1] * 900}]))
     _, _, err = call("solve", file, "--model", model)
