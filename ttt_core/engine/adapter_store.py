@@ -14,7 +14,7 @@ from functools import cached_property
 from ..errors import AutotttError, BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
 from ..lora.training import OnStep
-from ..model.encoding import tokenizer_digest
+from ..model.encoding import prompt_digest
 from ..recipes import Recipe
 from ..tasks.task import Task
 from .adapter_cache import AdapterCache
@@ -183,12 +183,12 @@ class AdapterStore:
                     self._prefetched[self._full_key(plan.key)] = adapter
 
     @cached_property
-    def _tokenizer_digest(self) -> str:
-        return tokenizer_digest(self._guarded.loaded.tokenizer)
+    def _prompt_digest(self) -> str:
+        return prompt_digest(self._guarded.loaded)
 
     def _full_key(self, key: object) -> object:
         """The key with everything else that decides an adapter: prompt format, tokenizer and precision."""
-        return key, self._guarded.loaded.format.name, self._tokenizer_digest, self._guarded.precision
+        return key, self._guarded.loaded.format.name, self._prompt_digest, self._guarded.precision
 
     def _cached(self, key: object) -> Adapter | None:
         """The cached adapter of a full key, if there is one."""

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, TooLongError
-from ..tasks.task import Task, Value
+from ..tasks.prompts import Piece
+from ..tasks.task import Demonstration, Task, Value
 from . import lazy
-from .loading import LoadedModel
+from .chat_prompts import ChatEncoder, Span
+from .loading import LoadedModel, end_of_sequence_ids
 from .probe import accepts_positions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Span = tuple[int, int]
-"""First token and one past the last."""
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,25 @@ def start_ids(loaded: LoadedModel) -> tuple[int, ...]:
     return (first,) if first is not None and first in loaded.tokenizer("").input_ids else ()
 
 
-def stop_ids(loaded: LoadedModel) -> set[int]:
-    """Tokens that end a sequence by the model's own settings."""
-    found = {loaded.tokenizer.eos_token_id}
-    for config in (loaded.model.generation_config, loaded.model.config):
-        ids = getattr(config, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [ids])
-    return {int(i) for i in found if i is not None}
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Tokens that end an answer: those of the model's settings, and those that end a turn of its chat template."""
+    return end_of_sequence_ids(loaded.model, loaded.tokenizer) | loaded.turn_end_ids
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that decides which ids a prompt becomes: vocabulary, merges, special tokens, chat template."""
-    start = tokenizer("").input_ids  # first: it undoes the cutting and padding that a call of the host may have left on
+def prompt_digest(loaded: LoadedModel) -> str:
+    """Hash of all that decides which ids a prompt becomes: vocabulary, merges, special tokens, and what the chat
+    template writes between messages, the date included."""
+    tokenizer = loaded.tokenizer
+    start = tokenizer("").input_ids  # first: it undoes truncation and padding that a call of the host may have left on
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    says = (rules, start, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template)
-    return hashlib.blake2b(repr(says).encode(), digest_size=16).hexdigest()
+    pieces = loaded.format.pieces(_DIGEST_TASK, _DIGEST_TASK.answer)
+    content = (rules, start, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template, pieces)
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
+
+
+_DIGEST_TASK = Task("list", (Demonstration((1, 2), (2, 1)),) * 2, (3, 4), (4, 3), "Reverse the list.")
+"""A task whose prompt shows all that a format writes around values."""
 
 
 def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new_tokens: int = 0) -> Encoded:
@@ -70,12 +72,33 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
 
     Raises `TooLongError` with the lengths.
     """
+    if (shortest := len(task.demonstrations)) > loaded.context_length:
+        raise _too_long(loaded, task, f"at least {shortest}", answer, max_new_tokens)
+    pieces = loaded.format.pieces(task, answer)
+    encoded = _encode_chat if loaded.format.name == "chat" else _encode_pieces
+    ids, answers, shared = encoded(loaded, task, pieces, answer, max_new_tokens)
+    if len(ids) + max_new_tokens > loaded.context_length:
+        raise _too_long(loaded, task, str(len(ids)), answer, max_new_tokens)
+    if not ids:
+        raise ModelError(
+            f"{task.id}: the prompt has no tokens; the tokenizer needs a BOS token for a task without demonstrations"
+        )
+    return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1))
+
+
+def _encode_pieces(
+    loaded: LoadedModel, task: Task, pieces: Sequence[Piece], answer: Value | None, max_new_tokens: int
+) -> tuple[list[int], list[Span], int]:
+    """Ids, answers and length of what is shared. Each piece is encoded by itself, whatever the tokenizer would merge.
+
+    Raises `TooLongError` at twice the context: what a longer prompt has is not counted.
+    """
     ids = list(start_ids(loaded))
     stops = stop_ids(loaded)
     answers: list[Span] = []
     begin = shared = len(ids)
-    for piece in loaded.format.pieces(task, answer):
-        new = loaded.tokens(piece.text)
+    for piece in pieces:
+        new = _ids_up_to(loaded, piece.text, 2 * loaded.context_length)
         if piece.role == "answer":
             begin = len(ids)
         ids += new
@@ -85,24 +108,50 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
             answers.append((begin, len(ids) - after))
             if len(answers) <= len(task.demonstrations):
                 shared = len(ids)
-    if len(ids) + max_new_tokens > loaded.context_length:
-        answered = (
-            f" and its answer takes at least {max_new_tokens}"
-            if max_new_tokens
-            else ""
-            if answer is None
-            else " with its answer"
-        )
-        raise TooLongError(
-            f"{task.id}: the prompt has {len(ids)} tokens{answered}, more than the "
-            f"{loaded.context_length} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, "
-            "or use a model with a longer context"
-        )
-    if not ids:
-        raise ModelError(
-            f"{task.id}: the prompt has no tokens; the tokenizer needs a BOS token for a task without demonstrations"
-        )
-    return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1))
+        if len(ids) > 2 * loaded.context_length:
+            raise _too_long(loaded, task, f"more than {len(ids) - 1}", answer, max_new_tokens)
+    return ids, answers, shared
+
+
+def _encode_chat(
+    loaded: LoadedModel, task: Task, pieces: Sequence[Piece], answer: Value | None, max_new_tokens: int
+) -> tuple[list[int], list[Span], int]:
+    """Ids, answers and length of what is shared, of the text as a whole. Raises `TooLongError` as `_encode_pieces`."""
+    limit = 2 * loaded.context_length
+    if sum(len(piece.text) for piece in pieces) > _CHARACTERS_PER_TOKEN * limit:
+        text = "".join(piece.text for piece in pieces)
+        if len(ids := _ids_up_to(loaded, text, limit)) > limit:
+            raise _too_long(loaded, task, f"more than {limit}", answer, max_new_tokens)
+        del ids
+    encoder = ChatEncoder(loaded.tokenizer, stop_ids(loaded), loaded.tokens)
+    chat = encoder(pieces, answered=answer is not None)
+    return chat.ids, chat.answers, chat.shown_length
+
+
+_CHARACTERS_PER_TOKEN = 8
+"""A text with this many characters for each token is first encoded in part."""
+
+
+def _ids_up_to(loaded: LoadedModel, text: str, limit: int) -> Sequence[int]:
+    """The ids of a text; of one that has more than `limit`, possibly those of its beginning, also more than `limit`."""
+    length = _CHARACTERS_PER_TOKEN * limit
+    while length < len(text):
+        ids = loaded.tokens(text[:length])
+        if len(ids) > limit + 8:  # more than the cut can have added
+            return ids
+        length *= 4
+    return loaded.tokens(text)
+
+
+def _too_long(loaded: LoadedModel, task: Task, count: str, answer: Value | None, max_new_tokens: int) -> TooLongError:
+    """The error for a prompt of so many tokens."""
+    answered = f" and its answer takes at least {max_new_tokens}" if max_new_tokens else ""
+    answered = answered or (" with its answer" if answer is not None else "")
+    return TooLongError(
+        f"{task.id}: the prompt has {count} tokens{answered}, more than the "
+        f"{loaded.context_length} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, "
+        "or use a model with a longer context"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,8 +181,8 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, lef
 
 def pad_id_of(loaded: LoadedModel) -> int:
     """Any id will do for padding, since padding is masked; the tokenizer's own where it has one."""
-    found = loaded.tokenizer.pad_token_id
-    return int(found) if found is not None else 0
+    pad_id = loaded.tokenizer.pad_token_id
+    return int(pad_id) if pad_id is not None else 0
 
 
 @contextmanager

@@ -17,34 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
-from jinja2 import TemplateError
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as bars
 
 from .. import lazy as libraries
 from ..errors import ModelError
 from ..recipes import Recipe
+from ..tasks.kinds import shortened
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from . import lazy
+from .chat_prompts import proven_format, turn_end_ids
 from .probe import can_pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_UNLOADABLE = (
-    OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
-)  # fmt: skip
-"""What the libraries raise about a folder that is no model."""
-
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "seq_length")
 """What configurations call the longest sequence; some give -1 where there is none."""
 MAX_CACHED_TEXTS = 20_000
-"""Texts whose ids are kept."""
+"""Texts whose ids are cached."""
 MAX_CACHED_TEXT_LENGTH = 4096
-"""Characters of the longest of them."""
+"""Characters of the longest text whose ids are cached."""
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """Folder of the model that ships with the package."""
 
@@ -60,19 +54,24 @@ class LoadedModel:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Strategy -> its recipe for this model; `strategy/kind` -> the one for tasks of that kind, where there is one."""
     supports_padding: bool = True
-    """Whether padding beside what was read changes nothing; where it does, rows of one length alone go side by side."""
+    """Whether padding leaves outputs unchanged; where it does not, only rows of one length share a batch."""
+    format_reason: str = ""
+    """Why prompts are not in the format of the tokenizer's chat template; empty where they are, or where the caller
+    chose the format."""
+    turn_end_ids: frozenset[int] = frozenset()
+    """Special tokens that end an answer in the chat template."""
     _token_cache: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """The ids of a text. Those of short ones are kept: prompts share their demonstrations."""
-        found = self._token_cache.get(text)
-        if found is None:
-            found = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """The ids of a text. Those of short ones are cached: prompts share their demonstrations."""
+        ids = self._token_cache.get(text)
+        if ids is None:
+            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
             if len(self._token_cache) >= MAX_CACHED_TEXTS:
                 self._token_cache.clear()
             if len(text) <= MAX_CACHED_TEXT_LENGTH:
-                self._token_cache[text] = found
-        return found
+                self._token_cache[text] = ids
+        return ids
 
     @property
     def context_length(self) -> int:
@@ -169,8 +168,8 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except _UNLOADABLE as error:
-        raise _not_loaded(where, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+    except Exception as error:
+        raise _not_loaded(where, _first_line(error)) from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
@@ -200,6 +199,13 @@ def _not_loaded(where: str, reason: str) -> ModelError:
     return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected})")
 
 
+def _first_line(error: Exception) -> str:
+    """The first line of what a library says, with the type where that alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and line
+    return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
 def check_no_adapters(model: nn.Module) -> None:
     """Raises `ModelError` for a model that carries adapters of the PEFT library.
 
@@ -223,52 +229,71 @@ def wrap_model(
     prompt_format: str | None = None,
     recipes: Mapping[str, Recipe] = MappingProxyType({}),
 ) -> LoadedModel:
-    """Takes a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
-    cannot be used: one with adapters of PEFT in it, an encoder, one that sees the tokens to come, one whose cache
-    cannot be cut back to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
+    """Prepares a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
+    cannot be used: one with adapters of PEFT in it, an encoder, one that attends to future tokens, one whose cache
+    cannot be cropped to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
 
-    Without `prompt_format`, a chat template that hides or rewrites earlier turns gives way to `standard`, with a
-    warning in the log.
+    Without `prompt_format`, prompts are in the chat template of the tokenizer if their ids are proven to be those of
+    `apply_chat_template`; else they are in `standard`, with one warning in the log and the reason in `format_reason`.
     """
+    _check_types(model, tokenizer)
     check_no_adapters(model)
-    pads = can_pad(model)
-    wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
-    if wanted == "chat":
-        chosen: PromptFormat = ChatFormat(_template(tokenizer))
-        try:
-            chosen.ends  # noqa: B018 - asks the template, which may refuse
-        except ModelError as error:
-            if prompt_format:
-                raise
-            logging.getLogger("autottt").warning("%s: %s; taken: standard", name or type(model).__name__, error)
-            chosen = STANDARD_FORMAT
-    elif wanted in PLAIN_FORMATS:
-        chosen = PLAIN_FORMATS[wanted]
-    else:
-        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {wanted!r}")
-    return LoadedModel(name or type(model).__name__, model, tokenizer, chosen, recipes, pads)
+    try:
+        supports_padding = can_pad(model)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({_first_line(error)})") from error
+    chosen, reason = _choose_format(model, tokenizer, name or type(model).__name__, prompt_format)
+    ends = turn_end_ids(chosen, tokenizer) if isinstance(chosen, ChatFormat) else frozenset()
+    return LoadedModel(
+        name or type(model).__name__, model, tokenizer, chosen, recipes, supports_padding, reason, ends
+    )  # fmt: skip
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> Any:
-    if not getattr(tokenizer, "chat_template", None):
+def _check_types(model: object, tokenizer: object) -> None:
+    """Raises `ModelError` for what is no model or no tokenizer of transformers."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model: expected a causal language model of transformers; received {shortened(model)}")
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise ModelError(
-            "prompt_format 'chat' needs a tokenizer with a chat template; this one has none: use 'standard'"
+            "tokenizer: expected the model's tokenizer, such as AutoTokenizer.from_pretrained gives; "
+            f"received {shortened(tokenizer)}"
         )
 
-    def render(messages: Any, generation: bool) -> str:
-        try:
-            # Templates without thoughts ignore the switch; an answer is to follow the prompt at once.
-            return str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generation, enable_thinking=False
-                )
-            )
-        except TemplateError as error:
-            raise ModelError(
-                f"the tokenizer's chat template refuses these messages ({error}); use prompt_format='standard'"
-            ) from None
 
-    return render
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a sequence by the settings of the tokenizer and the model."""
+    ids = [tokenizer.eos_token_id]
+    for config in (model.generation_config, model.config):
+        setting = getattr(config, "eos_token_id", None)
+        ids += setting if isinstance(setting, list) else [setting]
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def _choose_format(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, prompt_format: str | None
+) -> tuple[PromptFormat, str]:
+    """The prompt format, and the reason where the chat template is not used. Raises `ModelError`."""
+    wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
+    if wanted in PLAIN_FORMATS:
+        return PLAIN_FORMATS[wanted], ""
+    if wanted != "chat":
+        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {wanted!r}")
+    try:
+        chat = proven_format(tokenizer, end_of_sequence_ids(model, tokenizer))
+        if prompt_format is None and any(end.isspace() for end in chat.ends):
+            raise ModelError(
+                "the tokenizer's chat template ends answers with white space only, which an answer over several lines "
+                "contains; use prompt_format='standard'"
+            )
+    except ModelError as error:
+        if prompt_format:
+            raise
+        reason = str(error).removesuffix("; use prompt_format='standard'")
+        logging.getLogger("autottt").warning("%s: %s; prompts are in the format 'standard'", name, reason)
+        return STANDARD_FORMAT, reason
+    return chat, ""
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -277,9 +302,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
+        settings = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not JSON ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("recipes", {}), dict):
+    if not isinstance(settings, dict) or not isinstance(settings.get("recipes", {}), dict):
         raise ModelError(f"{file}: expected an object, in which recipes is one too")
-    return found
+    return settings

@@ -232,6 +232,30 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+_INTRODUCTION = re.compile(
+    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*",
+    re.IGNORECASE,
+)
+"""What many models write before an answer."""
+
+
+def canonical_output(kind: str, value: Value, shown: Sequence[Value] = ()) -> Value:
+    """The form in which an output is trained on, scored, compared and returned; `shown` are the task's other outputs.
+
+    A text has no white space around it, and no introduction such as "The answer is" with its full stop, unless a shown
+    output has one. All other values are as they are.
+    """
+    if kind != "text":
+        return value
+    text = str(value).strip()
+    introduction = _INTRODUCTION.match(text)
+    if introduction is None or any(_INTRODUCTION.match(str(other).strip()) for other in shown):
+        return text
+    rest = text[introduction.end() :]
+    ends_with_stop = any(str(other).strip().endswith(".") for other in shown)
+    return (rest if ends_with_stop else rest.removesuffix(".").rstrip()) or text
+
+
 def kind_of(task: Task) -> Kind:
     """The kind of a task."""
     return KINDS[task.kind]
@@ -294,5 +318,6 @@ def shortened(value: object) -> str:
 
 
 __all__ = [
-    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "guess_kind", "kind_of", "make_task", "shortened",
+    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "canonical_output", "guess_kind", "kind_of",
+    "make_task", "shortened",
 ]  # fmt: skip

@@ -83,10 +83,25 @@ def test_answers_can_be_read_back(form: PromptFormat, task: Task) -> None:
 
 
 @every_format
-def test_texts_keep_their_leading_spaces(form: PromptFormat) -> None:
-    task = make_task([("a", "b")], "c", answer="  d")
-    text = [p.text for p in form.pieces(task, task.answer) if p.role == "answer"][-1]
-    assert form.read(task, text) == "  d"
+@pytest.mark.parametrize("written", [" (A)", "(A)\n", "(A)", "The answer is (A)", "So the answer is: (A).", "Answer: (A) "])
+def test_white_space_around_a_text_and_an_introduction_do_not_count(form: PromptFormat, written: str) -> None:
+    """One rule for what is trained on, what is read, and what is right."""
+    task = make_task([("a", "(B)"), ("b", " (C)\n")], "c", answer=written)
+    assert [d.output for d in task.demonstrations] == ["(B)", "(C)"]
+    assert task.answer == "(A)"
+    assert form.read(task, written) == "(A)"
+
+
+@every_format
+def test_an_introduction_that_demonstrations_have_is_part_of_the_answer(form: PromptFormat) -> None:
+    task = make_task([("a", "The answer is no."), ("b", "Maybe.")], "c", answer="The answer is yes.\n")
+    assert task.answer == form.read(task, " The answer is yes.") == "The answer is yes."
+    assert form.read(make_task([("a", "Answer:")], "b"), "The answer is") == "The answer is"
+
+
+@every_format
+def test_inputs_are_shown_with_their_white_space(form: PromptFormat) -> None:
+    assert " two  words " in whole(form, make_task([(" two  words ", "b")], " c"))
 
 
 @every_format
@@ -175,7 +190,7 @@ def late(messages: Sequence[dict[str, str]], generation: bool) -> str:
         ),
         (
             late,
-            "<|user|> a <|end|><|assistant|> [A]<|end|><|user|>Shout.\n\nb<|end|><|assistant|> [B]<|end|>",
+            "<|user|> a <|end|><|assistant|>[ A]<|end|><|user|>Shout.\n\nb<|end|><|assistant|>[ B]<|end|>",
         ),
     ],
     ids=["thinking", "stripping", "late"],

@@ -1,0 +1,432 @@
+"""Chat prompts have the ids that the tokenizer's own template gives, for the shapes of template that are in use.
+
+The templates are written for this test; each has the shape of a published family: its turns, its white space, where the
+system's words go, how turns end, what it does to earlier answers and to thoughts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
+
+from autottt.ttt_core.errors import ModelError, TaskError
+from autottt.ttt_core.model import template_process
+from autottt.ttt_core.model.encoding import encode, prompt_digest, stop_ids
+from autottt.ttt_core.model.loading import LoadedModel, wrap_model
+from autottt.ttt_core.model.templates import SWITCHES, TemplateRenderer
+from autottt.ttt_core.tasks.kinds import STANDARD, kind_of, make_task
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPECIAL = (
+    "<unk>", "<s>", "</s>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>",
+    "<|usr|>", "<|ast|>", "<|sys|>", "<|fin|>", "<turn>", "</turn>", "<think>", "</think>", "[INST]", "[/INST]",
+    "[SYS]", "[/SYS]", "<|sep|>", "<|role_start|>", "<|role_end|>", "<|START|>", "<|STOP|>", "<|USER|>", "<|BOT|>",
+    "[gMASK]", "<sop>", "<|observe|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>",
+)  # fmt: skip
+SWALLOWS = ("<|usr|>", "<|ast|>", "<|sys|>", "<|fin|>")
+"""Tokens that take the white space after them, as those of Phi-3 do."""
+CORPUS = [
+    "Input: [3, 1, 4]\nOutput: [4, 1, 3]\n\nuser\nassistant\nsystem\n\nA curious user asks. USER: x ASSISTANT: y",
+    "### Instruction:\nSay it.\n\n### Response:\nThe answer is (A).\n\n0 1 2\n3 4 5\n\nthe word and the number",
+]
+
+
+def byte_level() -> Tokenizer:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    return core
+
+
+def metaspace() -> Tokenizer:
+    """As converted from SentencePiece: a space before the text, spaces as part of words, bytes for unknown characters."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    corpus = [" ".join(text.split()) for text in CORPUS * 3]  # line breaks become bytes
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<unk>", *(f"<0x{n:02X}>" for n in range(256))])
+    core.train_from_iterator(corpus, trainer)
+    return core
+
+
+def prepending() -> Tokenizer:
+    """As Llama 2's: the normalizer puts a space before every text between special tokens."""
+    core = metaspace()
+    core.pre_tokenizer = None
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return core
+
+
+CORES: dict[str, Callable[[], Tokenizer]] = {"bytes": byte_level, "metaspace": metaspace, "prepending": prepending}
+
+
+def tokenizer_with(template: str, core: str = "bytes", **special: str) -> PreTrainedTokenizerFast:
+    built = CORES[core]()
+    built.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=t in SWALLOWS) for t in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built, chat_template=template, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False, **special,
+    )  # fmt: skip
+
+
+def wrapped(tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None) -> LoadedModel:
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 1 << 20
+    return wrap_model(model, tokenizer, prompt_format=prompt_format)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A template, and why it is not used where it is not."""
+
+    template: str
+    reason: str = ""
+    system: bool = True
+    """Whether it shows a system's turn."""
+    moves_system: bool = False
+    """Whether the system's words are elsewhere once the query is answered."""
+
+
+LOOP = "{% for m in messages %}"
+END = "{% endfor %}"
+FIRST_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set sys = messages[0]['content'] %}{% set rest = messages[1:] %}"
+    "{% else %}{% set sys = '' %}{% set rest = messages %}{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+ALTERNATE = (
+    "{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+CHATML = LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}" + END
+CHATML_PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+THINKING = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set c = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else"
+    " m.content %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ c + '<|im_end|>\n' }}{% endfor %}"
+)
+HEADS = (
+    LOOP + "{{ '<|head|>' + m['role'] + '<|/head|>\n\n' + m['content'] | trim + '<|eot|>' }}" + END
+    + "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}"
+)  # fmt: skip
+PIPES = "{% if add_generation_prompt %}{{ '<|ast|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+SHAPES = {
+    "ChatML": Shape(CHATML + CHATML_PROMPT),
+    "ChatML with a default system": Shape(
+        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+        + CHATML + CHATML_PROMPT
+    ),
+    "ChatML with branches for tools": Shape(
+        "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% elif m.role == 'tool' %}"
+        "{{ '<|observe|>' + m.content }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}" + CHATML_PROMPT
+    ),
+    "Llama 2": Shape(
+        FIRST_SYSTEM + ALTERNATE
+        + "{% for m in rest %}{% set c = '<<SYS>>\n' + sys + '\n<</SYS>>\n\n' + m.content if loop.first and sys else"
+        " m.content %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + c.strip() + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "Llama 3": Shape("{{ bos_token }}" + HEADS),
+    "Llama 3 with a date": Shape(
+        "{{ bos_token + '<|head|>system<|/head|>\n\nToday Date: ' + strftime_now('%d %b %Y') + '\n\n' }}"
+        "{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}"
+        "{% endif %}<|eot|>" + HEADS
+    ),
+    "Mistral 1": Shape(
+        NO_SYSTEM + "{{ bos_token }}" + LOOP + "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ m.content + eos_token + ' ' }}{% endif %}" + END, system=False,
+    ),
+    "Mistral 3": Shape(
+        FIRST_SYSTEM + ALTERNATE + "{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{% if loop.last and sys %}{{ '[INST] ' + sys + '\n\n' + m.content + '[/INST]' }}"
+        "{% else %}{{ '[INST] ' + m.content + '[/INST]' }}{% endif %}"
+        "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}", moves_system=True,
+    ),
+    "Mistral 7": Shape(
+        FIRST_SYSTEM + "{{ bos_token }}{% if sys %}{{ '[SYS] ' + sys + '[/SYS]' }}{% endif %}{% for m in rest %}"
+        "{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}"
+        "{% endif %}{% endfor %}"
+    ),
+    "Phi 3": Shape(LOOP + "{% if m.role == 'system' %}{{ '<|sys|>\n' + m.content + '<|fin|>\n' }}"
+        "{% elif m.role == 'user' %}{{ '<|usr|>\n' + m.content + '<|fin|>\n' }}"
+        "{% else %}{{ '<|ast|>\n' + m.content + '<|fin|>\n' }}{% endif %}" + END + PIPES),
+    "Phi 3 without tokens that take white space": Shape(
+        LOOP + "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}" + END
+        + "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|eos|>' }}{% endif %}"
+    ),
+    "Phi 4": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '<|sep|>' + m.content + '<|im_end|>' }}" + END
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|sep|>' }}{% endif %}"
+    ),
+    "Gemma": Shape(
+        "{{ bos_token }}" + NO_SYSTEM + LOOP
+        + "{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '</turn>\n' }}"
+        + END + "{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}", system=False,
+    ),
+    "Zephyr": Shape(
+        LOOP + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}" + END
+        + "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "TinyLlama": Shape(
+        LOOP + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}" + END,
+    ),
+    "Vicuna": Shape(
+        FIRST_SYSTEM + "{{ bos_token + (sys or 'A curious user asks.') + ' ' }}{% for m in rest %}"
+        "{% if m.role == 'user' %}{{ 'USER: ' + m.content.strip() + ' ' }}"
+        "{% else %}{{ 'ASSISTANT: ' + m.content.strip() + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "Vicuna with a space in its prompt": Shape(
+        LOOP + "{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% elif m.role == 'assistant' %}"
+        "{{ 'ASSISTANT: ' + m.content + eos_token }}{% else %}{{ m.content + ' ' }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}",
+        reason="token .* of a chat",
+    ),
+    "Alpaca": Shape(
+        FIRST_SYSTEM + "{{ sys }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ '### Instruction:\n' + m.content + '\n\n' }}{% else %}{{ '### Response:\n' + m.content + eos_token + '\n\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+    "Alpaca without an end": Shape(
+        LOOP + "{% if m.role == 'user' %}{{ '\n\n### Instruction:\n' + m.content }}{% else %}"
+        "{{ '\n\n### Response:\n' + m.content }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ '\n\n### Response:\n' }}{% endif %}",
+        reason="does not mark the end of an answer",
+    ),
+    "Alpaca with line breaks as ends": Shape(
+        LOOP + "{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + '\n\n' }}{% else %}"
+        "{{ '### Response:\n' + m.content + '\n\n' }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}",
+        reason="ends answers with white space only",
+    ),
+    "DeepSeek": Shape(
+        "{{ bos_token }}" + LOOP + "{% if m.role == 'user' %}{{ 'User: ' + m.content + '\n\n' }}"
+        "{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}"
+        "{% else %}{{ m.content + '\n\n' }}{% endif %}" + END + "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ),
+    "DeepSeek 3 with markers": Shape(
+        FIRST_SYSTEM + "{{ bos_token + sys }}{% for m in rest %}{% if m.role == 'user' %}{{ '<|USER|>' + m.content }}"
+        "{% else %}{{ '<|BOT|></think>' + m.content + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|BOT|>' + ('<think>' if thinking else '</think>') }}{% endif %}"
+    ),
+    "DeepSeek R1": Shape(
+        FIRST_SYSTEM + "{{ bos_token + sys }}{% for m in rest %}{% if m.role == 'user' %}{{ '<|USER|>' + m.content }}"
+        "{% else %}{{ '<|BOT|>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|BOT|><think>\n' }}{% endif %}",
+        reason="opens a thought",
+    ),
+    "Qwen 3": Shape(
+        THINKING + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+    ),
+    "QwQ": Shape(THINKING + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"),
+    "thoughts left open": Shape(
+        CHATML.replace("m.content", "('<think>\n' if m.role == 'assistant' else '') + m.content")
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
+        reason="opens a thought",
+    ),
+    "answers after a thought the prompt does not open": Shape(
+        THINKING + CHATML_PROMPT, reason="does not continue its generation prompt"
+    ),
+    "SmolLM 3": Shape(
+        FIRST_SYSTEM + "{{ '<|im_start|>system\n## Metadata\n\nToday Date: ' + strftime_now('%d %B %Y') + '\n"
+        "Reasoning Mode: ' + ('/think' if enable_thinking else '/no_think') + '\n\n' + sys + '<|im_end|>\n' }}"
+        "{% for m in rest %}{% if m.role == 'user' %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"
+        "{% else %}{% generation %}{{ '<|im_start|>assistant\n' + ('' if enable_thinking else '<think>\n\n</think>\n')"
+        " + m.content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + ('' if enable_thinking else '<think>\n\n</think>\n') }}"
+        "{% endif %}"
+    ),
+    "Granite": Shape(
+        LOOP + "{{ '<|role_start|>' + m.role + '<|role_end|>' + m.content + '<|eos|>\n' }}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|role_start|>assistant<|role_end|>' }}{% endif %}" + END
+    ),
+    "Command R": Shape(
+        FIRST_SYSTEM + "{{ bos_token }}{% if sys %}{{ '<|START|><|sys|>' + sys + '<|STOP|>' }}{% endif %}"
+        "{% for m in rest %}{{ '<|START|>' + ('<|USER|>' if m.role == 'user' else '<|BOT|>') + m.content | trim + '<|STOP|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|START|><|BOT|>' }}{% endif %}"
+    ),
+    "Falcon": Shape(
+        LOOP + "{% if not loop.first %}{{ '\n' }}{% endif %}{% if m.role == 'system' %}{{ m.content }}"
+        "{% elif m.role == 'user' %}{{ 'User: ' + m.content }}{% else %}{{ 'Falcon: ' + m.content }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ '\nFalcon:' }}{% endif %}",
+        reason="does not mark the end of an answer",
+    ),
+    "OLMo": Shape(
+        "{{ bos_token }}" + LOOP + "{% if m.role == 'assistant' %}{{ '<|assistant|>\n' + m.content + eos_token }}"
+        "{% if not loop.last %}{{ '\n' }}{% endif %}{% else %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}" + END
+    ),
+    "GLM": Shape(
+        "{{ '[gMASK]<sop>' }}" + LOOP + "{{ '<|' + m.role + '|>\n' + m.content }}" + END
+        + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        reason="does not mark the end of an answer",
+    ),
+    "GLM with thoughts": Shape(
+        "{{ '[gMASK]<sop>' }}" + LOOP + "{% if m.role == 'user' %}{{ '<|usr|>' + m.content + '<|eos|>' }}"
+        "{% elif m.role == 'assistant' %}{{ '<|BOT|><think></think>' + m.content + '<|eos|>' }}"
+        "{% else %}{{ m.content }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ '<|BOT|>' + ('' if enable_thinking else '<think></think>') }}{% endif %}"
+    ),
+    "ChatGLM with numbered rounds": Shape(
+        NO_SYSTEM + LOOP + "{% if m.role == 'user' %}{{ '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\n\n' + m.content + '\n\n' }}"
+        "{% else %}{{ 'A: ' + m.content + '<|eos|>\n\n' }}{% endif %}" + END
+        + "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}", system=False,
+    ),
+    "Harmony": Shape(
+        LOOP + "{% if m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+        "{{ '<|return|>' if loop.last else '<|end|>' }}{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}"
+        "{% endif %}" + END + "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+        reason="does not continue its generation prompt",
+    ),
+    "another end for the last answer": Shape(
+        LOOP + "{{ '<|start|>' + m.role + '<|message|>' + m.content + ('<|return|>' if loop.last and m.role == 'assistant'"
+        " else '<|end|>') }}" + END + "{% if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"
+    ),
+    "Nemotron": Shape(
+        FIRST_SYSTEM + "{{ '<|START|>System\n' + sys + '\n' }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ '<|START|>User\n' + m.content + '\n' }}{% else %}{{ '<|START|>Assistant\n' + m.content + '\n<|STOP|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|START|>Assistant\n' }}{% endif %}"
+    ),
+    "StableLM": Shape(
+        LOOP + "{{ '<|' + m.role + '|>\n' + m.content | trim + '<|eos|>\n' }}" + END
+        + "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "pairs": Shape(
+        NO_SYSTEM + "{% for n in range(0, messages | length, 2) %}{{ '<|USER|>' + messages[n].content + '<|STOP|>' }}"
+        "{% if n + 1 < messages | length %}{{ '<|BOT|>' + messages[n + 1].content + '<|STOP|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|BOT|>' }}{% endif %}", system=False,
+    ),
+    "a bos token for each turn": Shape(
+        LOOP + "{{ bos_token + m.role + '\n' + m.content + eos_token + '\n' }}" + END
+        + "{% if add_generation_prompt %}{{ bos_token + 'assistant\n' }}{% endif %}"
+    ),
+    "two bos tokens": Shape("{{ bos_token + bos_token }}" + CHATML + CHATML_PROMPT),
+    "no generation prompt": Shape(CHATML, reason="does not continue its generation prompt"),
+    "an end after a space": Shape(
+        LOOP + "{{ '<|USER|> ' + m.content + ' <|STOP|>' if m.role != 'assistant' else '<|BOT|> ' + m.content + ' <|STOP|>' }}"
+        + END + "{% if add_generation_prompt %}{{ '<|BOT|>' }}{% endif %}"
+    ),
+    "earlier answers dropped": Shape(
+        LOOP + "{% if m.role != 'assistant' or loop.last %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endif %}" + END + CHATML_PROMPT, reason="rewrites earlier turns",
+    ),
+    "one turn only": Shape(
+        "{% if messages | length > 2 %}{{ raise_exception('One turn, please') }}{% endif %}" + CHATML + CHATML_PROMPT,
+        reason="One turn, please",
+    ),
+    "a system's turn needed": Shape(
+        "{% if messages[0].role != 'system' %}{{ raise_exception('A system turn, please') }}{% endif %}"
+        + CHATML + CHATML_PROMPT, reason="A system turn, please",
+    ),
+    "contents in upper case": Shape(CHATML.replace("m.content", "m.content | upper") + CHATML_PROMPT, reason="changes the contents"),
+    "contents escaped": Shape(CHATML.replace("m.content", "m.content | replace('&', '&amp;')") + CHATML_PROMPT, reason="changes the contents"),
+    "a long history cut": Shape(
+        "{% if messages | length > 7 %}{% set messages = messages[-7:] %}{% endif %}" + CHATML + CHATML_PROMPT,
+        reason="rewrites earlier turns",
+    ),
+}  # fmt: skip
+WORDS = [("cat", "tac"), (" two  words ", "Zwei Wörter"), ("a\nb\n", "(B)"), ("<b>&\"'</b>", "x y")]
+LISTS = [([3, 1, 4], [4, 1, 3]), ([15], [15]), ([], []), ([-9, 26], [26, -9])]
+GRIDS = [([[n, 0], [0, n]], [[0, n], [n, 0]]) for n in range(1, 5)]
+
+
+def tasks_of(count: int) -> list[Task]:
+    return [
+        make_task(WORDS[:count], "dög", answer="göd"),
+        make_task(WORDS[:count], " dog", answer="The end.", instruction="Reverse\nit. "),
+        make_task(LISTS[:count], [5, 6], answer=[6, 5], instruction="Reverse."),
+        make_task(GRIDS[:count], [[7, 0]], answer=[[0, 7], [7, 7]]),
+    ]
+
+
+def messages_of(task: Task, system: bool) -> list[dict[str, str]]:
+    """The chat of a task, written independently of the package."""
+    values = [v for d in task.demonstrations for v in (d.input, d.output)] + [task.query]
+    contents = [kind_of(task).render(v, STANDARD) for v in values]
+    turns = [{"role": ("user", "assistant")[n % 2], "content": c} for n, c in enumerate(contents)]
+    if task.instruction and system:
+        return [{"role": "system", "content": task.instruction}, *turns]
+    if task.instruction:
+        turns[0]["content"] = f"{task.instruction}\n\n{turns[0]['content']}"
+    return turns
+
+
+def template_ids(tokenizer: Any, messages: Sequence[dict[str, str]], generation: bool) -> list[int]:
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=generation, enable_thinking=False, return_dict=False
+        )
+    )
+
+
+USED = {name: shape for name, shape in SHAPES.items() if not shape.reason}
+each_core = pytest.mark.parametrize("core", CORES)
+
+
+@each_core
+@pytest.mark.parametrize("name", USED)
+def test_prompts_and_answers_have_the_ids_of_the_template(name: str, core: str) -> None:
+    shape = USED[name]
+    tokenizer = tokenizer_with(shape.template, core)
+    loaded = wrapped(tokenizer, "chat")
+    assert loaded.format_reason == ""
+    for task in [t for count in range(1, 5) for t in tasks_of(count)]:
+        messages = messages_of(task, shape.system)
+        prompt, answered = encode(loaded, task), encode(loaded, task, task.answer)
+        shown = template_ids(tokenizer, messages, True)
+        assert list(prompt.ids[: len(shown)]) == shown or name == "QwQ"
+        assert (len(prompt.ids) == len(shown)) == (name != "QwQ")
+        answer = {"role": "assistant", "content": kind_of(task).render(task.answer, STANDARD)}
+        finished = template_ids(tokenizer, [*messages, answer], False)
+        begin, end = answered.answers[-1]
+        assert begin == len(prompt.ids)
+        if shape.moves_system and task.instruction:
+            answer_ids = list(answered.ids[begin - 1 : end])
+            assert finished[-len(answer_ids) :] == answer_ids
+        else:
+            assert list(answered.ids[:end]) == finished[:end]
+        assert answered.ids[: len(prompt.ids)] == prompt.ids
+        outputs = [kind_of(task).render(d.output, STANDARD) for d in task.demonstrations]
+        for (begin, end), text in zip(answered.answers, [*outputs, answer["content"]], strict=True):
+            ids = list(answered.ids[begin:end])
+            assert tokenizer.decode(ids[:-1]).strip() == text
+            assert ids[-1] in stop_ids(loaded), "each answer ends with the token that ends the turn"
+            assert not set(ids[:-1]) & stop_ids(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.reason])
+def test_a_template_that_cannot_be_proven_gives_way_to_plain_prompts(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizer_with(SHAPES[name].template)
+    loaded = wrapped(tokenizer)
+    assert loaded.format.name == "standard"
+    (warning,) = [r for r in caplog.records if r.name == "autottt"]
+    assert warning.levelno == logging.WARNING
+    assert re.search(SHAPES[name].reason, loaded.format_reason)
+    assert loaded.format_reason in warning.getMessage()
