@@ -77,7 +77,9 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
         f"{learner.loaded.name}: {type(model).__name__}, {size / 1e6:.1f}M parameters, hash {learner.base_hash}",
         True,
     )
-    yield "prompts", f"{learner.loaded.format.name} format, context {learner.loaded.context_length} tokens", True
+    prompts = f"{learner.loaded.format.name} format, context {learner.loaded.context_length} tokens"
+    reason = learner.loaded.format_reason
+    yield "prompts", f"{prompts} (no chat prompts: {reason})" if reason else prompts, True
     yield "policy", controller.policy.name, True
     task = make_task([([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([7, 8, 9], [9, 8, 7])], [6, 2], id="doctor")
     attempt = run(get_strategy("ttt_in_context"), learner, task)

@@ -1,4 +1,4 @@
-"""Chat prompts as token ids: those that the tokenizer gives to the whole text of the chat template, and the proof of it.
+"""Chat prompts as token ids: those that the tokenizer gives to the text of the chat template, and the proof of it.
 
 Knows nothing about models. The text of a chat is encoded as a whole, as `apply_chat_template` does, so tokens may span
 what different turns wrote; answers are then located in it.
@@ -144,7 +144,9 @@ class _DifferentIdsError(ModelError):
 
 def turn_end_ids(chat: ChatFormat, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The special tokens, one for each of its ends, that end an answer of the format."""
-    first = (next((t for t in chat.units(end) if t in chat.special_tokens and not t.isspace()), None) for end in chat.ends)
+    first = (
+        next((t for t in chat.units(end) if t in chat.special_tokens and not t.isspace()), None) for end in chat.ends
+    )
     return frozenset(int(tokenizer.convert_tokens_to_ids(token)) for token in first if token is not None)
 
 
@@ -184,7 +186,9 @@ def _compare(chat: ChatFormat, tokenizer: PreTrainedTokenizerBase, encoder: Chat
         text = tokenizer.decode(answered.ids[begin:end])
         expected = kind_of(task).render(output, chat.notation) if output is not None else ""
         if "".join(expected.split()) not in "".join(text.split()):
-            raise ModelError(f"answers cannot be located in the tokens of the chat template: {shortened(text)}; {REMEDY}")
+            raise ModelError(
+                f"answers cannot be located in the tokens of the chat template: {shortened(text)}; {REMEDY}"
+            )
 
 
 def _require_equal(tokenizer: PreTrainedTokenizerBase, task: Task, ours: list[int], theirs: list[int]) -> None:
@@ -223,7 +227,12 @@ def _check_contents(chat: ChatFormat, renderer: TemplateRenderer, samples: Seque
 def _samples() -> list[Task]:
     """Tasks of up to four demonstrations, of several kinds, with and without an instruction."""
     numbers = [([3, 1, 4], [4, 1, 3]), ([15], [15]), ([-9, 26], [26, -9]), ([5, 35], [35, 5])]
-    texts = [(" two  words ", "(B)"), ("\nlines\nof <b>&\"'text\n", "Its 2nd line"), ("{{ c }}", "3"), ("\u00e9t\u00e9", "no. 4")]
+    texts = [
+        (" two  words ", "(B)"),
+        ("\nlines\nof <b>&\"'text\n", "Its 2nd line"),
+        ("{{ c }}", "3"),
+        ("\u00e9t\u00e9", "no. 4"),
+    ]
     lists = [make_task(numbers[:n], [7, 9], answer=[9, 7], id="sample") for n in range(5)]
     instructed = [make_task(texts[:n], " word\n", answer="(A)", instruction=" Say it.", id="sample") for n in range(5)]
     grid = make_task([([[1, 0], [0, 1]], [[0, 1], [1, 0]])] * 2, [[2]], answer=[[3, 3], [3, 3]], id="sample")
@@ -243,5 +252,10 @@ def _requests() -> list[Request]:
             prompt = chat_messages(task, STANDARD, system_turn=system_turn)
             whole = chat_messages(task, STANDARD, task.answer, system_turn=system_turn)
             roles = [message["role"] for message in prompt]
-            requests += [(placeholders(roles), True), (padded_placeholders(roles), True), (prompt, True), (whole, False)]
+            requests += [
+                (placeholders(roles), True),
+                (padded_placeholders(roles), True),
+                (prompt, True),
+                (whole, False),
+            ]
     return requests

@@ -229,7 +229,7 @@ def wrap_model(
     prompt_format: str | None = None,
     recipes: Mapping[str, Recipe] = MappingProxyType({}),
 ) -> LoadedModel:
-    """Prepares a model that is already in memory. Raises `ModelError` for an unknown prompt format, and for a model that
+    """Prepares a model that is in memory. Raises `ModelError` for an unknown prompt format, and for a model that
     cannot be used: one with adapters of PEFT in it, an encoder, one that attends to future tokens, one whose cache
     cannot be cropped to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
 

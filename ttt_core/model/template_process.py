@@ -22,13 +22,13 @@ MAX_TOTAL = 1 << 22
 """Characters of all the renderings of a process."""
 
 
-def limit_resources() -> None:
-    """Limits the time and memory of this process, where the system can."""
+def limit_resources(seconds: int, memory: int) -> None:
+    """Limits the processor time and the address space of this process, where the system can."""
     try:
         import resource
     except ImportError:  # Windows: the parent's timeout remains
         return
-    for name, limit in (("RLIMIT_CPU", MAX_SECONDS), ("RLIMIT_AS", MAX_MEMORY), ("RLIMIT_CORE", 0)):
+    for name, limit in (("RLIMIT_CPU", seconds), ("RLIMIT_AS", memory), ("RLIMIT_CORE", 0)):
         try:
             resource.setrlimit(getattr(resource, name), (limit, limit))
         except (ValueError, OSError, AttributeError):
@@ -126,7 +126,7 @@ def main() -> None:
     sys.path[:] = job["path"]
     import jinja2.sandbox  # noqa: F401 - loaded before the limit of memory
 
-    limit_resources()
+    limit_resources(job["seconds"], job["memory"])
     json.dump(answer(job), sys.stdout)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,13 +33,11 @@ REMEDY = "use prompt_format='standard'"
 SWITCHES: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
 """Variables that templates of reasoning models read: an answer is to follow the prompt at once."""
 
-_log = logging.getLogger("autottt")
-
 
 class TemplateRenderer:
     """The chat template of a tokenizer as a function: `renderer(messages, generation)` is the text of the messages.
 
-    Each rendering runs once and is remembered. Raises `ModelError`, with the remedy, if the template fails or exceeds a
+    Each rendering runs once and is cached. Raises `ModelError`, with the remedy, if the template fails or exceeds a
     limit.
     """
 
@@ -59,7 +55,10 @@ class TemplateRenderer:
         return rendering["text"]
 
     def try_render(self, requests: Iterable[Request]) -> list[Mapping[str, str]]:
-        """For each request an object with its `text` or its `error`. What is not known is rendered in one process."""
+        """For each request an object with its `text` or its `error`. What is not cached is rendered in one process.
+
+        Raises `ModelError` if the process exceeds a limit.
+        """
         keys = [json.dumps([list(messages), generation]) for messages, generation in requests]
         missing = tuple(dict.fromkeys(key for key in keys if key not in self._renderings))
         if missing:
@@ -94,30 +93,29 @@ def _now() -> str:
 
 @functools.lru_cache(maxsize=64)
 def _run(source: str, now: str, variables: str, requests: tuple[str, ...]) -> list[dict[str, str]]:
-    """The answers of a process to the requests; the same error for all of them if it failed."""
+    """The answers of a process to the requests. Raises `ModelError` if the process fails."""
     job = json.dumps({
         "source": source, "now": now or "2000-01-01", "variables": json.loads(variables), "path": sys.path,
         "requests": [json.loads(request) for request in requests],
+        "seconds": template_process.MAX_SECONDS, "memory": template_process.MAX_MEMORY,
     })  # fmt: skip
     command = [sys.executable, "-I", "-S", "-X", "utf8", str(Path(template_process.__file__))]
-    flags = {"creationflags": subprocess.CREATE_NO_WINDOW} if sys.platform == "win32" else {}
     try:
         process = subprocess.run(
-            command, input=job, encoding="utf-8", capture_output=True, timeout=TIMEOUT, cwd=os.path.sep, check=False,
-            **flags,
+            command, input=job, encoding="utf-8", capture_output=True, timeout=TIMEOUT, check=False
         )  # fmt: skip
-        answers = json.loads(process.stdout) if process.returncode == 0 else None
     except subprocess.TimeoutExpired:
-        error = f"it takes more than {TIMEOUT:.0f} seconds"
-    except (OSError, ValueError) as failure:
-        error = f"no process can render it: {_line(failure)}"
-    else:
-        if isinstance(answers, list) and len(answers) == len(requests):
-            return answers
-        _log.debug("the process of a chat template failed (%s): %s", process.returncode, process.stderr[-2000:])
-        megabytes = template_process.MAX_MEMORY >> 20
-        error = f"it takes more than {template_process.MAX_SECONDS} seconds or {megabytes} MB"
-    return [{"error": error}] * len(requests)
+        raise ModelError(f"the tokenizer's chat template takes more than {TIMEOUT:.0f} seconds; {REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no process can render the tokenizer's chat template ({_line(error)}); {REMEDY}") from None
+    if process.returncode < 0 or "MemoryError" in process.stderr[-200:]:
+        limits = f"{template_process.MAX_SECONDS} seconds or {template_process.MAX_MEMORY >> 20} MB"
+        raise ModelError(f"the tokenizer's chat template takes more than {limits}; {REMEDY}")
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise ModelError(f"the process that renders the tokenizer's chat template failed ({last[:200]}); {REMEDY}")
+    answers: list[dict[str, str]] = json.loads(process.stdout)
+    return answers
 
 
 def _line(error: BaseException) -> str:

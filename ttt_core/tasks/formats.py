@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import TaskError
-from .kinds import KINDS, guess_kind, shortened
+from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled, shortened
+from .kinds import KINDS, canonical_output, demonstration_of, guess_kind
+from .messages import Turn, read_chat
 from .task import Demonstration, Task, Value
 
 ACCEPTED = """A task is a JSON object in one of these formats (output? may be left out):
   {"demonstrations": [{"input", "output"}, ...], "queries": [{"input", "output"?}, ...]}, or "query": an input;
   {"train": [{"input", "output"}, ...], "test": [{"input", "output"?}, ...]} (ARC);
   {"examples": [{"input", "target"}, ...]} (BIG-Bench Hard);
-  {"messages": [{"role", "content"}, ...]}, user and assistant in turn, user last (chat)."""
+  {"messages": [{"role", "content"}, ...]}, user and assistant in turn, user last (chat).
+Each may have an "id", and the right "answer" where it has one query only."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,36 @@ class ReadSettings:
     """Overrides the kind of every task."""
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
+        if self.kind is not None and (not isinstance(self.kind, str) or self.kind not in KINDS):
             raise invalid_field("kind", f"one of {', '.join(KINDS)}", self.kind)
-        if self.demonstrations < 0:
+        if not isinstance(self.demonstrations, int) or self.demonstrations < 0:
             raise invalid_field("demonstrations", "a number that is not negative", self.demonstrations)
+        check_seed(self.seed)
 
 
 def is_task(data: Mapping[str, object]) -> bool:
     """Whether `data` has the fields of a format; their values may still be invalid."""
     return any(fields & data.keys() for fields, _ in _FORMATS)
+
+
+def is_arc(data: Mapping[str, object]) -> bool:
+    """Whether the format of `data` is that of the ARC files."""
+    return next((read for fields, read in _FORMATS if fields & data.keys()), None) is _from_arc
+
+
+def misspelled_field(data: Mapping[str, object]) -> tuple[str, str] | None:
+    """A field of an object for which `is_task` holds that is not read, but spelled like one that is absent, and that
+    one; also among the examples."""
+    known = _KNOWN_FIELDS[next(fields for fields, _ in _FORMATS if fields & data.keys())]
+    if (found := misspelled(data, known)) is not None:
+        return found
+    for field in _EXAMPLE_LISTS & data.keys():
+        examples = data[field]
+        names = ("input", "target" if field == "examples" else "output")
+        for example in examples if isinstance(examples, list) else ():
+            if isinstance(example, dict) and (found := misspelled(example, names)) is not None:
+                return found
+    return None
 
 
 def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, dataset: str) -> tuple[Task, ...]:
@@ -46,7 +70,7 @@ def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, 
     `id` and `dataset` are defaults. Raises `TaskError` that names the invalid field.
     """
     draft = next(read for fields, read in _FORMATS if fields & data.keys())(data, settings)
-    return _tasks(draft, settings.kind, id, dataset)
+    return _tasks(_with_own_fields(draft, data), settings.kind, id, dataset)
 
 
 def task_from_messages(messages: Sequence[Mapping[str, object]], *, id: str = "task") -> Task:
@@ -61,16 +85,6 @@ def task_from_messages(messages: Sequence[Mapping[str, object]], *, id: str = "t
     return read_object({"messages": messages}, ReadSettings(), id=id, dataset="")[0]
 
 
-class _Missing:
-    """Placeholder for a missing field; its `repr` says so in error messages."""
-
-    def __repr__(self) -> str:
-        return "nothing: the field is missing"
-
-
-_MISSING = _Missing()
-
-
 @dataclass(frozen=True)
 class _Example:
     """Unchecked input and output from JSON, with the names of their fields."""
@@ -82,14 +96,18 @@ class _Example:
     output_field: str
 
     def checked(self, kind: str) -> Demonstration:
-        return Demonstration(_checked(kind, self.input, self.input_field), self.checked_output(kind))
+        source = _checked(kind, self.input, self.input_field)
+        demonstration = demonstration_of(kind, source, _checked(kind, self.output, self.output_field))
+        if demonstration.output == "" and not str(source).strip():
+            raise invalid_field(self.output_field, "a demonstration that is not empty", self.output)
+        return demonstration
 
-    def checked_output(self, kind: str) -> Value:
-        return _checked(kind, self.output, self.output_field)
-
-    def checked_query(self, kind: str) -> tuple[Value, Value | None]:
-        has_answer = self.output is not None and self.output is not _MISSING
-        return _checked(kind, self.input, self.input_field), self.checked_output(kind) if has_answer else None
+    def checked_query(self, kind: str, shown: Sequence[Value]) -> tuple[Value, Value | None]:
+        """The query, and its answer if it has one; `shown` are the outputs of the demonstrations."""
+        query = _checked(kind, self.input, self.input_field)
+        if self.output is None or self.output is MISSING:
+            return query, None
+        return query, canonical_output(kind, _checked(kind, self.output, self.output_field), shown)
 
 
 @dataclass(frozen=True)
@@ -105,15 +123,37 @@ class _Draft:
     dataset: object = None
 
 
+def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
+    """The draft with the object's id, family, dataset and instruction, and the answer to its only query.
+
+    Raises `TaskError` for an answer where there are more queries, or that contradicts the query's own output.
+    """
+    own = {name: data[name] for name in ("id", "family", "dataset") if data.get(name) is not None}
+    draft = replace(
+        draft, id=own.get("id"), family=own.get("family"), dataset=own.get("dataset", draft.dataset),
+        instruction=data.get("instruction") if draft.instruction is None else draft.instruction,
+    )  # fmt: skip
+    answer = data.get("answer")
+    if answer is None or "query" in data:
+        return draft
+    if len(draft.queries) != 1:
+        raise invalid_field("answer", f"outputs in the {len(draft.queries)} queries, as one answer fits one", answer)
+    (query,) = draft.queries
+    if query.output is not None and query.output is not MISSING and query.output != answer:
+        raise invalid_field("answer", f"the {query.output_field}, {shortened(query.output)}, or nothing", answer)
+    return replace(draft, queries=[replace(query, output=answer, output_field="answer")])
+
+
 def _tasks(draft: _Draft, kind: str | None, id: str, dataset: str) -> tuple[Task, ...]:
     group = _name(draft.id, "id", id)
     kind = _kind(draft) if kind is None else kind
     instruction = None if draft.instruction is None else str(_checked("text", draft.instruction, "instruction"))
     family, dataset = _name(draft.family, "family", group), _name(draft.dataset, "dataset", dataset)
     demonstrations = tuple(d.checked(kind) for d in draft.demonstrations)
+    shown = [d.output for d in demonstrations]
     tasks = []
     for example in draft.queries:
-        query, answer = example.checked_query(kind)
+        query, answer = example.checked_query(kind, shown)
         name = group if len(draft.queries) == 1 else f"{group}#{example.number}"
         tasks.append(Task(kind, demonstrations, query, answer, instruction, name, family, dataset, group))
     return tuple(tasks)
@@ -128,11 +168,6 @@ def _kind(draft: _Draft) -> str:
     return draft.kind
 
 
-def invalid_field(field: str, expected: str, received: object) -> TaskError:
-    """The error for a field with an invalid value."""
-    return TaskError(f"{field}: expected {expected}; received {shortened(received)}")
-
-
 def _checked(kind: str, raw: object, field: str) -> Value:
     try:
         return KINDS[kind].check(raw)
@@ -141,19 +176,13 @@ def _checked(kind: str, raw: object, field: str) -> Value:
 
 
 def _name(raw: object, field: str, default: str) -> str:
-    if raw is None:
-        return default
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return str(raw)
-    if not isinstance(raw, str) or not raw.strip():
-        raise invalid_field(field, "a text that is not blank, or an integer", raw)
-    return str(_checked("text", raw, field))
+    return check_text(default, field) if raw is None else check_name(raw, field)
 
 
 def _examples(data: Mapping[str, object], field: str, output: str = "output", minimum: int = 0) -> list[_Example]:
     """The examples in `data[field]`, at least `minimum` of them; their values are not checked."""
     shape = f'{{"input", "{output}"}}'
-    raw = data.get(field, _MISSING)
+    raw = data.get(field, MISSING)
     if not isinstance(raw, list):
         raise invalid_field(field, f"a list of objects {shape}", raw)
     if len(raw) < minimum:
@@ -163,7 +192,7 @@ def _examples(data: Mapping[str, object], field: str, output: str = "output", mi
         where = f"{field}[{number}]"
         if not isinstance(item, dict):
             raise invalid_field(where, f"an object {shape}", item)
-        source, target = item.get("input", _MISSING), item.get(output, _MISSING)
+        source, target = item.get("input", MISSING), item.get(output, MISSING)
         examples.append(_Example(number, source, target, f"{where}.input", f"{where}.{output}"))
     return examples
 
@@ -175,8 +204,7 @@ def _from_demonstrations(data: Mapping[str, object], settings: ReadSettings) -> 
         queries = [_Example(0, data["query"], data.get("answer"), "query", "answer")]
     else:
         queries = _examples(data, "queries", minimum=1)
-    fields = {name: data.get(name) for name in ("kind", "instruction", "id", "family", "dataset")}
-    return _Draft(_examples(data, "demonstrations"), queries, **fields)
+    return _Draft(_examples(data, "demonstrations"), queries, kind=data.get("kind"))
 
 
 def _from_arc(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
@@ -187,46 +215,26 @@ def _from_bbh(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
     examples = _examples(data, "examples", output="target", minimum=settings.demonstrations + 1)
     sampled = random.Random(settings.seed).sample(range(len(examples)), settings.demonstrations)
     queries = [e for e in examples if e.number not in sampled]
-    return _Draft([examples[n] for n in sampled], queries, kind="text", dataset="bbh")
+    demonstrations = [examples[n] for n in sampled]
+    return _Draft(demonstrations, queries, kind="text", dataset="bbh")
 
 
 def _from_messages(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
     messages = data["messages"]
-    if not isinstance(messages, (list, tuple)):
-        raise invalid_field("messages", 'a list of objects {"role", "content"}', messages)
-    pairs = [_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
-    first = 1 if pairs and pairs[0][0] == "system" else 0
-    for n, (role, _) in enumerate(pairs[first:]):
-        expected = ("user", "assistant")[n % 2]
-        if role != expected:
-            raise invalid_field(f"messages[{n + first}].role", f"{expected!r}, as user and assistant take turns", role)
-    if len(pairs) % 2 == first:
-        raise invalid_field("messages", "a last message from 'user', the query", pairs[-1][0] if pairs else messages)
-    examples = []
-    for n in range(first, len(pairs), 2):
-        answer = pairs[n + 1][1] if n + 1 < len(pairs) else None
-        examples.append(_Example(n, pairs[n][1], answer, f"messages[{n}].content", f"messages[{n + 1}].content"))
-    return _Draft(examples[:-1], examples[-1:], kind="text", instruction=pairs[0][1] if first else None)
+    chat = read_chat(messages)
+    if chat.query is None:
+        last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
+        received = last.get("role") if isinstance(last, Mapping) else messages
+        raise invalid_field("messages", "a last message from 'user', the query", received)
 
+    def example(user: Turn, assistant: Turn | None) -> _Example:
+        number = user.number + 1 if assistant is None else assistant.number
+        output = None if assistant is None else assistant.text
+        fields = f"messages[{user.number}].content", f"messages[{number}].content"
+        return _Example(user.number, user.text, output, *fields)
 
-def _message(message: object, field: str) -> tuple[object, object]:
-    """The role and the content of a message."""
-    if not isinstance(message, Mapping):
-        raise invalid_field(field, 'an object {"role", "content"}', message)
-    content = _join_parts(message.get("content", _MISSING), f"{field}.content")
-    return message.get("role", _MISSING), _checked("text", content, f"{field}.content")
-
-
-def _join_parts(content: object, field: str) -> object:
-    """The text of a content that is a list of parts; any other content unchanged."""
-    if not isinstance(content, (list, tuple)) or not content:
-        return content
-    for n, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise invalid_field(
-                f"{field}[{n}]", 'a part {"type": "text", "text": ...}, since only text can be read', part
-            )
-    return "".join(part["text"] for part in content)
+    pairs = [example(user, assistant) for user, assistant in chat.pairs]
+    return _Draft(pairs, [example(chat.query, None)], kind="text", instruction=chat.instruction)
 
 
 _FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], ReadSettings], _Draft]]] = (
@@ -236,5 +244,13 @@ _FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], ReadSet
     (frozenset({"examples"}), _from_bbh),
 )
 """The first format that has a field in common with an object is its format."""
+_OWN_FIELDS = ("id", "answer", "instruction", "family", "dataset")
+_KNOWN_FIELDS = {
+    fields: (*sorted(fields), *_OWN_FIELDS, *(("kind",) if "queries" in fields else ())) for fields, _ in _FORMATS
+}
+_EXAMPLE_LISTS = frozenset({"demonstrations", "queries", "train", "test", "examples"})
 
-__all__ = ["ACCEPTED", "ReadSettings", "invalid_field", "is_task", "read_object", "task_from_messages"]
+__all__ = [
+    "ACCEPTED", "ReadSettings", "invalid_field", "is_arc", "is_task", "misspelled_field", "read_object",
+    "task_from_messages",
+]  # fmt: skip

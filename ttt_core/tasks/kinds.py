@@ -9,16 +9,22 @@ from __future__ import annotations
 import numbers
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ParseError, TaskError
+from .fields import MISSING, check_name, check_text, invalid_field, is_utf8, shortened
+from .messages import are_messages, read_chat
 from .task import Demonstration, Task, Value, as_grid
 from .transformations import Transformation, draw_grid_transformations, draw_list_transformations
 
 MAX_SIDE = 64
 """Longest side of a grid, in cells. The length of a single row is not limited."""
+
+
+_MAX_BITS = 14_000
+"""Of an integer in a list; Python prints at most 4,300 digits."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,10 @@ class ListKind:
         raw = _as_list(raw)
         if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
-        return tuple(int(x) for x in raw)
+        integers = tuple(int(x) for x in raw)
+        if any(x.bit_length() > _MAX_BITS for x in integers):
+            raise TaskError(f"expected integers that can be printed; received one of more than {_MAX_BITS} bits")
+        return integers
 
     def render(self, value: Value, notation: Notation) -> str:
         if not value:
@@ -204,7 +213,7 @@ class TextKind:
     def check(self, raw: object) -> Value:
         if not isinstance(raw, str):
             raise TaskError(f"expected a text; received {shortened(raw)}")
-        if any("\ud800" <= c <= "\udfff" for c in raw):
+        if not is_utf8(raw):
             raise TaskError(f"expected a text that can be written as UTF-8; received {shortened(raw)}")
         return raw
 
@@ -272,8 +281,8 @@ def guess_kind(raw: object) -> str:
 
 
 def make_task(
-    demonstrations: Sequence[tuple[object, object]],
-    query: object,
+    demonstrations: Iterable[object],
+    query: object = MISSING,
     *,
     kind: str | None = None,
     answer: object = None,
@@ -285,14 +294,18 @@ def make_task(
 ) -> Task:
     """A checked task from lists, NumPy arrays and strings. Without `kind`, the shape of the query decides it.
 
+    A demonstration is a pair (input, output) or an object {"input", "output"}. The demonstrations may also be the
+    messages of a chat, as OpenAI's clients write them; then the query may be its last message, of a user.
+
     Raises `TaskError` that names the invalid field.
 
     >>> make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6]).kind
     'list'
     """
+    pairs, query, instruction = _parts(demonstrations, query, instruction)
     name = guess_kind(query) if kind is None else kind
-    if name not in KINDS:
-        raise TaskError(f"kind: expected one of {', '.join(KINDS)}; received {name!r}")
+    if not isinstance(name, str) or name not in KINDS:
+        raise invalid_field("kind", f"one of {', '.join(KINDS)}", name)
 
     def checked(raw: object, field: str) -> Value:
         try:
@@ -300,24 +313,69 @@ def make_task(
         except TaskError as error:
             raise TaskError(f"{field}: {error}") from None
 
-    pairs = tuple(
-        Demonstration(checked(a, f"demonstrations[{i}].input"), checked(b, f"demonstrations[{i}].output"))
-        for i, (a, b) in enumerate(demonstrations)
-    )
-    checked_answer = None if answer is None else checked(answer, "answer")
-    return Task(name, pairs, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id)
+    shown = tuple(
+        demonstration_of(
+            name, checked(a, f"demonstrations[{i}].input"), checked(b, f"demonstrations[{i}].output")
+        )
+        for i, (a, b) in enumerate(pairs)
+    )  # fmt: skip
+    outputs = [d.output for d in shown]
+    checked_answer = None if answer is None else canonical_output(name, checked(answer, "answer"), outputs)
+    names = {"family": family, "dataset": dataset, "group": group}
+    family, dataset, group = (check_text(text, field) for field, text in names.items())
+    if instruction is not None:
+        check_text(instruction, "instruction")
+    id = check_name(id, "id")
+    return Task(name, shown, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id)
 
 
-def shortened(value: object) -> str:
-    """The `repr` of a value in at most 60 characters, for error messages."""
+def demonstration_of(kind: str, source: Value, target: Value) -> Demonstration:
+    """A demonstration of checked values, with its output in canonical form."""
+    return Demonstration(source, canonical_output(kind, target, [target]))
+
+
+def _parts(
+    demonstrations: Iterable[object], query: object, instruction: str | None
+) -> tuple[list[tuple[object, object]], object, str | None]:
+    """Pairs of input and output, the query and the instruction, unchecked. Raises `TaskError` for what is no pair."""
+    raw = None if isinstance(demonstrations, (str, bytes, Mapping)) else _as_sequence(demonstrations)
+    if raw is None:
+        raise invalid_field("demonstrations", "a list of pairs (input, output)", demonstrations)
+    if are_messages(raw):
+        chat = read_chat(raw, "demonstrations")
+        if query is MISSING and chat.query is not None:
+            query = chat.query.text
+        elif chat.query is not None:
+            raise TaskError("query: expected no query beside a chat whose last message is one; received both")
+        instruction = chat.instruction if instruction is None else instruction
+        pairs: list[tuple[object, object]] = [(user.text, assistant.text) for user, assistant in chat.pairs]
+    else:
+        pairs = [_pair(item, f"demonstrations[{n}]") for n, item in enumerate(raw)]
+    if query is MISSING:
+        raise invalid_field("query", "the input to answer", MISSING)
+    return pairs, query, instruction
+
+
+def _as_sequence(values: object) -> Sequence[object] | None:
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists thousands deep
-        return f"a value of type {type(value).__name__} that cannot be printed"
-    return text if len(text) <= 60 else text[:57] + "..."
+        return values if isinstance(values, (list, tuple)) else list(values)  # type: ignore[call-overload]
+    except TypeError:
+        return None
+
+
+def _pair(item: object, field: str) -> tuple[object, object]:
+    """Input and output of a demonstration. Raises `TaskError`."""
+    if isinstance(item, Demonstration):
+        return item.input, item.output
+    if isinstance(item, Mapping):
+        return item.get("input", MISSING), item.get("output", MISSING)
+    values = _as_list(item)
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise invalid_field(field, 'a pair (input, output) or an object {"input", "output"}', item)
+    return values[0], values[1]
 
 
 __all__ = [
-    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "canonical_output", "guess_kind", "kind_of",
-    "make_task", "shortened",
+    "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "canonical_output", "demonstration_of",
+    "guess_kind", "kind_of", "make_task", "shortened",
 ]  # fmt: skip

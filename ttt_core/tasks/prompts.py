@@ -155,8 +155,8 @@ class ChatFormat:
 
     @cached_property
     def _opening(self) -> tuple[str, str]:
-        """What stands between the generation prompt and a finished answer: the part that belongs to the prompt, which
-        closes a thought that the generation prompt opens, and the part that belongs to the answer, which is white space.
+        """What stands between the generation prompt and a finished answer: the end of a thought that the generation
+        prompt opens, which belongs to the prompt, and white space, which belongs to the answer.
 
         Raises `ModelError` for a template whose finished answer does not continue its generation prompt.
         """
@@ -230,7 +230,7 @@ class ChatFormat:
         return {}
 
     def messages(self, task: Task, answer: Value | None = None) -> list[dict[str, str]]:
-        """The chat that the prompt of the task is: one turn of user and assistant for each demonstration, and the query.
+        """The chat of the task: a turn of user and of assistant for each demonstration, and the query.
 
         The instruction is the system's turn, or stands before the first input if the template has no such turn.
         """

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import TaskError
-from .formats import ACCEPTED, ReadSettings, invalid_field, is_task, read_object, task_from_messages
-from .kinds import shortened
-from .task import Task
+from .fields import check_name, invalid_field, shortened
+from .formats import ACCEPTED, ReadSettings, is_arc, is_task, misspelled_field, read_object, task_from_messages
+from .task import Task, content_digest
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 TASK_SUFFIXES = (*LINE_SUFFIXES, ".json")
@@ -35,7 +37,13 @@ class Problem:
     """Id of the task, if it has one."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+        text = f"{self.where}: {self.message}"
+        return _printable(text)
+
+
+def _printable(text: object) -> str:
+    """The text with control characters, and parts of characters, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,20 @@ class LoadedTasks:
 
     tasks: tuple[Task, ...]
     problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
+    """Fields that are not read but spelled like one that is; the first of each name."""
+
+
+@dataclass
+class _Seen:
+    """What the tasks that were read so far have in common with later ones."""
+
+    places: dict[str, str] = field(default_factory=dict)
+    """Id -> where it was."""
+    families: dict[str, str] = field(default_factory=dict)
+    """Content of an ARC task, or of two of its pairs -> its family: some tasks were published under several ids."""
+    misspelled: dict[str, Problem] = field(default_factory=dict)
+    """Field -> the warning about it."""
 
 
 def read_tasks(
@@ -74,13 +96,15 @@ def read_tasks(
         raise TaskError("paths: expected at least one file or folder; received none")
     tasks: list[Task] = []
     problems: list[Problem] = []
-    places: dict[str, str] = {}
+    seen = _Seen()
     for path in path_list:
+        if not isinstance(path, (str, os.PathLike)):
+            raise invalid_field("paths", "files or folders", path)
         for entries in _sources(Path(path)):
-            groups, group_problems = _groups(entries, settings, places)
+            groups, group_problems = _groups(entries, settings, seen)
             tasks += [task for group in _sample(groups, limit, seed) for task in group]
             problems += group_problems
-    return LoadedTasks(tuple(tasks), tuple(problems))
+    return LoadedTasks(tuple(tasks), tuple(problems), tuple(seen.misspelled.values()))
 
 
 def read_lines(
@@ -92,10 +116,14 @@ def read_lines(
     `read_tasks`.
     """
     settings = ReadSettings(ReadSettings.demonstrations if demonstrations is None else demonstrations, seed)
+    seen = _Seen()
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            groups, problems = _groups([_line(line.rstrip(), Path(name), number)], settings, {})
-            yield LoadedTasks(tuple(task for group in groups for task in group), tuple(problems))
+            seen.places.clear()
+            known = set(seen.misspelled)
+            groups, problems = _groups([_line(line.rstrip(), Path(name), number)], settings, seen)
+            warnings = tuple(warning for field, warning in seen.misspelled.items() if field not in known)
+            yield LoadedTasks(tuple(task for group in groups for task in group), tuple(problems), warnings)
 
 
 @dataclass(frozen=True)
@@ -115,8 +143,8 @@ def _sources(path: Path) -> list[list[_Entry]]:
     """The entries of a file; for a folder, one list for each .jsonl file, and one for all .json files."""
     try:
         sources = _folder(path) if os.path.isdir(path) else [_entries(path)]
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise TaskError(f"{_printable(path)}: cannot be read: {getattr(error, 'strerror', error)}") from None
     entries = [entry for source in sources for entry in source]
     if not _any_record(entries):
         first = next((e for e in entries if isinstance(e, Problem)), None)
@@ -139,8 +167,8 @@ def _file(path: Path) -> list[_Entry]:
     """The entries of a file in a folder, or one problem if it cannot be read."""
     try:
         return _entries(path)
-    except OSError as error:
-        return [Problem(str(path), f"cannot be read: {error.strerror}")]
+    except (OSError, ValueError) as error:
+        return [Problem(str(path), f"cannot be read: {getattr(error, 'strerror', error)}")]
 
 
 def _entries(path: Path) -> list[_Entry]:
@@ -202,10 +230,8 @@ def _record(data: object, where: str, id: str, dataset: str) -> _Entry:
     return _Record(where, data, id, dataset)
 
 
-def _groups(
-    entries: list[_Entry], settings: ReadSettings, places: dict[str, str]
-) -> tuple[list[tuple[Task, ...]], list[Problem]]:
-    """The groups of tasks in `entries`, and the problems. Adds the place of each id to `places`."""
+def _groups(entries: list[_Entry], settings: ReadSettings, seen: _Seen) -> tuple[list[tuple[Task, ...]], list[Problem]]:
+    """The groups of tasks in `entries`, and the problems. Adds to what was seen."""
     groups: list[tuple[Task, ...]] = []
     problems: list[Problem] = []
     for entry in entries:
@@ -213,13 +239,45 @@ def _groups(
             problems.append(entry)
             continue
         try:
+            _note_misspelled(entry, seen)
             group = read_object(entry.data, settings, id=entry.id, dataset=entry.dataset)
-            _note_ids(group, entry.where, places)
+            _note_ids(group, entry.where, seen.places)
+            if is_arc(entry.data) and "family" not in entry.data:
+                group = _in_one_family(group, seen.families)
             groups.append(group)
         except TaskError as error:
-            id = entry.data.get("id")
-            problems.append(Problem(entry.where, str(error), str(id) if isinstance(id, (int, str)) else entry.id))
+            problems.append(Problem(entry.where, str(error), _id_of(entry)))
     return groups, problems
+
+
+def _id_of(entry: _Record) -> str:
+    """The id of a task that is not valid, so that a program can pair the problem with the task."""
+    try:
+        return check_name(entry.data.get("id"), "id")
+    except TaskError:
+        return entry.id
+
+
+def _note_misspelled(entry: _Record, seen: _Seen) -> None:
+    """Logs and notes the first field of each name that is not read but spelled like one that is."""
+    misspelled = misspelled_field(entry.data)
+    if misspelled is None or misspelled[0] in seen.misspelled:
+        return
+    unknown, nearest = misspelled
+    warning = Problem(entry.where, f"unknown field {shortened(unknown)}, which is not read: did you mean {nearest!r}?")
+    seen.misspelled[unknown] = warning
+    logging.getLogger("autottt").warning("%s", warning)
+
+
+def _in_one_family(group: tuple[Task, ...], families: dict[str, str]) -> tuple[Task, ...]:
+    """The group in the family of an earlier task with the same content or two pairs in common, or in its own."""
+    shown = sorted(content_digest((d.input, d.output)) for d in group[0].demonstrations)
+    answered = [content_digest((t.query, t.answer)) for t in group if t.answer is not None]
+    whole = content_digest((shown, sorted(content_digest(task.query) for task in group)))
+    keys = [whole, *("".join(two) for two in combinations(sorted({*shown, *answered}), 2))]
+    family = next((families[key] for key in keys if key in families), group[0].family)
+    families.update((key, family) for key in keys if key not in families)
+    return tuple(replace(task, family=family) for task in group)
 
 
 def _note_ids(group: tuple[Task, ...], where: str, places: dict[str, str]) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a template is one line
 """Chat prompts have the ids that the tokenizer's own template gives, for the shapes of template that are in use.
 
 The templates are written for this test; each has the shape of a published family: its turns, its white space, where the
@@ -6,15 +7,16 @@ system's words go, how turns end, what it does to earlier answers and to thought
 
 from __future__ import annotations
 
+import datetime
 import logging
 import re
+import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -430,3 +432,184 @@ def test_a_template_that_cannot_be_proven_gives_way_to_plain_prompts(
     assert warning.levelno == logging.WARNING
     assert re.search(SHAPES[name].reason, loaded.format_reason)
     assert loaded.format_reason in warning.getMessage()
+
+
+def test_answers_in_other_formats_have_no_reason() -> None:
+    assert wrapped(tiny_tokenizer()).format_reason == ""
+    assert wrapped(tiny_tokenizer(chat=True), "standard").format_reason == ""
+
+
+# --- thoughts, ends and dates ---------------------------------------------------------------------------------------
+
+
+def test_a_thought_that_the_generation_prompt_opens_is_closed_as_the_template_closes_it() -> None:
+    tokenizer = tokenizer_with(SHAPES["QwQ"].template)
+    text = tokenizer.decode(list(encode(wrapped(tokenizer), tasks_of(1)[0]).ids))
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_space_before_an_answer_is_a_part_of_it() -> None:
+    tokenizer = tokenizer_with(SHAPES["Mistral 7"].template, "metaspace")
+    loaded = wrapped(tokenizer)
+    task = make_task([("a", "the word")], "b", answer="the number")
+    answered = encode(loaded, task, task.answer)
+    for (begin, end), text in zip(answered.answers, ("the word", "the number"), strict=True):
+        assert list(answered.ids[begin:end]) == [
+            *tokenizer.encode(text, add_special_tokens=False),
+            tokenizer.eos_token_id,
+        ]
+    assert loaded.format.read(task, " the number") == "the number"
+
+
+@pytest.mark.parametrize("name", ["Alpaca with line breaks as ends"])
+def test_where_a_line_break_ends_answers_those_over_several_lines_are_refused(name: str) -> None:
+    template = SHAPES[name].template.replace("m.content + '\n\n'", "m.content + '\n'")
+    loaded = wrapped(tokenizer_with(template), "chat")
+    assert loaded.format.ends == ("\n",)
+    grid, word = tasks_of(1)[3], tasks_of(1)[0]
+    assert encode(loaded, word, word.answer).answers
+    with pytest.raises(TaskError, match=r"an output contains '\\n', which ends an answer"):
+        encode(loaded, grid)
+
+
+class Clock(datetime.datetime):
+    """A clock that a test sets."""
+
+    today = datetime.datetime(2026, 3, 1, 23, 59)
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime.datetime:
+        return cls.today
+
+
+def test_a_learner_has_one_date_for_life_and_another_date_is_another_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    monkeypatch.setattr(Clock, "today", datetime.datetime(2026, 3, 1, 23, 59))
+    tokenizer = tokenizer_with(SHAPES["Llama 3 with a date"].template)
+    before = wrapped(tokenizer, "chat")
+    assert "01 Mar 2026" in tokenizer.decode(list(encode(before, tasks_of(1)[0]).ids))
+    monkeypatch.setattr(Clock, "today", datetime.datetime(2026, 3, 2, 0, 1))
+    assert "01 Mar 2026" in tokenizer.decode(list(encode(before, tasks_of(3)[0]).ids))
+    after = wrapped(tokenizer, "chat")
+    assert "02 Mar 2026" in tokenizer.decode(list(encode(after, tasks_of(1)[0]).ids))
+    assert prompt_digest(before) != prompt_digest(after)
+
+
+def test_the_digest_of_prompts_does_not_depend_on_the_day_without_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_with(SHAPES["Llama 3"].template)
+    before = prompt_digest(wrapped(tokenizer, "chat"))
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    assert prompt_digest(wrapped(tokenizer, "chat")) == before
+    tokenizer.chat_template = SHAPES["ChatML"].template
+    assert prompt_digest(wrapped(tokenizer, "chat")) != before
+
+
+# --- limits of a rendering ------------------------------------------------------------------------------------------
+
+COSTLY = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops over a condition": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
+    "long text": "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "one long text": "{{ 'x' * 10 ** 10 }}",
+    "doubled text": "{% set ns = namespace(s='x') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "centred text": "{{ 'x'.center(10 ** 10) }}",
+    "formatted text": "{{ '%10000000000d' % 1 }}",
+    "large number": "{{ 10 ** (10 ** 10) }}",
+    "long list": "{{ ([0] * 10 ** 10) | length }}",
+    "nested lists": "{% set ns = namespace(s=['x']) %}{% for a in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+    "a macro that calls itself": "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "long after a while": "{% if messages | length > 6 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
+}
+
+
+@pytest.fixture
+def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renderings may take half as long as usual, so that the tests do not."""
+    monkeypatch.setattr(template_process, "MAX_SECONDS", 1)
+
+
+@pytest.mark.usefixtures("one_second")
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_template_that_takes_too_long_or_too_much_memory_gives_way(name: str) -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = COSTLY[name] + tokenizer.chat_template
+    began = time.process_time()
+    loaded = wrapped(tokenizer)
+    assert loaded.format.name == "standard"
+    assert loaded.format_reason
+    assert time.process_time() - began < 2, "this process renders nothing"
+
+
+def test_a_costly_template_that_is_asked_for_is_refused_with_the_remedy() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = COSTLY["loops"] + tokenizer.chat_template
+    with pytest.raises(ModelError, match=r"more than 2 seconds or 512 MB; use prompt_format='standard'"):
+        wrapped(tokenizer, "chat")
+
+
+@pytest.mark.usefixtures("one_second")
+def test_a_rendering_that_becomes_costly_later_is_refused() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = COSTLY["long after a while"].replace("> 6", "> 30") + tokenizer.chat_template
+    loaded = wrapped(tokenizer)
+    assert loaded.format.name == "chat"
+    many = make_task([("a", "b")] * 20, "c")
+    with pytest.raises(ModelError, match="more than 1 seconds"):
+        encode(loaded, many)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ nothing.at.all }}", "UndefinedError"),
+        ("{% for m in messages %}", "TemplateSyntaxError"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "SecurityError"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ("{% include 'other' %}", "TypeError"),
+        ("", "rewrites earlier turns"),
+    ],
+)
+def test_a_template_that_fails_gives_way_with_the_reason(template: str, reason: str) -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = template or " "
+    loaded = wrapped(tokenizer)
+    assert loaded.format.name == "standard"
+    assert reason in loaded.format_reason
+    with pytest.raises(ModelError, match=r"use prompt_format='standard'"):
+        wrapped(tokenizer, "chat")
+
+
+def test_a_tokenizer_with_several_templates_uses_the_default_or_none() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    default = tokenizer.chat_template
+    tokenizer.chat_template = {"default": default, "tool_use": "{{ tools }}"}
+    assert wrapped(tokenizer).format.name == "chat"
+    tokenizer.chat_template = {"tool_use": "{{ tools }}"}
+    assert wrapped(tokenizer).format.name == "standard"
+
+
+def test_a_template_is_rendered_once_for_a_number_of_demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = wrapped(tiny_tokenizer(chat=True))
+    task = make_task([("a", "b")] * 7, "c")
+    first = encode(loaded, task)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a process was started"))
+    assert encode(loaded, task) == first
+    assert encode(loaded, make_task([("d", "e")] * 7, "f")) != first
+
+
+def test_a_renderer_writes_what_transformers_writes() -> None:
+    template = (
+        "{% for m in messages %}{%- if loop.index0 > 1 %}{% break %}{% endif -%} {{ m | tojson(indent=1) }} {% generation %}"
+        "{{ m.content }}{% endgeneration %}{% endfor %}{{ dict(a=1) | length }}{{ tools }}{{ enable_thinking }}"
+        "  {% if true %}\n  x\n  {% endif %}\n{{ bos_token }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+    )
+    tokenizer = tokenizer_with(template)
+    messages = [
+        {"role": "user", "content": "a <b> é"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+    ]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **SWITCHES)
+    assert TemplateRenderer(tokenizer)(messages, True) == expected

@@ -83,7 +83,9 @@ def test_answers_can_be_read_back(form: PromptFormat, task: Task) -> None:
 
 
 @every_format
-@pytest.mark.parametrize("written", [" (A)", "(A)\n", "(A)", "The answer is (A)", "So the answer is: (A).", "Answer: (A) "])
+@pytest.mark.parametrize(
+    "written", [" (A)", "(A)\n", "(A)", "The answer is (A)", "So the answer is: (A).", "Answer: (A) "]
+)
 def test_white_space_around_a_text_and_an_introduction_do_not_count(form: PromptFormat, written: str) -> None:
     """One rule for what is trained on, what is read, and what is right."""
     task = make_task([("a", "(B)"), ("b", " (C)\n")], "c", answer=written)
