@@ -1,44 +1,207 @@
-"""The demonstration: shipped example tasks, solved and shown one by one."""
+"""The demonstration: a seeded sample of public tasks, solved and shown one by one, with a table at the end.
+
+Half of the tasks are of families that the bundled model answers well in context, half of families that it does not;
+`benchmarks/demo_families.py` measured that on other tasks of the same families.
+"""
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Literal, TypeVar
 
-from rich.console import Console
-from rich.rule import Rule
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from ...ttt_core.tasks.readers import read_tasks
 from ...ttt_core.tasks.task import Task
 from ..controller import Controller
 from ..results import Result
-from .display import show_result, show_task
+from .display import mark, show_task, show_value
 
+T = TypeVar("T")
+Band = Literal["read", "hard"]
+READ, HARD = 0.8, 0.3
+"""In-context accuracy of the families in the two halves of the demo: READ or more, and less than HARD."""
+TITLES: dict[Band, str] = {
+    "read": f"families with {READ:.0%} or more right in context",
+    "hard": f"families with less than {HARD:.0%} right in context",
+}
 TASKS = Path(__file__).parent / "demo_tasks.jsonl"
-"""Public tasks that nothing was trained on; sources and licences in docs/tasks.md."""
+"""Public tasks that the bundled model was not trained on; sources and licences are in docs/tasks.md."""
+FAMILIES = Path(__file__).parent / "demo_families.json"
+"""In-context accuracy of each family, the ids of the tasks that it was measured on, and those of its tasks in TASKS."""
+COUNT = 12
+ALWAYS = "ttt_augmented"
+"""The fixed strategy for comparison: of those that train for every query, the most accurate one on the held-out
+families of the shipped policy's scorecard."""
+WORDS = {
+    "read": ("bold green", "right in context, and no training was tried"),
+    "learned": ("bold bright_green", "wrong in context, right after training"),
+    "voted": ("bold cyan", "wrong in context, right by a vote without training"),
+    "redundant": ("yellow", "right in context, and still right after training"),
+    "unchanged": ("yellow", "wrong in context, and still wrong after training"),
+    "missed": ("dark_orange", "wrong in context, and no training was tried"),
+    "harmed": ("bold red", "right in context, but wrong as decided"),
+    "refused": ("bold red", "the task does not fit in the model's context"),
+}
+"""Each word for what happened to a task, with its style and meaning."""
 
 
-def demo_tasks() -> tuple[Task, ...]:
-    """The shipped example tasks."""
-    return read_tasks([TASKS]).tasks
+@dataclass(frozen=True)
+class Family:
+    """A family of tasks with its in-context accuracy, measured on other tasks than `tasks`."""
+
+    name: str
+    """Data set and family."""
+    band: Band
+    right: int
+    queries: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def dataset(self) -> str:
+        return self.name.partition("/")[0]
 
 
-def run_demo(controller: Controller, tasks: Sequence[Task], screen: Console) -> list[Result]:
-    """Solves and shows the tasks, and a line that sums up."""
-    found: list[Result] = []
-    for number, task in enumerate(tasks, 1):
-        screen.print(Rule(f"{number}/{len(tasks)}  {task.id} ({task.kind})", align="left"))
+@dataclass(frozen=True)
+class Solved:
+    """A task of the demo with its results."""
+
+    family: Family
+    result: Result
+    always: Result | None = None
+    """The result of `ALWAYS`, if it is compared."""
+
+
+def demo_families() -> tuple[Family, ...]:
+    """The families that the demo draws from, with their tasks."""
+    tasks = {(task.dataset, task.id): task for task in read_tasks([TASKS]).tasks}
+    return tuple(
+        Family(
+            entry["name"], entry["band"], entry["right"], entry["queries"],
+            tuple(tasks[entry["name"].partition("/")[0], task_id] for task_id in entry["pool"]),
+        )
+        for entry in json.loads(FAMILIES.read_text("utf-8"))["families"]
+        if entry["band"]
+    )  # fmt: skip
+
+
+def draw(seed: int, count: int = COUNT) -> list[tuple[Family, Task]]:
+    """A random sample of tasks: half of each band; "read" has one more where `count` is odd.
+
+    The data sets take turns, and the families of each data set do, so that as many as possible of both are shown.
+    """
+    rng, families = random.Random(f"demo-{seed}"), demo_families()
+    sample: list[tuple[Family, Task]] = []
+    sizes: dict[Band, int] = {"read": (count + 1) // 2, "hard": count // 2}
+    for band, size in sizes.items():
+        members = [family for family in families if family.band == band]
+        by_dataset: dict[str, list[list[tuple[Family, Task]]]] = {}
+        for family in rng.sample(members, len(members)):
+            tasks = rng.sample(family.tasks, len(family.tasks))
+            by_dataset.setdefault(family.dataset, []).append([(family, task) for task in tasks])
+        datasets = [_take_turns(tasks) for tasks in by_dataset.values()]
+        sample += _take_turns(rng.sample(datasets, len(datasets)))[:size]
+    return sample
+
+
+def _take_turns(queues: Sequence[Sequence[T]]) -> list[T]:
+    """The first of every queue, then the second of every queue, and so on."""
+    return [item for turn in zip_longest(*queues) for item in turn if item is not None]
+
+
+def word_of(result: Result) -> str:
+    """What happened to a task whose answer is known: a key of `WORDS`."""
+    if result.status == "refused" or result.in_context is None:
+        return "refused"
+    if result.in_context.value == result.task.answer:
+        return "harmed" if not result.right else "redundant" if result.adapted else "read"
+    if result.right:
+        return "learned" if result.adapted else "voted"
+    return "unchanged" if result.adapted else "missed"
+
+
+def run_demo(
+    controller: Controller, sample: Sequence[tuple[Family, Task]], screen: Console, *, compare: bool = False
+) -> list[Solved]:
+    """Solves and shows the tasks one by one, then a table. With `compare`, `ALWAYS` is run on every task as well."""
+    solved: list[Solved] = []
+    for number, (family, task) in enumerate(sample, 1):
+        screen.print(show_heading(f"{number}/{len(sample)}  {task.id}", family), soft_wrap=True)
         screen.print(show_task(task))
         result = controller.solve_many([task])[0]
-        screen.print(show_result(result) if result.status != "refused" else f"refused: {result.error}")
-        found.append(result)
-    before = sum(r.in_context is not None and r.in_context.value == r.task.answer for r in found)
-    seconds = sum(r.cost.seconds for r in found)
+        screen.print(show_solved(result), soft_wrap=True)
+        always = None
+        if compare:
+            controller.learner.reset_charges()  # an adapter that the controller has just trained costs as much again
+            always = controller.solve_many([task], strategy=ALWAYS)[0]
+            screen.print(Text.assemble((f"always {ALWAYS}: ", "dim"), mark(always.right)))
+        solved.append(Solved(family, result, always))
+    show_end(controller, solved, screen)
+    return solved
+
+
+def show_heading(title: str, family: Family) -> Text:
+    """The number and id of a task, and the in-context accuracy of its family."""
+    rate = f"of the family {family.name}, {family.right} of {family.queries} queries of other tasks right in context"
+    return Text.assemble("\n", (title, "bold cyan"), (f"  ({rate})", "dim"))
+
+
+def show_solved(result: Result) -> RenderableType:
+    """The answer in context, the answer as decided if another strategy gave it, the reason, and the task's word."""
+    style, meaning = WORDS[word_of(result)]
+    word = Text.assemble((word_of(result), style), f": {meaning}; {result.cost.seconds:.1f} s")
+    if result.in_context is None:
+        return Group(Text(result.error), word)
+    kind, right, first = result.task.kind, result.task.answer, result.in_context.value
+    answers = Table.grid(padding=(0, 2))
+    answers.add_row("in context", show_value(kind, first), mark(first == right))
+    if result.strategy != "in_context":
+        answers.add_row(result.strategy, show_value(kind, result.answer), mark(result.right))
+    return Group(answers, Text(f"decision: {result.reason}"), word)
+
+
+def show_end(controller: Controller, solved: Sequence[Solved], screen: Console) -> None:
+    """The words of all tasks, the table, and the proof that the base model is unchanged."""
     proof = controller.learner.verify(full=True)
-    screen.print(Rule(align="left"))
+    screen.print()
+    for band, title in TITLES.items():
+        words = [word_of(one.result) for one in solved if one.family.band == band]
+        screen.print(Text.assemble(f"{title}: ", Text(" ").join(Text(w, WORDS[w][0]) for w in words)), soft_wrap=True)
+    screen.print(summary_table(solved))
     screen.print(
-        f"{len(found)} tasks: {before} right in context, {sum(bool(r.right) for r in found)} right as decided; "
-        f"{sum(r.adapted for r in found)} learned from; {seconds:.0f} s. "
-        f"The model's {proof.tensors} tensors have the content hash they were loaded with ({proof.hash[:12]})."
-    )
-    return found
+        f"The base model is unchanged: its {proof.tensors} tensors have the content hash {proof.hash}, as at load.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def summary_table(solved: Sequence[Solved]) -> Table:
+    """Right answers in each band and in all, and seconds: in context, as decided, and with one fixed strategy."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in (f"right, {READ:.0%} or more", f"right, under {HARD:.0%}", "right, all", "seconds"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, right: Sequence[bool], seconds: float) -> None:
+        read, hard = ([r for r, one in zip(right, solved, strict=True) if one.family.band == b] for b in TITLES)
+        counts = [f"{sum(part)} of {len(part)}" for part in (read, hard, right)]
+        table.add_row(name, *counts, f"{seconds:.1f}")
+
+    results = [one.result for one in solved]
+    first = [result.in_context for result in results]
+    add(
+        "in context", [a is not None and a.value == r.task.answer for a, r in zip(first, results, strict=True)],
+        sum(a.cost.seconds for a in first if a is not None),
+    )  # fmt: skip
+    add("as decided", [bool(r.right) for r in results], sum(r.cost.seconds for r in results))
+    always = [one.always for one in solved if one.always is not None]
+    if always:
+        add(f"always {ALWAYS}", [bool(r.right) for r in always], sum(r.cost.seconds for r in always))
+    return table

@@ -21,6 +21,7 @@ from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.strategies import registry
 from autottt.strategies.registry import strategies
+from autottt.ttt_core.learner import Learner
 from tests.controller.cli.commands import call, task, tasks_file
 
 runner = CliRunner()
@@ -503,11 +504,15 @@ def test_only_a_learned_policy_is_explained(tmp_path, model):
     assert "only a learned policy can be taken apart" in " ".join(err.split())
 
 
-def test_demo_shows_decisions_and_the_proof(model):
-    code, out, _ = call("demo", "--model", model, "--limit", "2")
+@pytest.mark.parametrize("compare", [(), ("--compare",)])
+def test_demo_shows_decisions_the_table_and_the_proof(model, compare):
+    code, out, _ = call("demo", "--model", model, "--limit", "2", *compare)
     assert code == 0
-    assert "decision" in out
-    assert "content hash" in out
+    assert "decision: " in out
+    assert "as decided" in out
+    assert ("always ttt_augmented" in out) == bool(compare)
+    base_hash = Learner.load(model).base_hash
+    assert f"content hash {base_hash}" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
