@@ -15,6 +15,7 @@ from typer.cli import get_docs_for_click
 
 import autottt
 from autottt.controller.cli.main import app
+from autottt.controller.cli.options import settings
 from autottt.strategies import base, registry
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,17 @@ def commands_page() -> str:
     title, _, rest = text.partition("\n")
     note = "Written by `make docs` from what `autottt COMMAND --help` prints; a test holds it to the code."
     return _text([title, "", note, "", *(line.rstrip() for line in rest.strip().splitlines())])
+
+
+def settings_table() -> str:
+    """Every setting of the command line with its option, variable, key in the configuration file, and meaning."""
+    rows = ["| key | variable | option | meaning |", "|---|---|---|---|"]
+    for name, hint in settings().items():
+        (option,) = hint.__metadata__  # type: ignore[attr-defined]
+        declared = next((d for d in (option.default, *(option.param_decls or ())) if isinstance(d, str)), "")
+        flag = declared or f"--{name.replace('_', '-')}"
+        rows.append(f"| `{name}` | `{option.envvar}` | `{flag}` | {option.help} |")
+    return "\n".join(rows)
 
 
 def _definition_of(thing: object) -> tuple[Definition, Path]:

@@ -169,6 +169,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "architecture.md", "tree"): tree,
     (DOCS / "strategies.md", "strategies"): strategies_table,
     (DOCS / "policy.md", "policy"): policy_table,
+    (DOCS / "settings.md", "settings"): api_reference.settings_table,
     (ROOT / "README.md", "measured"): measured_table,
 }
 

@@ -19,7 +19,8 @@ class ZeroShot:
     """Idea: answer the query with the instruction, where there is one, and without the demonstrations.
 
     Wins where demonstrations mislead (it beats in-context learning by 56 points on one BIG-Bench Hard sub-task of
-    Akyürek et al. 2025). Loses wherever the rule is told by the demonstrations alone, which is almost everywhere here.
+    Akyürek et al. 2025). Loses wherever only the demonstrations show the rule, which is almost everywhere here. Source:
+    Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
     """
 
     name: str = "zero_shot"

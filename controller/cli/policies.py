@@ -39,6 +39,7 @@ def show(policy: PolicyOptions, model: ModelOptions, as_json: AsJson = False) ->
 
     Example: `autottt policy show`
     """
+    policy.check()
     from ...policies.policy import LearnedPolicy
     from ...policies.report import as_markdown
 

@@ -310,10 +310,33 @@ def test_the_package_runs_as_a_module():
     assert printed == f"autottt {version('autottt')}\n"
 
 
-def test_strategies_lists_every_one():
+def test_strategies_is_a_table_with_one_row_each():
     code, out, _ = call("strategies")
     assert code == 0
-    assert all(name in out for name in strategies())
+    rows = {line.split()[0]: line.split(maxsplit=3)[1:] for line in out.splitlines() if len(line.split()) > 3}
+    for name, strategy in strategies().items():
+        cost_class, needs, summary = rows[name]
+        assert (cost_class, needs) == (strategy.cost_class, str(strategy.min_demonstrations))
+        assert len(summary.strip()) > 10
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_a_strategy_has_a_page(name):
+    code, out, _ = call("strategies", name)
+    strategy = strategies()[name]
+    assert code == 0
+    assert out.startswith(f"{name}  ({strategy.cost_class}; needs {strategy.min_demonstrations} demonstrations)\n")
+    for part in ("\nIdea: ", "\nWins ", "\nLoses ", "\nSource: "):
+        assert part in out
+    if strategy.default_recipe is None:
+        assert "needs no recipe" in out
+        return
+    header, rank = (next(x for x in out.splitlines() if x.split()[:1] == [word]) for word in ("recipe", "rank"))
+    assert "bundled model" in header
+    assert "other models" in header
+    assert rank.split()[-1] == str(strategy.default_recipe.rank)
+    recipe = Learner.load().loaded.recipes[name]
+    assert rank.split()[1] == str(recipe.rank)
 
 
 def test_doctor_examines_and_tests_the_revert(model):
@@ -548,10 +571,43 @@ def test_every_command_has_help_with_an_example(command):
         (["solve", "tasks.jsonl", "--budget", "soon"], "such as 10s"),
         (["solve", "tasks.jsonl", "--out", "no_such_folder/answers.jsonl"], "no folder no_such_folder"),
         (["solve", "tasks.jsonl", "--out", "."], "is a folder"),
+        (["solve", "tasks.jsonl", "--out", "tasks.jsonl"], "read from"),
+        (["solve", "tasks.jsonl", "--out", "old.jsonl"], "old.jsonl exists"),
+        (["solve", "tasks.jsonl", "--strategy", "in_contxt"], "did you mean 'in_context'"),
+        (["solve", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
+        (["solve", "tasks.jsonl", "--policy", "empty"], "card.json cannot be read"),
+        (["solve", "tasks.jsonl", "--policy", "older"], "not in version"),
+        (["solve", "tasks.jsonl", "--policy", "tasks.jsonl"], "card.json cannot be read"),
+        (["solve", "tasks.jsonl", "--shadow", "none"], "card.json cannot be read"),
+        (["solve", "tasks.jsonl", "--device", "abacus"], "expected one of cpu"),
+        (["solve", "tasks.jsonl", "--device", "cpu:one"], "expected one of cpu"),
+        (["solve", "tasks.jsonl", "--dtype", "fp99"], "expected one of bf16, fp32"),
+        (["solve", "tasks.jsonl", "--prompt-format", "xml"], "expected one of chat, standard, compact"),
+        (["solve", "tasks.jsonl", "--plugin", "none.py"], "no such file"),
+        (["solve", "tasks.jsonl", "--plugin", "no.such.module"], "no such module"),
+        (["solve", "tasks.jsonl", "--memory", "-1"], "at least 0"),
+        (["solve", "tasks.jsonl", "--no-such-option"], "No such option"),
+        (["evaluate", "nofile.jsonl"], "nofile.jsonl"),
+        (["evaluate", "tasks.jsonl", "--strategies", "in_context,controler"], "no strategy is called 'controler'"),
+        (["evaluate", "tasks.jsonl", "--json", "nowhere/report.json"], "no folder nowhere"),
+        (["evaluate", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
+        (["policy", "show", "--policy", "none"], "card.json cannot be read"),
+        (["policy", "compare", "older", "none"], "not in version"),
+        (["policy", "explain", "nofile.jsonl"], "nofile.jsonl"),
+        (["policy", "monitor", "log.jsonl", "--policy", "none"], "card.json cannot be read"),
+        (["collect", "--store", "store", "--strategies", "ttt_direkt", "tasks.jsonl"], "did you mean 'ttt_direct'"),
+        (["collect", "--store", "store", "nofile.jsonl"], "nofile.jsonl"),
+        (["collect", "--store", "store"], "--generated"),
+        (["doctor", "--policy", "none"], "card.json cannot be read"),
+        (["strategies", "in_contxt"], "did you mean 'in_context'"),
     ],
 )
-def test_what_needs_no_model_is_said_without_importing_torch(words, says, tmp_path):
+def test_an_error_that_needs_no_model_comes_without_importing_torch(words, says, tmp_path):
     tasks_file(tmp_path, task("a"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "card.json").write_text('{"format_version": 1}')
+    (tmp_path / "old.jsonl").touch()
     code = (
         "import sys; from autottt.controller.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    print('exit', end.code, 'torch' in sys.modules)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,13 @@ def test_a_variable_with_an_invalid_value_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOTTT_DTYPE", "int3")
     code, _, err = call("solve", tasks_file(tmp_path, task("a")))
     assert (code, "variable AUTOTTT_DTYPE: expected one of bf16, fp32; received 'int3'" in err) == (2, True)
+
+
+def test_the_example_in_the_documents_is_valid():
+    text = (Path(__file__).parents[3] / "docs" / "settings.md").read_text("utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    write_config(example)
+    assert read_config(settings()).keys() == tomllib.loads(example).keys()
 
 
 def test_a_home_folder_is_expanded():
