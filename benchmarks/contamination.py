@@ -5,9 +5,9 @@
 
 DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. One
 sample is drawn without the generator's filter, which says how often a benchmark would be repeated, and one with it, as
-training draws: `left` counts the tasks of the second that repeat a benchmark all the same. It must be 0, or the run
-ends with an error. Beside it stand the hits on as many tasks that the generator itself drew before, in place of the
-benchmarks': how often the generator repeats itself, which is no bound on what chance alone would do.
+training draws: `left` counts the tasks of the second that still repeat a benchmark. It must be 0, or the run
+ends with an error. For comparison, hits on as many tasks that the generator drew before are counted in the same way:
+how often the generator repeats itself, which is no bound on chance.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from autottt.ttt_core.tasks.readers import read_tasks
 
 def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
     """Kind and pairs, demonstrations and queries, of every task."""
-    found: dict[str, tuple[str, list[Pair]]] = {}
+    tasks: dict[str, tuple[str, list[Pair]]] = {}
     reading = read_tasks(paths)
     if reading.problems:
         raise SystemExit(f"{len(reading.problems)} tasks cannot be read, the first: {reading.problems[0]}")
     for task in reading.tasks:
-        _, pairs = found.setdefault(f"{task.dataset}/{task.group or task.id}", (task.kind, []))
+        _, pairs = tasks.setdefault(f"{task.dataset}/{task.group or task.id}", (task.kind, []))
         if not pairs:
             pairs += [(d.input, d.output) for d in task.demonstrations]
         pairs.append((task.query, task.answer))
-    return list(found.values())
+    return list(tasks.values())
 
 
 def stand_ins(tasks: list[tuple[str, list[Pair]]], seed: int) -> KnownPairs:
@@ -66,28 +66,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name} and stop")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    benchmarks = benchmark_tasks(given.data)
+    options = parser.parse_args()
+    benchmarks = benchmark_tasks(options.data)
     known = KnownPairs.of(benchmarks)
     print(f"{len(known):,} different pairs of benchmarks, symmetries counted")
-    if given.write:
+    if options.write:
         known.save()
         return
-    others = stand_ins(benchmarks, given.seed)
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    others = stand_ins(benchmarks, options.seed)
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     began = time.monotonic()
-    for name, kind, pairs in sample(given.pairs, given.seed, filtered=False):
-        found[name] += Counter(
+    for name, kind, pairs in sample(options.pairs, options.seed, filtered=False):
+        counts[name] += Counter(
             tasks=1,
             pairs=len(pairs),
             known_pairs=len(known.hits(kind, pairs)),
             stand_ins=len(others.hits(kind, pairs)),
             contaminated_tasks=known.contaminates(kind, pairs),
         )
-    for name, kind, pairs in sample(given.pairs, given.seed, filtered=True):
-        found[name] += Counter(tasks_filtered=1, pairs_filtered=len(pairs), left=known.contaminates(kind, pairs))
+    for name, kind, pairs in sample(options.pairs, options.seed, filtered=True):
+        counts[name] += Counter(tasks_filtered=1, pairs_filtered=len(pairs), left=known.contaminates(kind, pairs))
     seconds = time.monotonic() - began
-    print(f"{given.pairs:,} pairs without the filter, and as many with it, in {seconds:.0f} s")
+    print(f"{options.pairs:,} pairs without the filter, and as many with it, in {seconds:.0f} s")
     rows = [
         {
             "domain": name,
@@ -96,14 +96,14 @@ def main() -> None:
             "share_of_stand_ins": round(one["stand_ins"] / one["pairs"], 6),
             **{k: one[k] for k in ("tasks_filtered", "pairs_filtered", "left")},
         }
-        for name, one in sorted(found.items())
+        for name, one in sorted(counts.items())
     ]
     for row in rows:
         print(row)
-    if given.json:
-        given.json.write_text(json.dumps({"seed": given.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
-    if sum(one["left"] for one in found.values()):
-        raise SystemExit("the filter lets tasks through: run with --write, with all of the benchmarks")
+    if options.json:
+        options.json.write_text(json.dumps({"seed": options.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
+    if sum(one["left"] for one in counts.values()):
+        raise SystemExit("the filter misses tasks: run with --write, with all of the benchmarks")
 
 
 if __name__ == "__main__":

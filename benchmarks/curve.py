@@ -36,7 +36,7 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     versions = json.loads((RESULTS / "versions.json").read_text())["rows"]
     trials = json.loads((RESULTS / "pretrain_trials.json").read_text())["rows"]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -49,14 +49,13 @@ def main() -> None:
             label = name if strategy == "in_context" else None
             across = [r["tokens_millions"] for r in rows]
             left.plot(across, [r["value"] for r in rows], style, color=f"C{place}", label=label)
-            if (found := line(rows)) is None:
+            if (fit := line(rows)) is None:
                 continue
-            start, slope = found
+            start, slope = fit
             text = f"{name:<22}{strategy:<16}{slope:6.1f} points for ten times the tokens"
             if name in GOALS and slope > 0 and rows[-1]["value"] < GOALS[name]:
-                text += (
-                    f"; {GOALS[name]:g}% at about {10 ** ((GOALS[name] - start) / slope):,.0f} million, if it went on"
-                )
+                tokens = 10 ** ((GOALS[name] - start) / slope)
+                text += f"; {GOALS[name]:g}% at about {tokens:,.0f} million (extrapolated)"
             print(text)
     left.set(xlabel="pre-training tokens (millions)", ylabel="% of queries right", xscale="log", ylim=(0, 100))
     left.legend(fontsize="x-small", title="in context; dashed: ttt_augmented")
@@ -70,7 +69,7 @@ def main() -> None:
         xscale="log",
     )  # fmt: skip
     right.legend(fontsize="x-small")
-    figure.savefig(given.picture)
+    figure.savefig(options.picture)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What the names of the generator's families do not tell; prints tables.
+"""Compares the generator's primitives with public families, and with each other; prints tables.
 
     python benchmarks/families.py solved DATA...     # which families of public sets a single primitive solves
-    python benchmarks/families.py coinciding         # which held-out primitives do what a known one does
+    python benchmarks/families.py coinciding         # which held-out primitives a training primitive equals
     python benchmarks/families.py shorter            # how often a chain does no more than a shorter one
     python benchmarks/families.py strict             # how often a task is left out where only strict ones are drawn
 
-`solved` is what the marks in docs/primitives.md rest on (`Domain.solves`): a primitive is marked where it solves one in
-twenty or more of a family's tasks; a star says that it is not yet. It solves a task when one draw of its parameters
-gives the answers of all its pairs. Parameters are drawn at random, so more --draws find more, and all that is found is
-a lower bound. Tasks that change nothing are left out. DATA are files or folders that `autottt evaluate` reads.
+The marks in docs/primitives.md (`Domain.solves`) come from `solved`: a primitive is marked if it solves one in twenty
+or more of a family's tasks; a star means that it is not marked yet. It solves a task when one draw of its parameters
+gives the answers of all its pairs. Parameters are drawn at random, so all counts are lower bounds that more --draws
+raise. Tasks that change nothing are left out. DATA are files or folders that `autottt evaluate` reads.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def solvers(drawn: Drawn, domain: Domain, pairs: Pairs) -> list[str]:
 
 
 def tasks_drawn(family: Family, count: int, rng: random.Random) -> list[tuple[list[Operation], Pairs]]:
-    """Tasks of a family: the operations of its chain, and pairs. Fewer than asked for where many draws are rejected."""
-    found: list[tuple[list[Operation], Pairs]] = []
+    """Tasks of a family: the operations of its chain, and pairs. Fewer than `count` where many draws are rejected."""
+    tasks: list[tuple[list[Operation], Pairs]] = []
     for _ in range(20 * count):
         made: list[Operation] = []
 
@@ -92,10 +92,10 @@ def tasks_drawn(family: Family, count: int, rng: random.Random) -> list[tuple[li
             pairs = draw_pairs(replace(family, chain=tuple(map(kept, family.chain))), SHOWN, rng)
         except Reject:
             continue
-        found.append((made, pairs))
-        if len(found) == count:
+        tasks.append((made, pairs))
+        if len(tasks) == count:
             break
-    return found
+    return tasks
 
 
 def coinciding(domain: Domain, tasks: int, draws: int, seed: int) -> dict[str, Counter[str]]:
@@ -176,10 +176,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300, help="draws of each primitive's parameters")
     parser.add_argument("--tasks", type=int, default=100, help="tasks of each held-out primitive, or of each split")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    if given.what == "solved":
+    options = parser.parse_args()
+    if options.what == "solved":
         marked = {d.name: {p for names in d.solves.values() for p in names} for d in domains().values()}
-        for dataset, families in solved(given.data, given.draws, given.seed).items():
+        for dataset, families in solved(options.data, options.draws, options.seed).items():
             every: Counter[str] = sum(families.values(), Counter())
             print(f"{dataset}: {every['solved']} of {every['tasks']} tasks are solved by a single primitive")
             for family, counts in sorted(families.items()):
@@ -194,20 +194,20 @@ def main() -> None:
                 if names:
                     print(f"  {domain.name}: {', '.join(n + '*' * (n not in marked[domain.name]) for n in names)}")
     for domain in domains().values():
-        if given.what == "coinciding":
-            for name, counts in coinciding(domain, given.tasks, given.draws, given.seed).items():
+        if options.what == "coinciding":
+            for name, counts in coinciding(domain, options.tasks, options.draws, options.seed).items():
                 print(f"{domain.name}/{name}: {counts['known']} of {counts['tasks']}: {named(counts)}")
-        if given.what == "strict":
+        if options.what == "strict":
             for split in get_args(Split):
-                print(f"{domain.name}, {split}: {dict(faults(domain, split, given.tasks, given.seed))}")
-        if given.what == "shorter":
+                print(f"{domain.name}, {split}: {dict(faults(domain, split, options.tasks, options.seed))}")
+        if options.what == "shorter":
             for split in get_args(Split):
-                for depth, counts in shorter(domain, split, given.tasks, given.draws, given.seed).items():
+                for depth, counts in shorter(domain, split, options.tasks, options.draws, options.seed).items():
                     print(f"{domain.name}, {split}, chains of {depth}: {dict(counts)}")
 
 
 def named(counts: Counter[str]) -> str:
-    """The primitives among counts, commonest first."""
+    """The primitives among counts, most frequent first."""
     return ", ".join(f"{n} {k}" for n, k in counts.most_common() if n not in ("tasks", "solved", "known"))
 
 

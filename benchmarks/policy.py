@@ -294,24 +294,24 @@ def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], price: 
 
 
 def on_open_sets(
-    given: argparse.Namespace, policies: Mapping[str, LearnedPolicy], generated: Sequence[Outcome]
+    options: argparse.Namespace, policies: Mapping[str, LearnedPolicy], generated: Sequence[Outcome]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """What policies gain on sets that they were not trained on, the first of them being judged; and what was left out,
     with the reason."""
     rows, public = [], []
     values, sure = [], 0
     policy = next(iter(policies.values()))
-    omitted = {name: why for name, why in OMITTED.items() if (given.data / "open" / f"{name}.jsonl").is_file()}
-    for file in sorted((given.data / "open").glob("*.jsonl")):
+    omitted = {name: why for name, why in OMITTED.items() if (options.data / "open" / f"{name}.jsonl").is_file()}
+    for file in sorted((options.data / "open").glob("*.jsonl")):
         if file.stem not in (*SETS, *OMITTED):
             omitted[file.stem] = "not known to this script"
     for name, count in SETS.items():
-        file = given.data / "open" / f"{name}.jsonl"
+        file = options.data / "open" / f"{name}.jsonl"
         if not file.is_file():
             omitted[name] = "not there"
             continue
-        tasks = some(read_tasks([file]).tasks, min(QUICK, count) if given.quick else count)
-        public += (theirs := collected(given.outcomes / name, tasks, given.model, given.workers))
+        tasks = some(read_tasks([file]).tasks, min(QUICK, count) if options.quick else count)
+        public += (theirs := collected(options.outcomes / name, tasks, options.model, options.workers))
         cases = build_outcome_table(theirs)
         found, *others = (transferred(one, cases) for one in policies.values())
         values.append(found["gain"])
@@ -381,33 +381,35 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    generated = draw_tasks("policy", 4 * QUICK if given.quick else GENERATED, 0, queries=1 if given.quick else QUERIES)
-    outcomes = collected(given.outcomes / "generated", generated, given.model, given.workers)
-    trained, shipped = train_policy(outcomes, workers=given.workers), load_bundle(BUNDLED)
-    save_bundle(trained, given.bundle, over_released=True)
-    write_report(trained, given.bundle)
+    options = parser.parse_args()
+    generated = draw_tasks(
+        "policy", 4 * QUICK if options.quick else GENERATED, 0, queries=1 if options.quick else QUERIES
+    )
+    outcomes = collected(options.outcomes / "generated", generated, options.model, options.workers)
+    trained, shipped = train_policy(outcomes, workers=options.workers), load_bundle(BUNDLED)
+    save_bundle(trained, options.bundle, over_released=True)
+    write_report(trained, options.bundle)
     policies = {"trained": LearnedPolicy(trained)}
     if (trained.base_hash, trained.strategies) == (shipped.base_hash, shipped.strategies):
         policies["shipped"] = LearnedPolicy(shipped)
-    rows = [*judged(trained), *same_as_shipped(trained, shipped, None if given.quick else 1.0)]
+    rows = [*judged(trained), *same_as_shipped(trained, shipped, None if options.quick else 1.0)]
     luck = told_by_other_queries(outcomes, trained.cost_weight, trained.ranking[0])
     rows.append(row(
         "gap closed by knowing the results of every strategy on the task's other queries", luck.pop("value"), "",
         f"always {trained.ranking[0]} to VBS per task", None, **luck,
     ))  # fmt: skip
-    transfer, omitted = on_open_sets(given, policies, outcomes)
-    rows += [*transfer, *on_table(given.data / "outcomes" / "bbh_llama31_8b.csv")]
+    transfer, omitted = on_open_sets(options, policies, outcomes)
+    rows += [*transfer, *on_table(options.data / "outcomes" / "bbh_llama31_8b.csv")]
     rows.append(timed(policies["trained"], build_outcome_table(outcomes)))
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
-        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": options.quick,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("autottt", "torch", "scikit-learn")}, "model": trained.base_hash,
         "omitted": omitted, "rows": rows,
     }  # fmt: skip
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
