@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...ttt_core.errors import AutotttError, SettingsError
-from .console import install_excepthook, line, note, print_error, screen, warn
+from .console import install_excepthook, line, note, print_error, quiet, screen, warn
 from .doctor import doctor
 from .evaluate import evaluate
 from .options import (
@@ -71,6 +71,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs a command. An error of the package, of the file system or of the arguments is one clear line."""
+    quiet()
     install_excepthook()
     try:
         code = app(standalone_mode=False, prog_name="autottt")

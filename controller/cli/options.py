@@ -22,7 +22,7 @@ import typer
 from ...strategies.registry import PLUGINS, check_plugins
 from ...ttt_core.errors import BudgetError, PolicyError, SettingsError
 from ..budget import Budget
-from .console import print_problems, quiet
+from .console import print_problems
 from .settings import source_of, variable
 
 if TYPE_CHECKING:
@@ -131,7 +131,6 @@ class ModelOptions:
 
     def load_learner(self) -> Learner:
         """The model, without a policy."""
-        quiet()
         from ...ttt_core.learner import Learner
 
         return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
@@ -217,7 +216,6 @@ def check_bundle(*folders: Path | None) -> None:
 def load_controller(model: ModelOptions, policy: PolicyOptions, **more: Any) -> Controller:
     """See `Controller.from_pretrained`, which gets `more` as well."""
     policy.check()
-    quiet()
     from ...strategies.registry import strategies
     from ..controller import Controller
 

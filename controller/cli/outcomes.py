@@ -11,7 +11,7 @@ import typer
 from ...policies.outcomes import BASE
 from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError
-from .console import interruptible, line, quiet, reporting, screen, warn
+from .console import interruptible, line, reporting, screen, warn
 from .evaluate import split_names
 from .options import ModelOptions, TaskOptions, command, make_folders
 
@@ -98,7 +98,6 @@ def _collect(
     tasks: list[Task], names: list[str], seeds: list[int], folder: Path, model: ModelOptions, options: WorkerOptions
 ) -> list[Outcome]:
     """Collects what a store lacks, in this process or in workers, and returns what it then holds."""
-    quiet()
     from ...policies.collect import collect
     from ...policies.outcomes import OutcomeStore
     from ...policies.parallel import Source, collect_with_workers

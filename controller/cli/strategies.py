@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...strategies.registry import check_names
-from .console import quiet, screen
+from .console import screen
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
@@ -33,7 +33,6 @@ def strategies(
     """
     if name is not None:
         check_names([name])
-    quiet()
     from ...strategies import registry
 
     if name is None:

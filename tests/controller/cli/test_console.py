@@ -100,6 +100,15 @@ def test_warnings_of_the_package_are_escaped(monkeypatch):
     assert file.getvalue() == "failed on \\u001b[31m\\u000aid\n"
 
 
+def test_warnings_about_tasks_are_escaped(tmp_path):
+    """The reader warns of a field that is nearly a known one, before a model is loaded."""
+    near = task("\x1b[31mid", anwser=[1])
+    code, _, err = call("solve", tasks_file(tmp_path, near), "--policy", "no-policy")
+    assert (code, is_safe(err)) == (2, True)
+    code, _, err = call("evaluate", tasks_file(tmp_path, near), "--device", "cpu", "--model", "no/such/folder")
+    assert (code, is_safe(err), "anwser" in err) == (2, True, True)
+
+
 def test_tracebacks_are_escaped(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(console.errors, "file", file)
