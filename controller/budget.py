@@ -28,14 +28,20 @@ class Budget:
         >>> Budget.parse("20x").multiples
         20.0
         """
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([sx])\s*", text)
-        if not found or float(found[1]) <= 0:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([sx])\s*", text)
+        if not match or float(match[1]) <= 0:
             raise BudgetError(
                 f"budget: expected seconds such as 10s, or multiples of the in-context time such as 20x; "
                 f"received {text!r}"
             )
-        amount = float(found[1])
-        return cls(seconds=amount) if found[2] == "s" else cls(multiples=amount)
+        amount = float(match[1])
+        return cls(seconds=amount) if match[2] == "s" else cls(multiples=amount)
+
+    def __str__(self) -> str:
+        parts = [f"{self.seconds:g}s"] * (self.seconds < math.inf) + [f"{self.multiples:g}x"] * (
+            self.multiples < math.inf
+        )
+        return " and ".join(parts) or "unlimited"
 
     def total(self, in_context_seconds: float) -> float:
         """The whole budget in seconds, once it is known what in-context took."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
-from ..policies.policy import FixedPolicy, LearnedPolicy, Policy, load_policy
-from ..strategies.base import Cost, recipe_digest_for
+from ..policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
+from ..strategies.base import recipe_digest_for
 from ..strategies.registry import get_strategy, strategies
 from ..strategies.training import PlansAdapter
 from ..ttt_core.engine.adapter_cache import AdapterCache
@@ -23,15 +24,18 @@ from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
-from . import lazy
+from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .results import Result, refused, result_of
 from .state import Context, State, task_to_plain
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from .task_graph import TaskGraph
 
 T = TypeVar("T")
+_LOG = logging.getLogger("autottt")
+DEFAULT_BUDGET = Budget(multiples=50)
+"""For models without a trained policy, whose costs nobody has measured: 50 times the in-context answer."""
 
 
 class Controller:
@@ -43,37 +47,64 @@ class Controller:
     def __init__(
         self,
         learner: Learner,
-        policy: Policy | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         *,
         budget: Budget | str | float | None = None,
         seed: int = 0,
+        langsmith: bool = False,
     ) -> None:
         """A controller around a learner; `Controller(Learner.wrap(model, tokenizer))` is one around a model that the
-        program holds. Without a policy, the one that fits the learner.
+        program holds.
+
+        `policy` is a policy, the folder of a bundle, or None for the one that fits the learner. A model without a
+        trained policy gets `HeuristicPolicy` and, without `budget`, the budget `DEFAULT_BUDGET`; a warning says so.
+        `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith.
+        Raises `TypeError` for another argument and `PolicyError` for a bundle that cannot be used.
         """
         if not isinstance(learner, Learner):
             raise TypeError(
                 f"expected a Learner, such as Learner.wrap(model, tokenizer); received a {type(learner).__name__}"
             )
-        if isinstance(policy, (str, os.PathLike)):
+        if isinstance(policy, str) and policy in strategies() and not Path(policy).exists():
             raise TypeError(
-                f"expected a policy; received {policy!r}: FixedPolicy({policy!r}) forces a strategy, and "
-                "load_policy(folder, base_hash=learner.base_hash) reads a bundle"
+                f"expected a policy or the folder of a bundle; received {policy!r}: FixedPolicy({policy!r}) forces "
+                "this strategy"
             )
         self.learner = learner
-        self.policy = policy_for(learner) if policy is None else policy
+        if policy is None or isinstance(policy, (str, os.PathLike)):
+            policy = policy_for(learner, policy)
+        self.policy = policy
         self.budget = _budget(budget)
+        if budget is None and isinstance(self.policy, HeuristicPolicy):
+            self.budget = DEFAULT_BUDGET
+            _LOG.warning(
+                "%s: no policy was trained for this model; decisions follow a rule of thumb, with the budget %s per "
+                "query unless another is given. `autottt collect` and `autottt train-policy` train one",
+                learner.loaded.name, DEFAULT_BUDGET,
+            )  # fmt: skip
         self.seed = seed
-        self._graph: tuple[tuple[str, ...], Graph] | None = None
+        self.langsmith = langsmith
+        self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> TaskGraph:
         """The compiled LangGraph graph, with all strategies there are. Run it yourself with
-        `context=controller.context()`."""
+        `context=controller.context()`, or add `as_node()` to a graph of your own."""
         names = tuple(strategies())
-        if self._graph is None or self._graph[0] != names:
-            self._graph = names, lazy.graph.build_graph()
-        return self._graph[1]
+        if self._graphs is None or self._graphs[0] != names:
+            self._graphs = names, lazy.graph.build_graph()
+        return self._graphs[1]
+
+    def as_node(self, *, budget: Budget | str | float | None = None, strategy: str | None = None) -> TaskGraph:
+        """The graph as a node of another LangGraph graph: it brings its model and policy along.
+
+        It reads `task` and `seed` of the parent's state and writes `answer` and `result` (plain data for
+        `Result.from_plain`); nothing else of its state reaches the parent. `budget` and `strategy` are as in `solve`.
+
+        >>> parent.add_node("solve", controller.as_node())  # doctest: +SKIP
+        """
+        self.context(budget, strategy=strategy)  # raises for an invalid setting now and not in the run
+        return lazy.graph.build_graph(context_of=partial(self.context, budget, strategy=strategy))
 
     @classmethod
     def from_pretrained(
@@ -94,6 +125,7 @@ class Controller:
         explore: float = 0.0,
         ignore_mismatch: bool = False,
         cost_weight: float | None = None,
+        langsmith: bool = False,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
@@ -102,8 +134,8 @@ class Controller:
         bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
         drawn. With `ignore_mismatch` a policy of another model or other recipes is used as it is. `cost_weight` is the
-        accuracy that one in-context cost is worth, in place of that which the policy was trained with. Raises
-        `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
+        accuracy that one in-context cost is worth, in place of that which the policy was trained with; `langsmith` is
+        as in `Controller`. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -120,7 +152,7 @@ class Controller:
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)
             chosen = ExploringPolicy(chosen, other, explore, seed)
-        return cls(learner, chosen, budget=budget, seed=seed)
+        return cls(learner, chosen, budget=budget, seed=seed, langsmith=langsmith)
 
     def context(
         self,
@@ -131,7 +163,9 @@ class Controller:
         """What the graph's nodes work with. `strategy` forces one, in place of the policy."""
         limit = self.budget if budget is None else _budget(budget)
         policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
-        return Context(self.learner, policy, limit, cancel or threading.Event())
+        if not isinstance(cancel, (threading.Event, type(None))):
+            raise TypeError(f"cancel: expected a threading.Event; received {cancel!r}")
+        return Context(self.learner, policy, limit, () if cancel is None else (cancel,))
 
     def solve(
         self,
@@ -178,6 +212,8 @@ class Controller:
         results = []
         remaining = iter(tasks)
         while batch := list(islice(remaining, size)):
+            for task in batch:
+                _require_task(task)
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 for result in self._solve_batch(batch, context, self.seed if seed is None else seed):
                     results.append(result)
@@ -191,10 +227,10 @@ class Controller:
             yield self._or_refused(tasks[0], partial(self._solve, tasks[0], context, seed))
             return
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
-        runs = [_PausedRun(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
         refusals: dict[int, Result] = {}
         plans: list[AdapterPlan] = []
-        with self._verified_on_failure():
+        with self._verified_on_failure(), self._isolated(context) as context:
+            runs = [_PausedRun(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
             for index, run in enumerate(runs):
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
@@ -209,14 +245,24 @@ class Controller:
             finally:
                 self.learner.adapters.release_prefetched()
 
-    def _solve(self, task: Task, context: Context, seed: int | None) -> Result:
-        """Runs the graph to its end. The base is verified also when a node raises: later nodes do not run then."""
-        start, meter = self._start(task, seed), self.learner.guarded.meter()
+    def _solve(
+        self, task: Task, context: Context, seed: int | None, on_update: Callable[[str, State], None] = lambda *_: None
+    ) -> Result:
+        """Runs the graph to its end. `on_update` receives each finished node and the keys of the state that it changed.
+
+        The base is verified also when a node raises: later nodes do not run then.
+        """
+        start = self._start(task, seed)
         state: State = {}
-        with self._verified_on_failure():
-            for values in self.graph.stream(start, context=context, stream_mode="values"):
-                state = cast(State, values)
-        return result_of(task, state, meter.read())
+        with self._verified_on_failure(), self._isolated(context) as context:
+            modes: Any = ["updates", "values"]
+            for mode, data in self.graph.stream(start, context=context, stream_mode=modes):
+                if mode == "values":
+                    state = cast(State, data)
+                else:
+                    for node, update in data.items():
+                        on_update(node, update)
+        return result_of(task, state)
 
     def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
         """What `work` returns, or the result of a task that cannot be tried."""
@@ -239,35 +285,82 @@ class Controller:
         """What happens as it happens: a dictionary per finished node and training step, and the result at the end.
 
         A node gives `{"event": "node", "node": its name, "update": the keys of the state that it changed}`, a step
-        `{"event": "step", "strategy", "step", "loss"}`. Closed before its end, it cancels what is under way; so does
-        `cancel`, set from another thread. Until the end, other threads wait for their turn.
+        `{"event": "step", "strategy", "step", "loss", "max_steps"}`. The work runs in a thread of its own and never
+        waits for its reader: of more than 1,024 steps that were not read yet the oldest are dropped. Closed before its
+        end, the stream cancels the work and waits until the model is free; so does `cancel`, set from another thread.
         """
-        closed = threading.Event()  # not the caller's event, which must not report that the stream was closed
-        context = replace(self.context(budget, cancel, strategy), closed=closed)
-        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-            start, meter = self._start(task, seed), self.learner.guarded.meter()
-            state: State = {}
-            with self._verified_on_failure():
-                modes: Any = ["updates", "custom", "values"]
-                stream: Any = self.graph.stream(start, context=context, stream_mode=modes)
-                try:
-                    for mode, data in stream:
-                        if mode == "values":
-                            state = data
-                        elif mode == "custom":
-                            yield {"event": "step", **data}
-                        else:
-                            for node, update in data.items():
-                                yield {"event": "node", "node": node, "update": update}
-                finally:
-                    closed.set()  # first: closing the stream waits for the node that is running
-                    stream.close()
-        yield result_of(task, state, meter.read())
+        stop = threading.Event()
+        yield from background.iterate(self._streamed(task, stop, strategy, budget, seed, cancel), stop)
+
+    async def asolve(
+        self,
+        task: Task,
+        *,
+        strategy: str | None = None,
+        budget: Budget | str | float | None = None,
+        seed: int | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """`solve` for coroutines: the event loop is free meanwhile. Cancelling the coroutine, as `asyncio.wait_for` and
+        `asyncio.timeout` do, cancels the work and waits until the model is free: for a token or a training step at
+        most.
+        """
+        stop = threading.Event()
+        context = self._stoppable(stop, budget, cancel, strategy)
+
+        def work(publish: background.Publish[Result]) -> None:
+            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+                publish(self._solve(task, context, seed))
+
+        async with aclosing(background.aiterate(work, stop)) as results:
+            return await anext(results)
+
+    async def astream(
+        self,
+        task: Task,
+        *,
+        strategy: str | None = None,
+        budget: Budget | str | float | None = None,
+        seed: int | None = None,
+        cancel: threading.Event | None = None,
+    ) -> AsyncIterator[dict[str, Any] | Result]:
+        """`stream` for coroutines. Cancelling, or closing the iterator, cancels the work."""
+        stop = threading.Event()
+        work = self._streamed(task, stop, strategy, budget, seed, cancel)
+        async with aclosing(background.aiterate(work, stop)) as events:
+            async for event in events:
+                yield event
+
+    def _streamed(
+        self, task: Task, stop: threading.Event, strategy: str | None, budget: Budget | str | float | None,
+        seed: int | None, cancel: threading.Event | None,
+    ) -> Callable[[background.Publish[dict[str, Any] | Result]], None]:  # fmt: skip
+        """Work that publishes the events of `stream`."""
+        context = self._stoppable(stop, budget, cancel, strategy)
+
+        def work(publish: background.Publish[dict[str, Any] | Result]) -> None:
+            def on_step(step: dict[str, Any]) -> None:
+                publish({"event": "step", **step}, droppable=True)
+
+            def on_update(node: str, update: State) -> None:
+                publish({"event": "node", "node": node, "update": update})
+
+            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+                publish(self._solve(task, replace(context, on_event=on_step), seed, on_update))
+
+        return work
+
+    def _stoppable(
+        self, stop: threading.Event, budget: Budget | str | float | None, cancel: threading.Event | None,
+        strategy: str | None,
+    ) -> Context:  # fmt: skip
+        """A context whose work ends also when `stop` is set, which is not the caller's own event."""
+        context = self.context(budget, cancel, strategy)
+        return replace(context, stops=(*context.stops, stop))
 
     def _start(self, task: Task, seed: int | None) -> State:
         """The input of the graph."""
-        if not isinstance(task, Task):
-            raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
+        _require_task(task)
         return {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
 
     @contextmanager
@@ -281,6 +374,23 @@ class Controller:
             if not finished:
                 self.learner.verify()
 
+    @contextmanager
+    def _isolated(self, context: Context) -> Iterator[Context]:
+        """Runs of our own graph inside are no part of a surrounding LangGraph run, whose stream only receives the
+        training steps, and are not sent to LangSmith unless `langsmith` is set."""
+        writer = context.on_event or lazy.task_graph.parent_stream_writer()
+        with ExitStack() as stack:
+            stack.enter_context(lazy.task_graph.no_parent_run())
+            if not self.langsmith:
+                stack.enter_context(lazy.run_helpers.tracing_context(enabled=False))
+            yield replace(context, on_event=writer)
+
+
+def _require_task(task: object) -> None:
+    """Raises `TypeError` for anything but a task."""
+    if not isinstance(task, Task):
+        raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
+
 
 def _budget(budget: Budget | str | float | None) -> Budget:
     if budget is None or isinstance(budget, Budget):
@@ -293,12 +403,11 @@ def _budget(budget: Budget | str | float | None) -> Budget:
 class _PausedRun:
     """One task's run of the graph, paused between the decision and the strategy's node."""
 
-    def __init__(self, graph: Graph, task: Task, context: Context, seed: int, thread: str) -> None:
+    def __init__(self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str) -> None:
         self.task = task
-        self._graph, self._context, self._learner = graph, context, context.learner
+        self._graph, self._context = graph, context
         self._start: State = {"task": task_to_plain(task), "seed": seed}
         self._config: Any = {"configurable": {"thread_id": thread}}
-        self._cost = Cost()
 
     def to_the_decision(self) -> str:
         """Measures and decides; returns the name of the strategy."""
@@ -307,15 +416,13 @@ class _PausedRun:
     def to_the_end(self) -> Result:
         """Runs the strategy and everything after it."""
         state = self._advance(None, None)
-        return result_of(self.task, state, self._cost)
+        return result_of(self.task, state)
 
     def _advance(self, start: State | None, stops: list[str] | None) -> State:
-        meter = self._learner.guarded.meter()
         states = self._graph.stream(
             start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
         )
         (state,) = deque(states, maxlen=1)
-        self._cost += meter.read()
         return cast(State, state)
 
 

@@ -28,21 +28,24 @@ graph TD;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.state import CompiledStateGraph
 
 from ..strategies.registry import strategies
 from .nodes import decide, judge, measure, revert, strategy_node
-from .state import Context, State
+from .state import Context, State, TaskInput, TaskOutput
+from .task_graph import TaskGraph
 
-Graph = CompiledStateGraph[State, Context, State, State]
 
+def build_graph(checkpointer: Any = None, context_of: Callable[[], Context] | None = None) -> TaskGraph:
+    """The compiled graph. Its input is `{"task": ..., "seed": ...}` (`TaskInput`), its output `TaskOutput`.
 
-def build_graph(checkpointer: Any = None) -> Graph:
-    """The compiled graph. Its input is `{"task": ..., "seed": ...}`; its context is a `Context`."""
-    graph = StateGraph(State, context_schema=Context)
+    `checkpointer` is LangGraph's. The nodes work with the `Context` that a run is given as `context=`, else with that
+    of `context_of`, which is called once a run.
+    """
+    graph = StateGraph(State, context_schema=Context, input_schema=TaskInput, output_schema=TaskOutput)
     graph.add_node("measure", measure)
     graph.add_node("decide", decide)
     graph.add_node("judge", judge)
@@ -55,7 +58,7 @@ def build_graph(checkpointer: Any = None) -> Graph:
     graph.add_conditional_edges("decide", chosen_strategy, list(strategies()))
     graph.add_conditional_edges("judge", after_judging, ["decide", "revert"])
     graph.add_edge("revert", END)
-    return graph.compile(checkpointer=checkpointer, name="autottt")
+    return TaskGraph.of(graph.compile(checkpointer=checkpointer, name="autottt"), context_of)
 
 
 def chosen_strategy(state: State) -> str:

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langgraph.checkpoint import memory as memory
+    from langsmith import run_helpers as run_helpers
 
     from . import graph as graph
+    from . import task_graph as task_graph
 
 _MODULES = {
     "memory": "langgraph.checkpoint.memory",
+    "run_helpers": "langsmith.run_helpers",
     "graph": ".graph",
+    "task_graph": ".task_graph",
 }
 
 

@@ -6,10 +6,11 @@ typed view before a node works, and its result is encoded afterwards.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
 from langgraph.runtime import Runtime
@@ -22,12 +23,15 @@ from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import strategies
 from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
+from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
+from .results import output_of
 from .state import Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
 
 V = TypeVar("V")
 Work = Callable[[V, Runtime[Context]], object]
+_LOG = logging.getLogger("autottt")
 
 
 class Node(Protocol):
@@ -36,23 +40,35 @@ class Node(Protocol):
     def __call__(self, state: State, runtime: Runtime[Context]) -> State: ...
 
 
-def node(name: str, view: Callable[[State], V]) -> Callable[[Work[V]], Node]:
-    """Makes a node of a function from a view of the state to a dataclass: decodes, runs, encodes, and adds an event to
-    the trace with the node's name, start, seconds and a summary of its result."""
+def node(
+    name: str, view: Callable[[State], V], *, first: bool = False, last: bool = False
+) -> Callable[[Work[V]], Node]:
+    """Makes a node of a function from a view of the state to a dataclass: decodes, runs, encodes, and adds what the
+    node took to the cost and an event with its name, seconds and a summary of its result to the trace.
+
+    The `first` node starts both from nothing; the `last` one adds the output.
+    """
 
     def decorate(work: Work[V]) -> Node:
         def run_node(state: State, runtime: Runtime[Context]) -> State:
-            began = time.monotonic()
-            runtime.context.raise_if_cancelled()
-            update = to_update(work(view(state), runtime))
+            context = _context_of(runtime)
+            context.raise_if_cancelled()
+            with context.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+                meter = context.learner.guarded.meter()
+                result = work(view(state), runtime)
+                taken = meter.read()
+            update = to_update(result)
+            before = Cost() if first else Cost(**state["cost"])
             event = {
                 "node": name,
-                "at": round(began - update.get("started", state.get("started", began)), 6),
-                "seconds": round(time.monotonic() - began, 6),
-                "events": update.pop("trace", []),
+                "at": round(before.seconds, 6),
+                "seconds": round(taken.seconds, 6),
+                "events": list(result.steps) if isinstance(result, StrategyRun) else [],
                 **_summary(update),
             }
-            return {**update, "trace": [event]}
+            update["cost"] = asdict(before + taken)
+            update["trace"] = [*(() if first else state["trace"]), event]
+            return {**update, **output_of({**state, **update})} if last else update
 
         run_node.__doc__ = work.__doc__  # not `wraps`: LangGraph takes the input schema from the wrapped function
         return run_node
@@ -60,17 +76,27 @@ def node(name: str, view: Callable[[State], V]) -> Callable[[Work[V]], Node]:
     return decorate
 
 
+def _context_of(runtime: Runtime[Context]) -> Context:
+    """What the run was given to work with. Raises `TypeError` where that is nothing, or another program's context."""
+    if isinstance(runtime.context, Context):
+        return runtime.context
+    raise TypeError(
+        f"the graph of a controller needs its model and policy; received the context {type(runtime.context).__name__}: "
+        "run it with context=controller.context(), or add controller.as_node() to a graph of your own"
+    )
+
+
 def _summary(update: State) -> Plain:
     """What an event of the trace shows of a node's result."""
-    summary: Plain = {k: v for k, v in update.items() if k in ("decision", "verdict", "proof")}
+    summary: Plain = {k: v for k, v in update.items() if k in ("decision", "verdict", "proof") and v}
     if "features" in update:
         summary["stage"] = update["features"]["stage"]
-    for attempt in update.get("attempts", []):
+    for attempt in update.get("attempts", [])[-1:]:
         summary |= {k: attempt[k] for k in ("strategy", "text", "confidence", "error", "cost")}
     return summary
 
 
-@node("measure", Query.of)
+@node("measure", Query.of, first=True)
 def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
     and the budget pays for it."""
@@ -87,21 +113,23 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
 
     with context.learner.guarded.stop_when(cancelled):
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
-    return Measured(measurement, started, context.learner.loaded.format.name)
+    return Measured(query, measurement, context.learner.loaded.format.name)
 
 
 @node("decide", Progress.of)
 def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
     """Asks the policy which strategy to use, of those that the task allows and the budget pays for."""
-    verdict = progress.verdict
-    if verdict is None:
-        return _next_decision(progress, runtime.context)
-    if verdict.action == "fall_back":
-        decision = runtime.context.policy.decide(progress.features, ["in_context"], tried=[])
+    context, verdict = runtime.context, progress.verdict
+    if verdict is not None and verdict.action == "fall_back":
+        decision = context.policy.decide(progress.features, ["in_context"], tried=[])
         reason = verdict.reason if decision.may_keep else f"{verdict.reason}; {OUTSIDE_GUARANTEE}"
-        return replace(decision, strategy="in_context", reason=reason)
-    decision = _next_decision(progress, runtime.context)
-    return replace(decision, reason=f"{verdict.reason}: {decision.reason}")
+        decision = replace(decision, strategy="in_context", reason=reason)
+    else:
+        decision = _next_decision(progress, context)
+        if verdict is not None:
+            decision = replace(decision, reason=f"{verdict.reason}: {decision.reason}")
+    _LOG.info("%s: %s: %s", progress.query.task.id, decision.strategy, decision.reason)
+    return decision
 
 
 DEFAULT_RELATIVE_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
@@ -119,10 +147,9 @@ def _next_decision(progress: Progress, context: Context) -> Decision:
     A strategy that trains needs at least half of its cost, since training can stop early; where its adapter exists,
     the cost of answering is enough.
     """
-    tried = [attempt.strategy for attempt in progress.attempts]
-    untried = [name for name in applicable(progress.query.task) if name not in tried]
+    tried, untried = [attempt.strategy for attempt in progress.attempts], _untried(progress)
     preferred = context.policy.decide(progress.features, untried, tried=tried)
-    left = progress.seconds_left(context.budget, time.monotonic())
+    left = progress.seconds_left(context.budget)
     if left == math.inf:
         return preferred
     affordable = [name for name in untried if _pays(name, preferred, progress, context.learner, left)]
@@ -134,6 +161,12 @@ def _next_decision(progress: Progress, context: Context) -> Decision:
         return decision
     note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {preferred.strategy})"
     return replace(decision, reason=f"{decision.reason} {note}")
+
+
+def _untried(progress: Progress) -> list[str]:
+    """The strategies that the task allows and that were not tried."""
+    tried = [attempt.strategy for attempt in progress.attempts]
+    return [name for name in applicable(progress.query.task) if name not in tried]
 
 
 def _pays(name: str, decision: Decision, progress: Progress, learner: Learner, left: float) -> bool:
@@ -162,16 +195,19 @@ def strategy_node(strategy: Strategy) -> Node:
     @node(strategy.name, Progress.of)
     def attempt(progress: Progress, runtime: Runtime[Context]) -> StrategyRun:
         if strategy.name == "in_context":
-            return StrategyRun(replace(progress.in_context, cost=Cost()))
+            return StrategyRun((*progress.attempts, replace(progress.in_context, cost=Cost())))
         context, query = runtime.context, progress.query
         steps: list[Plain] = []
 
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
-            runtime.stream_writer({"strategy": strategy.name, **steps[-1]})
+            publish({"strategy": strategy.name, **steps[-1], "max_steps": max_steps})
+            _LOG.debug("%s: %s, step %d of at most %d: loss %.4f", query.task.id, strategy.name, step, max_steps, loss)
             context.raise_if_cancelled()
 
-        left = progress.seconds_left(context.budget, time.monotonic())
+        publish = context.on_event or runtime.stream_writer
+        max_steps = recipe_for(strategy, context.learner.loaded.recipes, query.task.kind).max_steps
+        left = progress.seconds_left(context.budget)
         ends = time.monotonic() + left
         answering = answering_seconds(strategy, context.learner, query.task.kind, progress.in_context.cost.seconds)
 
@@ -184,7 +220,7 @@ def strategy_node(strategy: Strategy) -> Node:
                 strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
                 on_step=on_step,
             )  # fmt: skip
-        return StrategyRun(finished, tuple(steps))
+        return StrategyRun((*progress.attempts, finished), tuple(steps))
 
     return attempt
 
@@ -192,32 +228,32 @@ def strategy_node(strategy: Strategy) -> Node:
 @node("judge", Progress.of)
 def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
     """Accepts the attempt, or sends it back: to the next strategy within the budget, else to the in-context answer."""
-    context = runtime.context
-    return judged(
-        progress.attempts[-1], len(progress.attempts), progress.seconds_left(context.budget, time.monotonic()),
-        progress.in_context, may_keep=progress.decision is None or progress.decision.may_keep,
+    context, decision = runtime.context, progress.decision
+    verdict = judged(
+        progress.attempts[-1], len(progress.attempts), progress.seconds_left(context.budget), progress.in_context,
+        may_keep=decision is None or decision.may_keep,
+        alternatives=bool(_untried(progress)) and not (decision is not None and decision.exclusive),
         worthwhile=lambda: _next_decision(progress, context).worthwhile,
     )  # fmt: skip
+    level = logging.DEBUG if verdict.action == "accept" else logging.INFO
+    _LOG.log(level, "%s: %s: %s", progress.query.task.id, verdict.action, verdict.reason)
+    return verdict
 
 
 def judged(
-    attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True,
+    attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True, alternatives: bool = True,
     worthwhile: Callable[[], bool] = lambda: True,
 ) -> Verdict:  # fmt: skip
-    """The verdict on an attempt, the last of `attempts`, with `left` seconds of the budget. The in-context answer takes
-    its place only where the risk guarantee allows to keep that one (`Decision.may_keep`). `worthwhile` says whether
-    the next strategy is worth its cost."""
-    result = attempt.cross_validation
+    """The verdict on an attempt, the last of `attempts`, with `left` seconds of the budget.
+
+    The in-context answer takes its place only where the risk guarantee allows to keep that one (`Decision.may_keep`).
+    `alternatives` says whether a strategy is left that may be tried, `worthwhile` whether the next one is worth its
+    cost.
+    """
     differs = attempt.value is not None and in_context.value not in (None, attempt.value)
+    result = attempt.cross_validation
     if result and differs and may_keep and rejects_adapter(result.gain, attempt.confidence, in_context.confidence):
-        count = len(result.before)
-        return Verdict(
-            "fall_back",
-            f"{attempt.strategy}: cross-validation found no gain (held-out accuracy {sum(result.before)}/{count} "
-            f"before training, {sum(result.after)}/{count} after), and the in-context answer is more certain "
-            f"(probability {in_context.confidence:.2f}, vote share of the adapted answer {attempt.confidence:.2f}); "
-            "the in-context answer is the fallback",
-        )
+        return Verdict("fall_back", _no_gain(attempt, result, in_context))
     if attempt.status == "answered":
         return Verdict("accept", f"{attempt.strategy} gave a valid answer")
     if attempt.strategy == "in_context" and attempts > 1:
@@ -227,16 +263,27 @@ def judged(
         if attempt.error
         else f"the answer of {attempt.strategy} cannot be parsed"
     )
-    may_continue = left > 0 and attempts < MAX_ATTEMPTS
+    may_continue = alternatives and left > 0 and attempts < MAX_ATTEMPTS
     if may_continue and worthwhile():
         return Verdict("escalate", f"{problem}; trying the next best strategy")
     if attempt.strategy == "in_context" or in_context.value is None:
-        rest = "no other strategy is worth its cost" if may_continue else "no strategy is left to try"
+        rest = "no other strategy is worth its cost" if may_continue else "no other strategy can be tried"
         return Verdict("accept", f"{problem}; {rest}")
     return Verdict("fall_back", f"{problem}; the in-context answer is the fallback")
 
 
-@node("revert", Query.of)
+def _no_gain(attempt: Attempt, result: CrossValidationResult, in_context: Attempt) -> str:
+    """Why the adapter of an attempt is rejected, with the numbers."""
+    count = len(result.before)
+    return (
+        f"{attempt.strategy}: cross-validation found no gain (held-out accuracy {sum(result.before)}/{count} "
+        f"before training, {sum(result.after)}/{count} after), and the in-context answer is more certain "
+        f"(probability {in_context.confidence:.2f}, vote share of the adapted answer {attempt.confidence:.2f}); "
+        "the in-context answer is the fallback"
+    )
+
+
+@node("revert", Query.of, last=True)
 def revert(query: Query, runtime: Runtime[Context]) -> RevertProof:
     """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not."""
     return runtime.context.learner.verify()

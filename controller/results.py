@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ..policies.features import FEATURES_VERSION
 from ..policies.versions import LOG_VERSION
 from ..strategies.base import Attempt, Cost
+from ..ttt_core.errors import TaskError
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
-from ..ttt_core.tasks.task import Task, Value
-from .state import Progress, State
+from ..ttt_core.tasks.task import Task, Value, as_tuples
+from .state import Progress, State, attempt_from_plain, record_from_plain, task_from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,34 +69,72 @@ class Result:
         """Whether an adapter was trained or used on the way."""
         return any(a.training_record is not None for a in self.attempts)
 
-    def to_plain(self) -> dict[str, Any]:
-        """The result as JSON can hold it, also for a log that a policy is trained on again: `autottt retrain`."""
+    def to_plain(self, *, content: bool = False) -> dict[str, Any]:
+        """The result as JSON can hold it, also for a log that a policy is trained on: `autottt retrain`.
+
+        `content` includes the task's demonstrations, query and texts, which `from_plain` needs; a log without it has
+        only the task's digest.
+        """
         plain = asdict(self)
-        task = {name: plain["task"][name] for name in ("dataset", "family", "group", "kind", "answer")}
+        names = [f.name for f in fields(Task)] if content else ["dataset", "family", "group", "kind", "answer"]
+        task = {name: plain["task"][name] for name in names}
         plain |= {"task": task | {"digest": self.task.digest}, "features_version": FEATURES_VERSION}
         plain["log_version"] = LOG_VERSION
         return {"id": self.task.id, **plain, "right": self.right, "adapted": self.adapted}
 
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Result:
+        """The result that `to_plain(content=True)` made, also after JSON or msgpack turned its tuples into lists.
+        Raises `TaskError` for one without the task's content.
+        """
+        task = {name: value for name, value in plain["task"].items() if name != "digest"}
+        if "demonstrations" not in task:
+            raise TaskError("this result has no content of its task; write it with to_plain(content=True)")
+        values = {f.name: plain[f.name] for f in fields(cls)}
+        return cls(**{**values, "task": task_from_plain(task)})
 
-def result_of(task: Task, state: State, cost: Cost) -> Result:
-    """The result of a finished run of the graph, which cost so much in all."""
+    def __post_init__(self) -> None:
+        """Restores dataclasses and tuples, which serializers such as LangGraph's turn into mappings and lists."""
+        restored = {
+            "answer": as_tuples(self.answer),
+            "in_context": None if self.in_context is None else attempt_from_plain(_plain(self.in_context)),
+            "attempts": tuple(attempt_from_plain(_plain(attempt)) for attempt in self.attempts),
+            "adaptation": None if self.adaptation is None else record_from_plain(_plain(self.adaptation)),
+            "cost": Cost(**_plain(self.cost)),
+            "proof": None if self.proof is None else RevertProof(**_plain(self.proof)),
+            "trace": tuple(self.trace),
+        }
+        for name, value in restored.items():
+            object.__setattr__(self, name, value)
+
+
+def _plain(value: Any) -> Mapping[str, Any]:
+    """The fields of a dataclass; a mapping as it is."""
+    return value if isinstance(value, Mapping) else asdict(value)
+
+
+def result_of(task: Task, state: State) -> Result:
+    """The result of a finished run of the graph."""
     progress = Progress.of(state)
-    last, decision = progress.attempts[-1], state["decision"]
+    last, decision, verdict = progress.attempts[-1], progress.decision, progress.verdict
+    assert decision is not None
+    assert verdict is not None
+    problem = "" if last.status == "answered" or verdict.reason in decision.reason else f"; {verdict.reason}"
     return Result(
         task=task,
         status="answered" if last.value is not None else "no_answer",
         answer=last.value,
         text=last.text,
         strategy=last.strategy,
-        reason=decision["reason"],
-        difficulty=decision["difficulty"],
-        scores=decision["scores"],
+        reason=decision.reason + problem,
+        difficulty=decision.difficulty,
+        scores=decision.scores,
         features=progress.features.values,
         in_context=progress.in_context,
         attempts=progress.attempts,
         adaptation=last.training_record,
-        cost=cost,
-        relative_seconds=cost.seconds / max(progress.in_context.cost.seconds, 1e-9),
+        cost=Cost(**state["cost"]),
+        relative_seconds=state["cost"]["seconds"] / max(progress.in_context.cost.seconds, 1e-9),
         proof=RevertProof(**state["proof"]),
         trace=tuple(state["trace"]),
         error=last.error,
@@ -104,6 +143,12 @@ def result_of(task: Task, state: State, cost: Cost) -> Result:
         prompt_format=state["prompt_format"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )
+
+
+def output_of(state: State) -> State:
+    """The output of a run of the graph, once every other key of its state is there."""
+    result = result_of(task_from_plain(state["task"]), state)
+    return {"answer": result.answer, "result": result.to_plain(content=True)}
 
 
 def refused(task: Task, error: Exception, proof: RevertProof | None, trace: Sequence[Mapping[str, Any]] = ()) -> Result:

@@ -6,34 +6,56 @@ The model and the policy are in neither; they travel in the `Context`.
 
 from __future__ import annotations
 
-import operator
 import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import singledispatch
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ..policies.features import Features
 from ..policies.measurement import Measurement
 from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Candidate, Cost
-from ..ttt_core.errors import Cancelled
+from ..ttt_core.errors import Cancelled, TaskError
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
-from ..ttt_core.tasks.task import Demonstration, Task
+from ..ttt_core.tasks.kinds import make_task, shortened
+from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
 
 Plain = dict[str, Any]
 
 
+class TaskInput(TypedDict):
+    """What the graph is given."""
+
+    task: Task | Plain
+    """A task, or its plain form (see `task_to_plain`)."""
+    seed: NotRequired[int]
+    """0 unless given."""
+
+
+class TaskOutput(TypedDict, total=False):
+    """What the graph gives back. No other key of its state reaches a parent graph."""
+
+    answer: Value | None
+    """None where no strategy gave a valid answer."""
+    result: Plain
+    """Everything about how the answer came to be: `Result.from_plain` reads it."""
+
+
 class State(TypedDict, total=False):
-    """The graph's state as plain data. `task` and `seed` are the input; the nodes add the rest."""
+    """The graph's state as plain data. `task` and `seed` are the input; the nodes add the rest.
+
+    Lists are replaced whole and not added to, so that a sub-graph, a resumed thread and time travel see each entry
+    once; the first node sets every key, so that nothing of an earlier run on the same thread remains.
+    """
 
     task: Plain
     seed: int
-    started: float
-    """Time of `time.monotonic` when measuring began."""
     features: Plain
     """`stage` and `values`."""
     in_context: Plain
@@ -42,12 +64,18 @@ class State(TypedDict, total=False):
     """Tokens of an in-context answer, prompt and answer, where nothing of the prompt is cached."""
     prompt_format: str
     decision: Plain
-    attempts: Annotated[list[Plain], operator.add]
+    """The last one; empty before the first."""
+    attempts: list[Plain]
     """Every attempt, in order."""
     verdict: Plain
-    """`action` (accept, escalate, fall_back) and `reason`."""
+    """`action` (accept, escalate, fall_back) and `reason`; empty before the first."""
     proof: Plain
-    trace: Annotated[list[Plain], operator.add]
+    cost: Plain
+    """Of all nodes so far."""
+    trace: list[Plain]
+    """One event per node, in order."""
+    answer: Value | None
+    result: Plain
 
 
 @dataclass(frozen=True)
@@ -57,14 +85,14 @@ class Context:
     learner: Learner
     policy: Policy
     budget: Budget = UNLIMITED
-    cancel: threading.Event = field(default_factory=threading.Event)
-    """Set by another thread: no further node begins, and training stops before its next step."""
-    closed: threading.Event = field(default_factory=threading.Event)
-    """The same, set by whoever runs the graph once nobody waits for the answer any more."""
+    stops: tuple[threading.Event, ...] = ()
+    """Once one is set, no further node begins, and training and decoding stop before their next step or token."""
+    on_event: Callable[[Plain], None] | None = None
+    """Receives each training step as it happens, in place of LangGraph's stream writer."""
 
     def raise_if_cancelled(self) -> None:
-        """Raises `Cancelled` once `cancel` or `closed` is set."""
-        if self.cancel.is_set() or self.closed.is_set():
+        """Raises `Cancelled` once one of `stops` is set."""
+        if any(event.is_set() for event in self.stops):
             raise Cancelled("cancelled by the caller; this task has no answer")
 
 
@@ -99,8 +127,8 @@ class Progress:
     """Everything that is known once the task has been measured."""
 
     query: Query
-    started: float
-    """Time of `time.monotonic` when measuring began."""
+    spent: float
+    """Seconds that the nodes before this one took."""
     features: Features
     in_context: Attempt
     decision: Decision | None
@@ -108,22 +136,25 @@ class Progress:
     attempts: tuple[Attempt, ...]
     verdict: Verdict | None
     """On the last attempt; None before the first."""
+    began: float = field(default_factory=time.monotonic)
+    """Time of `time.monotonic` when this node began."""
 
     @classmethod
     def of(cls, state: State) -> Progress:
         return cls(
             query=Query.of(state),
-            started=state["started"],
+            spent=state["cost"]["seconds"],
             features=Features(**state["features"]),
             in_context=attempt_from_plain(state["in_context"]),
-            decision=Decision(**state["decision"]) if "decision" in state else None,
-            attempts=tuple(attempt_from_plain(attempt) for attempt in state.get("attempts", [])),
-            verdict=Verdict(**state["verdict"]) if "verdict" in state else None,
+            decision=Decision(**state["decision"]) if state["decision"] else None,
+            attempts=tuple(attempt_from_plain(attempt) for attempt in state["attempts"]),
+            verdict=Verdict(**state["verdict"]) if state["verdict"] else None,
         )
 
-    def seconds_left(self, budget: Budget, now: float) -> float:
-        """What is left of a budget at a time of `time.monotonic`."""
-        return self.started + budget.total(self.in_context.cost.seconds) - now
+    def seconds_left(self, budget: Budget) -> float:
+        """What is left of a budget now. Time between nodes, such as an interrupt, is not counted."""
+        spent = self.spent + time.monotonic() - self.began
+        return budget.total(self.in_context.cost.seconds) - spent
 
 
 # --- what the nodes return -------------------------------------------------------------------------------------------
@@ -133,8 +164,8 @@ class Progress:
 class Measured:
     """What `measure` returns."""
 
+    query: Query
     measurement: Measurement
-    started: float
     prompt_format: str
 
 
@@ -142,7 +173,8 @@ class Measured:
 class StrategyRun:
     """What a strategy's node returns."""
 
-    attempt: Attempt
+    attempts: tuple[Attempt, ...]
+    """Those before, and this one."""
     steps: tuple[Plain, ...] = ()
     """The training steps, as they were streamed."""
 
@@ -157,11 +189,18 @@ def to_update(result: object) -> State:
 def _(result: Measured) -> State:
     measurement = result.measurement
     return {
-        "started": result.started,
+        "task": task_to_plain(result.query.task),
+        "seed": result.query.seed,
         "features": asdict(measurement.features),
         "in_context": asdict(measurement.in_context),
         "in_context_tokens": measurement.in_context_tokens,
         "prompt_format": result.prompt_format,
+        "decision": {},
+        "attempts": [],
+        "verdict": {},
+        "proof": {},
+        "answer": None,
+        "result": {},
     }
 
 
@@ -172,7 +211,7 @@ def _(result: Decision) -> State:
 
 @to_update.register
 def _(result: StrategyRun) -> State:
-    return {"attempts": [asdict(result.attempt)], "trace": list(result.steps)}
+    return {"attempts": [asdict(attempt) for attempt in result.attempts]}
 
 
 @to_update.register
@@ -193,35 +232,68 @@ def task_to_plain(task: Task) -> Plain:
     return asdict(task)
 
 
-def task_from_plain(plain: Plain | Task) -> Task:
-    """The task, also after JSON or msgpack turned its tuples into lists. A `Task` is returned as it is."""
-    if isinstance(plain, Task):
-        return plain
-    values = {f.name: plain[f.name] for f in fields(Task) if f.name in plain}
+def task_from_plain(plain: Plain) -> Task:
+    """The task of a state, also after JSON or msgpack turned its tuples into lists. Values are not checked again."""
+    values = {**plain, "query": as_tuples(plain["query"]), "answer": as_tuples(plain["answer"])}
     values["demonstrations"] = tuple(
-        Demonstration(_as_tuples(d["input"]), _as_tuples(d["output"])) for d in plain["demonstrations"]
+        Demonstration(as_tuples(d["input"]), as_tuples(d["output"])) for d in plain["demonstrations"]
     )
-    values["query"] = _as_tuples(plain["query"])
-    values["answer"] = _as_tuples(plain.get("answer"))
     return Task(**values)
 
 
-def attempt_from_plain(plain: Plain) -> Attempt:
-    """The attempt, also after JSON or msgpack turned its tuples into lists."""
-    record, result = plain["training_record"], plain["cross_validation"]
-    return Attempt(
-        **{
-            **plain,
-            "value": _as_tuples(plain["value"]),
-            "candidates": tuple(Candidate(_as_tuples(c["value"]), c["share"]) for c in plain["candidates"]),
-            "training_record": TrainingRecord(**{**record, "losses": tuple(record["losses"])}) if record else None,
-            "cross_validation": CrossValidationResult(**{k: _as_tuples(v) for k, v in result.items()})
-            if result
-            else None,
-            "cost": Cost(**plain["cost"]),
-        }
+_REQUIRED = ("kind", "demonstrations", "query")
+_TEXTS = ("instruction", "id", "family", "dataset", "group")
+
+
+def checked_task(given: Any) -> Task:
+    """A task from what a caller gives: a `Task`, or its plain form. Raises `TaskError` that names the field."""
+    if isinstance(given, Task):
+        return given
+    if not isinstance(given, Mapping):
+        raise TaskError(
+            f"task: expected a Task, such as make_task gives, or its plain form; received {shortened(given)}"
+        )
+    known = [f.name for f in fields(Task)]
+    for name in _REQUIRED:
+        if name not in given:
+            raise TaskError(f"task: the field {name} is missing; expected {', '.join(known)}")
+    for name in given:
+        if name not in known:
+            raise TaskError(f"task: unknown field {name!r}; expected {', '.join(known)}")
+    for name in _TEXTS:
+        if not isinstance(given.get(name), (str, type(None))):
+            raise TaskError(f"task: {name}: expected a text; received {shortened(given[name])}")
+    if not isinstance(pairs := given["demonstrations"], (list, tuple)):
+        raise TaskError(f"task: demonstrations: expected a list of pairs; received {shortened(pairs)}")
+    demonstrations = [_pair(index, pair) for index, pair in enumerate(pairs)]
+    texts = {name: given[name] for name in _TEXTS if given.get(name) is not None}
+    return make_task(demonstrations, given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
+
+
+def _pair(index: int, given: Any) -> tuple[Any, Any]:
+    """Input and output of a demonstration in plain form."""
+    if isinstance(given, Demonstration):
+        return given.input, given.output
+    if isinstance(given, Mapping) and {"input", "output"} <= given.keys():
+        return given["input"], given["output"]
+    raise TaskError(
+        f'task: demonstrations[{index}]: expected {{"input": ..., "output": ...}}; received {shortened(given)}'
     )
 
 
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:
+    """The attempt, also after JSON or msgpack turned its tuples into lists."""
+    record, result = plain["training_record"], plain["cross_validation"]
+    restored = {
+        "value": as_tuples(plain["value"]),
+        "candidates": tuple(Candidate(as_tuples(c["value"]), c["share"]) for c in plain["candidates"]),
+        "training_record": record_from_plain(record) if record else None,
+        "cross_validation": CrossValidationResult(**{k: as_tuples(v) for k, v in result.items()}) if result else None,
+        "cost": Cost(**plain["cost"]),
+    }
+    return Attempt(**{**plain, **restored})
+
+
+def record_from_plain(plain: Mapping[str, Any]) -> TrainingRecord:
+    """The training record, also after JSON or msgpack turned its tuples into lists."""
+    return TrainingRecord(**{name: as_tuples(value) for name, value in plain.items()})

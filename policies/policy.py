@@ -56,6 +56,8 @@ class Decision:
     """Whether the shadow policy would not have measured more features than were measured."""
     may_keep: bool = True
     """Whether the in-context answer may be kept: false if it is outside the risk guarantee."""
+    exclusive: bool = False
+    """Whether no other strategy may be tried after this one; the in-context answer, which is there, may replace it."""
 
     @property
     def worthwhile(self) -> bool:
@@ -172,7 +174,7 @@ class LearnedPolicy:
 
 @dataclass(frozen=True)
 class FixedPolicy:
-    """Always the same strategy, or the in-context answer where that strategy cannot be used."""
+    """Always the same strategy, or the in-context answer where that strategy cannot be used. No other strategy runs."""
 
     strategy: str
     why: str = "requested by the caller"
@@ -194,7 +196,7 @@ class FixedPolicy:
                 else "; it cannot be used here (too few demonstrations, or not enough budget left)"
             )  # fmt: skip
             reason += f"; fallback to {choice}"
-        return _untrained_decision(choice, reason, features)
+        return replace(_untrained_decision(choice, reason, features), exclusive=True)
 
     def card(self) -> Mapping[str, Any]:
         return {"strategy": self.strategy, "why": self.why}

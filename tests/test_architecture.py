@@ -26,12 +26,25 @@ OWNERS = {
     "skops": "policies",
     "langgraph": "controller",
     "langchain_core": "controller",
+    "langsmith": "controller",
     "typer": "controller",
     "rich": "controller",
     "filelock": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
-HEAVY = {"torch", "transformers", "peft", "sklearn", "skops", "langgraph", "langchain_core", "numpy", "typer", "rich"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "sklearn",
+    "skops",
+    "langgraph",
+    "langchain_core",
+    "langsmith",
+    "numpy",
+    "typer",
+    "rich",
+}
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
         ("errors", "lazy", "recipes"), ("tasks",), ("model",), ("lora",), ("engine",), ("learner",),
@@ -39,15 +52,15 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("training", "views")),
     "controller": (
-        ("budget",), ("state",), ("nodes", "results"), ("graph",), ("lazy",), ("controller",), ("evaluation",),
-        ("cli",),
+        ("background", "budget"), ("state",), ("results", "task_graph"), ("nodes",), ("graph",), ("lazy",),
+        ("controller",), ("evaluation",), ("cli",),
     ),
 }  # fmt: skip
 """The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those
 before it and those of its own group. What is not named stands on top: in `strategies`, every strategy."""
 OPEN_ENDED = {"strategies"}
 """Packages in which a new file needs no place in `ROOMS`."""
-SLOW = {"peft", "sklearn", "skops", "scipy", "langgraph", "langchain_core"}
+SLOW = {"peft", "sklearn", "skops", "scipy", "langgraph", "langchain_core", "langsmith"}
 """Libraries that `from autottt import Controller` does not load: they are imported on first use, through `lazy.py`."""
 LARGEST = 16 * 2**20
 """Bytes in a file of the repository."""

@@ -450,7 +450,10 @@ def test_a_mistake_in_a_strategy_costs_its_attempt_and_not_the_queue(learner, mo
         assert result.attempts[0].status == "failed"
         assert result.attempts[0].error == "IndexError: boom"
         assert "ttt_in_context failed (IndexError: boom)" in result.reason
-        assert "has been tried" in result.reason or "the in-context answer is the fallback" in result.reason
+        assert (
+            "no other strategy can be tried" in result.reason
+            or "the in-context answer is the fallback" in result.reason
+        )
 
 
 def test_a_forced_strategy_that_cannot_run_is_said_to(learner):
@@ -620,7 +623,9 @@ def test_the_graph_runs_by_itself_and_its_state_is_json(learner):
     import json
 
     controller = Controller(learner, Scripted(["ttt_in_context"]))
-    state = controller.graph.invoke({"task": task_to_plain(TASK)}, context=controller.context())
+    output = controller.graph.invoke({"task": task_to_plain(TASK)}, context=controller.context())
+    assert set(output) == {"answer", "result"}
+    *_, state = controller.graph.stream({"task": TASK}, context=controller.context(), stream_mode="values")
     back = json.loads(json.dumps(state))
     assert task_from_plain(back["task"]) == TASK
     assert attempt_from_plain(back["attempts"][0]).strategy == "ttt_in_context"

@@ -25,12 +25,27 @@ def content_digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def as_tuples(value: Any) -> Any:
+    """The value with every list in it, however deep, as a tuple."""
+    return tuple(as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _make_tuples(instance: object, *names: str) -> None:
+    """Replaces lists in fields of a frozen dataclass by tuples: serializers such as LangGraph's make lists of them."""
+    for name in names:
+        if isinstance(value := getattr(instance, name), list):
+            object.__setattr__(instance, name, as_tuples(value))
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """One input with its output."""
 
     input: Value
     output: Value
+
+    def __post_init__(self) -> None:
+        _make_tuples(self, "input", "output")
 
     def map(self, function: Callable[[Value], Value]) -> Demonstration:
         """This demonstration with `function` applied to both sides."""
@@ -58,6 +73,9 @@ class Task:
     dataset: str = ""
     group: str = ""
     """Identifies the task that this query belongs to: queries of one group share their demonstrations."""
+
+    def __post_init__(self) -> None:
+        _make_tuples(self, "demonstrations", "query", "answer")
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,119 @@
+"""A compiled graph whose runs are checked, bound to a context, and cancelled when nobody reads them any more.
+
+What LangGraph lacks for a graph that other programs embed. Knows nothing about the nodes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.config import get_stream_writer
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Command
+
+from ..ttt_core.errors import TaskError
+from .state import Context, State, TaskInput, TaskOutput, checked_task, task_to_plain
+
+
+class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
+    """The compiled graph of `build_graph`, to run by itself or as a node of another graph.
+
+    Its input is checked before a node runs: `TaskError` names the field that is missing or invalid. A run whose reader
+    is closed, or whose coroutine is cancelled, stops before its next training step or token. As a node of a parent
+    graph that streams with `stream_mode="custom"`, its training steps arrive in the parent's stream.
+    """
+
+    def __init__(self, *, context_of: Callable[[], Context] | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.context_of = context_of
+
+    @classmethod
+    def of(
+        cls, compiled: CompiledStateGraph[Any, Any, Any, Any], context_of: Callable[[], Context] | None
+    ) -> TaskGraph:
+        """Makes a task graph of what `StateGraph.compile` returned, which has no hook for a class of one's own."""
+        compiled.__class__ = cls
+        graph = cast(TaskGraph, compiled)
+        graph.context_of = context_of
+        return graph
+
+    def stream(self, input: Any, config: Any = None, *, context: Any = None, **options: Any) -> Any:
+        """See LangGraph's `Pregel.stream`."""
+        closed = threading.Event()
+        context = self._context_of_run(context, closed, options.get("stream_mode"))
+        events: Iterator[Any] = super().stream(_checked_input(input), config, context=context, **options)
+        try:
+            yield from _until_closed(events, closed)
+        finally:
+            closed.set()
+
+    async def astream(self, input: Any, config: Any = None, *, context: Any = None, **options: Any) -> Any:
+        """See LangGraph's `Pregel.astream`."""
+        closed = threading.Event()
+        context = self._context_of_run(context, closed, options.get("stream_mode"))
+        events: AsyncIterator[Any] = super().astream(_checked_input(input), config, context=context, **options)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            closed.set()
+
+    def _context_of_run(self, context: Context | None, closed: threading.Event, modes: Any) -> Context | None:
+        """The context of one run: what the caller gave, else `context_of`, else None (LangGraph then passes on that of
+        the parent graph)."""
+        if context is None and self.context_of is not None:
+            context = self.context_of()
+        if not isinstance(context, Context):
+            return context
+        context = replace(context, stops=(*context.stops, closed))
+        if context.on_event is None and "custom" not in ([modes] if isinstance(modes, str) else modes or []):
+            context = replace(context, on_event=parent_stream_writer())
+        return context
+
+
+def _until_closed(events: Iterator[Any], closed: threading.Event) -> Iterator[Any]:
+    """The events. Closing this generator sets `closed` first: closing LangGraph's waits for the node that runs."""
+    try:
+        for event in events:  # noqa: UP028 - `yield from` would close `events` before `closed` is set
+            yield event
+    finally:
+        closed.set()
+        events.close()  # type: ignore[attr-defined]
+
+
+def parent_stream_writer() -> Callable[[Any], None] | None:
+    """Where a node of a surrounding graph sends its custom events; None outside of graphs."""
+    try:
+        return get_stream_writer()
+    except (RuntimeError, KeyError):
+        return None
+
+
+@contextmanager
+def no_parent_run() -> Iterator[None]:
+    """Inside, a graph that is run is no sub-graph of a surrounding LangGraph or LangChain run: that run's checkpointer,
+    thread, recursion limit and callbacks do not reach it."""
+    token = var_child_runnable_config.set(None)
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
+
+
+def _checked_input(given: Any) -> Any:
+    """The input with its task as plain data. None and commands, which resume a run, are passed on."""
+    if given is None or isinstance(given, Command):
+        return given
+    if not isinstance(given, Mapping):
+        raise TaskError(f'expected the input {{"task": ..., "seed": ...}}; received a {type(given).__name__}')
+    if given.get("task") is None:
+        raise TaskError('task: the input has no task; expected {"task": a Task or its plain form, "seed": an integer}')
+    seed = given.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TaskError(f"seed: expected an integer; received {seed!r}")
+    return {"task": task_to_plain(checked_task(given["task"])), "seed": seed}

@@ -1,0 +1,556 @@
+"""The graph inside other programs: as a node, with checkpointers, interrupted, resumed, streamed, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import operator
+import threading
+import time
+from dataclasses import replace
+from typing import Annotated, Any, TypedDict
+from unittest.mock import Mock
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import END, START, StateGraph
+
+from autottt.controller import background
+from autottt.controller.controller import DEFAULT_BUDGET, Controller
+from autottt.controller.graph import build_graph
+from autottt.controller.results import Result
+from autottt.controller.state import checked_task, task_to_plain
+from autottt.policies.policy import BUNDLED, FixedPolicy
+from autottt.strategies.base import Attempt
+from autottt.strategies.registry import strategies
+from autottt.ttt_core.errors import Cancelled, PolicyError, TaskError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Demonstration, Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, views=3)
+ENDLESS = replace(QUICK, max_steps=100_000)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Learner:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
+
+
+@pytest.fixture
+def learner(shared: Learner) -> Learner:
+    shared.clear()
+    return shared
+
+
+@pytest.fixture
+def endless(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> Learner:
+    """A learner whose training takes minutes."""
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), ENDLESS)))
+    return learner
+
+
+@pytest.fixture
+def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No in-context answer can be parsed."""
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: Attempt(name, None, "?", 0.5))
+
+
+def queries(count: int) -> list[Task]:
+    return [replace(TASK, query=(n, 9), answer=(9, n), id=f"query{n}") for n in range(count)]
+
+
+def same(one: Result, two: Result) -> bool:
+    """The same answer by the same way; times differ."""
+    ways = [(r.answer, r.text, r.strategy, r.reason, [a.strategy for a in r.attempts]) for r in (one, two)]
+    nodes = [[event["node"] for event in r.trace] for r in (one, two)]
+    return ways[0] == ways[1] and nodes[0] == nodes[1]
+
+
+# --- one task, one run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["in_context", "ttt_in_context"])
+def test_every_task_on_one_thread_starts_afresh(learner: Learner, strategy: str) -> None:
+    controller, graph = Controller(learner, FixedPolicy(strategy)), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    for task in queries(5):
+        output = graph.invoke({"task": task}, config, context=controller.context())
+        result = Result.from_plain(output["result"])
+        learner.clear()
+        assert same(result, controller.solve(task))
+        assert len(result.attempts) == 1
+        learner.clear()
+
+
+class Parent(TypedDict, total=False):
+    task: Any
+    seed: int
+    answer: Any
+    result: Any
+    attempts: Annotated[list[Any], operator.add]
+    trace: Annotated[list[Any], operator.add]
+    decision: Any
+    cost: Any
+
+
+def parent_of(node: Any, checkpointer: Any = None) -> Any:
+    graph = StateGraph(Parent)
+    graph.add_node("solve", node)
+    graph.add_edge(START, "solve")
+    graph.add_edge("solve", END)
+    return graph.compile(checkpointer=checkpointer)
+
+
+def test_nothing_of_the_bookkeeping_reaches_a_parent_that_has_the_same_keys(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    parent, config = parent_of(controller.as_node(), InMemorySaver()), {"configurable": {"thread_id": "one"}}
+    for number, task in enumerate(queries(4)):
+        state = parent.invoke({"task": task_to_plain(task), "attempts": [number]}, config)
+        assert state["attempts"] == list(range(number + 1)), "only the parent adds to its list"
+        assert not {"trace", "decision", "cost"} & {key for key in state if state[key]}
+        assert len(Result.from_plain(state["result"]).attempts) == 1
+        assert state["answer"] == Result.from_plain(state["result"]).answer
+
+
+class OtherContext(TypedDict):
+    user: str
+
+
+@pytest.mark.parametrize("context", [None, {"user": "somebody"}])
+def test_a_node_brings_its_model_along_whatever_the_context_of_the_parent(learner: Learner, context: Any) -> None:
+    controller = Controller(learner, FixedPolicy("in_context"))
+    graph = StateGraph(Parent, context_schema=OtherContext)
+    graph.add_node("solve", controller.as_node(strategy="ttt_in_context"))
+    graph.add_edge(START, "solve")
+    state = graph.compile().invoke({"task": TASK}, context=context)
+    assert Result.from_plain(state["result"]).strategy == "ttt_in_context"
+
+
+@pytest.mark.parametrize("context", [None, {"user": "somebody"}])
+def test_a_graph_without_a_model_says_what_to_do(learner: Learner, context: Any) -> None:
+    with pytest.raises(TypeError, match="as_node"):
+        parent_of(build_graph()).invoke({"task": TASK}, context=context)
+    with pytest.raises(TypeError, match="as_node"):
+        build_graph().invoke({"task": TASK})
+
+
+def test_an_invalid_setting_of_a_node_is_raised_when_the_node_is_made(learner: Learner) -> None:
+    with pytest.raises(ValueError, match="budget"):
+        Controller(learner, FixedPolicy("in_context")).as_node(budget="soon")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({}, "task"),
+        ({"task": None}, "task"),
+        ("hello", "input"),
+        ({"task": "hello"}, "task"),
+        ({"task": {"demonstrations": [], "query": [1]}}, "kind"),
+        ({"task": {"kind": "list", "query": [1]}}, "demonstrations"),
+        ({"task": {"kind": "list", "demonstrations": []}}, "query"),
+        ({"task": {"kind": "list", "demonstrations": [[1, 2]], "query": [1]}}, r"demonstrations\[0\]"),
+        ({"task": {"kind": "list", "demonstrations": 5, "query": [1]}}, "demonstrations"),
+        ({"task": {"kind": "list", "demonstrations": [{"input": [1], "output": "x"}], "query": [1]}}, "output"),
+        ({"task": {"kind": "list", "demonstrations": [], "query": ["a"]}}, "query"),
+        ({"task": {"kind": "lists", "demonstrations": [], "query": [1]}}, "kind"),
+        ({"task": {"kind": "list", "demonstrations": [], "query": [1], "id": 7}}, "id"),
+        ({"task": {"kind": "list", "demonstrations": [], "query": [1], "anwser": [1]}}, "anwser"),
+        ({"task": TASK, "seed": "x"}, "seed"),
+        ({"task": TASK, "seed": True}, "seed"),
+    ],
+)
+def test_an_invalid_input_is_a_task_error_that_names_the_field(learner: Learner, given: Any, field: str) -> None:
+    controller = Controller(learner, FixedPolicy("in_context"))
+    with pytest.raises(TaskError, match=field):
+        controller.graph.invoke(given, context=controller.context())
+    with pytest.raises(TaskError, match=field):
+        asyncio.run(controller.graph.ainvoke(given, context=controller.context()))
+    if isinstance(given, dict):
+        with pytest.raises(TaskError, match=field):
+            parent_of(controller.as_node()).invoke({"attempts": [], **given})
+
+
+def test_a_task_in_plain_form_is_the_task() -> None:
+    assert checked_task(json.loads(json.dumps(task_to_plain(TASK)))) == TASK
+    assert checked_task(TASK) is TASK
+    assert checked_task({"kind": "list", "demonstrations": [], "query": [1]}).id == "task"
+
+
+# --- checkpoints, interrupts, time travel ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["measure", "decide", "ttt_in_context", "judge", "revert"])
+def test_an_interrupted_run_resumes_to_what_an_uninterrupted_one_gives(learner: Learner, stop: str) -> None:
+    controller, graph = Controller(learner, FixedPolicy("ttt_in_context")), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    whole = controller.solve(TASK)
+    learner.clear()
+    graph.invoke({"task": TASK}, config, context=controller.context(), interrupt_before=[stop])
+    assert graph.get_state(config).next == (stop,)
+    output = graph.invoke(None, config, context=controller.context())
+    resumed = Result.from_plain(output["result"])
+    assert same(resumed, whole)
+    assert resumed.adaptation is not None
+    assert whole.adaptation is not None
+    assert resumed.adaptation.losses == whole.adaptation.losses
+
+
+def test_the_pause_of_an_interrupt_is_not_charged_to_the_budget(learner: Learner) -> None:
+    controller, graph = Controller(learner, FixedPolicy("ttt_in_context")), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    context = controller.context(1.5)
+    graph.invoke({"task": TASK}, config, context=context, interrupt_before=["decide"])
+    time.sleep(2.0)
+    result = Result.from_plain(graph.invoke(None, config, context=context)["result"])
+    assert result.strategy == "ttt_in_context"
+
+
+def test_time_travel_gives_the_same_result_from_every_checkpoint(learner: Learner) -> None:
+    controller, graph = Controller(learner, FixedPolicy("ttt_in_context")), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    whole = Result.from_plain(graph.invoke({"task": TASK}, config, context=controller.context())["result"])
+    history = [s for s in graph.get_state_history(config) if s.next and s.next != (START,)]
+    assert len(history) > 3
+    for snapshot in history:
+        learner.clear()
+        output = graph.invoke(None, snapshot.config, context=controller.context())
+        assert same(Result.from_plain(output["result"]), whole)
+
+
+def test_every_checkpoint_is_plain_data(learner: Learner, caplog: pytest.LogCaptureFixture) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+    graph = build_graph(InMemorySaver(serde=strict))
+    config: Any = {"configurable": {"thread_id": "one"}}
+    graph.invoke({"task": TASK}, config, context=controller.context(), interrupt_before=["judge"])
+    graph.invoke(None, config, context=controller.context())
+    for snapshot in graph.get_state_history(config):
+        json.dumps(snapshot.values)
+        assert strict.loads_typed(strict.dumps_typed(snapshot.values)) == json.loads(json.dumps(snapshot.values))
+    assert not [r for r in caplog.records if "langgraph" in r.name]
+
+
+class Keeps(TypedDict, total=False):
+    task: Task
+    result: Result
+
+
+def test_a_result_in_the_state_of_a_parent_comes_back_whole(learner: Learner) -> None:
+    result = Controller(learner, FixedPolicy("ttt_in_context")).solve(TASK)
+    serializer = JsonPlusSerializer(
+        allowed_msgpack_modules=[
+            (type(part).__module__, type(part).__name__)
+            for part in (result, result.task, TASK.demonstrations[0], result.attempts[0], result.cost, result.proof,
+                         result.adaptation)
+        ]
+    )  # fmt: skip
+    assert serializer.loads_typed(serializer.dumps_typed(result)) == result
+
+    graph = StateGraph(Keeps)
+    graph.add_node("solve", lambda state: {"result": result, "task": result.task})
+    graph.add_edge(START, "solve")
+    saver = InMemorySaver()
+    config: Any = {"configurable": {"thread_id": "one"}}
+    graph.compile(checkpointer=saver).invoke({}, config)
+    values = graph.compile(checkpointer=saver).get_state(config).values
+    assert values == {"result": result, "task": result.task}
+
+
+def test_a_result_as_json_comes_back_whole(learner: Learner) -> None:
+    result = Controller(learner, FixedPolicy("ttt_in_context")).solve(TASK)
+    assert Result.from_plain(json.loads(json.dumps(result.to_plain(content=True)))) == result
+    assert "demonstrations" not in result.to_plain()["task"]
+    with pytest.raises(TaskError, match="content=True"):
+        Result.from_plain(result.to_plain())
+
+
+# --- streaming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subgraphs", [False, True])
+@pytest.mark.parametrize("how", ["solve", "as_node", "solve_many"])
+def test_training_steps_arrive_in_the_stream_of_a_parent(learner: Learner, how: str, subgraphs: bool) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+
+    def solve(state: Parent) -> Parent:
+        if how == "solve_many":
+            return {"answer": controller.solve_many([state["task"]])[0].answer}
+        return {"answer": controller.solve(state["task"]).answer}
+
+    parent = parent_of(controller.as_node() if how == "as_node" else solve)
+    events = list(parent.stream({"task": TASK}, stream_mode="custom", subgraphs=subgraphs))
+    steps = [event[1] for event in events] if subgraphs else events
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert {step["max_steps"] for step in steps} == {3}
+    assert {step["strategy"] for step in steps} == {"ttt_in_context"}
+
+
+def test_training_steps_arrive_in_the_stream_of_an_asynchronous_parent(learner: Learner) -> None:
+    parent = parent_of(Controller(learner, FixedPolicy("ttt_in_context")).as_node())
+
+    async def steps() -> list[Any]:
+        return [event["step"] async for event in parent.astream({"task": TASK}, stream_mode="custom")]
+
+    assert asyncio.run(steps()) == [1, 2, 3]
+
+
+def test_a_half_read_stream_holds_nobody(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    stream = controller.stream(TASK)
+    next(stream)
+    answers: list[Result] = []
+    thread = threading.Thread(target=lambda: answers.append(controller.solve(TASK)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert answers
+    assert isinstance(list(stream)[-1], Result)
+
+
+def test_a_stream_that_is_dropped_stops_its_work(endless: Learner) -> None:
+    controller = Controller(endless, FixedPolicy("ttt_in_context"))
+    stream = controller.stream(TASK)
+    assert any(isinstance(event, dict) and event["event"] == "step" for event in stream)
+    del stream
+    assert controller.solve(TASK, strategy="in_context").strategy == "in_context"
+    assert not [t for t in threading.enumerate() if t.name == "autottt"]
+
+
+def test_a_slow_reader_loses_old_steps_and_never_a_node() -> None:
+    done = threading.Event()
+
+    def work(publish: background.Publish[Any]) -> None:
+        for number in range(background.EVENT_LIMIT + 10):
+            publish(number, droppable=True)
+            if number == 5:
+                publish("node")
+        done.set()
+
+    run = background.BackgroundRun(work, threading.Event())
+    assert done.wait(60)
+    events, _ = run.take(wait=True)
+    run.stop()
+    assert events[0] == "node"
+    assert events[1:] == list(range(10, background.EVENT_LIMIT + 10))
+
+
+def test_an_error_of_the_work_is_raised_where_the_events_are_read(learner: Learner) -> None:
+    long = make_task([([1] * 900, [2]), ([1], [2])], [3], id="long")
+    controller = Controller(learner, FixedPolicy("in_context"))
+    with pytest.raises(ValueError, match="tokens"):
+        list(controller.stream(long))
+    with pytest.raises(ValueError, match="tokens"):
+        asyncio.run(controller.asolve(long))
+
+
+# --- coroutines -------------------------------------------------------------------------------------------------------
+
+
+def test_coroutines_get_what_solve_gives(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    alone = []
+    for task in queries(3):
+        learner.clear()
+        alone.append(controller.solve(task))
+    learner.clear()
+
+    async def together() -> list[Result]:
+        return list(await asyncio.gather(*(controller.asolve(task) for task in queries(3))))
+
+    for one, two in zip(alone, asyncio.run(together()), strict=True):
+        assert (one.answer, one.text, one.reason) == (two.answer, two.text, two.reason)
+
+
+def test_an_asynchronous_stream_gives_nodes_steps_and_the_result(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+
+    async def events() -> list[Any]:
+        return [event async for event in controller.astream(TASK)]
+
+    seen = asyncio.run(events())
+    assert isinstance(seen[-1], Result)
+    assert [e["step"] for e in seen[:-1] if e["event"] == "step"] == [1, 2, 3]
+    assert [e["node"] for e in seen[:-1] if e["event"] == "node"] == [
+        "measure", "decide", "ttt_in_context", "judge", "revert",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["asolve", "astream", "ainvoke", "as_node"])
+def test_a_cancelled_coroutine_cancels_the_work(endless: Learner, how: str) -> None:
+    controller = Controller(endless, FixedPolicy("ttt_in_context"))
+    before = endless.verify(full=True)
+
+    async def run() -> None:
+        if how == "asolve":
+            await controller.asolve(TASK)
+        elif how == "astream":
+            async for _ in controller.astream(TASK):
+                pass
+        elif how == "ainvoke":
+            await controller.graph.ainvoke({"task": TASK}, context=controller.context())
+        else:
+            await parent_of(controller.as_node()).ainvoke({"task": TASK})
+
+    async def limited() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run(), 1.0)
+        began = time.monotonic()
+        result = await controller.asolve(TASK, strategy="in_context")
+        assert result.strategy == "in_context"
+        return time.monotonic() - began
+
+    asyncio.run(limited())  # returns, though 100,000 steps were to come
+    trained = endless.guarded.charged.backward_tokens
+    time.sleep(0.3)
+    assert endless.guarded.charged.backward_tokens == trained, "training continues"
+    assert endless.verify(full=True).hash == before.hash
+
+
+def test_a_closed_stream_of_the_graph_cancels_the_work(endless: Learner) -> None:
+    controller = Controller(endless, FixedPolicy("ttt_in_context"))
+    stream = controller.graph.stream({"task": TASK}, context=controller.context(), stream_mode="custom")
+    assert next(stream)["step"] == 1
+    stream.close()  # returns, though 99,999 steps were to come
+    trained = endless.guarded.charged.backward_tokens
+    assert controller.solve(TASK, strategy="in_context")
+    assert endless.guarded.charged.backward_tokens == trained
+
+
+def test_the_event_loop_is_free_while_a_task_is_solved(endless: Learner) -> None:
+    controller = Controller(endless, FixedPolicy("ttt_in_context"))
+
+    async def ticks() -> int:
+        count = 0
+        work = asyncio.ensure_future(controller.asolve(TASK))
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            count += not work.done()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        return count
+
+    assert asyncio.run(ticks()) == 20
+
+
+def test_a_budget_and_an_event_work_in_coroutines(endless: Learner) -> None:
+    controller, cancel = Controller(endless, FixedPolicy("ttt_in_context")), threading.Event()
+    threading.Timer(0.5, cancel.set).start()
+    with pytest.raises(Cancelled):
+        asyncio.run(controller.asolve(TASK, cancel=cancel))
+
+
+# --- which strategies run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unparsed")
+@pytest.mark.parametrize("forced", ["call", "policy"])
+def test_a_forced_strategy_is_the_only_one(learner: Learner, forced: str) -> None:
+    if forced == "call":
+        result = Controller(learner, FixedPolicy("zero_shot")).solve(TASK, strategy="in_context")
+    else:
+        result = Controller(learner, FixedPolicy("in_context")).solve(TASK)
+    assert [a.strategy for a in result.attempts] == ["in_context"]
+    assert result.status == "no_answer"
+    assert "cannot be parsed; no other strategy can be tried" in result.reason
+
+
+@pytest.mark.usefixtures("unparsed")
+@pytest.mark.parametrize("policy", [None, FixedPolicy("in_context")])
+def test_a_task_without_demonstrations_and_without_an_answer_says_what_was_spent(
+    learner: Learner, policy: FixedPolicy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for strategy in strategies().values():
+        if strategy.name != "in_context":
+            monkeypatch.setattr(
+                type(strategy), "attempt", lambda self, *a, **k: Attempt(self.name, None, "?", 0.1)
+            )  # nothing can be parsed
+    bare = make_task([], [1, 2], kind="list", id="bare")
+    (result,) = Controller(learner, policy).solve_many([bare])
+    assert result.status == "no_answer"
+    assert result.cost.forward_tokens > 0
+    assert Controller(learner, policy).solve(bare).status == "no_answer"
+
+
+# --- arguments and settings -------------------------------------------------------------------------------------------
+
+
+def test_a_policy_may_be_the_folder_of_a_bundle(learner: Learner) -> None:
+    with pytest.raises(PolicyError, match="another model"):
+        Controller(learner, BUNDLED)
+    with pytest.raises(PolicyError, match="no/such"):
+        Controller(learner, "no/such")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.solve_many([TASK, "x"]), "received a str"),
+        (lambda c: c.solve(TASK, cancel=True), "threading.Event; received True"),
+        (lambda c: c.solve(None), "received a NoneType"),
+        (lambda c: asyncio.run(c.asolve("x")), "received a str"),
+        (lambda c: list(c.stream("x")), "received a str"),
+    ],
+)
+def test_an_invalid_argument_is_named(learner: Learner, call: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        call(Controller(learner, FixedPolicy("in_context")))
+
+
+def test_a_model_without_a_policy_gets_a_budget_and_a_warning(
+    learner: Learner, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "autottt"):
+        controller = Controller(learner)
+    assert controller.budget == DEFAULT_BUDGET
+    assert "no policy was trained" in caplog.text
+    assert str(DEFAULT_BUDGET) in caplog.text
+    caplog.clear()
+    assert Controller(learner, budget="7s").budget.seconds == 7
+    assert Controller(learner, FixedPolicy("in_context")).budget.seconds == float("inf")
+    assert not caplog.text
+
+
+def test_decisions_and_steps_are_logged(learner: Learner, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "autottt"):
+        Controller(learner, FixedPolicy("ttt_in_context")).solve(TASK)
+    lines = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "autottt"]
+    assert [level for level, text in lines if "always ttt_in_context" in text] == ["INFO"]
+    assert len([level for level, text in lines if level == "DEBUG" and "step" in text and "of at most 3" in text]) == 3
+    assert all("reverse" in text for _, text in lines)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_runs_are_sent_to_langsmith_only_if_asked(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    from langchain_core.tracers.langchain import LangChainTracer
+    from langsmith import utils
+
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("LANGSMITH_API_KEY", "none")
+    monkeypatch.setattr("langchain_core.tracers.langchain.get_client", Mock)
+    utils.get_env_var.cache_clear()
+    sent: list[str] = []
+    monkeypatch.setattr(LangChainTracer, "_persist_run_single", lambda self, run: sent.append(run.name))
+    monkeypatch.setattr(LangChainTracer, "_update_run_single", lambda self, run: None)
+    try:
+        controller = Controller(learner, FixedPolicy("in_context"), langsmith=asked)
+        controller.solve(TASK)
+        controller.solve_many(queries(2))
+    finally:
+        utils.get_env_var.cache_clear()
+    assert bool(sent) == asked
+
+
+def test_demonstrations_from_a_serializer_are_tuples_again() -> None:
+    lists: Any = [1, 2]
+    assert Demonstration(lists, lists) == Demonstration((1, 2), (1, 2))
