@@ -71,15 +71,12 @@ class RunFacts:
 
 def line_of(result: Result, facts: RunFacts | None = None, content: bool = False) -> str:
     """The line of a result. With `facts` it has every field; `content` adds the task's demonstrations and query."""
-    plain = result.to_plain()
+    plain = result.to_plain(content=content)
     if result.answer is not None and result.task.kind == "text":
         plain["text"] = kind_of(result.task).render(result.answer, STANDARD)
     if facts is None:
         return json.dumps({name: plain[name] for name in SHORT})
     plain["run"] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(facts)}
-    if content:
-        task = asdict(result.task)
-        plain["task"] |= {name: task[name] for name in ("instruction", "demonstrations", "query")}
     return json.dumps(plain)
 
 
