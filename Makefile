@@ -29,6 +29,7 @@ test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 
 types: $(STAMP)
 	@$(BIN)/python -m mypy
+	@$(BIN)/python docs/example_types.py
 
 tests: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal

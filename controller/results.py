@@ -65,6 +65,11 @@ class Result:
         return None if self.task.answer is None else self.answer == self.task.answer
 
     @property
+    def in_context_answer(self) -> Value | None:
+        """The answer of the unadapted model; None where it could not be parsed."""
+        return None if self.in_context is None else self.in_context.value
+
+    @property
     def adapted(self) -> bool:
         """Whether an adapter was trained or used on the way."""
         return any(a.training_record is not None for a in self.attempts)

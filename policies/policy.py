@@ -238,7 +238,8 @@ class HeuristicPolicy:
         ]  # fmt: skip
         order = [BASE, *training] if probability >= self.keep_threshold else [*training, BASE]
         choice = next((s for s in order if s in remaining), remaining[0])
-        estimate = f"rule of thumb: the in-context answer is right with probability {probability:.2f}"
+        likely = "likely right" if probability >= self.keep_threshold else "likely wrong"
+        estimate = f"rule of thumb: the in-context answer is {likely} ({_evidence(features)})"
         action = "keep it" if choice == BASE else f"use {choice}"
         if choice == "ttt_crossfit":
             action += ", which cross-validates its adapters on held-out demonstrations"
@@ -320,6 +321,17 @@ def _estimate(features: Features) -> float:
     if features.stage > 0 and values["loo_possible"]:
         return (values["loo_hits"] + values["orders_hits"]) / 2
     return (values["reading_hits_late"] + float(np.exp(values["answer_total"]))) / 2
+
+
+def _evidence(features: Features) -> str:
+    """The measurements behind the heuristic estimate, which is calibrated on no model and therefore not shown."""
+    values = features.values
+    if features.stage > 0 and values["loo_possible"]:
+        return (
+            f"leave-one-out accuracy on the demonstrations {values['loo_hits']:.2f}, agreement of the answers under "
+            f"permutations of the demonstrations {values['orders_hits']:.2f}"
+        )
+    return f"accuracy on the later demonstrations while the prompt is read {values['reading_hits_late']:.2f}"
 
 
 def _untrained_decision(choice: str, reason: str, features: Features) -> Decision:

@@ -317,3 +317,11 @@ def test_a_guarantee_that_cannot_hold_keeps_nothing():
     assert "requires probability 2.00 to keep" in decision.reason
     with pytest.raises(PolicyError, match="between 0 and 1"):
         trained(risk=1.5)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("agreement", [0.1, 0.9])
+def test_a_rule_of_thumb_shows_measurements_and_no_probability(agreement: float, stage: int) -> None:
+    reason = HeuristicPolicy().decide(thumb(agreement, stage=stage), ["in_context", "ttt_in_context"]).reason
+    assert "probability" not in reason
+    assert ("leave-one-out accuracy on the demonstrations" in reason) == (stage == 1)
