@@ -361,6 +361,7 @@ class Controller:
     def _start(self, task: Task, seed: int | None) -> State:
         """The input of the graph."""
         _require_task(task)
+        self.learner.window.refuse_oversized(task)
         return {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
 
     @contextmanager

@@ -12,7 +12,7 @@ from functools import partial
 from ..errors import TooLongError
 from ..tasks.kinds import kind_of
 from ..tasks.task import Task, Value
-from .encoding import Encoded, encode
+from .encoding import Encoded, encode, refuse_oversized
 from .generation import PrefixFilter
 from .loading import LoadedModel
 
@@ -38,8 +38,13 @@ class ContextWindow:
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
         """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it."""
         self._check()
+        self.refuse_oversized(task)
         least = 0 if answer is not None else min(min(self._output_lengths(task), default=1), self.max_new_tokens(task))
         return encode(self._loaded, task, answer, least)
+
+    def refuse_oversized(self, task: Task) -> None:
+        """Raises `TooLongError` for a task far longer than the context, without encoding all of it."""
+        refuse_oversized(self._loaded, task)
 
     def fits(self, task: Task, answer: Value | None = None) -> bool:
         """Whether `encode` raises nothing."""

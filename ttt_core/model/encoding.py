@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, TooLongError
+from ..tasks.kinds import kind_of
 from ..tasks.prompts import Piece
 from ..tasks.task import Demonstration, Task, Value
 from . import lazy
@@ -72,8 +73,7 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
 
     Raises `TooLongError` with the lengths.
     """
-    if (shortest := len(task.demonstrations)) > loaded.context_length:
-        raise _too_long(loaded, task, f"at least {shortest}", answer, max_new_tokens)
+    refuse_oversized(loaded, task)
     pieces = loaded.format.pieces(task, answer)
     encoded = _encode_chat if loaded.format.name == "chat" else _encode_pieces
     ids, answers, shared = encoded(loaded, task, pieces, answer, max_new_tokens)
@@ -84,6 +84,34 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
             f"{task.id}: the prompt has no tokens; the tokenizer needs a BOS token for a task without demonstrations"
         )
     return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1))
+
+
+def refuse_oversized(loaded: LoadedModel, task: Task) -> None:
+    """Raises `TooLongError` for a task far longer than the context, before its values are written out in full.
+
+    A task within reach of the context costs nothing here: its values are counted, not encoded.
+    """
+    demonstrations, limit = task.demonstrations, 2 * loaded.context_length
+    if len(demonstrations) > loaded.context_length:
+        raise _too_long(loaded, task, f"at least {len(demonstrations)}", None, 0)
+    values = [task.query, task.instruction or "", *(v for d in demonstrations for v in (d.output, d.input))]
+    if sum(_size(value) for value in values) <= _CHARACTERS_PER_TOKEN * limit:
+        return
+    kind, count = kind_of(task), 0
+    for value in values:
+        if isinstance(value, str):
+            count += len(_ids_up_to(loaded, value, limit))
+        elif value:
+            part: Any = tuple(v[: limit + 1] if isinstance(v, tuple) else v for v in value[: limit + 1])
+            count += len(loaded.tokens(kind.render(part, loaded.format.notation)))
+        if count > limit:
+            raise _too_long(loaded, task, f"more than {limit}", None, 0)
+
+
+def _size(value: Value) -> int:
+    """Characters of a text, numbers of a list, cells of a grid."""
+    rows = isinstance(value, tuple) and value and isinstance(value[0], tuple)
+    return len(value) * len(value[0]) if rows else len(value)  # type: ignore[arg-type]
 
 
 def _encode_pieces(

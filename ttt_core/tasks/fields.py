@@ -81,7 +81,7 @@ def misspelled(fields: Iterable[object], known: Iterable[str]) -> tuple[str, str
     import difflib
 
     for field in sorted(unknown):
-        near = difflib.get_close_matches(field[:64].lower(), absent, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(field[:64].lower(), absent, n=1, cutoff=0.76)
         if near:
             return field, near[0]
     return None

@@ -23,8 +23,9 @@ MAX_SIDE = 64
 """Longest side of a grid, in cells. The length of a single row is not limited."""
 
 
-_MAX_BITS = 14_000
-"""Of an integer in a list; Python prints at most 4,300 digits."""
+_PLAIN = frozenset({int})
+_LARGEST = 10**4000
+"""Above all integers in a list; Python prints at most 4,300 digits."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ class GridKind:
             raise TaskError(f"expected {expected}; received {len(raw)} rows (kind 'grid' takes many)")
         if len({len(r) for r in raw}) != 1:
             raise TaskError(f"expected {expected}; received rows of lengths {[len(r) for r in raw]}")
-        if not all(_is_int(c) and 0 <= c <= 9 for r in raw for c in r):
-            wrong = next(c for r in raw for c in r if not (_is_int(c) and 0 <= c <= 9))
-            raise TaskError(f"expected cells that are integers 0-9; received {shortened(wrong)}")
+        wrong = [c for r in raw for c in r if not (_is_int(c) and 0 <= c <= 9)][:1]
+        if wrong:
+            (received,) = wrong
+            raise TaskError(f"expected cells that are integers 0-9; received {shortened(received)}")
         if not self.one_row and max(len(raw), len(raw[0])) > MAX_SIDE:
             raise TaskError(f"expected sides of at most {MAX_SIDE} cells; received {len(raw)} x {len(raw[0])}")
         return tuple(tuple(int(c) for c in r) for r in raw)
@@ -157,12 +159,15 @@ class ListKind:
     name: str = "list"
 
     def check(self, raw: object) -> Value:
-        raw = _as_list(raw)
-        if not isinstance(raw, (list, tuple)) or not all(_is_int(x) for x in raw):
+        raw = raw if type(raw) is list else _as_list(raw)
+        if not isinstance(raw, (list, tuple)):
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
-        integers = tuple(int(x) for x in raw)
-        if any(x.bit_length() > _MAX_BITS for x in integers):
-            raise TaskError(f"expected integers that can be printed; received one of more than {_MAX_BITS} bits")
+        plain = _PLAIN.issuperset(map(type, raw))
+        if not plain and not all(map(_is_int, raw)):
+            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
+        integers = tuple(raw if plain else map(int, raw))
+        if integers and (max(integers) >= _LARGEST or min(integers) <= -_LARGEST):
+            raise TaskError("expected integers of at most 4,000 digits; received one of more")
         return integers
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -242,7 +247,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 _INTRODUCTION = re.compile(
-    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*",
+    r"\A(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*",
     re.IGNORECASE,
 )
 """What many models write before an answer."""
@@ -257,10 +262,11 @@ def canonical_output(kind: str, value: Value, shown: Sequence[Value] = ()) -> Va
     if kind != "text":
         return value
     text = str(value).strip()
-    introduction = _INTRODUCTION.match(text)
-    if introduction is None or any(_INTRODUCTION.match(str(other).strip()) for other in shown):
+    if _INTRODUCTION.match(text) is None or any(_INTRODUCTION.match(str(other).strip()) for other in shown):
         return text
-    rest = text[introduction.end() :]
+    rest = _INTRODUCTION.sub("", text, count=1)
+    while _INTRODUCTION.match(rest):
+        rest = _INTRODUCTION.sub("", rest, count=1)
     ends_with_stop = any(str(other).strip().endswith(".") for other in shown)
     return (rest if ends_with_stop else rest.removesuffix(".").rstrip()) or text
 
@@ -307,18 +313,18 @@ def make_task(
     if not isinstance(name, str) or name not in KINDS:
         raise invalid_field("kind", f"one of {', '.join(KINDS)}", name)
 
-    def checked(raw: object, field: str) -> Value:
+    check = KINDS[name].check
+
+    def checked(raw: object, field: str, number: int = -1, side: str = "") -> Value:
         try:
-            return KINDS[name].check(raw)
+            return check(raw)
         except TaskError as error:
-            raise TaskError(f"{field}: {error}") from None
+            raise TaskError(f"{field if number < 0 else f'{field}[{number}].{side}'}: {error}") from None
 
     shown = tuple(
-        demonstration_of(
-            name, checked(a, f"demonstrations[{i}].input"), checked(b, f"demonstrations[{i}].output")
-        )
+        demonstration_of(name, checked(a, "demonstrations", i, "input"), checked(b, "demonstrations", i, "output"))
         for i, (a, b) in enumerate(pairs)
-    )  # fmt: skip
+    )
     outputs = [d.output for d in shown]
     checked_answer = None if answer is None else canonical_output(name, checked(answer, "answer"), outputs)
     names = {"family": family, "dataset": dataset, "group": group}
@@ -331,7 +337,7 @@ def make_task(
 
 def demonstration_of(kind: str, source: Value, target: Value) -> Demonstration:
     """A demonstration of checked values, with its output in canonical form."""
-    return Demonstration(source, canonical_output(kind, target, [target]))
+    return Demonstration(source, canonical_output(kind, target, [target]) if kind == "text" else target)
 
 
 def _parts(
@@ -365,6 +371,8 @@ def _as_sequence(values: object) -> Sequence[object] | None:
 
 def _pair(item: object, field: str) -> tuple[object, object]:
     """Input and output of a demonstration. Raises `TaskError`."""
+    if type(item) is tuple and len(item) == 2:
+        return item
     if isinstance(item, Demonstration):
         return item.input, item.output
     if isinstance(item, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from autottt.ttt_core.errors import TooLongError
+from autottt.ttt_core.model.context_window import ContextWindow
 from autottt.ttt_core.model.encoding import (
     PaddedBatch,
     batches_by_tokens,
@@ -146,3 +148,44 @@ def test_chunks_keep_to_their_budget_and_leave_nothing_out() -> None:
     assert all(max(lengths[i] for i in g) * len(g) <= 12 or len(g) == 1 for g in groups)
     assert [sorted(lengths[i] for i in g) for g in groups] == [[1, 2, 4], [4, 5], [9], [30]]
     assert batches_by_tokens([], 12) == []
+
+
+def numbered(count: int) -> Task:
+    return make_task([([n, n + 1], [n + 1, n]) for n in range(count)], [1, 2], id="t8")
+
+
+OVERSIZED: dict[str, Any] = {
+    "demonstrations": lambda: numbered(100_000),
+    "demonstrations within the count": lambda: replace(
+        numbered(1), demonstrations=tuple(numbered(400).demonstrations), query=tuple(range(100_000))
+    ),
+    "a query": lambda: make_task([("a", "b")], "x y" * 333_333, id="t8"),
+    "an output": lambda: make_task([("a", "ab" * 500_000)], "x", id="t8"),
+    "an instruction": lambda: make_task([("a", "b")], "x", instruction="y\n" * 500_000, id="t8"),
+    "a list": lambda: make_task([], list(range(300_000)), id="t8"),
+    "a row": lambda: make_task([], [[1] * 300_000], kind="grid1d", id="t8"),
+}
+
+
+@every_tokenizer
+@pytest.mark.parametrize("size", OVERSIZED)
+def test_a_task_far_longer_than_the_context_is_refused_at_once(size: str, name: str) -> None:
+    loaded = loaded_with(name)
+    loaded.tokens("")
+    task = OVERSIZED[size]()
+    window = ContextWindow(loaded)
+    began = time.process_time()
+    for refused in (lambda: encode(loaded, task), lambda: window.encode(task), lambda: window.encode(task, task.query)):
+        with pytest.raises(
+            TooLongError, match=r"t8: the prompt has (at least|more than) \d+ tokens.* fewer or smaller"
+        ):
+            refused()
+    assert not window.fits(task)
+    assert time.process_time() - began < 1
+
+
+def test_the_length_of_a_prompt_within_reach_of_the_context_is_counted() -> None:
+    loaded = loaded_with("bytes")
+    size = len(encode(loaded, make_task([], "")).ids)
+    with pytest.raises(TooLongError, match=rf"the prompt has {size + 600} tokens, more than the {CONTEXT} tokens"):
+        encode(loaded, make_task([], "a" * 600))

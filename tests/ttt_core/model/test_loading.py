@@ -183,6 +183,16 @@ def own_code(folder: Path) -> None:
         lambda f: (f / "config.json").write_text("{"),
         lambda f: (f / "config.json").write_text('{"model_type": "no_such"}'),
         lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}'),
+        lambda f: (f / "config.json").write_text(
+            json.dumps({**json.loads((f / "config.json").read_text()), "num_attention_heads": 0})
+        ),
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        lambda f: (f / "config.json").write_text("null"),
+        lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": ' + "9" * 400 + "}"),
+        lambda f: (f / "tokenizer.json").write_text("null"),
+        lambda f: (f / "tokenizer.json").write_text('{"model": null}'),
+        lambda f: (f / "tokenizer_config.json").write_text("null"),
+        lambda f: (f / "tokenizer_config.json").write_text('{"tokenizer_class": 3}'),
         lambda f: (f / "model.safetensors").write_bytes(b"not weights"),
         lambda f: (f / "model.safetensors").unlink(),
     ],
@@ -193,6 +203,14 @@ def own_code(folder: Path) -> None:
         "broken config",
         "unknown type",
         "wrong type",
+        "no heads",
+        "deep config",
+        "null config",
+        "huge number",
+        "null tokenizer",
+        "tokenizer without a model",
+        "null tokenizer settings",
+        "tokenizer class that is a number",
         "broken weights",
         "no weights",
     ],
@@ -207,6 +225,27 @@ def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(
         load_model(folder, device="cpu")
     assert "\n" not in str(caught.value)
     assert not (folder / "it_ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "message"),
+    [
+        (tiny_model("llama"), None, "tokenizer: expected the model's tokenizer, .*; received None"),
+        (tiny_model("llama"), "llama", "tokenizer: expected the model's tokenizer, .*; received 'llama'"),
+        (None, tiny_tokenizer(), "model: expected a causal language model of transformers; received None"),
+        ("llama", tiny_tokenizer(), "model: expected a causal language model of transformers; received 'llama'"),
+    ],
+)
+def test_what_is_no_model_or_no_tokenizer_is_refused(model: Any, tokenizer: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Learner.wrap(model, tokenizer)
+
+
+def test_a_model_that_cannot_compute_is_refused_with_its_error() -> None:
+    model = tiny_model("llama")
+    del model.model.layers[0].mlp
+    with pytest.raises(ModelError, match=r"cannot read a dozen tokens.*AttributeError: .*mlp"):
+        Learner.wrap(model, tiny_tokenizer())
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:

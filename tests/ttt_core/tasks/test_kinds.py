@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from autottt.ttt_core.tasks.kinds import (
     MAX_SIDE,
     NOTATIONS,
     STANDARD,
+    canonical_output,
     guess_kind,
     kind_of,
     make_task,
 )
+from autottt.ttt_core.tasks.task import Demonstration
 
 
 def for_all(**strategies: st.SearchStrategy[object]):
@@ -303,3 +306,86 @@ def test_a_task_names_the_field_that_is_wrong(arguments, message):
     with pytest.raises(TaskError) as caught:
         make_task(**{"demonstrations": [([1], [1])], "query": [2], **arguments})
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [{"input": [1, 2], "output": [2, 1]}],
+        [[[1, 2], [2, 1]]],
+        (pair for pair in [([1, 2], [2, 1])]),
+        [Demonstration((1, 2), (2, 1))],
+        np.array([[[1, 2], [2, 1]]]),
+    ],
+)
+def test_demonstrations_are_pairs_or_objects(pairs):
+    assert make_task(pairs, [5, 6]) == make_task([([1, 2], [2, 1])], [5, 6])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"demonstrations": None}, "demonstrations: expected a list of pairs (input, output); received None"),
+        ({"demonstrations": 3}, "demonstrations: expected a list of pairs (input, output); received 3"),
+        ({"demonstrations": "ab"}, "demonstrations: expected a list of pairs (input, output); received 'ab'"),
+        ({"demonstrations": {"a": 1}}, "demonstrations: expected a list of pairs (input, output); received {'a': 1}"),
+        (
+            {"demonstrations": [3]},
+            'demonstrations[0]: expected a pair (input, output) or an object {"input", "output"}',
+        ),
+        ({"demonstrations": [([1], [2], [3])]}, "demonstrations[0]: expected a pair"),
+        ({"demonstrations": [{"input": [1]}]}, "demonstrations[0].output: expected a list of integers"),
+        ({"demonstrations": [{}]}, "demonstrations[0].input: expected a list of integers"),
+        ({"kind": []}, "kind: expected one of grid, grid1d, list, text; received []"),
+        ({"kind": {}}, "kind: expected one of grid, grid1d, list, text; received {}"),
+        ({"kind": 3}, "kind: expected one of"),
+        ({"instruction": 3}, "instruction: expected a text; received 3"),
+        ({"instruction": "\ud800"}, "instruction: expected a text that can be written as UTF-8"),
+        ({"id": ""}, "id: expected a text that is not blank, or an integer; received ''"),
+        ({"id": None}, "id: expected a text that is not blank, or an integer; received None"),
+        ({"id": "a\ud800"}, "id: expected a text that can be written as UTF-8"),
+        ({"id": 2**70}, "id: expected a text that is not blank, or an integer of at most 64 bits"),
+        ({"family": 3}, "family: expected a text; received 3"),
+        ({"dataset": "\udfff"}, "dataset: expected a text that can be written as UTF-8"),
+        ({"group": []}, "group: expected a text; received []"),
+        ({"query": [10**5000]}, "query: expected integers of at most 4,000 digits; received one of more"),
+        ({"answer": [-(10**4000)]}, "answer: expected integers of at most 4,000 digits"),
+    ],
+)
+def test_wrong_arguments_are_task_errors(arguments, message):
+    with pytest.raises(TaskError) as caught:
+        make_task(**{"demonstrations": [([1], [1])], "query": [2], **arguments})
+    assert str(caught.value).startswith(message)
+
+
+def test_many_demonstrations_are_checked_in_a_second():
+    pairs = [([n, n + 1], [n + 1, n]) for n in range(100_000)]
+    began = time.process_time()
+    assert len(make_task(pairs, [1]).demonstrations) == 100_000
+    assert time.process_time() - began < 2
+    began = time.process_time()
+    make_task([("a", "b")], "x" * 1_000_000)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown", "expected"),
+    [
+        ("text", " (A)\n", [], "(A)"),
+        ("text", "The answer is (A).", ["(B)"], "(A)"),
+        ("text", "the final answer is: 7", ["8"], "7"),
+        ("text", "Answer: yes.", ["No."], "yes."),
+        ("text", "Answer: yes.", ["No"], "yes"),
+        ("text", "The answer is (A).", ["The answer is (B)."], "The answer is (A)."),
+        ("text", "Answering is hard", ["x"], "Answering is hard"),
+        ("text", "The answer island", ["x"], "The answer island"),
+        ("text", "Answer:", ["x"], "Answer:"),
+        ("text", "So, the answer is: Answer: 4.", ["5"], "4"),
+        ("text", " \n", [], ""),
+        ("list", (1, 2), [], (1, 2)),
+    ],
+)
+def test_an_output_has_one_form(kind, value, shown, expected):
+    form = canonical_output(kind, value, shown)
+    assert form == expected
+    assert canonical_output(kind, form, shown) == form

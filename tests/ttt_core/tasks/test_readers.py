@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -620,3 +621,230 @@ def test_a_line_that_is_no_task_is_a_problem_with_its_place_and_its_id():
 
 def test_an_id_may_come_again_in_a_later_line():
     assert [ids(reading) for reading in read_lines([json.dumps(public())] * 2)] == [["flip"], ["flip"]]
+
+
+# Ids and answers beside every format
+
+ONE_BBH = {"examples": [{"input": "a", "target": "b"}, {"input": "c"}]}
+ONE_CHAT = {"messages": CHAT["messages"]}
+ONE_ARC = {"train": ARC["train"], "test": [{"input": [[2, 3]]}]}
+ONE_OWN = public(id=..., queries=[{"input": [5, 6]}])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "value"),
+    [(ONE_CHAT, "god", "god"), (ONE_ARC, [[3, 2]], ((3, 2),)), (ONE_OWN, [6, 5], (6, 5))],
+    ids=["chat", "arc", "own"],
+)
+def test_an_id_and_an_answer_are_read_beside_every_format(tmp_path, task, answer, value):
+    given = {"id": "x7", "answer": answer, "family": "f", "dataset": "d", **task}
+    if task is ONE_OWN:
+        given |= {"family": "f", "dataset": "d"}
+    expected = [("x7", "x7", value, "f", "d")]
+    for loaded in (
+        read_tasks([write(tmp_path / "a.jsonl", given)]),
+        read_tasks([write(tmp_path / "a.json", given)]),
+        next(read_lines([json.dumps(given)])),
+    ):
+        assert loaded.problems == ()
+        assert [(t.id, t.group, t.answer, t.family, t.dataset) for t in loaded.tasks] == expected
+
+
+def test_an_id_and_an_answer_are_read_beside_the_examples_of_bbh(tmp_path):
+    path = write(tmp_path / "a.json", {"id": 7, "answer": " d\n", "instruction": "Next.", **ONE_BBH})
+    reading = read_tasks([path], demonstrations=0)
+    assert [p.message for p in reading.problems] == [
+        "answer: expected outputs in the 2 queries, as one answer fits one; received ' d\\n'"
+    ]
+    one = write(tmp_path / "b.json", {"id": 7, "answer": " d\n", "instruction": "Next.", "examples": [{"input": "c"}]})
+    (task,) = read_tasks([one], demonstrations=0).tasks
+    assert (task.id, task.query, task.answer, task.instruction) == ("7", "c", "d", "Next.")
+
+
+def test_an_answer_that_contradicts_the_output_of_the_query_is_a_problem(tmp_path):
+    same = {**ARC, "answer": [[3, 2]]}
+    assert read_tasks([write(tmp_path / "a.jsonl", same)]).tasks[0].answer == ((3, 2),)
+    message = one_problem(
+        read_tasks(
+            [
+                write(
+                    tmp_path / "b.jsonl",
+                    {**ARC, "answer": [[1, 1]]},
+                )
+            ]
+        )
+    )
+    assert message.endswith("answer: expected the test[0].output, [[3, 2]], or nothing; received [[1, 1]]")
+
+
+def test_a_refused_line_keeps_the_id_of_its_task():
+    lines = [
+        json.dumps({"id": "x7", "messages": []}),
+        json.dumps({"id": 7, "train": 3}),
+        json.dumps({"id": [], "train": 3}),
+    ]
+    assert [p.id for read in read_lines(lines) for p in read.problems] == ["x7", "7", "stdin:3"]
+
+
+# One form of answers
+
+
+def test_white_space_around_texts_that_are_answers_does_not_count(tmp_path):
+    line = {
+        "demonstrations": [example(" a ", " (B)\n")],
+        "queries": [example("c\n", "(A)\n"), example("d", "The answer is (A).")],
+    }
+    tasks = read_tasks([write(tmp_path / "a.jsonl", line)]).tasks
+    assert tasks[0].demonstrations == (Demonstration(" a ", "(B)"),)
+    assert [t.query for t in tasks] == ["c\n", "d"]
+    assert [t.answer for t in tasks] == ["(A)", "(A)"]
+
+
+@pytest.mark.parametrize("pair", [example("", ""), example(" ", "\n")])
+def test_an_empty_pair_of_texts_is_a_problem(tmp_path, pair):
+    line = {"kind": "text", "demonstrations": [example("a", "b"), pair], "query": "c"}
+    message = one_problem(read_tasks([write(tmp_path / "a.jsonl", line)]))
+    assert "demonstrations[1].output: expected a demonstration that is not empty" in message
+
+
+# Families by content
+
+
+def arc(*pairs, test=((5, 6),)):
+    def grid(n):
+        return [[n, 1], [0, n]]
+
+    return {
+        "train": [example(grid(a), grid(b)) for a, b in pairs],
+        "test": [{"input": grid(a)} if b is None else example(grid(a), grid(b)) for a, b in test],
+    }
+
+
+PUBLISHED = arc((1, 2), (3, 4))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        PUBLISHED,
+        arc((3, 4), (1, 2)),
+        arc((3, 4), (1, 2), test=[(5, None)]),
+        arc((1, 2), (3, 4), test=[(7, 8)]),
+        arc((1, 2), (5, 6), test=[(3, 4)]),
+    ],
+    ids=["same", "other order", "no answer", "other query", "query as a demonstration"],
+)
+def test_an_arc_task_under_two_ids_is_one_family(tmp_path, again):
+    other = arc((1, 2), (4, 4), test=[(9, 9)])
+    both = write(tmp_path / "a.json", {"40853293": PUBLISHED, "070dd51e": again, "other": other})
+    write(tmp_path / "two" / "40853293.json", PUBLISHED)
+    write(tmp_path / "two" / "070dd51e.json", again)
+    assert [t.family for t in read_tasks([both]).tasks] == ["40853293", "40853293", "other"]
+    assert len({t.family for t in read_tasks([tmp_path / "two"]).tasks}) == 1
+    lines = [json.dumps({"id": n, **task}) for n, task in enumerate((PUBLISHED, again))]
+    assert [t.family for read in read_lines(lines) for t in read.tasks] == ["0", "0"]
+
+
+def test_a_family_that_is_given_stays(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"family": "x", **PUBLISHED}, {"family": "y", **PUBLISHED})
+    assert [t.family for t in read_tasks([path]).tasks] == ["x", "y"]
+
+
+# At the door
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**70, -(2**63), "1", 1.0, True, None])
+def test_a_seed_that_no_store_can_hold_is_refused(tmp_path, seed):
+    with pytest.raises(TaskError, match=r"^seed: expected an integer between -9223372036854775807 and"):
+        read_tasks([write(tmp_path / "a.jsonl", public())], seed=seed)
+
+
+@pytest.mark.parametrize("field", ["id", "family", "dataset", "instruction"])
+def test_half_a_character_in_a_name_is_a_problem(tmp_path, field):
+    message = one_problem(read_tasks([write(tmp_path / "a.jsonl", json.dumps(public(**{field: "a\ud800"})))]))
+    assert f"{field}: expected a text that can be written as UTF-8; received 'a\\ud800'" in message
+
+
+def test_half_a_character_in_a_key_or_in_the_name_of_a_file_is_a_problem(tmp_path):
+    keys = write(tmp_path / "a.json", json.dumps({"a\ud800": ARC, "b": ARC}))
+    reading = read_tasks([keys])
+    assert ids(reading) == ["b"]
+    assert "id: expected a text that can be written as UTF-8" in str(reading.problems[0])
+    str(reading.problems[0]).encode()
+    named = tmp_path / os.fsdecode(b"bad\xff.json")
+    try:
+        write(named, ARC)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    problem = one_problem(read_tasks([named]))
+    assert "\\udcff.json: id: expected a text that can be written as UTF-8" in problem
+    assert ids(read_tasks([write(named, {**ARC, "id": "fine"})])) == ["fine"]
+
+
+def test_control_characters_of_a_file_are_shown_as_escapes(tmp_path):
+    (problem,) = read_tasks([write(tmp_path / "a.jsonl", json.dumps({"id": "\x1b[31m", "train": 3}), ARC)]).problems
+    assert problem.id == "\x1b[31m"
+    keys = write(tmp_path / "b.json", json.dumps({"\x1b[31m": {"train": 3}, "b": ARC}))
+    assert "\x1b" not in str(read_tasks([keys]).problems[0])
+
+
+@pytest.mark.parametrize("path", ["a\0b", 3, None, [3]])
+def test_what_is_no_path_is_a_task_error(path):
+    with pytest.raises(TaskError):
+        read_tasks(path if isinstance(path, list) else [path])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"query": ' + "[" * 100_000 + "]" * 100_000 + ', "demonstrations": []}',
+        '{"query": [' + "9" * 5000 + '], "demonstrations": []}',
+        '{"query": [' + "9" * 4200 + '], "demonstrations": []}',
+        '{"query": [1e999], "demonstrations": []}',
+        '{"query": [NaN], "demonstrations": []}',
+        '{"query": [-Infinity], "demonstrations": []}',
+        '{"id": ' + "9" * 4000 + ', "query": [1], "demonstrations": []}',
+        '{"kind": {}, "query": [1], "demonstrations": []}',
+        '{"query": [1], "demonstrations": {"a": []}}',
+    ],
+)
+def test_deep_and_huge_values_are_problems(tmp_path, text):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text + "\n" + json.dumps(public()))
+    reading = read_tasks([path])
+    assert ids(reading) == ["flip"]
+    assert [p.where for p in reading.problems] == [f"{path}:1"]
+    assert len(str(reading.problems[0])) < 400
+
+
+# Fields that are spelled wrong
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "nearest"),
+    [
+        ({**public(), "anwser": [1]}, "anwser", "answer"),
+        ({**ONE_CHAT, "anwser": "god"}, "anwser", "answer"),
+        ({**ARC, "Answer": [[1]]}, "Answer", "answer"),
+        ({**public(id=...), "Id": 3}, "Id", "id"),
+        ({**public(kind=...), "kinds": "list"}, "kinds", "kind"),
+        ({**public(), "instructions": "Reverse."}, "instructions", "instruction"),
+        ({**public(family=...), "familiy": "f"}, "familiy", "family"),
+        (public(queries=[{"input": [1], "ouput": [2]}]), "ouput", "output"),
+        ({**ARC, "test": [{"input": [[1]], "outputs": [[2]]}]}, "outputs", "output"),
+    ],
+)
+def test_an_unknown_field_near_a_known_one_is_a_warning(tmp_path, caplog, task, field, nearest):
+    path = write(tmp_path / "a.jsonl", task, task if "id" not in task else public("more"))
+    reading = read_tasks([path])
+    expected = f"{path}:1: unknown field {field!r}, which is not read: did you mean {nearest!r}?"
+    assert [str(w) for w in reading.warnings] == [expected]
+    assert [r.getMessage() for r in caplog.records if r.name == "autottt"] == [expected]
+    assert not reading.problems
+    (loaded,) = read_lines([json.dumps(task)], name="in")
+    assert [w.where for w in loaded.warnings] == ["in:1"]
+
+
+@pytest.mark.parametrize("extra", [{"canary": "x"}, {"note": 1}, {"": 1}, {"ANSWERABLE": True}, {"z" * 10_000: 1}])
+def test_a_field_that_resembles_none_is_no_warning(tmp_path, extra):
+    assert read_tasks([write(tmp_path / "a.jsonl", {**public(), **extra})]).warnings == ()
