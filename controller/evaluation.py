@@ -201,13 +201,13 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.dataset, row.strategy), []).append(row)
-    found = []
+    summaries = []
     for (dataset, strategy), cell in cells.items():
         base = cells[dataset, "in_context"]
         groups: dict[str, bool] = {}
         for row in cell:
             groups[row.group] = groups.get(row.group, True) and row.right
-        found.append(
+        summaries.append(
             Summary(
                 dataset, strategy, sum(r.right for r in cell) / len(cell), sum(groups.values()) / len(groups),
                 len(cell), len(groups), sum(r.seconds for r in cell),
@@ -217,7 +217,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 sum(r.status == "inapplicable" for r in cell),
             )
         )  # fmt: skip
-    return found
+    return summaries
 
 
 def accuracy_interval(rows: Sequence[Row], repeats: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -42,6 +42,9 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         graph.context_of = context_of
         return graph
 
+    def get_context_jsonschema(self) -> None:
+        """None: a context holds a model and a policy, which no JSON describes."""
+
     def stream(self, input: Any, config: Any = None, *, context: Any = None, **options: Any) -> Any:
         """See LangGraph's `Pregel.stream`."""
         closed = threading.Event()

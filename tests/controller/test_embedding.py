@@ -179,6 +179,19 @@ def test_an_invalid_input_is_a_task_error_that_names_the_field(learner: Learner,
             parent_of(controller.as_node()).invoke({"attempts": [], **given})
 
 
+def test_input_and_output_have_a_json_schema_for_tools_that_draw_forms() -> None:
+    graph = build_graph()
+    assert set(graph.get_input_jsonschema()["properties"]) == {"task", "seed"}
+    assert graph.get_input_jsonschema()["required"] == ["task"]
+    assert set(graph.get_output_jsonschema()["properties"]) == {"answer", "result"}
+    assert graph.get_context_jsonschema() is None
+
+
+def test_a_copy_of_a_node_keeps_its_model(learner: Learner) -> None:
+    node = Controller(learner, FixedPolicy("in_context")).as_node().with_config(tags=["copy"])
+    assert Result.from_plain(node.invoke({"task": TASK})["result"]).strategy == "in_context"
+
+
 def test_a_task_in_plain_form_is_the_task() -> None:
     assert checked_task(json.loads(json.dumps(task_to_plain(TASK)))) == TASK
     assert checked_task(TASK) is TASK
