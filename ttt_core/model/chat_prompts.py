@@ -82,7 +82,7 @@ class ChatEncoder:
 
 
 class _Text:
-    """A text as token ids, and how many of them stand before a character. Characters are asked for in their order."""
+    """A text as token ids, and how many stand before a character. Characters must be given in ascending order."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer, self._text = tokenizer, text
@@ -94,7 +94,7 @@ class _Text:
         else:
             self.ids = list(tokenizer.encode(text, add_special_tokens=False))
         self._passed = 0
-        """Tokens that end before the last character asked for."""
+        """Tokens that end at or before the last given character."""
 
     def tokens_before(self, place: int) -> int:
         """Tokens that end at or before the character."""

@@ -117,9 +117,9 @@ def _size(value: Value) -> int:
 def _encode_pieces(
     loaded: LoadedModel, task: Task, pieces: Sequence[Piece], answer: Value | None, max_new_tokens: int
 ) -> tuple[list[int], list[Span], int]:
-    """Ids, answers and length of what is shared. Each piece is encoded by itself, whatever the tokenizer would merge.
+    """Ids, answer spans and length of the shared prefix. Each piece is encoded separately, so no token spans two.
 
-    Raises `TooLongError` at twice the context: what a longer prompt has is not counted.
+    Raises `TooLongError` at twice the context: the tokens of a longer prompt are not counted.
     """
     ids = list(start_ids(loaded))
     stops = stop_ids(loaded)
@@ -144,7 +144,7 @@ def _encode_pieces(
 def _encode_chat(
     loaded: LoadedModel, task: Task, pieces: Sequence[Piece], answer: Value | None, max_new_tokens: int
 ) -> tuple[list[int], list[Span], int]:
-    """Ids, answers and length of what is shared, of the text as a whole. Raises `TooLongError` as `_encode_pieces`."""
+    """Ids, answer spans and length of the shared prefix; the text is encoded as one. Raises as `_encode_pieces`."""
     limit = 2 * loaded.context_length
     if sum(len(piece.text) for piece in pieces) > _CHARACTERS_PER_TOKEN * limit:
         text = "".join(piece.text for piece in pieces)

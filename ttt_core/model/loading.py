@@ -100,13 +100,14 @@ def _quietly() -> Iterator[None]:
 
 
 def choose_device(device: str | None = None) -> torch.device:
-    """The device asked for, or the first CUDA card, or Apple's GPU, or the CPU. Raises `ModelError`."""
+    """The requested device, or the first CUDA card, or Apple's GPU, or the CPU. Raises `ModelError`."""
     if device is not None:
         try:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"device: cannot use {device!r} ({str(error).splitlines()[0]}); try 'cpu'") from None
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"device: cannot use {shortened(device)} ({reason}); try 'cpu'") from None
         return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -114,13 +115,13 @@ def choose_device(device: str | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
-    """The precision asked for, or bf16 where the hardware computes in it (CUDA, CPUs with AMX or AVX512-BF16), or
+    """The requested precision, or bf16 where the hardware computes in it (CUDA, CPUs with AMX or AVX512-BF16), or
     fp32."""
-    known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
+    dtypes = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
     if dtype is not None:
-        if dtype not in known:
-            raise ModelError(f"dtype: expected one of {', '.join(known)}; received {dtype!r}")
-        return known[dtype]
+        if not isinstance(dtype, str) or dtype not in dtypes:
+            raise ModelError(f"dtype: expected one of {', '.join(dtypes)}; received {shortened(dtype)}")
+        return dtypes[dtype]
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
@@ -134,7 +135,7 @@ def threads_in_use() -> int:
 
 
 def use_threads(count: int) -> None:
-    """Lets this process compute with so many threads on the CPU: each of several beside each other needs fewer."""
+    """Sets the number of CPU threads of this process. Processes that run at the same time need fewer each."""
     torch.set_num_threads(count)
 
 
@@ -276,10 +277,10 @@ def _choose_format(
 ) -> tuple[PromptFormat, str]:
     """The prompt format, and the reason where the chat template is not used. Raises `ModelError`."""
     wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
-    if wanted in PLAIN_FORMATS:
+    if isinstance(wanted, str) and wanted in PLAIN_FORMATS:
         return PLAIN_FORMATS[wanted], ""
     if wanted != "chat":
-        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {wanted!r}")
+        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {shortened(wanted)}")
     try:
         chat = proven_format(tokenizer, end_of_sequence_ids(model, tokenizer))
         if prompt_format is None and any(end.isspace() for end in chat.ends):

@@ -53,14 +53,14 @@ def misspelled_field(data: Mapping[str, object]) -> tuple[str, str] | None:
     """A field of an object for which `is_task` holds that is not read, but spelled like one that is absent, and that
     one; also among the examples."""
     known = _KNOWN_FIELDS[next(fields for fields, _ in _FORMATS if fields & data.keys())]
-    if (found := misspelled(data, known)) is not None:
-        return found
+    if (pair := misspelled(data, known)) is not None:
+        return pair
     for field in _EXAMPLE_LISTS & data.keys():
         examples = data[field]
         names = ("input", "target" if field == "examples" else "output")
         for example in examples if isinstance(examples, list) else ():
-            if isinstance(example, dict) and (found := misspelled(example, names)) is not None:
-                return found
+            if isinstance(example, dict) and (pair := misspelled(example, names)) is not None:
+                return pair
     return None
 
 

@@ -352,7 +352,7 @@ def _parts(
         if query is MISSING and chat.query is not None:
             query = chat.query.text
         elif chat.query is not None:
-            raise TaskError("query: expected no query beside a chat whose last message is one; received both")
+            raise TaskError("query: expected no query with a chat that ends with one; received both")
         instruction = chat.instruction if instruction is None else instruction
         pairs: list[tuple[object, object]] = [(user.text, assistant.text) for user, assistant in chat.pairs]
     else:

@@ -303,7 +303,7 @@ def chat_messages(
 
 
 def placeholders(roles: Sequence[str]) -> list[dict[str, str]]:
-    """Messages of these roles whose contents are found again in a rendering: `@0@`, `@1@`, ..."""
+    """Messages of these roles with contents that can be located in a rendering: `@0@`, `@1@`, ..."""
     return [{"role": role, "content": f"@{n}@"} for n, role in enumerate(roles)]
 
 

@@ -120,9 +120,9 @@ def read_lines(
     for number, line in enumerate(lines, start=1):
         if line.strip():
             seen.places.clear()
-            known = set(seen.misspelled)
+            earlier = set(seen.misspelled)
             groups, problems = _groups([_line(line.rstrip(), Path(name), number)], settings, seen)
-            warnings = tuple(warning for field, warning in seen.misspelled.items() if field not in known)
+            warnings = tuple(warning for field, warning in seen.misspelled.items() if field not in earlier)
             yield LoadedTasks(tuple(task for group in groups for task in group), tuple(problems), warnings)
 
 

@@ -356,6 +356,8 @@ def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> N
         ("[]", r"autottt.json: expected an object"),
         ("{", r"autottt.json: not JSON"),
         ('{"prompt_format": "xml"}', r"prompt_format: expected chat"),
+        ('{"prompt_format": ["chat"]}', r"prompt_format: expected chat, compact, standard; received \['chat'\]"),
+        ("[" * 100_000, r"autottt.json: not JSON"),
     ],
 )
 def test_what_a_folder_says_wrongly_is_refused(settings: str, message: str, make_folder: MakeFolder) -> None:

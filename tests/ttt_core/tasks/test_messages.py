@@ -137,7 +137,7 @@ def test_a_task_is_made_from_the_messages_of_a_chat() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([*PAIR, QUERY], "bird"), "query: expected no query beside a chat whose last message is one"),
+        (([*PAIR, QUERY], "bird"), "query: expected no query with a chat that ends with one; received both"),
         ((PAIR,), "query: expected the input to answer; received nothing"),
         (([("a", "b")],), "query: expected the input to answer; received nothing"),
         (([said("user", 3)], "x"), "demonstrations[0].content: expected a text; received 3"),
