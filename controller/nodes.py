@@ -20,7 +20,7 @@ from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
-from ..strategies.registry import strategies
+from ..strategies.registry import is_plugin, strategies
 from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
@@ -285,5 +285,7 @@ def _no_gain(attempt: Attempt, result: CrossValidationResult, in_context: Attemp
 
 @node("revert", Query.of, last=True)
 def revert(query: Query, runtime: Runtime[Context]) -> RevertProof:
-    """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not."""
-    return runtime.context.learner.verify()
+    """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not. Where plug-ins are
+    registered the proof is a full one, whose code the cheap proof may not see writing."""
+    plugins = any(map(is_plugin, strategies().values()))
+    return runtime.context.learner.verify(full=True if plugins else None)

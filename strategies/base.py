@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -20,6 +21,7 @@ from ..ttt_core.lora.training import OnStep as OnStep
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.recipes import Recipe, recipe_digest
 from ..ttt_core.tasks.task import Task, Value
+from .registry import is_plugin
 
 CostClass = Literal["read", "sample", "train"]
 """One pass over the prompt; several; or training."""
@@ -140,7 +142,8 @@ def run(
         )
     meter = learner.guarded.meter()
     try:
-        attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
+        with learner.guarded.full_proofs() if is_plugin(strategy) else nullcontext():
+            attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except (AdaptationError, DeadlineError) as error:
         attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
     except AutotttError:

@@ -530,9 +530,9 @@ def test_everything_comes_back_after_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = tiny_model(architecture)
+    odd(model)
     learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    odd(model)
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     expected = AdaptationError if no_memory else type(error)
 
@@ -561,9 +561,9 @@ def test_everything_comes_back_after_an_error(
 @pytest.mark.parametrize("action", FAULTS)
 def test_everything_comes_back_after_success(architecture: str, action: str, task: Task, unchanged: Any) -> None:
     model = tiny_model(architecture)
+    odd(model)
     learner = Learner.wrap(model, tiny_tokenizer())
     adapter = learner.adapt(leave_one_out(task), replace(QUICK, dropout=0.5))
-    odd(model)
     for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
         with context, unchanged(model):
             assert work(learner, task, adapter)[action]()
@@ -581,9 +581,9 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     architecture: str, stage: str, task: Task, unchanged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(architecture)
+    odd(model)
     learner = Learner.wrap(model, tiny_tokenizer(pad=False))
     adapter = learner.adapt(leave_one_out(task), QUICK)
-    odd(model)
     real_clip, real_step = optimizer.clip_gradients, torch.optim.AdamW.step
 
     def clip(found: torch.Tensor, limits: list[float]) -> None:
@@ -624,8 +624,8 @@ def test_memory_that_runs_out_fails_the_training(error: Exception, task: Task, m
 
 def test_a_failing_callback_fails_the_training_and_everything_comes_back(task: Task, unchanged: Any) -> None:
     model = tiny_model("llama")
-    learner = Learner.wrap(model, tiny_tokenizer())
     odd(model)
+    learner = Learner.wrap(model, tiny_tokenizer())
 
     def stop(step: int, loss: float) -> None:
         raise LookupError(f"at {step}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -56,7 +58,7 @@ class AdapterCache:
                 file = self._folder / f"{name}.safetensors"
                 with suppress(ModelError, OSError):
                     if name not in self._entries:
-                        self._store(name, key, Adapter.load(file, device))
+                        self._store(name, key, _load(file, base_hash, device))
                     os.utime(file)  # marks the file as recently used
             if name not in self._entries:
                 return None
@@ -73,7 +75,7 @@ class AdapterCache:
             self._store(name, key, adapter)
             if self._folder is not None:
                 try:
-                    adapter.save(self._folder / f"{name}.safetensors")
+                    adapter.save(self._folder / f"{name}.safetensors", name)
                     self._prune(self._folder)
                 except (OSError, SafetensorError) as error:
                     self._warn(error)
@@ -91,7 +93,7 @@ class AdapterCache:
                 files = [f for f in self._folder.glob(f"*{_SUFFIX}.safetensors") if f.stem not in self._entries]
                 for file in sorted(files, key=_age)[:count]:
                     with suppress(ModelError):
-                        adapter = Adapter.load(file, device)
+                        adapter = _load(file, None, device)
                         adapters += [adapter] * suits(adapter)
             return adapters[:count]
 
@@ -104,9 +106,7 @@ class AdapterCache:
 
     def _clean(self, folder: Path) -> None:
         """Deletes abandoned partial files; warns about files of other formats."""
-        for partial in folder.glob(".*.partial"):
-            if _age(partial) > ABANDONED_AFTER:
-                partial.unlink(missing_ok=True)
+        _delete_abandoned(folder)
         others = [f for f in folder.glob("*.safetensors") if not f.stem.endswith(_SUFFIX)]
         if others:
             _log.warning(
@@ -131,20 +131,94 @@ class AdapterCache:
             self._entries.popitem(last=False)
 
     def _prune(self, folder: Path) -> None:
-        """Deletes the least recently used files until the rest is within `disk_bytes`."""
+        """Deletes abandoned partial files, then the least recently used files until the rest, with partial ones, is
+        within `disk_bytes`. A file that cannot be deleted, or is a folder, stays."""
+        _delete_abandoned(folder)
         files = []
-        for file in folder.glob("*.safetensors"):
-            try:
-                stat = file.stat()
-            except FileNotFoundError:  # another process deleted it
-                continue
-            files.append((stat.st_mtime, stat.st_size, file))
+        for file in [*folder.glob("*.safetensors"), *folder.glob(".*.partial")]:
+            with suppress(OSError):  # another process deleted it
+                status = file.stat()
+                if stat.S_ISREG(status.st_mode):
+                    files.append((status.st_mtime, status.st_size, file))
         total = sum(size for _, size, _ in files)
-        for _, size, file in sorted(files)[:-1]:
+        adapters = sorted(entry for entry in files if entry[2].suffix == ".safetensors")
+        for _, size, file in adapters[:-1]:
             if total <= self.disk_bytes:
                 break
-            file.unlink(missing_ok=True)
-            total -= size
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+                total -= size
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """One adapter file of a shared folder."""
+
+    file: Path
+    size: int
+    """Bytes."""
+    age: float
+    """Seconds since it was last used."""
+    key: str
+    """Hash of the key that it is cached under, from inside the file; empty where it cannot be read."""
+    base_hash: str
+    """Content hash of the model that it was trained on; empty where the file cannot be read."""
+    problem: str
+    """Why the file is not used; empty where it is sound."""
+
+
+def cached_files(folder: Path) -> list[CachedFile]:
+    """Reads and verifies every adapter file of a folder, most recently used first."""
+    return [_read_entry(file) for file in sorted(folder.glob("*.safetensors"), key=_age)]
+
+
+def set_aside_damaged(folder: Path) -> list[CachedFile]:
+    """Renames every file that is not used to `<name>.damaged`, deletes abandoned partial files, and returns the files
+    that were renamed, with their problems."""
+    _delete_abandoned(folder)
+    damaged = [entry for entry in cached_files(folder) if entry.problem]
+    for entry in damaged:
+        entry.file.rename(entry.file.with_name(f"{entry.file.name}.damaged"))
+    return damaged
+
+
+def delete_cached(folder: Path) -> int:
+    """Deletes all adapter files, partial ones and those set aside; returns how many."""
+    files = [f for pattern in ("*.safetensors", ".*.partial", "*.damaged") for f in folder.glob(pattern) if f.is_file()]
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+def _read_entry(file: Path) -> CachedFile:
+    age, size = _age(file), file.stat().st_size
+    try:
+        adapter = _load(file, None, "cpu", warn=False)
+    except ModelError as error:
+        return CachedFile(file, size, age, "", "", str(error))
+    return CachedFile(file, size, age, file.stem, adapter.base_hash, "")
+
+
+def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: bool = True) -> Adapter:
+    """Reads an adapter whose file holds the name that it has, and the base model that is expected. Raises `ModelError`,
+    also for a file that was renamed; logs a warning for any file that is there and cannot be used."""
+    try:
+        adapter, name = Adapter.load_named(file, device)
+        if name != file.stem or (base_hash is not None and adapter.base_hash != base_hash):
+            raise ModelError(f"{file}: was saved as {name!r}; a renamed adapter file is not used: delete it")
+    except ModelError as error:
+        if warn and file.exists():
+            _log.warning("%s; the adapter is trained again when needed", error)
+        raise
+    return adapter
+
+
+def _delete_abandoned(folder: Path) -> None:
+    """Deletes partial files of processes that no longer run."""
+    for partial in folder.glob(".*.partial"):
+        if _age(partial) > ABANDONED_AFTER:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 _SUFFIX = f"-v{FORMAT}"

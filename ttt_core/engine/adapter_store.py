@@ -70,6 +70,7 @@ class AdapterStore:
                     examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
                     prefetched_bytes=self.prefetched_bytes,
                 )  # fmt: skip
+            self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
             return adapter, False
@@ -195,7 +196,9 @@ class AdapterStore:
         return self.cache.get(key, self._guarded.base_hash, self._guarded.loaded.model.device)
 
     def _release(self, key: object) -> Adapter:
-        """The prefetched adapter of a full key, now charged and cached."""
+        """The prefetched adapter of a full key, now charged and cached. Raises `BaseChangedError` where the base is
+        not what was loaded."""
+        self._guarded.verify()
         adapter = self._prefetched.pop(key)
         training = adapter.training
         self._guarded.charge(training.tokens, training.tokens, prefetch_seconds=training.seconds)

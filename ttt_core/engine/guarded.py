@@ -13,7 +13,7 @@ import torch
 
 from ..errors import AdaptationError, BaseChangedError, DeadlineError
 from ..lora.adapter import Adapter
-from ..model.fingerprint import Fingerprint, RevertProof, freeze, restoring
+from ..model.fingerprint import Fingerprint, RevertProof, RevocableChangeError, RotaryState, freeze, restoring
 from ..model.generation import MAX_BATCH_TOKENS
 from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
@@ -43,6 +43,8 @@ class GuardedModel:
         self.should_stop: Callable[[], bool] | None = None
         """Whether the caller no longer waits for the work; see `stop_when`."""
         self._fingerprint = Fingerprint(loaded.model)
+        self._rotary = RotaryState(loaded.model.modules())
+        self._full_proofs = False
         self._changed: BaseChangedError | None = None
 
     @property
@@ -66,16 +68,29 @@ class GuardedModel:
         return self.loaded.supports_padding and bool(self.loaded.model.device.type != "cpu")
 
     def verify(self, *, full: bool | None = None) -> RevertProof:
-        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on all work is refused."""
+        """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on all work is refused, unless
+        only hooks or modes of modules differ: the caller can set them back."""
         with self.lock.compute:
             self._refuse_if_changed()
+            if full is None:
+                full = self._full_proofs or self.verification == "full"
             try:
-                return self._fingerprint.verify(
-                    self.loaded.model, full=self.verification == "full" if full is None else full
-                )
+                return self._fingerprint.verify(self.loaded.model, full=full)
+            except RevocableChangeError:
+                raise
             except BaseChangedError as error:
                 self._changed = error
                 raise
+
+    @contextmanager
+    def full_proofs(self) -> Iterator[None]:
+        """While inside, every proof is a full one: for code whose writes the cheap proof may not see at once."""
+        with self.lock.compute:
+            before, self._full_proofs = self._full_proofs, True
+            try:
+                yield
+            finally:
+                self._full_proofs = before
 
     @contextmanager
     def compute(self, adapter: Adapter | None) -> Iterator[None]:
@@ -86,8 +101,9 @@ class GuardedModel:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
             checks = nullcontext() if self.should_stop is None else checked_passes(model, self.raise_if_stopped)
-            with restoring(model), torch.inference_mode(False), torch.no_grad(), checks:
-                freeze(model)
+            with restoring(model) as modules, torch.inference_mode(False), torch.no_grad(), checks:
+                freeze(modules)
+                self._rotary.restore()
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield
 

@@ -29,7 +29,7 @@ from .weights import LoraWeights, Pair
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMAT = 4
+FORMAT = 5
 """Version of the file format and of cache keys. Files of other versions are not used."""
 
 
@@ -54,11 +54,12 @@ class Adapter:
         same = (mine.rank, mine.alpha, mine.target_modules) == (recipe.rank, recipe.alpha, recipe.target_modules)
         return self.weights.adapter_count == 1 and same
 
-    def save(self, file: Path) -> None:
-        """Writes a safetensors file atomically: the whole file, or none."""
+    def save(self, file: Path, name: str = "") -> None:
+        """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that looks
+        adapters up by file name."""
         tensors = {}
-        for name, (down, up) in self.weights.pairs.items():
-            tensors[f"{name}.down"], tensors[f"{name}.up"] = down.cpu().contiguous(), up.cpu().contiguous()
+        for layer, (down, up) in self.weights.pairs.items():
+            tensors[f"{layer}.down"], tensors[f"{layer}.up"] = down.cpu().contiguous(), up.cpu().contiguous()
         metadata = {
             "recipe": asdict(self.recipe),
             "training": asdict(self.training),
@@ -66,6 +67,7 @@ class Adapter:
             "base_hash": self.base_hash,
             "scaling": self.weights.scaling,
             "kind": self.kind,
+            "name": name,
         }
         text = json.dumps(metadata)
         partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
@@ -79,14 +81,19 @@ class Adapter:
     @classmethod
     def load(cls, file: Path, device: torch.device | str = "cpu") -> Adapter:
         """Reads a file that `save` wrote. Raises `ModelError` for any other file, format or checksum."""
-        try:
-            adapter = cls._read(file)
-        except Exception as error:  # a damaged file may make the libraries raise anything
-            raise ModelError(f"{file}: cannot be read as an adapter ({type(error).__name__}: {error})") from error
-        return adapter.to(device)
+        return cls.load_named(file, device)[0]
 
     @classmethod
-    def _read(cls, file: Path) -> Adapter:
+    def load_named(cls, file: Path, device: torch.device | str = "cpu") -> tuple[Adapter, str]:
+        """As `load`, with the name that was given to `save`."""
+        try:
+            adapter, name = cls._read(file)
+        except Exception as error:  # a damaged file may make the libraries raise anything
+            raise ModelError(f"{file}: cannot be read as an adapter ({type(error).__name__}: {error})") from error
+        return adapter.to(device), name
+
+    @classmethod
+    def _read(cls, file: Path) -> tuple[Adapter, str]:
         with safe_open(file, "pt") as opened:
             header: dict[str, str] = opened.metadata()
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -101,7 +108,7 @@ class Adapter:
         held_out: dict[str, Any] | None = metadata["cross_validation"]
         if held_out is not None:
             held_out = {k: tuple(v) if isinstance(v, list) else v for k, v in held_out.items()}
-        return cls(
+        adapter = cls(
             weights=LoraWeights(pairs, metadata["scaling"]),
             recipe=Recipe.from_settings(metadata["recipe"]),
             training=TrainingRecord(**training),
@@ -109,6 +116,7 @@ class Adapter:
             cross_validation=None if held_out is None else CrossValidationResult(**held_out),
             kind=metadata["kind"],
         )
+        return adapter, str(metadata["name"])
 
     def to_peft(self, folder: Path, base: str = "") -> None:
         """Writes a folder in PEFT's format, with `base` as the name of the base model.

@@ -1,20 +1,24 @@
-"""Proof that a base model is what it was (content hashes, pointers, version counters), and the guard for all the rest.
+"""Proof that a base model is what it was at load, and the guard that restores everything else.
 
-Knows nothing about adapters or tasks. What is checked at each answer costs microseconds; the full hash is for when you
-want certainty about writes that bypass PyTorch's version counter (`tensor.data`, foreign code).
+Knows nothing about adapters or tasks. The cheap proof compares tensors, modules and hooks by identity, and one block of
+bytes of every tensor, another one at each proof; the full proof also hashes all bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import is_
+from operator import is_, itemgetter
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..errors import BaseChangedError
 
@@ -24,30 +28,32 @@ class RevertProof:
     """What was checked after an answer. A proof that fails is never returned: `BaseChangedError` is raised instead."""
 
     method: str
-    """`pointers` (data pointer, version counter, shape and type of every tensor) or `full` (and the content hash)."""
+    """`pointers` (identity of tensors, modules and hooks, and sampled bytes) or `full` (and the content hash)."""
     tensors: int
     """Parameters and buffers that were checked."""
     seconds: float
     hash: str
-    """Content hash of the base: taken at load for `pointers`, taken again for `full`."""
+    """Content hash of the base: computed at load for `pointers`, and again for `full`."""
+
+
+class RevocableChangeError(BaseChangedError):
+    """Hooks or the mode of a module are not those at load. The caller can set them back: no weight changed."""
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones once.
-
-    Without the rotary frequencies that some models work out anew at each pass from the length of the prompt.
-    """
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    fleeting = {id(b) for m in model.modules() if _recomputes(m) for b in m.buffers(recurse=False)}
-    found.update((n, b) for n, b in model.named_buffers() if id(b) not in fleeting)
-    return found
+    """Every parameter and buffer by name, tied ones once; without rotary frequencies that the model recomputes in each
+    pass from the length of the prompt (see `RotaryState`)."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    recomputed = {id(b) for m in _modules(model) if _recomputes(m) for b in m._buffers.values()}
+    tensors.update((n, b) for n, b in model.named_buffers() if id(b) not in recomputed)
+    return tensors
 
 
 def _recomputes(module: nn.Module) -> bool:
     """Whether the module is a rotary embedding whose frequencies follow the prompt's length."""
-    kinds = getattr(module, "rope_type", "")
+    kinds = vars(module).get("rope_type", "")
     names = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return any("dynamic" in n or n == "longrope" for n in names)
+    return any(isinstance(n, str) and ("dynamic" in n or n == "longrope") for n in names)
 
 
 def content_hash(model: nn.Module) -> str:
@@ -73,88 +79,245 @@ def _narrowest(tensor: Tensor) -> Tensor:
     return tensor
 
 
-TensorIdentity = tuple[int, int, tuple[int, ...], torch.dtype]
+TensorIdentity = tuple[int, int, tuple[int, ...], tuple[int, ...], int, torch.dtype]
 
 
 def _identity(tensor: Tensor) -> TensorIdentity:
-    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.dtype
+    return (
+        tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype,
+    )  # fmt: skip
 
 
-_KINDS = ("_parameters", "_buffers", "_modules")
-"""Where a module keeps its tensors and modules, by name."""
+BLOCK = 2048
+"""Bytes of each tensor that a cheap proof compares."""
+
+
+class SampledBytes:
+    """Checksums of all blocks of a model's tensors; each check reads one block of every tensor, the next one each time.
+
+    A tensor of n blocks is so compared completely by n checks. Tensors whose memory has gaps are left out.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._round = 0
+        self._on_cpu: list[tuple[str, memoryview, list[int]]] = []
+        self._on_devices: dict[torch.device, list[tuple[str, Tensor, list[int]]]] = {}
+        for name, tensor in tensors.items():
+            memory = _memory(tensor)
+            if memory is None:
+                continue
+            content = memory.cpu().numpy().data
+            checksums = [zlib.crc32(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)]
+            if memory.device.type == "cpu":
+                self._on_cpu.append((name, content, checksums))
+            else:
+                self._on_devices.setdefault(memory.device, []).append((name, memory, checksums))
+
+    def changed(self) -> str | None:
+        """Compares the next block of every tensor; the name of one that differs, or None."""
+        self._round += 1
+        for index, (name, content, checksums) in enumerate(self._on_cpu, self._round):
+            block = index % len(checksums)
+            if zlib.crc32(content[block * BLOCK : (block + 1) * BLOCK]) != checksums[block]:
+                return name
+        return next((name for samples in self._on_devices.values() if (name := self._changed_on_device(samples))), None)
+
+    def _changed_on_device(self, samples: list[tuple[str, Tensor, list[int]]]) -> str | None:
+        """As `changed`, for one device: the blocks are gathered there and copied once."""
+        blocks = [i % len(checksums) for i, (_, _, checksums) in enumerate(samples, self._round)]
+        parts = [m[b * BLOCK : (b + 1) * BLOCK] for (_, m, _), b in zip(samples, blocks, strict=True)]
+        content, at = torch.cat(parts).cpu().numpy().data, 0
+        for (name, _, checksums), block, part in zip(samples, blocks, parts, strict=True):
+            if zlib.crc32(content[at : at + len(part)]) != checksums[block]:
+                return name
+            at += len(part)
+        return None
+
+
+def _memory(tensor: Tensor) -> Tensor | None:
+    """A tensor's memory as bytes, without a copy; None where it has gaps, is empty, or is no plain memory."""
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided or tensor.is_meta:
+        return None
+    plain = tensor.detach()
+    dense = plain.permute(sorted(range(plain.dim()), key=plain.stride, reverse=True))
+    if not plain.numel() or not dense.is_contiguous() or plain.is_conj() or plain.is_neg():
+        return None
+    return dense.reshape(-1).view(torch.uint8)
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, each once, in no particular order; several times as quick as with their names."""
-    found, left = {id(model): model}, [model]
+    modules, left = {id(model): model}, [model]
     while left:
         for child in left.pop()._modules.values():
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
+            if child is not None and id(child) not in modules:
+                modules[id(child)] = child
                 left.append(child)
-    return list(found.values())
+    return list(modules.values())
 
 
-class _ModuleTree:
-    """Where a model keeps its tensors and modules, and what is there."""
+_CONTAINERS = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps its tensors and modules, by name."""
+_SCALARS = (bool, int, float, str, FunctionType, BuiltinFunctionType)
+"""Types of attributes that a forward pass may depend on and that can be compared at once."""
+_NOT_COMPARED = {"training", "gradient_checkpointing"}
+"""Attributes that the guard overrides, or that have no effect in evaluation mode."""
+_HARMLESS = ("transformers.utils.output_capturing", "transformers.modeling_utils")
+"""Modules of hooks that transformers installs when a host asks for hidden states or switches on gradient checkpointing;
+they change no output."""
+
+
+def _hook_names(module: nn.Module) -> list[str]:
+    """Attributes of a module that hold hooks, of forward and backward passes and of state dictionaries."""
+    return [name for name, value in vars(module).items() if "hooks" in name and isinstance(value, dict)]
+
+
+def _hooks(module: nn.Module) -> dict[str, list[Any]]:
+    """The hooks of a module that may change an output, by the attribute that holds them."""
+    hooks = {name: list(vars(module)[name].values()) for name in _hook_names(module)}
+    return {name: h for name, held in hooks.items() if (h := [x for x in held if _module_of(x) not in _HARMLESS])}
+
+
+def _module_of(hook: object) -> str:
+    return str(getattr(hook, "__module__", ""))
+
+
+def _global_hooks() -> dict[str, list[Any]]:
+    """The hooks that torch calls for every module."""
+    held = {name: value for name, value in vars(torch_module).items() if name.startswith("_global_")}
+    return {name: list(value.values()) for name, value in held.items() if isinstance(value, dict) and value}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The public attributes of a module that are numbers, texts or functions."""
+    if _recomputes(module):
+        return {}
+    public = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in _NOT_COMPARED}
+    return {k: v for k, v in public.items() if type(v) in _SCALARS}
+
+
+def _overrides(module: nn.Module) -> dict[str, Any]:
+    """Methods of the class that the instance overrides, such as `forward`."""
+    methods = type(module)
+    return {
+        k: v for k, v in vars(module).items() if callable(getattr(methods, k, None)) and k not in ("call_super_init",)
+    }
+
+
+@dataclass(frozen=True)
+class _ModuleRecord:
+    """What one module was at load."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    forward: Any
+    training: bool
+    attributes: dict[str, Any]
+    overrides: dict[str, Any]
+    hooks: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _ModuleRecord:
+        return cls(
+            module, type(module), type(module).forward, module.training, _attributes(module), _overrides(module),
+            _hooks(module),
+        )  # fmt: skip
+
+    def difference(self, now: nn.Module) -> str:
+        """What differs, but for the mode; empty where nothing does."""
+        if now is not self.module or type(now) is not self.kind:
+            return f"is now another module, a {type(now).__name__} (at load a {self.kind.__name__})"
+        if type(now).forward is not self.forward:
+            return f"has another forward function in its class {self.kind.__name__}"
+        if _overrides(now) != self.overrides:
+            return f"has overridden methods {sorted(_overrides(now).keys() ^ self.overrides.keys()) or '(others)'}"
+        attributes = {k: vars(now).get(k) for k in self.attributes}
+        if changed := [k for k, v in self.attributes.items() if attributes[k] != v]:
+            name = changed[0]
+            return f"has {name}={attributes[name]!r} (at load {self.attributes[name]!r})"
+        return ""
+
+
+class _FastComparison:
+    """Whether a model is what it was, without saying what differs: most of it compares identities in C."""
 
     def __init__(self, model: nn.Module) -> None:
         lasting = {id(tensor) for tensor in state_tensors(model).values()}
         modules = _modules(model)
-        self._held = [
-            (own, *(own[kind] for kind in _KINDS), *(len(own[kind]) for kind in _KINDS)) for own in map(vars, modules)
-        ]
-        filled = [own[kind] for own in map(vars, modules) for kind in _KINDS if own[kind]]
-        self._names = [(held, tuple(held)) for held in filled]
-        fleeting = [h for h in filled if any(isinstance(v, Tensor) and id(v) not in lasting for v in h.values())]
-        kept = {id(h) for h in filled} - {id(h) for h in fleeting}
-        self._values = [(held, tuple(held.values())) for held in filled if id(held) in kept]
-        beside = [(held, name, value) for held in fleeting for name, value in held.items()]
-        self._beside = [b for b in beside if not isinstance(b[2], Tensor) or id(b[2]) in lasting]
-        tensors = {id(v): v for h in filled for v in h.values() if id(v) in lasting}
-        self._tensors = [(tensor, *_identity(tensor)) for tensor in tensors.values()]
+        self._classes = {kind: kind.forward for kind in {type(m) for m in modules}}
+        self._global = _global_hooks()
+        self._members: list[tuple[nn.Module, type, int, Callable[[Any], Any], tuple[Any, ...]]] = []
+        self._contents: list[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
+        for module in modules:
+            own, compared = vars(module), _attributes(module)
+            read = itemgetter("training", *_CONTAINERS, *compared, *_hook_names(module))
+            self._members.append((module, type(module), len(own), read, read(own)))
+            fleeting = _recomputes(module)
+            for container in (own[name] for name in _CONTAINERS if own[name]):
+                if not fleeting or not any(isinstance(v, Tensor) for v in container.values()):
+                    self._contents.append((container, tuple(container), tuple(container.values())))
+        all_hooks = [vars(m)[name] for m in modules for name in _hook_names(m)]
+        self._hooks = [(hooks, tuple(hooks.values())) for hooks in all_hooks if hooks]
+        self._containers = [*all_hooks, *(vars(m)[name] for m in modules for name in _CONTAINERS)]
+        self._size = sum(map(len, self._containers))
+        held = {id(v): v for _, _, values in self._contents for v in values if id(v) in lasting}
+        self._tensors = [(tensor, *_identity(tensor)) for tensor in held.values()]
 
-    def are_as_they_were(self) -> bool:
-        """Whether all is where it was, and no tensor was written to. It runs for every answer, so it counts
-        microseconds: most of it is comparing objects."""
-        for own, parameters, buffers, modules, *counts in self._held:
-            if own["_parameters"] is not parameters or own["_buffers"] is not buffers or own["_modules"] is not modules:
+    def holds(self) -> bool:
+        """Whether nothing differs."""
+        return self._modules_hold() and self._tensors_hold()
+
+    def _modules_hold(self) -> bool:
+        for module, kind, size, read, values in self._members:
+            own = module.__dict__
+            if module.__class__ is not kind or len(own) != size or not all(map(is_, read(own), values)):
                 return False
-            if len(parameters) != counts[0] or len(buffers) != counts[1] or len(modules) != counts[2]:
+        if sum(map(len, self._containers)) != self._size:
+            return False
+        for container, names, held in self._contents:
+            if tuple(container) != names or not all(map(is_, container.values(), held)):
                 return False
-        for held, names in self._names:
-            if tuple(held) != names:
+        for container, held in self._hooks:
+            if len(container) != len(held) or not all(map(is_, container.values(), held)):
                 return False
-        for held, values in self._values:
-            if not all(map(is_, held.values(), values)):
+        return _global_hooks() == self._global and all(kind.forward is f for kind, f in self._classes.items())
+
+    def _tensors_hold(self) -> bool:
+        for tensor, pointer, version, shape, stride, offset, dtype in self._tensors:
+            if tensor.data_ptr() != pointer or tensor._version != version or tensor.shape != shape:
                 return False
-        for held, name, value in self._beside:
-            if held[name] is not value:
-                return False
-        for tensor, pointer, version, shape, dtype in self._tensors:
-            if tensor.data_ptr() != pointer or tensor._version != version:
-                return False
-            if tensor.shape != shape or tensor.dtype != dtype:
+            if tensor.stride() != stride or tensor.storage_offset() != offset or tensor.dtype != dtype:
                 return False
         return True
 
 
 class Fingerprint:
-    """Remembers a model's tensors as they are now."""
+    """Remembers a model's tensors, modules and hooks as they are now."""
 
     def __init__(self, model: nn.Module) -> None:
         self.hash = content_hash(model)
         # Aliases keep the memory in use, so that no other tensor can come to lie at a remembered address.
         self._aliases = {name: tensor.detach() for name, tensor in state_tensors(model).items()}
-        self._identities = {name: _identity(tensor) for name, tensor in self._aliases.items()}
+        self._identities = {name: _identity(tensor) for name, tensor in state_tensors(model).items()}
+        self._samples = SampledBytes(self._aliases)
+        self._records = {name: _ModuleRecord.of(m) for name, m in model.named_modules(remove_duplicate=False)}
+        self._global = _global_hooks()
         self._model = model
-        self._places = _ModuleTree(model)
+        self._fast = _FastComparison(model)
 
     def verify(self, model: nn.Module, *, full: bool = False) -> RevertProof:
-        """Checks that every tensor is the one remembered. Raises `BaseChangedError` naming the first that is not."""
+        """Checks that the model is the one remembered. Raises `BaseChangedError`, which names what is not: a tensor, a
+        module or a hook."""
         began = time.perf_counter()
-        if model is not self._model or not self._places.are_as_they_were():
-            self._compare(model)
+        if model is not self._model or not self._fast.holds():
+            self._compare_tensors(model)
+            self._compare_modules(model)
+            self._fast = _FastComparison(model)  # containers may be other ones that hold the same
+        if changed := self._samples.changed():
+            raise BaseChangedError(
+                f"the base model's tensor {changed!r} was replaced or written to (sampled bytes differ); load the "
+                "model again"
+            )
         if full and content_hash(model) != self.hash:
             raise BaseChangedError(
                 "the base model's content hash changed although no tensor was replaced; load it again"
@@ -163,8 +326,8 @@ class Fingerprint:
             "full" if full else "pointers", len(self._identities), time.perf_counter() - began, self.hash
         )
 
-    def _compare(self, model: nn.Module) -> None:
-        """Every tensor by its name: slower, and says what is different, unless it is nothing but the places."""
+    def _compare_tensors(self, model: nn.Module) -> None:
+        """Every tensor by its name. Raises `BaseChangedError` with the first that differs."""
         now = state_tensors(model)
         if now.keys() != self._identities.keys():
             odd = sorted(now.keys() ^ self._identities.keys())
@@ -177,30 +340,98 @@ class Fingerprint:
                     f"the base model's tensor {name!r} was replaced or written to; load the model again"
                 )
 
+    def _compare_modules(self, model: nn.Module) -> None:
+        """Every module by its name. Raises `BaseChangedError` with the first that differs."""
+        now = dict(model.named_modules(remove_duplicate=False))
+        if now.keys() != self._records.keys():
+            odd = sorted(now.keys() ^ self._records.keys())
+            raise BaseChangedError(
+                f"the base model's modules are not those it was loaded with: {odd[:3]}; load the model again"
+            )
+        for name, module in now.items():
+            if difference := self._records[name].difference(module):
+                raise BaseChangedError(
+                    f"the base model's module {name or type(module).__name__!r} {difference}; load the model again"
+                )
+        self._compare_revocable(now)
+
+    def _compare_revocable(self, now: Mapping[str, nn.Module]) -> None:
+        """Hooks and modes. Raises `RevocableChangeError` with the first that differs."""
+        if _global_hooks() != self._global:
+            raise RevocableChangeError(
+                f"hooks for all modules of torch are not those at load ({', '.join(_global_hooks()) or 'none left'}); "
+                "register hooks before the model is wrapped, or set them back"
+            )
+        for name, module in now.items():
+            if (hooks := _hooks(module)) != (at_load := self._records[name].hooks):
+                raise RevocableChangeError(
+                    f"the base model's module {name or type(module).__name__!r} has other hooks than at load "
+                    f"({', '.join(sorted(hooks.keys() | at_load.keys()))}); register hooks before the model is "
+                    "wrapped, or set them back"
+                )
+            if module.training != (was := self._records[name].training):
+                mode = "train" if was else "eval"
+                raise RevocableChangeError(
+                    f"the base model's module {name or type(module).__name__!r} has training={module.training} (at "
+                    f"load {was}); set the mode back with {mode}()"
+                )
+
+
+class RotaryState:
+    """The rotary embeddings of a model that recompute their frequencies (dynamic, longrope), as they are now.
+
+    What they compute for one prompt stays for the next; `restore` makes answers independent of earlier prompts.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._states = [
+            (m, dict(vars(m)), dict(m._buffers), {n: b.clone() for n, b in m._buffers.items() if b is not None})
+            for m in modules
+            if _recomputes(m)
+        ]
+
+    def restore(self) -> None:
+        """Sets attributes and buffers back."""
+        for module, attributes, buffers, values in self._states:
+            own = vars(module)
+            for name in own.keys() - attributes.keys():
+                del own[name]
+            own.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            with torch.no_grad():
+                for name, value in values.items():
+                    buffer = buffers[name]
+                    if buffer is not None and not torch.equal(buffer, value):
+                        buffer.copy_(value)
+
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 """Where a module keeps its hooks, by number."""
+_read_hooks = itemgetter(*HOOKS)
 
 
 @contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
-    """Gives back what a run may change besides the weights, whatever happens inside.
+def restoring(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Restores what a run may change besides the weights, whatever is raised inside.
 
-    That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, and
-    whether gradients are recorded. Random states are left alone: whatever is drawn here comes from generators of its
-    own, and to set back a state that other threads draw from would give them the same numbers again.
+    That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, rotary
+    frequencies that follow the prompt, and whether gradients are recorded. Random states are not touched: everything
+    random here comes from separate generators, and to restore a state that other threads draw from would repeat
+    their numbers. Yields all modules, each once.
     """
     modules = _modules(model)
     training = [m.training for m in modules]
     parameters = [(p, p.requires_grad, p.grad) for p in _parameters(modules)]
-    hooks = [getattr(m, kind) for m in modules for kind in HOOKS]
-    known = [(found, dict(found)) for found in hooks if found]
+    containers = [container for m in modules for container in _read_hooks(m.__dict__)]
+    hooks = [(container, dict(container)) for container in filter(None, containers)]
+    rotary = RotaryState(modules)
     grad_enabled = torch.is_grad_enabled()
     try:
-        yield
+        yield modules
     finally:
         for parameter, requires_grad, grad in parameters:
             if parameter.requires_grad != requires_grad:
@@ -210,23 +441,24 @@ def restoring(model: nn.Module) -> Iterator[None]:
         for module, before in zip(modules, training, strict=True):
             if module.training != before:
                 module.training = before
-        for found, those in known:
-            if list(found) != list(those):
-                found.clear()
-                found.update(those)
-        had = {id(found) for found, _ in known}
-        for found in hooks:
-            if found and id(found) not in had:
-                found.clear()
+        for container, before_hooks in hooks:
+            if list(container) != list(before_hooks):
+                container.clear()
+                container.update(before_hooks)
+        filled = {id(container) for container, _ in hooks}
+        for container in filter(None, containers):
+            if id(container) not in filled:
+                container.clear()
+        rotary.restore()
         torch.set_grad_enabled(grad_enabled)
 
 
-def freeze(model: nn.Module) -> None:
-    """Evaluation mode, and no parameter with gradients, where that is not so already: setting it again takes longer
-    than looking."""
-    modules = _modules(model)
-    if any(m.training for m in modules):
-        model.eval()
+def freeze(modules: Sequence[nn.Module]) -> None:
+    """Evaluation mode, and no parameter with gradients, where that is not so already: to set it again takes longer
+    than to read it."""
+    for module in modules:
+        if module.training:
+            module.training = False
     for parameter in _parameters(modules):
         if parameter.requires_grad:
             parameter.requires_grad_(False)

@@ -1,52 +1,170 @@
-"""Turns at a model: what several threads, and several learners around one model, wait for. Knows nothing else."""
+"""Locks of a model: what several threads, and several learners around one model, wait for. Knows nothing else."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
-from weakref import WeakKeyDictionary
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
+
+from ..errors import ModelError
+
+POLL_SECONDS = 0.001
+"""How often a caller that waits looks whether its turn has come."""
+
+
+Token: TypeAlias = Any
+"""A lock of `threading`, whose type has no name in Python 3.11."""
+Reference: TypeAlias = Callable[[], Token]
+
+
+def _nobody() -> None:
+    return None
 
 
 class ModelLock:
     """The locks of one model."""
 
     def __init__(self) -> None:
-        self.compute = threading.RLock()
+        self.compute: Any = threading.RLock()
         """Held while the model computes, or an adapter is attached to it."""
-        self._exclusive = threading.Lock()
+        self._state = threading.RLock()
+        self._owner: Reference = _nobody
+        self._thread = 0
 
-    @contextmanager
-    def exclusive(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """One caller's turn from its first use of the model to its last, so that what it takes can be told from what
-        others take. What is called from inside belongs to the same turn. `waiting` is called now and then until it
-        begins, and may raise.
+    def exclusive(self, on_wait: Callable[[], None] = lambda: None) -> Turn:
+        """One caller's turn from its first use of the model to its last, so that its cost can be told from that of
+        others. What is called from inside, by nodes in other threads too, belongs to the same turn. `on_wait` is called
+        now and then until the turn begins, and may raise.
         """
-        mine = _HELD.get()
-        if self in mine:
-            yield
-            return
-        while not self._exclusive.acquire(timeout=0.05):
-            on_wait()
-        token = _HELD.set((*mine, self))
+        return Turn(self, on_wait)
+
+    def owner(self) -> Token | None:
+        """The token of the turn under way."""
+        token = self._owner()
+        return token if token is not None and token.locked() else None
+
+    def claim(self, token: Token) -> bool:
+        """Makes a token the owner where there is none."""
+        with self._state:
+            if self.owner() is None:
+                self._owner, self._thread = ref(token), threading.get_ident()
+            return self._owner() is token
+
+    def after_fork(self, was_computing: bool) -> None:
+        """In a forked process: drops the turn of a thread that does not exist here. Where that thread computed, the
+        model is in the middle of its work, so each use raises `ModelError`."""
+        self._state = threading.RLock()
+        if self._thread != threading.get_ident():
+            self._owner = _nobody
+        if was_computing:
+            self.compute = _Unusable()
+
+
+class Turn:
+    """A caller's turn at a model, a context manager. It ends with its `with` block, or when its token is dropped.
+
+    A signal may raise between any two instructions, so the block ends by a function in C, and `__enter__` claims the
+    turn inside a `try`: no instruction lies between the claim and what ends it.
+    """
+
+    def __init__(self, lock: ModelLock, on_wait: Callable[[], None]) -> None:
+        self._lock, self._on_wait = lock, on_wait
+        self._token: Token = threading.Lock()
+        """Held from the claim to the end; one that is not held is worth nothing."""
+
+    def __enter__(self) -> None:
+        tokens = [token for reference in _HELD.get() if (token := reference()) is not None]
+        nested = self._lock.owner() in tokens
         try:
-            yield
-        finally:
-            self._exclusive.release()
-            with suppress(ValueError):  # a generator that was left behind is closed in a context of its own
-                _HELD.reset(token)
+            self._token.acquire()
+            if not nested:
+                self._wait()
+                _HELD.set((*map(ref, tokens), ref(self._token)))
+        except BaseException:
+            with suppress(RuntimeError):  # raised before it was acquired
+                self._token.release()
+            raise
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        return self._token.__exit__
+
+    def _wait(self) -> None:
+        if isinstance(self._lock.compute, _Unusable):
+            self._lock.compute.__enter__()
+        while not self._lock.claim(self._token):
+            self._on_wait()
+            time.sleep(POLL_SECONDS)  # waiting on the owner's token would keep a dropped one alive
 
 
-_HELD: ContextVar[tuple[ModelLock, ...]] = ContextVar("turns", default=())
-"""The turns of whoever asks. By context and not by thread, since LangGraph may run a node in another one."""
+class _Unusable:
+    """Stands for the compute lock of a model that another thread used while the process forked."""
+
+    def __enter__(self) -> None:
+        raise ModelError(
+            "this process was forked while another thread used the model, which is in the middle of its work here; "
+            "load the model again in this process, or start processes with the method 'spawn' or 'forkserver'"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def acquire(self, *arguments: object, **options: object) -> bool:
+        """As the lock's; raises `ModelError`."""
+        self.__enter__()
+        return False
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+_HELD: ContextVar[tuple[Reference, ...]] = ContextVar("turns", default=())
+"""The turns of the caller, as weak references to their tokens. By context and not by thread, since LangGraph may run a
+node in another thread."""
 _LOCKS: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
-_CREATING = threading.Lock()
+_CREATING = threading.RLock()
 
 
 def lock_of(model: nn.Module) -> ModelLock:
-    """The model's turns, the same for all learners around it."""
+    """The model's locks, the same for all learners around it."""
     with _CREATING:
         return _LOCKS.setdefault(model, ModelLock())
+
+
+_FORKING: list[list[tuple[ModelLock, bool]]] = []
+"""For each fork under way: the locks, and whether this thread has acquired them."""
+
+
+def _before_fork() -> None:
+    _CREATING.acquire()
+    _FORKING.append([(lock, lock.compute.acquire(blocking=False)) for lock in list(_LOCKS.values()) if _usable(lock)])
+
+
+def _usable(lock: ModelLock) -> bool:
+    return not isinstance(lock.compute, _Unusable)
+
+
+def _in_parent() -> None:
+    for lock, acquired in _FORKING.pop():
+        if acquired:
+            lock.compute.release()
+    _CREATING.release()
+
+
+def _in_child() -> None:
+    for lock, acquired in _FORKING.pop():
+        if acquired:
+            lock.compute.release()
+        lock.after_fork(was_computing=not acquired)
+    _CREATING.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

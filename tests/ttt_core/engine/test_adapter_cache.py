@@ -26,7 +26,8 @@ from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine import adapter_cache
 from autottt.ttt_core.engine.adapter_cache import ABANDONED_AFTER, AdapterCache, _entry_name
-from autottt.ttt_core.errors import ModelError
+from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
+from autottt.ttt_core.errors import BaseChangedError, ModelError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.adapter import FORMAT, Adapter, _checksum
 from autottt.ttt_core.lora.cross_validation import CrossValidationResult
@@ -175,6 +176,69 @@ def test_only_abandoned_partial_files_are_deleted(tmp_path: Path) -> None:
     os.utime(old, (time.time() - ABANDONED_AFTER - 60,) * 2)
     AdapterCache(folder=tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == [new.name]
+
+
+def test_a_file_that_was_renamed_to_another_key_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    cache.put("a", adapter(0))
+    cache.put("b", adapter(1))
+    one, other = (tmp_path / f"{_entry_name(key, 'base')}.safetensors" for key in "ab")
+    one.rename(tmp_path / "x")
+    other.rename(one)
+    (tmp_path / "x").rename(other)
+    fresh = AdapterCache(folder=tmp_path)
+    assert fresh.get("a", "base") is None
+    assert fresh.get("b", "base") is None
+    assert fresh.most_recent(2, lambda _: True) == []
+    assert "a renamed adapter file is not used" in caplog.text
+    assert [entry.problem != "" for entry in adapter_cache.cached_files(tmp_path)] == [True, True]
+
+
+def test_folders_and_partial_files_do_not_stop_the_bound_of_the_disk(tmp_path: Path) -> None:
+    adapter().save(tmp_path / "size")
+    size = (tmp_path / "size").stat().st_size
+    (tmp_path / "x.safetensors").mkdir()
+    cache = AdapterCache(folder=tmp_path, disk_bytes=int(3.5 * size))
+    (tmp_path / ".a.partial").write_bytes(bytes(size))
+    old = tmp_path / ".b.partial"
+    old.write_bytes(b"x")
+    os.utime(old, (time.time() - ABANDONED_AFTER - 60,) * 2)
+    for key in range(6):
+        cache.put(key, adapter(key))
+    files = [f for f in tmp_path.glob("*.safetensors") if f.is_file()]
+    assert len(files) == 2, "a partial file that another process writes counts"
+    assert not old.exists()
+
+
+def test_a_check_sets_damaged_files_aside_and_says_why(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    cache.put("a", adapter(0))
+    cache.put("b", adapter(1))
+    damaged, sound = (tmp_path / f"{_entry_name(key, 'base')}.safetensors" for key in "ab")
+    damaged.write_bytes(b"x")
+    (entry,) = adapter_cache.set_aside_damaged(tmp_path)
+    assert entry.file == damaged
+    assert "cannot be read as an adapter" in entry.problem
+    (left,) = adapter_cache.cached_files(tmp_path)
+    assert (left.file, left.key, left.base_hash, left.problem) == (sound, sound.stem, "base", "")
+    assert left.size == sound.stat().st_size
+    assert adapter_cache.delete_cached(tmp_path) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("past_the_counter", [False, True])
+def test_an_adapter_of_a_changed_base_is_never_kept(past_the_counter: bool, task: Task, tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()), adapters=cache)
+    plan = AdapterPlan("key", task, QUICK, 0, lambda: TrainingExamples([leave_one_out(task)]))
+    with torch.no_grad(), learner.guarded.full_proofs():
+        weight = next(learner.loaded.model.parameters())
+        (weight.data if past_the_counter else weight).view(-1)[-1].add_(1)
+        with pytest.raises(BaseChangedError):
+            learner.adapters.get_or_train(plan)
+    assert list(tmp_path.iterdir()) == []
+    assert cache.clear() == []
 
 
 def use_cache(folder: Path, bound: int, seed: int) -> list[bool]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from autottt.ttt_core.errors import BaseChangedError
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.model.fingerprint import Fingerprint, content_hash, restoring, state_tensors
+from autottt.ttt_core.model.fingerprint import BLOCK, Fingerprint, content_hash, restoring, state_tensors
 from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import ARCHITECTURES, tiny_model, tiny_tokenizer
 
@@ -93,12 +93,140 @@ def test_a_proof_says_what_was_checked(small: Small) -> None:
         assert proof.seconds > 0
 
 
-def test_a_write_through_data_is_seen_by_the_full_proof_alone(small: Small) -> None:
-    fingerprint = Fingerprint(small)
-    small.one.weight.data.mul_(2)
-    fingerprint.verify(small)
+def test_a_write_past_the_version_counter_is_seen_when_its_block_is_sampled() -> None:
+    layer = nn.Linear(BLOCK, 4, bias=False)  # 16 blocks
+    fingerprint = Fingerprint(layer)
+    layer.weight.data[2, 7] += 1
     with pytest.raises(BaseChangedError, match="content hash changed although no tensor was replaced"):
-        fingerprint.verify(small, full=True)
+        Fingerprint.verify(copy.copy(fingerprint), layer, full=True)
+
+    def verify_often() -> None:
+        for _ in range(16):
+            fingerprint.verify(layer)
+
+    with pytest.raises(BaseChangedError, match=r"tensor 'weight' was replaced or written to \(sampled bytes differ"):
+        verify_often()
+
+
+@torch.no_grad()
+def _step(layer: nn.Linear) -> None:
+    layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.AdamW([layer.weight], fused=True).step()
+
+
+def _transpose_data(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data.t()
+
+
+def _through_storage(layer: nn.Linear) -> None:
+    layer.weight.untyped_storage().copy_(torch.zeros(64, 64).untyped_storage())
+
+
+def _offset(layer: nn.Linear) -> None:
+    wide = torch.zeros(65, 64)
+    layer.weight.data = wide[1:]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _step, _transpose_data, _through_storage, _offset,
+        lambda m: m.weight.data.mul_(2),
+        lambda m: m.weight.detach().numpy().fill(0),
+        lambda m: torch.from_dlpack(m.weight.detach()).zero_(),
+        lambda m: m.weight.data.copy_(m.weight.data.t().clone()),
+    ],
+)  # fmt: skip
+def test_writes_that_change_every_byte_are_seen_by_the_next_cheap_proof(write: Callable[[Any], Any]) -> None:
+    layer = nn.Linear(64, 64, bias=False)
+    fingerprint = Fingerprint(layer)
+    fingerprint.verify(layer)
+    write(layer)
+    with pytest.raises(BaseChangedError, match="tensor 'weight' was replaced or written to"):
+        fingerprint.verify(layer)
+
+
+def _hook(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _reuse_the_parameter(model: Any) -> None:
+    linear = model.model.layers[0].mlp.up_proj
+    other = nn.Linear(linear.in_features, linear.out_features, bias=False)
+    other.weight = linear.weight
+    model.model.layers[0].mlp.up_proj = other
+
+
+MODULE_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "activation": lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.Identity()),
+    "linear with the same parameter": _reuse_the_parameter,
+    "forward hook": lambda m: m.model.layers[0].register_forward_hook(_hook),
+    "forward hook with keywords": lambda m: m.register_forward_hook(_hook, with_kwargs=True),
+    "forward pre-hook": lambda m: m.model.norm.register_forward_pre_hook(_hook),
+    "backward hook": lambda m: m.lm_head.register_full_backward_hook(_hook),
+    "backward pre-hook": lambda m: m.lm_head.register_full_backward_pre_hook(_hook),
+    "state-dict hook": lambda m: m.register_state_dict_post_hook(_hook),
+    "forward of one module": lambda m: setattr(m.model.norm, "forward", lambda x: x),
+    "class of one module": lambda m: setattr(m.model.norm, "__class__", nn.Identity),
+    "number": lambda m: setattr(m.model.layers[0].self_attn, "scaling", 0.5),
+    "mode": lambda m: m.model.layers[1].train(),
+    "order of layers": lambda m: setattr(m.model, "layers", nn.ModuleList(reversed(m.model.layers))),
+    "further module": lambda m: m.model.layers[0].add_module("more", nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("change", MODULE_CHANGES)
+def test_changed_modules_and_hooks_are_named(change: str) -> None:
+    model = tiny_model("llama")
+    fingerprint = Fingerprint(model)
+    fingerprint.verify(model)
+    MODULE_CHANGES[change](model)
+    for full in (False, True):
+        with pytest.raises(BaseChangedError, match=r"base model's (module|modules|tensor)"):
+            fingerprint.verify(model, full=full)
+
+
+def test_hooks_for_all_modules_and_the_forward_of_a_class_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    fingerprint = Fingerprint(model)
+    handle = nn.modules.module.register_module_forward_hook(_hook)
+    try:
+        with pytest.raises(BaseChangedError, match="hooks for all modules of torch"):
+            fingerprint.verify(model)
+    finally:
+        handle.remove()
+    fingerprint.verify(model)
+    monkeypatch.setattr(type(model.model.norm), "forward", lambda self, x: x)
+    with pytest.raises(BaseChangedError, match="another forward function in its class LlamaRMSNorm"):
+        fingerprint.verify(model)
+
+
+def test_a_hook_that_was_there_at_load_may_not_go(small: Small) -> None:
+    handle = small.one.register_forward_hook(_hook)
+    fingerprint = Fingerprint(small)
+    fingerprint.verify(small)
+    handle.remove()
+    with pytest.raises(BaseChangedError, match="module 'one' has other hooks than at load"):
+        fingerprint.verify(small)
+
+
+def test_what_a_host_may_do_between_answers_is_no_change() -> None:
+    model = tiny_model("llama")
+    fingerprint = Fingerprint(model)
+    model(input_ids=torch.arange(5)[None], output_hidden_states=True)
+    model.requires_grad_(False)
+    model.activation_checkpointing_enable()
+    fingerprint.verify(model)
+    fingerprint.verify(model, full=True)
+
+
+def test_another_mode_is_refused_until_it_is_set_back(task: Task) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    learner.loaded.model.train()
+    with pytest.raises(BaseChangedError, match=r"training=True \(at load False\); set the mode back with eval\(\)"):
+        learner.verify()
+    learner.loaded.model.eval()
+    assert learner.verify().method == "pointers"
 
 
 @pytest.mark.parametrize("kind", ["parameter", "data"])
@@ -139,10 +267,19 @@ def test_rotary_frequencies_that_follow_the_prompt_are_no_change(rope: str, task
         num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=512, rope_parameters=scaling,
         pad_token_id=0, bos_token_id=257, eos_token_id=256,
     )  # fmt: skip
-    learner = Learner.wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
+    model = AutoModelForCausalLM.from_config(config)
+    learner = Learner.wrap(model, tiny_tokenizer())
+    short = task.with_demonstrations(())
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    before = learner.score([short])
     assert len(learner.window.encode(task).ids) > 32
     learner.answer([task])
-    learner.score([task.with_demonstrations(())])
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies), "they are set back after each use"
+    learner.clear()
+    assert learner.score([short]) == before, "an answer does not depend on earlier prompts"
+    model.model.rotary_emb.inv_freq.mul_(3)
+    learner.clear()
+    assert learner.score([short]) == before, "nor on what the host left there"
     assert learner.verify(full=True).method == "full"
 
 
