@@ -19,8 +19,8 @@ from ..policies.acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
-from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
-from ..strategies.registry import is_plugin, strategies
+from ..strategies.base import Attempt, Cost, Strategy, is_plugin, recipe_for, run
+from ..strategies.registry import strategies
 from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult

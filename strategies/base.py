@@ -21,7 +21,6 @@ from ..ttt_core.lora.training import OnStep as OnStep
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.recipes import Recipe, recipe_digest
 from ..ttt_core.tasks.task import Task, Value
-from .registry import is_plugin
 
 CostClass = Literal["read", "sample", "train"]
 """One pass over the prompt; several; or training."""
@@ -119,6 +118,11 @@ def recipe_for(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> 
 def recipe_digest_for(strategy: Strategy, recipes: Mapping[str, Recipe], kind: str) -> str:
     """The digest of the recipe that a strategy uses; empty for a strategy that needs none."""
     return recipe_digest(recipe_for(strategy, recipes, kind)) if strategy.default_recipe is not None else ""
+
+
+def is_plugin(strategy: Strategy) -> bool:
+    """Whether a strategy's class is not part of this package."""
+    return not type(strategy).__module__.startswith(f"{__name__.rpartition('.')[0]}.")
 
 
 def run(

@@ -53,11 +53,6 @@ def register(cls: type[S]) -> type[S]:
     return cls
 
 
-def is_plugin(strategy: Strategy) -> bool:
-    """Whether a strategy's class is not part of this package."""
-    return not type(strategy).__module__.startswith(f"{_PACKAGE}.")
-
-
 def _check(strategy: Strategy, where: str) -> None:
     """Raises `StrategyError` for what cannot be registered."""
     name, needs = getattr(strategy, "name", None), getattr(strategy, "min_demonstrations", None)

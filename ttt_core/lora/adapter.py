@@ -55,8 +55,8 @@ class Adapter:
         return self.weights.adapter_count == 1 and same
 
     def save(self, file: Path, name: str = "") -> None:
-        """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that looks
-        adapters up by file name."""
+        """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that
+        looks adapters up by file name."""
         tensors = {}
         for layer, (down, up) in self.weights.pairs.items():
             tensors[f"{layer}.down"], tensors[f"{layer}.up"] = down.cpu().contiguous(), up.cpu().contiguous()

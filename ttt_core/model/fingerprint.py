@@ -84,7 +84,7 @@ TensorIdentity = tuple[int, int, tuple[int, ...], tuple[int, ...], int, torch.dt
 
 def _identity(tensor: Tensor) -> TensorIdentity:
     return (
-        tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype,
+        tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ class SampledBytes:
             block = index % len(checksums)
             if zlib.crc32(content[block * BLOCK : (block + 1) * BLOCK]) != checksums[block]:
                 return name
-        return next((name for samples in self._on_devices.values() if (name := self._changed_on_device(samples))), None)
+        return next(filter(None, map(self._changed_on_device, self._on_devices.values())), None)
 
     def _changed_on_device(self, samples: list[tuple[str, Tensor, list[int]]]) -> str | None:
         """As `changed`, for one device: the blocks are gathered there and copied once."""
@@ -250,7 +250,7 @@ class _FastComparison:
         self._contents: list[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
         for module in modules:
             own, compared = vars(module), _attributes(module)
-            read = itemgetter("training", *_CONTAINERS, *compared, *_hook_names(module))
+            read = itemgetter(*["training", *_CONTAINERS, *compared, *_hook_names(module)])
             self._members.append((module, type(module), len(own), read, read(own)))
             fleeting = _recomputes(module)
             for container in (own[name] for name in _CONTAINERS if own[name]):

@@ -94,7 +94,8 @@ class Turn:
 
     @property
     def __exit__(self) -> Callable[..., None]:
-        return self._token.__exit__
+        end: Callable[..., None] = self._token.__exit__
+        return end
 
     def _wait(self) -> None:
         if isinstance(self._lock.compute, _Unusable):
