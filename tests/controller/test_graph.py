@@ -395,10 +395,10 @@ def test_cancelling_ends_any_node_before_the_next_layer(name: str, learner: Lear
             with pytest.raises(Cancelled):
                 controller.solve(TASK, cancel=cancel)
             assert passes == [last, last - 1], "the second layer does not run once the first has cancelled"
+        learner.verify(full=True)
     finally:
         for handle in handles:
             handle.remove()
-    learner.verify(full=True)
 
 
 def test_nothing_begins_for_who_has_cancelled_already(learner):
