@@ -1,40 +1,48 @@
 """Outcomes: what each strategy achieved and cost on each query, in a folder that survives a kill of the process.
 
 Knows nothing about how outcomes are measured or what is trained on them. Each writer appends outcomes to a journal of
-its own (JSON lines), and seals many at once into a shard: a Parquet file, written completely or not at all.
+its own (JSON lines), and seals many at once into a shard: a Parquet file, written completely or not at all. A damaged
+row never hides the others.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from itertools import takewhile
+from numbers import Integral, Real
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 from ..ttt_core.errors import PolicyError
-from .versions import OUTCOMES_VERSION
-
-try:
-    import fcntl
-except ImportError:  # without file locks nothing tells whether the writer of a journal is still alive
-    fcntl = None  # type: ignore[assignment]
+from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8, shortened
+from .outcome_files import (
+    SHARD,
+    Damage,
+    journal_line,
+    journals_in,
+    lock_journal,
+    open_journal,
+    pyarrow_if_installed,
+    read_file,
+    sealing_lock,
+    shards_in,
+    write_shard,
+)
 
 BASE = "in_context"
 """The strategy that is always run, since it yields the features; relative costs are multiples of its cost."""
 SHARD_ROWS = 512
 """Outcomes after which a writer seals its journal."""
-JOURNAL, SHARD, SEALING = ".journal.jsonl", ".parquet", "_sealing.lock"
-"""Suffixes of journals and shards, and the name of the lock. Journals and the lock begin with an underscore, which
-readers of Parquet folders skip."""
-VERSION_KEY = b"autottt_outcomes_version"
-"""Where a shard's metadata holds the version of its format."""
+STATUSES = ("answered", "unreadable", "failed", "too_long", "too_few")
+"""What an attempt can end with; see `Outcome.status`."""
 
 
 class Key(NamedTuple):
@@ -111,6 +119,130 @@ def finite(losses: Iterable[float]) -> tuple[float, ...]:
     return tuple(takewhile(math.isfinite, losses))
 
 
+def outcome_from(row: Mapping[str, Any]) -> Outcome:
+    """The outcome with the given fields, as a row of a store has them. Raises `ValueError` naming the field, what was
+    expected, and what was received."""
+    if unknown := sorted(map(shortened, row.keys() - _checks())):
+        raise ValueError(f"the unknown field {unknown[0]}; known are {', '.join(_checks())}")
+    values: dict[str, Any] = {}
+    for name, (expected, read) in _checks().items():
+        received = row.get(name, MISSING)
+        if (received is MISSING and name in _optional()) or (received is None and name in ("losses", "vote_shares")):
+            continue  # shards may hold null for an empty list or map
+        try:
+            values[name] = read(received)
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(f"{name}: expected {expected}; received {shortened(received)}") from None
+    return Outcome(**values)
+
+
+@cache
+def _checks() -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """Field of an outcome -> what it has to be, in words and as a function that returns it or raises."""
+    by_type: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+        str: ("a text that can be written as UTF-8", _text),
+        int: ("an integer of 64 bits", _integer),
+        float: ("a finite number", _number),
+        tuple[float, ...]: ("a list of finite numbers", _numbers),
+        Mapping[str, float]: ("an object with texts as names and finite numbers as values", _named_numbers),
+    }
+    own = {
+        "status": (f"one of {', '.join(STATUSES)}", _status),
+        "correct": ("a number from 0 to 1", _share),
+    }
+    return {name: by_type[hint] for name, hint in get_type_hints(Outcome).items()} | own
+
+
+@cache
+def _optional() -> frozenset[str]:
+    """Fields that have a default."""
+    return frozenset(
+        f.name for f in fields(Outcome) if f.default is not NO_DEFAULT or f.default_factory is not NO_DEFAULT
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not is_utf8(value):
+        raise ValueError
+    return value
+
+
+def _status(value: object) -> str:
+    if value not in STATUSES:
+        raise ValueError
+    return str(value)
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or abs(int(value)) > MAX_SEED:
+        raise ValueError
+    return int(value)
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
+
+
+def _share(value: object) -> float:
+    if not 0 <= (number := _number(value)) <= 1:
+        raise ValueError
+    return number
+
+
+def _numbers(value: object) -> tuple[float, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError
+    return tuple(map(_number, value))
+
+
+def _named_numbers(value: object) -> dict[str, float]:
+    pairs = list(value.items()) if isinstance(value, Mapping) else value  # a shard holds maps as pairs
+    if not isinstance(pairs, list):
+        raise ValueError
+    numbers = {_text(name): _number(number) for name, number in pairs}
+    if len(numbers) < len(pairs):
+        raise ValueError
+    return numbers
+
+
+class StoredOutcome(NamedTuple):
+    """An outcome and its place in a store."""
+
+    file: Path
+    row: int
+    """Line of a journal, or row of a shard, counted from 1."""
+    outcome: Outcome
+    line: bytes
+    """The line of a journal; empty for a shard."""
+
+
+def read_outcomes_of(file: Path) -> Iterator[StoredOutcome | Damage]:
+    """The outcomes and the damaged parts of a journal or shard, in their order."""
+    for row in read_file(file):
+        if isinstance(row, Damage):
+            yield row
+            continue
+        try:
+            yield StoredOutcome(file, row.row, outcome_from(row.fields), row.line)
+        except ValueError as error:
+            yield Damage(file, row.row, f"not an outcome ({error})")
+
+
+def write_outcomes(outcomes: Sequence[Outcome], folder: Path) -> Path:
+    """Writes a shard, completely or not at all, and returns its path."""
+    hints = get_type_hints(Outcome)
+    columns = {name: [_plain(getattr(outcome, name)) for outcome in outcomes] for name in hints}
+    target = folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
+    write_shard(columns, hints, target)
+    return target
+
+
+def _plain(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
 class OutcomeStore:
     """A folder of outcomes, one per key. Any number of processes may write to it at once."""
 
@@ -122,29 +254,44 @@ class OutcomeStore:
     _journal: BinaryIO | None = None
 
     def append(self, outcome: Outcome) -> None:
-        """Adds one outcome, which survives a kill of the process right after the call."""
-        try:
-            line = json.dumps({"version": OUTCOMES_VERSION, **asdict(outcome)}, allow_nan=False) + "\n"
-        except ValueError:
-            raise PolicyError(f"an outcome holds finite numbers only; received {outcome}") from None
+        """Adds one outcome, which survives a kill of the process right after the call. Raises `PolicyError` naming the
+        field that a store cannot hold."""
+        line = journal_line(asdict(checked(outcome)))
         journal = self._open_journal()
-        journal.write(line.encode())
+        journal.write(line)
         journal.flush()
         self._rows += 1
         if self._rows >= self.shard_rows:
             self.seal()
 
     def read(self) -> list[Outcome]:
-        """Every outcome, sorted by key. Raises `PolicyError` naming the file and line that is not an outcome, or that
-        has another version of the format."""
+        """Every outcome, sorted by key. Damaged rows are skipped with a warning that names the first of each file.
+
+        Raises `PolicyError` naming a file that is damaged as a whole, or that is in another version of the format.
+        """
         by_key: dict[Key, Outcome] = {}
-        journals = self._journals()  # before the shards: an outcome sealed in between is read twice, not lost
-        unsealed = [outcome for file in journals for outcome in _read_journal(file)]
-        for file in sorted(self.folder.glob(f"*{SHARD}")):
-            by_key |= {outcome.key: outcome for outcome in _read_shard(file)}
+        journals = journals_in(self.folder)  # before the shards: an outcome sealed in between is read twice, not lost
+        unsealed = [outcome for file in journals for outcome in self._sound(file)]
+        for file in shards_in(self.folder):
+            for outcome in self._sound(file):
+                by_key.setdefault(outcome.key, outcome)
         for outcome in unsealed:
             by_key.setdefault(outcome.key, outcome)
         return [by_key[key] for key in sorted(by_key)]
+
+    def _sound(self, file: Path) -> list[Outcome]:
+        """The outcomes of a file that are not damaged."""
+        outcomes, damages = _split(file)
+        remedy = f"`autottt outcomes check {self.folder} --mend` sets"
+        for damage in damages:
+            if damage.kind == "file" or (damage.kind == "version" and not outcomes):
+                raise PolicyError(f"{damage}. {remedy} it aside, and `autottt collect` measures its outcomes again")
+        if rows := [damage for damage in damages if damage.kind != "torn"]:
+            logging.getLogger("autottt").warning(
+                "%s%s; skipped. %s damaged rows aside, and `autottt collect` measures them again",
+                rows[0], f" and {len(rows) - 1} more" if rows[1:] else "", remedy,
+            )  # fmt: skip
+        return outcomes
 
     def missing(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """The given outcomes that the store does not hold. Raises `PolicyError` if it holds one of the same key and
@@ -166,17 +313,24 @@ class OutcomeStore:
 
     def seal(self) -> None:
         """Moves the journals of this writer, and of writers that no longer run, into a shard. Without pyarrow the
-        journals stay, which are read as well."""
-        if _pyarrow() is None or not self.folder.is_dir():
+        journals stay, which are read as well; so does a journal with damaged rows, whose others are sealed."""
+        if pyarrow_if_installed() is None or not self.folder.is_dir():
             return
-        with _file_lock(self.folder / SEALING), ExitStack() as locks:
-            journals = [file for file in self._journals() if self._may_seal(file, locks)]
-            sealed = {outcome.key for file in self.folder.glob(f"*{SHARD}") for outcome in _read_shard(file)}
-            rows = {o.key: o for file in journals for o in _read_journal(file) if o.key not in sealed}
-            if rows:
-                target = self.folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
-                _write_shard([rows[key] for key in sorted(rows)], target)
+        with sealing_lock(self.folder), ExitStack() as locks:
+            journals = [file for file in journals_in(self.folder) if self._is_own(file) or lock_journal(file, locks)]
+            sealed = {outcome.key for file in shards_in(self.folder) for outcome in _split(file)[0]}
+            rows: dict[Key, Outcome] = {}
+            complete = []
             for file in journals:
+                outcomes, damages = _split(file)
+                for outcome in outcomes:
+                    if outcome.key not in sealed:
+                        rows.setdefault(outcome.key, outcome)
+                if all(damage.kind == "torn" for damage in damages):
+                    complete.append(file)
+            if rows:
+                write_outcomes([rows[key] for key in sorted(rows)], self.folder)
+            for file in complete:
                 file.unlink(missing_ok=True)
             self.close()
 
@@ -189,129 +343,35 @@ class OutcomeStore:
     def __del__(self) -> None:
         self.close()
 
-    def _journals(self) -> list[Path]:
-        """The journals of all writers; version 1 of the format had a single one, `outcomes.jsonl`."""
-        return sorted([*self.folder.glob(f"_*{JOURNAL}"), *self.folder.glob("outcomes.jsonl")])
-
     def _open_journal(self) -> BinaryIO:
         """This writer's journal, locked while the writer lives; a new one if it has been deleted."""
         while self._journal is None or os.fstat(self._journal.fileno()).st_nlink == 0:
             self.close()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._journal = open(self.folder / f"_{os.getpid()}-{secrets.token_hex(4)}{JOURNAL}", "ab")  # noqa: SIM115
-            if fcntl is not None:
-                fcntl.flock(self._journal, fcntl.LOCK_EX)
+            self._journal = open_journal(self.folder)
         return self._journal
 
-    def _may_seal(self, file: Path, locks: ExitStack) -> bool:
-        """Whether a journal belongs to this writer, or to one that no longer runs: then its lock is free, and is
-        taken."""
-        if self._journal is not None and file.name == Path(self._journal.name).name:
-            return True
-        if fcntl is None:
-            return False
-        try:
-            opened = locks.enter_context(file.open("r+b"))
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # it is locked, or deleted
-            return False
-        return True
+    def _is_own(self, file: Path) -> bool:
+        """Whether a journal belongs to this writer."""
+        return self._journal is not None and file.name == Path(self._journal.name).name
 
 
-@contextmanager
-def _file_lock(lock: Path) -> Iterator[None]:
-    """Holds an exclusive lock between processes."""
-    with lock.open("ab") as opened:
-        if fcntl is not None:
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-
-
-def _read_journal(file: Path) -> list[Outcome]:
-    """The outcomes of a journal; an incomplete last line, which a kill leaves, is skipped."""
+def checked(outcome: Outcome) -> Outcome:
+    """The outcome with numbers as `int` and `float`. Raises `PolicyError` naming the field that a store cannot hold."""
     try:
-        data = file.read_bytes()
-    except FileNotFoundError:  # sealed since it was listed
-        return []
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
-    outcomes = []
-    for number, line in enumerate(lines, start=1):
-        place = f"{file}:{number}"
-        try:
-            row = json.loads(line)
-            version = int(row.pop("version", 1))
-            outcome = _from_row(row) if version == OUTCOMES_VERSION else None
-        except (ValueError, TypeError, AttributeError) as error:
-            names = ", ".join(f.name for f in fields(Outcome))
-            raise PolicyError(
-                f"{place}: not an outcome ({error}); expected a JSON object with version, {names}. If the line is "
-                "damaged, remove it, and `autottt collect` measures that outcome again"
-            ) from None
-        if outcome is None:
-            raise _other_version(place, version)
-        outcomes.append(outcome)
-    return outcomes
-
-
-def _other_version(place: str, version: int) -> PolicyError:
-    remedy = (
-        "update this package" if version > OUTCOMES_VERSION else "collect again: `autottt collect TASKS --store NEW`"
-    )
-    return PolicyError(
-        f"{place}: outcomes in version {version} of the format, and this package reads version {OUTCOMES_VERSION}; "
-        f"{remedy}"
-    )
-
-
-def _from_row(row: Mapping[str, Any]) -> Outcome:
-    outcome = Outcome(**row)
-    features, vote_shares = dict(outcome.features), dict(outcome.vote_shares or {})
-    return replace(outcome, features=features, losses=tuple(outcome.losses or ()), vote_shares=vote_shares)
-
-
-def _pyarrow() -> ModuleType | None:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        return None
-    return pyarrow  # type: ignore[no-any-return]
-
-
-def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
-    """Writes a Parquet file, completely or not at all. Features are one column of maps, so that all shards have the
-    same schema."""
-    arrow = _pyarrow()
-    assert arrow is not None
-    kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
-    types = {name: kinds.get(hint) for name, hint in get_type_hints(Outcome).items()}
-    types["features"] = types["vote_shares"] = arrow.map_(arrow.string(), arrow.float64())
-    types["losses"] = arrow.list_(arrow.float64())
-    columns = {name: arrow.array([_plain(getattr(o, name)) for o in outcomes], type) for name, type in types.items()}
-    table = arrow.table(columns).replace_schema_metadata({VERSION_KEY: str(OUTCOMES_VERSION)})
-    partial = target.with_name(f"_{target.name}.partial")
-    arrow.parquet.write_table(table, partial, compression="zstd")
-    partial.replace(target)
-
-
-def _plain(value: Any) -> Any:
-    return list(value.items()) if isinstance(value, Mapping) else value
-
-
-def _read_shard(file: Path) -> Iterable[Outcome]:
-    """The outcomes of a shard."""
-    arrow = _pyarrow()
-    if arrow is None:
-        raise PolicyError(f"{file}: reading Parquet files of outcomes needs pyarrow: pip install 'autottt[policy]'")
-    try:
-        table = arrow.parquet.read_table(file)
-        version = int((table.schema.metadata or {}).get(VERSION_KEY, b"1"))
-        if version != OUTCOMES_VERSION:
-            raise _other_version(str(file), version)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        for row in rows:
-            yield _from_row(row)
-    except (arrow.ArrowException, OSError, TypeError, KeyError) as error:
+        return outcome_from({f.name: getattr(outcome, f.name) for f in fields(outcome)})
+    except ValueError as error:
         raise PolicyError(
-            f"{file}: not a shard of outcomes ({error}). If the file is damaged, remove it, and `autottt collect` "
-            "measures its outcomes again"
+            f"the outcome of {shortened(outcome.strategy)} on {shortened(outcome.task_id)} cannot be stored: {error}"
         ) from None
+
+
+def _split(file: Path) -> tuple[list[Outcome], list[Damage]]:
+    """The outcomes and the damaged parts of a journal or shard."""
+    outcomes: list[Outcome] = []
+    damages: list[Damage] = []
+    for part in read_outcomes_of(file):
+        if isinstance(part, Damage):
+            damages.append(part)
+        else:
+            outcomes.append(part.outcome)
+    return outcomes, damages

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...policies.outcomes import Outcome, OutcomeStore
     from ...ttt_core.tasks.task import Task
 
-outcomes_app = typer.Typer(no_args_is_help=True, help="Show collected outcomes, and import others.")
+outcomes_app = typer.Typer(no_args_is_help=True, help="Show and check collected outcomes, and import others.")
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,36 @@ def show(store: Annotated[Path, typer.Argument(help="Folder of outcomes.")]) -> 
     from .display import show_outcomes
 
     screen.print(show_outcomes(read_outcomes(OutcomeStore(store))))
+
+
+@command(outcomes_app, "check", plugins=False)
+def check(
+    store: Annotated[Path, typer.Argument(help="Folder of outcomes, or a CSV file to import.")],
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Move damaged files to the folder `damaged`; their other rows stay.")
+    ] = False,
+) -> None:
+    """Verify every row of a store: types, checksums, keys that occur again, and versions of the format.
+
+    Example: `autottt outcomes check runs/outcomes --mend`
+
+    The exit code is 0 if all is sound, and 1 if something is damaged. Nothing is ever deleted.
+    """
+    from ...policies.outcome_check import DAMAGED, check_outcomes
+
+    report = check_outcomes(store, mend)
+    for damage in report.damages:
+        warn(f"damaged: {damage}")
+    line(f"{report.outcomes} outcomes can be read; {len(report.damages)} parts are damaged")
+    if report.mended:
+        folder = store / DAMAGED if store.is_dir() else store.parent / DAMAGED
+        line(f"{len(report.mended)} damaged parts were moved to {folder}, with a report")
+    elif report.damages and not mend:
+        line(f"next: autottt outcomes check {store} --mend")
+    if len(report.mended) < len(report.damages) and mend:
+        warn("the other damaged parts are in journals that running processes write to; check again when they end")
+    if report.damages:
+        raise typer.Exit(1)
 
 
 @command(outcomes_app, "import", plugins=False)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ from types import SimpleNamespace
 import pyarrow.parquet
 import pytest
 
+from autottt.policies import outcome_files
 from autottt.policies import outcomes as outcomes_module
 from autottt.policies.collect import collect
 from autottt.policies.features import FEATURES_VERSION, NAMES
+from autottt.policies.outcome_files import VERSION_KEY
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
 from autottt.strategies.base import Attempt
@@ -242,7 +245,7 @@ def test_outcomes_in_another_version_of_the_format_are_refused(tmp_path, version
     OutcomeStore(tmp_path).seal()
     (shard,) = tmp_path.glob("*.parquet")
     table = pyarrow.parquet.read_table(shard)
-    metadata = {} if version == 1 else {outcomes_module.VERSION_KEY: str(version)}
+    metadata = {} if version == 1 else {VERSION_KEY: str(version)}
     pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), shard)
     with pytest.raises(PolicyError, match=rf"parquet: {reason}"):
         OutcomeStore(tmp_path).read()
@@ -257,14 +260,15 @@ def test_whole_numbers_first_do_not_round_the_fractions_that_follow(tmp_path):
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):
-    with pytest.raises(PolicyError, match="finite numbers"):
+    with pytest.raises(PolicyError, match="cannot be stored: seconds: expected a finite number; received inf"):
         OutcomeStore(tmp_path).append(dataclasses.replace(OUTCOME, seconds=float("inf")))
 
 
-def test_a_line_that_is_no_outcome_is_named(tmp_path):
-    (tmp_path / "_1-dead.journal.jsonl").write_text(line_of(OUTCOME) + '{"version": 2, "other": 1}\n')
-    with pytest.raises(PolicyError, match=r"journal\.jsonl:2: not an outcome"):
-        OutcomeStore(tmp_path).read()
+def test_a_line_that_is_not_an_outcome_is_named_and_hides_no_other(tmp_path, caplog):
+    other = line_of(dataclasses.replace(OUTCOME, seed=1))
+    (tmp_path / "_1-dead.journal.jsonl").write_text(line_of(OUTCOME) + '{"version": 2, "other": 1}\n' + other)
+    assert OutcomeStore(tmp_path).read() == numbered(0, 1)
+    assert re.search(r"journal\.jsonl:2: not an outcome .*outcomes check .* --mend", caplog.text)
 
 
 def test_a_shard_that_is_damaged_is_named(tmp_path):
@@ -274,7 +278,8 @@ def test_a_shard_that_is_damaged_is_named(tmp_path):
 
 
 def test_without_pyarrow_journals_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(outcomes_module, "_pyarrow", lambda: None)
+    for module in (outcomes_module, outcome_files):
+        monkeypatch.setattr(module, "pyarrow_if_installed", lambda: None)
     store = OutcomeStore(tmp_path, shard_rows=1)
     store.append(OUTCOME)
     assert store.read() == [OUTCOME]
