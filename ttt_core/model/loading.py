@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from ..tasks.kinds import shortened
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from . import lazy
 from .chat_prompts import proven_format, turn_end_ids
+from .gguf_files import GgufFile, converted_folder
 from .probe import can_pad
 
 if TYPE_CHECKING:
@@ -146,12 +147,17 @@ def load_model(
     dtype: str | None = None,
     prompt_format: str | None = None,
 ) -> LoadedModel:
-    """Loads a model from a local folder or by its hub id; without `source`, the one that ships with the package.
+    """Loads a model from a local folder, a GGUF file, or by its hub id; without `source`, the one that ships with the
+    package. A GGUF file is converted once (see `gguf_files`).
 
     `prompt_format` is `chat`, `standard` or `compact`; by default what the model folder says, else `chat` where the
     tokenizer has a chat template, else `standard`. Raises `ModelError` with the reason and the remedy.
     """
     where = os.path.expanduser(source or BUNDLED)
+    if (gguf := GgufFile.of(Path(where))) is not None:
+        with _quietly():
+            loaded = load_model(converted_folder(gguf), device=device, dtype=dtype, prompt_format=prompt_format)
+        return replace(loaded, name=str(gguf.path))
     if _looks_like_a_path(str(source or BUNDLED)) and not os.path.isdir(where):
         raise _not_loaded(str(source), "there is no such folder")
     chosen = choose_device(device)

@@ -1,0 +1,255 @@
+"""Converts GGUF files to safetensors, once each, in a bounded cache that processes share.
+
+The tensors are unpacked by transformers. What it leaves wrong is mended here: marks of quantization on plain weights,
+and pre-tokenizers that the file names but transformers does not set. Knows nothing about prompts or adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+from platformdirs import user_cache_path
+from tokenizers import Regex, pre_tokenizers
+
+from ..errors import ModelError
+
+CONVERSION = 1
+"""Changes with what a conversion writes; part of the key."""
+MAX_CACHE_BYTES = 20 << 30
+"""Of converted models; the least recently used ones are removed."""
+FACTS = "gguf.json"
+"""File of a converted model with what the GGUF file said."""
+_MAGIC = b"GGUF"
+_LOG = logging.getLogger("autottt")
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2}
+"""`tokenizer.ggml.pre` -> regular expression that text is split by before byte-level BPE."""
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+"""Names of pre-tokenizers that split every digit off and then split as GPT-2 does."""
+_GPT2 = ("gpt-2", "gpt2")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file, and where its tokenizer is if that is not in the file."""
+
+    path: Path
+    tokenizer: Path | None = None
+    """Folder with the original tokenizer of the model."""
+
+    @classmethod
+    def of(cls, source: Path) -> GgufFile | None:
+        """The GGUF file that a path names: the file itself, or the only one of a folder without a config.json. None
+        for any other path. Raises `ModelError` for a folder with several."""
+        if source.suffix.lower() == ".gguf":
+            path = source
+        elif source.is_dir() and not (source / "config.json").is_file():
+            candidates = sorted(source.glob("*.gguf"))
+            if len(candidates) > 1:
+                names = ", ".join(c.name for c in candidates[:5])
+                raise ModelError(f"{source} holds {len(candidates)} GGUF files ({names}); name one of them")
+            if not candidates:
+                return None
+            path = candidates[0]
+        else:
+            return None
+        return cls(path, path.parent if (path.parent / "tokenizer.json").is_file() else None)
+
+    def key(self) -> str:
+        """SHA-256 of the content, of the tokenizer beside it, and of the version of the conversion; 32 hex digits."""
+        digest = hashlib.sha256(f"{CONVERSION}".encode())
+        for path in (self.path, *(() if self.tokenizer is None else (self.tokenizer / "tokenizer.json",))):
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `gguf` in the user's cache folder of this package."""
+    return user_cache_path("autottt") / "gguf"
+
+
+def converted_folder(file: GgufFile, cache: Path | None = None) -> Path:
+    """The folder with config.json, tokenizer and safetensors weights of a GGUF file; converts it at the first use.
+
+    Several processes may ask at the same time: one converts, the others wait. Raises `ModelError` for a file that is
+    missing, broken, or of an architecture that transformers does not read, without the `gguf` extra, and where the
+    disk has no room.
+    """
+    _check_is_gguf(file.path)
+    cache = cache_folder() if cache is None else cache
+    try:
+        folder = cache / file.key()
+        if not (folder / FACTS).is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f"{folder.name}.lock"):
+                if not (folder / FACTS).is_file():
+                    _convert(file, folder)
+                    _prune(cache, folder)
+        os.utime(folder)
+    except OSError as error:
+        raise ModelError(f"{file.path}: cannot be converted to {cache}: {error.strerror or error}") from error
+    for warning in json.loads((folder / FACTS).read_text("utf-8"))["warnings"]:
+        _LOG.warning("%s: %s", file.path.name, warning)
+    return folder
+
+
+def _check_is_gguf(path: Path) -> None:
+    """Raises `ModelError` for what is no GGUF file, and without the library that reads one."""
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file; expected a GGUF file")
+    with path.open("rb") as stream:
+        if (start := stream.read(4)) != _MAGIC:
+            raise ModelError(f"{path}: not a GGUF file: it begins with {start!r} and not with {_MAGIC!r}")
+    if find_spec("gguf") is None:
+        raise ModelError(f"{path}: reading GGUF files needs the library gguf: pip install 'autottt[gguf]'")
+
+
+def _convert(file: GgufFile, folder: Path) -> None:
+    """Writes the folder of a file; it appears whole or not at all."""
+    metadata, precision, needed = _read_header(file.path)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise ModelError(
+            f"{file.path}: its conversion takes {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB "
+            "are free; make room there, or set XDG_CACHE_HOME to a folder on another disk"
+        )
+    _LOG.warning("%s: converting to safetensors, once; this may take a minute", file.path.name)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as place:
+        partial = Path(place) / "model"
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.path.parent, gguf_file=file.path.name, dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer, warnings = _tokenizer_of(file, metadata)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{file.path}: cannot be read as a causal language model: {reason}") from error
+        remove_quantization_marks(model)
+        model.to(precision).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        facts = {"file": file.path.name, "warnings": warnings, "precision": str(precision).removeprefix("torch.")}
+        facts |= {name: metadata.get(key) for name, key in _SHOWN.items()}
+        (partial / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+
+_SHOWN = {"name": "general.name", "architecture": "general.architecture", "license": "general.license"}
+
+
+def _read_header(path: Path) -> tuple[Mapping[str, Any], torch.dtype, int]:
+    """Metadata without arrays, the precision that keeps what the file holds, and the bytes of its weights in that.
+
+    Quantized weights have at most 8 bits, so bf16 rounds them by less than their quantization did. Raises `ModelError`.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {
+            name: part.contents() for name, part in reader.fields.items() if gguf.GGUFValueType.ARRAY not in part.types
+        }
+        matrices = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+        count = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    except Exception as error:
+        raise ModelError(f"{path}: a damaged GGUF file ({type(error).__name__}: {error}); download it again") from error
+    if not matrices:
+        raise ModelError(f"{path}: this GGUF file holds no weights")
+    precision = torch.float32 if "F32" in matrices else torch.float16 if matrices == {"F16"} else torch.bfloat16
+    return metadata, precision, count * precision.itemsize
+
+
+def remove_quantization_marks(model: Any) -> None:
+    """Makes a model that transformers unpacked a plain one: its parameters are, but `.float()`, `save_pretrained` and
+    Trainer refuse a model that is marked as quantized."""
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.is_quantized = False
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+
+
+def _tokenizer_of(file: GgufFile, metadata: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The tokenizer, and what the user must know about it."""
+    if file.tokenizer is not None:
+        return transformers.AutoTokenizer.from_pretrained(file.tokenizer, trust_remote_code=False), []
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        file.path.parent, gguf_file=file.path.name, trust_remote_code=False
+    )
+    if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece splits nothing before its merges
+        return tokenizer, []
+    name = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    if name not in _GPT2:
+        backend = tokenizer.backend_tokenizer
+        before = backend.pre_tokenizer
+        if name in _SINGLE_DIGITS:
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+        elif name in _SPLITS:
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(_SPLITS[name]), behavior="isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            )
+        elif isinstance(before, pre_tokenizers.ByteLevel):  # the default: transformers does not know the name either
+            return tokenizer, [
+                f"its pre-tokenizer {name!r} is unknown, so text may be split otherwise than the model was trained on; "
+                "put the model's original tokenizer.json beside the file"
+            ]
+    return tokenizer, []
+
+
+def _prune(cache: Path, newest: Path) -> None:
+    """Removes converted models, the least recently used first, until the others fit in `MAX_CACHE_BYTES`, and what
+    killed conversions left behind."""
+    folders = sorted((p for p in cache.iterdir() if (p / FACTS).is_file()), key=lambda p: p.stat().st_mtime)
+    sizes = {folder: sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) for folder in folders}
+    total = sum(sizes.values())
+    for folder in folders:
+        if total > MAX_CACHE_BYTES and folder != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= sizes[folder]
+    for partial in cache.glob("*.partial-*"):
+        lock = FileLock(cache / f"{partial.name.split('.')[0]}.lock", blocking=False)
+        if partial.name.split(".")[0] != newest.name:
+            with _if_free(lock) as free:
+                if free:
+                    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _if_free(lock: FileLock) -> Iterator[bool]:
+    """Holds a lock that no other process holds; False where one does."""
+    try:
+        lock.acquire()
+    except TimeoutError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
