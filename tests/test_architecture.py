@@ -29,7 +29,6 @@ OWNERS = {
     "langsmith": "controller",
     "typer": "controller",
     "rich": "controller",
-    "filelock": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {

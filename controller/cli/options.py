@@ -114,7 +114,8 @@ class ModelOptions:
     """Which model answers, and how it is loaded."""
 
     model: Annotated[
-        str | None, _setting("model", "Folder or hub id of a causal language model; default: the bundled model.")
+        str | None,
+        _setting("model", "Folder, GGUF file or hub id of a causal language model; default: the bundled model."),
     ] = None
     device: Annotated[
         str | None,

@@ -147,7 +147,11 @@ def _convert(file: GgufFile, folder: Path) -> None:
         remove_quantization_marks(model)
         model.to(precision).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        facts = {"file": file.path.name, "warnings": warnings, "precision": str(precision).removeprefix("torch.")}
+        facts: dict[str, Any] = {
+            "file": file.path.name,
+            "warnings": warnings,
+            "precision": str(precision).removeprefix("torch."),
+        }
         facts |= {name: metadata.get(key) for name, key in _SHOWN.items()}
         (partial / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
