@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,7 @@ from ..recipes import Recipe
 from ..tasks.kinds import shortened
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from . import lazy
+from .bounded_cache import ENTRY_BYTES, BoundedCache
 from .chat_prompts import proven_format, turn_end_ids
 from .gguf_files import GgufFile, converted_folder
 from .probe import can_pad
@@ -36,12 +39,17 @@ if TYPE_CHECKING:
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "seq_length")
 """What configurations call the longest sequence; some give -1 where there is none."""
-MAX_CACHED_TEXTS = 20_000
-"""Texts whose ids are cached."""
+TOKEN_CACHE_BYTES = 1 << 23
+"""Largest size of the cache of token ids."""
 MAX_CACHED_TEXT_LENGTH = 4096
 """Characters of the longest text whose ids are cached."""
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """Folder of the model that ships with the package."""
+
+
+def _entry_bytes(text: str, ids: array[int]) -> int:
+    """Bytes of a text, its token ids, and their entry in the cache."""
+    return sys.getsizeof(text) + sys.getsizeof(ids) + ENTRY_BYTES
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,18 @@ class LoadedModel:
     chose the format."""
     turn_end_ids: frozenset[int] = frozenset()
     """Special tokens that end an answer in the chat template."""
-    _token_cache: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _token_cache: BoundedCache[str, array[int]] = field(
+        default_factory=lambda: BoundedCache(TOKEN_CACHE_BYTES, _entry_bytes), compare=False, repr=False
+    )
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """The ids of a text. Those of short ones are cached: prompts share their demonstrations."""
-        ids = self._token_cache.get(text)
-        if ids is None:
-            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-            if len(self._token_cache) >= MAX_CACHED_TEXTS:
-                self._token_cache.clear()
-            if len(text) <= MAX_CACHED_TEXT_LENGTH:
-                self._token_cache[text] = ids
+        cached = self._token_cache.get(text)
+        if cached is not None:
+            return tuple(cached)
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        if len(text) <= MAX_CACHED_TEXT_LENGTH:
+            self._token_cache.put(text, array("i", ids))
         return ids
 
     @property
