@@ -14,13 +14,15 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..ttt_core.errors import PolicyError
+from ..ttt_core.tasks.fields import shortened
 from . import lazy
 from .bundle_card import CARD, read_card, unusable_bundle
+from .card_fields import FIELDS, read_field
 from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
@@ -28,6 +30,8 @@ from .trained import Change, TrainedPolicy
 from .versions import BUNDLE_VERSION
 
 ESTIMATORS = "estimators.skops"
+MAX_FILE_BYTES, MAX_UNPACKED_BYTES, MAX_SCHEMA_BYTES = 256 << 20, 1 << 30, 128 << 20
+"""Largest file of estimators, its content and its schema; those of the shipped policies have 4, 27 and 19 MiB."""
 COST = "0/cost/"
 """Prefix of the names of cost models, which read the free features."""
 
@@ -93,55 +97,52 @@ def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -
     card = read_card(path)
     _check_features(path, card, ignore_mismatch)
     try:
-        names = {int(stage): tuple(map(str, names)) for stage, names in card["feature_names"].items()}
+        names = {stage: tuple(card["feature_names"][str(stage)]) for stage in NAMES}
+        values = {name: read_field(card, name) for name in FIELDS}
         estimators = _read_estimators(path, card.get("estimators_sha256"), {s: len(n) for s, n in names.items()})
-        policy = _from_card(card, names, estimators)
+        policy = _from_card(values, names, estimators)
         _check(policy)
         return policy
     except PolicyError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unusable_bundle(path, f"{CARD} has an invalid content: {type(error).__name__}: {error}") from None
+    except ValueError as error:
+        raise unusable_bundle(path, f"{CARD} has an invalid content: {error}") from None
 
 
 def _from_card(
-    card: Mapping[str, Any], feature_names: Mapping[int, tuple[str, ...]], estimators: Mapping[str, Any]
+    values: dict[str, Any], feature_names: Mapping[int, tuple[str, ...]], estimators: Mapping[str, Any]
 ) -> TrainedPolicy:
-    """The policy that a card and its estimators describe."""
+    """The policy of the fields of a card and of estimators. Raises `ValueError` naming what is missing."""
+    strategies, calibration = values["strategies"], values.pop("calibration")
     classifiers = {
-        name: CalibratedClassifier(estimators[name], *map(float, pair)) for name, pair in card["calibration"].items()
+        name: CalibratedClassifier(_named(estimators, name, ESTIMATORS), *pair) for name, pair in calibration.items()
     }
-    strategies = tuple(card["strategies"])
 
-    def change(stage: int, name: str) -> Change:
-        return Change(classifiers[f"{stage}/{name}/fixes"], classifiers[f"{stage}/{name}/breaks"])
+    def classifier(stage: int, name: str) -> CalibratedClassifier:
+        return cast(CalibratedClassifier, _named(classifiers, f"{stage}/{name}", "calibration"))
 
     return TrainedPolicy(
-        base_hash=str(card["base_hash"]),
-        strategies=strategies,
-        difficulty={stage: classifiers[f"{stage}/{BASE}"] for stage in NAMES},
-        changes={stage: tuple(change(stage, name) for name in strategies[1:]) for stage in NAMES},
-        mean_costs={kind: tuple(map(float, costs)) for kind, costs in card["mean_costs"].items()},
-        cost_weight=float(card["cost_weight"]),
-        skip_probe_threshold=float(card["skip_probe_threshold"]),
-        ranking=tuple(card["ranking"]),
-        feature_min=tuple(map(float, card["feature_min"])),
-        feature_max=tuple(map(float, card["feature_max"])),
-        deciles=tuple(tuple(map(float, nine)) for nine in card["deciles"]),
-        cdf=tuple(tuple(map(float, nine)) for nine in card["cdf"]),
-        families=tuple(card["families"]),
-        datasets=tuple(card["datasets"]),
-        seed=int(card["seed"]),
+        difficulty={stage: classifier(stage, BASE) for stage in NAMES},
+        changes={
+            stage: tuple(
+                Change(classifier(stage, f"{name}/fixes"), classifier(stage, f"{name}/breaks"))
+                for name in strategies[1:]
+            )
+            for stage in NAMES
+        },
         cost_models=tuple(
             CostRegressor(estimators[f"{COST}{name}"]) for name in strategies[1:] if f"{COST}{name}" in estimators
         ),
-        keep_threshold=float(card["keep_threshold"]),
-        risk=None if card["risk"] is None else float(card["risk"]),
-        prompt_format=str(card["prompt_format"]),
-        recipes={str(name): str(digest) for name, digest in card["recipes"].items()},
-        scorecard=dict(card["scorecard"]),
         feature_names=feature_names,
+        **values,
     )
+
+
+def _named(values: Mapping[str, Any], name: str, where: str) -> Any:
+    """The value of a name. Raises `ValueError` if there is none."""
+    if name not in values:
+        raise ValueError(f"{where}: expected {shortened(name)}; received nothing of this name")
+    return values[name]
 
 
 def card_of(policy: TrainedPolicy) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _released(path: Path, base_hash: str) -> bool:
     """Whether a folder holds a released policy for a model."""
     try:
         card = json.loads((path / CARD).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(card, dict) and card.get("released") is True and card.get("base_hash") == base_hash
 
@@ -231,15 +232,16 @@ def _check_features(path: Path, card: Mapping[str, Any], ignore_mismatch: bool) 
         received = names.get(str(stage)) if isinstance(names, dict) else None
         if not isinstance(received, list) or not received:
             raise unusable_bundle(path, f"{CARD} has no feature names of stage {stage}")
-        unknown = [str(name) for name in received if name not in known]
+        unknown = [name if isinstance(name, str) else shortened(name) for name in received if name not in known]
         if unknown or len(set(received)) < len(received):
             shown = ", ".join(unknown[:3] or received[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
             raise unusable_bundle(path, f"it was trained on features that this package does not measure: {shown}")
     if card.get("features_version") != FEATURES_VERSION and not ignore_mismatch:
         raise unusable_bundle(
             path,
-            f"it was trained on features of version {card.get('features_version')}, and this package measures version "
-            f"{FEATURES_VERSION} under the same names; --ignore-mismatch (ignore_mismatch=True) accepts them",
+            f"it was trained on features of version {shortened(card.get('features_version'))}, and this package "
+            f"measures version {FEATURES_VERSION} under the same names; --ignore-mismatch (ignore_mismatch=True) "
+            "accepts them",
         )
 
 
@@ -247,7 +249,16 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
     """The estimators of a bundle; `counts` is the number of features of each stage."""
     file = path / ESTIMATORS
     try:
+        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
+            file.stat()  # raises for a file that is missing
+            raise ValueError(f"expected a file of at most {MAX_FILE_BYTES >> 20} MiB")
         with zipfile.ZipFile(file) as archive:
+            sizes = {one.filename: one.file_size for one in archive.infolist()}
+            if sizes["schema.json"] > MAX_SCHEMA_BYTES or sum(sizes.values()) > MAX_UNPACKED_BYTES:
+                raise ValueError(
+                    f"expected at most {MAX_UNPACKED_BYTES >> 20} MiB of content and {MAX_SCHEMA_BYTES >> 20} MiB of "
+                    "schema.json"
+                )
             nodes = list(_nodes(json.loads(archive.read("schema.json"))))
         foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
         foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS

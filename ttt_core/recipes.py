@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from .errors import ModelError
+from .tasks.fields import shortened
 
 Loss = Literal["all", "last", "inputs"]
 
@@ -20,6 +21,8 @@ _WHOLE = {
     "rank": 1, "max_steps": 1, "batch_size": 1, "views": 1, "max_tokens_per_step": 0, "transformations": 0,
 }  # fmt: skip
 """Settings that count something, and the least of each."""
+_LARGEST = 2**31 - 1
+"""The largest count."""
 _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "alpha": ("a number", lambda x: -inf < x < inf),
     "dropout": ("a number in [0, 1)", lambda x: 0 <= x < 1),
@@ -70,13 +73,15 @@ class Recipe:
             count: object = getattr(self, name)
             if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
                 raise _refused(name, f"an integer of at least {least}", count)
+            if int(count) > _LARGEST:
+                raise _refused(name, f"an integer of at most {_LARGEST}", count)
             object.__setattr__(self, name, int(count))
         for name, (expected, suits) in _NUMBERS.items():
             number: object = getattr(self, name)
-            if not isinstance(number, Real) or isinstance(number, bool) or not suits(float(number)):
+            if not isinstance(number, Real) or isinstance(number, bool) or not suits(_as_float(number)):
                 raise _refused(name, expected, number)
             object.__setattr__(self, name, float(number))
-        if self.loss not in get_args(Loss):
+        if not isinstance(self.loss, str) or self.loss not in get_args(Loss):
             raise _refused("loss", f"one of {', '.join(get_args(Loss))}", self.loss)
         targets: object = self.target_modules
         if not isinstance(targets, tuple) or not targets or not all(isinstance(t, str) for t in targets):
@@ -91,17 +96,25 @@ class Recipe:
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
         """A recipe from a mapping as JSON gives it. Raises `ModelError` naming unknown settings and wrong ones."""
         if not isinstance(settings, Mapping):
-            raise ModelError(f"a recipe is an object of settings; received {settings!r}")
+            raise ModelError(f"a recipe is an object of settings; received {shortened(settings)}")
         known = {f.name for f in fields(cls)}
-        if odd := sorted(settings.keys() - known):
-            raise ModelError(f"unknown recipe settings {odd}; known are {sorted(known)}")
+        if unknown := sorted(map(shortened, settings.keys() - known)):
+            raise ModelError(f"unknown recipe settings [{', '.join(unknown[:5])}]; known are {sorted(known)}")
         targets = settings.get("target_modules")
         values = {**settings, "target_modules": tuple(targets)} if isinstance(targets, list) else settings
         return replace(cls(), **values)
 
 
 def _refused(name: str, expected: str, received: object) -> ModelError:
-    return ModelError(f"a recipe's {name}: expected {expected}; received {received!r}")
+    return ModelError(f"a recipe's {name}: expected {expected}; received {shortened(received)}")
+
+
+def _as_float(number: Real) -> float:
+    """The number as a float; infinity if it is too large for one."""
+    try:
+        return float(number)
+    except OverflowError:
+        return inf
 
 
 def recipes_for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:

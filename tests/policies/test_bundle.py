@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import zipfile
 from typing import Any
 
@@ -64,10 +66,15 @@ def policy():
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def saved(policy, tmp_path_factory):
+    return save_bundle(policy, tmp_path_factory.mktemp("bundle"))
+
+
 @pytest.fixture
-def folder(policy, tmp_path):
-    save_bundle(policy, tmp_path)
-    return tmp_path
+def folder(saved, tmp_path):
+    """A copy of the bundle, to be changed."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def alone(policy, heads):
@@ -259,4 +266,100 @@ def test_a_damaged_file_is_refused(folder, name):
 def test_a_card_that_does_not_fit_is_refused(folder, changed, reason):
     edit_card(folder, **changed)
     with pytest.raises(PolicyError, match=reason):
+        load_bundle(folder)
+
+
+DEEP = json.loads("[" * 900 + "]" * 900)
+
+
+VALUES = (None, True, 1.5, 10**400, "text", [[]], [10**30], {"a": 1}, {"": [[]]}, DEEP)
+
+
+def reason_of(folder) -> str:
+    """Why a bundle is refused; empty if it is loaded."""
+    try:
+        load_bundle(folder)
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+def test_a_field_of_another_type_is_refused_unless_a_policy_may_have_it(folder):
+    card = json.loads((folder / CARD).read_text())
+    loaded = []
+    for name in card.keys() - {"versions", "released", "prompt_format", "base_hash", "scorecard"}:
+        for value in VALUES:
+            edit_card(folder, **(card | {name: value}))
+            reason = reason_of(folder)
+            assert not reason or "not a usable policy" in reason
+            assert len(reason) < 1000
+            loaded += [] if reason else [(name, value)]
+    assert sorted(loaded) == [
+        ("cost_weight", 1.5), ("keep_threshold", 1.5), ("risk", None), ("skip_probe_threshold", 1.5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["strategies", "mean_costs", "risk", "scorecard", "calibration", "seed"])
+def test_a_missing_field_is_named(folder, name):
+    card = json.loads((folder / CARD).read_text())
+    del card[name]
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(PolicyError, match=f"{name}: expected .* received nothing: the field is missing"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"scorecard": {"gain_over_sbs": [1]}}, "scorecard: expected"),
+        ({"scorecard": {"gain_over_sbs": {"interval_90": [float("nan"), 1]}}}, "scorecard: expected"),
+        ({"scorecard": {"gain_over_best_fixed": {"interval_90": ["a", "b"]}}}, "scorecard: expected"),
+        ({"calibration": {}}, "calibration: expected '0/in_context'"),
+        ({"cost_weight": 10**400}, "integers of at most 64 bits"),
+        ({"families": ["a\ud800"]}, "families: expected texts that can be written as UTF-8"),
+        ({"scorecard": {"deep": DEEP}}, "scorecard: expected at most 16 levels"),
+        ({"deciles": [[True] * 9] * len(NAMES[1])}, "deciles: expected a list of lists of numbers"),
+        ({"strategies": "in_context"}, "strategies: expected a list of texts"),
+        ({"features_version": "9" * 5000}, "features of version '999"),
+    ],
+)
+def test_a_card_with_invalid_values_is_refused(folder, changed, reason):
+    edit_card(folder, **changed)
+    with pytest.raises(PolicyError, match=reason):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", "\udcff", "", "null", " " * (17 << 20)]
+)
+def test_a_card_that_is_not_json_is_refused(folder, text):
+    (folder / CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(PolicyError, match=r"not a usable policy: card\.json"):
+        load_bundle(folder)
+
+
+def test_a_card_or_estimators_that_are_not_files_are_refused(folder):
+    (folder / CARD).rename(folder / "kept.json")
+    os.mkfifo(folder / CARD)
+    with pytest.raises(PolicyError, match="it is not a file"):
+        load_bundle(folder)
+    (folder / "kept.json").replace(folder / CARD)
+    with (folder / ESTIMATORS).open("r+b") as opened:
+        opened.truncate(300 << 20)
+    with pytest.raises(PolicyError, match="a file of at most 256 MiB"):
+        load_bundle(folder)
+    (folder / ESTIMATORS).unlink()
+    os.mkfifo(folder / ESTIMATORS)
+    with pytest.raises(PolicyError, match="a file of at most 256 MiB"):
+        load_bundle(folder)
+
+
+def test_estimators_that_unpack_to_much_more_are_refused_before_they_are_unpacked(folder):
+    with (
+        zipfile.ZipFile(folder / ESTIMATORS, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("schema.json", "w", force_zip64=True) as opened,
+    ):
+        for _ in range(130):
+            opened.write(b" " * (1 << 20))
+    with pytest.raises(PolicyError, match="128 MiB of schema"):
         load_bundle(folder)

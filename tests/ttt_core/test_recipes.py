@@ -85,3 +85,18 @@ def test_the_shipped_policy_knows_the_shipped_recipes_by_their_digests() -> None
     for place, digest in written.items():
         name, kind = place.split("/")
         assert digest == recipe_digest(recipe_for(get_strategy(name), BUNDLED_RECIPES, kind))
+
+
+@pytest.mark.parametrize("value", [10**400, 10**4000, -(10**400), [], {}, "high", None, math.nan])
+@pytest.mark.parametrize("name", [*COUNTS, *NUMBERS, "loss", "target_modules"])
+def test_a_huge_number_or_another_type_is_refused_with_the_setting(name: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=f"a recipe's {name}: expected ") as refusal:
+        Recipe.from_settings({name: value})
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("settings", [[], 10**4000, None, {"a" * 10_000: 1}, {3: 1, "rnak": 2}])
+def test_settings_that_are_no_settings_are_refused_in_few_words(settings: Any) -> None:
+    with pytest.raises(ModelError, match=r"recipe (is an object of )?settings") as refusal:
+        Recipe.from_settings(settings)
+    assert len(str(refusal.value)) < 600

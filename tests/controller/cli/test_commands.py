@@ -555,6 +555,7 @@ def test_demo_shows_decisions_the_table_and_the_proof(model, compare):
         "retrain",
         "outcomes show",
         "outcomes import",
+        "outcomes check",
     ],
 )
 def test_every_command_has_help_with_an_example(command):

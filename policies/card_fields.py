@@ -1,0 +1,105 @@
+"""The fields of a bundle's card and what each has to be. Knows nothing about estimators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..ttt_core.tasks.fields import MISSING, shortened
+
+Reader = Callable[[Any], Any]
+"""Returns the value of a field; raises `TypeError` or `ValueError` for a value of another form."""
+
+
+def read_field(card: Mapping[str, Any], name: str) -> Any:
+    """The value of a field. Raises `ValueError` naming the field, what was expected and what was received."""
+    expected, read = FIELDS[name]
+    received = card.get(name, MISSING)
+    try:
+        return read(received)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected {expected}; received {shortened(received)}") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _list_of(read: Reader) -> Reader:
+    def read_list(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise TypeError
+        return tuple(map(read, value))
+
+    return read_list
+
+
+def _object_of(read: Reader) -> Reader:
+    def read_object(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {name: read(item) for name, item in value.items()}
+
+    return read_object
+
+
+def _two_numbers(value: object) -> tuple[float, ...]:
+    numbers: tuple[float, ...] = _list_of(_number)(value)
+    if len(numbers) != 2:
+        raise ValueError
+    return numbers
+
+
+def _risk(value: object) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _scorecard(value: object) -> dict[str, Any]:
+    """The scorecard, with the gains on which a release depends checked."""
+    card: dict[str, Any] = _object_of(lambda item: item)(value)
+    for gain in (card.get("gain_over_sbs"), card.get("gain_over_best_fixed")):
+        interval = None if gain is None else _object_of(lambda item: item)(gain).get("interval_90")
+        if interval is not None and not all(map(math.isfinite, _two_numbers(interval))):
+            raise ValueError
+    return card
+
+
+_TEXTS, _NUMBERS = ("a list of texts", _list_of(_text)), ("a list of numbers", _list_of(_number))
+_NINE = ("a list of lists of numbers", _list_of(_list_of(_number)))
+FIELDS: Mapping[str, tuple[str, Reader]] = {
+    "base_hash": ("a text", _text),
+    "strategies": _TEXTS,
+    "calibration": ("an object of lists of two numbers", _object_of(_two_numbers)),
+    "mean_costs": ("an object of lists of numbers", _object_of(_list_of(_number))),
+    "cost_weight": ("a number", _number),
+    "skip_probe_threshold": ("a number", _number),
+    "ranking": _TEXTS,
+    "feature_min": _NUMBERS,
+    "feature_max": _NUMBERS,
+    "deciles": _NINE,
+    "cdf": _NINE,
+    "families": _TEXTS,
+    "datasets": _TEXTS,
+    "seed": ("an integer", _integer),
+    "keep_threshold": ("a number", _number),
+    "risk": ("a number or null", _risk),
+    "prompt_format": ("a text", _text),
+    "recipes": ("an object of texts", _object_of(_text)),
+    "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),
+}
+"""Field -> what it has to be, in words and as a function; all but `calibration` are fields of `TrainedPolicy`."""
