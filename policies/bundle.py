@@ -18,8 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..ttt_core.errors import PolicyError
-from ..ttt_core.tasks.fields import shortened
+from ..ttt_core.errors import PolicyError, shortened
 from . import lazy
 from .bundle_card import CARD, read_card, unusable_bundle
 from .card_fields import FIELDS, read_field

@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ..ttt_core.errors import PolicyError
-from ..ttt_core.tasks.fields import MAX_SEED, is_utf8, shortened
+from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
 from .versions import BUNDLE_VERSION
 
 CARD = "card.json"

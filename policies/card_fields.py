@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..ttt_core.tasks.fields import MISSING, shortened
+from ..ttt_core.errors import shortened
+from ..ttt_core.tasks.fields import MISSING
 
 Reader = Callable[[Any], Any]
 """Returns the value of a field; raises `TypeError` or `ValueError` for a value of another form."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from ..ttt_core.errors import PolicyError
-from ..ttt_core.tasks.fields import is_utf8, shortened
+from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.tasks.fields import is_utf8
 from .outcome_files import Damage
 from .outcomes import BASE, Key, Outcome, outcome_from
 

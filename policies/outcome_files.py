@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
-from ..ttt_core.errors import PolicyError
-from ..ttt_core.tasks.fields import shortened
+from ..ttt_core.errors import PolicyError, shortened
 from .versions import OUTCOMES_VERSION
 
 try:

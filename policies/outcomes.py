@@ -21,8 +21,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
-from ..ttt_core.errors import PolicyError
-from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8, shortened
+from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8
 from .outcome_files import (
     SHARD,
     Damage,

@@ -54,3 +54,14 @@ class BudgetError(AutotttError, ValueError):
 
 class SettingsError(AutotttError, ValueError):
     """An option, an environment variable or a key of the configuration file is invalid."""
+
+
+def shortened(value: object) -> str:
+    """The `repr` of a value in at most 60 characters, for error messages."""
+    if isinstance(value, (str, bytes)):
+        value = value[:64]  # of a long text its beginning, which is longer than what is shown
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits; lists thousands deep
+        return f"a value of type {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,8 +12,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from .errors import ModelError
-from .tasks.fields import shortened
+from .errors import ModelError, shortened
 
 Loss = Literal["all", "last", "inputs"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..errors import TaskError
+from ..errors import TaskError, shortened
 
 MAX_SEED = 2**63 - 1
 """Largest seed; stores keep seeds as 64-bit integers."""
@@ -20,17 +20,6 @@ class Missing:
 
 
 MISSING = Missing()
-
-
-def shortened(value: object) -> str:
-    """The `repr` of a value in at most 60 characters, for error messages."""
-    if isinstance(value, (str, bytes)):
-        value = value[:64]  # of a long text its beginning, which is longer than what is shown
-    try:
-        text = repr(value)
-    except Exception:  # a number of thousands of digits; lists thousands deep
-        return f"a value of type {type(value).__name__} that cannot be printed"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def invalid_field(field: str, expected: str, received: object) -> TaskError:

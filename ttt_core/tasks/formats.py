@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import TaskError
-from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled, shortened
+from ..errors import TaskError, shortened
+from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled
 from .kinds import KINDS, canonical_output, demonstration_of, guess_kind
 from .messages import Turn, read_chat
 from .task import Demonstration, Task, Value

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import ParseError, TaskError
-from .fields import MISSING, check_name, check_text, invalid_field, is_utf8, shortened
+from ..errors import ParseError, TaskError, shortened
+from .fields import MISSING, check_name, check_text, invalid_field, is_utf8
 from .messages import are_messages, read_chat
 from .task import Demonstration, Task, Value, as_grid
 from .transformations import Transformation, draw_grid_transformations, draw_list_transformations

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
-from ..errors import TaskError
-from .fields import check_name, invalid_field, shortened
+from ..errors import TaskError, shortened
+from .fields import check_name, invalid_field
 from .formats import ACCEPTED, ReadSettings, is_arc, is_task, misspelled_field, read_object, task_from_messages
 from .task import Task, content_digest
 
