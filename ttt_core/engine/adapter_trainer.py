@@ -1,6 +1,6 @@
-"""Training adapters of tasks: as many side by side as fit in memory, or cross-fitted.
+"""Trains adapters of tasks: as many in one batch as fit in memory, or the folds of a cross-validation.
 
-Knows nothing about which adapters are known already.
+Knows nothing about cached adapters.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .answering import Answerer, require_answer
 from .guarded import GuardedModel, memory_errors
 
 COPIES = 8
-"""Of an adapter's weights that its training holds at most: as they were, as they are, at this look and at the best
-one, two moments, and the gradients of a pass and of a step; the latter once more for each further part."""
+"""Copies of an adapter's weights that training holds at most: initial, current, at this and at the best evaluation, two
+moments, and the gradients of a micro-batch and of a step; the last once more for each further shard."""
 RESERVED_COPIES = 4
-"""Of these, those that training does not count itself (see `buffer.Buffer.nbytes`)."""
+"""Of these, the copies that the optimizer does not count (see `BatchedAdamW.nbytes`)."""
 
 
 class AdapterTrainer:
@@ -54,7 +54,7 @@ class AdapterTrainer:
         recipes = recipes_for_each(recipes, len(examples))
         if start is not None:
             self._refuse_start(start, recipes[0], len(seeds))
-        found: list[Adapter] = []
+        adapters: list[Adapter] = []
         with (
             memory_errors(f"training (batch {max((r.batch_size for r in recipes), default=0)})"),
             self._guarded.compute(None),
@@ -73,7 +73,7 @@ class AdapterTrainer:
                 if charged:
                     _refuse_failed(trainings)
                 read = max(1, sum(t.tokens for t in trainings))
-                found += [
+                adapters += [
                     Adapter(
                         weights.select(a), recipe, replace(t, seconds=t.seconds * t.tokens / read),
                         self._guarded.base_hash, kind=mine[0].kind,
@@ -81,7 +81,7 @@ class AdapterTrainer:
                     for a, (t, recipe, mine) in enumerate(zip(trainings, recipes[some], examples[some], strict=True))
                 ]  # fmt: skip
                 del weights  # before the next are trained
-        return found
+        return adapters
 
     def cross_validate(
         self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int = 0,

@@ -1,4 +1,4 @@
-"""Answering and scoring: a model that reads prompts of tasks, as it is or with an adapter, and remembers what it read.
+"""Answers prompts and scores answers, with the base or an adapter, and caches shared prefixes, answers and scores.
 
 Knows nothing about how adapters are trained.
 """
@@ -22,9 +22,9 @@ from .guarded import GuardedModel, memory_errors
 from .prefetch import AnswerPrefetch
 
 MAX_CACHED_ANSWERS = 256
-"""Answers of the base that are kept as guesses at those of adapters."""
+"""Answers of the base that are cached as drafts for adapters."""
 MAX_CACHED_SCORES = 256
-"""Prompts whose scores by the base are kept."""
+"""Prompts whose scores by the base are cached."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class Answer:
     """A model's answer to one query."""
 
     value: Value | None
-    """None where the text is not a value of the task's kind."""
+    """None if the text cannot be parsed as a value of the task's kind."""
     text: str
     scores: TokenScores
     ended: bool
-    """Whether the model ended the answer, rather than running out of room or into what is no value."""
+    """Whether the model ended the answer, before the token limit and before the text became invalid."""
 
 
 @dataclass(frozen=True)
 class PromptScores:
-    """What was seen while reading a prompt: the scores of each demonstration's answer given those before it."""
+    """Scores of each demonstration's answer given the demonstrations before it, from one pass over the prompt."""
 
     answers: tuple[TokenScores, ...]
 
 
 class Answerer:
-    """What a model answers, and how likely it finds answers; its methods are those of `Learner`."""
+    """Decodes and scores answers of one model; its methods are those of `Learner`."""
 
     def __init__(self, guarded: GuardedModel, window: ContextWindow, prefetch: AnswerPrefetch) -> None:
-        """`ahead` is where answers of adapters are looked for first."""
+        """`prefetch` is searched first for an adapter's answers."""
         self._guarded = guarded
         self._loaded = guarded.loaded
         self._window = window
@@ -60,7 +60,7 @@ class Answerer:
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
 
     def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
-        """Scores the demonstrations' answers while they are read."""
+        """Scores the demonstrations' answers in one pass over the prompt."""
         with memory_errors("reading the demonstrations"), self._guarded.compute(require_single(adapter)):
             return PromptScores(self._prefix_of(self._window.encode(task), adapter, whole=True).demonstration_scores)
 
@@ -73,28 +73,32 @@ class Answerer:
         if not tasks:
             return [[] for _ in range(count)]
         with memory_errors("answering"), self._guarded.compute(adapter):
-            asked = [self._window.request(t) for t in tasks]
-            prompts = [a.prompt for a in asked]
-            if adapter is not None and temperature == 0 and (known := self._prefetch.take(adapter.weights, prompts)):
-                return [[self._as_answer(t, g) for t, g in zip(tasks, known, strict=True)]]
-            tried = self._drafts(tasks, prompts, adapter, drafts)
-            prefix = self._shared_prefix(prompts, adapter, whole=len(prompts) == 1 and not tried[0])
-            # What is drawn is to follow from the seed alone.
-            most = self._guarded.max_batch_tokens() if temperature == 0 else MAX_BATCH_TOKENS
+            requests = [self._window.request(t) for t in tasks]
+            prompts = [request.prompt for request in requests]
+            if (
+                adapter is not None
+                and temperature == 0
+                and (prefetched := self._prefetch.take(adapter.weights, prompts))
+            ):
+                return [[self._as_answer(t, g) for t, g in zip(tasks, prefetched, strict=True)]]
+            draft_ids = self._drafts(tasks, prompts, adapter, drafts)
+            prefix = self._shared_prefix(prompts, adapter, whole=len(prompts) == 1 and not draft_ids[0])
+            # Sampled tokens depend on the seed alone, not on the free memory.
+            max_tokens = self._guarded.max_batch_tokens() if temperature == 0 else MAX_BATCH_TOKENS
             generated = decode(
-                self._loaded, prompts, [a.max_new_tokens for a in asked],
+                self._loaded, prompts, [request.max_new_tokens for request in requests],
                 prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                drafts=tried, prefix_filters=[a.prefix_filter for a in asked], max_tokens=most,
+                drafts=draft_ids, prefix_filters=[request.prefix_filter for request in requests], max_tokens=max_tokens,
                 should_stop=self._guarded.should_stop,
             )  # fmt: skip
             if adapter is None and temperature == 0:
                 self._remember_answers({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
             self._guarded.charge(forward=sum(g.prompt_tokens + len(g.ids) + g.rejected for g in generated))
-            found = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
-            return [found[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
+            answers = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
+            return [answers[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
 
     def cached_answer(self, task: Task) -> Value | None:
-        """What the base answered to the task lately."""
+        """The base's cached answer to the task; None if there is none or it cannot be parsed."""
         ids = self._base_answers.get(self._window.encode(task).ids)
         if ids is None:
             return None
@@ -106,32 +110,33 @@ class Answerer:
             return None
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
-        """Scores of the answers in each prompt; the base's are kept."""
+        """Scores of the answers in each prompt; those of the base are cached."""
         with memory_errors("scoring answers"), self._guarded.compute(require_single(adapter)):
             prompts = [self._window.encode(t, require_answer(t)) for t in tasks]
-            found = {} if adapter is not None else {p: self._base_scores[p] for p in prompts if p in self._base_scores}
-            new = [p for p in dict.fromkeys(prompts) if p not in found]
+            cached = self._base_scores if adapter is None else {}
+            scores = {p: cached[p] for p in prompts if p in cached}
+            new = [p for p in dict.fromkeys(prompts) if p not in scores]
             self._guarded.charge(forward=sum(len(p.ids) for p in new))
-            found |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
+            scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
             if adapter is None:
-                self._base_scores |= found
+                self._base_scores |= scores
                 _evict_oldest(self._base_scores, MAX_CACHED_SCORES)
-            return [found[p] for p in prompts]
+            return [scores[p] for p in prompts]
 
     def clear(self) -> None:
-        """Drops what was read, answered and scored."""
+        """Drops the cached prefix, answers and scores."""
         with self._guarded.lock.compute:
             self.clear_prefix()
             self._base_answers.clear()
             self.clear_scores()
 
     def clear_prefix(self) -> None:
-        """Drops what was read of the last prompt."""
+        """Drops the cached prefix of the last prompt."""
         with self._guarded.lock.compute:
             self._prefix = None
 
     def clear_scores(self) -> None:
-        """Drops the scores of the base."""
+        """Drops the cached scores of the base."""
         with self._guarded.lock.compute:
             self._base_scores.clear()
 
@@ -139,15 +144,15 @@ class Answerer:
         self, tasks: Sequence[Task], prompts: Sequence[Encoded], adapter: Adapter | None,
         drafts: Sequence[Value | None],
     ) -> list[tuple[int, ...]]:  # fmt: skip
-        """The tokens of a guess at each answer; an adapter's, where none is given, is what the base answered."""
-        given = drafts or [None] * len(tasks)
-        tried = [self._draft_ids(t, p, v) for t, p, v in zip(tasks, prompts, given, strict=True)]
-        if adapter is not None and len(prompts) == 1 and not tried[0]:
+        """The tokens of a draft of each answer; without one, an adapter's draft is the base's cached answer."""
+        values = drafts or [None] * len(tasks)
+        ids = [self._draft_ids(t, p, v) for t, p, v in zip(tasks, prompts, values, strict=True)]
+        if adapter is not None and len(prompts) == 1 and not ids[0]:
             return [self._base_answers.get(prompts[0].ids, ())]
-        return tried
+        return ids
 
     def _draft_ids(self, task: Task, prompt: Encoded, value: Value | None) -> tuple[int, ...]:
-        """The tokens of a guess."""
+        """The tokens of a draft; none if it does not fit."""
         if value is None:
             return ()
         try:
@@ -156,22 +161,22 @@ class Answerer:
             return ()
 
     def _remember_answers(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Keeps the base's answers to prompts: guesses at what adapters will answer."""
+        """Caches the base's answers to prompts as drafts for adapters."""
         self._base_answers.update(answers)
         _evict_oldest(self._base_answers, MAX_CACHED_ANSWERS)
 
     def _shared_prefix(self, prompts: Sequence[Encoded], adapter: Adapter | None, whole: bool) -> Prefix | None:
-        """As `_prefix_of`, where it is the beginning of all the prompts."""
+        """The cached prefix if all prompts share it; else None."""
         first = prompts[0]
-        same = all(
+        is_shared = all(
             p.shared_prefix_length == first.shared_prefix_length
             and p.ids[: p.shared_prefix_length] == first.ids[: first.shared_prefix_length]
             for p in prompts
         )
-        return self._prefix_of(first, adapter, whole) if same else None
+        return self._prefix_of(first, adapter, whole) if is_shared else None
 
     def _prefix_of(self, prompt: Encoded, adapter: Adapter | None, whole: bool) -> Prefix:
-        """The prompt's shared beginning, read now or just before; `whole`: and the rest, where it is read now."""
+        """The shared prefix of a prompt, cached or from a pass now; with `whole`, that pass includes the rest."""
         owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared_prefix_length]
         if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
@@ -189,17 +194,17 @@ class Answerer:
         return Answer(value, generated.text, generated.scores, generated.ended)
 
 
-def _evict_oldest(kept: dict[Any, Any], most: int) -> None:
-    """Lets go of the oldest entries beyond so many."""
-    while len(kept) > most:
-        del kept[next(iter(kept))]
+def _evict_oldest(cache: dict[Any, Any], max_entries: int) -> None:
+    """Removes the oldest entries beyond `max_entries`."""
+    while len(cache) > max_entries:
+        del cache[next(iter(cache))]
 
 
 def require_single(adapter: Adapter | None) -> Adapter | None:
-    """The adapter, which must be one alone. Raises `AdaptationError`."""
+    """The adapter. Raises `AdaptationError` for one of several folds."""
     if adapter is not None and adapter.weights.adapter_count != 1:
         parts = adapter.weights.adapter_count
-        raise AdaptationError(f"a cross-fitted adapter of {parts} parts has as many answers: ask `answers` for them")
+        raise AdaptationError(f"a cross-validated adapter of {parts} folds gives {parts} answers; use `answers`")
     return adapter
 
 

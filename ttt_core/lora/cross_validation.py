@@ -1,8 +1,8 @@
-"""Cross-fitted training: adapters that each leave some demonstrations out, and what those say of it.
+"""Cross-validation of training: each fold's adapter is trained without some demonstrations and evaluated on those.
 
-Every demonstration is answered once by the adapter that never saw it, and by the base from the same prompt. The
-difference is an estimate of what training gains on this very task; how long a fold is trained for it is decided by the
-others, so that where training changes nothing but by chance it is 0 on average. Stone 1974, "Cross-validatory choice
+Every demonstration is answered once by the adapter that was trained without it, and by the base from the same prompt.
+The difference estimates what training gains on this task. The number of steps at which a fold is evaluated is chosen by
+the other folds, so that the expected gain is 0 where training has no effect. Stone 1974, "Cross-validatory choice
 and assessment of statistical predictions"; the folds vote as in bagging (Breiman 1996). Axes: A folds, each with its
 adapter.
 """
@@ -25,17 +25,17 @@ from ..tasks.task import Task
 from .weights import LoraWeights
 
 LOG_PROB_FLOOR = -20.0
-"""A log-probability below this counts as this."""
+"""Lower bound of log-probabilities, in nats."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """The demonstrations that one adapter learns from, and those that it is judged by."""
+    """The demonstrations that one adapter is trained on, and those that it is evaluated on."""
 
     training_task: Task
-    """The task with the former alone."""
+    """The task with the training demonstrations only."""
     held_out: tuple[Task, ...]
-    """Each of the latter as a query after the former, with its answer."""
+    """Each held-out demonstration as the query after the training demonstrations, with its answer."""
 
 
 def split_folds(task: Task, count: int, rng: random.Random) -> list[Fold]:
@@ -45,13 +45,13 @@ def split_folds(task: Task, count: int, rng: random.Random) -> list[Fold]:
     """
     n = len(task.demonstrations)
     order = rng.sample(range(n), n)
-    found = []
+    folds = []
     for fold in range(min(count, n) if n > 1 else 0):
         held = set(order[fold :: min(count, n)])
         shown = task.with_demonstrations(tuple(d for i, d in enumerate(task.demonstrations) if i not in held))
         queries = tuple(task.leave_out(i).with_demonstrations(shown.demonstrations) for i in sorted(held))
-        found.append(Fold(shown, queries))
-    return found
+        folds.append(Fold(shown, queries))
+    return folds
 
 
 def fold_seeds(seed: int, count: int) -> list[int]:
@@ -61,22 +61,22 @@ def fold_seeds(seed: int, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CrossValidationResult:
-    """What held-out demonstrations say of a task's training: one entry each, paired."""
+    """Results on the held-out demonstrations of a task, one entry each, paired."""
 
     before: tuple[bool, ...]
-    """Whether the base answers it right from the demonstrations that the fold was shown."""
+    """Whether the base answers it right from the fold's training demonstrations."""
     after: tuple[bool, ...]
-    """Whether the fold's adapter does, after as many steps as the other folds alone would have chosen."""
+    """Whether the fold's adapter answers it right, after the number of steps that the other folds choose."""
     log_prob_before: tuple[float, ...]
     """Log-probability per token of the right answer, in nats."""
     log_prob_after: tuple[float, ...]
     steps: int
-    """After which the adapters were best, by all held-out demonstrations; they are kept as they were then."""
+    """Steps after which the adapters were best on all held-out demonstrations; those weights are returned."""
 
     @property
     def gain(self) -> float:
-        """Share of held-out demonstrations right after training, minus before; -1 to 1. Coarse where they are few, but
-        by chance alone as often too high as too low."""
+        """Accuracy on held-out demonstrations after training minus before, -1 to 1. Unbiased, but coarse for few
+        demonstrations."""
         return fmean(self.after) - fmean(self.before)
 
 
@@ -92,10 +92,11 @@ def score_of(scores: TokenScores) -> AnswerScore:
 
 @dataclass
 class HeldOutMonitor:
-    """Watches a training of folds: scores the held-out demonstrations as it goes, and keeps the best adapters.
+    """Evaluates the folds on their held-out demonstrations during training, and keeps the best adapters.
 
-    Looks every `every` steps. Enough was seen when all are answered right, or when `patience` looks in a row were no
-    better. Stops when that is so by all folds, and by all but any one, since those decide how that one is judged.
+    Evaluates every `eval_steps` steps. Early stopping: all are answered right, or `patience` evaluations in a row
+    brought no improvement; by all folds, and by all but any one, since these choose the step at which that one is
+    evaluated.
     """
 
     loaded: LoadedModel
@@ -106,13 +107,13 @@ class HeldOutMonitor:
     eval_steps: int
     patience: int
     charge: Callable[[int, int], None]
-    """Told the tokens that go forward, and backward, before they go."""
+    """Receives the numbers of forward and backward tokens before each pass."""
     max_tokens: int = MAX_BATCH_TOKENS
-    """Tokens that may be read side by side."""
+    """Largest number of tokens in a batch."""
     best: LoraWeights | None = None
-    """The adapters at the best look so far; None while none was better than the base."""
+    """The adapters at the best evaluation so far; None while none was better than the base."""
     seconds: float = 0.0
-    """That the longest look took."""
+    """Of the longest evaluation."""
     _evaluations: list[list[list[AnswerScore]]] = field(default_factory=list)
     _steps: list[int] = field(default_factory=lambda: [0])
 
@@ -120,11 +121,11 @@ class HeldOutMonitor:
         self._evaluations.append([list(fold) for fold in self.base_scores])
 
     def __call__(self, step: int, current: Callable[[], LoraWeights]) -> bool:
-        """A `Watch` of `train`."""
+        """As a `TrainingMonitor` of `train`."""
         return step % self.eval_steps == 0 and self.evaluate(step, current())
 
     def evaluate(self, step: int, weights: LoraWeights) -> bool:
-        """Scores the adapters after a step, unless that was done; whether to stop."""
+        """Evaluates the adapters after a step, once a step; returns whether to stop."""
         if step == self._steps[-1]:
             return False
         began = time.monotonic()
@@ -136,8 +137,8 @@ class HeldOutMonitor:
         return all(self._stopped_at(without) is not None for without in (None, *range(len(self.prompts))))
 
     def estimate_seconds(self, seconds: float, tokens: int) -> float:
-        """Seconds that a look will take where reading so many tokens took so long. Where none were read, the longest
-        held-out prompt is read to see.
+        """Estimated seconds of an evaluation, from those that a forward pass of `tokens` tokens took; without tokens,
+        the longest held-out prompt is timed.
         """
         prompts = [prompt for fold in self.prompts for prompt in fold]
         if not tokens:
@@ -152,43 +153,43 @@ class HeldOutMonitor:
     @torch.no_grad()
     def _scores(self, weights: LoraWeights) -> list[list[AnswerScore]]:
         """Scores of the held-out demonstrations by their folds' adapters."""
-        found = []
+        scores = []
         for index, fold in enumerate(self.prompts):
-            asked = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
-            self.charge(sum(len(p.ids) for p in asked), 0)
+            prompts = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
+            self.charge(sum(len(p.ids) for p in prompts), 0)
             with weights.select(index).attached(self.loaded.model):
-                found.append([score_of(row[-1]) for row in score_answers(self.loaded, asked, self.max_tokens)])
-        return found
+                scores.append([score_of(row[-1]) for row in score_answers(self.loaded, prompts, self.max_tokens)])
+        return scores
 
-    def _scores_at(self, look: int, without: int | None) -> list[AnswerScore]:
-        """The scores of a look, but for those of one fold."""
-        return [score for a, fold in enumerate(self._evaluations[look]) if a != without for score in fold]
+    def _scores_at(self, evaluation: int, without: int | None) -> list[AnswerScore]:
+        """The scores of an evaluation, without those of one fold."""
+        return [score for a, fold in enumerate(self._evaluations[evaluation]) if a != without for score in fold]
 
-    def _mean_score(self, look: int, without: int | None) -> tuple[int, float]:
-        """The right answers, and how likely all are."""
-        scores = self._scores_at(look, without)
+    def _mean_score(self, evaluation: int, without: int | None) -> tuple[int, float]:
+        """The number of right answers, and the sum of the log-probabilities of all."""
+        scores = self._scores_at(evaluation, without)
         return sum(right for right, _ in scores), sum(likelihood for _, likelihood in scores)
 
     def _stopped_at(self, without: int | None) -> int | None:
-        """The first look after which no more are needed, by all folds but one; None where there was none yet."""
+        """The evaluation at which early stopping holds by all folds but one; None before that."""
         best = 0
-        for look in range(1, len(self._evaluations)):
-            if self._mean_score(look, without) > self._mean_score(best, without):
-                best = look
-            if all(right for right, _ in self._scores_at(look, without)) or look - best >= self.patience:
-                return look
+        for evaluation in range(1, len(self._evaluations)):
+            if self._mean_score(evaluation, without) > self._mean_score(best, without):
+                best = evaluation
+            if all(right for right, _ in self._scores_at(evaluation, without)) or evaluation - best >= self.patience:
+                return evaluation
         return None
 
     def _best(self, without: int | None = None) -> int:
-        """The look with the most right answers, the likeliest of equals; by all folds but one, and then of those alone
-        that there would have been without that one.
+        """The evaluation with the most right answers, ties broken by likelihood; by all folds but one, among the
+        evaluations up to where these stop.
         """
         last = None if without is None else self._stopped_at(without)
-        looks = range(len(self._evaluations) if last is None else last + 1)
-        return max(looks, key=partial(self._mean_score, without=without))
+        evaluations = range(len(self._evaluations) if last is None else last + 1)
+        return max(evaluations, key=partial(self._mean_score, without=without))
 
     def result(self) -> CrossValidationResult:
-        """What was seen. A fold's own answers choose neither the step that it is judged at nor those to choose from."""
+        """The result. A fold's own answers influence neither the step at which it is evaluated nor the candidates."""
         before = [s for fold in self._evaluations[0] for s in fold]
         after = [s for a in range(len(self.prompts)) for s in self._evaluations[self._best(without=a)][a]]
         return CrossValidationResult(

@@ -1,6 +1,6 @@
-"""The weights of adapters that are trained side by side, and AdamW's step for each of them.
+"""AdamW for many adapters at once: their weights in one tensor, with gradients and moments.
 
-Knows nothing about models, rows or schedules. Axes: A adapters, P numbers in each, S parts.
+Knows nothing about models, rows or schedules. Axes: A adapters, P parameters of each, S shards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .weights import LoraWeights
 class BatchedAdamW:
     """The weights of A adapters in one tensor, with their gradients and AdamW's moments.
 
-    Clipping them, or putting some aside, is a few operations, whatever the number of layers; each takes its own step.
+    Clipping gradients, or removing adapters, takes a few operations whatever the number of layers. Each adapter has its
+    own learning rate, weight decay and clipping (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization").
     """
 
     def __init__(self, weights: LoraWeights, recipes: Sequence[Recipe], shards: int = 1) -> None:
@@ -28,7 +29,7 @@ class BatchedAdamW:
         self.values = torch.cat([t.flatten(1) for t in weights.tensors], 1)
         """[A, P], fp32."""
         self.gradients = self.values.new_zeros(shards, *self.values.shape)
-        """[S, A, P]; what passes add up, each in its own part, so that no two write to one place at once."""
+        """[S, A, P]; each micro-batch adds to its own shard, so that threads do not write to the same memory."""
         groups = [
             {"params": [row], "weight_decay": r.weight_decay} for row, r in zip(self.values, recipes, strict=True)
         ]
@@ -44,31 +45,30 @@ class BatchedAdamW:
         return self._views(self.values[begin:end])
 
     def leaves(self, begin: int, end: int, dtype: torch.dtype) -> LoraWeights:
-        """Adapters `begin` to `end` in the precision of a model, to take gradients of."""
+        """Adapters `begin` to `end` in the precision of a model, as leaves that require gradients."""
         weights = self._views(self.values[begin:end].to(dtype))
         for tensor in weights.tensors:
             tensor.requires_grad_(True)
         return weights
 
     def accumulate(self, gradients: Sequence[Tensor], begin: int, end: int, shard: int) -> None:
-        """Adds the gradients of the tensors of adapters `begin` to `end` to a part."""
+        """Adds the gradients of the tensors of adapters `begin` to `end` to a shard."""
         for target, gradient in zip(self._views(self.gradients[shard, begin:end]).tensors, gradients, strict=True):
             target += gradient
 
     def _views(self, rows: Tensor) -> LoraWeights:
-        """What rows [a, P] hold, tensor by tensor."""
-        at, pairs = 0, {}
+        """Rows [a, P] as tensors by layer."""
+        offset, pairs = 0, {}
         for name, shapes in self._shapes.items():
             views = []
             for shape in shapes:
-                views.append(rows[:, at : at + shape.numel()].view(-1, *shape))
-                at += shape.numel()
+                views.append(rows[:, offset : offset + shape.numel()].view(-1, *shape))
+                offset += shape.numel()
             pairs[name] = views[0], views[1]
         return LoraWeights(pairs, self._scaling)
 
     def step(self, learning_rates: Sequence[float]) -> None:
-        """Scales each adapter's gradient to a norm of at most its recipe's, and takes AdamW's step with it at its
-        rate."""
+        """Clips each gradient to its recipe's `max_grad_norm` and takes an AdamW step at its learning rate."""
         gradient = self.gradients[0]
         for other in self.gradients[1:]:
             gradient += other
@@ -80,34 +80,34 @@ class BatchedAdamW:
         self.gradients.zero_()
 
     def keep_adapters(self, adapters: Sequence[int], shards: int) -> None:
-        """Lets go of all adapters but these."""
+        """Removes all other adapters."""
         groups = self._optimizer.param_groups
         self._optimizer.param_groups = [groups[a] for a in adapters]
         self._max_grad_norms = [self._max_grad_norms[a] for a in adapters]
         self._select(self.values[list(adapters)], slice(None), shards)
 
     def drop_layers(self, layers: Collection[str]) -> None:
-        """Lets go of what all adapters have at these layers."""
+        """Removes the weights of all adapters at these layers."""
         sizes = {name: down.numel() + up.numel() for name, (down, up) in self._shapes.items()}
-        kept = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
-        index = kept.nonzero().flatten().to(self.values.device)
+        remaining = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
+        index = remaining.nonzero().flatten().to(self.values.device)
         self._select(self.values[:, index], index, self.gradients.shape[0])
         self._shapes = {name: shapes for name, shapes in self._shapes.items() if name not in layers}
 
     def _select(self, values: Tensor, columns: Tensor | slice, shards: int) -> None:
-        """Goes on with these weights [a, p], and with the same columns of their moments."""
+        """Continues with these weights [a, p] and the same columns of their moments."""
         self.values = values
         self.gradients = values.new_zeros(shards, *values.shape)
-        before, self._optimizer.state = self._optimizer.state, defaultdict(dict)
+        old_states, self._optimizer.state = self._optimizer.state, defaultdict(dict)
         for row, group in zip(values, self._optimizer.param_groups, strict=True):
-            (earlier,) = group["params"]
+            (old_row,) = group["params"]
             group["params"] = [row]
-            state = before.get(earlier, {})
+            state = old_states.get(old_row, {})
             self._optimizer.state[row] = {k: v[columns] if v.dim() else v for k, v in state.items()}
 
 
 def clip_gradients(gradients: Tensor, limits: Sequence[float]) -> None:
     """Scales each row of [A, P] to a norm of at most its limit."""
     norms = gradients.norm(dim=1)
-    most = gradients.new_tensor(limits)
-    gradients.mul_((most / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+    bounds = gradients.new_tensor(limits)
+    gradients.mul_((bounds / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None])

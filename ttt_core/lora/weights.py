@@ -118,8 +118,8 @@ class LoraWeights:
 
     def finite(self) -> list[bool]:
         """Of each adapter, whether all its weights are numbers."""
-        found = torch.stack([t.isfinite().flatten(1).all(1) for t in self.tensors])
-        return [bool(sound) for sound in found.all(0)]
+        finite = torch.stack([t.isfinite().flatten(1).all(1) for t in self.tensors])
+        return [bool(sound) for sound in finite.all(0)]
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""The key-value cache of decoding: transformers' own, with room in it for tokens to come."""
+"""A key-value cache of transformers that reserves space for further tokens. Knows no model by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from ..errors import ModelError
 
 ARGUMENTS = ("cache", "past_key_values")
-"""What models call the cache: as of transformers 5.24, and before."""
-ROOM = 64
-"""Tokens that a layer makes room for at once, once tokens follow those that it was made with."""
+"""Names of the cache argument: since transformers 5.24, and before."""
+RESERVED_TOKENS = 64
+"""Tokens by which a layer grows at once when a token is appended."""
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer in which a further token is written, where transformers' copies all tokens to add one."""
+    """A cache layer that writes an appended token into reserved space; that of transformers copies all tokens."""
 
-    _kept: tuple[Tensor, Tensor] | None = None
-    """Keys and values [B, H, T, D], zeros where there is room; `keys` and `values` are views of their beginnings."""
+    _buffers: tuple[Tensor, Tensor] | None = None
+    """Keys and values [B, H, T, D], zeros in the reserved space; `keys` and `values` are views of the first tokens."""
     keys: Tensor
     values: Tensor
 
@@ -31,50 +31,50 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
         if not self._fits(end):
-            size = end + ROOM if begin else end
-            kept = tuple(t.new_zeros(*t.shape[:-2], size, t.shape[-1]) for t in (key_states, value_states))
+            size = end + RESERVED_TOKENS if begin else end
+            buffers = tuple(t.new_zeros(*t.shape[:-2], size, t.shape[-1]) for t in (key_states, value_states))
             if begin:
-                kept[0][..., :begin, :] = self.keys
-                kept[1][..., :begin, :] = self.values
-            self._kept = kept[0], kept[1]
-        assert self._kept is not None
-        self._kept[0][..., begin:end, :] = key_states
-        self._kept[1][..., begin:end, :] = value_states
-        self.keys, self.values = self._kept[0][..., :end, :], self._kept[1][..., :end, :]
+                buffers[0][..., :begin, :] = self.keys
+                buffers[1][..., :begin, :] = self.values
+            self._buffers = buffers[0], buffers[1]
+        assert self._buffers is not None
+        self._buffers[0][..., begin:end, :] = key_states
+        self._buffers[1][..., begin:end, :] = value_states
+        self.keys, self.values = self._buffers[0][..., :end, :], self._buffers[1][..., :end, :]
         return self.keys, self.values
 
     def _fits(self, end: int) -> bool:
-        """Whether the tokens are still where they were put, rather than cropped away, repeated or selected from, and
-        there is room up to `end`."""
-        if self._kept is None or end > self._kept[0].shape[-2]:
+        """Whether `keys` and `values` are still views of the buffers (not cropped, repeated or selected) and these
+        have space up to `end`."""
+        if self._buffers is None or end > self._buffers[0].shape[-2]:
             return False
-        pairs = zip(self._kept, (self.keys, self.values), strict=True)
+        pairs = zip(self._buffers, (self.keys, self.values), strict=True)
         return all(k.data_ptr() == t.data_ptr() and k.stride() == t.stride() for k, t in pairs)
 
     def reset(self) -> None:
         super().reset()
-        self._kept = None
+        self._buffers = None
 
 
 def check_cache(model: PreTrainedModel) -> None:
-    """Raises `ModelError` for a model whose reading cannot be kept, cut back and repeated, as many answers to prompts
-    with one beginning need: one without a cache of keys and values, or with a recurrent state beside it.
+    """Raises `ModelError` for a model whose cache cannot be cropped to a shared prefix and repeated: one without a
+    key-value cache, or with a recurrent state.
     """
     name = type(model).__name__
     layers = DynamicCache(config=model.config).layers
     if getattr(model, "_is_stateful", False) or any(isinstance(x, LinearAttentionCacheLayerMixin) for x in layers):
         raise ModelError(
-            f"{name} keeps a recurrent state, which cannot be cut back to what prompts share; take a model whose "
-            "layers all attend to keys and values"
+            f"{name} has a recurrent state, which cannot be cropped to the prefix that prompts share; use a model "
+            "whose layers all attend to keys and values"
         )
     if not any(known in inspect.signature(model.forward).parameters for known in ARGUMENTS):
         raise ModelError(
-            f"{name} keeps no keys and values while it reads (no {' or '.join(ARGUMENTS)}); take a decoder that does"
+            f"{name} has no key-value cache (its forward has no {' or '.join(ARGUMENTS)}); use a decoder that has one"
         )
 
 
 def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
-    """The arguments with which a model reads behind what a cache holds, and adds to it."""
+    """The arguments with which a forward pass continues after what a cache holds, and appends to it."""
     known = inspect.signature(model.forward).parameters
     return {next(name for name in ARGUMENTS if name in known): cache, "use_cache": True}
 

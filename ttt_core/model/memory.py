@@ -1,4 +1,4 @@
-"""How much memory there is, and going on with less of it. Knows nothing of what the memory is for."""
+"""Measures free memory, and retries work in halves when memory runs out. Knows nothing about what the memory is for."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNKNOWN_MEMORY = 4 << 30
-"""Bytes that a system is taken to have free where it does not tell."""
+"""Free bytes that are assumed on systems that do not report them."""
 GROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells of the limits of the group of processes that this one belongs to."""
+"""Where Linux reports the limits of the control group of this process."""
 
 SHARE = 0.5
-"""Of the memory that is free, what is taken for reading, unless a bound is given."""
+"""Share of the free memory that forward passes may use, unless a bound is given."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
+    """Whether an error means out of memory."""
     words = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return words or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Free bytes of a device, unused cached ones included."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found = 1024 * int(lines["MemAvailable"].split()[0])
+        free = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return UNKNOWN_MEMORY
-    return max(0, min(found, _free_in_group() or found))
+    return max(0, min(free, _free_in_group() or free))
 
 
 def _free_in_group() -> int | None:
-    """Bytes that the group's limit leaves, where there is one: memory of files that were read can be let go of."""
+    """Free bytes under the control group's limit, inactive page cache included; None without a limit."""
     try:
         limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         facts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
@@ -52,10 +52,10 @@ def _free_in_group() -> int | None:
 
 
 def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
-    """Tokens that may be read side by side without gradients: what the cache keeps of them, what one layer makes of
-    them, and their logits are within `memory` bytes, or within `SHARE` of what is free.
+    """Tokens that fit in a batch without gradients: their key-value cache, one layer's activations and their logits
+    take at most `memory` bytes, or `SHARE` of the free memory.
 
-    Of numbers that a configuration does not give, it is taken that the hidden size bounds them.
+    Sizes that a configuration does not give are estimated from the hidden size.
     """
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers

@@ -1,7 +1,7 @@
-"""What a model's architecture allows, tried out on a dozen tokens when it is wrapped. Knows no architecture by name.
+"""Checks on a dozen tokens what a model's architecture allows, when it is wrapped. Knows no architecture by name.
 
-Answering reads what prompts share once, keeps it, and puts rows of unlike lengths behind it, with padding between. A
-model that counts places in the cache, rather than positions, would answer wrongly there without any error.
+Answering caches the prefix that prompts share and continues it with padded rows of different lengths. A model that
+numbers positions by their place in the cache would answer wrongly there without any error.
 """
 
 from __future__ import annotations
@@ -21,42 +21,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARED, OWN, PADDING = 5, 5, 8
-"""Tokens of the probe: those that are kept, those that follow them, and padding in front of these."""
+"""Tokens of the check: the cached prefix, the continuation, and the padding between them."""
 NOISE, NOISE_16 = 0.02, 0.15
-"""Of the spread of the logits: differences that rounding may make, in fp32 and in 16 bits."""
+"""Largest rounding differences as a share of the standard deviation of the logits, in fp32 and in 16 bits."""
 
 
 def can_pad(model: PreTrainedModel) -> bool:
-    """Whether padding, in front of a prompt or between what was kept and what follows, changes nothing.
+    """Whether padding in front of a prompt, or between a cached prefix and its continuation, changes no logits.
 
-    Raises `ModelError` for a model that does not read from left to right, or that reads otherwise with what it kept.
+    Raises `ModelError` for a model that is not causal, or whose logits after a cached prefix differ.
     """
     lazy.kv_cache.check_cache(model)
     name = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise ModelError(f"{name} has an encoder; take a model that only decodes (AutoModelForCausalLM)")
+        raise ModelError(f"{name} has an encoder; use a decoder-only model (AutoModelForCausalLM)")
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.tensor([[(7 * n + 3) % vocabulary for n in range(SHARED + OWN)]], device=model.device)
     with lock_of(model).compute, restoring(model), torch.inference_mode(False), torch.no_grad():
         model.eval()
         try:
-            anew, kept = _logits(model, ids), _behind(model, ids, 0)
-            padded, front = _behind(model, ids, PADDING), _logits(model, ids, PADDING)
+            whole, continued = _logits(model, ids), _continued(model, ids, 0)
+            padded, left_padded = _continued(model, ids, PADDING), _logits(model, ids, PADDING)
             other = ids.clone()
             other[0, -1] = (other[0, -1] + 1) % vocabulary
-            foretold = _logits(model, other)
+            changed = _logits(model, other)
         except Exception as error:
             raise ModelError(
-                f"{name} cannot read a dozen tokens in two parts: {type(error).__name__}: {error}"
+                f"{name} cannot process a dozen tokens in two parts: {type(error).__name__}: {error}"
             ) from error
-    spread = float(anew.std())
-    if _apart(foretold[:-1], anew[:-1]) > 0.25 * spread:
-        raise ModelError(f"{name} sees the tokens to come, so it cannot foretell them; take a causal model")
-    if _apart(kept, anew[SHARED:]) > 0.25 * spread:
-        raise ModelError(f"{name} reads otherwise behind tokens that it kept than when it reads all of them anew")
-    local = "local" in getattr(model.config, "attention_layers", ())  # a window of places, too wide for a probe
+    spread = float(whole.std())
+    if _difference(changed[:-1], whole[:-1]) > 0.25 * spread:
+        raise ModelError(f"{name} is not causal (it attends to future tokens); use a decoder-only model")
+    if _difference(continued, whole[SHARED:]) > 0.25 * spread:
+        raise ModelError(
+            f"{name} gives other logits after a cached prefix than without a cache; use a decoder with one"
+        )
+    local = "local" in getattr(
+        model.config, "attention_layers", ()
+    )  # a window over cache slots, too wide for this check
     noise = NOISE if model.dtype == torch.float32 else NOISE_16
-    return max(_apart(padded, anew[SHARED:]), _apart(front, anew)) <= noise * spread and not local
+    return max(_difference(padded, whole[SHARED:]), _difference(left_padded, whole)) <= noise * spread and not local
 
 
 def accepts_positions(model: PreTrainedModel) -> bool:
@@ -65,7 +69,7 @@ def accepts_positions(model: PreTrainedModel) -> bool:
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> Tensor:
-    """[T, V] of tokens [1, T], after so much padding."""
+    """Logits [T, V] of tokens [1, T] after `padding` padding tokens."""
     padded = torch.cat([ids[:, :1].repeat(1, padding), ids], 1)
     mask = torch.ones_like(padded)
     mask[:, :padding] = 0
@@ -73,8 +77,8 @@ def _logits(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> Tensor:
     return logits[0, padding:].float()
 
 
-def _behind(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
-    """[OWN, V] of the last tokens, read behind the first ones, which were kept, and so much padding."""
+def _continued(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
+    """Logits [OWN, V] of the last tokens after the cached first ones and `padding` padding tokens."""
     cache = lazy.kv_cache.new_cache(model.config)
     first, last = ids[:, :SHARED], torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
     begun = torch.ones_like(first)
@@ -83,17 +87,17 @@ def _behind(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     )
     mask = torch.ones(1, SHARED + padding + OWN, dtype=torch.long, device=ids.device)
     mask[:, SHARED : SHARED + padding] = 0
-    places = _positions(model, mask, SHARED)
+    positions = _positions(model, mask, SHARED)
     logits: Tensor = model(
-        input_ids=last, attention_mask=mask, **lazy.kv_cache.cache_arguments(model, cache), **places
+        input_ids=last, attention_mask=mask, **lazy.kv_cache.cache_arguments(model, cache), **positions
     ).logits
     return logits[0, padding:].float()
 
 
 def _positions(model: PreTrainedModel, mask: Tensor, begin: int = 0) -> dict[str, Tensor]:
-    places = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:]
-    return {"position_ids": places} if accepts_positions(model) else {}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:]
+    return {"position_ids": positions} if accepts_positions(model) else {}
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())

@@ -156,11 +156,12 @@ def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     strategy: str, make_learner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = make_learner()
-    controller = Controller(learner, FixedPolicy(strategy))
     settings = replace(get_strategy(strategy), recipe=QUICK)  # type: ignore[type-var]
     monkeypatch.setattr("autottt.strategies.registry._REGISTRY", {**strategies(), strategy: settings})
     passes: list[int] = []
     handle = learner.loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    learner = Learner(learner.loaded)  # the hook is there when the model is wrapped
+    controller = Controller(learner, FixedPolicy(strategy))
     alone = controller.solve_many(TASKS)
     one_by_one = len(passes)
     learner.clear()

@@ -190,9 +190,9 @@ def test_several_adapters_answer_what_each_answers_alone(
 
 def test_a_cross_fitted_adapter_has_no_single_answer(make_learner: Any) -> None:
     learner = make_learner()
-    with pytest.raises(AdaptationError, match="3 parts has as many answers"):
+    with pytest.raises(AdaptationError, match="of 3 folds gives 3 answers"):
         learner.answer([task_of(3)], crossfit(learner, task_of(3)))
-    with pytest.raises(AdaptationError, match="3 parts has as many answers"):
+    with pytest.raises(AdaptationError, match="of 3 folds gives 3 answers"):
         learner.score([task_of(3)] * 3, crossfit(learner, task_of(3)))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from autottt.ttt_core.model.kv_cache import ROOM, GrowingLayer, cache_arguments, check_cache, new_cache
+from autottt.ttt_core.model.kv_cache import RESERVED_TOKENS, GrowingLayer, cache_arguments, check_cache, new_cache
 from autottt.ttt_core.testing import tiny_model
 
 
@@ -39,9 +39,9 @@ def test_it_holds_what_the_usual_cache_holds() -> None:
     both(6, 1)
     for cache in (mine, usual):
         cache.batch_select_indices(torch.tensor([5, 0]))
-    for _ in range(2 * ROOM):
+    for _ in range(2 * RESERVED_TOKENS):
         both(2, 1)
-    assert mine.get_seq_length() == usual.get_seq_length() == 11 + 2 * ROOM
+    assert mine.get_seq_length() == usual.get_seq_length() == 11 + 2 * RESERVED_TOKENS
 
 
 def test_a_token_more_is_written_where_the_others_are() -> None:
@@ -49,7 +49,7 @@ def test_a_token_more_is_written_where_the_others_are() -> None:
     layer.update(*torch.randn(2, 1, 1, 5, 2))
     layer.update(*torch.randn(2, 1, 1, 1, 2))
     place = layer.keys.data_ptr()
-    for _ in range(ROOM - 1):
+    for _ in range(RESERVED_TOKENS - 1):
         layer.update(*torch.randn(2, 1, 1, 1, 2))
         assert layer.keys.data_ptr() == place
     layer.crop(-3)

@@ -244,7 +244,7 @@ def test_what_is_no_model_or_no_tokenizer_is_refused(model: Any, tokenizer: Any,
 def test_a_model_that_cannot_compute_is_refused_with_its_error() -> None:
     model = tiny_model("llama")
     del model.model.layers[0].mlp
-    with pytest.raises(ModelError, match=r"cannot read a dozen tokens.*AttributeError: .*mlp"):
+    with pytest.raises(ModelError, match=r"cannot process a dozen tokens.*AttributeError: .*mlp"):
         Learner.wrap(model, tiny_tokenizer())
 
 

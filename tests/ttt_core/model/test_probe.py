@@ -44,7 +44,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**NAMES, n_embd=16, n_layer=1, n_head=2)),
         "no cache or past_key_values",
     ),
-    "bert": (lambda: hf.BertLMHeadModel(hf.BertConfig(**SMALL, initializer_range=0.25)), "sees the tokens to come"),
+    "bert": (lambda: hf.BertLMHeadModel(hf.BertConfig(**SMALL, initializer_range=0.25)), "is not causal"),
     "t5": (
         lambda: hf.T5ForConditionalGeneration(hf.T5Config(**NAMES, d_model=32, num_layers=1, num_heads=2, d_ff=48)),
         "has an encoder",
