@@ -49,11 +49,13 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         """See LangGraph's `Pregel.stream`."""
         closed = threading.Event()
         context = self._context_of_run(context, closed, options.get("stream_mode"))
-        events: Iterator[Any] = super().stream(_checked_input(input), config, context=context, **options)
+        events: Any = super().stream(_checked_input(input), config, context=context, **options)
         try:
-            yield from _until_closed(events, closed)
+            for event in events:  # noqa: UP028 - `yield from` would close `events` before `closed` is set
+                yield event
         finally:
-            closed.set()
+            closed.set()  # first: closing LangGraph's generator waits for the node that runs
+            events.close()
 
     async def astream(self, input: Any, config: Any = None, *, context: Any = None, **options: Any) -> Any:
         """See LangGraph's `Pregel.astream`."""
@@ -77,16 +79,6 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         if context.on_event is None and "custom" not in ([modes] if isinstance(modes, str) else modes or []):
             context = replace(context, on_event=parent_stream_writer())
         return context
-
-
-def _until_closed(events: Iterator[Any], closed: threading.Event) -> Iterator[Any]:
-    """The events. Closing this generator sets `closed` first: closing LangGraph's waits for the node that runs."""
-    try:
-        for event in events:  # noqa: UP028 - `yield from` would close `events` before `closed` is set
-            yield event
-    finally:
-        closed.set()
-        events.close()  # type: ignore[attr-defined]
 
 
 def parent_stream_writer() -> Callable[[Any], None] | None:
