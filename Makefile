@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup pretrain docs clean
+.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup bench-soak pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -59,6 +59,10 @@ bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and 
 
 bench-startup: $(STAMP)  ## Measure the time until the package is imported, and until an early error is shown (QUICK=1)
 	@$(BIN)/python benchmarks/startup.py --json $(if $(QUICK),runs,benchmarks/results)/startup.json $(if $(QUICK),--quick)
+
+# Resumes from the counters in runs/soak; MINUTES bounds each part.
+bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),240) --json benchmarks/results/soak.json
 
 # The stages of the bundled model, one after the other; interrupted, it goes on. SHARDS=1 for a single GPU: the last two
 # stages then take as many tokens a step in one process, and draw other tasks.
