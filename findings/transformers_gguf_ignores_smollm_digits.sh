@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# transformers 5.24.0, gguf 0.19.0, torch 2.13.0. A GGUF file names its pre-tokenizer in tokenizer.ggml.pre. transformers
+# follows qwen2 (every digit by itself), but reads smollm, which also splits every digit, as plain GPT-2: numbers are
+# tokenized otherwise than the model was trained on, without a warning.
+# Expected: the digits 1 and 2 under smollm, or a warning that the name is unknown.
+# Seen: {"qwen2": ["1", "2"], "smollm": ["12"], "gpt-2": ["12"]}
+set -eu
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/env"
+"$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0 gguf==0.19.0 numpy==2.4.6
+cat > "$folder/check.py" <<'PYTHON'
+import os
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", "12"]
+SIZE, HIDDEN, INNER = len(TOKENS), 32, 64
+
+
+def write(path, pre):
+    """A random Llama of one layer, with byte-level BPE whose only merge joins the digits 1 and 2."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(SIZE)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3 if token == "<eos>" else 1 for token in TOKENS])
+    writer.add_token_merges(["1 2"])
+    writer.add_eos_token_id(TOKENS.index("<eos>"))
+    shapes = {
+        "token_embd": (SIZE, HIDDEN), "output": (SIZE, HIDDEN), "output_norm": (HIDDEN,), "blk.0.attn_norm": (HIDDEN,),
+        "blk.0.ffn_norm": (HIDDEN,), "blk.0.ffn_gate": (INNER, HIDDEN), "blk.0.ffn_up": (INNER, HIDDEN),
+        "blk.0.ffn_down": (HIDDEN, INNER),
+        **{f"blk.0.attn_{name}": (HIDDEN, HIDDEN) for name in ("q", "k", "v", "output")},
+    }
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tokens(pre):
+    write(f"{pre}.gguf", pre)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(".", gguf_file=f"{pre}.gguf")
+    return [TOKENS[i] for i in tokenizer.encode("12", add_special_tokens=False)]
+
+
+seen = {pre: tokens(pre) for pre in ("qwen2", "smollm", "gpt-2")}
+print(seen)
+raise SystemExit(seen != {"qwen2": ["1", "2"], "smollm": ["12"], "gpt-2": ["12"]})
+PYTHON
+cd "$folder" && env/bin/python check.py
