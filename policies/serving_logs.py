@@ -58,7 +58,8 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                 if number == len(lines) and not line.endswith("\n"):
                     continue
                 raise PolicyError(f"{place}: not JSON ({error})") from None
-            if isinstance(row, dict) and row.get("status") == "refused":
+            refused = isinstance(row, dict) and row.get("status") == "refused"
+            if refused and row.get("log_version", LOG_VERSION) == LOG_VERSION:
                 continue  # the line of a task that could not be read has few fields
             missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
             if missing:
