@@ -114,6 +114,7 @@ class AdapterTrainer:
             if training.steps and not training.error and in_time:
                 watch.evaluate(training.steps, weights)
             best = watch.best or LoraWeights.initial(self._loaded.model, recipe, seeds)
+            training = replace(training, zero_update=all(best.zero_updates()))
             return Adapter(best, recipe, training, self._guarded.base_hash, watch.result(), examples[0][0].kind)
 
     def max_batched_adapters(self, recipes: Sequence[Recipe], prefetched_bytes: int) -> int:

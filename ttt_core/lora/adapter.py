@@ -150,7 +150,8 @@ class Adapter:
         every = len(ordered.pairs) == len(layers)
         targets = ("all-linear",) if every else tuple(sorted({name.rpartition(".")[2] for name in ordered.pairs}))
         recipe = Recipe(rank=rank, alpha=alpha, dropout=dropout, target_modules=targets)
-        return cls(ordered, recipe, TrainingRecord(0, (), 0.0, 0, "finished"), base_hash)
+        record = TrainingRecord(0, (), 0.0, 0, "finished", zero_update=all(ordered.zero_updates()))
+        return cls(ordered, recipe, record, base_hash)
 
     def to(self, device: torch.device | str) -> Adapter:
         """A copy with its weights on a device."""

@@ -38,6 +38,8 @@ class TrainingRecord:
     training, `deadline` when the time was up, or `failed`."""
     error: str = ""
     """Why training failed."""
+    zero_update: bool = False
+    """Whether the adapter's update is exactly zero, so that it changes no answer: with alpha 0, or without a step."""
 
 
 OnStep = Callable[[int, float], None]
@@ -54,7 +56,10 @@ def merge_records(records: Sequence[TrainingRecord]) -> TrainingRecord:
     reasons = {r.stop_reason for r in records}
     stop_reason = next((reason for reason in ("failed", "deadline") if reason in reasons), longest.stop_reason)
     error = next((r.error for r in records if r.error), "")
-    return TrainingRecord(longest.steps, means, longest.seconds, sum(r.tokens for r in records), stop_reason, error)
+    return TrainingRecord(
+        longest.steps, means, longest.seconds, sum(r.tokens for r in records), stop_reason, error,
+        zero_update=all(r.zero_update for r in records),
+    )  # fmt: skip
 
 
 def train(
@@ -95,7 +100,7 @@ def train(
         if not finite and not run.error:
             run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
     seconds = time.monotonic() - began
-    return weights, [run.record(seconds) for run in runs]
+    return weights, [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
 
 
 @dataclass(eq=False)
@@ -142,11 +147,11 @@ class _AdapterRun:
         elif steps == self.recipe.max_steps:
             self.stop_reason = "finished"
 
-    def record(self, seconds: float) -> TrainingRecord:
+    def record(self, seconds: float, zero_update: bool) -> TrainingRecord:
         """The record of the whole training."""
         reason = "failed" if self.error else self.stop_reason
         error = f"{self.error}; a lower learning rate may help" if self.error else ""
-        return TrainingRecord(len(self.losses), tuple(self.losses), seconds, self.tokens, reason, error)
+        return TrainingRecord(len(self.losses), tuple(self.losses), seconds, self.tokens, reason, error, zero_update)
 
 
 class _TrainingLoop:

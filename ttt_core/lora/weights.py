@@ -121,6 +121,14 @@ class LoraWeights:
         finite = torch.stack([t.isfinite().flatten(1).all(1) for t in self.tensors])
         return [bool(sound) for sound in finite.all(0)]
 
+    def zero_updates(self) -> list[bool]:
+        """Of each adapter, whether its update is exactly zero in every layer, so that it changes no output."""
+        if self.scaling == 0:
+            return [True] * self.adapter_count
+        # A rank adds to the update where neither its row of the down- nor its column of the up-projection is zero.
+        effective = [(down.any(2) & up.any(1)).any(1) for down, up in self.pairs.values()]
+        return [not bool(changes) for changes in torch.stack(effective).any(0)]
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -240,12 +240,22 @@ def test_the_last_step_is_judged_also_where_no_look_was_due(make_learner: Any) -
     assert any(bool(up.any()) for _, up in adapter.weights.pairs.values())
 
 
+def test_the_record_says_that_cross_validation_found_no_better_adapters(make_learner: Any) -> None:
+    learner, recipe = make_learner(), replace(QUICK, max_steps=3)
+    for alpha in (QUICK.alpha, 0.0):
+        adapter = crossfit(learner, task_of(4), recipe=replace(recipe, alpha=alpha), eval_steps=50)
+        assert adapter.training.steps == 3
+        assert adapter.training.zero_update == all(adapter.weights.zero_updates()) == (alpha == 0)
+
+
 def test_a_joint_account_of_trainings() -> None:
     one, two = (
         TrainingRecord(2, (4.0, 2.0), 1.0, 10, "converged"),
         TrainingRecord(3, (2.0, 2.0, 1.0), 1.0, 20, "finished"),
     )
     assert merge_records([one, two]) == TrainingRecord(3, (3.0, 2.0, 1.0), 1.0, 30, "finished")
+    zero = replace(one, zero_update=True)
+    assert (merge_records([zero, zero]).zero_update, merge_records([one, zero]).zero_update) == (True, False)
     assert merge_records([one, replace(one, stop_reason="deadline")]).stop_reason == "deadline", (
         "else it would be kept as whole"
     )

@@ -474,3 +474,33 @@ def test_each_group_has_its_share_of_the_time(task: Task, monkeypatch: pytest.Mo
         prompts, replace(RECIPE, max_steps=1), list(range(5)), deadline=time.monotonic() + 100_000
     )
     assert shares == pytest.approx([40_000, 66_666, 100_000], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "zero"),
+    [
+        ({}, False),
+        ({"alpha": 0.0}, True),
+        ({"learning_rate": 1e-12, "max_steps": 1}, False),
+        ({"alpha": -8.0}, False),
+    ],
+    ids=str,
+)
+def test_the_record_says_that_the_update_is_zero(
+    settings: dict[str, Any], zero: bool, loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    recipe = replace(RECIPE, **settings)
+    weights, records = train(loaded, [examples, examples], recipe, [0, 1])
+    assert [r.stop_reason for r in records] == ["finished", "finished"]
+    assert [r.zero_update for r in records] == [zero, zero]
+    assert zero == all(not bool((weights.scaling * up @ down).any()) for down, up in weights.pairs.values())
+
+
+def test_the_record_of_training_without_a_step_says_that_the_update_is_zero(
+    loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    _, (new,) = train(loaded, [examples], RECIPE, [0], deadline=0.0)
+    assert new.zero_update
+    trained, _ = train(loaded, [examples], RECIPE, [0])
+    _, (continued,) = train(loaded, [examples], RECIPE, [0], deadline=0.0, start=trained)
+    assert not continued.zero_update

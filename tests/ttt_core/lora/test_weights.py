@@ -225,6 +225,25 @@ def test_one_adapter_is_saved_at_a_time(tmp_path: Path) -> None:
         random_weights(tiny_model("llama"), (1, 2)).save(tmp_path, RECIPE)
 
 
+def test_an_update_is_zero_exactly_where_it_changes_no_weight() -> None:
+    zero, one = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    first_rank, second_rank = one.clone(), one.clone()
+    first_rank[:, 1], second_rank[:, 0] = 0, 0
+    projections = [zero, one, first_rank, second_rank]
+    for down in projections:
+        for up in [p.mT for p in projections]:
+            for scaling in (0.0, 2.0):
+                pairs = {"other": (one, zero.mT), "layer": (down, up)}
+                expected = not bool((scaling * up @ down).any())
+                assert LoraWeights(pairs, scaling).zero_updates() == [expected]
+
+
+def test_zero_updates_are_those_of_each_adapter() -> None:
+    model = tiny_model("llama")
+    weights = LoraWeights.stacked([random_weights(model), LoraWeights.initial(model, RECIPE, [0])])
+    assert weights.zero_updates() == [False, True]
+
+
 def test_hooks_are_gone_after_an_adapter_that_does_not_fit() -> None:
     model = tiny_model("llama")
     weights = random_weights(model)
