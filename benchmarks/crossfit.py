@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from autottt.policies.acceptance import rejects_adapter
+from autottt.policies.adapter_acceptance import rejects_adapter
 from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from langgraph.runtime import Runtime
 
-from ..policies.acceptance import MAX_ATTEMPTS, rejects_adapter
+from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision

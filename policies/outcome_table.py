@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
-from .acceptance import rejects_adapter
+from .adapter_acceptance import rejects_adapter
 from .fast_inference import Floats
 from .features import NAMES, REQUIRED, STAGE_0
 from .outcomes import BASE, Outcome

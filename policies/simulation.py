@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .acceptance import MAX_ATTEMPTS
+from .adapter_acceptance import MAX_ATTEMPTS
 from .features import Features
 from .outcome_table import OutcomeTable, RoutedCases
 from .outcomes import BASE

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .engine.adapter_cache import AdapterCache
-from .engine.adapter_store import AdapterStore
+from .engine.adapter_provider import AdapterProvider
 from .engine.adapter_trainer import AdapterTrainer
 from .engine.answering import Answer, Answerer, PromptScores, require_single
-from .engine.guarded import GuardedModel
+from .engine.guarded_model import GuardedModel
 from .engine.prefetch import AnswerPrefetch
 from .lora.adapter import Adapter
 from .lora.training import OnStep
@@ -63,7 +63,7 @@ class Learner:
         answers = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, answers)
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)
-        self.adapters = AdapterStore(self.guarded, self.trainer, self.answerer, answers, adapters or AdapterCache())
+        self.adapters = AdapterProvider(self.guarded, self.trainer, self.answerer, answers, adapters or AdapterCache())
 
     @classmethod
     def load(
@@ -212,7 +212,7 @@ class Learner:
 
     def reset_charges(self) -> None:
         """Makes what comes next cost as much as if nothing were cached, without training anything twice: adapters in
-        memory count as prefetched (see `AdapterStore.reset_charges`), everything else is dropped."""
+        memory count as prefetched (see `AdapterProvider.reset_charges`), everything else is dropped."""
         with self.guarded.lock.compute:
             self.answerer.clear()
             self.adapters.reset_charges()

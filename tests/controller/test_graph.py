@@ -22,7 +22,7 @@ from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies.base import Attempt, Cost, run
 from autottt.strategies.registry import get_strategy, strategies
-from autottt.ttt_core.engine.adapter_store import AdapterStore
+from autottt.ttt_core.engine.adapter_provider import AdapterProvider
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import (
     AdaptationError,
@@ -730,7 +730,7 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
 
 
 def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AdapterStore, "prefetch", lambda *_: pytest.fail("waited"))
+    monkeypatch.setattr(AdapterProvider, "prefetch", lambda *_: pytest.fail("waited"))
     controller = Controller(learner, FixedPolicy("ttt_in_context"), budget="60s")
     assert {r.status for r in controller.solve_many(many())} <= {"answered", "no_answer"}
 

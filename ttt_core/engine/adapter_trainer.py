@@ -21,7 +21,7 @@ from ..model.encoding import Encoded
 from ..recipes import Recipe, recipes_for_each
 from ..tasks.task import Task
 from .answering import Answerer, require_answer
-from .guarded import GuardedModel, memory_errors
+from .guarded_model import GuardedModel, memory_errors
 
 COPIES = 8
 """Copies of an adapter's weights that training holds at most: initial, current, at this and at the best evaluation, two

@@ -18,7 +18,7 @@ from ..model.context_window import ContextWindow
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from ..tasks.task import Task, Value
-from .guarded import GuardedModel, memory_errors
+from .guarded_model import GuardedModel, memory_errors
 from .prefetch import AnswerPrefetch
 
 MAX_CACHED_ANSWERS = 256

@@ -17,7 +17,7 @@ from ..model.generation import MAX_BATCH_TOKENS, Generated, decode_per_adapter
 from ..model.loading import LoadedModel
 from ..model.memory import HalvingQueue
 from ..tasks.task import Task
-from .guarded import GuardedModel, memory_errors
+from .guarded_model import GuardedModel, memory_errors
 
 
 class AnswerPrefetch:

@@ -13,7 +13,7 @@ from autottt.policies.policy import FixedPolicy
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine import prefetch
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan
-from autottt.ttt_core.engine.guarded import GuardedModel
+from autottt.ttt_core.engine.guarded_model import GuardedModel
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.generation import Generated
 from autottt.ttt_core.recipes import Recipe

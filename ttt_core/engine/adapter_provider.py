@@ -21,11 +21,11 @@ from .adapter_cache import AdapterCache
 from .adapter_plan import AdapterPlan
 from .adapter_trainer import AdapterTrainer
 from .answering import Answerer
-from .guarded import GuardedModel
+from .guarded_model import GuardedModel
 from .prefetch import AnswerPrefetch
 
 
-class AdapterStore:
+class AdapterProvider:
     """The adapters of one model. Methods take turns at the model."""
 
     def __init__(
