@@ -23,8 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.gradients import GradientEngine, loss_positions
+from autottt.ttt_core.lora.modules import target_modules
 from autottt.ttt_core.lora.optimizer import BatchedAdamW
-from autottt.ttt_core.lora.weights import LoraWeights, target_modules
+from autottt.ttt_core.lora.weights import LoraWeights
 from autottt.ttt_core.model.encoding import Encoded, encode
 from autottt.ttt_core.model.loading import LoadedModel, wrap_model
 from autottt.ttt_core.pretraining.generator.families import draw_task_pairs

@@ -25,8 +25,9 @@ class TttWarm:
 
     Wins where tasks of few families come again and again: it took 5.9 steps instead of 9.3, and a third less work.
     Loses where they do not: half a step of 13 was saved, and looking costs as much, a prompt for each known adapter.
-    What it does depends on what was learned before, so it is for those who ask for it. Source: ours; the numbers are in
-    benchmarks/LOG.md.
+    Its answers depend on the order of the tasks, also with the same seed: each task may start from an adapter that an
+    earlier one trained. `started_from` in the training record is the digest of that adapter. The strategy is therefore
+    used only on request. Source: ours; the numbers are in benchmarks/LOG.md.
     """
 
     name: str = "ttt_warm"

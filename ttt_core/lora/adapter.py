@@ -22,14 +22,16 @@ from torch import Tensor
 from .. import lazy
 from ..errors import ModelError
 from ..recipes import Recipe
+from ..tasks.task import as_tuples
 from .cross_validation import CrossValidationResult
+from .modules import coverage, linear_modules, module_sizes, target_modules
 from .training import TrainingRecord
-from .weights import LoraWeights, Pair
+from .weights import LoraWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMAT = 5
+FORMAT = 6
 """Version of the file format and of cache keys. Files of other versions are not used."""
 
 
@@ -104,10 +106,10 @@ class Adapter:
         metadata: dict[str, Any] = json.loads(header["adapter"])
         names = sorted({key.rpartition(".")[0] for key in tensors})
         pairs = {n: (tensors[f"{n}.down"], tensors[f"{n}.up"]) for n in names}
-        training = {**metadata["training"], "losses": tuple(metadata["training"]["losses"])}
+        training = {key: as_tuples(value) for key, value in metadata["training"].items()}
         held_out: dict[str, Any] | None = metadata["cross_validation"]
         if held_out is not None:
-            held_out = {k: tuple(v) if isinstance(v, list) else v for k, v in held_out.items()}
+            held_out = {key: as_tuples(value) for key, value in held_out.items()}
         adapter = cls(
             weights=LoraWeights(pairs, metadata["scaling"]),
             recipe=Recipe.from_settings(metadata["recipe"]),
@@ -144,13 +146,18 @@ class Adapter:
             raise
         except Exception as error:  # a damaged folder may make the libraries raise anything
             raise ModelError(f"{folder}: cannot be read as a PEFT adapter ({type(error).__name__}: {error})") from error
-        layers = LoraWeights.initial(model, Recipe(rank=1), [0]).pairs
+        layers = {name: module_sizes(module) for name, module in linear_modules(model).items()}
         _check_fits(folder, weights, rank, layers, type(model).__name__)
         ordered = LoraWeights({n: weights.pairs[n] for n in layers if n in weights.pairs}, weights.scaling)
         every = len(ordered.pairs) == len(layers)
         targets = ("all-linear",) if every else tuple(sorted({name.rpartition(".")[2] for name in ordered.pairs}))
+        if target_modules(model, targets).keys() != ordered.pairs.keys():  # only some modules of a name
+            targets = tuple(sorted(ordered.pairs))
         recipe = Recipe(rank=rank, alpha=alpha, dropout=dropout, target_modules=targets)
-        record = TrainingRecord(0, (), 0.0, 0, "finished", zero_update=all(ordered.zero_updates()))
+        record = TrainingRecord(
+            0, (), 0.0, 0, "finished", zero_update=all(ordered.zero_updates()),
+            **coverage(model, ordered.pairs)._asdict(),
+        )  # fmt: skip
         return cls(ordered, recipe, record, base_hash)
 
     def to(self, device: torch.device | str) -> Adapter:
@@ -158,8 +165,11 @@ class Adapter:
         return replace(self, weights=self.weights.to(device))
 
 
-def _check_fits(folder: Path, weights: LoraWeights, rank: int, layers: Mapping[str, Pair], model_type: str) -> None:
-    """Raises `ModelError` where weights from a folder are not those of linear layers of the model at a rank."""
+def _check_fits(
+    folder: Path, weights: LoraWeights, rank: int, layers: Mapping[str, tuple[int, int]], model_type: str
+) -> None:
+    """Raises `ModelError` where weights from a folder are not those of linear layers of the model, of sizes (d_in,
+    d_out), at a rank."""
     if unknown := sorted(weights.pairs.keys() - layers.keys()):
         raise ModelError(
             f"{folder}: adapts {unknown[0]!r}, which is not a linear layer of this {model_type} below its output head; "
@@ -168,7 +178,7 @@ def _check_fits(folder: Path, weights: LoraWeights, rank: int, layers: Mapping[s
     if not weights.pairs:
         raise ModelError(f"{folder}: expected the weights of an adapter; received none")
     for name, (down, up) in weights.pairs.items():
-        expected = (rank, layers[name][0].shape[-1]), (layers[name][1].shape[1], rank)
+        expected = (rank, layers[name][0]), (layers[name][1], rank)
         received = tuple(down.shape[1:]), tuple(up.shape[1:])
         if received != expected:
             raise ModelError(

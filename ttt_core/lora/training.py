@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from statistics import fmean
 
@@ -18,6 +18,7 @@ from ..model.encoding import Encoded
 from ..model.loading import LoadedModel
 from ..recipes import Recipe, recipes_for_each
 from .gradients import GradientEngine
+from .modules import coverage, warn_of_checkpointing
 from .optimizer import BatchedAdamW
 from .weights import LoraWeights
 
@@ -40,6 +41,14 @@ class TrainingRecord:
     """Why training failed."""
     zero_update: bool = False
     """Whether the adapter's update is exactly zero, so that it changes no answer: with alpha 0, or without a step."""
+    modules: tuple[tuple[str, int], ...] = ()
+    """Paths of the adapted modules, with `*` for the number of the layer, and how many each stands for."""
+    weight_share: float = 0.0
+    """Share of the model's weights that the adapted modules hold, 0 to 1."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the model's layers without an adapted module, of attention, MLP, experts and recurrent."""
+    started_from: str = ""
+    """Digest of the adapter that training started from, as `LoraWeights.digest` returns it; empty for new weights."""
 
 
 OnStep = Callable[[int, float], None]
@@ -56,9 +65,10 @@ def merge_records(records: Sequence[TrainingRecord]) -> TrainingRecord:
     reasons = {r.stop_reason for r in records}
     stop_reason = next((reason for reason in ("failed", "deadline") if reason in reasons), longest.stop_reason)
     error = next((r.error for r in records if r.error), "")
-    return TrainingRecord(
-        longest.steps, means, longest.seconds, sum(r.tokens for r in records), stop_reason, error,
-        zero_update=all(r.zero_update for r in records),
+    zero_update = all(r.zero_update for r in records)
+    return replace(
+        longest, losses=means, tokens=sum(r.tokens for r in records), stop_reason=stop_reason, error=error,
+        zero_update=zero_update,
     )  # fmt: skip
 
 
@@ -91,6 +101,8 @@ def train(
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
     recipes = recipes_for_each(recipe, len(seeds))
     began = time.monotonic()
+    started_from = "" if start is None else start.digest()
+    warn_of_checkpointing(loaded.model)
     runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, strict=True)]
     with GradientEngine(loaded, recipes, workers, memory) as engine:
         loop = _TrainingLoop(loaded, runs, engine, start)
@@ -100,7 +112,9 @@ def train(
         if not finite and not run.error:
             run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
     seconds = time.monotonic() - began
-    return weights, [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
+    covered = coverage(loaded.model, weights.pairs)._asdict()
+    records = [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
+    return weights, [replace(record, **covered, started_from=started_from) for record in records]
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,64 +24,13 @@ from .. import lazy
 from ..errors import ModelError
 from ..recipes import Recipe
 from .dropout import Dropout
+from .modules import module_sizes, target_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pair = tuple[Tensor, Tensor]
 """Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
-
-USUAL_TARGETS = {"all-linear", "q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-"""Names that recipes for any model give; a model need not have all of these projections."""
-_log = logging.getLogger("autottt")
-
-
-def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear layers that `targets` name (by the last part of their path); of a model that reads more than text,
-    those of its text decoder.
-
-    `all-linear`, or names of which the model has none, mean every linear layer but the output head. Of the names that
-    published recipes give, a model has some. Raises `ModelError` for others that match nothing beside some that do.
-    """
-    head = model.get_output_embeddings()
-    linear = {
-        n: m
-        for n, m in model.named_modules()
-        if isinstance(m, (nn.Linear, lazy.pytorch_utils.Conv1D)) and m is not head
-    }
-    reading = set(_text_decoder(model).modules())
-    linear = {n: m for n, m in linear.items() if m in reading} or linear
-    if not linear:
-        raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
-    named = {n: m for n, m in linear.items() if _last(n) in targets}
-    known = {_last(n) for n in linear}
-    if odd := [t for t in targets if t not in known | USUAL_TARGETS]:
-        has = f"of {type(model).__name__}, which has {', '.join(sorted(known))}"
-        if named:
-            raise ModelError(f"targets {odd} name no linear layer {has}")
-        _log.warning("targets %s name no linear layer %s: all of them are adapted", odd, has)
-    elif not named and "all-linear" not in targets:
-        _log.debug("%s has no layers named %s: all linear layers are adapted", type(model).__name__, tuple(targets))
-    return named or linear
-
-
-def _last(path: str) -> str:
-    return path.rsplit(".", 1)[-1]
-
-
-def _text_decoder(model: PreTrainedModel) -> nn.Module:
-    """What reads text in a model that reads more than that; any other model as a whole."""
-    sees_more = model.config.get_text_config() is not model.config
-    reading: nn.Module = model.get_decoder() if sees_more else model
-    return reading
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out)."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    assert isinstance(module, lazy.pytorch_utils.Conv1D)
-    return int(module.weight.shape[0]), int(module.weight.shape[1])
 
 
 @dataclass(frozen=True)
@@ -99,7 +48,7 @@ class LoraWeights:
         pairs: dict[str, Pair] = {}
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         for name, module in target_modules(model, recipe.target_modules).items():
-            d_in, d_out = _sizes(module)
+            d_in, d_out = module_sizes(module)
             down = torch.empty(len(seeds), recipe.rank, d_in)
             for row, generator in zip(down, generators, strict=True):
                 nn.init.kaiming_uniform_(row, a=math.sqrt(5), generator=generator)
@@ -128,6 +77,15 @@ class LoraWeights:
         # A rank adds to the update where neither its row of the down- nor its column of the up-projection is zero.
         effective = [(down.any(2) & up.any(1)).any(1) for down, up in self.pairs.values()]
         return [not bool(changes) for changes in torch.stack(effective).any(0)]
+
+    def digest(self) -> str:
+        """What tells these weights from others, whatever their device: twelve hexadecimal digits."""
+        digest = hashlib.blake2b(repr(self.scaling).encode(), digest_size=6)
+        for name, pair in sorted(self.pairs.items()):
+            digest.update(repr((name, [tuple(t.shape) for t in pair])).encode())
+            for tensor in pair:
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,190 @@
+"""The modules that get an adapter are those of PEFT, on architectures with other names and fused projections."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from autottt.controller.state import record_from_plain
+from autottt.ttt_core.errors import ModelError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora.adapter import Adapter
+from autottt.ttt_core.lora.modules import coverage, target_modules
+from autottt.ttt_core.lora.weights import LoraWeights
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.augmentation import leave_one_out
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import VOCABULARY, tiny_model, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning"),
+]
+PUBLISHED = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "o_proj")
+QUICK = Recipe(rank=2, alpha=4.0, dropout=0.0, max_steps=2, batch_size=2, learning_rate=1e-2)
+
+_COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_LLAMA = set(PUBLISHED)
+MAPPED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "llama": ({}, _LLAMA), "mistral": ({}, _LLAMA), "qwen2": ({}, _LLAMA), "qwen3": ({}, _LLAMA),
+    "gemma": ({}, _LLAMA), "gemma2": ({}, _LLAMA), "gemma3_text": ({}, _LLAMA), "stablelm": ({}, _LLAMA),
+    "granite": ({}, _LLAMA), "olmo2": ({}, _LLAMA), "cohere": ({}, _LLAMA), "smollm3": ({}, _LLAMA),
+    "phi": ({}, {"q_proj", "v_proj", "dense", "fc1", "fc2"}),
+    "phi3": ({}, {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    "glm": ({}, {"q_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, {"c_attn", "c_proj", "c_fc"}),
+    "gpt_bigcode": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}, {"c_attn", "c_proj", "c_fc"}),
+    "starcoder2": ({}, {"q_proj", "v_proj", "o_proj", "c_fc", "c_proj"}),
+    "gpt_neox": ({}, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+    "gptj": (
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, {"q_proj", "v_proj", "out_proj", "fc_in", "fc_out"},
+    ),
+    "codegen": (
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, {"qkv_proj", "out_proj", "fc_in", "fc_out"},
+    ),
+    "falcon": ({}, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+    "bloom": ({"n_layer": 2, "n_head": 4}, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+    "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, {"Wqkv", "out_proj", "up_proj", "down_proj"}),
+    "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, {"q_proj", "v_proj", "out_proj", "fc1", "fc2"}),
+    "mixtral": ({"num_local_experts": 4}, {"q_proj", "v_proj", "o_proj"}),
+    "qwen3_moe": ({"num_experts": 4, "moe_intermediate_size": 16}, {"q_proj", "v_proj", "o_proj"}),
+}  # fmt: skip
+"""Architecture -> its settings, and the names of the modules that the published names mean there."""
+EXPERTS = ("mixtral", "qwen3_moe")
+every_architecture = pytest.mark.parametrize("architecture", MAPPED)
+
+
+def build(architecture: str) -> PreTrainedModel:
+    settings = {k: v for k, v in _COMMON.items() if architecture not in ("falcon", "phi3") or k != "head_dim"}
+    config = AutoConfig.for_model(architecture, **{**settings, **MAPPED[architecture][0]})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def modules_of_peft(model: PreTrainedModel, targets: Any) -> set[str]:
+    """Paths of the linear layers that PEFT adapts."""
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
+    linear = (n for n, m in wrapped.named_modules() if hasattr(m, "lora_A") and "experts" not in n)
+    return {n.removeprefix("base_model.model.") for n in linear if not n.endswith("mlp.gate")}
+
+
+@every_architecture
+def test_the_modules_are_those_of_peft(architecture: str) -> None:
+    model = build(architecture)
+    names = MAPPED[architecture][1]
+    assert target_modules(model, PUBLISHED).keys() == modules_of_peft(model, sorted(names))
+    assert target_modules(model, sorted(names)).keys() == modules_of_peft(model, sorted(names))
+    assert target_modules(model, ("all-linear",)).keys() == modules_of_peft(model, "all-linear")
+
+
+@every_architecture
+def test_peft_gives_the_outputs_of_an_exported_adapter(architecture: str, tmp_path: Path) -> None:
+    model = build(architecture)
+    recipe = Recipe(rank=2, alpha=4.0, target_modules=PUBLISHED)
+    weights = LoraWeights.initial(model, recipe, [0])
+    for _, up in weights.pairs.values():
+        up.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(len(up)))
+    weights.save(tmp_path, recipe)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).eval()
+    ids = torch.arange(3, 33).view(2, 15)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        expected = theirs(input_ids=ids).logits
+        with weights.attached(model):
+            received = model(input_ids=ids).logits
+    assert torch.allclose(received, expected, atol=1e-4)
+    assert not torch.allclose(received, plain, atol=1e-3)
+    imported = Adapter.from_peft(tmp_path, model, "base")
+    assert target_modules(model, imported.recipe.target_modules).keys() == imported.weights.pairs.keys()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target", "names"),
+    [
+        ("phi3", "q_proj", ["qkv_proj"]), ("phi3", "gate_proj", ["gate_up_proj"]), ("phi3", "up_proj", ["gate_up_proj"]),
+        ("gpt2", "v_proj", ["attn.c_attn"]), ("gpt2", "o_proj", ["attn.c_proj"]), ("gpt2", "gate_proj", ["c_fc"]),
+        ("gpt2", "down_proj", ["mlp.c_proj"]), ("opt", "up_proj", ["fc1"]), ("falcon", "k_proj", ["query_key_value"]),
+        ("gpt_neox", "o_proj", ["attention.dense"]), ("bloom", "down_proj", ["mlp.dense_4h_to_h"]),
+        ("gpt2", "mlp.c_proj", ["mlp.c_proj"]),
+    ],
+)  # fmt: skip
+def test_one_name_means_the_projection_with_its_role(architecture: str, target: str, names: list[str]) -> None:
+    model = build(architecture)
+    assert target_modules(model, (target,)).keys() == modules_of_peft(model, names)
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_mlp_names_on_a_model_whose_mlp_is_experts_are_refused(architecture: str) -> None:
+    with pytest.raises(ModelError, match=r"name no linear layer .* which has k_proj, .*experts are parameters"):
+        target_modules(build(architecture), ("gate_proj", "up_proj", "down_proj"))
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize("targets", [PUBLISHED, ("all-linear",)], ids=["published", "all"])
+def test_experts_that_are_left_out_give_one_warning(
+    architecture: str, targets: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(architecture)
+    modules = [target_modules(model, targets) for _ in range(2)]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "leave out the whole of: experts" in record.getMessage()
+    assert coverage(model, modules[0]).left_out == ("experts",)
+
+
+def test_a_part_that_is_not_asked_for_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("mixtral")
+    modules = target_modules(model, ("q_proj", "v_proj"))
+    assert not caplog.records
+    covered = coverage(model, modules)
+    assert covered.modules == (("model.layers.*.self_attn.q_proj", 2), ("model.layers.*.self_attn.v_proj", 2))
+    held = sum(m.weight.numel() for m in modules.values())
+    assert covered.weight_share == held / sum(p.numel() for p in model.parameters())
+    assert coverage(build("llama"), ["model.layers.0.self_attn.q_proj"]).left_out == ("MLP",)
+
+
+def test_the_record_says_what_is_adapted_and_survives_json(task: Task, tmp_path: Path) -> None:
+    learner = Learner.wrap(tiny_model("gpt2"), tiny_tokenizer())
+    adapter = learner.adapt(leave_one_out(task), QUICK)
+    record = adapter.training
+    assert dict(record.modules)["transformer.h.*.attn.c_attn"] == 2
+    assert len(record.modules) == 4
+    assert 0 < record.weight_share < 1
+    assert (record.left_out, record.started_from) == ((), "")
+    assert record_from_plain(json.loads(json.dumps(asdict(record)))) == record
+    adapter.save(tmp_path / "adapter.safetensors")
+    assert Adapter.load(tmp_path / "adapter.safetensors").training == record
+    second = learner.adapt(leave_one_out(task), QUICK, start=adapter)
+    assert second.training.started_from == adapter.weights.digest() != second.weights.digest()
+    learner.export(adapter, tmp_path / "peft")
+    assert learner.import_peft(tmp_path / "peft").training.modules == record.modules
+
+
+def test_gradient_checkpointing_changes_nothing_and_the_log_says_so_once(
+    task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    model.gradient_checkpointing_enable()
+    expected = Learner.wrap(plain, tiny_tokenizer()).adapt(leave_one_out(task), QUICK)
+    assert "checkpointing" not in caplog.text
+    learner = Learner.wrap(model, tiny_tokenizer())
+    adapters = [learner.adapt(leave_one_out(task), QUICK) for _ in range(2)]
+    assert adapters[0].weights.digest() == adapters[1].weights.digest() == expected.weights.digest()
+    (message,) = [r.getMessage() for r in caplog.records if "checkpointing" in r.getMessage()]
+    assert "has no effect here" in message
