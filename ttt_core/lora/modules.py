@@ -54,7 +54,8 @@ _ATTENTION, _MLP = _by_name(_ATTENTION_NAMES), _by_name(_MLP_NAMES)
 PARTS = ("attention", "MLP", "experts", "recurrent")
 """Parts of a transformer's layers. `recurrent` means state-space, linear-attention and convolution layers; the
 experts of a mixture are a part of their own."""
-_PARTS_OF_ROLES = dict.fromkeys(("query", "key", "value", "output"), ("attention",)) | dict.fromkeys(("gate", "up", "down"), ("MLP", "experts"))
+_MLP_ROLES = ("gate", "up", "down")
+_PARTS_OF_ROLES = {r: ("MLP", "experts") if r in _MLP_ROLES else ("attention",) for r in ROLES.values()}
 _RECURRENT = re.compile(r"mamba|ssm|linear_attn|conv|rg_lru|mlstm")
 _RECURRENT_LEAVES = {"in_proj", "x_proj", "dt_proj", "linear_x", "linear_y", "linear_out", "out_proj"}
 _ROUTERS = {"gate", "classifier", "shared_expert_gate"}
@@ -77,7 +78,7 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, 
     As in PEFT, a target is the end of a module's path, in whole components, and `all-linear` is every linear layer but
     the output head. A name of Llama's that the model does not have means the projection with the same role, possibly
     fused with others: `q_proj` is `qkv_proj` in Phi-3 and `c_attn` in GPT-2. Where a whole part that is asked for has
-    no linear layers (in transformers, experts are parameters of three dimensions), one warning is logged for each model.
+    no linear layers (experts are parameters of three dimensions), one warning is logged for each model.
 
     Targets of which none has a meaning in this model mean every linear layer, with a warning. Raises `ModelError` for
     targets that match nothing beside some that do, and for Llama's names whose part has no linear layers.
@@ -255,8 +256,8 @@ def warn_of_checkpointing(model: PreTrainedModel) -> None:
     if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         _warn_once(
             model,
-            f"{type(model).__name__} has gradient checkpointing enabled, which has no effect here: adapters are trained "
-            "with the model in evaluation mode, and micro-batches are made to fit in memory",
+            f"{type(model).__name__} has gradient checkpointing enabled, which has no effect here: adapters are "
+            "trained with the model in evaluation mode, and micro-batches are made to fit in memory",
         )
 
 
