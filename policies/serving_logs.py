@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ttt_core.errors import PolicyError
+from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
-from .features import FEATURES_VERSION, STAGE_1
-from .outcomes import BASE, Outcome, finite
+from .features import FEATURES_VERSION, STAGE_0, STAGE_1
+from .outcomes import BASE, Outcome, finite, outcome_from
 from .trained import TrainedPolicy
 from .versions import LOG_VERSION
 
@@ -47,35 +47,64 @@ def read_log(files: Iterable[Path]) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         try:
-            lines = file.read_text("utf-8").splitlines(keepends=True)
-        except UnicodeDecodeError as error:
-            raise PolicyError(f"{file}: expected a text in UTF-8 ({error})") from None
+            lines = file.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise PolicyError(f"{file}: the log cannot be read ({error.strerror})") from None
         for number, line in enumerate(lines, start=1):
             place = f"{file}:{number}"
+            if number == len(lines) and line.startswith(b"{") and not line.endswith((b"\n", b"}")):
+                continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                if number == len(lines) and not line.endswith("\n"):
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise PolicyError(f"{file}: expected a text in UTF-8 (line {number}: {error})") from None
+            except (ValueError, RecursionError) as error:
+                if number == len(lines) and line.startswith(b"{") and not line.endswith(b"\n"):
                     continue
                 raise PolicyError(f"{place}: not JSON ({error})") from None
             refused = isinstance(row, dict) and row.get("status") == "refused"
             if refused and row.get("log_version", LOG_VERSION) == LOG_VERSION:
                 continue  # the line of a task that could not be read has few fields
-            missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
-            if missing:
+            if missing := [name for name in FIELDS if not isinstance(row, dict) or name not in row]:
                 raise PolicyError(f"{place}: lacks {', '.join(missing)}: a log is what `autottt solve --trace` writes")
             if (version := row.get("log_version", 1)) != LOG_VERSION:
                 raise PolicyError(
-                    f"{place}: a log in version {version} of the format, and this package reads version {LOG_VERSION}; "
-                    "write a new one with `autottt solve TASKS --trace`"
+                    f"{place}: a log in version {shortened(version)} of the format, and this package reads version "
+                    f"{LOG_VERSION}; write a new one with `autottt solve TASKS --trace`"
                 )
             if row["features_version"] != FEATURES_VERSION:
                 raise PolicyError(
-                    f"{place}: features of version {row['features_version']}; this package measures version "
+                    f"{place}: features of version {shortened(row['features_version'])}; this package measures version "
                     f"{FEATURES_VERSION}"
                 )
+            if problem := _problem(row):
+                raise PolicyError(f"{place}: not a result ({problem}). Remove the line if it is damaged")
             rows.append(row)
     return rows
+
+
+def _problem(row: Row) -> str:
+    """What is wrong with the fields that a policy is trained on or monitored by; empty if nothing is."""
+    try:
+        with_tokens = {**row, "in_context_tokens": row["in_context_tokens"] or 1}
+        features = {"features": row["features"]}
+        for attempt in [row["in_context"], *row["attempts"]]:
+            outcome_from(vars(_attempt_outcome(with_tokens, attempt, None, _token_equivalents(attempt), features)))
+            _paid_in_full(attempt)
+        outcome_from(vars(_attempt_outcome(with_tokens, row["attempts"][0], None, _token_equivalents(row), {})))
+        _plain([row["task"]["answer"], row["answer"]])
+        decision = row["decision"]
+        names = [decision["strategy"], decision["policy_choice"] or "", decision["shadow"] or ""]
+        bool(decision["shadow_had_features"])
+        if not all(isinstance(name, str) for name in names):
+            return "decision: expected names of strategies"
+        if lacking := sorted(set(STAGE_0) - set(row["features"])):
+            return f"features: expected {lacking[0]} as well"
+    except ValueError as error:
+        return str(error)
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        return f"a field is missing or has another type: {type(error).__name__}: {shortened(str(error))}"
+    return ""
 
 
 def base_of(rows: Sequence[Row]) -> str:

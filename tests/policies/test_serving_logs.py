@@ -267,6 +267,30 @@ def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
         read_log([file])
 
 
+@pytest.mark.parametrize("value", [None, [], {}, "text", 10**400, [[]], {"a": [1]}])
+def test_a_line_with_a_field_of_another_type_is_refused_with_its_number_or_used(
+    tmp_path: Path, log: Path, value: Any
+) -> None:
+    first = json.loads(log.read_text().splitlines()[0])
+    file, refused = tmp_path / "changed.jsonl", set()
+    for name in first.keys() & {"attempts", "in_context", "features", "cost", "proof", "task", "decision", "seed"}:
+        file.write_text(log.read_text() + json.dumps({**first, name: value}) + "\n")
+        with pytest.raises(PolicyError, match=r"changed\.jsonl:5: not a result"):
+            read_log([file])
+        refused.add(name)
+    assert len(refused) == 8
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"id"'])
+def test_a_line_that_cannot_be_decoded_is_refused_with_its_number(tmp_path: Path, log: Path, line: str) -> None:
+    file = tmp_path / "changed.jsonl"
+    file.write_text(log.read_text() + line + "\n")
+    with pytest.raises(PolicyError, match=r"changed\.jsonl:5: not JSON"):
+        read_log([file])
+    with pytest.raises(PolicyError, match="the log cannot be read"):
+        read_log([tmp_path])
+
+
 def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None:
     rows = read_log([log])
     assert base_of(rows) == learner.base_hash
