@@ -10,8 +10,9 @@ import hashlib
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import is_, itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -430,17 +431,20 @@ def restoring(model: nn.Module) -> Iterator[list[nn.Module]]:
     hooks = [(container, dict(container)) for container in filter(None, containers)]
     rotary = RotaryState(modules)
     grad_enabled = torch.is_grad_enabled()
-    try:
-        yield modules
-    finally:
+
+    def restore_parameters() -> None:
         for parameter, requires_grad, grad in parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+    def restore_modes() -> None:
         for module, before in zip(modules, training, strict=True):
             if module.training != before:
                 module.training = before
+
+    def restore_hooks() -> None:
         for container, before_hooks in hooks:
             if list(container) != list(before_hooks):
                 container.clear()
@@ -449,8 +453,26 @@ def restoring(model: nn.Module) -> Iterator[list[nn.Module]]:
         for container in filter(None, containers):
             if id(container) not in filled:
                 container.clear()
-        rotary.restore()
-        torch.set_grad_enabled(grad_enabled)
+
+    with ExitStack() as stack:
+        for step in (
+            partial(torch.set_grad_enabled, grad_enabled),
+            rotary.restore,
+            restore_hooks,
+            restore_modes,
+            restore_parameters,
+        ):
+            stack.callback(_completed, step)
+        yield modules
+
+
+def _completed(step: Callable[[], object]) -> None:
+    """Runs a step that may be repeated; once more if something, such as an interruption, is raised in it."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise
 
 
 def freeze(modules: Sequence[nn.Module]) -> None:

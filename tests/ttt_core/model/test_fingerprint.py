@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from autottt.ttt_core.errors import BaseChangedError
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model import fingerprint
 from autottt.ttt_core.model.fingerprint import BLOCK, Fingerprint, content_hash, restoring, state_tensors
 from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -351,3 +352,32 @@ def test_places_that_changed_and_hold_the_same_tensors_are_no_change() -> None:
     other = many_layers()
     with pytest.raises(BaseChangedError):
         seen.verify(other)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_a_fault_while_restoring_skips_no_other_step(fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    first = next(model.parameters())
+    flags = [p.requires_grad for p in model.parameters()]
+    model.train()
+    real, calls = fingerprint.RotaryState.restore, []
+
+    def restore(self: fingerprint.RotaryState) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise fault
+        real(self)
+
+    monkeypatch.setattr(fingerprint.RotaryState, "restore", restore)
+
+    def use() -> None:
+        with restoring(model) as modules:
+            fingerprint.freeze(modules)
+            first.grad = torch.zeros_like(first)
+
+    with pytest.raises(type(fault)):
+        use()
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert first.grad is None
+    assert all(module.training for module in model.modules())
+    assert len(calls) == 2
