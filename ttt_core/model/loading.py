@@ -171,6 +171,23 @@ def load_model(
         raise _not_loaded(str(source), "there is no such folder")
     chosen = choose_device(device)
     precision = choose_dtype(chosen, dtype)
+    model, tokenizer = _read_folder(where, precision)
+    if chosen.type == "cpu":
+        lazy.attention.use_cpu_attention(model)
+    settings = _settings(Path(where))
+    recipes = {n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}
+    name = "bundled" if source is None else where
+    return wrap_model(
+        model.to(chosen).requires_grad_(False),
+        tokenizer,
+        name=name,
+        prompt_format=prompt_format or settings.get("prompt_format"),
+        recipes=recipes,
+    )
+
+
+def _read_folder(where: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, on the CPU, and the tokenizer of a folder or hub id. Raises `ModelError`."""
     try:
         with _quietly():
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -191,18 +208,7 @@ def load_model(
             f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
             "the folder holds another kind of model, or not all of it"
         )
-    if chosen.type == "cpu":
-        lazy.attention.use_cpu_attention(model)
-    settings = _settings(Path(where))
-    recipes = {n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}
-    name = "bundled" if source is None else where
-    return wrap_model(
-        model.to(chosen).requires_grad_(False),
-        tokenizer,
-        name=name,
-        prompt_format=prompt_format or settings.get("prompt_format"),
-        recipes=recipes,
-    )
+    return model, tokenizer
 
 
 def _looks_like_a_path(name: str) -> bool:
