@@ -19,6 +19,7 @@ from typing import Any
 from ..strategies.base import Attempt, run
 from ..strategies.registry import get_strategy
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
+from ..ttt_core.standard_json import dumps
 from ..ttt_core.tasks.task import Task
 from .controller import Controller
 
@@ -109,7 +110,7 @@ def evaluate(
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
         if file and stream and read_settings(file) is None and not done:
-            print(json.dumps({"settings": settings}), file=stream, flush=True)
+            print(dumps({"settings": settings}), file=stream, flush=True)
         for group in groups.values():
             controller.learner.clear()
             for name in wanted:
@@ -119,7 +120,7 @@ def evaluate(
                     if row is None:
                         row = _row(controller, task, name, seed)
                         if stream is not None:
-                            print(json.dumps(asdict(row)), file=stream, flush=True)
+                            print(dumps(asdict(row)), file=stream, flush=True)
                     rows.append(row)
                     if on_row is not None:
                         on_row(row)

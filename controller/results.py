@@ -12,8 +12,9 @@ from ..strategies.base import Attempt, Cost
 from ..ttt_core.errors import TaskError
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
+from ..ttt_core.standard_json import finite_or_none
 from ..ttt_core.tasks.task import Task, Value, as_tuples
-from .state import Progress, State, attempt_from_plain, record_from_plain, task_from_plain
+from .state import Progress, State, attempt_from_plain, number, record_from_plain, task_from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ class Result:
         return any(a.training_record is not None for a in self.attempts)
 
     def to_plain(self, *, content: bool = False) -> dict[str, Any]:
-        """The result as JSON can hold it, also for a log that a policy is trained on: `autottt retrain`.
+        """The result as JSON can hold it, also for a log that a policy is trained on: `autottt retrain`. A number that
+        is not finite, which a model with NaN in its weights gives, is None.
 
         `content` includes the task's demonstrations, query and texts, which `from_plain` needs; a log without it has
         only the task's digest.
@@ -85,7 +87,8 @@ class Result:
         task = {name: plain["task"][name] for name in names}
         plain |= {"task": task | {"digest": self.task.digest}, "features_version": FEATURES_VERSION}
         plain["log_version"] = LOG_VERSION
-        return {"id": self.task.id, **plain, "right": self.right, "adapted": self.adapted}
+        plain = {"id": self.task.id, **plain, "right": self.right, "adapted": self.adapted}
+        return {name: finite_or_none(value) for name, value in plain.items()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Result:
@@ -101,6 +104,10 @@ class Result:
     def __post_init__(self) -> None:
         """Restores dataclasses and tuples, which serializers such as LangGraph's turn into mappings and lists."""
         restored = {
+            "features": {name: number(value) for name, value in self.features.items()},
+            "scores": {name: number(value) for name, value in self.scores.items()},
+            "difficulty": number(self.difficulty),
+            "relative_seconds": number(self.relative_seconds),
             "answer": as_tuples(self.answer),
             "in_context": None if self.in_context is None else attempt_from_plain(_plain(self.in_context)),
             "attempts": tuple(attempt_from_plain(_plain(attempt)) for attempt in self.attempts),

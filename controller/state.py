@@ -6,6 +6,7 @@ The model and the policy are in neither; they travel in the `Context`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -288,12 +289,24 @@ def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:
     record, result = plain["training_record"], plain["cross_validation"]
     restored = {
         "value": as_tuples(plain["value"]),
-        "candidates": tuple(Candidate(as_tuples(c["value"]), c["share"]) for c in plain["candidates"]),
+        "confidence": number(plain["confidence"]),
+        "candidates": tuple(Candidate(as_tuples(c["value"]), number(c["share"])) for c in plain["candidates"]),
         "training_record": record_from_plain(record) if record else None,
-        "cross_validation": CrossValidationResult(**{k: as_tuples(v) for k, v in result.items()}) if result else None,
+        "cross_validation": cross_validation_from_plain(result) if result else None,
         "cost": Cost(**plain["cost"]),
     }
     return Attempt(**{**plain, **restored})
+
+
+def cross_validation_from_plain(plain: Mapping[str, Any]) -> CrossValidationResult:
+    """The result of cross-validation, also after JSON or msgpack turned its tuples into lists."""
+    numbers = {name: tuple(map(number, plain[name])) for name in ("log_prob_before", "log_prob_after")}
+    return CrossValidationResult(**{name: as_tuples(value) for name, value in plain.items()} | numbers)
+
+
+def number(value: float | None) -> float:
+    """The number that a result had before it was JSON, where None stands for one that is not finite."""
+    return math.nan if value is None else value
 
 
 def record_from_plain(plain: Mapping[str, Any]) -> TrainingRecord:

@@ -129,7 +129,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
     outcomes: list[Outcome] = []
     for row in rows:
         right, in_context, tokens = _right(row, answers), row["in_context"], row["in_context_tokens"]
-        if right is None or not _fully_measured(row) or not tokens:
+        if right is None or not _fully_measured(row) or not _finite(row) or not tokens:
             continue
         others = [attempt for attempt in row["attempts"] if attempt["strategy"] != BASE]
         probe = _token_equivalents(row) - _token_equivalents(in_context) - sum(map(_token_equivalents, others))
@@ -149,6 +149,8 @@ def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str,
             return "the right answer is unknown (--answers FILES)"
         if not _fully_measured(row):
             return "the probe was skipped (`solve --explore 0.05` runs it on a share of the queries)"
+        if not _finite(row):
+            return "the model's scores are not finite (are its weights?)"
         return "" if row["in_context_tokens"] else "the in-context cost is unknown"
 
     return dict(Counter(reason for row in rows if (reason := why(row))))
@@ -162,6 +164,11 @@ def _right(row: Row, answers: Mapping[str, Any]) -> Any:
 def _fully_measured(row: Row) -> bool:
     """Whether the features include those of the probe."""
     return not set(STAGE_1).isdisjoint(row["features"])
+
+
+def _finite(row: Row) -> bool:
+    """Whether all features are finite: JSON holds null for one that is not."""
+    return None not in row["features"].values()
 
 
 def _paid_in_full(attempt: Row) -> bool:
@@ -179,7 +186,7 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
         seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
         forward_tokens=tokens - 2 * attempt["cost"]["backward_tokens"],
-        backward_tokens=attempt["cost"]["backward_tokens"], confidence=attempt["confidence"],
+        backward_tokens=attempt["cost"]["backward_tokens"], confidence=attempt["confidence"] or 0.0,
         answer="" if attempt["value"] is None else content_digest(attempt["value"]),
         held_out_gain=CrossValidationResult(**attempt["cross_validation"]).gain if attempt["cross_validation"] else 1.0,
         losses=finite((attempt["training_record"] or {}).get("losses", ())),
@@ -263,6 +270,7 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
         "shares": {name: own.count(name) / len(rows) for name in sorted(set(own))},
         "explored": sum(bool(d["policy_choice"]) for d in decisions),
         "with_known_answer": len(answered),
+        "not_finite": len(rows) - len(list(filter(_finite, rows))),
         "accuracy": fmean(_plain(row["answer"]) == right for row, right in answered) if answered else None,
         "shadow": {
             "queries": len(shadowed),
@@ -271,10 +279,11 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
             "failed": len(failed),
         },
     }
-    if policy is not None:
-        drifts = drift(policy, rows)
-        free = np.array([[row["features"][name] for name in policy.feature_names[0]] for row in rows])
-        unusual = policy.is_out_of_distribution(free, [row["task"]["kind"] for row in rows])
+    finite_rows = [row for row in rows if _finite(row)]
+    if policy is not None and finite_rows:
+        drifts = drift(policy, finite_rows)
+        free = np.array([[row["features"][name] for name in policy.feature_names[0]] for row in finite_rows])
+        unusual = policy.is_out_of_distribution(free, [row["task"]["kind"] for row in finite_rows])
         result["out_of_distribution_share"] = float(unusual.mean())
         result["drifted"] = [d.feature for d in drifts if d.drifted]
         result["drift"] = {d.feature: {"index": d.index, "critical": d.critical} for d in drifts}

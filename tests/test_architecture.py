@@ -46,7 +46,7 @@ HEAVY = {
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
-        ("errors", "lazy", "recipes"), ("tasks",), ("model",), ("lora",), ("engine",), ("learner",),
+        ("errors", "lazy", "recipes", "standard_json"), ("tasks",), ("model",), ("lora",), ("engine",), ("learner",),
         ("pretraining", "testing"),
     ),
     "strategies": (("base", "registry"), ("training", "views")),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ttt_core.errors import TaskError
+from ...ttt_core.standard_json import dumps
 from ...ttt_core.tasks.kinds import STANDARD, kind_of
 from ...ttt_core.tasks.readers import TASK_SUFFIXES, Problem
 
@@ -75,15 +76,15 @@ def line_of(result: Result, facts: RunFacts | None = None, content: bool = False
     if result.answer is not None and result.task.kind == "text":
         plain["text"] = kind_of(result.task).render(result.answer, STANDARD)
     if facts is None:
-        return json.dumps({name: plain[name] for name in SHORT})
+        return dumps({name: plain[name] for name in SHORT})
     plain["run"] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(facts)}
-    return json.dumps(plain)
+    return dumps(plain)
 
 
 def line_of_problem(problem: Problem) -> str:
     """The line of a task that could not be read."""
     fields = {"id": problem.id or problem.where, "status": "refused", "error": str(problem)}
-    return json.dumps({name: fields.get(name) for name in SHORT})
+    return dumps({name: fields.get(name) for name in SHORT})
 
 
 def check_output(option: str, out: Path, inputs: Sequence[Path]) -> None:

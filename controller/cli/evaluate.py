@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError
+from ...ttt_core.standard_json import dumps
 from .answer_files import check_output
 from .console import interruptible, progress, screen
 from .locks import exclusive
@@ -92,7 +92,7 @@ def evaluate(
             settings = {
                 "files": [f.name for f in files], "strategies": names, "limit": tasks.limit, "seed": tasks.seed,
             }  # fmt: skip
-            text = json.dumps(evaluation.report(controller, rows, settings), indent=1) + "\n"
+            text = dumps(evaluation.report(controller, rows, settings), indent=1) + "\n"
             report.json_file.write_text(text, "utf-8")
             rows_file.unlink()
     if loaded.problems:

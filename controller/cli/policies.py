@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from ...ttt_core.errors import PolicyError, TooLongError
+from ...ttt_core.standard_json import dumps
 from .console import line, screen, warn
 from .options import (
     AsJson,
@@ -148,7 +148,7 @@ def right_answers(
 
 def print_json(content: Any) -> None:
     """Prints content as JSON."""
-    screen.print_json(json.dumps(content, default=_plain), ensure_ascii=True)
+    screen.print_json(dumps(content, default=_plain), ensure_ascii=True)
 
 
 def _plain(value: object) -> object:

@@ -35,6 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..standard_json import dumps
 from .data import IGNORED, INNER, STAGES, Batch, MetaTask, PretrainConfig, Stream, config_from, packed_mask, padded
 from .recipes import BUNDLED_RECIPES
 from .tokenizer import build_tokenizer
@@ -564,7 +565,7 @@ def _write_log_row(trainer: Trainer, log: TextIO | None) -> None:
         row |= {"loss": sum(trainer.losses) / len(trainer.losses), "seconds": round(trainer.seconds, 3)}
         if trainer.step % EVALUATE_EVERY == 0:
             row["accuracy"] = trainer.evaluate()
-        print(json.dumps(row), file=log, flush=True)
+        print(dumps(row), file=log, flush=True)
         print(row, flush=True)
     trainer.losses.clear()
 
