@@ -125,17 +125,17 @@ def auroc(truth: Callable[[Case], bool], score: Callable[[Case], float]) -> Call
 
 
 def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What is said of one set, printed as well."""
+    """The statistics of one set, which are printed as well."""
     families = len({c.family for c in cases})
     print(f"\n{name}: {len(cases)} queries of {families} families")
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
 
     def add(words: str, some: Sequence[Case], statistic: Callable[[Sequence[Case]], float], **more: Any) -> None:
         value, low, high = interval(some, statistic)
         known = not math.isnan(value)
         shown = f"{value:7.3f} [{low:.3f}, {high:.3f}]" if known else "      -"
         print(f"  {words:<52} {shown} of {len(some)} {more or ''}")
-        found.append({
+        rows.append({
             "name": f"{name}: {words}", "value": round(value, 4) if known else None,
             "interval_90": [round(low, 4), round(high, 4)] if known else None, "queries": len(some), **more,
         })  # fmt: skip
@@ -156,7 +156,7 @@ def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
     add("AUROC: in context right, by held-out before", cases, auroc(lambda c: c.in_context, lambda c: c.before))
     add("AUROC: the vote right, by held-out after", cases, auroc(lambda c: c.voted, lambda c: c.after))
     add("AUROC: the vote right, by agreement", cases, auroc(lambda c: c.voted, lambda c: c.agreement))
-    return found
+    return rows
 
 
 def main() -> None:

@@ -193,30 +193,30 @@ def training_rows(learner: Learner, tasks: list[Task], recipe: Recipe, runs: int
     def all_trainer() -> None:
         right["Trainer"] = [peft.trainer(rows, one) for rows, one in zip(prompts, asked, strict=True)]
 
-    found = []
+    results = []
     median = sorted(range(len(tasks)), key=lambda i: len(asked[i].ids))[len(tasks) // 2]
     rows, one = prompts[median], asked[median]
     for name, against, goal in (("trainer", "Trainer + PEFT", 3.0), ("loop", "a plain loop over PEFT", 1.5)):
         work = getattr(peft, name)
         ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda w=work: w(rows, one), runs, device)
-        found.append(row("one task", ratio, "times", against, goal, seconds=[mine, other]))
+        results.append(row("one task", ratio, "times", against, goal, seconds=[mine, other]))
     ratio, mine, other = side_by_side(
         lambda: ours.train([rows], [one]), lambda: ours.train([rows] * 8, [one] * 8), runs, device
     )
     goal = 2.0 if device.type == "cuda" else 5.0
-    found.append(row("8 folds", ratio, "times the time", "one", goal, most=True, seconds=[other, mine]))
+    results.append(row("8 folds", ratio, "times the time", "one", goal, most=True, seconds=[other, mine]))
     goal = 15.0 if device.type == "cuda" else 5.0
     ratio, mine, other = side_by_side(all_ours, all_trainer, runs, device, warm=False)
-    found.append(row(
+    results.append(row(
         f"{len(tasks)} tasks queued: tasks per second", ratio, "times", "Trainer + PEFT, one after the other", goal,
         seconds=[mine, other],
     ))  # fmt: skip
     points = {name: 100 * statistics.fmean(hits) for name, hits in right.items()}
-    found.append(row(
+    results.append(row(
         f"{len(tasks)} tasks queued: points of accuracy beyond", points["ours"] - points["Trainer"], "points",
         "Trainer + PEFT", -1.0, accuracy={name: round(value, 1) for name, value in points.items()},
     ))  # fmt: skip
-    return found
+    return results
 
 
 PUBLISHED_SECONDS = 6.1
@@ -364,12 +364,12 @@ def row(
 ) -> dict[str, Any]:
     """A measured number, and whether it reaches its goal: the least, or the most, that it should be; None: no goal."""
     holds = None if goal is None else value <= goal if most else value >= goal
-    found = {"name": name, "value": round(value, 3), "unit": unit, "against": against, "goal": goal, "holds": holds}
+    measured = {"name": name, "value": round(value, 3), "unit": unit, "against": against, "goal": goal, "holds": holds}
     if "seconds" in more:
         more["seconds"] = [round(s, 4) for s in more["seconds"]]
     verdict = "" if goal is None else f"; goal {goal:g}: {'holds' if holds else 'does not hold'}"
     print(f"{name:<52} {value:8.2f} {unit} ({against}{verdict}) {more or ''}", flush=True)
-    return found | more
+    return measured | more
 
 
 def matrix_rate(
@@ -395,9 +395,9 @@ def memory_rate(device: torch.device) -> float:
 
 def print_growth(grown: dict[str, list[dict[str, Any]]]) -> None:
     """The tables."""
-    for name, found in grown.items():
+    for name, rows in grown.items():
         print(f"a step by {name}:")
-        for one in found:
+        for one in rows:
             taken = f"{one['seconds']:>8.3f} s {one['megabytes']:>7.1f} MB"
             if one["measured_megabytes"] is not None:
                 taken += f" ({one['measured_megabytes']:.1f} measured)"

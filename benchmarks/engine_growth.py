@@ -187,12 +187,12 @@ def where_time_goes(learner: Learner, recipe: Recipe, steps: int = 5) -> dict[st
     return largest | {"the rest": round(1 - sum(largest.values()), 3)}
 
 
-def picture(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
+def picture(grown: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Draws seconds, least seconds and megabytes along each axis (needs matplotlib)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (name, rows) in zip(figure.subplots(1, len(grown)), grown.items(), strict=True):
         across = [row[name] for row in rows]
         axes.plot(across, [row["seconds"] for row in rows], "o-", label="seconds a step")
         axes.plot(across, [row["least_seconds"] for row in rows], "--", label="matrix products alone")

@@ -173,14 +173,14 @@ def judged_tasks() -> dict[str, list[tuple[str, Pairs]]]:
                 kept.append((family.domain.kind, pairs))
         return kept
 
-    found = {name: drawn(name, name, JUDGED, SHOWN, range(1000)) for name in domains()}
-    return found | {LONG: drawn(LONG, "grids", LONG_JUDGED, LONG_SHOWN, range(4500, 12000))}
+    tasks = {name: drawn(name, name, JUDGED, SHOWN, range(1000)) for name in domains()}
+    return tasks | {LONG: drawn(LONG, "grids", LONG_JUDGED, LONG_SHOWN, range(4500, 12000))}
 
 
 @torch.no_grad()
 def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, float]:
     """Share of last answers right, and their mean loss in nats, per domain and over all but the long ones."""
-    found: dict[str, float] = {}
+    averages: dict[str, float] = {}
     hits_of_all, nats_of_all = [], []
     for name, cases in tasks.items():
         rows: list[Row] = [stream.encode(kind, pairs, len(pairs) - 1, 8192)[:2] for kind, pairs in cases]
@@ -194,12 +194,12 @@ def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str
             )
             hits += ((logits.argmax(-1) == wanted) | ~learned).all(1).tolist()
             nats += loss.sum(1).tolist()
-        found[name] = sum(hits) / len(hits)
-        found[f"{name}_nats"] = sum(nats) / len(nats)
+        averages[name] = sum(hits) / len(hits)
+        averages[f"{name}_nats"] = sum(nats) / len(nats)
         if name != LONG:
             hits_of_all += hits
             nats_of_all += nats
-    return found | {"all": sum(hits_of_all) / len(hits_of_all), "all_nats": sum(nats_of_all) / len(nats_of_all)}
+    return averages | {"all": sum(hits_of_all) / len(hits_of_all), "all_nats": sum(nats_of_all) / len(nats_of_all)}
 
 
 def phases_of(name: str, variant: Variant, steps: int) -> tuple[Phase, ...]:

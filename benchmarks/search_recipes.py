@@ -39,10 +39,10 @@ def measure(learner: Learner, name: str, recipe: Recipe | None, tasks: list[Task
         except AutotttError:
             value = None
         right.setdefault(task.family.split("/")[0], []).append(value == task.answer)
-    found = {domain: sum(hits) / len(hits) for domain, hits in right.items()}
-    found["all"] = sum(map(sum, right.values())) / len(tasks)
-    found["seconds"] = (time.perf_counter() - began) / len(tasks)
-    return found
+    averages = {domain: sum(hits) / len(hits) for domain, hits in right.items()}
+    averages["all"] = sum(map(sum, right.values())) / len(tasks)
+    averages["seconds"] = (time.perf_counter() - began) / len(tasks)
+    return averages
 
 
 def main() -> None:

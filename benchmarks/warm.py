@@ -87,19 +87,19 @@ def main() -> None:
     learner = Learner.load(given.model)
     many = draw_tasks("policy", 20 * given.tasks, given.seed, given.domain)
     streams = {"new": many[: given.tasks], "returning": returning(many, given.tasks, given.often, random.Random(0))}
-    found: dict[str, Any] = {"hash": learner.base_hash, "domain": given.domain, "seed": given.seed}
+    facts: dict[str, Any] = {"hash": learner.base_hash, "domain": given.domain, "seed": given.seed}
     for name, tasks in streams.items():
         rows = measure(learner, tasks)
         families = len({r["family"] for r in rows})
         print(f"{name}: {len(rows)} tasks of {families} families")
-        found[name] = {"tasks": len(rows), "families": families}
+        facts[name] = {"tasks": len(rows), "families": families}
         for what in ("right", "steps", "work", "first_loss"):
-            one = found[name][what] = compared(rows, what)
+            one = facts[name][what] = compared(rows, what)
             low, high = one["difference_90"]
             print(f"  {what:<11} warm {one['warm']:9.2f}  cold {one['cold']:9.2f}  difference [{low:.2f}, {high:.2f}]")
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        given.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

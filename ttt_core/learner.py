@@ -154,7 +154,7 @@ class Learner:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
 
         `deadline` is a time of `time.monotonic`; `start` is an adapter of the recipe's rank, alpha and modules to start
-        from, which stays as it is. Raises `AdaptationError` (a loss that is not a number, no memory, nothing to train
+        from, which stays as it is. Raises `AdaptationError` (a loss that is not finite, no memory, nothing to train
         on); whatever is raised, the model is as it was.
         """
         (adapter,) = self.trainer.adapt_many(
