@@ -23,6 +23,7 @@ from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
+from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
@@ -82,7 +83,7 @@ class Controller:
                 "query unless another is given. `autottt collect` and `autottt train-policy` train one",
                 learner.loaded.name, DEFAULT_BUDGET,
             )  # fmt: skip
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.langsmith = langsmith
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
 
@@ -208,6 +209,7 @@ class Controller:
         if isinstance(tasks, Task):
             raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
         context = self.context(budget, cancel, strategy)
+        chosen_seed = check_seed(self.seed if seed is None else seed)
         size = max(1, batch_size) if context.budget == UNLIMITED else 1
         results = []
         remaining = iter(tasks)
@@ -215,7 +217,7 @@ class Controller:
             for task in batch:
                 _require_task(task)
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                for result in self._solve_batch(batch, context, self.seed if seed is None else seed):
+                for result in self._solve_batch(batch, context, chosen_seed):
                     results.append(result)
                     if on_result is not None:
                         on_result(result)
@@ -407,12 +409,14 @@ class _PausedRun:
     def __init__(self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str) -> None:
         self.task = task
         self._graph, self._context = graph, context
-        self._start: State = {"task": task_to_plain(task), "seed": seed}
+        self._seed = seed
         self._config: Any = {"configurable": {"thread_id": thread}}
 
     def to_the_decision(self) -> str:
         """Measures and decides; returns the name of the strategy."""
-        return str(self._advance(self._start, list(strategies()))["decision"]["strategy"])
+        self._context.learner.window.refuse_oversized(self.task)
+        start: State = {"task": task_to_plain(self.task), "seed": self._seed}
+        return str(self._advance(start, list(strategies()))["decision"]["strategy"])
 
     def to_the_end(self) -> Result:
         """Runs the strategy and everything after it."""

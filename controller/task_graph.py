@@ -17,6 +17,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 
 from ..ttt_core.errors import TaskError
+from ..ttt_core.tasks.fields import check_seed
 from .state import Context, State, TaskInput, TaskOutput, checked_task, task_to_plain
 
 
@@ -108,7 +109,5 @@ def _checked_input(given: Any) -> Any:
         raise TaskError(f'expected the input {{"task": ..., "seed": ...}}; received a {type(given).__name__}')
     if given.get("task") is None:
         raise TaskError('task: the input has no task; expected {"task": a Task or its plain form, "seed": an integer}')
-    seed = given.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TaskError(f"seed: expected an integer; received {seed!r}")
+    seed = check_seed(given.get("seed", 0))
     return {"task": task_to_plain(checked_task(given["task"])), "seed": seed}

@@ -166,6 +166,7 @@ def test_an_invalid_setting_of_a_node_is_raised_when_the_node_is_made(learner: L
         ({"task": {"kind": "list", "demonstrations": [], "query": [1], "anwser": [1]}}, "anwser"),
         ({"task": TASK, "seed": "x"}, "seed"),
         ({"task": TASK, "seed": True}, "seed"),
+        ({"task": TASK, "seed": 2**70}, "seed"),
     ],
 )
 def test_an_invalid_input_is_a_task_error_that_names_the_field(learner: Learner, given: Any, field: str) -> None:
@@ -190,6 +191,14 @@ def test_input_and_output_have_a_json_schema_for_tools_that_draw_forms() -> None
 def test_a_copy_of_a_node_keeps_its_model(learner: Learner) -> None:
     node = Controller(learner, FixedPolicy("in_context")).as_node().with_config(tags=["copy"])
     assert Result.from_plain(node.invoke({"task": TASK})["result"]).strategy == "in_context"
+
+
+def test_a_seed_of_more_than_64_bits_is_refused(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("in_context"))
+    with pytest.raises(TaskError, match="seed"):
+        controller.solve(TASK, seed=2**70)
+    with pytest.raises(TaskError, match="seed"):
+        controller.solve_many(queries(2), seed=2**70)
 
 
 def test_a_task_in_plain_form_is_the_task() -> None:
