@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...ttt_core.errors import AutotttError, SettingsError
+from .cache import cache_app
 from .console import install_excepthook, line, note, print_error, quiet, screen, warn
 from .doctor import doctor
 from .evaluate import evaluate
@@ -107,6 +108,7 @@ command(app, plugins=False)(retrain)
 command(app)(doctor)
 app.add_typer(policy_app, name="policy")
 app.add_typer(outcomes_app, name="outcomes")
+app.add_typer(cache_app, name="cache")
 
 
 @command(app)

@@ -96,6 +96,7 @@ Limit = Annotated[
 Demonstrations = Annotated[
     int | None, typer.Option(min=1, help="Demonstrations per task of a file that does not separate them from queries.")
 ]
+Adapters = Annotated[Path | None, _setting("adapters", "Store trained adapters in this folder and reuse those in it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Plugins = Annotated[
     list[Path] | None,
@@ -189,9 +190,7 @@ class ResourceOptions:
         str | None,
         _setting("budget", "Per query: 10s, or 20x the in-context time.", callback=_check_budget),
     ] = None
-    adapters: Annotated[
-        Path | None, _setting("adapters", "Store trained adapters in this folder and reuse those in it.")
-    ] = None
+    adapters: Adapters = None
     memory: Annotated[
         float | None,
         _setting("memory", "GiB for training and answering, without the model itself.", callback=_check_amount),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
 import threading
 import time
@@ -169,7 +170,7 @@ class CachedFile:
 
 def cached_files(folder: Path) -> list[CachedFile]:
     """Reads and verifies every adapter file of a folder, most recently used first."""
-    return [_read_entry(file) for file in sorted(folder.glob("*.safetensors"), key=_age)]
+    return [_read_entry(file) for file in sorted(_own_files(folder, ".safetensors"), key=_age)]
 
 
 def set_aside_damaged(folder: Path) -> list[CachedFile]:
@@ -184,10 +185,15 @@ def set_aside_damaged(folder: Path) -> list[CachedFile]:
 
 def delete_cached(folder: Path) -> int:
     """Deletes all adapter files, partial ones and those set aside; returns how many."""
-    files = [f for pattern in ("*.safetensors", ".*.partial", "*.damaged") for f in folder.glob(pattern) if f.is_file()]
+    files = [f for f in _own_files(folder, ".safetensors", ".partial", ".damaged") if f.is_file()]
     for file in files:
         file.unlink(missing_ok=True)
     return len(files)
+
+
+def _own_files(folder: Path, *suffixes: str) -> list[Path]:
+    """The files whose names this cache gives, of any format: the folder may hold files of others."""
+    return [f for f in folder.iterdir() if f.suffix in suffixes and _OWN_NAME.match(f.name)]
 
 
 def _read_entry(file: Path) -> CachedFile:
@@ -221,6 +227,7 @@ def _delete_abandoned(folder: Path) -> None:
                 partial.unlink(missing_ok=True)
 
 
+_OWN_NAME = re.compile(r"\.?[0-9a-f]{40}(-v\d+)?\.")
 _SUFFIX = f"-v{FORMAT}"
 """Of the names of files in this version's format."""
 

@@ -1,0 +1,84 @@
+"""The commands that list, verify and delete the files of a folder of cached adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...ttt_core.errors import SettingsError
+from .console import line, warn
+from .options import Adapters, command
+from .settings import variable
+
+cache_app = typer.Typer(no_args_is_help=True, help="List, verify and delete cached adapters.")
+Folder = Annotated[Path | None, typer.Argument(help="Folder of adapters; default: the setting `adapters`.")]
+
+
+@command(cache_app, "list", plugins=False)
+def list_(folder: Folder = None, adapters: Adapters = None) -> None:
+    """Show every adapter of a folder, the most recently used first.
+
+    Example: `autottt cache list runs/adapters`
+    """
+    from ...ttt_core.engine.adapter_cache import cached_files
+
+    entries = cached_files(_existing(folder or adapters))
+    for entry in entries:
+        state = f"model {entry.base_hash[:12]}" if not entry.problem else f"not used: {entry.problem}"
+        line(f"{entry.file.name}  {entry.size} bytes  used {entry.age:.0f} s ago  {state}")
+    line(f"{len(entries)} adapters, {sum(entry.size for entry in entries)} bytes")
+
+
+@command(cache_app, plugins=False)
+def check(folder: Folder = None, adapters: Adapters = None) -> None:
+    """Verify every adapter of a folder and rename each damaged file to `NAME.damaged`; exit code 1 if there is one.
+
+    Example: `autottt cache check runs/adapters`
+    """
+    from ...ttt_core.engine.adapter_cache import cached_files, set_aside_damaged
+
+    existing = _existing(folder or adapters)
+    damaged = set_aside_damaged(existing)
+    for entry in damaged:
+        warn(f"{entry.problem}; renamed to {entry.file.name}.damaged")
+    line(f"{existing}: {len(cached_files(existing))} adapters are sound, {len(damaged)} were damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@command(cache_app, plugins=False)
+def clear(
+    folder: Folder = None,
+    adapters: Adapters = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without a question.")] = False,
+) -> None:
+    """Delete the adapters of a folder, with partial and damaged files; other files stay.
+
+    Example: `autottt cache clear runs/adapters --yes`
+    """
+    from ...ttt_core.engine.adapter_cache import delete_cached
+
+    existing = _existing(folder or adapters)
+    if not yes and not _confirmed(f"Delete all adapters in {existing}?"):
+        warn("no file was deleted; --yes deletes without a question")
+        raise typer.Exit(1)
+    line(f"{existing}: {delete_cached(existing)} files were deleted")
+
+
+def _confirmed(question: str) -> bool:
+    """The user's answer; no where standard input has none."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
+
+
+def _existing(folder: Path | None) -> Path:
+    """The folder. Raises `SettingsError` if there is none."""
+    if folder is None:
+        raise SettingsError(f"expected a folder of adapters: name one, or set --adapters or {variable('adapters')}")
+    if not folder.is_dir():
+        raise SettingsError(f"{folder}: expected a folder of adapters; there is no such folder")
+    return folder
