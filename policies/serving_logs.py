@@ -87,7 +87,8 @@ def _problem(row: Row) -> str:
     """What is wrong with the fields that a policy is trained on or monitored by; empty if nothing is."""
     try:
         with_tokens = {**row, "in_context_tokens": row["in_context_tokens"] or 1}
-        features = {"features": row["features"]}
+        # JSON has null for numbers that were not finite; such queries are skipped and counted later.
+        features = {"features": {name: 0.0 if value is None else value for name, value in row["features"].items()}}
         for attempt in [row["in_context"], *row["attempts"]]:
             outcome_from(vars(_attempt_outcome(with_tokens, attempt, None, _token_equivalents(attempt), features)))
             _paid_in_full(attempt)
