@@ -108,7 +108,7 @@ class AdapterCache:
     def _clean(self, folder: Path) -> None:
         """Deletes abandoned partial files; warns about files of other formats."""
         _delete_abandoned(folder)
-        others = [f for f in folder.glob("*.safetensors") if not f.stem.endswith(_SUFFIX)]
+        others = [f for f in _own_files(folder, ".safetensors") if not f.stem.endswith(_SUFFIX)]
         if others:
             _log.warning(
                 "%s: %d adapters have another file format than %d and are not used; they are trained again when "
@@ -136,7 +136,7 @@ class AdapterCache:
         within `disk_bytes`. A file that cannot be deleted, or is a folder, stays."""
         _delete_abandoned(folder)
         files = []
-        for file in [*folder.glob("*.safetensors"), *folder.glob(".*.partial")]:
+        for file in _own_files(folder, ".safetensors", ".partial"):
             with suppress(OSError):  # another process deleted it
                 status = file.stat()
                 if stat.S_ISREG(status.st_mode):
@@ -170,16 +170,20 @@ class CachedFile:
 
 def cached_files(folder: Path) -> list[CachedFile]:
     """Reads and verifies every adapter file of a folder, most recently used first."""
-    return [_read_entry(file) for file in sorted(_own_files(folder, ".safetensors"), key=_age)]
+    files = sorted(_own_files(folder, ".safetensors"), key=_age)
+    return [entry for file in files if (entry := _read_entry(file)) is not None]
 
 
 def set_aside_damaged(folder: Path) -> list[CachedFile]:
     """Renames every file that is not used to `<name>.damaged`, deletes abandoned partial files, and returns the files
     that were renamed, with their problems."""
     _delete_abandoned(folder)
-    damaged = [entry for entry in cached_files(folder) if entry.problem]
-    for entry in damaged:
-        entry.file.rename(entry.file.with_name(f"{entry.file.name}.damaged"))
+    damaged = []
+    for entry in cached_files(folder):
+        if entry.problem:
+            with suppress(FileNotFoundError):  # another process deleted it
+                entry.file.rename(entry.file.with_name(f"{entry.file.name}.damaged"))
+                damaged.append(entry)
     return damaged
 
 
@@ -196,8 +200,12 @@ def _own_files(folder: Path, *suffixes: str) -> list[Path]:
     return [f for f in folder.iterdir() if f.suffix in suffixes and _OWN_NAME.match(f.name)]
 
 
-def _read_entry(file: Path) -> CachedFile:
-    age, size = _age(file), file.stat().st_size
+def _read_entry(file: Path) -> CachedFile | None:
+    """The entry of a file; None if another process has deleted it."""
+    try:
+        age, size = _age(file), file.stat().st_size
+    except FileNotFoundError:
+        return None
     try:
         adapter = _load(file, None, "cpu", warn=False)
     except ModelError as error:
@@ -221,7 +229,7 @@ def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: b
 
 def _delete_abandoned(folder: Path) -> None:
     """Deletes partial files of processes that no longer run."""
-    for partial in folder.glob(".*.partial"):
+    for partial in _own_files(folder, ".partial"):
         if _age(partial) > ABANDONED_AFTER:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)

@@ -170,7 +170,7 @@ def test_a_single_adapter_above_the_bounds_is_still_cached(tmp_path: Path) -> No
 
 
 def test_only_abandoned_partial_files_are_deleted(tmp_path: Path) -> None:
-    old, new = tmp_path / ".x.safetensors.1.partial", tmp_path / ".y.safetensors.2.partial"
+    old, new = (tmp_path / f".{_entry_name(key, 'base')}.safetensors.1.partial" for key in "xy")
     old.write_bytes(b"x")
     new.write_bytes(b"y")
     os.utime(old, (time.time() - ABANDONED_AFTER - 60,) * 2)
@@ -194,13 +194,50 @@ def test_a_file_that_was_renamed_to_another_key_is_not_used(tmp_path: Path, capl
     assert [entry.problem != "" for entry in adapter_cache.cached_files(tmp_path)] == [True, True]
 
 
+def test_the_bound_of_the_disk_deletes_no_file_that_the_cache_did_not_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [tmp_path / name for name in ("model.safetensors", "a-v2.safetensors", ".weights.partial")]
+    for file in others:
+        file.write_bytes(bytes(1000))
+        os.utime(file, (1, 1))
+    with caplog.at_level(logging.WARNING, "autottt"):
+        cache = AdapterCache(folder=tmp_path, disk_bytes=1)
+        for seed in range(3):
+            cache.put(seed, adapter(seed))
+    assert [file for file in others if not file.exists()] == []
+    assert not caplog.records, "they are no adapters"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3, "of its own files, the newest stays"
+
+
+def test_a_damaged_file_that_another_process_deletes_meanwhile_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    cache.put("key", adapter())
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(b"damaged")
+    real = adapter_cache._load
+
+    def load_then_delete(*args: Any, **named: Any) -> Adapter:
+        try:
+            return real(*args, **named)
+        finally:
+            file.unlink()
+
+    monkeypatch.setattr(adapter_cache, "_load", load_then_delete)
+    assert adapter_cache.set_aside_damaged(tmp_path) == []
+    monkeypatch.setattr(adapter_cache, "_own_files", lambda *_: [file])
+    assert adapter_cache.cached_files(tmp_path) == []
+
+
 def test_folders_and_partial_files_do_not_stop_the_bound_of_the_disk(tmp_path: Path) -> None:
     adapter().save(tmp_path / "size")
     size = (tmp_path / "size").stat().st_size
-    (tmp_path / "x.safetensors").mkdir()
+    (tmp_path / f"{_entry_name('folder', 'base')}.safetensors").mkdir()
     cache = AdapterCache(folder=tmp_path, disk_bytes=int(3.5 * size))
-    (tmp_path / ".a.partial").write_bytes(bytes(size))
-    old = tmp_path / ".b.partial"
+    new, old = (tmp_path / f".{_entry_name(key, 'base')}.safetensors.1.partial" for key in "ab")
+    new.write_bytes(bytes(size))
     old.write_bytes(b"x")
     os.utime(old, (time.time() - ABANDONED_AFTER - 60,) * 2)
     for key in range(6):
