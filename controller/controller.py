@@ -254,7 +254,7 @@ class Controller:
 
         The base is verified also when a node raises: later nodes do not run then.
         """
-        start = self._start(task, seed)
+        start = _input_of(self.learner, task, self.seed if seed is None else seed)
         state: State = {}
         with self._verified_on_failure(), self._isolated(context) as context:
             modes: Any = ["updates", "values"]
@@ -360,12 +360,6 @@ class Controller:
         context = self.context(budget, cancel, strategy)
         return replace(context, stops=(*context.stops, stop))
 
-    def _start(self, task: Task, seed: int | None) -> State:
-        """The input of the graph."""
-        _require_task(task)
-        self.learner.window.refuse_oversized(task)
-        return {"task": task_to_plain(task), "seed": self.seed if seed is None else seed}
-
     @contextmanager
     def _verified_on_failure(self) -> Iterator[None]:
         """Verifies the base where the body does not finish: the graph's `revert` node does not run then."""
@@ -387,6 +381,13 @@ class Controller:
             if not self.langsmith:
                 stack.enter_context(lazy.run_helpers.tracing_context(enabled=False))
             yield replace(context, on_event=writer)
+
+
+def _input_of(learner: Learner, task: Task, seed: int) -> State:
+    """The input of the graph. Raises `TypeError` for anything but a task, and `TooLongError`."""
+    _require_task(task)
+    learner.window.refuse_oversized(task)
+    return {"task": task_to_plain(task), "seed": seed}
 
 
 def _require_task(task: object) -> None:
@@ -414,8 +415,7 @@ class _PausedRun:
 
     def to_the_decision(self) -> str:
         """Measures and decides; returns the name of the strategy."""
-        self._context.learner.window.refuse_oversized(self.task)
-        start: State = {"task": task_to_plain(self.task), "seed": self._seed}
+        start = _input_of(self._context.learner, self.task, self._seed)
         return str(self._advance(start, list(strategies()))["decision"]["strategy"])
 
     def to_the_end(self) -> Result:

@@ -25,6 +25,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
+from ..ttt_core.tasks.fields import check_text
 from ..ttt_core.tasks.kinds import make_task, shortened
 from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
@@ -263,25 +264,8 @@ def checked_task(given: Any) -> Task:
     for name in given:
         if name not in known:
             raise TaskError(f"task: unknown field {name!r}; expected {', '.join(known)}")
-    for name in _TEXTS:
-        if not isinstance(given.get(name), (str, type(None))):
-            raise TaskError(f"task: {name}: expected a text; received {shortened(given[name])}")
-    if not isinstance(pairs := given["demonstrations"], (list, tuple)):
-        raise TaskError(f"task: demonstrations: expected a list of pairs; received {shortened(pairs)}")
-    demonstrations = [_pair(index, pair) for index, pair in enumerate(pairs)]
-    texts = {name: given[name] for name in _TEXTS if given.get(name) is not None}
-    return make_task(demonstrations, given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
-
-
-def _pair(index: int, given: Any) -> tuple[Any, Any]:
-    """Input and output of a demonstration in plain form."""
-    if isinstance(given, Demonstration):
-        return given.input, given.output
-    if isinstance(given, Mapping) and {"input", "output"} <= given.keys():
-        return given["input"], given["output"]
-    raise TaskError(
-        f'task: demonstrations[{index}]: expected {{"input": ..., "output": ...}}; received {shortened(given)}'
-    )
+    texts = {name: check_text(given[name], name) for name in _TEXTS if given.get(name) is not None}
+    return make_task(given["demonstrations"], given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
 
 
 def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:

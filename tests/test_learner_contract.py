@@ -379,7 +379,7 @@ def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch
     empty = len(learner.window.encode(make_task([("", "b" * 9)], "c")).ids)
 
     def filled(left: int) -> Task:
-        """A task whose prompt leaves so many tokens."""
+        """A task whose prompt leaves `left` tokens."""
         return make_task([("a" * (CONTEXT - empty - left), "b" * 9)], "c")
 
     assert CONTEXT - len(learner.window.encode(filled(20)).ids) == 20 < learner.window.max_new_tokens(filled(20))
@@ -737,7 +737,7 @@ def test_what_is_read_at_once_follows_the_model_and_the_bound(architecture: str)
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
-    """A stop condition that is true from the call after so many."""
+    """A stop condition that is false for the first `calls` calls, then true."""
     count = itertools.count(1)
     return lambda: next(count) > calls
 

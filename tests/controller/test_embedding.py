@@ -325,6 +325,18 @@ def test_training_steps_arrive_in_the_stream_of_an_asynchronous_parent(learner: 
     assert asyncio.run(steps()) == [1, 2, 3]
 
 
+def test_training_steps_of_a_coroutine_in_a_node_arrive_in_the_stream_of_the_parent(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+
+    async def solve(state: Parent) -> Parent:
+        return {"answer": (await controller.asolve(state["task"])).answer}
+
+    async def steps() -> list[Any]:
+        return [event["step"] async for event in parent_of(solve).astream({"task": TASK}, stream_mode="custom")]
+
+    assert asyncio.run(steps()) == [1, 2, 3]
+
+
 def test_a_half_read_stream_holds_nobody(learner: Learner) -> None:
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     stream = controller.stream(TASK)

@@ -172,7 +172,7 @@ def _ids_up_to(loaded: LoadedModel, text: str, limit: int) -> Sequence[int]:
 
 
 def _too_long(loaded: LoadedModel, task: Task, count: str, answer: Value | None, max_new_tokens: int) -> TooLongError:
-    """The error for a prompt of so many tokens."""
+    """The error for a prompt of `count` tokens (a number, perhaps after `at least` or `more than`)."""
     answered = f" and its answer takes at least {max_new_tokens}" if max_new_tokens else ""
     answered = answered or (" with its answer" if answer is not None else "")
     return TooLongError(

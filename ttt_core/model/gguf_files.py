@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from tokenizers import Regex, pre_tokenizers
 
@@ -75,7 +75,7 @@ class GgufFile:
         return cls(path, path.parent if (path.parent / "tokenizer.json").is_file() else None)
 
     def key(self) -> str:
-        """SHA-256 of the content, of the tokenizer beside it, and of the version of the conversion; 32 hex digits."""
+        """SHA-256 over the file, the tokenizer in its folder, and `CONVERSION`; its first 32 hexadecimal digits."""
         digest = hashlib.sha256(f"{CONVERSION}".encode())
         for path in (self.path, *(() if self.tokenizer is None else (self.tokenizer / "tokenizer.json",))):
             with path.open("rb") as stream:
@@ -205,26 +205,30 @@ def _tokenizer_of(file: GgufFile, metadata: Mapping[str, Any]) -> tuple[Any, lis
     if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece splits nothing before its merges
         return tokenizer, []
     name = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
-    if name not in _GPT2:
-        backend = tokenizer.backend_tokenizer
-        before = backend.pre_tokenizer
-        if name in _SINGLE_DIGITS:
-            backend.pre_tokenizer = pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-            )
-        elif name in _SPLITS:
-            backend.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Split(Regex(_SPLITS[name]), behavior="isolated"),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-                ]
-            )
-        elif isinstance(before, pre_tokenizers.ByteLevel):  # the default: transformers does not know the name either
-            return tokenizer, [
-                f"its pre-tokenizer {name!r} is unknown, so text may be split otherwise than the model was trained on; "
-                "put the model's original tokenizer.json beside the file"
-            ]
+    backend = tokenizer.backend_tokenizer
+    if (pre_tokenizer := _pre_tokenizer(name)) is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    elif isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # the default: transformers set none by this name
+        return tokenizer, [
+            f"its pre-tokenizer {name!r} is unknown, so text may be split otherwise than the model was trained on; put "
+            "the model's original tokenizer.json beside the file"
+        ]
     return tokenizer, []
+
+
+def _pre_tokenizer(name: str) -> Any:
+    """The pre-tokenizer of a byte-level BPE that a file names in `tokenizer.ggml.pre`; None for an unknown name."""
+    byte_level = pre_tokenizers.ByteLevel
+    if name in _GPT2:
+        return byte_level(add_prefix_space=False)
+    if name in _SINGLE_DIGITS:
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]
+        )
+    if name in _SPLITS:
+        split = pre_tokenizers.Split(Regex(_SPLITS[name]), behavior="isolated")
+        return pre_tokenizers.Sequence([split, byte_level(add_prefix_space=False, use_regex=False)])
+    return None
 
 
 def _prune(cache: Path, newest: Path) -> None:
@@ -238,22 +242,5 @@ def _prune(cache: Path, newest: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             total -= sizes[folder]
     for partial in cache.glob("*.partial-*"):
-        lock = FileLock(cache / f"{partial.name.split('.')[0]}.lock", blocking=False)
-        if partial.name.split(".")[0] != newest.name:
-            with _if_free(lock) as free:
-                if free:
-                    shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _if_free(lock: FileLock) -> Iterator[bool]:
-    """Holds a lock that no other process holds; False where one does."""
-    try:
-        lock.acquire()
-    except TimeoutError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+        with suppress(Timeout), FileLock(cache / f"{partial.name.split('.')[0]}.lock", blocking=False):
+            shutil.rmtree(partial, ignore_errors=True)

@@ -217,8 +217,8 @@ def test_what_a_host_may_do_between_answers_is_no_change() -> None:
     model(input_ids=torch.arange(5)[None], output_hidden_states=True)
     model.requires_grad_(False)
     model.activation_checkpointing_enable()
-    fingerprint.verify(model)
-    fingerprint.verify(model, full=True)
+    assert fingerprint.verify(model).hash == fingerprint.hash
+    assert fingerprint.verify(model, full=True).hash == fingerprint.hash == content_hash(model)
 
 
 def test_another_mode_is_refused_until_it_is_set_back(task: Task) -> None:
