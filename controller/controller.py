@@ -31,6 +31,8 @@ from .results import Result, refused, result_of
 from .state import Context, State, task_to_plain
 
 if TYPE_CHECKING:
+    from langgraph.types import StreamMode
+
     from .task_graph import TaskGraph
 
 T = TypeVar("T")
@@ -185,9 +187,9 @@ class Controller:
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
-        context = self.context(budget, cancel, strategy)
-        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-            return self._solve(task, context, seed)
+        with self._started(task, self.context(budget, cancel, strategy), seed) as states:
+            (state,) = deque(states, maxlen=1)
+        return result_of(task, state)
 
     def solve_many(
         self,
@@ -211,13 +213,19 @@ class Controller:
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
         size = max(1, batch_size) if context.budget == UNLIMITED else 1
+        alone = partial(self.solve, strategy=strategy, budget=budget, seed=chosen_seed, cancel=cancel)
+
+        def solve_alone(task: Task) -> Result:
+            return self._or_refused(task, partial(alone, task))
+
         results = []
         remaining = iter(tasks)
         while batch := list(islice(remaining, size)):
             for task in batch:
                 _require_task(task)
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                for result in self._solve_batch(batch, context, chosen_seed):
+                batched = self._solve_batch(batch, context, chosen_seed) if len(batch) > 1 else map(solve_alone, batch)
+                for result in batched:
                     results.append(result)
                     if on_result is not None:
                         on_result(result)
@@ -225,9 +233,6 @@ class Controller:
 
     def _solve_batch(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
         """The results of tasks whose adapters are trained in batches."""
-        if len(tasks) == 1:
-            yield self._or_refused(tasks[0], partial(self._solve, tasks[0], context, seed))
-            return
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         refusals: dict[int, Result] = {}
         plans: list[AdapterPlan] = []
@@ -247,24 +252,18 @@ class Controller:
             finally:
                 self.learner.adapters.release_prefetched()
 
-    def _solve(
-        self, task: Task, context: Context, seed: int | None, on_update: Callable[[str, State], None] = lambda *_: None
-    ) -> Result:
-        """Runs the graph to its end. `on_update` receives each finished node and the keys of the state that it changed.
+    @contextmanager
+    def _started(
+        self, task: Task, context: Context, seed: int | None, mode: StreamMode | list[StreamMode] = "values"
+    ) -> Iterator[Iterator[Any]]:
+        """A run of the graph, which advances as its events of `mode` are read. The model is reserved until it ends.
 
         The base is verified also when a node raises: later nodes do not run then.
         """
-        start = _input_of(self.learner, task, self.seed if seed is None else seed)
-        state: State = {}
-        with self._verified_on_failure(), self._isolated(context) as context:
-            modes: Any = ["updates", "values"]
-            for mode, data in self.graph.stream(start, context=context, stream_mode=modes):
-                if mode == "values":
-                    state = cast(State, data)
-                else:
-                    for node, update in data.items():
-                        on_update(node, update)
-        return result_of(task, state)
+        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+            start = _input_of(self.learner, task, self.seed if seed is None else seed)
+            with self._verified_on_failure(), self._isolated(context) as context:
+                yield self.graph.stream(start, context=context, stream_mode=mode)
 
     def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
         """What `work` returns, or the result of a task that cannot be tried."""
@@ -311,8 +310,9 @@ class Controller:
         context = self._stoppable(stop, budget, cancel, strategy)
 
         def work(publish: background.Publish[Result]) -> None:
-            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                publish(self._solve(task, context, seed))
+            with self._started(task, context, seed) as states:
+                (state,) = deque(states, maxlen=1)
+            publish(result_of(task, state))
 
         async with aclosing(background.aiterate(work, stop)) as results:
             return await anext(results)
@@ -344,11 +344,15 @@ class Controller:
             def on_step(step: dict[str, Any]) -> None:
                 publish({"event": "step", **step}, droppable=True)
 
-            def on_update(node: str, update: State) -> None:
-                publish({"event": "node", "node": node, "update": update})
-
-            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                publish(self._solve(task, replace(context, on_event=on_step), seed, on_update))
+            state: State = {}
+            with self._started(task, replace(context, on_event=on_step), seed, ["updates", "values"]) as events:
+                for mode, data in events:
+                    if mode == "values":
+                        state = data
+                    else:
+                        for node, update in data.items():
+                            publish({"event": "node", "node": node, "update": update})
+            publish(result_of(task, state))
 
         return work
 

@@ -82,7 +82,8 @@ class Answerer:
             ):
                 return [[self._as_answer(t, g) for t, g in zip(tasks, prefetched, strict=True)]]
             draft_ids = self._drafts(tasks, prompts, adapter, drafts)
-            prefix = self._shared_prefix(prompts, adapter, whole=len(prompts) == 1 and not draft_ids[0])
+            whole = len(prompts) == 1 and not draft_ids[0]
+            prefix = self._prefix_of(prompts[0], adapter, whole) if _have_one_prefix(prompts) else None
             # Sampled tokens depend on the seed alone, not on the free memory.
             max_tokens = self._guarded.max_batch_tokens() if temperature == 0 else MAX_BATCH_TOKENS
             generated = decode(
@@ -165,16 +166,6 @@ class Answerer:
         self._base_answers.update(answers)
         _evict_oldest(self._base_answers, MAX_CACHED_ANSWERS)
 
-    def _shared_prefix(self, prompts: Sequence[Encoded], adapter: Adapter | None, whole: bool) -> Prefix | None:
-        """The cached prefix if all prompts share it; else None."""
-        first = prompts[0]
-        is_shared = all(
-            p.shared_prefix_length == first.shared_prefix_length
-            and p.ids[: p.shared_prefix_length] == first.ids[: first.shared_prefix_length]
-            for p in prompts
-        )
-        return self._prefix_of(first, adapter, whole) if is_shared else None
-
     def _prefix_of(self, prompt: Encoded, adapter: Adapter | None, whole: bool) -> Prefix:
         """The shared prefix of a prompt, cached or from a pass now; with `whole`, that pass includes the rest."""
         owner = adapter.weights if adapter is not None else None
@@ -192,6 +183,13 @@ class Answerer:
         except ParseError:
             value = None
         return Answer(value, generated.text, generated.scores, generated.ended)
+
+
+def _have_one_prefix(prompts: Sequence[Encoded]) -> bool:
+    """Whether the shared prefix of each prompt is that of the first."""
+    length = prompts[0].shared_prefix_length
+    prefix = prompts[0].ids[:length]
+    return all(p.shared_prefix_length == length and p.ids[:length] == prefix for p in prompts)
 
 
 def _evict_oldest(cache: dict[Any, Any], max_entries: int) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdaptationError
-from ..model.encoding import Encoded, forward, pad, pad_id_of
+from ..model.encoding import Encoded, PaddedBatch, forward, pad, pad_id_of
 from ..model.fingerprint import HOOKS
 from ..model.loading import LoadedModel
 from ..model.memory import free_memory, out_of_memory
@@ -103,6 +103,23 @@ class StepBatch:
         """Tokens of a pass, all rows as long as the longest."""
         lengths = self.lengths(one)
         return max(lengths) * len(lengths)
+
+
+@dataclass(frozen=True)
+class _LossBatch:
+    """A padded batch, and the predictions in it that are trained."""
+
+    batch: PaddedBatch
+    positions: Tensor
+    """Where the predictions are made, boolean, [B, T]: one before each trained token."""
+    targets: Tensor
+    """Ids of the trained tokens of all rows, one row after the other, [N]."""
+    counts: Sequence[int]
+    """How many of them each row has."""
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """Losses of the trained tokens [N] under `logits` [N, V], in nats."""
+        return torch.nn.functional.cross_entropy(logits, self.targets, reduction="none")
 
 
 def shard_count(adapters: int, batch: int, workers: int) -> int:
@@ -275,8 +292,8 @@ class GradientEngine:
         own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), weights.attached(loaded.model, self._dropout([0])), hooks:
-            losses, _ = _token_losses(loaded, [row], self._recipe.loss)
-            total = losses.sum()
+            inputs = _loss_batch(loaded, [row], self._recipe.loss)
+            total = inputs.losses(forward(loaded.model, inputs.batch, inputs.positions)).sum()
         if not total.requires_grad:
             return sum(kept.values()), list(weights.pairs)
         with _gradient_errors():
@@ -368,8 +385,10 @@ class GradientEngine:
         each = one.end_row - one.first_row
         weights = optimizer.leaves(one.first_adapter, one.end_adapter, loaded.model.dtype)
         with torch.enable_grad(), weights.attached(loaded.model, dropout):
-            losses, sizes = _token_losses(loaded, [step.rows[a][n] for a, n in places], self._recipe.loss)
-            parts = torch.split(losses, [sum(sizes[at : at + each]) for at in range(0, len(places), each)])
+            inputs = _loss_batch(loaded, [step.rows[a][n] for a, n in places], self._recipe.loss)
+            losses = inputs.losses(forward(loaded.model, inputs.batch, inputs.positions))
+            counts = [sum(inputs.counts[at : at + each]) for at in range(0, len(places), each)]
+            parts = torch.split(losses, counts)
             totals = torch.stack([part.sum() for part in parts])
             means = totals / totals.new_tensor(step.loss_token_counts[one.first_adapter : one.end_adapter])
             with _gradient_errors():
@@ -401,19 +420,17 @@ def _gradient_errors() -> Iterator[None]:
         raise AdaptationError(f"the model gives no gradients to train with: {error}") from error
 
 
-def _token_losses(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> tuple[Tensor, list[int]]:
-    """Losses of the learned tokens of all rows, one after the other, and how many each row has."""
-    batch = pad([r.ids for r in rows], pad_id_of(loaded), loaded.model.device, left=False)
-    chosen = torch.zeros(batch.ids.shape, dtype=torch.bool)
-    sizes = []
+def _loss_batch(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> _LossBatch:
+    """The rows as one batch, and which of their predictions are trained."""
+    batch = pad([row.ids for row in rows], pad_id_of(loaded), loaded.model.device, left=False)
+    positions = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    counts = []
     for i, row in enumerate(rows):
-        positions = loss_positions(row, loss)
-        chosen[i, [p - 1 for p in positions]] = True
-        sizes.append(len(positions))
-    chosen = chosen.to(batch.ids.device)
-    logits = forward(loaded.model, batch, chosen)
-    targets = batch.ids[:, 1:][chosen[:, :-1]]
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), sizes
+        targets = loss_positions(row, loss)
+        positions[i, [p - 1 for p in targets]] = True
+        counts.append(len(targets))
+    positions = positions.to(batch.ids.device)
+    return _LossBatch(batch, positions, batch.ids[:, 1:][positions[:, :-1]], counts)
 
 
 def _copies_sharing_weights(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:

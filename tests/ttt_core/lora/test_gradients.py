@@ -118,7 +118,7 @@ def test_an_error_is_raised_and_leaves_nothing_running(
     where: str, error: BaseException, task: Task, monkeypatch: pytest.MonkeyPatch, unchanged: Any
 ) -> None:
     loaded, rows = setting("llama", torch.float32, task)
-    real, calls, running = gradients._token_losses, [], [0]
+    real, calls, running = gradients.forward, [], [0]
 
     def fail(*args: Any) -> Any:
         calls.append(1)
@@ -135,7 +135,7 @@ def test_an_error_is_raised_and_leaves_nothing_running(
             self.submit(work, job)
         raise error
 
-    monkeypatch.setattr(gradients, "_token_losses", fail)
+    monkeypatch.setattr(gradients, "forward", fail)
     if where == "while waiting":
         monkeypatch.setattr(ThreadPoolExecutor, "map", waiting)
     threads = threading.active_count()
@@ -153,7 +153,7 @@ def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
 ) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     losses, gradient = found(loaded, rows, stacked=stacked)
-    real: Callable[..., Any] = gradients._token_losses
+    real: Callable[..., Any] = gradients._loss_batch
     sizes: list[int] = []
 
     def narrow(model: LoadedModel, mine: list[Encoded], loss: Any) -> Any:
@@ -162,7 +162,7 @@ def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
         sizes.append(len(mine))
         return real(model, mine, loss)
 
-    monkeypatch.setattr(gradients, "_token_losses", narrow)
+    monkeypatch.setattr(gradients, "_loss_batch", narrow)
     halved = found(loaded, rows, stacked=stacked)
     assert halved[0] == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(halved[1], gradient, atol=1e-6, rtol=1e-4)
@@ -312,14 +312,14 @@ def test_nothing_of_a_training_is_left_when_its_adapter_is_dropped(task: Task) -
 def test_a_bound_is_halved_once_however_many_passes_of_a_size_fail(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, (mine, *_) = setting("llama", torch.float32, task)
     rows = [mine] * 3
-    real: Callable[..., Any] = gradients._token_losses
+    real: Callable[..., Any] = gradients._loss_batch
 
     def narrow(model: LoadedModel, mine: list[Encoded], loss: Any) -> Any:
         if len(mine) > 2:
             raise torch.OutOfMemoryError("too much")
         return real(model, mine, loss)
 
-    monkeypatch.setattr(gradients, "_token_losses", narrow)
+    monkeypatch.setattr(gradients, "_loss_batch", narrow)
     with GradientEngine(loaded, [RECIPE] * 3, 1) as passes:
         buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, passes.shards(3))
         passes.losses(buffer, rows)

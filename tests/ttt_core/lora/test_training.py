@@ -338,13 +338,13 @@ def test_how_long_a_step_takes_follows_from_its_largest_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A clock that counts tokens: one for each on the way there, two on the way back."""
-    now, real = [0.0], gradients._token_losses
+    now, real = [0.0], gradients._loss_batch
 
     def counted(loaded: LoadedModel, rows: list[Encoded], loss: Loss) -> Any:
         now[0] += sum(len(row.ids) for row in rows)
         return real(loaded, rows, loss)
 
-    monkeypatch.setattr(gradients, "_token_losses", counted)
+    monkeypatch.setattr(gradients, "_loss_batch", counted)
     monkeypatch.setattr(gradients, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recipes = [replace(RECIPE, batch_size=batch) for batch in batches]
     rows = [examples[:1] * batch for batch in batches]
@@ -362,7 +362,7 @@ def test_how_long_a_step_takes_follows_from_its_largest_pass(
 def test_a_pass_that_memory_does_not_suffice_for_is_estimated_in_halves(
     loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = gradients._token_losses, list[int]()
+    real, sizes = gradients._loss_batch, list[int]()
 
     def narrow(loaded: LoadedModel, rows: list[Encoded], loss: Loss) -> Any:
         sizes.append(len(rows))
@@ -373,7 +373,7 @@ def test_a_pass_that_memory_does_not_suffice_for_is_estimated_in_halves(
     with GradientEngine(loaded, [replace(RECIPE, batch_size=8)], 1) as passes:
         buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE])
         passes.measure_memory(buffer, examples[0])
-        monkeypatch.setattr(gradients, "_token_losses", narrow)
+        monkeypatch.setattr(gradients, "_loss_batch", narrow)
         assert passes.estimate_seconds(buffer, [examples[:1] * 8]) > 0
         assert sizes == [8, 4, 2]
         passes.losses(buffer, [examples[:1] * 8])
