@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import is_, itemgetter
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -159,8 +159,9 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 """Where a module keeps its tensors and modules, by name."""
-_SCALARS = (bool, int, float, str, FunctionType, BuiltinFunctionType)
+_COMPARED = (NoneType, bool, int, float, str, tuple, torch.dtype, FunctionType, BuiltinFunctionType, partial)
 """Types of attributes that a forward pass may depend on and that can be compared at once."""
+_ABSENT = object()
 _NOT_COMPARED = {"training", "gradient_checkpointing"}
 """Attributes that the guard overrides, or that have no effect in evaluation mode."""
 _HARMLESS = ("transformers.utils.output_capturing", "transformers.modeling_utils")
@@ -190,11 +191,15 @@ def _global_hooks() -> dict[str, list[Any]]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The public attributes of a module that are numbers, texts or functions."""
+    """The public attributes of a module that are None, numbers, texts, tuples, types or functions."""
     if _recomputes(module):
         return {}
     public = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in _NOT_COMPARED}
-    return {k: v for k, v in public.items() if type(v) in _SCALARS}
+    return {k: v for k, v in public.items() if type(v) in _COMPARED}
+
+
+def _shown(value: object) -> str:
+    return "(no value)" if value is _ABSENT else repr(value)
 
 
 def _overrides(module: nn.Module) -> dict[str, Any]:
@@ -232,10 +237,11 @@ class _ModuleRecord:
             return f"has another forward function in its class {self.kind.__name__}"
         if _overrides(now) != self.overrides:
             return f"has overridden methods {sorted(_overrides(now).keys() ^ self.overrides.keys()) or '(others)'}"
-        attributes = {k: vars(now).get(k) for k in self.attributes}
-        if changed := [k for k, v in self.attributes.items() if attributes[k] != v]:
-            name = changed[0]
-            return f"has {name}={attributes[name]!r} (at load {self.attributes[name]!r})"
+        before, attributes = self.attributes, vars(now)
+        for name in [*before, *(k for k in _attributes(now) if k not in before and hasattr(type(now), k))]:
+            value, at_load = attributes.get(name, _ABSENT), before.get(name, _ABSENT)
+            if value is not at_load and (type(value) is not type(at_load) or value != at_load):
+                return f"has {name}={_shown(value)} (at load {_shown(at_load)})"
         return ""
 
 
