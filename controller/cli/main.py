@@ -16,6 +16,7 @@ from .cache import cache_app
 from .console import install_excepthook, line, note, print_error, quiet, screen, warn
 from .doctor import doctor
 from .evaluate import evaluate
+from .models import models_app
 from .options import (
     CONFIG_ERROR,
     CONFIG_VALUES,
@@ -109,6 +110,7 @@ command(app)(doctor)
 app.add_typer(policy_app, name="policy")
 app.add_typer(outcomes_app, name="outcomes")
 app.add_typer(cache_app, name="cache")
+app.add_typer(models_app, name="models")
 
 
 @command(app)

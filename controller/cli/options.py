@@ -116,7 +116,11 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _setting("model", "Folder, GGUF file or hub id of a causal language model; default: the bundled model."),
+        _setting(
+            "model",
+            "Folder, GGUF file, hub id, or name in `autottt models list` of a causal language model; default: the "
+            "bundled model.",
+        ),
     ] = None
     device: Annotated[
         str | None,

@@ -113,6 +113,15 @@ def converted_folder(file: GgufFile, cache: Path | None = None) -> Path:
     return folder
 
 
+def remove_conversion(file: GgufFile, cache: Path | None = None) -> None:
+    """Deletes the converted folder of a GGUF file, if there is one."""
+    cache = cache_folder() if cache is None else cache
+    folder = cache / file.key()
+    if folder.is_dir():
+        with FileLock(cache / f"{folder.name}.lock"):
+            shutil.rmtree(folder)
+
+
 def _check_is_gguf(path: Path) -> None:
     """Raises `ModelError` for what is no GGUF file, and without the library that reads one."""
     if not path.is_file():

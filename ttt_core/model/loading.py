@@ -30,6 +30,7 @@ from ..tasks.kinds import shortened
 from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from . import lazy
 from .bounded_cache import ENTRY_BYTES, BoundedCache
+from .catalogue import resolve
 from .chat_prompts import proven_format, turn_end_ids
 from .gguf_files import GgufFile, converted_folder
 from .probe import can_pad
@@ -156,13 +157,16 @@ def load_model(
     dtype: str | None = None,
     prompt_format: str | None = None,
 ) -> LoadedModel:
-    """Loads a model from a local folder, a GGUF file, or by its hub id; without `source`, the one that ships with the
-    package. A GGUF file is converted once (see `gguf_files`).
+    """Loads a model from a local folder, a GGUF file, by its name in the catalogue or its hub id; without `source`, the
+    one that ships with the package. A GGUF file is converted once (see `gguf_files`). A local path of the same name
+    precedes a name of the catalogue.
 
     `prompt_format` is `chat`, `standard` or `compact`; by default what the model folder says, else `chat` where the
     tokenizer has a chat template, else `standard`. Raises `ModelError` with the reason and the remedy.
     """
     where = os.path.expanduser(source or BUNDLED)
+    if not os.path.exists(where) and (file := resolve(where)) is not None:
+        return replace(load_model(file, device=device, dtype=dtype, prompt_format=prompt_format), name=where)
     if (gguf := GgufFile.of(Path(where))) is not None:
         with _quietly():
             loaded = load_model(converted_folder(gguf), device=device, dtype=dtype, prompt_format=prompt_format)
