@@ -5,8 +5,9 @@ The only place of `policies` with lazy imports. Knows nothing about what they ar
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..ttt_core.lazy_modules import import_on_first_use
 
 if TYPE_CHECKING:
     import sklearn as sklearn
@@ -40,12 +41,4 @@ _MODULES = {
     "special": "scipy.special",
     "stats": "scipy.stats",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a module of the table on first use; later uses find it among the globals."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_MODULES[name], __package__)
-    globals()[name] = module
-    return module
+__getattr__ = import_on_first_use(_MODULES, globals())

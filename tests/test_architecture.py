@@ -46,8 +46,8 @@ HEAVY = {
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
-        ("errors", "lazy", "recipes", "standard_json"), ("tasks",), ("model",), ("lora",), ("engine",), ("learner",),
-        ("pretraining", "testing"),
+        ("errors", "lazy", "lazy_modules", "recipes", "standard_json"), ("tasks",), ("model",), ("lora",), ("engine",),
+        ("learner",), ("pretraining", "testing"),
     ),
     "strategies": (("base", "registry"), ("training", "views")),
     "controller": (

@@ -6,8 +6,9 @@ is not here: it imports its own modules on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy_modules import import_on_first_use
 
 if TYPE_CHECKING:
     import peft as peft
@@ -19,12 +20,4 @@ _MODULES = {
     "tuners_utils": "peft.tuners.tuners_utils",
     "pytorch_utils": "transformers.pytorch_utils",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a module of the table on first use; later uses find it among the globals."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_MODULES[name], __package__)
-    globals()[name] = module
-    return module
+__getattr__ = import_on_first_use(_MODULES, globals())

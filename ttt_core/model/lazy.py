@@ -5,8 +5,9 @@ Importing them loads the model code of transformers, which takes as long as torc
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_modules import import_on_first_use
 
 if TYPE_CHECKING:
     from . import attention as attention
@@ -16,12 +17,4 @@ _MODULES = {
     "attention": ".attention",
     "kv_cache": ".kv_cache",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a module of the table on first use; later uses find it among the globals."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_MODULES[name], __package__)
-    globals()[name] = module
-    return module
+__getattr__ = import_on_first_use(_MODULES, globals())
