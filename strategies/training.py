@@ -14,6 +14,21 @@ from .base import Attempt
 
 QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 """The modules that Akyürek et al. 2025 adapt on ARC; on BIG-Bench Hard also `o_proj`."""
+BIG_BENCH_RECIPE = Recipe(
+    rank=64,
+    alpha=64.0,
+    dropout=0.05,
+    target_modules=(*QV_MLP, "o_proj"),
+    learning_rate=1e-4,
+    max_steps=8,
+    batch_size=5,
+)
+"""As on BIG-Bench Hard in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+ARC_RECIPE = Recipe(
+    rank=128, alpha=16.0, dropout=0.0, target_modules=QV_MLP, learning_rate=1e-4, max_steps=250, batch_size=2,
+    transformations=16, views=10,
+)  # fmt: skip
+"""As on ARC in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
 MAX_EXAMPLES = 250
 """Distinct prompts that an adapter is trained on, as in Akyürek et al. 2025; further steps repeat them."""
 

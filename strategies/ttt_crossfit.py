@@ -17,7 +17,7 @@ from ..ttt_core.tasks.task import Task
 from ..ttt_core.tasks.transformations import Transformation
 from .base import Attempt, CostClass, OnStep, recipe_for
 from .registry import register
-from .training import QV_MLP, adapter_key, example_count, with_training
+from .training import ARC_RECIPE, adapter_key, example_count, with_training
 from .views import demonstration_transformations, vote_over_views
 
 
@@ -36,11 +36,7 @@ class TttCrossfit:
     cost_class: CostClass = "train"
     min_demonstrations: int = 3
     recipe: Recipe | None = None
-    default_recipe: ClassVar[Recipe | None] = Recipe(
-        rank=128, alpha=16.0, dropout=0.0, target_modules=QV_MLP, learning_rate=1e-4, max_steps=250, batch_size=2,
-        transformations=16, views=10,
-    )  # fmt: skip
-    """As on ARC in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+    default_recipe: ClassVar[Recipe | None] = ARC_RECIPE
     folds: int = 4
     """At least 2."""
 

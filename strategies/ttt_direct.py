@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
@@ -13,7 +13,7 @@ from ..ttt_core.tasks.augmentation import single_pairs
 from ..ttt_core.tasks.task import Task
 from .base import Attempt, CostClass, OnStep, from_answer, recipe_for
 from .registry import register
-from .training import QV_MLP, adapter_key, with_training
+from .training import BIG_BENCH_RECIPE, adapter_key, with_training
 
 
 @register
@@ -29,17 +29,7 @@ class TttDirect:
     cost_class: CostClass = "train"
     min_demonstrations: int = 1
     recipe: Recipe | None = None
-    default_recipe: ClassVar[Recipe | None] = Recipe(
-        rank=64,
-        alpha=64.0,
-        dropout=0.05,
-        target_modules=(*QV_MLP, "o_proj"),
-        learning_rate=1e-4,
-        max_steps=8,
-        batch_size=5,
-        loss="last",
-    )
-    """As on BIG-Bench Hard in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+    default_recipe: ClassVar[Recipe | None] = replace(BIG_BENCH_RECIPE, loss="last")
 
     def answers_per_query(self, recipe: Recipe) -> int:
         return 1

@@ -14,7 +14,7 @@ from ..ttt_core.tasks.augmentation import leave_one_out_orders
 from ..ttt_core.tasks.task import Task
 from .base import Attempt, CostClass, OnStep, from_answer, recipe_for
 from .registry import register
-from .training import QV_MLP, adapter_key, example_count, with_training
+from .training import BIG_BENCH_RECIPE, adapter_key, example_count, with_training
 
 
 @register
@@ -31,16 +31,7 @@ class TttInContext:
     cost_class: CostClass = "train"
     min_demonstrations: int = 2
     recipe: Recipe | None = None
-    default_recipe: ClassVar[Recipe | None] = Recipe(
-        rank=64,
-        alpha=64.0,
-        dropout=0.05,
-        target_modules=(*QV_MLP, "o_proj"),
-        learning_rate=1e-4,
-        max_steps=8,
-        batch_size=5,
-    )
-    """As on BIG-Bench Hard in Akyürek et al., ICML 2025, for models of 1 to 8 billion parameters."""
+    default_recipe: ClassVar[Recipe | None] = BIG_BENCH_RECIPE
 
     def answers_per_query(self, recipe: Recipe) -> int:
         return 1

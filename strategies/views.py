@@ -32,7 +32,7 @@ def distinct_transformations(learner: Learner, task: Task, count: int, rng: rand
 
 
 def demonstration_transformations(learner: Learner, task: Task, count: int, rng: random.Random) -> list[Transformation]:
-    """As `changing`, drawn from the demonstrations alone: another query of theirs finds the same adapter."""
+    """As `distinct_transformations`, from the demonstrations alone: other queries of theirs use the same adapter."""
     return distinct_transformations(learner, replace(task, query=task.demonstrations[0].input, answer=None), count, rng)
 
 
@@ -47,7 +47,7 @@ def vote(
 ) -> Attempt:
     """Answers the task under `views` views (the task as it is, other orders, transformations) and votes.
 
-    Of a cross-fitted adapter every part has its vote on every view.
+    Each fold of a cross-validated adapter votes on every view.
     """
     sources: list[Transformation] = [IdentityTransformation(), *transformations]
     prompts = _prompts(learner, task, views, transformations, rng)
@@ -89,20 +89,20 @@ def vote_over_views(
     adapter: Adapter,
 ) -> Attempt:
     """The vote under as many views as a recipe has, of those that the adapter was trained under."""
-    return vote(name, learner, task, *_drawn(name, recipe, transformations, seed), adapter)
+    return vote(name, learner, task, *_view_settings(name, recipe, transformations, seed), adapter)
 
 
 def view_prompts(
     name: str, learner: Learner, task: Task, recipe: Recipe, transformations: Sequence[Transformation], seed: int
 ) -> list[Task]:
-    """The tasks that `voted` asks an adapter."""
-    return [view for _, view in _prompts(learner, task, *_drawn(name, recipe, transformations, seed))]
+    """The prompts that `vote_over_views` lets an adapter answer."""
+    return [view for _, view in _prompts(learner, task, *_view_settings(name, recipe, transformations, seed))]
 
 
-def _drawn(
+def _view_settings(
     name: str, recipe: Recipe, transformations: Sequence[Transformation], seed: int
 ) -> tuple[int, Sequence[Transformation], random.Random]:
-    """How many views, of which transformations, and what draws the orders."""
+    """The number of views, their transformations, and the random generator of their orders."""
     sources = transformations[: max(0, recipe.views - 1)]
     return recipe.views, sources, random.Random(f"{name}-views-{seed}")
 
