@@ -24,7 +24,14 @@ from ..errors import ModelError
 from ..recipes import Recipe
 from ..tasks.task import as_tuples
 from .cross_validation import CrossValidationResult
-from .modules import coverage, linear_modules, module_sizes, target_modules
+from .modules import (
+    coverage,
+    expert_parameters,
+    linear_modules,
+    module_sizes,
+    target_modules,
+    target_parameters,
+)
 from .training import TrainingRecord
 from .weights import LoraWeights
 
@@ -136,22 +143,26 @@ class Adapter:
     def from_peft(cls, folder: Path, model: PreTrainedModel, base_hash: str) -> Adapter:
         """Reads a folder in PEFT's format. Its recipe holds what the folder says: rank, alpha, dropout, target modules.
 
-        Raises `ModelError` where the folder holds anything but plain LoRA for linear layers of the model.
+        Raises `ModelError` where the folder holds anything but plain LoRA for linear layers and experts of the model.
         """
         try:
-            weights = LoraWeights.load(folder, model.device)
+            weights = LoraWeights.load(folder, model.device, model)
             config: Any = lazy.peft.PeftConfig.from_pretrained(str(folder))
             rank, alpha, dropout = config.r, config.lora_alpha, config.lora_dropout
         except ModelError:
             raise
         except Exception as error:  # a damaged folder may make the libraries raise anything
             raise ModelError(f"{folder}: cannot be read as a PEFT adapter ({type(error).__name__}: {error})") from error
-        layers = {name: module_sizes(module) for name, module in linear_modules(model).items()}
-        _check_fits(folder, weights, rank, layers, type(model).__name__)
+        modules, parameters = linear_modules(model), expert_parameters(model)
+        layers = {name: (rank, *module_sizes(module)) for name, module in modules.items()}
+        layers |= {n: (rank * p.rank_factor, *p.sizes) for n, p in parameters.items()}
+        _check_fits(folder, weights, layers, type(model).__name__)
         ordered = LoraWeights({n: weights.pairs[n] for n in layers if n in weights.pairs}, weights.scaling)
         every = len(ordered.pairs) == len(layers)
-        targets = ("all-linear",) if every else tuple(sorted({name.rpartition(".")[2] for name in ordered.pairs}))
-        if target_modules(model, targets).keys() != ordered.pairs.keys():  # only some modules of a name
+        names = (name.removesuffix(".weight").rpartition(".")[2] for name in ordered.pairs)
+        targets = ("all-linear",) if every else tuple(sorted(set(names)))
+        chosen = {*target_modules(model, targets), *target_parameters(model, targets)}
+        if chosen != ordered.pairs.keys():  # only some modules of a name
             targets = tuple(sorted(ordered.pairs))
         recipe = Recipe(rank=rank, alpha=alpha, dropout=dropout, target_modules=targets)
         record = TrainingRecord(
@@ -166,10 +177,9 @@ class Adapter:
 
 
 def _check_fits(
-    folder: Path, weights: LoraWeights, rank: int, layers: Mapping[str, tuple[int, int]], model_type: str
+    folder: Path, weights: LoraWeights, layers: Mapping[str, tuple[int, int, int]], model_type: str
 ) -> None:
-    """Raises `ModelError` where weights from a folder are not those of linear layers of the model, of sizes (d_in,
-    d_out), at a rank."""
+    """Raises `ModelError` where weights from a folder are not those of layers of the model, of (rank, d_in, d_out)."""
     if unknown := sorted(weights.pairs.keys() - layers.keys()):
         raise ModelError(
             f"{folder}: adapts {unknown[0]!r}, which is not a linear layer of this {model_type} below its output head; "
@@ -178,8 +188,9 @@ def _check_fits(
     if not weights.pairs:
         raise ModelError(f"{folder}: expected the weights of an adapter; received none")
     for name, (down, up) in weights.pairs.items():
-        expected = (rank, layers[name][0]), (layers[name][1], rank)
-        received = tuple(down.shape[1:]), tuple(up.shape[1:])
+        rank, d_in, d_out = layers[name]
+        expected = (rank, d_in), (d_out, rank)
+        received = tuple(down.shape[-2:]), tuple(up.shape[-2:])
         if received != expected:
             raise ModelError(
                 f"{folder}: for {name!r} of this model at rank {rank}, expected weights A and B of {expected}; "

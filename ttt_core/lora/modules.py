@@ -1,4 +1,4 @@
-"""Which modules of a model get an adapter, matched by class: linear layers and transformers' `Conv1D`.
+"""Which modules of a model get an adapter, matched by class: linear layers and transformers' `Conv1D`; and experts.
 
 Recipes name modules as Llama does; an architecture with other names, or with fused projections, maps them to the same
 part of its layers. Knows nothing about weights of adapters or training.
@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import lazy
 from ..errors import ModelError
+from .parameters import TargetParameter, all_linear_of_peft, is_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,32 +78,64 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, 
 
     As in PEFT, a target is the end of a module's path, in whole components, and `all-linear` is every linear layer but
     the output head. A name of Llama's that the model does not have means the projection with the same role, possibly
-    fused with others: `q_proj` is `qkv_proj` in Phi-3 and `c_attn` in GPT-2. Where a whole part that is asked for has
-    no linear layers (experts are parameters of three dimensions), one warning is logged for each model.
+    fused with others: `q_proj` is `qkv_proj` in Phi-3 and `c_attn` in GPT-2. Where a whole part that is asked for is
+    left out (experts in parameters that PEFT does not adapt), one warning is logged for each model.
 
-    Targets of which none has a meaning in this model mean every linear layer, with a warning. Raises `ModelError` for
-    targets that match nothing beside some that do, and for Llama's names whose part has no linear layers.
+    Targets of which none has a meaning in this model mean `all-linear`, with a warning. Raises `ModelError` for
+    targets that match nothing beside some that do, and for Llama's names whose part cannot be adapted.
     """
-    linear = linear_modules(model)
+    chosen = _chosen(model, targets)
+    return {n: m for n, m in linear_modules(model).items() if n in chosen}
+
+
+def target_parameters(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, TargetParameter]:
+    """The parameters that `targets` name although no linear layer holds them: experts, and for `all-linear` routers.
+
+    They are among those that PEFT adapts for `all-linear`. Targets are matched as in `target_modules`: `gate_proj` and
+    `up_proj` mean the fused projection of the experts. Raises as `target_modules` does.
+    """
+    chosen = _chosen(model, targets)
+    return {n: p for n, p in expert_parameters(model).items() if n in chosen}
+
+
+def _chosen(model: PreTrainedModel, targets: Sequence[str]) -> set[str]:
+    """Paths of the linear layers and parameters that targets name."""
+    linear, parameters = linear_modules(model), expert_parameters(model)
     if not linear:
         raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
     if ALL_LINEAR in targets:
-        chosen = set(linear)
+        chosen = {*linear, *parameters}
     else:
-        matches = {target: _matches(linear, target) for target in targets}
-        chosen = {name for names in matches.values() for name in names}
-        chosen = _without_misses(model, linear, matches, chosen)
+        roles = {n: _roles(n, m) for n, m in linear.items()} | {n: _roles_of_experts(n) for n in parameters}
+        matches = {target: _matches(roles, parameters, target) for target in targets}
+        chosen = _without_misses(model, roles, matches)
     _warn_of_left_out(model, tuple(targets), chosen)
-    return {n: m for n, m in linear.items() if n in chosen}
+    return chosen
+
+
+def expert_parameters(model: PreTrainedModel) -> dict[str, TargetParameter]:
+    """Every parameter that may get an adapter although no linear layer holds it, by path."""
+    choice = all_linear_of_peft(model)
+    if choice is None:
+        return {}
+    read = {id(p) for p in _text_decoder(model).parameters()}
+    return {n: p for n, p in choice.parameters.items() if id(p.value) in read}
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer but the output head, by path; of a model that reads more than text, of its text decoder."""
-    head = model.get_output_embeddings()
+    """Every linear layer that may get an adapter, by path: all but the output head; of a model that reads more than
+    text, those of its text decoder.
+
+    Where PEFT adapts fused experts, layers that have the name of an expert's projection are left out, as by PEFT, which
+    reads such a name as that of the experts.
+    """
+    head, choice = model.get_output_embeddings(), all_linear_of_peft(model)
     linear = {
         n: m
         for n, m in model.named_modules()
-        if isinstance(m, (nn.Linear, lazy.pytorch_utils.Conv1D)) and m is not head
+        if isinstance(m, (nn.Linear, lazy.pytorch_utils.Conv1D))
+        and m is not head
+        and (choice is None or _leaf(n) in choice.module_names)
     }
     decoder = set(_text_decoder(model).modules())
     return {n: m for n, m in linear.items() if m in decoder} or linear
@@ -117,48 +150,50 @@ def module_sizes(module: nn.Module) -> tuple[int, int]:
 
 
 def coverage(model: PreTrainedModel, names: Collection[str]) -> Coverage:
-    """What an adapter on the modules of these paths covers of a model."""
+    """What an adapter on the modules and parameters of these paths covers of a model."""
     counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
-    modules = {n: m for n, m in model.named_modules() if n in names}
-    adapted = {id(m.weight): m.weight.numel() for m in modules.values()}
+    weights = {*names, *(f"{name}.weight" for name in names)}
+    adapted = {id(p): p.numel() for n, p in model.named_parameters(remove_duplicate=False) if n in weights}
     total = sum(p.numel() for p in model.parameters())
     return Coverage(tuple(counts.items()), sum(adapted.values()) / total, _left_out(model, names))
 
 
-def _matches(linear: Mapping[str, nn.Module], target: str) -> set[str]:
-    """Paths that end in a target, or else those of modules with the role of one of Llama's names."""
-    if same := {n for n in linear if n == target or n.endswith(f".{target}")}:
+def _matches(roles: Mapping[str, frozenset[str]], experts: Collection[str], target: str) -> set[str]:
+    """Paths that end in a target, or else those of projections with the role of one of Llama's names; and, where
+    projections of `experts` are fused, those that contain what was a layer of this name (`w1` of Mixtral)."""
+    if same := {n for n in roles if is_named(n, (target, f"{target}.weight"))}:
         return same
     role = ROLES.get(target)
-    roles = {n: _roles(n, m) for n, m in linear.items()} if role else {}
     if same := {n for n, mine in roles.items() if role in mine}:
+        return same
+    if same := {n for n in experts if roles[n] & _MLP.get(target, frozenset())}:
         return same
     input_side = {"gate", "up"}  # an MLP without a gate has one of the two
     return {n for n, mine in roles.items() if mine & input_side} if role in input_side else set()
 
 
 def _without_misses(
-    model: PreTrainedModel, linear: Mapping[str, nn.Module], matches: Mapping[str, set[str]], chosen: set[str]
+    model: PreTrainedModel, roles: Mapping[str, frozenset[str]], matches: Mapping[str, set[str]]
 ) -> set[str]:
-    """The chosen modules, or every linear layer where no target means anything in this model. Raises `ModelError`."""
-    known = sorted({_leaf(n) for n in linear})
+    """The matched paths, or all where no target means anything in this model. Raises `ModelError`."""
+    chosen = {name for names in matches.values() for name in names}
+    known = sorted({_leaf(n.removesuffix(".weight")) for n in roles})
     has = f"of {type(model).__name__}, which has {', '.join(known)}"
     unknown = [t for t, names in matches.items() if not names and t not in ROLES]
     if unknown and chosen:
         raise ModelError(f"targets {unknown} name no linear layer {has}")
     if chosen:
         return chosen
-    if not unknown and any(_roles(n, m) for n, m in linear.items()):
-        experts = (
-            " (its experts are parameters without linear layers, which are not adapted)"
-            if "experts" in _parts(model)
-            else ""
-        )
+    if not unknown and any(roles.values()):
+        experts = f" ({_EXPERTS_LEFT_OUT})" if "experts" in _parts(model) else ""
         raise ModelError(
             f"targets {list(matches)} name no linear layer {has}{experts}: name some of these, or all-linear"
         )
     _warn_once(model, f"targets {unknown or list(matches)} name no linear layer {has}: all of them are adapted")
-    return set(linear)
+    return set(roles)
+
+
+_EXPERTS_LEFT_OUT = "its experts are parameters without linear layers, which PEFT does not adapt in this architecture"
 
 
 def _roles(path: str, module: nn.Module) -> frozenset[str]:
@@ -171,6 +206,11 @@ def _roles(path: str, module: nn.Module) -> frozenset[str]:
     d_in, d_out = module_sizes(module)
     by_size = frozenset({"up"} if d_out > d_in else {"down"} if d_out < d_in else ())
     return _MLP.get(leaf, by_size)
+
+
+def _roles_of_experts(path: str) -> frozenset[str]:
+    """What the parameter of experts computes."""
+    return _MLP.get(_role_name(path), frozenset())
 
 
 def _role_name(path: str) -> str:
@@ -218,20 +258,20 @@ def _matrices(model: PreTrainedModel) -> Iterable[tuple[str, str]]:
     """(part, path of its module or of the parameter itself) of every matrix in the text decoder."""
     read = {id(p) for p in _text_decoder(model).parameters()}
     for path, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1 and id(parameter) in read:
+        if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) in read:
             owner = path.removesuffix(".weight")
             part = _part_of(owner)
             yield ("experts" if part == "MLP" and parameter.dim() == 3 else part), owner
 
 
 def _left_out(model: PreTrainedModel, names: Collection[str]) -> tuple[str, ...]:
-    adapted = {_part_of(name) for name in names}
+    adapted = {_part_of(name.removesuffix(".weight")) for name in names}
     parts = _parts(model)
     return tuple(part for part in PARTS if part in parts - adapted)
 
 
 def _warn_of_left_out(model: PreTrainedModel, targets: tuple[str, ...], chosen: Collection[str]) -> None:
-    """Warns once where a part that targets ask for has no linear layers."""
+    """Warns once where a whole part that targets ask for is not adapted."""
     key = f"targets {targets}"
     if key in _warned.setdefault(model, set()):
         return
@@ -240,11 +280,11 @@ def _warn_of_left_out(model: PreTrainedModel, targets: tuple[str, ...], chosen: 
     if ALL_LINEAR in targets:
         asked = set(PARTS)
     if missing := [part for part in _left_out(model, chosen) if part in asked]:
-        reason = (
-            " (experts are parameters without linear layers here, which are not adapted)"
-            if "experts" in missing
-            else ""
-        )
+        reason = ""
+        if "experts" in missing:
+            reason = f" ({_EXPERTS_LEFT_OUT})"
+        elif "MLP" in missing and all_linear_of_peft(model) is not None:
+            reason = " (PEFT takes the names of its layers for those of the experts)"
         _log.warning(
             "%s: targets %s leave out the whole of: %s%s", type(model).__name__, targets, ", ".join(missing), reason
         )

@@ -1,7 +1,7 @@
 """LoRA adapters as values: low-rank updates with a leading adapter axis, attached to a frozen model by hooks.
 
-Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T tokens, r rank. Hu et al. 2021,
-"LoRA: Low-Rank Adaptation of Large Language Models"; saved in the file format of the PEFT library.
+Nothing of the base model is replaced or written to. Axes: A adapters, B rows, T tokens, E experts, r rank. Hu et al.
+2021, "LoRA: Low-Rank Adaptation of Large Language Models"; saved in the file format of the PEFT library.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from .. import lazy
 from ..errors import ModelError
 from ..recipes import Recipe
 from .dropout import Dropout
-from .modules import module_sizes, target_modules
+from .modules import module_sizes, target_modules, target_parameters
+from .parameter_updates import ParameterUpdates, remove_updates
+from .peft_folder import read_folder, write_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pair = tuple[Tensor, Tensor]
-"""Down-projection [A, r, d_in] and up-projection [A, d_out, r]."""
+"""Down-projection [A, r, d_in] and up-projection [A, d_out, r]; of experts [A, E, r, d_in] and [A, E, d_out, r]."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LoraWeights:
     """The weights of A adapters of one shape, in fp32."""
 
     pairs: Mapping[str, Pair]
-    """Module path -> its down- and up-projection."""
+    """Path of a linear layer, or of a parameter -> its down- and up-projection."""
     scaling: float
     """What the update is multiplied by: alpha / rank."""
 
@@ -47,12 +48,16 @@ class LoraWeights:
         """New adapters, one per seed: down-projections Kaiming-uniform as in PEFT, up-projections zero."""
         pairs: dict[str, Pair] = {}
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        for name, module in target_modules(model, recipe.target_modules).items():
-            d_in, d_out = module_sizes(module)
-            down = torch.empty(len(seeds), recipe.rank, d_in)
+        modules = target_modules(model, recipe.target_modules).items()
+        parameters = target_parameters(model, recipe.target_modules).items()
+        shapes: dict[str, tuple[tuple[int, ...], int, int, int]]
+        shapes = {n: ((), recipe.rank, *module_sizes(m)) for n, m in modules}
+        shapes |= {n: (p.stack, recipe.rank * p.rank_factor, *p.sizes) for n, p in parameters}
+        for name, (stack, rank, d_in, d_out) in shapes.items():
+            down = torch.empty(len(seeds), *stack, rank, d_in)
             for row, generator in zip(down, generators, strict=True):
-                nn.init.kaiming_uniform_(row, a=math.sqrt(5), generator=generator)
-            up = torch.zeros(len(seeds), d_out, recipe.rank)
+                nn.init.kaiming_uniform_(row.view(-1, d_in), a=math.sqrt(5), generator=generator)
+            up = torch.zeros(len(seeds), *stack, d_out, rank)
             pairs[name] = down.to(model.device), up.to(model.device)
         return cls(pairs, recipe.alpha / recipe.rank)
 
@@ -75,7 +80,7 @@ class LoraWeights:
         if self.scaling == 0:
             return [True] * self.adapter_count
         # A rank adds to the update where neither its row of the down- nor its column of the up-projection is zero.
-        effective = [(down.any(2) & up.any(1)).any(1) for down, up in self.pairs.values()]
+        effective = [(down.any(-1) & up.any(-2)).flatten(1).any(1) for down, up in self.pairs.values()]
         return [not bool(changes) for changes in torch.stack(effective).any(0)]
 
     def digest(self) -> str:
@@ -98,7 +103,7 @@ class LoraWeights:
 
     @property
     def shape_key(self) -> object:
-        """What adapters that are put side by side have in common: layers, sizes and scaling."""
+        """What adapters that are put side by side have in common: layers and parameters, sizes, and scaling."""
         return self.scaling, tuple((n, a.shape[1:], b.shape[1:]) for n, (a, b) in self.pairs.items())
 
     @property
@@ -134,73 +139,47 @@ class LoraWeights:
     def attached(self, model: nn.Module, dropout: Dropout | None = None) -> Iterator[None]:
         """While inside, `model` answers with these adapters. With A > 1, rows come in A equal groups, in order.
 
-        `dropout` is of the rows that come, and acts where gradients are taken.
+        `dropout` is of the rows that come, and acts on the inputs of linear layers where gradients are taken.
         """
         modules = dict(model.named_modules())
-        handles = []
+        of_parameters: dict[str, dict[str, Pair]] = {}
+        handles: list[RemovableHandle] = []
         try:
             for name, (down, up) in self.pairs.items():
-                if name not in modules:
+                owner, _, parameter = name.rpartition(".")
+                if name in modules:
+                    chosen = partial(dropout, layer=zlib.crc32(name.encode())) if dropout else None
+                    hook = _Update(down, up, self.scaling, chosen)
+                    handles.append(modules[name].register_forward_hook(hook))
+                elif owner in modules and parameter in modules[owner]._parameters:
+                    of_parameters.setdefault(owner, {})[parameter] = down, up
+                else:
                     raise ModelError(f"the adapter does not fit: {type(model).__name__} has no layer {name!r}")
-                chosen = partial(dropout, layer=zlib.crc32(name.encode())) if dropout else None
-                hook = _Update(down, up, self.scaling, chosen)
-                handles.append(modules[name].register_forward_hook(hook))
+            for owner, pairs in of_parameters.items():
+                handles += ParameterUpdates(pairs, self.scaling).attach(modules[owner])
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for owner, pairs in of_parameters.items():
+                remove_updates(modules[owner], pairs)
 
     def save(self, folder: Path, recipe: Recipe, base: str = "") -> None:
         """Writes one adapter (A = 1) as a PEFT adapter folder, which `peft.PeftModel.from_pretrained` loads."""
         if self.adapter_count != 1:
             raise ModelError(f"one adapter is saved at a time; received {self.adapter_count}")
-        folder.mkdir(parents=True, exist_ok=True)
-        config = lazy.peft.LoraConfig(
-            r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(self.pairs),
-            task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
-        )  # fmt: skip
-        config.save_pretrained(str(folder))
-        named = {}
-        for name, (down, up) in self.pairs.items():
-            named[f"base_model.model.{name}.lora_A.weight"] = down[0].detach().cpu().contiguous()
-            named[f"base_model.model.{name}.lora_B.weight"] = up[0].detach().cpu().contiguous()
-        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_folder(folder, {n: (down[0], up[0]) for n, (down, up) in self.pairs.items()}, recipe, base)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> LoraWeights:
-        """Reads a PEFT LoRA adapter folder with safetensors weights. Raises `ModelError` for other kinds of adapter."""
-        weights = folder / "adapter_model.safetensors"
-        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
-            raise ModelError(f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
-        config: Any = lazy.peft.PeftConfig.from_pretrained(str(folder))
-        raw = load_file(weights, device=str(device))
-        names = {k.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for k in raw}
-        expected = {f"base_model.model.{n}.lora_{part}.weight" for n in names for part in "AB"}
-        if config.peft_type != lazy.peft.PeftType.LORA or _beyond_plain(config) or raw.keys() != expected:
-            raise ModelError(
-                f"{folder}: only plain LoRA adapters can be loaded (no DoRA, rsLoRA, bias, modules_to_save, patterns "
-                "of ranks or alphas, embeddings, or starts that change the base model)"
-            )
-        pairs = {
-            n: (
-                raw[f"base_model.model.{n}.lora_A.weight"].float()[None],
-                raw[f"base_model.model.{n}.lora_B.weight"].float()[None],
-            )
-            for n in sorted(names)
-        }
-        return cls(pairs, config.lora_alpha / config.r)
+    def load(
+        cls, folder: Path, device: torch.device | str = "cpu", model: PreTrainedModel | None = None
+    ) -> LoraWeights:
+        """Reads a PEFT LoRA adapter folder with safetensors weights. Raises `ModelError` for other kinds of adapter.
 
-
-_BEYOND_PLAIN = (
-    "use_dora", "use_rslora", "use_qalora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
-    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
-)  # fmt: skip
-
-
-def _beyond_plain(config: Any) -> bool:
-    """Whether a LoRA configuration of PEFT means more than `x + scaling * up(down(x))` in every layer."""
-    harmless = config.init_lora_weights in (True, False, "gaussian", "eva", "orthogonal")
-    return not harmless or config.bias != "none" or any(getattr(config, name, None) for name in _BEYOND_PLAIN)
+        One that adapts parameters, such as experts, is read with the `model` that holds them.
+        """
+        pairs, scaling = read_folder(folder, device, model)
+        return cls({n: (down[None], up[None]) for n, (down, up) in pairs.items()}, scaling)
 
 
 class _Update:

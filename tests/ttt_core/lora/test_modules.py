@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from autottt.controller.state import record_from_plain
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.adapter import Adapter
-from autottt.ttt_core.lora.modules import coverage, target_modules
+from autottt.ttt_core.lora.modules import coverage, target_modules, target_parameters
 from autottt.ttt_core.lora.weights import LoraWeights
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.augmentation import leave_one_out
@@ -41,6 +43,13 @@ _COMMON = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _LLAMA = set(PUBLISHED)
+_QWEN3_MOE = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+_HYBRID = {"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]}
+_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+_DEEPSEEK = {
+    **_ROUTED, "head_dim": 4, "moe_intermediate_size": 16, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
 MAPPED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "llama": ({}, _LLAMA), "mistral": ({}, _LLAMA), "qwen2": ({}, _LLAMA), "qwen3": ({}, _LLAMA),
     "gemma": ({}, _LLAMA), "gemma2": ({}, _LLAMA), "gemma3_text": ({}, _LLAMA), "stablelm": ({}, _LLAMA),
@@ -62,14 +71,20 @@ MAPPED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "bloom": ({"n_layer": 2, "n_head": 4}, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
     "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, {"Wqkv", "out_proj", "up_proj", "down_proj"}),
     "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, {"q_proj", "v_proj", "out_proj", "fc1", "fc2"}),
-    "mixtral": ({"num_local_experts": 4}, {"q_proj", "v_proj", "o_proj"}),
-    "qwen3_moe": (
-        {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2},
-        {"q_proj", "v_proj", "o_proj"},
-    ),
+    "mixtral": ({"num_local_experts": 4}, {"q_proj", "v_proj", "o_proj", "w1", "w2", "w3"}),
+    "qwen3_moe": (_QWEN3_MOE, _LLAMA),
+    "olmoe": ({"num_experts": 4, "num_experts_per_tok": 2}, _LLAMA),
+    "glm4_moe": ({"moe_intermediate_size": 16, **_ROUTED}, _LLAMA),
+    "deepseek_v3": (_DEEPSEEK, {"q_a_proj", "q_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+    "qwen3_next": ({**_QWEN3_MOE, **_HYBRID}, _LLAMA),
+    "gpt_oss": ({"num_local_experts": 4}, {"q_proj", "v_proj", "o_proj"}),
+    "granitemoe": ({"num_local_experts": 4}, {"q_proj", "v_proj", "o_proj"}),
 }  # fmt: skip
 """Architecture -> its settings, and the names of the modules that the published names mean there."""
-EXPERTS = ("mixtral", "qwen3_moe")
+ADAPTED_EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v3", "qwen3_next")
+"""Architectures whose experts PEFT adapts, with routers of several kinds, dense layers and shared experts."""
+UNADAPTED_EXPERTS = ("gpt_oss", "granitemoe")
+"""Architectures whose experts are parameters that PEFT does not adapt."""
 every_architecture = pytest.mark.parametrize("architecture", MAPPED)
 
 
@@ -82,20 +97,31 @@ def build(architecture: str) -> PreTrainedModel:
     return model.eval()
 
 
-def modules_of_peft(model: PreTrainedModel, targets: Any) -> set[str]:
-    """Paths of the linear layers that PEFT adapts."""
+def adapted_by_peft(model: PreTrainedModel, targets: Any) -> set[str]:
+    """Paths of the linear layers and parameters that PEFT adapts."""
     wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
-    linear = (n for n, m in wrapped.named_modules() if hasattr(m, "lora_A") and "experts" not in n)
-    return {n.removeprefix("base_model.model.") for n in linear if not n.endswith("mlp.gate")}
+    layers = {n.removeprefix("base_model.model."): m for n, m in wrapped.named_modules() if hasattr(m, "lora_A")}
+    parameters = {
+        f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
+        for name, layer in layers.items()
+        if isinstance(layer, ParamWrapper)
+    }
+    return parameters | {name for name, layer in layers.items() if not isinstance(layer, ParamWrapper)}
+
+
+def adapted(model: PreTrainedModel, targets: Sequence[str]) -> set[str]:
+    """Paths of the linear layers and parameters that we adapt."""
+    return {*target_modules(model, targets), *target_parameters(model, targets)}
 
 
 @every_architecture
 def test_the_modules_are_those_of_peft(architecture: str) -> None:
     model = build(architecture)
-    names = MAPPED[architecture][1]
-    assert target_modules(model, PUBLISHED).keys() == modules_of_peft(model, sorted(names))
-    assert target_modules(model, sorted(names)).keys() == modules_of_peft(model, sorted(names))
-    assert target_modules(model, ("all-linear",)).keys() == modules_of_peft(model, "all-linear")
+    names = sorted(MAPPED[architecture][1])
+    published = PUBLISHED if architecture != "deepseek_v3" else names
+    assert adapted(model, published) == adapted_by_peft(model, names)
+    assert adapted(model, names) == adapted_by_peft(model, names)
+    assert adapted(model, ("all-linear",)) == adapted_by_peft(model, "all-linear")
 
 
 @every_architecture
@@ -116,7 +142,9 @@ def test_peft_gives_the_outputs_of_an_exported_adapter(architecture: str, tmp_pa
     assert torch.allclose(received, expected, atol=1e-4)
     assert not torch.allclose(received, plain, atol=1e-3)
     imported = Adapter.from_peft(tmp_path, model, "base")
-    assert target_modules(model, imported.recipe.target_modules).keys() == imported.weights.pairs.keys()
+    assert adapted(model, imported.recipe.target_modules) == imported.weights.pairs.keys()
+    for name, pair in weights.pairs.items():
+        assert all(map(torch.equal, pair, imported.weights.pairs[name]))
 
 
 @pytest.mark.parametrize(
@@ -132,16 +160,18 @@ def test_peft_gives_the_outputs_of_an_exported_adapter(architecture: str, tmp_pa
 )  # fmt: skip
 def test_one_name_means_the_projection_with_its_role(architecture: str, target: str, names: list[str]) -> None:
     model = build(architecture)
-    assert target_modules(model, (target,)).keys() == modules_of_peft(model, names)
+    assert adapted(model, (target,)) == adapted_by_peft(model, names)
 
 
-@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize("architecture", UNADAPTED_EXPERTS)
 def test_mlp_names_on_a_model_whose_mlp_is_experts_are_refused(architecture: str) -> None:
-    with pytest.raises(ModelError, match=r"name no linear layer .* which has k_proj, .*experts are parameters"):
+    with pytest.raises(
+        ModelError, match=r"name no linear layer .* which has k_proj, .*experts are parameters .* PEFT does not adapt"
+    ):
         target_modules(build(architecture), ("gate_proj", "up_proj", "down_proj"))
 
 
-@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize("architecture", UNADAPTED_EXPERTS)
 @pytest.mark.parametrize("targets", [PUBLISHED, ("all-linear",)], ids=["published", "all"])
 def test_experts_that_are_left_out_give_one_warning(
     architecture: str, targets: tuple[str, ...], caplog: pytest.LogCaptureFixture
