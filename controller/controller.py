@@ -443,6 +443,6 @@ def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, i
         return None if known is None else recipe_digest_for(known, learner.loaded.recipes, kind)
 
     return load_policy(
-        source, base_hash=learner.base_hash, prompt_format=learner.loaded.format.name, recipe_of=recipe_of,
+        source, base_hash=learner.base_hash, prompt_format=learner.loaded.prompt_format, recipe_of=recipe_of,
         ignore_mismatch=ignore_mismatch and source is not None,
     )  # fmt: skip

@@ -142,7 +142,7 @@ def settings_of(controller: Controller, seed: int) -> dict[str, Any]:
     card = hashlib.sha256(json.dumps(policy.card(), sort_keys=True, default=str).encode()).hexdigest()
     return {
         "model": learner.base_hash, "policy": f"{policy.name} ({card[:12]})", "seed": seed,
-        "dtype": learner.guarded.precision, "prompt_format": learner.loaded.format.name,
+        "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
     }  # fmt: skip
 
 

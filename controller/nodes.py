@@ -113,7 +113,7 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
 
     with context.learner.guarded.stop_when(cancelled):
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
-    return Measured(query, measurement, context.learner.loaded.format.name)
+    return Measured(query, measurement, context.learner.loaded.prompt_format)
 
 
 @node("decide", Progress.of)

@@ -56,7 +56,10 @@ class Result:
     """Tokens that answering in context takes, had nothing of the prompt been read before: what costs in tokens are
     multiples of."""
     prompt_format: str = ""
-    """How the model was asked; see `load_model`."""
+    """Name of the prompt format; `auto` where it is chosen for each task. See `load_model`."""
+    format_choice: Mapping[str, Any] = field(default_factory=dict)
+    """`name` of the prompt format of this task, `scores` of the formats that were compared (mean log-probability of the
+    demonstrations' answers, in nats), `margin` to the second best, and `reason` where none were compared."""
     decision: Mapping[str, Any] = field(default_factory=dict)
     """The first decision whole (see `policies.policy.Decision`); empty for a task that could not be tried."""
 
@@ -153,6 +156,7 @@ def result_of(task: Task, state: State) -> Result:
         seed=progress.query.seed,
         in_context_tokens=state["in_context_tokens"],
         prompt_format=state["prompt_format"],
+        format_choice=state["format_choice"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),
     )
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
 from typing import Any, Literal, NotRequired
 
@@ -67,6 +67,9 @@ class State(TypedDict, total=False):
     in_context_tokens: int
     """Tokens of an in-context answer, prompt and answer, where nothing of the prompt is cached."""
     prompt_format: str
+    """Name of the prompt format; `auto` where it is chosen for each task."""
+    format_choice: Plain
+    """`name` of the prompt format, `scores` of those compared, `margin` and `reason`."""
     decision: Plain
     """The last one; empty before the first."""
     attempts: list[Plain]
@@ -171,6 +174,7 @@ class Measured:
     query: Query
     measurement: Measurement
     prompt_format: str
+    """Name of the prompt format; `auto` where it is chosen for each task."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +196,15 @@ def to_update(result: object) -> State:
 @to_update.register
 def _(result: Measured) -> State:
     measurement = result.measurement
+    choice = measurement.format_choice
     return {
-        "task": task_to_plain(result.query.task),
+        "task": task_to_plain(replace(result.query.task, prompt_format=choice.name)),
         "seed": result.query.seed,
         "features": asdict(measurement.features),
         "in_context": asdict(measurement.in_context),
         "in_context_tokens": measurement.in_context_tokens,
         "prompt_format": result.prompt_format,
+        "format_choice": {**asdict(choice), "margin": choice.margin},
         "decision": {},
         "attempts": [],
         "verdict": {},

@@ -46,7 +46,7 @@ class ModelIdentity(NamedTuple):
 
     @classmethod
     def of(cls, learner: Learner) -> ModelIdentity:
-        return cls(learner.base_hash, learner.loaded.format.name, dict(learner.loaded.recipes))
+        return cls(learner.base_hash, learner.loaded.prompt_format, dict(learner.loaded.recipes))
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,10 @@ def measure_batch(learner: Learner, batch: Batch) -> Iterator[Outcome]:
     learner.clear()
     for item in batch:
         in_context_tokens = item.in_context_tokens
+        # The cost of choosing the prompt format is no strategy's: serving pays it before it decides.
+        task = learner.formats.formatted(item.task)
         for strategy in item.strategies:
-            outcome = _attempt_outcome(learner, item.task, strategy, item.seed)
+            outcome = _attempt_outcome(learner, task, strategy, item.seed)
             if in_context_tokens is None:
                 in_context_tokens = outcome.token_equivalents
             relative = outcome.token_equivalents / in_context_tokens if in_context_tokens else 0.0
@@ -227,7 +229,7 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
         held_out_gain=_finite(attempt.cross_validation.gain) if attempt and attempt.cross_validation else 1.0,
         losses=finite(attempt.training_record.losses if attempt and attempt.training_record else ()),
         vote_shares={content_digest(c.value): _finite(c.share) for c in attempt.candidates} if attempt else {},
-        prompt_format=learner.loaded.format.name,
+        prompt_format=learner.loaded.prompt_format,
     )  # fmt: skip
 
 

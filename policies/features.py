@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -172,7 +172,7 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> d
 def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:
     """Permutations and transformations of the task with the in-context answer as its answer, without those that exceed
     the context window."""
-    answered = Task(task.kind, task.demonstrations, task.query, value, task.instruction, task.id)
+    answered = replace(task, answer=value)
     orders = {shuffled(answered, rng): None for _ in range(4 * VIEWS)}
     orders.pop(answered, None)
     turns = [answered.map(t.apply) for t in distinct_transformations(learner, answered, VIEWS, rng)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..strategies.base import Attempt, from_answer
 from ..ttt_core.engine.cost import Cost
+from ..ttt_core.engine.format_choice import FormatChoice
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
 from .features import Features, free_features, probe_features
@@ -26,17 +27,21 @@ class Measurement:
     """Tokens of an in-context answer, prompt and answer, where nothing of the prompt is cached."""
     probe_cost: Cost = field(default_factory=Cost)
     """Of the features of stage 1; zero where they were not measured."""
+    format_choice: FormatChoice = field(default_factory=lambda: FormatChoice(""))
+    """The prompt format in which the task was measured, and must be answered."""
 
 
 def measure_task(learner: Learner, task: Task, seed: int, wants_probe: Callable[[Features, Cost], bool]) -> Measurement:
-    """Answers in context and measures the free features; where `wants_probe` says so of them and of the cost so far,
-    also those of stage 1. Raises `TooLongError` for a task that does not fit in the context.
+    """Chooses the prompt format, answers in context and measures the free features; where `wants_probe` says so of them
+    and of the cost so far, also those of stage 1. Raises `TooLongError` for a task that does not fit in the context.
     """
     meter = learner.guarded.meter()
+    choice = learner.formats.choose(task)
+    task = replace(task, prompt_format=choice.name)
     learner.answerer.clear_scores()  # the cost is a label to learn from, so it must not depend on earlier queries
     scores = learner.answerer.read(task)
     answer = learner.answerer.answers([task])[0][0]
-    cost = meter.read()
+    cost = meter.read() - choice.cost
     features = Features(0, free_features(task, answer, scores))
     probe_cost = Cost()
     if wants_probe(features, cost):
@@ -44,4 +49,4 @@ def measure_task(learner: Learner, task: Task, seed: int, wants_probe: Callable[
         features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
         probe_cost = probe.read()
     tokens = len(learner.window.encode(task).ids) + len(answer.scores.log_probs)
-    return Measurement(replace(from_answer(BASE, answer), cost=cost), features, tokens, probe_cost)
+    return Measurement(replace(from_answer(BASE, answer), cost=cost), features, tokens, probe_cost, choice)

@@ -134,8 +134,10 @@ def run(
     deadline: float = math.inf,
     on_step: OnStep | None = None,
 ) -> Attempt:
-    """Runs an attempt and adds its cost. A training that fails makes a failed attempt, and so does an unexpected
-    exception of a strategy, which is logged; other errors of this package are raised.
+    """Runs an attempt in the prompt format of the task, or else in the one that is chosen now, and adds its cost.
+
+    A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged;
+    other errors of this package are raised.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -146,6 +148,7 @@ def run(
         )
     meter = learner.guarded.meter()
     try:
+        task = learner.formats.formatted(task)
         with learner.guarded.full_proofs() if is_plugin(strategy) else nullcontext():
             attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except (AdaptationError, DeadlineError) as error:

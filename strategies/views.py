@@ -63,7 +63,7 @@ def vote(
     if not candidates:
         return Attempt(name, None, answers[0][0].text, 0.0)
     best = candidates[0]
-    text = kind_of(task).render(best.value, learner.loaded.format.notation)
+    text = kind_of(task).render(best.value, learner.loaded.format_of(task).notation)
     return Attempt(name, best.value, text, best.share, candidates)
 
 

@@ -16,6 +16,7 @@ from .engine.adapter_cache import AdapterCache
 from .engine.adapter_provider import AdapterProvider
 from .engine.adapter_trainer import AdapterTrainer
 from .engine.answering import Answer, Answerer, PromptScores, require_single
+from .engine.format_choice import FormatChooser
 from .engine.guarded_model import GuardedModel
 from .engine.prefetch import AnswerPrefetch
 from .lora.adapter import Adapter
@@ -40,6 +41,7 @@ class Learner:
     | `guarded` | the lock, the running cost, the memory bound and the proof that the model is unchanged |
     | `window` | prompts as token ids, and what fits in the context |
     | `answerer` | decoding and scoring, with their caches |
+    | `formats` | the choice of the prompt format for a task |
     | `trainer` | training of adapters |
     | `adapters` | trained adapters: cached, prefetched, or trained on request |
     """
@@ -62,6 +64,7 @@ class Learner:
         self.window = ContextWindow(loaded, self.guarded.raise_if_stopped)
         answers = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, answers)
+        self.formats = FormatChooser(self.guarded, self.window, self.answerer)
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)
         self.adapters = AdapterProvider(self.guarded, self.trainer, self.answerer, answers, adapters or AdapterCache())
 
@@ -208,6 +211,7 @@ class Learner:
         """Drops every adapter, key-value cache and score in memory. Adapters in a folder stay there."""
         with self.guarded.lock.compute:
             self.answerer.clear()
+            self.formats.clear()
             self.adapters.clear()
 
     def reset_charges(self) -> None:
@@ -215,4 +219,5 @@ class Learner:
         memory count as prefetched (see `AdapterProvider.reset_charges`), everything else is dropped."""
         with self.guarded.lock.compute:
             self.answerer.clear()
+            self.formats.clear()
             self.adapters.reset_charges()

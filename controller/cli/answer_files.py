@@ -60,7 +60,7 @@ class RunFacts:
         return cls(
             model={
                 "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
-                "dtype": learner.guarded.precision, "prompt_format": learner.loaded.format.name,
+                "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
             },
             policy={
                 "name": controller.policy.name, "version": card.get("format_version"),

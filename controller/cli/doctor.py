@@ -77,7 +77,7 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
         f"{learner.loaded.name}: {type(model).__name__}, {size / 1e6:.1f}M parameters, hash {learner.base_hash}",
         True,
     )
-    prompts = f"{learner.loaded.format.name} format, context {learner.loaded.context_length} tokens"
+    prompts = f"{learner.loaded.prompt_format} format, context {learner.loaded.context_length} tokens"
     reason = learner.loaded.format_reason
     yield "prompts", f"{prompts} (no chat prompts: {reason})" if reason else prompts, True
     yield "policy", controller.policy.name, True

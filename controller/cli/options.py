@@ -36,7 +36,7 @@ DEBUG, CONFIG_ERROR, CONFIG_VALUES = "autottt.debug", "autottt.config_error", "a
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 """Types of devices that torch or its extensions run models on."""
 DTYPES = ("bf16", "fp32")
-FORMATS = ("chat", "standard", "compact")
+FORMATS = ("auto", "chat", "standard", "compact")
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[..., str | None]:
@@ -132,7 +132,7 @@ class ModelOptions:
     ] = None
     prompt_format: Annotated[
         str | None,
-        _setting("prompt_format", "chat, standard or compact; default: fits the model.", callback=_one_of(FORMATS)),
+        _setting("prompt_format", "auto, chat, standard or compact; default: what the model says, else auto (chosen for each task).", callback=_one_of(FORMATS)),
     ] = None  # fmt: skip
 
     def load_learner(self) -> Learner:

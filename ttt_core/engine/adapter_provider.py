@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
@@ -42,6 +41,8 @@ class AdapterProvider:
         """Adapters that were trained before."""
         self._prefetched: dict[object, Adapter] = {}
         """Adapters that were trained ahead; the first attempt that uses one is charged for it."""
+        self._prompt_digests: dict[str, str] = {}
+        """By the name of the prompt format."""
 
     def get_or_train(
         self, plan: AdapterPlan, deadline: float = math.inf, on_step: OnStep | None = None
@@ -53,7 +54,7 @@ class AdapterProvider:
         examples that do not fit in the context.
         """
         with self._guarded.lock.compute:
-            key = self._full_key(plan.key)
+            key = self._full_key(plan)
             if key in self._prefetched:
                 return self._release(key), False
             cached = self._cached(key)
@@ -78,7 +79,7 @@ class AdapterProvider:
     def has_adapter(self, plan: AdapterPlan) -> bool:
         """Whether `get_or_train` would return without training."""
         with self._guarded.lock.compute:
-            key = self._full_key(plan.key)
+            key = self._full_key(plan)
             return key in self._prefetched or self._cached(key) is not None
 
     def prefetch(self, plans: Sequence[AdapterPlan], on_step: OnStep | None = None) -> None:
@@ -89,7 +90,8 @@ class AdapterProvider:
         raises. What `on_step` raises is raised.
         """
         with self._guarded.lock.compute:
-            new = {plan.key: plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)}
+            missing = [plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)]
+            new = {self._full_key(plan): plan for plan in missing}
             batches: dict[object, list[tuple[AdapterPlan, Sequence[Task], Recipe]]] = {}
             for plan in new.values():
                 with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
@@ -105,7 +107,7 @@ class AdapterProvider:
         with self._guarded.lock.compute:
             prompts: dict[object, list[Task]] = {}
             for plan in plans:
-                key = self._full_key(plan.key)
+                key = self._full_key(plan)
                 if plan.can_be_prefetched and key in self._prefetched:
                     prompts.setdefault(key, []).extend(plan.inference_prompts())
             ready = {key: tasks for key, tasks in prompts.items() if tasks}
@@ -181,15 +183,15 @@ class AdapterProvider:
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
             for plan, adapter in zip(plans[part], adapters, strict=True):
                 if adapter.training.stop_reason != "failed":
-                    self._prefetched[self._full_key(plan.key)] = adapter
+                    self._prefetched[self._full_key(plan)] = adapter
 
-    @cached_property
-    def _prompt_digest(self) -> str:
-        return prompt_digest(self._guarded.loaded)
-
-    def _full_key(self, key: object) -> object:
-        """The key with everything else that decides an adapter: prompt format, tokenizer and precision."""
-        return key, self._guarded.loaded.format.name, self._prompt_digest, self._guarded.precision
+    def _full_key(self, plan: AdapterPlan) -> object:
+        """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision."""
+        loaded = self._guarded.loaded
+        chosen = loaded.format_of(plan.task)
+        if chosen.name not in self._prompt_digests:
+            self._prompt_digests[chosen.name] = prompt_digest(loaded, chosen)
+        return plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
 
     def _cached(self, key: object) -> Adapter | None:
         """The cached adapter of a full key, if there is one."""

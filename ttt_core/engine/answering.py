@@ -5,7 +5,8 @@ Knows nothing about how adapters are trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,9 @@ class Answerer:
         self._loaded = guarded.loaded
         self._window = window
         self._prefetch = prefetch
-        self._prefix: tuple[LoraWeights | None, Prefix] | None = None
+        self._prefixes: list[tuple[LoraWeights | None, Prefix]] = []
+        """The adapter and the cached prefix of the last prompts, the last one used at the end."""
+        self._max_prefixes = 1
         self._base_answers: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
 
@@ -104,9 +107,10 @@ class Answerer:
         if ids is None:
             return None
         text = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        cut = min((at for end in self._loaded.format.ends if end and (at := text.find(end)) >= 0), default=len(text))
+        prompt_format = self._loaded.format_of(task)
+        cut = min((at for end in prompt_format.ends if end and (at := text.find(end)) >= 0), default=len(text))
         try:
-            return self._loaded.format.read(task, text[:cut])
+            return prompt_format.read(task, text[:cut])
         except ParseError:
             return None
 
@@ -134,7 +138,18 @@ class Answerer:
     def clear_prefix(self) -> None:
         """Drops the cached prefix of the last prompt."""
         with self._guarded.lock.compute:
-            self._prefix = None
+            self._prefixes.clear()
+
+    @contextmanager
+    def caching_prefixes(self, count: int) -> Iterator[None]:
+        """While inside, the prefixes of `count` prompts are cached; afterwards that of the last one used."""
+        with self._guarded.lock.compute:
+            before, self._max_prefixes = self._max_prefixes, count
+            try:
+                yield
+            finally:
+                self._max_prefixes = before
+                del self._prefixes[:-before]
 
     def clear_scores(self) -> None:
         """Drops the cached scores of the base."""
@@ -170,16 +185,22 @@ class Answerer:
         """The shared prefix of a prompt, cached or from a pass now; with `whole`, that pass includes the rest."""
         owner = adapter.weights if adapter is not None else None
         ids = prompt.ids[: prompt.shared_prefix_length]
-        if self._prefix is None or self._prefix[0] is not owner or self._prefix[1].ids != ids:
-            count = 1 if owner is None else owner.adapter_count
-            prefix = read_prefix(self._loaded, prompt, count, whole)
-            self._prefix = owner, prefix
-            self._guarded.charge(forward=(len(ids) + len(prefix.remainder)) * count)
-        return self._prefix[1]
+        for place, (known_owner, prefix) in enumerate(self._prefixes):
+            if known_owner is owner and prefix.ids == ids:
+                self._prefixes.append(self._prefixes.pop(place))
+                return prefix
+        count = 1 if owner is None else owner.adapter_count
+        if self._max_prefixes == 1:
+            self._prefixes.clear()  # before the next one takes memory
+        prefix = read_prefix(self._loaded, prompt, count, whole)
+        self._prefixes.append((owner, prefix))
+        del self._prefixes[: -self._max_prefixes]
+        self._guarded.charge(forward=(len(ids) + len(prefix.remainder)) * count)
+        return prefix
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
         try:
-            value = self._loaded.format.read(task, generated.text) if generated.ended else None
+            value = self._loaded.format_of(task).read(task, generated.text) if generated.ended else None
         except ParseError:
             value = None
         return Answer(value, generated.text, generated.scores, generated.ended)

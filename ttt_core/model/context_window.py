@@ -71,7 +71,7 @@ class ContextWindow:
         """The task's prompt, and what its answer may be."""
         prompt = self.encode(task)
         return GenerationRequest(
-            prompt, self.available_tokens(task, prompt), partial(self._loaded.format.is_valid_prefix, task)
+            prompt, self.available_tokens(task, prompt), partial(self._loaded.format_of(task).is_valid_prefix, task)
         )
 
     def _output_lengths(self, task: Task) -> list[int]:
@@ -79,5 +79,5 @@ class ContextWindow:
         return self._token_counts(task, [d.output for d in task.demonstrations])
 
     def _token_counts(self, task: Task, values: Sequence[Value]) -> list[int]:
-        kind, notation = kind_of(task), self._loaded.format.notation
+        kind, notation = kind_of(task), self._loaded.format_of(task).notation
         return [len(self._loaded.tokens(kind.render(v, notation))) for v in values]

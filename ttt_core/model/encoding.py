@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, TooLongError
 from ..tasks.kinds import kind_of
-from ..tasks.prompts import Piece
+from ..tasks.prompts import Piece, PromptFormat
 from ..tasks.task import Demonstration, Task, Value
 from . import lazy
 from .chat_prompts import ChatEncoder, Span
@@ -37,11 +37,13 @@ class Encoded:
     """Where each answer and its end stand, in the order of the prompt."""
     shared_prefix_length: int
     """Leading tokens that depend on the demonstrations alone, not on the query."""
+    ends: tuple[str, ...] = ()
+    """Texts that end an answer."""
 
 
-def start_ids(loaded: LoadedModel) -> tuple[int, ...]:
+def start_ids(loaded: LoadedModel, prompt_format: PromptFormat) -> tuple[int, ...]:
     """What the tokenizer puts before every text by itself (a BOS token, or nothing)."""
-    if loaded.format.name == "chat":
+    if prompt_format.name == "chat":
         return ()
     first = loaded.tokenizer.bos_token_id
     return (first,) if first is not None and first in loaded.tokenizer("").input_ids else ()
@@ -52,14 +54,14 @@ def stop_ids(loaded: LoadedModel) -> frozenset[int]:
     return end_of_sequence_ids(loaded.model, loaded.tokenizer) | loaded.turn_end_ids
 
 
-def prompt_digest(loaded: LoadedModel) -> str:
+def prompt_digest(loaded: LoadedModel, prompt_format: PromptFormat) -> str:
     """Hash of all that decides which ids a prompt becomes: vocabulary, merges, special tokens, and what the chat
     template writes between messages, the date included."""
     tokenizer = loaded.tokenizer
     start = tokenizer("").input_ids  # first: it undoes truncation and padding that a call of the host may have left on
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    pieces = loaded.format.pieces(_DIGEST_TASK, _DIGEST_TASK.answer)
+    pieces = prompt_format.pieces(_DIGEST_TASK, _DIGEST_TASK.answer)
     content = (rules, start, sorted(tokenizer.special_tokens_map.items()), tokenizer.chat_template, pieces)
     return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
@@ -74,8 +76,9 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
     Raises `TooLongError` with the lengths.
     """
     refuse_oversized(loaded, task)
-    pieces = loaded.format.pieces(task, answer)
-    encoded = _encode_chat if loaded.format.name == "chat" else _encode_pieces
+    prompt_format = loaded.format_of(task)
+    pieces = prompt_format.pieces(task, answer)
+    encoded = _encode_chat if prompt_format.name == "chat" else _encode_pieces
     ids, answers, shared = encoded(loaded, task, pieces, answer, max_new_tokens)
     if len(ids) + max_new_tokens > loaded.context_length:
         raise _too_long(loaded, task, str(len(ids)), answer, max_new_tokens)
@@ -83,7 +86,7 @@ def encode(loaded: LoadedModel, task: Task, answer: Value | None = None, max_new
         raise ModelError(
             f"{task.id}: the prompt has no tokens; the tokenizer needs a BOS token for a task without demonstrations"
         )
-    return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1))
+    return Encoded(tuple(ids), tuple(answers), min(shared, len(ids) - 1), prompt_format.ends)
 
 
 def refuse_oversized(loaded: LoadedModel, task: Task) -> None:
@@ -103,7 +106,7 @@ def refuse_oversized(loaded: LoadedModel, task: Task) -> None:
             count += len(_ids_up_to(loaded, value, limit))
         elif value:
             part: Any = tuple(v[: limit + 1] if isinstance(v, tuple) else v for v in value[: limit + 1])
-            count += len(loaded.tokens(kind.render(part, loaded.format.notation)))
+            count += len(loaded.tokens(kind.render(part, loaded.format_of(task).notation)))
         if count > limit:
             raise _too_long(loaded, task, f"more than {limit}", None, 0)
 
@@ -121,7 +124,7 @@ def _encode_pieces(
 
     Raises `TooLongError` at twice the context: the tokens of a longer prompt are not counted.
     """
-    ids = list(start_ids(loaded))
+    ids = list(start_ids(loaded, loaded.format_of(task)))
     stops = stop_ids(loaded)
     answers: list[Span] = []
     begin = shared = len(ids)

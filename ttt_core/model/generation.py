@@ -204,6 +204,7 @@ def decode(
         with groups.halving(group):
             generated = _BatchDecoder(
                 loaded=loaded, rows=[prompts[i].ids[prefix_length:] for i in group],
+                ends=[prompts[i].ends for i in group],
                 max_new_tokens=[max_new_tokens[i] for i in group],
                 prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
                 drafts=[drafts[i] for i in group], prefix=prefix, prefix_covers_row=covered, adapters=adapters,
@@ -224,6 +225,7 @@ def decode_per_adapter(
     decoder = _BatchDecoder(
         loaded=loaded,
         rows=rows,
+        ends=[p.ends for mine in prompts for p in mine],
         max_new_tokens=[limit for mine in max_new_tokens for limit in mine],
         prefix_filters=[accepts for mine in prefix_filters for accepts in mine],
         drafts=[()] * len(rows),
@@ -256,6 +258,8 @@ class _BatchDecoder:
     loaded: LoadedModel
     rows: Sequence[Sequence[int]]
     """Token ids of the prompts behind the prefix."""
+    ends: Sequence[tuple[str, ...]]
+    """Texts that end the answer of each row."""
     max_new_tokens: Sequence[int]
     prefix_filters: Sequence[PrefixFilter | None]
     drafts: Sequence[Sequence[int]]
@@ -291,7 +295,7 @@ class _BatchDecoder:
         self._answers = [
             _AnswerBuilder(self.loaded, *settings)
             for _ in range(self.adapters)
-            for settings in zip(self.max_new_tokens, self.prefix_filters, read, strict=True)
+            for settings in zip(self.ends, self.max_new_tokens, self.prefix_filters, read, strict=True)
         ]
         self._active = list(self._answers)
         """Answers of the batch's rows."""
@@ -423,10 +427,11 @@ class _AnswerBuilder:
     """Collects one row's tokens until the answer ends, becomes invalid, or reaches its limit."""
 
     def __init__(
-        self, loaded: LoadedModel, max_new_tokens: int, prefix_filter: PrefixFilter | None, prompt_tokens: int
-    ) -> None:
+        self, loaded: LoadedModel, ends: tuple[str, ...], max_new_tokens: int, prefix_filter: PrefixFilter | None,
+        prompt_tokens: int,
+    ) -> None:  # fmt: skip
         self._tokenizer = loaded.tokenizer
-        self._end_markers = loaded.format.ends
+        self._end_markers = ends
         self._stop_ids = stop_ids(loaded)
         self._max_new_tokens = max_new_tokens
         self._prefix_filter = prefix_filter

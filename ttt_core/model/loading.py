@@ -27,7 +27,8 @@ from .. import lazy as libraries
 from ..errors import ModelError
 from ..recipes import Recipe
 from ..tasks.kinds import shortened
-from ..tasks.prompts import PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
+from ..tasks.prompts import COMPACT_FORMAT, PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
+from ..tasks.task import Task
 from . import lazy
 from .bounded_cache import ENTRY_BYTES, BoundedCache
 from .catalogue import resolve
@@ -44,6 +45,8 @@ TOKEN_CACHE_BYTES = 1 << 23
 """Largest size of the cache of token ids."""
 MAX_CACHED_TEXT_LENGTH = 4096
 """Characters of the longest text whose ids are cached."""
+AUTO = "auto"
+"""Setting of the prompt format with which the format is chosen for each task (see `engine.format_choice`)."""
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """Folder of the model that ships with the package."""
 
@@ -61,18 +64,30 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat
+    """The default prompt format, for tasks for which none was chosen."""
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Strategy -> its recipe for this model; `strategy/kind` -> the one for tasks of that kind, where there is one."""
     supports_padding: bool = True
     """Whether padding leaves outputs unchanged; where it does not, only rows of one length share a batch."""
     format_reason: str = ""
-    """Why prompts are not in the format of the tokenizer's chat template; empty where they are, or where the caller
+    """Why the format of the tokenizer's chat template is not among the formats; empty where it is, or where the caller
     chose the format."""
     turn_end_ids: frozenset[int] = frozenset()
     """Special tokens that end an answer in the chat template."""
+    formats: Mapping[str, PromptFormat] = field(default_factory=dict)
+    """Name -> the prompt formats to choose from for each task; empty where the caller chose the format."""
     _token_cache: BoundedCache[str, array[int]] = field(
         default_factory=lambda: BoundedCache(TOKEN_CACHE_BYTES, _entry_bytes), compare=False, repr=False
     )
+
+    def format_of(self, task: Task) -> PromptFormat:
+        """The prompt format of a task."""
+        return self.formats.get(task.prompt_format, self.format)
+
+    @property
+    def prompt_format(self) -> str:
+        """Name of the prompt format; `auto` where it is chosen for each task."""
+        return AUTO if len(self.formats) > 1 else self.format.name
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """The ids of a text. Those of short ones are cached: prompts share their demonstrations."""
@@ -161,8 +176,8 @@ def load_model(
     one that ships with the package. A GGUF file is converted once (see `gguf_files`). A local path of the same name
     precedes a name of the catalogue.
 
-    `prompt_format` is `chat`, `standard` or `compact`; by default what the model folder says, else `chat` where the
-    tokenizer has a chat template, else `standard`. Raises `ModelError` with the reason and the remedy.
+    `prompt_format` is `chat`, `standard`, `compact` or `auto`; by default what the model folder says, else `auto`: the
+    format is chosen for each task, by what the model predicts best. Raises `ModelError` with the reason and the remedy.
     """
     where = os.path.expanduser(source or BUNDLED)
     if not os.path.exists(where) and (file := resolve(where)) is not None:
@@ -259,8 +274,9 @@ def wrap_model(
     cannot be used: one with adapters of PEFT in it, an encoder, one that attends to future tokens, one whose cache
     cannot be cropped to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
 
-    Without `prompt_format`, prompts are in the chat template of the tokenizer if their ids are proven to be those of
-    `apply_chat_template`; else they are in `standard`, with one warning in the log and the reason in `format_reason`.
+    Without `prompt_format`, or with `auto`, the format is chosen for each task (see `engine.format_choice`). The chat
+    template of the tokenizer is among the formats if the ids of its prompts are proven to be those of
+    `apply_chat_template`; else one warning is logged, and the reason is in `format_reason`.
     """
     _check_types(model, tokenizer)
     check_no_adapters(model)
@@ -270,10 +286,11 @@ def wrap_model(
         raise
     except Exception as error:
         raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({_first_line(error)})") from error
-    chosen, reason = _choose_format(model, tokenizer, name or type(model).__name__, prompt_format)
-    ends = turn_end_ids(chosen, tokenizer) if isinstance(chosen, ChatFormat) else frozenset()
+    formats, reason = _formats(model, tokenizer, name or type(model).__name__, prompt_format)
+    ends = [turn_end_ids(chat, tokenizer) for chat in formats if isinstance(chat, ChatFormat)]
     return LoadedModel(
-        name or type(model).__name__, model, tokenizer, chosen, recipes, supports_padding, reason, ends
+        name or type(model).__name__, model, tokenizer, formats[0], recipes, supports_padding, reason,
+        frozenset().union(*ends), {f.name: f for f in formats} if len(formats) > 1 else {},
     )  # fmt: skip
 
 
@@ -297,29 +314,33 @@ def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return frozenset(int(i) for i in ids if i is not None)
 
 
-def _choose_format(
+def _formats(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, prompt_format: str | None
-) -> tuple[PromptFormat, str]:
-    """The prompt format, and the reason where the chat template is not used. Raises `ModelError`."""
-    wanted = prompt_format or ("chat" if getattr(tokenizer, "chat_template", None) else STANDARD_FORMAT.name)
-    if isinstance(wanted, str) and wanted in PLAIN_FORMATS:
-        return PLAIN_FORMATS[wanted], ""
-    if wanted != "chat":
-        raise ModelError(f"prompt_format: expected chat, {', '.join(PLAIN_FORMATS)}; received {shortened(wanted)}")
+) -> tuple[list[PromptFormat], str]:
+    """The prompt formats to choose from, the default first, and the reason where the chat template is not among them.
+    Raises `ModelError`."""
+    automatic = prompt_format in (None, AUTO)
+    if isinstance(prompt_format, str) and prompt_format in PLAIN_FORMATS:
+        return [PLAIN_FORMATS[prompt_format]], ""
+    if not automatic and prompt_format != "chat":
+        expected = ", ".join([AUTO, "chat", *PLAIN_FORMATS])
+        raise ModelError(f"prompt_format: expected one of {expected}; received {shortened(prompt_format)}")
+    if automatic and not getattr(tokenizer, "chat_template", None):
+        return [STANDARD_FORMAT, COMPACT_FORMAT], ""
     try:
         chat = proven_format(tokenizer, end_of_sequence_ids(model, tokenizer))
-        if prompt_format is None and any(end.isspace() for end in chat.ends):
+        if automatic and any(end.isspace() for end in chat.ends):
             raise ModelError(
                 "the tokenizer's chat template ends answers with white space only, which an answer over several lines "
                 "contains; use prompt_format='standard'"
             )
     except ModelError as error:
-        if prompt_format:
+        if not automatic:
             raise
         reason = str(error).removesuffix("; use prompt_format='standard'")
-        logging.getLogger("autottt").warning("%s: %s; prompts are in the format 'standard'", name, reason)
-        return STANDARD_FORMAT, reason
-    return chat, ""
+        logging.getLogger("autottt").warning("%s: %s; prompts are in plain text", name, reason)
+        return [STANDARD_FORMAT, COMPACT_FORMAT], reason
+    return [chat, STANDARD_FORMAT, COMPACT_FORMAT] if automatic else [chat], ""
 
 
 def _settings(folder: Path) -> dict[str, Any]:

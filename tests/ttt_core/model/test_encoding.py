@@ -92,9 +92,10 @@ def test_what_is_shared_depends_on_the_demonstrations_alone(name: str, task: Tas
 def test_the_text_begins_as_the_tokenizer_begins_it(bos: bool) -> None:
     loaded = wrap_model(tiny_model("llama"), tiny_tokenizer(bos=bos))
     ids = encode(loaded, TASKS[0]).ids
-    assert start_ids(loaded) == ((loaded.tokenizer.bos_token_id,) if bos else ())
+    assert start_ids(loaded, loaded.format) == ((loaded.tokenizer.bos_token_id,) if bos else ())
     assert list(ids) == loaded.tokenizer("".join(p.text for p in loaded.format.pieces(TASKS[0]))).input_ids
-    assert start_ids(loaded_with("chat")) == (), "a chat template brings its own beginning"
+    chat = loaded_with("chat")
+    assert start_ids(chat, chat.format) == (), "a chat template brings its own beginning"
 
 
 def test_a_prompt_may_fill_the_context_to_the_last_token() -> None:

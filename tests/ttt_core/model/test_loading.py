@@ -142,7 +142,7 @@ def test_a_template_that_cannot_show_examples_gives_way_to_plain_text_or_is_refu
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"expected chat, compact, standard; received 'xml'"):
+    with pytest.raises(ModelError, match=r"expected one of auto, chat, compact, standard; received 'xml'"):
         wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="xml")
 
 
@@ -355,8 +355,11 @@ def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> N
         ('{"recipes": 3}', r"autottt.json: expected an object"),
         ("[]", r"autottt.json: expected an object"),
         ("{", r"autottt.json: not JSON"),
-        ('{"prompt_format": "xml"}', r"prompt_format: expected chat"),
-        ('{"prompt_format": ["chat"]}', r"prompt_format: expected chat, compact, standard; received \['chat'\]"),
+        ('{"prompt_format": "xml"}', r"prompt_format: expected one of auto, chat"),
+        (
+            '{"prompt_format": ["chat"]}',
+            r"prompt_format: expected one of auto, chat, compact, standard; received \['chat'\]",
+        ),
         ("[" * 100_000, r"autottt.json: not JSON"),
     ],
 )

@@ -1,0 +1,189 @@
+"""The prompt format of a task is chosen by what the model predicts best."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from autottt.controller.controller import Controller
+from autottt.controller.results import Result
+from autottt.policies.policy import FixedPolicy
+from autottt.strategies.base import run
+from autottt.strategies.registry import get_strategy
+from autottt.ttt_core.engine.answering import Answerer
+from autottt.ttt_core.engine.format_choice import MAX_CACHED_CHOICES, FormatChoice, best_format
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.tasks.augmentation import leave_one_out, shuffled
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+PAIRS = [([3, 1], [1, 3]), ([2, 7], [7, 2]), ([5, 0], [0, 5])]
+
+
+def task_of(count: int = 3, query: tuple[int, ...] = (4, 6)) -> Task:
+    return make_task(PAIRS[:count], list(query), answer=list(query)[::-1])
+
+
+def learner_of(prompt_format: str | None = None, *, chat: bool = True) -> Learner:
+    return Learner.wrap(tiny_model("llama"), tiny_tokenizer(chat=chat), prompt_format=prompt_format)
+
+
+def prefer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Makes the model predict the demonstrations best in one format."""
+    read = Answerer.read
+
+    def reading(self: Answerer, task: Task, *rest: object) -> object:
+        scores = read(self, task)
+        likelihood = -0.1 if task.prompt_format == name else -3.0
+        return replace(
+            scores, answers=tuple(replace(a, log_probs=(likelihood,) * len(a.log_probs)) for a in scores.answers)
+        )
+
+    monkeypatch.setattr(Answerer, "read", reading)
+
+
+@pytest.mark.parametrize("name", ["chat", "standard", "compact"])
+def test_the_format_under_which_the_demonstrations_are_likeliest_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    prefer(monkeypatch, name)
+    learner = learner_of()
+    choice = learner.formats.choose(task_of())
+    assert choice.name == name
+    assert set(choice.scores) == {"chat", "standard", "compact"}
+    assert choice.margin == pytest.approx(choice.scores[name] - max(s for n, s in choice.scores.items() if n != name))
+    assert choice.margin > 0
+    formatted = learner.formats.formatted(task_of())
+    assert learner.loaded.format_of(formatted).name == name
+
+
+def test_a_tokenizer_without_a_chat_template_has_two_formats() -> None:
+    assert set(learner_of(chat=False).formats.choose(task_of()).scores) == {"standard", "compact"}
+
+
+@pytest.mark.parametrize("name", ["chat", "standard", "compact"])
+def test_a_format_that_the_caller_gives_is_used_and_nothing_is_read(name: str) -> None:
+    learner = learner_of(name)
+    meter = learner.guarded.meter()
+    choice = learner.formats.choose(task_of())
+    assert (choice.name, choice.scores, choice.margin) == (name, {}, 0.0)
+    assert meter.read().forward_tokens == 0
+    assert learner.loaded.prompt_format == name
+    assert learner_of("auto").loaded.prompt_format == learner_of().loaded.prompt_format == "auto"
+
+
+def test_everything_made_of_a_task_has_its_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "standard")
+    task = learner_of().formats.formatted(task_of())
+    made = [*leave_one_out(task), shuffled(task, random.Random(0)), task.map(lambda v: v), task.with_demonstrations(())]
+    assert {t.prompt_format for t in made} == {"standard"}
+    assert task.digest == task_of().digest, "the format is no part of the content"
+
+
+def test_the_choice_is_charged_once_for_the_same_demonstrations() -> None:
+    learner = learner_of()
+    meter = learner.guarded.meter()
+    first = learner.formats.choose(task_of())
+    charged = meter.read()
+    others = [replace(task_of(), prompt_format=n) for n in first.scores if n != first.name]
+    assert charged.forward_tokens == sum(
+        len(learner.window.encode(replace(task_of(), prompt_format=n)).ids) for n in first.scores
+    )
+    assert first.cost.forward_tokens == sum(len(learner.window.encode(t).ids) for t in others)
+    again = learner.formats.choose(task_of(query=(8, 9)))
+    assert (again.name, again.scores) == (first.name, first.scores)
+    assert again.cost.forward_tokens == 0
+    assert meter.read().forward_tokens == charged.forward_tokens
+
+
+def test_the_prefix_of_the_chosen_format_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "chat")
+    learner = learner_of()
+    learner.formats.choose(task_of())
+    meter = learner.guarded.meter()
+    learner.read(learner.formats.formatted(task_of()))
+    assert meter.read().forward_tokens == 0
+
+
+@pytest.mark.parametrize(("count", "name"), [(0, "chat"), (1, "standard"), (2, "standard")])
+def test_fewer_than_three_demonstrations_are_no_evidence(count: int, name: str) -> None:
+    choice = learner_of().formats.choose(task_of(count))
+    assert (choice.name, choice.scores) == (name, {})
+    assert "no evidence" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("chat", "name"),
+    [
+        ((-1.0, -2.0, -3.0), "chat"),  # better by 1 each time
+        ((-1.0, -3.0, -4.0), "standard"),  # 1 better once, equal otherwise: one standard error
+        ((-1.0, -3.2, -4.2), "standard"),
+        ((-2.0, -3.0, -4.0), "standard"),  # equal
+        ((-9.0, -9.0, -9.0), "standard"),
+    ],
+)
+def test_another_format_must_be_better_by_more_than_a_standard_error(chat: tuple[float, ...], name: str) -> None:
+    assert best_format({"chat": chat, "standard": (-2.0, -3.0, -4.0)}, "standard") == name
+
+
+def test_without_the_default_the_likeliest_format_is_best() -> None:
+    assert best_format({"chat": (-1.0, -2.0), "compact": (-1.0, -1.9)}, "standard") == "compact"
+
+
+def test_choices_are_bounded_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of()
+    monkeypatch.setattr(
+        type(learner.formats), "_compare", lambda self, task: FormatChoice("chat", {"chat": -1.0, "standard": -2.0})
+    )
+    for n in range(MAX_CACHED_CHOICES + 3):
+        learner.formats.choose(make_task([([n], [n]), ([n + 1], [n + 1])], [1]))
+    assert len(learner.formats._choices) == MAX_CACHED_CHOICES
+    learner.clear()
+    assert not learner.formats._choices
+
+
+def test_the_record_has_the_choice_and_every_strategy_answers_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "compact")
+    learner = learner_of()
+    result = Controller(learner, FixedPolicy("in_context_vote")).solve(task_of())
+    assert result.prompt_format == "auto"
+    assert result.format_choice["name"] == "compact"
+    assert result.format_choice["margin"] > 0
+    assert set(result.format_choice["scores"]) == {"chat", "standard", "compact"}
+    fixed = Controller(learner_of("compact"), FixedPolicy("in_context_vote")).solve(task_of())
+    assert (result.text, result.answer, result.in_context.text) == (fixed.text, fixed.answer, fixed.in_context.text)  # type: ignore[union-attr]
+    assert fixed.format_choice["scores"] == {}
+    assert Result.from_plain(result.to_plain(content=True)).format_choice == result.format_choice
+
+
+def test_a_strategy_that_is_run_alone_answers_in_the_chosen_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "compact")
+    alone = run(get_strategy("ttt_in_context"), learner_of(), task_of())
+    fixed = run(get_strategy("ttt_in_context"), learner_of("compact"), task_of())
+    assert (alone.text, alone.value) == (fixed.text, fixed.value)
+
+
+def test_the_cost_of_the_in_context_answer_is_without_that_of_the_other_formats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefer(monkeypatch, "standard")
+    result = Controller(learner_of(), FixedPolicy("in_context")).solve(task_of())
+    fixed = Controller(learner_of("standard"), FixedPolicy("in_context")).solve(task_of())
+    assert result.in_context is not None
+    assert fixed.in_context is not None
+    assert result.in_context.cost.forward_tokens == fixed.in_context.cost.forward_tokens
+    assert result.cost.forward_tokens > fixed.cost.forward_tokens
+
+
+def test_adapters_of_different_formats_are_different_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of()
+    strategy = get_strategy("ttt_in_context")
+    first = run(strategy, learner, replace(task_of(), prompt_format="standard"))
+    second = run(strategy, learner, replace(task_of(), prompt_format="compact"))
+    again = run(strategy, learner, replace(task_of(), prompt_format="standard"))
+    assert first.cost.backward_tokens > 0
+    assert second.cost.backward_tokens > 0
+    assert again.cost.backward_tokens == 0

@@ -1,0 +1,129 @@
+"""Chooses the prompt format of a task by evidence: the likelihood of the demonstrations' answers under each format.
+
+The presence of a chat template says little about which format a model continues best, and the best one differs between
+tasks. `standard` is used unless another format is better by more than one standard error (the rule of Breiman et al.
+1984, Classification and Regression Trees): a handful of answers is weak evidence. Knows nothing about strategies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+
+from ..model.context_window import ContextWindow
+from ..model.generation import TokenScores
+from ..tasks.prompts import STANDARD_FORMAT
+from ..tasks.task import Task
+from .answering import Answerer
+from .cost import Cost
+from .guarded_model import GuardedModel
+
+MIN_DEMONSTRATIONS = 3
+"""Demonstrations with which formats are compared: the first is not scored, and one difference has no standard error."""
+MAX_CACHED_CHOICES = 256
+"""Sets of demonstrations whose choice is cached."""
+LOG_PROB_FLOOR = -20.0
+"""Log-probabilities of tokens are clipped here: one impossible token must not outweigh all others."""
+SMALLEST_ERROR = 1e-3
+"""Standard errors, in nats, are at least this: a few equal differences are no certainty."""
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """The prompt format of a task, and why."""
+
+    name: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Format -> mean log-probability, in nats, of a demonstration's answer and its end, given the demonstrations before
+    it; empty where there was nothing to compare."""
+    reason: str = ""
+    """Why nothing was compared."""
+    cost: Cost = field(default_factory=Cost)
+    """Of reading the demonstrations in the formats that were not chosen; nothing where an earlier choice was cached."""
+
+    @property
+    def margin(self) -> float:
+        """Score of the chosen format minus that of the best other one, in nats; 0 where nothing was compared. Negative
+        where another one is better by less than a standard error."""
+        others = [score for name, score in self.scores.items() if name != self.name]
+        return self.scores[self.name] - max(others) if others else 0.0
+
+
+class FormatChooser:
+    """Chooses among the prompt formats of one model, and caches the choices by the demonstrations."""
+
+    def __init__(self, guarded: GuardedModel, window: ContextWindow, answerer: Answerer) -> None:
+        self._guarded = guarded
+        self._loaded = guarded.loaded
+        self._window = window
+        self._answerer = answerer
+        self._choices: dict[object, FormatChoice] = {}
+
+    def formatted(self, task: Task) -> Task:
+        """The task with its prompt format chosen, unless it has one or there is only one format."""
+        if task.prompt_format or not self._loaded.formats:
+            return task
+        return replace(task, prompt_format=self.choose(task).name)
+
+    def choose(self, task: Task) -> FormatChoice:
+        """The prompt format of a task. One pass over the demonstrations in each format is charged, unless an earlier
+        task had the same demonstrations."""
+        if task.prompt_format in self._loaded.formats:
+            return FormatChoice(task.prompt_format, reason="the task names its prompt format")
+        if not self._loaded.formats:
+            return FormatChoice(self._loaded.format.name, reason=self._loaded.format_reason)
+        key = task.kind, task.instruction, task.demonstrations
+        if key in self._choices:
+            return replace(self._choices[key], cost=Cost())
+        self._choices[key] = choice = self._compare(task)
+        if len(self._choices) > MAX_CACHED_CHOICES:
+            del self._choices[next(iter(self._choices))]
+        return choice
+
+    def clear(self) -> None:
+        """Drops the cached choices."""
+        self._choices.clear()
+
+    def _compare(self, task: Task) -> FormatChoice:
+        if len(task.demonstrations) < MIN_DEMONSTRATIONS:
+            name = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
+            return FormatChoice(name, reason=f"{len(task.demonstrations)} demonstrations are no evidence")
+        versions = [replace(task, prompt_format=name) for name in self._loaded.formats]
+        fitting = [version for version in versions if self._window.fits(version)]
+        if not fitting:
+            return FormatChoice(self._loaded.format.name, reason="the prompt fits in the context in no format")
+        likelihoods: dict[str, list[float]] = {}
+        costs: dict[str, Cost] = {}
+        with self._answerer.caching_prefixes(len(fitting)):
+            for version in fitting:
+                meter = self._guarded.meter()
+                likelihoods[version.prompt_format] = _likelihoods(self._answerer.read(version).answers)
+                costs[version.prompt_format] = meter.read()
+            name = best_format(likelihoods, STANDARD_FORMAT.name)
+            self._answerer.read(next(v for v in fitting if v.prompt_format == name))  # the prefix that stays cached
+        scores = {n: fmean(values) for n, values in likelihoods.items()}
+        return FormatChoice(name, scores, cost=sum((c for n, c in costs.items() if n != name), Cost()))
+
+
+def best_format(likelihoods: Mapping[str, Sequence[float]], default: str) -> str:
+    """The format with the largest mean advantage over the default in units of its standard error, where that is above
+    one; else the default. `likelihoods` are those of the same answers under each format; the default must be among
+    them, or else the format with the largest mean is chosen.
+    """
+    if default not in likelihoods:
+        return max(likelihoods, key=lambda name: fmean(likelihoods[name]))
+    best, advantage = default, 1.0
+    for name, values in likelihoods.items():
+        differences = [a - b for a, b in zip(values, likelihoods[default], strict=True)]
+        error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+        ratio = fmean(differences) / max(error, SMALLEST_ERROR)
+        if ratio > advantage:
+            best, advantage = name, ratio
+    return best
+
+
+def _likelihoods(answers: Sequence[TokenScores]) -> list[float]:
+    """Log-probabilities of the answers with their ends, in nats, without the first, which no demonstration precedes."""
+    return [sum(max(x, LOG_PROB_FLOOR) for x in answer.log_probs) for answer in answers[1:]]
