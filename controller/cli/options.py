@@ -132,7 +132,10 @@ class ModelOptions:
     ] = None
     prompt_format: Annotated[
         str | None,
-        _setting("prompt_format", "auto, chat, standard or compact; default: what the model says, else auto (chosen for each task).", callback=_one_of(FORMATS)),
+        _setting(
+            "prompt_format", "auto (chosen for each task), chat, standard or compact; default: what the model says.",
+            callback=_one_of(FORMATS),
+        ),
     ] = None  # fmt: skip
 
     def load_learner(self) -> Learner:

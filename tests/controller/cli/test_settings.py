@@ -22,7 +22,7 @@ SAMPLES = {
     "model": ("arg", "env", "file"),
     "device": ("cpu", "cuda", "mps"),
     "dtype": ("bf16", "fp32", "bf16"),
-    "prompt_format": ("auto", "chat", "standard", "compact"),
+    "prompt_format": ("auto", "standard", "compact"),
     "policy": (Path("arg"), Path("env"), Path("file")),
     "cost_weight": (0.1, 0.2, 0.3),
     "budget": ("1s", "2s", "3x"),
