@@ -13,7 +13,15 @@ import torch
 
 from ..errors import AdaptationError, BaseChangedError, DeadlineError
 from ..lora.adapter import Adapter
-from ..model.fingerprint import Fingerprint, RevertProof, RevocableChangeError, RotaryState, freeze, restoring
+from ..model.fingerprint import (
+    Fingerprint,
+    ModelParts,
+    RevertProof,
+    RevocableChangeError,
+    RotaryState,
+    freeze,
+    restoring,
+)
 from ..model.generation import MAX_BATCH_TOKENS
 from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
@@ -44,6 +52,7 @@ class GuardedModel:
         """Whether the caller no longer waits for the work; see `stop_when`."""
         self._fingerprint = Fingerprint(loaded.model)
         self._rotary = RotaryState(loaded.model.modules())
+        self._parts = ModelParts(loaded.model)
         self._full_proofs = False
         self._changed: BaseChangedError | None = None
 
@@ -101,8 +110,9 @@ class GuardedModel:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
             checks = nullcontext() if self.should_stop is None else checked_passes(model, self.raise_if_stopped)
-            with restoring(model) as modules, torch.inference_mode(False), torch.no_grad(), checks:
-                freeze(modules)
+            with restoring(model, self._parts) as parts, torch.inference_mode(False), torch.no_grad(), checks:
+                self._parts = parts
+                freeze(parts)
                 self._rotary.restore()
                 with adapter.weights.attached(model) if adapter is not None else nullcontext():
                     yield

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import is_, itemgetter
+from itertools import chain
+from operator import call, is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
@@ -148,13 +149,13 @@ def _memory(tensor: Tensor) -> Tensor | None:
 
 def _modules(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, each once, in no particular order; several times as quick as with their names."""
-    modules, left = {id(model): model}, [model]
-    while left:
-        for child in left.pop()._modules.values():
-            if child is not None and id(child) not in modules:
-                modules[id(child)] = child
-                left.append(child)
-    return list(modules.values())
+    modules: dict[nn.Module, None] = {model: None}
+    level = [model]
+    while level:
+        children = dict.fromkeys(chain.from_iterable([m._modules.values() for m in level]))
+        level = [child for child in children if child is not None and child not in modules]
+        modules.update(dict.fromkeys(level))
+    return list(modules)
 
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
@@ -246,48 +247,75 @@ class _ModuleRecord:
 
 
 class _FastComparison:
-    """Whether a model is what it was, without saying what differs: most of it compares identities in C."""
+    """Whether a model is what it was, without saying what differs: all modules are compared at once, in C."""
 
     def __init__(self, model: nn.Module) -> None:
-        lasting = {id(tensor) for tensor in state_tensors(model).values()}
-        modules = _modules(model)
-        self._classes = {kind: kind.forward for kind in {type(m) for m in modules}}
+        self._modules = _modules(model)
+        self._kinds = [type(m) for m in self._modules]
+        self._forwards = {kind: kind.forward for kind in set(self._kinds)}
         self._global = _global_hooks()
-        self._members: list[tuple[nn.Module, type, int, Callable[[Any], Any], tuple[Any, ...]]] = []
-        self._contents: list[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
-        for module in modules:
-            own, compared = vars(module), _attributes(module)
-            read = itemgetter(*["training", *_CONTAINERS, *compared, *_hook_names(module)])
-            self._members.append((module, type(module), len(own), read, read(own)))
-            fleeting = _recomputes(module)
-            for container in (own[name] for name in _CONTAINERS if own[name]):
-                if not fleeting or not any(isinstance(v, Tensor) for v in container.values()):
-                    self._contents.append((container, tuple(container), tuple(container.values())))
-        all_hooks = [vars(m)[name] for m in modules for name in _hook_names(m)]
-        self._hooks = [(hooks, tuple(hooks.values())) for hooks in all_hooks if hooks]
-        self._containers = [*all_hooks, *(vars(m)[name] for m in modules for name in _CONTAINERS)]
-        self._size = sum(map(len, self._containers))
-        held = {id(v): v for _, _, values in self._contents for v in values if id(v) in lasting}
-        self._tensors = [(tensor, *_identity(tensor)) for tensor in held.values()]
+        self._copies = [dict(vars(m)) for m in self._modules]
+        hook_names = [_hook_names(m) for m in self._modules]
+        attributes = [_attributes(m) for m in self._modules]
+        self._compared = [
+            ("training", *_CONTAINERS, *hooks, *values) for hooks, values in zip(hook_names, attributes, strict=True)
+        ]
+        numeric = [
+            (vars(m), [name for name, value in values.items() if isinstance(value, (int, float, tuple))])
+            for m, values in zip(self._modules, attributes, strict=True)
+        ]
+        self._number_readers = [itemgetter("training", *names) for _, names in numeric if names]
+        self._with_numbers = [own for own, names in numeric if names]
+        self._numbers = list(self._read_numbers())
+        containers = [
+            container
+            for m, hooks in zip(self._modules, hook_names, strict=True)
+            for container in map(vars(m).__getitem__, (*_CONTAINERS, *hooks))
+            if not (_recomputes(m) and any(isinstance(value, Tensor) for value in container.values()))
+        ]
+        self._empty = [container for container in containers if not container]
+        self._filled = [container for container in containers if container]
+        self._names = list(chain.from_iterable(self._filled))
+        self._held = [value for container in self._filled for value in container.values()]
+        lasting = {id(tensor) for tensor in state_tensors(model).values()}
+        tensors = {id(v): v for v in self._held if id(v) in lasting}
+        self._tensors = [(tensor, *_identity(tensor)) for tensor in tensors.values()]
 
     def holds(self) -> bool:
         """Whether nothing differs."""
-        return self._modules_hold() and self._tensors_hold()
+        return self._modules_hold() and self._contents_hold() and self._tensors_hold()
 
     def _modules_hold(self) -> bool:
-        for module, kind, size, read, values in self._members:
-            own = module.__dict__
-            if module.__class__ is not kind or len(own) != size or not all(map(is_, read(own), values)):
-                return False
-        if sum(map(len, self._containers)) != self._size:
-            return False
-        for container, names, held in self._contents:
-            if tuple(container) != names or not all(map(is_, container.values(), held)):
-                return False
-        for container, held in self._hooks:
-            if len(container) != len(held) or not all(map(is_, container.values(), held)):
-                return False
-        return _global_hooks() == self._global and all(kind.forward is f for kind, f in self._classes.items())
+        """Whether each module has the class and the attributes that it had."""
+        now = list(map(vars, self._modules))
+        try:
+            equal = now == self._copies
+        except Exception:  # tensors have no truth value
+            equal = False
+        same = map(self._same_attributes, now, self._copies, self._compared)
+        return (
+            list(map(type, self._modules)) == self._kinds
+            and (equal or all(same))
+            and _identical(self._read_numbers(), self._numbers)  # 1 equals True
+        )
+
+    def _same_attributes(self, own: dict[str, Any], copy: dict[str, Any], names: tuple[str, ...]) -> bool:
+        """Whether a module has as many attributes, and those of these names are the same objects."""
+        return len(own) == len(copy) and all(own.get(name, _ABSENT) is copy[name] for name in names)
+
+    def _read_numbers(self) -> Iterator[Any]:
+        return chain.from_iterable(map(call, self._number_readers, self._with_numbers))
+
+    def _contents_hold(self) -> bool:
+        """Whether the containers of tensors, modules and hooks hold the same objects under the same names."""
+        held = chain.from_iterable(map(dict.values, self._filled))
+        return (
+            not any(self._empty)
+            and list(chain.from_iterable(self._filled)) == self._names
+            and _identical(held, self._held)
+            and _global_hooks() == self._global
+            and all(kind.forward is f for kind, f in self._forwards.items())
+        )
 
     def _tensors_hold(self) -> bool:
         for tensor, pointer, version, shape, stride, offset, dtype in self._tensors:
@@ -296,6 +324,11 @@ class _FastComparison:
             if tensor.stride() != stride or tensor.storage_offset() != offset or tensor.dtype != dtype:
                 return False
         return True
+
+
+def _identical(one: Iterable[object], other: Iterable[object]) -> bool:
+    """Whether each object is the same one as the other's."""
+    return all(map(is_, one, other))
 
 
 class Fingerprint:
@@ -394,7 +427,7 @@ class RotaryState:
         self._states = [
             (m, dict(vars(m)), dict(m._buffers), {n: b.clone() for n, b in m._buffers.items() if b is not None})
             for m in modules
-            if _recomputes(m)
+            if "rope_type" in vars(m) and _recomputes(m)
         ]
 
     def restore(self) -> None:
@@ -421,27 +454,50 @@ HOOKS = (
 _read_hooks = itemgetter(*HOOKS)
 
 
+class ModelParts:
+    """The modules of a model, their parameters, each once, and the containers of their hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = _modules(model)
+        self._containers: list[dict[str, Any]] = [c for m in self.modules for c in (m._modules, m._parameters)]
+        self._lengths = list(map(len, self._containers))
+        self._held = list(self._contents())
+        self.parameters = _parameters(self.modules)
+        self.hooks = list(chain.from_iterable(map(_read_hooks, map(vars, self.modules))))
+
+    def _contents(self) -> Iterator[object]:
+        return chain.from_iterable(map(dict.values, self._containers))
+
+    def are_of(self, model: nn.Module) -> bool:
+        """Whether the model still has these modules and parameters."""
+        same = self.modules[0] is model and list(map(len, self._containers)) == self._lengths
+        return same and _identical(self._contents(), self._held)
+
+
 @contextmanager
-def restoring(model: nn.Module) -> Iterator[list[nn.Module]]:
+def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[ModelParts]:
     """Restores what a run may change besides the weights, whatever is raised inside.
 
     That is: `requires_grad` and gradients of every parameter, the training mode of every module, module hooks, rotary
     frequencies that follow the prompt, and whether gradients are recorded. Random states are not touched: everything
     random here comes from separate generators, and to restore a state that other threads draw from would repeat
-    their numbers. Yields all modules, each once.
+    their numbers. Yields the parts of the model; those of an earlier use, given as `parts`, save time.
     """
-    modules = _modules(model)
+    if parts is None or not parts.are_of(model):
+        parts = ModelParts(model)
+    modules, parameters, containers = parts.modules, parts.parameters, parts.hooks
     training = [m.training for m in modules]
-    parameters = [(p, p.requires_grad, p.grad) for p in _parameters(modules)]
-    containers = [container for m in modules for container in _read_hooks(m.__dict__)]
+    required = [p.requires_grad for p in parameters]
+    gradients = [p.grad for p in parameters]
     hooks = [(container, dict(container)) for container in filter(None, containers)]
     rotary = RotaryState(modules)
     grad_enabled = torch.is_grad_enabled()
 
     def restore_parameters() -> None:
-        for parameter, requires_grad, grad in parameters:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
+        now = [p.requires_grad for p in parameters]
+        for parameter, after, before, grad in zip(parameters, now, required, gradients, strict=True):
+            if after != before:
+                parameter.requires_grad_(before)
             if parameter.grad is not grad:
                 parameter.grad = grad
 
@@ -469,7 +525,7 @@ def restoring(model: nn.Module) -> Iterator[list[nn.Module]]:
             restore_parameters,
         ):
             stack.callback(_completed, step)
-        yield modules
+        yield parts
 
 
 def _completed(step: Callable[[], object]) -> None:
@@ -481,17 +537,18 @@ def _completed(step: Callable[[], object]) -> None:
         raise
 
 
-def freeze(modules: Sequence[nn.Module]) -> None:
+def freeze(parts: ModelParts) -> None:
     """Evaluation mode, and no parameter with gradients, where that is not so already: to set it again takes longer
     than to read it."""
-    for module in modules:
+    for module in parts.modules:
         if module.training:
             module.training = False
-    for parameter in _parameters(modules):
+    for parameter in parts.parameters:
         if parameter.requires_grad:
             parameter.requires_grad_(False)
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The parameters of modules, each once."""
-    return list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
+    held = chain.from_iterable([m._parameters.values() for m in modules])
+    return list({id(p): p for p in held if p is not None}.values())

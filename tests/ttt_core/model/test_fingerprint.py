@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from autottt.ttt_core.errors import BaseChangedError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model import fingerprint
-from autottt.ttt_core.model.fingerprint import BLOCK, Fingerprint, content_hash, restoring, state_tensors
+from autottt.ttt_core.model.fingerprint import (
+    BLOCK,
+    Fingerprint,
+    ModelParts,
+    RevocableChangeError,
+    content_hash,
+    restoring,
+    state_tensors,
+)
 from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import ARCHITECTURES, tiny_model, tiny_tokenizer
 
@@ -341,6 +350,76 @@ def test_whatever_is_put_anywhere_is_found(change: Callable[[Any], Any]) -> None
     change(model)
     with pytest.raises(BaseChangedError, match="block7"):
         seen.verify(model)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), (0.0, False)])
+def test_a_number_that_equals_the_one_at_load_is_another_if_its_type_differs(before: Any, after: Any) -> None:
+    model = many_layers()
+    layer: Any = model["block3"][0]  # type: ignore[index]
+    layer.setting = before
+    seen = Fingerprint(model)
+    layer.setting = after
+    with pytest.raises(BaseChangedError, match=f"setting={after}"):
+        seen.verify(model)
+
+
+class Truthless:
+    """Compares as an array does: with a result that is no truth value."""
+
+    def __eq__(self, other: object) -> Any:
+        return Truthless()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise ValueError
+
+
+def test_a_private_attribute_is_not_compared_and_hides_no_other_change() -> None:
+    model = many_layers()
+    layer: Any = model["block3"][0]  # type: ignore[index]
+    layer._cached = Truthless()
+    seen = Fingerprint(model)
+    layer._cached = Truthless()
+    assert seen.verify(model).tensors == 120
+    assert seen._fast.holds()
+    layer.in_features = 3
+    with pytest.raises(BaseChangedError, match="in_features=3"):
+        seen.verify(model)
+
+
+def test_equal_containers_in_the_place_of_others_are_watched() -> None:
+    model = many_layers()
+    seen = Fingerprint(model)
+    layer: Any = model["block3"][0]  # type: ignore[index]
+    layer._forward_hooks = OrderedDict()
+    layer.__dict__["_parameters"] = dict(layer._parameters)
+    assert seen.verify(model).tensors == 120
+    layer.register_forward_hook(lambda *_: None)
+    with pytest.raises(RevocableChangeError, match="block3"):
+        seen.verify(model)
+    layer._forward_hooks.clear()
+    layer._parameters["weight"] = nn.Parameter(layer.weight.detach().clone())
+    with pytest.raises(BaseChangedError, match="block3"):
+        seen.verify(model)
+
+
+def test_the_parts_of_an_earlier_use_are_replaced_where_the_model_has_others() -> None:
+    model: Any = many_layers()
+    parts = ModelParts(model)
+    with restoring(model, parts) as used:
+        assert used is parts
+    model["block3"][1] = nn.Linear(2, 2)
+    added = model["block3"][1]
+    with restoring(model, parts) as used:
+        assert used is not parts
+        fingerprint.freeze(used)
+        assert not added.weight.requires_grad
+        added.register_forward_hook(lambda *_: None)
+    assert added.weight.requires_grad
+    assert not added._forward_hooks
+    with restoring(many_layers(), used) as others:
+        assert others is not used
 
 
 def test_places_that_changed_and_hold_the_same_tensors_are_no_change() -> None:
