@@ -57,11 +57,11 @@ bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and 
 	@$(BIN)/python benchmarks/policy.py $(DATA) --outcomes $(if $(QUICK),runs/outcomes_quick,$(OUTCOMES)) \
 		--bundle runs/policy$(if $(QUICK),_quick) --json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
 
-bench-startup: $(STAMP)  #bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 for fewer runs)
-	@$(BIN)/python benchmarks/proof.py --json $(if $(QUICK),runs,benchmarks/results)/proof.json $(if $(QUICK),--quick)
-
-# Measure the time until the package is imported, and until an early error is shown (QUICK=1)
+bench-startup: $(STAMP)  ## Measure the time until the package is imported, and until an early error is shown (QUICK=1)
 	@$(BIN)/python benchmarks/startup.py --json $(if $(QUICK),runs,benchmarks/results)/startup.json $(if $(QUICK),--quick)
+
+bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 for fewer runs)
+	@$(BIN)/python benchmarks/proof.py --json $(if $(QUICK),runs,benchmarks/results)/proof.json $(if $(QUICK),--quick)
 
 # Resumes from the counters in runs/soak; MINUTES bounds each part.
 bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)
