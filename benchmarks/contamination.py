@@ -1,13 +1,13 @@
-"""Draws pairs from the generator and looks for pairs of public benchmarks among them; prints a table.
+"""Counts pairs of public benchmarks among pairs that the generator draws; prints a table.
 
     python benchmarks/contamination.py DATA... --pairs 10000000 --json benchmarks/results/contamination.json
-    python benchmarks/contamination.py DATA... --write     # what the generator leaves out: known_pairs.bin
+    python benchmarks/contamination.py DATA... --write     # writes known_pairs.bin, which the generator leaves out
 
-DATA are files or folders that `autottt evaluate` reads; --write takes all of them, since it replaces the file. One
-sample is drawn without the generator's filter, which says how often a benchmark would be repeated, and one with it, as
-training draws: `left` counts the tasks of the second that still repeat a benchmark. It must be 0, or the run
-ends with an error. For comparison, hits on as many tasks that the generator drew before are counted in the same way:
-how often the generator repeats itself, which is no bound on chance.
+DATA are files or folders that `autottt evaluate` reads; --write needs all of them, since it replaces the file. One
+sample is drawn without the generator's filter, to estimate how often a benchmark would be repeated, and one with it, as
+in pre-training: `left` counts the tasks of the second that still repeat a benchmark. If it is not 0, the run ends with
+an error. For comparison, matches with as many other tasks of the generator (`stand_ins`) are counted in the same way;
+they show how often the generator repeats itself and are no bound on chance.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from autottt.ttt_core.tasks.readers import read_tasks
 def benchmark_tasks(paths: list[Path]) -> list[tuple[str, list[Pair]]]:
     """Kind and pairs, demonstrations and queries, of every task."""
     tasks: dict[str, tuple[str, list[Pair]]] = {}
-    reading = read_tasks(paths)
-    if reading.problems:
-        raise SystemExit(f"{len(reading.problems)} tasks cannot be read, the first: {reading.problems[0]}")
-    for task in reading.tasks:
+    loaded = read_tasks(paths)
+    if loaded.problems:
+        raise SystemExit(f"{len(loaded.problems)} tasks cannot be read, the first: {loaded.problems[0]}")
+    for task in loaded.tasks:
         _, pairs = tasks.setdefault(f"{task.dataset}/{task.group or task.id}", (task.kind, []))
         if not pairs:
             pairs += [(d.input, d.output) for d in task.demonstrations]
@@ -68,10 +68,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     benchmarks = benchmark_tasks(options.data)
-    known = KnownPairs.of(benchmarks)
-    print(f"{len(known):,} different pairs of benchmarks, symmetries counted")
+    benchmark_pairs = KnownPairs.of(benchmarks)
+    print(f"{len(benchmark_pairs):,} different pairs of benchmarks, symmetries counted")
     if options.write:
-        known.save()
+        benchmark_pairs.save()
         return
     others = stand_ins(benchmarks, options.seed)
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -80,12 +80,13 @@ def main() -> None:
         counts[name] += Counter(
             tasks=1,
             pairs=len(pairs),
-            known_pairs=len(known.hits(kind, pairs)),
+            known_pairs=len(benchmark_pairs.hits(kind, pairs)),
             stand_ins=len(others.hits(kind, pairs)),
-            contaminated_tasks=known.contaminates(kind, pairs),
+            contaminated_tasks=benchmark_pairs.contaminates(kind, pairs),
         )
     for name, kind, pairs in sample(options.pairs, options.seed, filtered=True):
-        counts[name] += Counter(tasks_filtered=1, pairs_filtered=len(pairs), left=known.contaminates(kind, pairs))
+        repeats = benchmark_pairs.contaminates(kind, pairs)
+        counts[name] += Counter(tasks_filtered=1, pairs_filtered=len(pairs), left=repeats)
     seconds = time.monotonic() - began
     print(f"{options.pairs:,} pairs without the filter, and as many with it, in {seconds:.0f} s")
     rows = [
@@ -103,7 +104,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"seed": options.seed, "seconds": seconds, "rows": rows}, indent=1) + "\n")
     if sum(one["left"] for one in counts.values()):
-        raise SystemExit("the filter misses tasks: run with --write, with all of the benchmarks")
+        raise SystemExit("the filter misses tasks: run with --write and all benchmarks as DATA")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Where the cross-fit stands: what held-out demonstrations say of training, and what it then did to the query.
+"""Compares the gain that `ttt_crossfit` estimates on held-out demonstrations with the gain on the query.
 
     python benchmarks/crossfit.py --generated 40 --json benchmarks/results/crossfit.json --cases runs/crossfit.jsonl
     python benchmarks/crossfit.py DATA/open/list_functions_rule.jsonl --limit 40 --json OUT --cases runs/lists.jsonl
 
-Prints three tables: accuracy in context, of one adapter of all demonstrations, of the folds' vote, and with the verdict
-(the in-context answer where training did no better on what it had not seen, and the model was surer of it); the tasks
-by the sign of the estimated gain; and how well each estimate tells right from wrong. Intervals are 90%, by bootstrap
-over families. Cases are kept in --cases as they come: an interrupted run goes on from there.
+Prints three tables: accuracy in context, of one adapter trained on all demonstrations, of the folds' vote, and of the
+vote with the acceptance rule (`rejects_adapter`: the in-context answer where cross-validation found no gain and the
+model is more certain of it); the queries by the sign of the estimated gain; and the AUROC of each estimate. Intervals
+are 90% bootstrap intervals over families. Cases are appended to --cases: an interrupted run continues from them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from autottt.ttt_core.tasks.readers import read_tasks
 from autottt.ttt_core.tasks.task import Task
 
 ONE = "ttt_augmented"
-"""One adapter, trained on all demonstrations by the recipe that the folds have."""
+"""One adapter, trained on all demonstrations with the recipe of the folds."""
 
 
 @dataclass(frozen=True)
@@ -49,73 +49,75 @@ class Case:
     family: str
     dataset: str
     in_context: bool
-    """Right."""
+    """Whether the in-context answer is right."""
     voted: bool
+    """Whether the vote of the folds is right."""
     before: float
     """Share of held-out demonstrations right in context."""
     after: float
+    """The same after training."""
     agreement: float
     """Share of the votes for the answer."""
     passes: float
-    """Work of the cross-fit, in multiples of answering in context."""
+    """Work of the strategy, relative to that of the in-context answer."""
     sure: float
     """Probability of the in-context answer."""
     one: bool
-    """Whether one adapter, of all demonstrations, is right."""
+    """Whether the answer of one adapter, trained on all demonstrations, is right."""
 
     @property
     def rejected(self) -> bool:
-        """Whether the verdict keeps the in-context answer."""
+        """Whether the acceptance rule returns the in-context answer."""
         return rejects_adapter(self.after - self.before, self.agreement, self.sure)
 
     @property
-    def judged(self) -> bool:
-        """Right, with the verdict."""
+    def with_rule(self) -> bool:
+        """Whether the answer under the acceptance rule is right."""
         return self.in_context if self.rejected else self.voted
 
 
 def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
-    """Answers one query both ways; None where it cannot be tried."""
+    """Answers one query in context and after training; None where a strategy cannot be applied."""
     try:
         learner.clear()
-        plain = run(get_strategy("in_context"), learner, task)
-        fitted = run(get_strategy(strategy), learner, task)
+        base = run(get_strategy("in_context"), learner, task)
+        adapted = run(get_strategy(strategy), learner, task)
     except AutotttError:
         return None
-    if fitted.cross_validation is None:
+    if adapted.cross_validation is None:
         return None
     return Case(
         task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
-        plain.value == task.answer, fitted.value == task.answer,
-        fmean(fitted.cross_validation.before), fmean(fitted.cross_validation.after), fitted.confidence,
-        fitted.cost.token_equivalents / plain.cost.token_equivalents, plain.confidence,
+        base.value == task.answer, adapted.value == task.answer,
+        fmean(adapted.cross_validation.before), fmean(adapted.cross_validation.after), adapted.confidence,
+        adapted.cost.token_equivalents / base.cost.token_equivalents, base.confidence,
         run(get_strategy(ONE), learner, task).value == task.answer,
     )  # fmt: skip
 
 
 def first_queries(tasks: Sequence[Task]) -> list[Task]:
-    """One query of each task: what is held out is the same for all of them."""
+    """One query of each task: all queries of a task share the held-out demonstrations."""
     return list({t.group or t.id: t for t in reversed(tasks)}.values())[::-1]
 
 
 def interval(cases: Sequence[Case], statistic: Callable[[Sequence[Case]], float], draws: int = 1000) -> list[float]:
-    """A statistic with its 90% interval, families drawn with replacement; not numbers where there are no cases."""
+    """A statistic and its 90% bootstrap interval over families; NaN without cases."""
     if not cases:
         return [math.nan] * 3
-    by: dict[str, list[Case]] = {}
+    by_family: dict[str, list[Case]] = {}
     for case in cases:
-        by.setdefault(case.family, []).append(case)
-    families, rng = list(by.values()), np.random.default_rng(0)
+        by_family.setdefault(case.family, []).append(case)
+    families, rng = list(by_family.values()), np.random.default_rng(0)
     values = []
     for _ in range(draws):
-        drawn = [c for i in rng.integers(len(families), size=len(families)) for c in families[i]]
-        values.append(statistic(drawn))
-    known = [value for value in values if not math.isnan(value)] or [math.nan]
-    return [statistic(cases), *map(float, np.quantile(known, (0.05, 0.95)))]
+        sample = [c for i in rng.integers(len(families), size=len(families)) for c in families[i]]
+        values.append(statistic(sample))
+    defined = [value for value in values if not math.isnan(value)] or [math.nan]
+    return [statistic(cases), *map(float, np.quantile(defined, (0.05, 0.95)))]
 
 
 def auroc(truth: Callable[[Case], bool], score: Callable[[Case], float]) -> Callable[[Sequence[Case]], float]:
-    """The statistic: how well a score tells the cases for which something holds."""
+    """The AUROC of a score for a property of the cases, as a statistic."""
 
     def statistic(cases: Sequence[Case]) -> float:
         labels = [truth(c) for c in cases]
@@ -125,25 +127,25 @@ def auroc(truth: Callable[[Case], bool], score: Callable[[Case], float]) -> Call
 
 
 def rows_of(name: str, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The statistics of one set, which are printed as well."""
+    """Prints and returns the statistics of one set."""
     families = len({c.family for c in cases})
     print(f"\n{name}: {len(cases)} queries of {families} families")
     rows: list[dict[str, Any]] = []
 
     def add(words: str, some: Sequence[Case], statistic: Callable[[Sequence[Case]], float], **more: Any) -> None:
         value, low, high = interval(some, statistic)
-        known = not math.isnan(value)
-        shown = f"{value:7.3f} [{low:.3f}, {high:.3f}]" if known else "      -"
+        is_defined = not math.isnan(value)
+        shown = f"{value:7.3f} [{low:.3f}, {high:.3f}]" if is_defined else "      -"
         print(f"  {words:<52} {shown} of {len(some)} {more or ''}")
         rows.append({
-            "name": f"{name}: {words}", "value": round(value, 4) if known else None,
-            "interval_90": [round(low, 4), round(high, 4)] if known else None, "queries": len(some), **more,
+            "name": f"{name}: {words}", "value": round(value, 4) if is_defined else None,
+            "interval_90": [round(low, 4), round(high, 4)] if is_defined else None, "queries": len(some), **more,
         })  # fmt: skip
 
     add("right in context", cases, lambda s: fmean(c.in_context for c in s), families=families)
     add("right by one adapter", cases, lambda s: fmean(c.one for c in s))
     add("right by the vote of the folds", cases, lambda s: fmean(c.voted for c in s))
-    add("right by the vote, with the verdict", cases, lambda s: fmean(c.judged for c in s))
+    add("right by the vote, with the verdict", cases, lambda s: fmean(c.with_rule for c in s))
     add("work, multiples of in context", cases, lambda s: fmean(c.passes for c in s))
     for words, sign in {"above 0": 1, "0": 0, "below 0": -1}.items():
         some = [c for c in cases if np.sign(round(c.after - c.before, 9)) == sign]
@@ -165,29 +167,33 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*")
     parser.add_argument("--model", default=None)
     parser.add_argument("--strategy", default="ttt_crossfit")
-    parser.add_argument("--generated", type=int, default=0, help="this many tasks of each domain of the generator")
+    parser.add_argument("--generated", type=int, default=0, help="tasks of each domain of the generator")
     parser.add_argument("--domains", default="lists,rows,grids,strings")
     parser.add_argument("--split", default="policy")
-    parser.add_argument("--limit", type=int, help="tasks of each file; one query of each is asked")
+    parser.add_argument("--limit", type=int, help="tasks of each file; one query of each is used")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, required=True, help="what the tables say")
-    parser.add_argument("--cases", type=Path, required=True, help="cases as they come; an interrupted run goes on")
-    given = parser.parse_args()
-    learner = Learner.load(given.model)
-    tasks = [t for f in given.files for t in first_queries(read_tasks([f], limit=given.limit, seed=given.seed).tasks)]
-    if given.generated:
-        for domain in given.domains.split(","):
-            tasks += draw_tasks(given.split, given.generated, given.seed, domain, 1)
-    lines = given.cases.read_text().splitlines() if given.cases.exists() else []
-    kept = [Case(**json.loads(line)) for line in lines if line.endswith("}")]
-    known = {(c.id, c.dataset): c for c in kept if c.model == learner.base_hash}
+    parser.add_argument("--json", type=Path, required=True, help="file of the statistics")
+    parser.add_argument(
+        "--cases", type=Path, required=True, help="file of the cases; an interrupted run continues from it"
+    )
+    options = parser.parse_args()
+    learner = Learner.load(options.model)
+    tasks = [
+        t for f in options.files for t in first_queries(read_tasks([f], limit=options.limit, seed=options.seed).tasks)
+    ]
+    if options.generated:
+        for domain in options.domains.split(","):
+            tasks += draw_tasks(options.split, options.generated, options.seed, domain, 1)
+    lines = options.cases.read_text().splitlines() if options.cases.exists() else []
+    previous = [Case(**json.loads(line)) for line in lines if line.endswith("}")]
+    by_query = {(c.id, c.dataset): c for c in previous if c.model == learner.base_hash}
     cases: list[Case] = []
-    given.cases.parent.mkdir(parents=True, exist_ok=True)
-    with given.cases.open("a", encoding="utf-8") as stream:
+    options.cases.parent.mkdir(parents=True, exist_ok=True)
+    with options.cases.open("a", encoding="utf-8") as stream:
         for number, task in enumerate(tasks):
-            case = known.get((task.id, f"{task.dataset}, {task.kind}"))
+            case = by_query.get((task.id, f"{task.dataset}, {task.kind}"))
             if case is None:
-                case = case_of(learner, task, given.strategy)
+                case = case_of(learner, task, options.strategy)
                 if case is not None:
                     print(json.dumps(asdict(case)), file=stream, flush=True)
             cases += [case] if case else []
@@ -196,15 +202,15 @@ def main() -> None:
     rows = [row for name in names for row in rows_of(name, [c for c in cases if c.dataset == name])]
     if len(names) > 1:
         rows += rows_of("all", cases)
-    print(f"\n{len(tasks) - len(cases)} queries could not be tried (too long, or too few demonstrations)")
+    print(f"\n{len(tasks) - len(cases)} queries were skipped (too long, or too few demonstrations)")
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
         "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
-        "model": learner.base_hash, "strategy": given.strategy,
-        "limit": given.limit, "generated": given.generated, "seed": given.seed, "rows": rows,
+        "model": learner.base_hash, "strategy": options.strategy,
+        "limit": options.limit, "generated": options.generated, "seed": options.seed, "rows": rows,
     }  # fmt: skip
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

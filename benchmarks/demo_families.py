@@ -132,16 +132,16 @@ def main() -> None:
     families = {name: halves for s in SETS for name, halves in divided(s, options.data, options.seed).items()}
     queries = [query for halves in families.values() for task in halves.measured for query in task]
     controller = Controller.from_pretrained()
-    done: list[Row] = []
+    answered: list[Row] = []
 
     def on_row(row: Row) -> None:
-        done.append(row)
-        if len(done) % 50 == 0 or len(done) == len(queries):
-            print(f"{len(done)} of {len(queries)} queries answered in context", file=sys.stderr, flush=True)
+        answered.append(row)
+        if len(answered) % 50 == 0 or len(answered) == len(queries):
+            print(f"{len(answered)} of {len(queries)} queries answered in context", file=sys.stderr, flush=True)
 
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     evaluate(controller, queries, ["in_context"], seed=options.seed, file=options.rows, on_row=on_row)
-    rows = {row.id: row for row in done}
+    rows = {row.id: row for row in answered}
     pools = {name: pool_of(name, halves, options.seed) for name, halves in families.items()}
     entries = [entry(name, halves, rows, pools[name]) for name, halves in families.items()]
     facts = {

@@ -1,11 +1,11 @@
-"""Measures the engine side by side with what else there is; `make bench-engine` runs it.
+"""Measures the engine against Trainer + PEFT, a plain loop over PEFT, and generate; `make bench-engine` runs it.
 
     python benchmarks/engine.py --json benchmarks/results/engine.json [--quick] [--device cuda]
 
-The same tasks (the generator's `policy` lists), recipe and prompts for all: transformers' Trainer over a PEFT model
-that is kept in memory, a plain loop over PEFT, and this package. Every value is a ratio of two times measured in turn
-in one run, the median of several runs; the rows {"name", "value", "unit", "against", "goal", "holds"} go to --json,
-with how time and memory grow and where the time goes (see engine_growth.py), which --picture draws.
+All train on the same tasks (the generator's `policy` lists) with the same recipe and prompts: transformers' Trainer
+over a PEFT model that stays in memory, a plain loop over PEFT, and this package. Values are medians of ratios of two
+times that are measured in turn. Writes rows {"name", "value", "unit", "against", "goal", "holds"} to --json, with the
+growth and the profile of a training step (see engine_growth.py), which --picture plots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import transformers
-from engine_growth import growth, lists_task, operations, picture, random_model, where_time_goes
+from engine_growth import growth, lists_task, operations, picture, random_model, step_profile
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
@@ -57,12 +57,12 @@ from autottt.ttt_core.tasks.task import Task
 
 
 class Peft:
-    """The usual way: a PEFT model over a base that is kept in memory, a new adapter for each task."""
+    """The baseline: a PEFT model over a base that stays in memory, with a new adapter for each task."""
 
     def __init__(self, learner: Learner, recipe: Recipe) -> None:
         self.learner, self.recipe = learner, recipe
         self.base = copy.deepcopy(learner.loaded.model)
-        self.base.set_attn_implementation("sdpa")  # the default of transformers, not what this package puts there
+        self.base.set_attn_implementation("sdpa")  # the default of transformers, not this package's attention
         self.warm = math.ceil(recipe.warmup_ratio * recipe.max_steps)
         self.pad = learner.loaded.tokenizer.pad_token_id
 
@@ -85,8 +85,8 @@ class Peft:
                 labels[i, position] = row.ids[position]
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
-    def trainer(self, rows: list[Encoded], asked: Encoded) -> bool:
-        """Trains with transformers' Trainer; whether greedy decoding then answers right."""
+    def trainer(self, rows: list[Encoded], query: Encoded) -> bool:
+        """Trains with transformers' Trainer; returns whether greedy decoding then answers the query right."""
         model, recipe = self._model(), self.recipe
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainingArguments(
@@ -97,10 +97,10 @@ class Peft:
                 disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
             )  # fmt: skip
             Trainer(model=model, args=settings, train_dataset=rows, data_collator=self._batch).train()
-        return self._finish(model, asked)
+        return self._finish(model, query)
 
-    def loop(self, rows: list[Encoded], asked: Encoded) -> bool:
-        """Trains with a plain loop."""
+    def loop(self, rows: list[Encoded], query: Encoded) -> bool:
+        """The same with a plain training loop."""
         model, recipe = self._model(), self.recipe
         model.train()
         tensors = [p for p in model.parameters() if p.requires_grad]
@@ -114,13 +114,13 @@ class Peft:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        return self._finish(model, asked)
+        return self._finish(model, query)
 
     @torch.no_grad()
-    def _finish(self, model: Any, asked: Encoded) -> bool:
+    def _finish(self, model: Any, query: Encoded) -> bool:
         model.eval()
-        ids = torch.tensor([asked.ids], device=self.base.device)
-        begin, end = asked.answers[-1]
+        ids = torch.tensor([query.ids], device=self.base.device)
+        begin, end = query.answers[-1]
         hits = model(input_ids=ids).logits[0, begin - 1 : end - 1].argmax(-1) == ids[0, begin:end]
         model.unload()
         return bool(hits.all())
@@ -132,25 +132,25 @@ class Ours:
     def __init__(self, learner: Learner, recipe: Recipe) -> None:
         self.learner, self.recipe = learner, recipe
 
-    def train(self, rows: list[list[Encoded]], asked: list[Encoded]) -> list[bool]:
-        """Trains side by side; whether greedy decoding then answers each right."""
+    def train(self, rows: list[list[Encoded]], queries: list[Encoded]) -> list[bool]:
+        """Trains adapters in one batch; returns whether greedy decoding then answers each query right."""
         learner = self.learner
         with learner.guarded.compute(None):
             weights, _ = train(learner.loaded, rows, self.recipe, list(range(len(rows))))
-        return [self._right(weights.select(i), one) for i, one in enumerate(asked)]
+        return [self._right(weights.select(i), one) for i, one in enumerate(queries)]
 
     @torch.no_grad()
-    def _right(self, weights: LoraWeights, asked: Encoded) -> bool:
+    def _right(self, weights: LoraWeights, query: Encoded) -> bool:
         model = self.learner.loaded.model
-        ids = torch.tensor([asked.ids], device=model.device)
-        begin, end = asked.answers[-1]
+        ids = torch.tensor([query.ids], device=model.device)
+        begin, end = query.answers[-1]
         with weights.attached(model):
             hits = model(input_ids=ids).logits[0, begin - 1 : end - 1].argmax(-1) == ids[0, begin:end]
         return bool(hits.all())
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """How long it takes, the device's queue included."""
+    """Seconds of a piece of work, including what it queues on the device."""
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -161,7 +161,7 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 def side_by_side(
     ours: Callable[[], Any], theirs: Callable[[], Any], runs: int, device: torch.device, warm: bool = True
 ) -> tuple[float, float, float]:
-    """Median of theirs over ours, run by run in turn, after one of each if `warm`; and the median seconds of both."""
+    """The median ratio of their time to ours, measured in turn, after one run of each if `warm`; and both medians."""
     if warm:
         ours(), theirs()
     pairs = []
@@ -174,7 +174,7 @@ def side_by_side(
 
 
 def training_rows(learner: Learner, tasks: list[Task], recipe: Recipe, runs: int) -> list[dict[str, Any]]:
-    """How fast adapters are trained, against the Trainer and a plain loop; and folds against one."""
+    """Training speed against the Trainer and a plain loop; and of eight folds against one adapter."""
     device = learner.loaded.model.device
     prompts = [
         [
@@ -183,19 +183,19 @@ def training_rows(learner: Learner, tasks: list[Task], recipe: Recipe, runs: int
         ]
         for task in tasks
     ]
-    asked = [encode(learner.loaded, t, t.answer) for t in tasks]
+    queries = [encode(learner.loaded, t, t.answer) for t in tasks]
     ours, peft = Ours(learner, recipe), Peft(learner, recipe)
     right: dict[str, list[bool]] = {}
 
     def all_ours() -> None:
-        right["ours"] = ours.train(prompts, asked)
+        right["ours"] = ours.train(prompts, queries)
 
     def all_trainer() -> None:
-        right["Trainer"] = [peft.trainer(rows, one) for rows, one in zip(prompts, asked, strict=True)]
+        right["Trainer"] = [peft.trainer(rows, one) for rows, one in zip(prompts, queries, strict=True)]
 
     results = []
-    median = sorted(range(len(tasks)), key=lambda i: len(asked[i].ids))[len(tasks) // 2]
-    rows, one = prompts[median], asked[median]
+    median = sorted(range(len(tasks)), key=lambda i: len(queries[i].ids))[len(tasks) // 2]
+    rows, one = prompts[median], queries[median]
     for name, against, goal in (("trainer", "Trainer + PEFT", 3.0), ("loop", "a plain loop over PEFT", 1.5)):
         work = getattr(peft, name)
         ratio, mine, other = side_by_side(lambda: ours.train([rows], [one]), lambda w=work: w(rows, one), runs, device)
@@ -226,8 +226,8 @@ PUBLISHED_SECONDS = 6.1
 def large_rows(
     learner: Learner, runs: int, hidden: int = 2048, layers: int = 16, shown: int = 10
 ) -> list[dict[str, Any]]:
-    """A Llama configuration of the 1B class with random weights, and the recipe that was published for BIG-Bench Hard:
-    40 orders of ten demonstrations, rank 64, 8 steps."""
+    """Training speed of a Llama model with about 1B parameters and random weights, with the recipe that was published
+    for BIG-Bench Hard: 40 orders of ten demonstrations, rank 64, 8 steps."""
     device = learner.loaded.model.device
     recipe = Recipe(rank=64, alpha=64, dropout=0.0, learning_rate=1e-4, max_steps=8, batch_size=5, early_stop_loss=0.0)
     config = LlamaConfig(
@@ -276,7 +276,7 @@ def generation(learner: Learner, task: Task) -> Callable[[], None]:
 
 
 def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[str, Any]]:
-    """What the controller and a cache hit add to an answer, and what the proof does."""
+    """Overhead of the controller, of a cache hit and of the proof."""
     device = learner.loaded.model.device
     policy = policy_for(learner)
     controller = Controller(learner, policy)
@@ -322,7 +322,7 @@ def answering_rows(learner: Learner, tasks: list[Task], runs: int) -> list[dict[
 
 
 def proof_rows(learner: Learner, runs: int) -> list[dict[str, Any]]:
-    """What the revert and the proof add to an answer."""
+    """Time of the revert and the proof, which every answer includes."""
     device, rows = learner.loaded.model.device, []
     many = Learner(random_model(learner.loaded, 64, 112))
     for one, name, goal in ((learner, "bundled model", 1.0), (many, f"{many.verify().tensors} tensors", 15.0)):
@@ -338,31 +338,31 @@ def proof_rows(learner: Learner, runs: int) -> list[dict[str, Any]]:
 
 
 def guarded(learner: Learner) -> None:
-    """What every use of a model is put in, around nothing."""
+    """Enters and leaves the context in which the engine uses a model."""
     with restoring(learner.loaded.model):
         pass
 
 
 def deadline_rows(learner: Learner, tasks: list[Task], quick: bool) -> list[dict[str, Any]]:
-    """How far past its budget an answer comes that would need more time."""
+    """The delay of answers whose strategy would need more time than the budget."""
     controller = Controller(learner, FixedPolicy("ttt_augmented"))
-    late = []
+    delays = []
     for budget in (1.0, 2.0) if quick else (0.5, 1.0, 2.0, 4.0):
         for task in tasks:
             learner.clear()
             began = time.perf_counter()
             controller.solve(task, budget=Budget(seconds=budget))
-            late.append((time.perf_counter() - began - budget) / max(0.1 * budget, 0.2))
+            delays.append((time.perf_counter() - began - budget) / max(0.1 * budget, 0.2))
     return [row(
-        "a budget of 0.5 to 4 s: worst delay", max(late), "times what is allowed", "10% or 0.2 s", 1.0, most=True,
-        answers=len(late),
+        "a budget of 0.5 to 4 s: worst delay", max(delays), "times what is allowed", "10% or 0.2 s", 1.0, most=True,
+        answers=len(delays),
     )]  # fmt: skip
 
 
 def row(
     name: str, value: float, unit: str, against: str, goal: float | None, *, most: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A measured number, and whether it reaches its goal: the least, or the most, that it should be; None: no goal."""
+    """A row with a value, and whether it reaches its goal, which is a minimum, or a maximum with `most`."""
     holds = None if goal is None else value <= goal if most else value >= goal
     measured = {"name": name, "value": round(value, 3), "unit": unit, "against": against, "goal": goal, "holds": holds}
     if "seconds" in more:
@@ -375,7 +375,7 @@ def row(
 def matrix_rate(
     device: torch.device, dtype: torch.dtype, tokens: int = 1024, inside: int = 256, outside: int = 640
 ) -> float:
-    """GFLOP/s, on one core of a CPU, of a product of matrices as large as a model's; by default the bundled one's."""
+    """GFLOP/s of a matrix product on a GPU, or on one core of a CPU; default sizes are those of the bundled model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     a = torch.randn(tokens, inside, device=device, dtype=dtype)
@@ -386,25 +386,25 @@ def matrix_rate(
 
 
 def memory_rate(device: torch.device) -> float:
-    """Bytes a second that a copy of 256 MB reads and writes, by all threads."""
+    """Bytes per second that a copy of 256 MB reads and writes with all threads."""
     source = torch.zeros(1 << 26, device=device)
     target = torch.empty_like(source)
     times = [seconds(lambda: target.copy_(source), device) for _ in range(7)]
     return 2 * source.nbytes / statistics.median(times[1:])
 
 
-def print_growth(grown: dict[str, list[dict[str, Any]]]) -> None:
-    """The tables."""
-    for name, rows in grown.items():
+def print_growth(growth_rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints a table for each axis."""
+    for name, rows in growth_rows.items():
         print(f"a step by {name}:")
         for one in rows:
-            taken = f"{one['seconds']:>8.3f} s {one['megabytes']:>7.1f} MB"
+            cells = f"{one['seconds']:>8.3f} s {one['megabytes']:>7.1f} MB"
             if one["measured_megabytes"] is not None:
-                taken += f" ({one['measured_megabytes']:.1f} measured)"
+                cells += f" ({one['measured_megabytes']:.1f} measured)"
             share = (
                 f"{one['share_of_rate']:.0%} of the matrix-product rate, {one['share_of_bandwidth']:.0%} of memory's"
             )
-            print(f"  {one[name]:>10,.0f} {one['tokens']:>7,.0f} tokens {taken}  {share}")
+            print(f"  {one[name]:>10,.0f} {one['tokens']:>7,.0f} tokens {cells}  {share}")
 
 
 def main() -> None:
@@ -413,46 +413,46 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="few tasks and runs")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--picture", type=Path, help="draw how time and memory grow (needs matplotlib)")
+    parser.add_argument("--picture", type=Path, help="plot the growth of time and memory (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
-    learner = Learner.load(device=given.device)
+    learner = Learner.load(device=options.device)
     model = learner.loaded.model
     recipe = replace(learner.loaded.recipes["ttt_in_context"], early_stop_loss=0.0)
-    tasks = draw_tasks("policy", 4 if given.quick else 32, given.seed, "lists", 1)
-    runs = 2 if given.quick else 5
+    tasks = draw_tasks("policy", 4 if options.quick else 32, options.seed, "lists", 1)
+    runs = 2 if options.quick else 5
     rate = matrix_rate(model.device, model.dtype)
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads, matrix products at {rate:.0f} GFLOP/s")
     rows = training_rows(learner, tasks, recipe, runs) + answering_rows(learner, tasks, runs)
-    others = [t for domain in ("rows", "grids") for t in draw_tasks("policy", 2, given.seed, domain, 1)]
-    rows += deadline_rows(learner, [*tasks[:2], *others], given.quick)
+    other_domains = [t for domain in ("rows", "grids") for t in draw_tasks("policy", 2, options.seed, domain, 1)]
+    rows += deadline_rows(learner, [*tasks[:2], *other_domains], options.quick)
     cores = torch.get_num_threads() if model.device.type == "cpu" else 1
     if model.device.type == "cuda":
         rows += large_rows(learner, runs)
     bandwidth = memory_rate(model.device)
     print(f"memory at {bandwidth / 1e9:.0f} GB/s")
-    grown = growth(learner, recipe, rate * 1e9 * cores, bandwidth, given.quick)
-    print_growth(grown)
-    spent = where_time_goes(learner, recipe)
-    print("where a step's time goes:", ", ".join(f"{name} {share:.0%}" for name, share in spent.items()))
-    if given.picture:
-        picture(grown, given.picture)
+    growth_rows = growth(learner, recipe, rate * 1e9 * cores, bandwidth, options.quick)
+    print_growth(growth_rows)
+    shares = step_profile(learner, recipe)
+    print("profile of a step:", ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if options.picture:
+        picture(growth_rows, options.picture)
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
-        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": given.quick,
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": options.quick,
         "machine": {
             "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
             "device": str(model.device), "precision": str(model.dtype), "gflops": round(rate),
             "gigabytes_a_second": round(bandwidth / 1e9, 1),
         },
         "versions": {n: version(n) for n in ("autottt", "torch", "transformers", "peft", "accelerate")},
-        "rows": rows, "growth": grown, "profile": spent,
+        "rows": rows, "growth": growth_rows, "profile": shares,
     }  # fmt: skip
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

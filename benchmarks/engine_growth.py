@@ -1,9 +1,9 @@
-"""How time and memory of training grow, where the time goes, and how far that is from what matrix products allow.
+"""Measures how time and memory of a training step grow, its profile, and its distance from the hardware's limits.
 
-`benchmarks/engine.py` runs it and writes what it finds; `picture` draws it. A step's least time is its multiplications
-and additions (the frozen layers forward and backward, the adapters forward and twice backward, attention, the output
-head at the learned tokens) at the rate of plain matrix products that was measured in the same run, or what it must at
-least move through memory at the measured bandwidth.
+`benchmarks/engine.py` runs it and writes the results; `picture` plots them. The lower bound of a step's time is its
+number of multiplications and additions (frozen layers forward and backward, adapters forward and twice backward,
+attention, output head at the trained tokens) divided by the rate of plain matrix products in the same run, or the bytes
+that it has to move divided by the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from autottt.ttt_core.tasks.task import Task
 
 SIZES = ((128, 4), (256, 6), (384, 8), (512, 10))
 """Hidden size and layers of models with random weights."""
-PLACES = {
+OPERATION_GROUPS = {
     "mm": "matrix products",
     "bmm": "attention's products",
     "addmm": "matrix products",
@@ -45,7 +45,7 @@ PLACES = {
 
 
 def lists_task(demonstrations: int, seed: int = 0) -> Task:
-    """A list task with so many demonstrations."""
+    """A list task with a number of demonstrations."""
     rng = random.Random(f"growth-{seed}")
     _, pairs = draw_task_pairs("policy", demonstrations + 1, rng, "lists")
     return make_task(pairs[:-1], pairs[-1][0], answer=pairs[-1][1])
@@ -71,7 +71,7 @@ def operations(loaded: LoadedModel, recipe: Recipe, rows: Sequence[Encoded]) -> 
 
 
 def peak_memory(device: torch.device, begin: bool = False) -> int | None:
-    """The most bytes that were in use since the last call with `begin`; None on a CPU, which does not tell."""
+    """The peak of the bytes in use since the last call with `begin`; None on a CPU, which does not report it."""
     if device.type != "cuda":
         return None
     if begin:
@@ -80,48 +80,48 @@ def peak_memory(device: torch.device, begin: bool = False) -> int | None:
 
 
 class Step:
-    """Training steps of A adapters, to be timed."""
+    """Training steps of A adapters, for timing."""
 
     def __init__(self, loaded: LoadedModel, recipe: Recipe, rows: Sequence[Sequence[Encoded]]) -> None:
         self.loaded, self.recipe, self.rows = loaded, recipe, rows
 
     def run(self, steps: int) -> tuple[list[float], int, int | None]:
-        """Seconds of each step; bytes of weights, gradients and moments and of what a pass keeps of all rows, as
-        predicted; and, where the device tells, the most that was in use, as measured."""
+        """Seconds of each step; predicted bytes of weights, gradients, moments and activations of all rows; and, on a
+        GPU, the measured peak of the bytes in use."""
         times = []
         device = self.loaded.model.device
         before = peak_memory(device, begin=True)
         recipes = [self.recipe] * len(self.rows)
-        with GradientEngine(self.loaded, recipes) as passes:
+        with GradientEngine(self.loaded, recipes) as engine:
             weights = LoraWeights.initial(self.loaded.model, self.recipe, list(range(len(self.rows))))
-            buffer = BatchedAdamW(weights, recipes, passes.shards(len(self.rows)))
+            optimizer = BatchedAdamW(weights, recipes, engine.shards(len(self.rows)))
             for _ in range(steps):
                 began = time.perf_counter()
-                passes.losses(buffer, self.rows)
-                buffer.step([1e-4] * len(self.rows))
+                engine.losses(optimizer, self.rows)
+                optimizer.step([1e-4] * len(self.rows))
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - began)
-            kept = int(passes.token_bytes * sum(len(r.ids) for mine in self.rows for r in mine))
-            most = peak_memory(device)
-            return times, buffer.nbytes + kept, None if most is None or before is None else most - before
+            activations = int(engine.token_bytes * sum(len(r.ids) for mine in self.rows for r in mine))
+            peak = peak_memory(device)
+            return times, optimizer.nbytes + activations, None if peak is None or before is None else peak - before
 
 
-def measured(
+def measure_step(
     loaded: LoadedModel, recipe: Recipe, tasks: Sequence[Task], rate: float, bandwidth: float, repeats: int
 ) -> dict[str, Any]:
-    """Seconds of a step for one adapter on each task, bytes, and how far that is from matrix products alone, and from
-    what must at least go through memory: the frozen weights there and back, and what is kept, written and read.
+    """Seconds and bytes of a step that trains one adapter on each task, and its lower bounds by matrix products and by
+    memory traffic (frozen weights in both passes; activations, written and read).
 
-    `rate` is in operations, and `bandwidth` in bytes, a second of all cores together.
+    `rate` is in operations and `bandwidth` in bytes, per second of all cores together.
     """
     rows = [prompts_of(loaded, task, recipe) for task in tasks]
-    fit = replace(recipe, batch_size=min(map(len, rows)))
-    rows = [mine[: fit.batch_size] for mine in rows]
-    times, nbytes, peak = Step(loaded, fit, rows).run(repeats + 2)
+    fitted_recipe = replace(recipe, batch_size=min(map(len, rows)))
+    rows = [mine[: fitted_recipe.batch_size] for mine in rows]
+    times, nbytes, peak = Step(loaded, fitted_recipe, rows).run(repeats + 2)
     seconds = statistics.median(times[2:])
-    least = sum(operations(loaded, fit, mine) for mine in rows) / rate
-    moved = 2 * (sum(p.nbytes for p in loaded.model.parameters()) + nbytes) / bandwidth
+    least = sum(operations(loaded, fitted_recipe, mine) for mine in rows) / rate
+    least_by_memory = 2 * (sum(p.nbytes for p in loaded.model.parameters()) + nbytes) / bandwidth
     return {
         "adapters": len(tasks), "demonstrations": len(tasks[0].demonstrations),
         "tokens": sum(len(r.ids) for mine in rows for r in mine),
@@ -129,7 +129,7 @@ def measured(
         "seconds": round(seconds, 4), "megabytes": round(nbytes / 1e6, 1),
         "measured_megabytes": None if peak is None else round(peak / 1e6, 1),
         "least_seconds": round(least, 4), "share_of_rate": round(least / seconds, 3),
-        "least_seconds_memory": round(moved, 4), "share_of_bandwidth": round(moved / seconds, 3),
+        "least_seconds_memory": round(least_by_memory, 4), "share_of_bandwidth": round(least_by_memory / seconds, 3),
     }  # fmt: skip
 
 
@@ -148,57 +148,59 @@ def random_model(like: LoadedModel, hidden: int, layers: int) -> LoadedModel:
 def growth(
     learner: Learner, recipe: Recipe, rate: float, bandwidth: float, quick: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of `measured` along each axis, the others as they usually are."""
+    """Rows of `measure_step` along each axis, with the defaults on the others."""
     loaded, repeats = learner.loaded, 3 if quick else 7
-    usual = lists_task(6)
+    default = lists_task(6)
     adapters = (1, 4) if quick else (1, 2, 4, 8, 16)
     shown = (3, 6) if quick else (2, 3, 4, 6, 8, 10)
     batches = (2, 8) if quick else (1, 2, 4, 8, 16)
     sizes = SIZES[:2] if quick else SIZES
     torch.manual_seed(0)
     return {
-        "adapters": [measured(loaded, recipe, [usual] * n, rate, bandwidth, repeats) for n in adapters],
-        "demonstrations": [measured(loaded, recipe, [lists_task(n)], rate, bandwidth, repeats) for n in shown],
-        "tokens": [measured(loaded, replace(recipe, batch_size=n), [usual], rate, bandwidth, repeats) for n in batches],
+        "adapters": [measure_step(loaded, recipe, [default] * n, rate, bandwidth, repeats) for n in adapters],
+        "demonstrations": [measure_step(loaded, recipe, [lists_task(n)], rate, bandwidth, repeats) for n in shown],
+        "tokens": [
+            measure_step(loaded, replace(recipe, batch_size=n), [default], rate, bandwidth, repeats) for n in batches
+        ],
         "parameters": [
-            measured(random_model(loaded, hidden, layers), recipe, [usual], rate, bandwidth, repeats)
+            measure_step(random_model(loaded, hidden, layers), recipe, [default], rate, bandwidth, repeats)
             for hidden, layers in sizes
         ],
     }
 
 
-def where_time_goes(learner: Learner, recipe: Recipe, steps: int = 5) -> dict[str, float]:
-    """Shares of the processor's time in a step of one adapter, on one thread, by what it does; the largest first."""
+def step_profile(learner: Learner, recipe: Recipe, steps: int = 5) -> dict[str, float]:
+    """Shares of CPU time in a step of one adapter on one thread, by operation; the largest first."""
     step = Step(learner.loaded, recipe, [prompts_of(learner.loaded, lists_task(6), recipe)])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         step.run(2)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             step.run(steps)
     finally:
         torch.set_num_threads(threads)
-    spent: Counter[str] = Counter()
-    for event in seen.key_averages():
+    times: Counter[str] = Counter()
+    for event in profiler.key_averages():
         name = event.key.removeprefix("aten::")
-        spent[PLACES.get(name, name)] += event.self_cpu_time_total
-    total = spent.total()
-    largest = {name: round(value / total, 3) for name, value in spent.most_common(10)}
+        times[OPERATION_GROUPS.get(name, name)] += event.self_cpu_time_total
+    total = times.total()
+    largest = {name: round(value / total, 3) for name, value in times.most_common(10)}
     return largest | {"the rest": round(1 - sum(largest.values()), 3)}
 
 
-def picture(grown: dict[str, list[dict[str, Any]]], file: Path) -> None:
-    """Draws seconds, least seconds and megabytes along each axis (needs matplotlib)."""
+def picture(growth_rows: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """Plots seconds, their lower bound and megabytes along each axis (needs matplotlib)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(1, len(grown)), grown.items(), strict=True):
-        across = [row[name] for row in rows]
-        axes.plot(across, [row["seconds"] for row in rows], "o-", label="seconds a step")
-        axes.plot(across, [row["least_seconds"] for row in rows], "--", label="matrix products alone")
+    for axes, (name, rows) in zip(figure.subplots(1, len(growth_rows)), growth_rows.items(), strict=True):
+        positions = [row[name] for row in rows]
+        axes.plot(positions, [row["seconds"] for row in rows], "o-", label="seconds a step")
+        axes.plot(positions, [row["least_seconds"] for row in rows], "--", label="matrix products alone")
         axes.set(xlabel=name, ylim=(0, None), xscale="log" if name == "parameters" else "linear")
         memory = axes.twinx()
-        memory.plot(across, [row["megabytes"] for row in rows], "s:", color="tab:green", label="megabytes")
+        memory.plot(positions, [row["megabytes"] for row in rows], "s:", color="tab:green", label="megabytes")
         memory.set(ylim=(0, None))
         if name == "adapters":
             axes.legend(loc="upper left")

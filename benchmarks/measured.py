@@ -1,6 +1,6 @@
-"""Tables of benchmarks/results for the documents: docs/measured.md, and those in README.md and docs/policy.md.
+"""Writes the tables of benchmarks/results: docs/measured.md, and those in README.md and docs/policy.md.
 
-`make docs` writes them. Knows nothing about how anything was measured.
+`make docs` runs it. Knows nothing about how the results were measured.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ NOTES = {
     "model": "The rows `controller` are of the policy before the one that ships now: it was trained on 600 tasks with "
     "one query each, and closed 0.18 of the gap to the VBS per query on its own scorecard; the shipped one closes "
     "0.25.",
-    "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, known afterwards only, "
+    "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight, "
     "per query or per task (over all its queries). Gap closed: (U - U_SBS) / (U_VBS - U_SBS) with U the utility, "
     "accuracy minus cost weight times cost.",
 }
-OF_SETS = {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}
-OF_THE_VERDICT = {
+SET_NOTES = {"function_vectors": " (rules)", "arc_agi_1": " (evaluation, two attempts)"}
+CROSSFIT_COLUMNS = {
     "right in context": "in context",
     "right by one adapter": "one adapter",
     "right by the vote of the folds": "vote of the folds",
@@ -34,14 +34,14 @@ OF_THE_VERDICT = {
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
-    """What a benchmark wrote."""
+    """The results of a benchmark."""
     return dict(json.loads((folder / f"{name}.json").read_text("utf-8")))
 
 
 def measured_table(folder: Path, strategies: Collection[str]) -> str:
-    """Of model.json, a line for each set: accuracy and work of each strategy.
+    """A line for each set of model.json: accuracy and work of each strategy.
 
-    Without the controller's rows: they are of an earlier policy (`NOTES`).
+    The controller's rows are left out: they are of an earlier policy (`NOTES`).
     """
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in read(folder, "model")["rows"]:
@@ -58,12 +58,12 @@ def measured_table(folder: Path, strategies: Collection[str]) -> str:
             text = f"**{r['value']:.1f}**" if r["value"] == best else f"{r['value']:.1f}"
             text += f" ({r['work']:.0f}x)" if name != "in_context" else ""
             texts.append(text)
-        lines.append(_line(label + OF_SETS.get(label, ""), row[names[0]]["queries"], *texts))
+        lines.append(_line(label + SET_NOTES.get(label, ""), row[names[0]]["queries"], *texts))
     return "\n".join(lines)
 
 
 def policy_table(folder: Path) -> str:
-    """Of policy.json: accuracy, cost and utility of the policy and its baselines, and whether goals are reached."""
+    """Accuracy, cost and utility of the policy and its baselines in policy.json, and whether goals are reached."""
     rows = read(folder, "policy")["rows"]
     lines = [_line("families held out", "accuracy", "cost", "utility"), _rule(4)]
     for row in rows:
@@ -88,14 +88,14 @@ def measured(folder: Path) -> str:
     ]
     for name, about in COMMANDS.items():
         if (folder / f"{name}.json").exists():
-            lines += _of_command(name, about, read(folder, name))
+            lines += _benchmark_section(name, about, read(folder, name))
     if (folder / "crossfit.json").exists():
-        lines += _crossfitted(read(folder, "crossfit"))
+        lines += _crossfit_section(read(folder, "crossfit"))
     return "\n".join([*lines, ""])
 
 
-def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
-    """The rows that a command printed, and whether they reach their goals."""
+def _benchmark_section(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
+    """The rows of a benchmark, and whether they reach their goals."""
     where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
     lines = ["", f"## {about}", ""]
     lines += [f"`make bench-{name}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
@@ -107,11 +107,11 @@ def _of_command(name: str, about: str, facts: Mapping[str, Any]) -> list[str]:
             value += " [{:g}, {:g}]".format(*row["interval_90"])
         verdict = "" if row["goal"] is None else f"{_goal(row)}: {'reached' if row['holds'] else '**not reached**'}"
         lines.append(_line(row["name"], value, row["against"], verdict))
-    return lines + (_grown(facts) if "growth" in facts else [])
+    return lines + (_growth_section(facts) if "growth" in facts else [])
 
 
-def _grown(facts: Mapping[str, Any]) -> list[str]:
-    """How a training step grows, and where its time goes."""
+def _growth_section(facts: Mapping[str, Any]) -> list[str]:
+    """How the time of a training step grows, and how it is spent."""
     lines = [
         "",
         "Time of a training step along each axis ([engine.svg](engine.svg)), and the share of it that its matrix "
@@ -128,7 +128,7 @@ def _grown(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"Where the processor's time goes in a step on one thread: {shares}."]
 
 
-def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
+def _crossfit_section(facts: Mapping[str, Any]) -> list[str]:
     """Cross-validated gains of training, and the gains on the queries, a line for each set."""
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in facts["rows"]:
@@ -142,12 +142,12 @@ def _crossfitted(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['limit']} queries of each public set and {facts['generated']} tasks a domain of the generator's "
         "held-out families. Brackets are 90% intervals over families.",
         "",
-        _line("set", "queries", *OF_THE_VERDICT.values()),
-        _rule(2 + len(OF_THE_VERDICT)),
+        _line("set", "queries", *CROSSFIT_COLUMNS.values()),
+        _rule(2 + len(CROSSFIT_COLUMNS)),
     ]
     for name, measures in cells.items():
         lines.append(
-            _line(name, measures["right in context"]["queries"], *(_cell(w, measures[w]) for w in OF_THE_VERDICT))
+            _line(name, measures["right in context"]["queries"], *(_cell(w, measures[w]) for w in CROSSFIT_COLUMNS))
         )
     name, measures = list(cells.items())[-1]
     lines += [
@@ -172,7 +172,7 @@ def _cell(words: str, row: Mapping[str, Any]) -> str:
 
 
 def _value(row: Mapping[str, Any], form: str) -> str:
-    """A value with its unit, where it has one; a value that says whether something is so, as yes or no."""
+    """A value with its unit, if it has one; yes or no for a truth value."""
     if row["value"] is None:
         return "-"
     if row["unit"] == "yes/no":
@@ -182,7 +182,7 @@ def _value(row: Mapping[str, Any], form: str) -> str:
 
 
 def _goal(row: Mapping[str, Any]) -> str:
-    """The goal in figures; the least number above 0 in words."""
+    """The goal as text; the smallest number above 0 is `above 0`."""
     if row["unit"] == "yes/no":
         return "yes"
     return "above 0" if 0 < row["goal"] < 1e-6 else f"{row['goal']:g}"

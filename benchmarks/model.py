@@ -132,11 +132,11 @@ def numbers(rows: list[Row], names: list[str]) -> list[dict[str, Any]]:
             continue
         public[name] = shares(cells, two)
         if goal is None:
-            gained = 100 * (public[name][:, 1] - public[name][:, 0])
+            gain = 100 * (public[name][:, 1] - public[name][:, 0])
             results.append({
-                "name": f"{name}: {TTT} beyond in_context", "value": round(float(gained[0]), 1), "unit": "points",
-                "interval_90": bounds(gained), "queries": len(cells[TTT]), "against": "in_context", "goal": 0.0,
-                "holds": bool(gained[0] > 0),
+                "name": f"{name}: {TTT} beyond in_context", "value": round(float(gain[0]), 1), "unit": "points",
+                "interval_90": bounds(gain), "queries": len(cells[TTT]), "against": "in_context", "goal": 0.0,
+                "holds": bool(gain[0] > 0),
             })  # fmt: skip
     results += [ratio("all", public, 2.0)] if public else []
     low_sets = {n: v for n, v in public.items() if v[0, 0] < LOW}
@@ -164,7 +164,7 @@ def bounds(values: np.ndarray) -> list[float]:
 
 
 def ratio(which: str, public: dict[str, np.ndarray], goal: float) -> dict[str, Any]:
-    """Mean accuracy of sets after training divided by that in context; None where nothing was right in context."""
+    """Mean accuracy of sets after training divided by that in context; None where no in-context answer was right."""
     before, after = np.mean(list(public.values()), 0).T
     value = round(float(after[0] / before[0]), 2) if before[0] else None
     return {

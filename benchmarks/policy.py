@@ -66,27 +66,27 @@ ABOVE_0 = 1e-9
 """The goal `above 0`."""
 
 
-def some(tasks: Sequence[Task], count: int) -> list[Task]:
+def sample_of(tasks: Sequence[Task], count: int) -> list[Task]:
     """A random sample of tasks; a smaller sample is part of a larger one."""
     return random.Random(0).sample(tasks, len(tasks))[:count]
 
 
-def collected(
+def collect_outcomes(
     folder: Path, tasks: list[Task], model: str | None, workers: int, seeds: Sequence[int] = (0,)
 ) -> list[Outcome]:
     """The outcomes of all strategies on the tasks; stored ones are not measured again."""
     store = OutcomeStore(folder)
 
-    def tell(done: int, total: int) -> None:
+    def show_progress(done: int, total: int) -> None:
         print(f"\r{folder.name}: {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     strategies = [get_strategy(name) for name in ARMS]
-    collect_with_workers(Source(model), tasks, strategies, seeds, store, workers=workers, on_progress=tell)
+    collect_with_workers(Source(model), tasks, strategies, seeds, store, workers=workers, on_progress=show_progress)
     wanted = {(t.dataset, t.id) for t in tasks}
     return [o for o in store.read() if (o.dataset, o.task_id) in wanted and o.strategy in ARMS and o.seed in seeds]
 
 
-def transferred(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
+def evaluate_transfer(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
     """Utility, accuracy and cost on a set that the policy was not trained on, of the policy and of the SBS of its
     training, and the gain over the SBS with its interval."""
     right, costs = cases.score_routing(simulate(policy, cases))
@@ -111,7 +111,7 @@ def rounded(numbers: Iterable[float]) -> list[float]:
     return [round(float(number), 3) for number in numbers]
 
 
-def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def utilities_by_sub_task(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """For a table without features: utility of the SBS of the other sub-tasks, and of the VBS per sub-task, evaluated
     on the runs that selected it, and on a run that did not. The runs of a strategy are numbered in the order of their
     seeds, which differ between strategies."""
@@ -129,9 +129,9 @@ def without_features(outcomes: Sequence[Outcome]) -> dict[str, float]:
         right - DEFAULT_ACCURACY_PER_MAX_COST / costs.mean(axis=(0, 2)).max() * costs
     )  # [families, strategies, runs]
     means, index = worth.mean(axis=2), np.arange(len(families))
-    held = [means[n, np.delete(means, n, 0).mean(axis=0).argmax()] for n in index]
+    of_others = [means[n, np.delete(means, n, 0).mean(axis=0).argmax()] for n in index]
     return {
-        "sbs": float(np.mean(held)), "vbs_same_runs": float(means.max(axis=1).mean()),
+        "sbs": float(np.mean(of_others)), "vbs_same_runs": float(means.max(axis=1).mean()),
         "vbs_other_runs": float(by_other_runs(worth).mean()), "in_context": float(means[:, 0].mean()),
         "families": len(families), "runs": runs,
     }  # fmt: skip
@@ -142,36 +142,36 @@ def by_other_runs(worth: NDArray[np.float64]) -> NDArray[np.float64]:
     [N, strategies, runs] -> [N]."""
     index, runs = np.arange(len(worth)), worth.shape[2]
     across = [worth[index, np.delete(worth, n, 2).mean(axis=2).argmax(axis=1), n] for n in range(runs)]
-    found: NDArray[np.float64] = np.mean(across, axis=0)
-    return found
+    utilities: NDArray[np.float64] = np.mean(across, axis=0)
+    return utilities
 
 
-def told_by_other_queries(outcomes: Sequence[Outcome], price: float, single: str) -> dict[str, Any]:
+def gap_closed_by_other_queries(outcomes: Sequence[Outcome], cost_weight: float, single: str) -> dict[str, Any]:
     """Gap closed, between the single strategy and the VBS per task, by the strategy that is best on the task's other
     queries: the VBS is chosen in hindsight, and part of it is chance. The other attempts are not charged; tasks without
     all queries, or with one query, are excluded. No value without a gap."""
-    asked: dict[tuple[str, str, int], dict[str, dict[str, Outcome]]] = {}
+    by_task: dict[tuple[str, str, int], dict[str, dict[str, Outcome]]] = {}
     for outcome in outcomes:
-        queries = asked.setdefault((outcome.dataset, outcome.group, outcome.seed), {})
+        queries = by_task.setdefault((outcome.dataset, outcome.group, outcome.seed), {})
         queries.setdefault(outcome.task_id, {})[outcome.strategy] = outcome
-    most = max(map(len, asked.values()))
-    whole = [
-        list(queries.values()) for queries in asked.values()
+    most = max(map(len, by_task.values()))
+    complete = [
+        list(queries.values()) for queries in by_task.values()
         if len(queries) == most > 1 and all(by.keys() >= set(ARMS) for by in queries.values())
     ]  # fmt: skip
-    if not whole:
+    if not complete:
         return {"value": None, "interval_90": None, "tasks": 0}
     worth = np.array(
-        [[[by[s].correct - price * by[s].relative_cost for by in queries] for s in ARMS] for queries in whole]
+        [[[by[s].correct - cost_weight * by[s].relative_cost for by in queries] for s in ARMS] for queries in complete]
     )
     ours = worth[:, ARMS.index(single)].mean(axis=1)
-    best, told = worth.mean(axis=2).max(axis=1), by_other_runs(worth)
-    families = [queries[0][BASE].family for queries in whole]
-    found = Bootstrap(families, {"policy": told, "single": ours, "best": best}, 0).gain("single", "best")
+    best, predicted = worth.mean(axis=2).max(axis=1), by_other_runs(worth)
+    families = [queries[0][BASE].family for queries in complete]
+    gap = Bootstrap(families, {"policy": predicted, "single": ours, "best": best}, 0).gain("single", "best")
     return {
-        "value": found and found["value"], "interval_90": found and rounded(found["interval_90"]),
-        "tasks": len(whole), "queries_each": most, "sbs": round(float(ours.mean()), 4),
-        "by_other_queries": round(float(told.mean()), 4), "vbs_per_task": round(float(best.mean()), 4),
+        "value": gap and gap["value"], "interval_90": gap and rounded(gap["interval_90"]),
+        "tasks": len(complete), "queries_each": most, "sbs": round(float(ours.mean()), 4),
+        "by_other_queries": round(float(predicted.mean()), 4), "vbs_per_task": round(float(best.mean()), 4),
     }  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def row(
     }
 
 
-def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
+def scorecard_rows(trained: TrainedPolicy) -> list[dict[str, Any]]:
     """The scorecard's metrics with their goals; an undefined metric has no value, and reaches no goal."""
     card = trained.scorecard
     gap, routing, draws = card["gap_closed_per_task"] or {}, card["routing"] or {}, card["repeats"]
@@ -204,13 +204,13 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
     best = max(fixed, key=lambda name: fixed[name]["accuracy"])
     policy = card["arms"]["policy"]
 
-    def drawn(name: str) -> tuple[float | None, dict[str, Any]]:
-        """The mean over the draws, their range, and the first one's interval."""
-        found = draws.get(name, {})
-        return found.get("mean"), {"range": found.get("range"), "interval_90_first_draw": bounds.get(name)}
+    def over_draws(name: str) -> tuple[float | None, dict[str, Any]]:
+        """A metric's mean over the draws, their range, and the interval of the first."""
+        metric = draws.get(name, {})
+        return metric.get("mean"), {"range": metric.get("range"), "interval_90_first_draw": bounds.get(name)}
 
     closed, apgr, sent, auroc, harm = (
-        drawn(n) for n in ("gap_closed_per_task", "apgr", "cpt_95", "auroc", "harm_share")
+        over_draws(n) for n in ("gap_closed_per_task", "apgr", "cpt_95", "auroc", "harm_share")
     )
     of_queries = card["gap_closed_per_query"] or {}
     low = gap["interval_90"][0] if gap else None
@@ -247,8 +247,8 @@ def judged(trained: TrainedPolicy) -> list[dict[str, Any]]:
 
 
 def same_as_shipped(trained: TrainedPolicy, shipped: TrainedPolicy, goal: float | None) -> list[dict[str, Any]]:
-    """Whether the shipped bundle is what was judged above: of the same outcomes, and worth as much. Of an early bundle,
-    which has no digest of them, what the fixed strategies achieved and cost stands for the outcomes."""
+    """Whether the shipped bundle was trained on the same outcomes, and the difference in utility. For a bundle without
+    a digest of its outcomes, accuracy and cost of the fixed strategies are compared instead."""
     here, there = trained.scorecard, shipped.scorecard
     model = trained.base_hash == shipped.base_hash and trained.strategies == shipped.strategies
     if model and here.get("digest") and there.get("digest"):
@@ -260,11 +260,11 @@ def same_as_shipped(trained: TrainedPolicy, shipped: TrainedPolicy, goal: float 
             for key in ("accuracy", "cost")
         )
     cases = {"cases": here["cases"], "shipped_cases": there["cases"], "same_model": model}
-    apart = there["arms"]["policy"]["utility"] - here["arms"]["policy"]["utility"]
+    difference = there["arms"]["policy"]["utility"] - here["arms"]["policy"]["utility"]
     return [
         row("the shipped bundle is the one trained on these outcomes", float(same), "yes/no", "the trained one",
             goal, **cases),
-        row("utility of the shipped bundle minus that of the trained one", apart, "", "the trained one",
+        row("utility of the shipped bundle minus that of the trained one", difference, "", "the trained one",
             None),
     ]  # fmt: skip
 
@@ -275,29 +275,29 @@ def _closed(arms: Mapping[str, Mapping[str, float]], name: str) -> float | None:
     return (arms[name]["utility"] - single) / (best - single) if best > single else None
 
 
-def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], price: float) -> dict[str, float]:
+def with_public(generated: Sequence[Outcome], public: Sequence[Outcome], cost_weight: float) -> dict[str, float]:
     """Utility on queries of the open sets of a policy that was trained on generated families alone, and of one trained
     on other families of the open sets as well."""
     cases = build_outcome_table([*generated, *public])
-    settings = TrainingSettings(price, 0, 5, tuple(CANDIDATES)).for_families(
+    settings = TrainingSettings(cost_weight, 0, 5, tuple(CANDIDATES)).for_families(
         len({o.family for o in generated}) * 4 // 5
     )
-    theirs = np.isin(np.array(cases.datasets), sorted({o.dataset for o in public}))
-    found: dict[str, list[float]] = {"generated": [], "both": []}
+    is_public = np.isin(np.array(cases.datasets), sorted({o.dataset for o in public}))
+    utilities: dict[str, list[float]] = {"generated": [], "both": []}
     for learn, held in group_folds(cases.families, 5, 0):
-        unseen = cases.take(held[theirs[held]]).complete()
-        for name, known in (("generated", learn[~theirs[learn]]), ("both", learn)):
-            policy = LearnedPolicy(fit(cases.take(known), settings))
+        unseen = cases.take(held[is_public[held]]).complete()
+        for name, training in (("generated", learn[~is_public[learn]]), ("both", learn)):
+            policy = LearnedPolicy(fit(cases.take(training), settings))
             right, costs = unseen.score_routing(simulate(policy, unseen))
-            found[name] += (right - price * costs).tolist()
-    return {name: statistics.fmean(values) for name, values in found.items()} | {"queries": len(found["both"])}
+            utilities[name] += (right - cost_weight * costs).tolist()
+    return {name: statistics.fmean(values) for name, values in utilities.items()} | {"queries": len(utilities["both"])}
 
 
 def on_open_sets(
     options: argparse.Namespace, policies: Mapping[str, LearnedPolicy], generated: Sequence[Outcome]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What policies gain on sets that they were not trained on, the first of them being judged; and what was left out,
-    with the reason."""
+    """Gains of policies, of which the first is the one under evaluation, on sets that they were not trained on; and the
+    omitted sets, with the reasons."""
     rows, public = [], []
     values, sure = [], 0
     policy = next(iter(policies.values()))
@@ -308,25 +308,25 @@ def on_open_sets(
     for name, count in SETS.items():
         file = options.data / "open" / f"{name}.jsonl"
         if not file.is_file():
-            omitted[name] = "not there"
+            omitted[name] = "file not found"
             continue
-        tasks = some(read_tasks([file]).tasks, min(QUICK, count) if options.quick else count)
-        public += (theirs := collected(options.outcomes / name, tasks, options.model, options.workers))
-        cases = build_outcome_table(theirs)
-        found, *others = (transferred(one, cases) for one in policies.values())
-        values.append(found["gain"])
-        sure += found["interval_90"][0] > 0
+        tasks = sample_of(read_tasks([file]).tasks, min(QUICK, count) if options.quick else count)
+        public += (of_set := collect_outcomes(options.outcomes / name, tasks, options.model, options.workers))
+        cases = build_outcome_table(of_set)
+        transfer, *others = (evaluate_transfer(one, cases) for one in policies.values())
+        values.append(transfer["gain"])
+        sure += transfer["interval_90"][0] > 0
         more = {
             f"{key}_{what}": other[what]
             for key, other in zip(list(policies)[1:], others, strict=True)
             for what in ("gain", "interval_90")
         }
         rows.append(row(
-            f"{name}: utility beyond the SBS", found["gain"], "", f"always {policy.trained.ranking[0]}",
-            None, **found, **more,
+            f"{name}: utility beyond the SBS", transfer["gain"], "", f"always {policy.trained.ranking[0]}",
+            None, **transfer, **more,
         ))  # fmt: skip
     for name, why in omitted.items():
-        print(f"{name}: left out: {why}", flush=True)
+        print(f"{name}: omitted: {why}", flush=True)
     if public:
         rows.append(row(
             "share of open sets with a higher utility than the SBS", statistics.fmean(gain > 0 for gain in values), "",
@@ -342,23 +342,23 @@ def on_open_sets(
 
 
 def on_table(table: Path) -> list[dict[str, Any]]:
-    """What there is to gain on outcomes that were measured elsewhere and have no features."""
+    """The gap that a policy could close on outcomes that were measured elsewhere and have no features."""
     if not table.is_file():
-        print(f"{table} is not there: left out")
+        print(f"{table}: omitted: file not found")
         return []
-    found = without_features(import_csv(table, in_context="ICL_10"))
+    utilities = utilities_by_sub_task(import_csv(table, in_context="ICL_10"))
     return [row(
         "BIG-Bench Hard table: gap that knowing the sub-task could close",
-        found["vbs_other_runs"] - found["sbs"],
+        utilities["vbs_other_runs"] - utilities["sbs"],
         "", "SBS, sub-tasks held out", None,
-        gap_same_runs=round(found["vbs_same_runs"] - found["sbs"], 4),
+        gap_same_runs=round(utilities["vbs_same_runs"] - utilities["sbs"], 4),
         without_features="nothing: all sub-tasks look the same, and a policy is the single best of the others",
-        **{k: round(v, 4) for k, v in found.items()},
+        **{k: round(v, 4) for k, v in utilities.items()},
     )]  # fmt: skip
 
 
-def timed(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
-    """How long it takes to decide on a query after its features."""
+def decision_time(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
+    """Time of one decision, once the features of the query have been measured."""
     free, features = (
         Features(stage, dict(zip(NAMES[stage], cases.stage(stage)[0].tolist(), strict=True))) for stage in NAMES
     )
@@ -385,22 +385,22 @@ def main() -> None:
     generated = draw_tasks(
         "policy", 4 * QUICK if options.quick else GENERATED, 0, queries=1 if options.quick else QUERIES
     )
-    outcomes = collected(options.outcomes / "generated", generated, options.model, options.workers)
+    outcomes = collect_outcomes(options.outcomes / "generated", generated, options.model, options.workers)
     trained, shipped = train_policy(outcomes, workers=options.workers), load_bundle(BUNDLED)
     save_bundle(trained, options.bundle, over_released=True)
     write_report(trained, options.bundle)
     policies = {"trained": LearnedPolicy(trained)}
     if (trained.base_hash, trained.strategies) == (shipped.base_hash, shipped.strategies):
         policies["shipped"] = LearnedPolicy(shipped)
-    rows = [*judged(trained), *same_as_shipped(trained, shipped, None if options.quick else 1.0)]
-    luck = told_by_other_queries(outcomes, trained.cost_weight, trained.ranking[0])
+    rows = [*scorecard_rows(trained), *same_as_shipped(trained, shipped, None if options.quick else 1.0)]
+    hindsight = gap_closed_by_other_queries(outcomes, trained.cost_weight, trained.ranking[0])
     rows.append(row(
-        "gap closed by knowing the results of every strategy on the task's other queries", luck.pop("value"), "",
-        f"always {trained.ranking[0]} to VBS per task", None, **luck,
+        "gap closed by knowing the results of every strategy on the task's other queries", hindsight.pop("value"), "",
+        f"always {trained.ranking[0]} to VBS per task", None, **hindsight,
     ))  # fmt: skip
     transfer, omitted = on_open_sets(options, policies, outcomes)
     rows += [*transfer, *on_table(options.data / "outcomes" / "bbh_llama31_8b.csv")]
-    rows.append(timed(policies["trained"], build_outcome_table(outcomes)))
+    rows.append(decision_time(policies["trained"], build_outcome_table(outcomes)))
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
         "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": options.quick,

@@ -2,9 +2,10 @@
 
     python benchmarks/pretrain_speed.py --sizes 256x6,384x8,512x10 --tokens 8192 [--compile]
 
-Prints for each size the tokens a second, and the share of the matrix-product rate that a step reaches: 6 operations a
-parameter and token and 12 * layers * hidden * row for attention, over what bf16 products of 8,192 x 1,024 x 1,024 do.
-Medians of --repeats; making the batches is not in it.
+Prints for each size the tokens per second, and the share of the matrix-product rate that a step reaches: 6 operations
+per parameter and token, and 12 * layers * hidden * row for attention, over the rate of bf16 products of 8,192 x 1,024 x
+1,024.
+Medians of --repeats; the time to make batches is excluded.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def seconds_of(work: Callable[[], Any], repeats: int, device: str) -> float:
 
 
 def product_rate(device: str, dtype: torch.dtype, repeats: int) -> float:
-    """Operations a second of a plain matrix product."""
+    """Operations per second of a plain matrix product."""
     m, k, n = 8192, 1024, 1024
     a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
     rounds = 50 if device == "cuda" else 1
@@ -59,33 +60,33 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     dtype = torch.bfloat16
     rows = []
-    for size in given.sizes.split(","):
+    for size in options.sizes.split(","):
         hidden, layers = map(int, size.split("x"))
         heads = max(1, hidden // 64)
-        phase = Phase(0, ((given.row, 1.0),), (("lists", 0.5), ("rows", 0.5)))
+        phase = Phase(0, ((options.row, 1.0),), (("lists", 0.5), ("rows", 0.5)))
         config = PretrainConfig(
             hidden=hidden, layers=layers, heads=heads, kv_heads=heads, intermediate=5 * hidden // 2,
-            tokens=given.tokens, phases=(phase,),
+            tokens=options.tokens, phases=(phase,),
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(config, Path(folder), given.device, dtype, given.compile)
+            trainer = Trainer(config, Path(folder), options.device, dtype, options.compile)
             batch = Stream(config, trainer.tokenizer).batch(0)
-            taken = seconds_of(lambda t=trainer, b=batch: t.train_step(b, 1e-4), given.repeats, given.device)  # type: ignore[misc]
-        products = product_rate(given.device, dtype, given.repeats)
+            step_seconds = seconds_of(lambda t=trainer, b=batch: t.train_step(b, 1e-4), options.repeats, options.device)  # type: ignore[misc]
+        products = product_rate(options.device, dtype, options.repeats)
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        tokens = batch.ids.numel() / taken
-        done = tokens * (6 * parameters + 12 * layers * hidden * given.row)
+        tokens = batch.ids.numel() / step_seconds
+        rate = tokens * (6 * parameters + 12 * layers * hidden * options.row)
         rows.append({
             "size": size, "parameters": parameters, "tokens_per_second": round(tokens),
-            "products_gflops": round(products / 1e9), "share": round(done / products, 3),
+            "products_gflops": round(products / 1e9), "share": round(rate / products, 3),
         })  # fmt: skip
         print(rows[-1], flush=True)
-    if given.json:
-        given.json.write_text(
-            json.dumps({"device": given.device, "torch": torch.__version__, "rows": rows}, indent=1) + "\n"
+    if options.json:
+        options.json.write_text(
+            json.dumps({"device": options.device, "torch": torch.__version__, "rows": rows}, indent=1) + "\n"
         )
 
 

@@ -3,8 +3,8 @@
     python benchmarks/pretrain_trials.py --steps 150 --only base,deep --json benchmarks/results/pretrain_trials.json
     python benchmarks/pretrain_trials.py --list
 
-What is compared: the share of last answers that are right and their loss in nats an answer, in the split `test`, on the
-same tasks for every variant. One short run each: read differences beside that between `base` and `base again`.
+Compares the share of last answers that are right and their loss in nats per answer, on the same tasks of the split
+`test` for every variant. Each variant has one short run: the difference between `base` and `base again` is noise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from autottt.ttt_core.pretraining.data import IGNORED, Batch, Phase, PretrainConfig, Row, Stream, padded
+from autottt.ttt_core.pretraining.data import IGNORED, Batch, Phase, PretrainConfig, Row, Stream, pad_rows
 from autottt.ttt_core.pretraining.generator.families import domains, draw_task_pairs
 from autottt.ttt_core.pretraining.pretrain import Trainer
 from autottt.ttt_core.tasks.prompts import COMPACT_FORMAT
@@ -33,48 +33,48 @@ Pairs = list[tuple[Any, Any]]
 ROW = 256
 """Tokens in a row, unless a variant says otherwise."""
 MIXTURE = (("lists", 0.4), ("rows", 0.15), ("grids", 0.25), ("strings", 0.2))
-JUDGED, SHOWN = 64, 4
-"""Tasks a domain that variants are judged on, and the pairs of each; the last is judged."""
-LONG_JUDGED, LONG_SHOWN = 24, 14
+EVALUATION_TASKS, PAIRS = 64, 4
+"""Evaluation tasks per domain, and the pairs of each; the answer of the last pair is evaluated."""
+LONG_TASKS, LONG_PAIRS = 24, 14
 """The same for tasks of grids that fill a long row."""
 LONG = "long grids"
-LONGEST_KEPT = 4096
-"""Tokens of a row up to which the weights of attention are kept for the way back; 8,192 would take over 20 GB, so
-they are computed again."""
+MAX_ROW_WITHOUT_CHECKPOINTING = 4096
+"""Tokens of a row up to which attention weights are stored for the backward pass. Rows of 8,192 would need over 20 GB,
+so longer rows use gradient checkpointing."""
 
 
 def single_characters(text: str) -> list[str]:
-    """No token for a number: characters alone, a space before each number included."""
+    """Every character is a piece of its own, so that no token stands for a number."""
     return list(text)
 
 
 def numbered_rows(text: str) -> list[str]:
-    """The n-th end of a grid's row is the number 10 + n, so that a cell's row can be read off."""
+    """The end of a grid's n-th row is the number 10 + n, which identifies the row."""
     count = iter(range(11, 100))
     return [re.sub(" /", lambda _: f" {next(count)}", text)]
 
 
-def as_it_is(text: str) -> list[str]:
-    """As the shipped model reads it."""
+def unchanged(text: str) -> list[str]:
+    """As for the bundled model."""
     return [text]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base."""
+    """Differences from the base."""
 
     about: str
     settings: dict[str, Any] = field(default_factory=dict)
     """Of `PretrainConfig`."""
     rows: tuple[tuple[int, float], ...] = ((ROW, 1.0),)
-    spelled: Callable[[str], list[str]] = as_it_is
-    """Stretches of a piece that are tokenized one by one."""
+    split: Callable[[str], list[str]] = unchanged
+    """Splits a piece into texts that are tokenized separately."""
     last_only: bool = False
-    """The loss is on a row's last answer alone."""
+    """Whether only the last answer of a row has a loss."""
     orders: int = 1
-    """Rows in which a task comes, in another order each."""
+    """Rows per task, each with the pairs in another order."""
     mirrored: bool = False
-    """Grids and rows are turned and mirrored, all of a task in the same way, drawn anew for each row."""
+    """Whether a random symmetry is applied to the grids and rows of each row's task."""
 
 
 VARIANTS = {
@@ -85,8 +85,8 @@ VARIANTS = {
     "small": Variant("128 x 4", {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "intermediate": 320}),
     "middle": Variant("192 x 6", {"hidden": 192, "layers": 6, "heads": 3, "kv_heads": 3, "intermediate": 480}),
     "large": Variant("384 x 8", {"hidden": 384, "layers": 8, "heads": 6, "kv_heads": 6, "intermediate": 960}),
-    "characters": Variant("numbers spelled by characters", spelled=single_characters),
-    "numbered rows": Variant("ends of a grid's rows numbered", spelled=numbered_rows),
+    "characters": Variant("numbers spelled by characters", split=single_characters),
+    "numbered rows": Variant("ends of a grid's rows numbered", split=numbered_rows),
     "last answer": Variant("loss on the last answer of a row alone", last_only=True),
     "two orders": Variant("every task twice, in another order", orders=2),
     "mirrored": Variant("every task twice, in another order and symmetry", orders=2, mirrored=True),
@@ -98,8 +98,8 @@ VARIANTS = {
 }
 
 
-def turned(kind: str, pairs: Pairs, rng: random.Random) -> Pairs:
-    """The pairs under one symmetry of the square; a single row is mirrored at most."""
+def transformed(kind: str, pairs: Pairs, rng: random.Random) -> Pairs:
+    """The pairs under one random symmetry of the square; for single rows, a reflection or none."""
     if kind not in ("grid", "grid1d"):
         return pairs
     flip, turns = rng.random() < 0.5, rng.randrange(4) if kind == "grid" else 0
@@ -119,16 +119,16 @@ class TrialStream(Stream):
     def __init__(self, variant: Variant, config: PretrainConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.variant = variant
-        self._again: list[tuple[str, Pairs]] = []
+        self._repeats: list[tuple[str, Pairs]] = []
 
     def encode(self, kind: str, pairs: Pairs, unlabelled: int, length: int) -> tuple[list[int], list[int], int]:
-        (source, target), shown = pairs[-1], pairs[:-1]
-        task = Task(kind, tuple(Demonstration(a, b) for a, b in shown), source)
+        (source, target), demonstrations = pairs[-1], pairs[:-1]
+        task = Task(kind, tuple(Demonstration(a, b) for a, b in demonstrations), source)
         ids, labels, answers = [self.tokenizer.bos_token_id], [IGNORED], 0
         last = 0
         for piece in COMPACT_FORMAT.pieces(task, target):
             new = [
-                i for s in self.variant.spelled(piece.text) for i in self.tokenizer.encode(s, add_special_tokens=False)
+                i for s in self.variant.split(piece.text) for i in self.tokenizer.encode(s, add_special_tokens=False)
             ]
             if len(ids) + len(new) > length:
                 break
@@ -143,42 +143,42 @@ class TrialStream(Stream):
         return ids, labels, answers
 
     def batch(self, step: int, shard: int = 0) -> Batch:
-        self._again = []
+        self._repeats = []
         return super().batch(step, shard)
 
     def _draw_row(self, rng: random.Random, length: int, mixture: Mapping[str, float]) -> Row | None:
-        if self._again:
-            kind, pairs = self._again.pop()
+        if self._repeats:
+            kind, pairs = self._repeats.pop()
         else:
             name = rng.choices(list(mixture), list(mixture.values()))[0]
             count = min(14, max(4, length // (16 if name in ("lists", "strings") else 40)))
             family, pairs = draw_task_pairs(self.split, count, rng, name)
             kind = family.domain.kind
-            self._again = [(kind, rng.sample(pairs, count)) for _ in range(self.variant.orders - 1)]
-        pairs = turned(kind, pairs, rng) if self.variant.mirrored else pairs
+            self._repeats = [(kind, rng.sample(pairs, count)) for _ in range(self.variant.orders - 1)]
+        pairs = transformed(kind, pairs, rng) if self.variant.mirrored else pairs
         ids, labels, answers = self.encode(kind, pairs, 1, length)
         return (ids, labels) if answers >= 3 else None
 
 
-def judged_tasks() -> dict[str, list[tuple[str, Pairs]]]:
-    """Kind and pairs of the tasks that every variant is judged on, per domain, each within 400 tokens; and of long
-    ones, about 1,500 to 4,000 tokens each."""
+def evaluation_tasks() -> dict[str, list[tuple[str, Pairs]]]:
+    """Kind and pairs of the evaluation tasks, per domain, each within 400 tokens; and of long ones, with about 1,500 to
+    4,000 tokens each."""
 
-    def drawn(label: str, domain: str, tasks: int, shown: int, characters: range) -> list[tuple[str, Pairs]]:
+    def draw(label: str, domain: str, tasks: int, pairs_each: int, characters: range) -> list[tuple[str, Pairs]]:
         rng = random.Random(f"judged-{label}")
-        kept: list[tuple[str, Pairs]] = []
-        while len(kept) < tasks:
-            family, pairs = draw_task_pairs("test", shown, rng, domain)
+        sample: list[tuple[str, Pairs]] = []
+        while len(sample) < tasks:
+            family, pairs = draw_task_pairs("test", pairs_each, rng, domain)
             if sum(len(str(side)) for pair in pairs for side in pair) in characters:
-                kept.append((family.domain.kind, pairs))
-        return kept
+                sample.append((family.domain.kind, pairs))
+        return sample
 
-    tasks = {name: drawn(name, name, JUDGED, SHOWN, range(1000)) for name in domains()}
-    return tasks | {LONG: drawn(LONG, "grids", LONG_JUDGED, LONG_SHOWN, range(4500, 12000))}
+    tasks = {name: draw(name, name, EVALUATION_TASKS, PAIRS, range(1000)) for name in domains()}
+    return tasks | {LONG: draw(LONG, "grids", LONG_TASKS, LONG_PAIRS, range(4500, 12000))}
 
 
 @torch.no_grad()
-def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, float]:
+def evaluate(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, float]:
     """Share of last answers right, and their mean loss in nats, per domain and over all but the long ones."""
     averages: dict[str, float] = {}
     hits_of_all, nats_of_all = [], []
@@ -186,13 +186,13 @@ def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str
         rows: list[Row] = [stream.encode(kind, pairs, len(pairs) - 1, 8192)[:2] for kind, pairs in cases]
         hits, nats = [], []
         for start in range(0, len(rows), 8):
-            ids, labels = padded(rows[start : start + 8], trainer.tokenizer.pad_token_id)
-            logits, wanted = trainer.model(ids).logits[:, :-1].float(), labels[:, 1:]
-            learned = wanted != IGNORED
+            ids, labels = pad_rows(rows[start : start + 8], trainer.tokenizer.pad_token_id)
+            logits, targets = trainer.model(ids).logits[:, :-1].float(), labels[:, 1:]
+            labelled = targets != IGNORED
             loss = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
             )
-            hits += ((logits.argmax(-1) == wanted) | ~learned).all(1).tolist()
+            hits += ((logits.argmax(-1) == targets) | ~labelled).all(1).tolist()
             nats += loss.sum(1).tolist()
         averages[name] = sum(hits) / len(hits)
         averages[f"{name}_nats"] = sum(nats) / len(nats)
@@ -203,19 +203,19 @@ def judge(trainer: Trainer, stream: TrialStream, tasks: dict[str, list[tuple[str
 
 
 def phases_of(name: str, variant: Variant, steps: int) -> tuple[Phase, ...]:
-    """What the stream of a variant is made of."""
+    """The phases of a variant's run."""
     first = Phase(0, variant.rows, MIXTURE)
     return (first, Phase(steps // 2, ((384, 1.0),), MIXTURE)) if name == "short first" else (first,)
 
 
 def trial(name: str, steps: int, tokens: int, tasks: dict[str, list[tuple[str, Pairs]]]) -> dict[str, Any]:
-    """Trains a variant, the rate falling linearly over the second half, and judges it."""
+    """Trains a variant, with a linear decay of the learning rate over the second half, and evaluates it."""
     variant = VARIANTS[name]
     phases = phases_of(name, variant, steps)
     config = PretrainConfig(**{"tokens": tokens, "warmup": 30, "phases": phases, **variant.settings})
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder), "cpu", torch.bfloat16, compiled=False)
-        if max(length for length, _ in variant.rows) > LONGEST_KEPT:
+        if max(length for length, _ in variant.rows) > MAX_ROW_WITHOUT_CHECKPOINTING:
             trainer.model.gradient_checkpointing_enable()
         stream = TrialStream(variant, config, trainer.tokenizer)
         rate = partial(trainer.rate, decay_from=steps // 2, end=steps)
@@ -225,7 +225,7 @@ def trial(name: str, steps: int, tokens: int, tasks: dict[str, list[tuple[str, P
         seconds = time.process_time() - began
         parameters = sum(p.numel() for p in trainer.masters.values())
         row = {"variant": name, "about": variant.about, "parameters": parameters, "tokens": trainer.tokens}
-        return {**row, "cpu_seconds": round(seconds), **judge(trainer, stream, tasks)}
+        return {**row, "cpu_seconds": round(seconds), **evaluate(trainer, stream, tasks)}
 
 
 def main() -> None:
@@ -234,28 +234,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
-    parser.add_argument("--list", action="store_true", help="name the variants and stop")
-    parser.add_argument("--json", type=Path, help="add the rows to this file; variants that it holds are not run again")
-    given = parser.parse_args()
-    names = given.only.split(",")
-    if given.list or (odd := [n for n in names if n not in VARIANTS]):
+    parser.add_argument("--list", action="store_true", help="list the variants and stop")
+    parser.add_argument("--json", type=Path, help="add the rows to this file; variants in it are not run again")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if options.list or (unknown := [n for n in names if n not in VARIANTS]):
         for name, variant in VARIANTS.items():
             print(f"{name:<16}{variant.about}")
-        if not given.list:
-            parser.error(f"no such variant: {', '.join(odd)}")
+        if not options.list:
+            parser.error(f"no such variant: {', '.join(unknown)}")
         return
-    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.exists() else []
-    tasks = judged_tasks()
+    rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
+    tasks = evaluation_tasks()
     for name in names:
-        if any((r["variant"], r["steps"]) == (name, given.steps) for r in rows):
+        if any((r["variant"], r["steps"]) == (name, options.steps) for r in rows):
             continue
-        rows.append({"steps": given.steps, **trial(name, given.steps, given.tokens, tasks)})
+        rows.append({"steps": options.steps, **trial(name, options.steps, options.tokens, tasks)})
         row = rows[-1]
         cells = "  ".join(f"{d} {row[d]:.0%} {row[f'{d}_nats']:.2f}" for d in (*tasks, "all"))
         print(f"{name:<16}{row['parameters'] / 1e6:>5.1f}M {row['cpu_seconds']:>5} s  {cells}", flush=True)
-        if given.json:
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Searches the strategies' recipes for a model on the generator's held-out families; prints a table and writes JSON.
 
     python benchmarks/search_recipes.py --model ttt_core/bundled --strategy ttt_in_context --domains lists,rows \
-        --tasks 20 --grid '{"steps": [16, 32], "learning_rate": [0.001, 0.003]}' --json benchmarks/results/recipes.json
+        --tasks 20 --grid '{"max_steps": [16, 32], "learning_rate": [0.001, 0.003]}' \
+        --json benchmarks/results/recipes.json
 
 Every recipe sees the same tasks (split `policy`, which pre-training never saw), so differences are paired. The public
-benchmarks play no part in it.
+benchmarks are not used.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ def main() -> None:
     parser.add_argument("--base", default="{}", help="recipe settings that all trials share (JSON)")
     parser.add_argument("--grid", default="{}", help="settings to try: name -> list of values (JSON)")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
-    given = parser.parse_args()
-    learner = Learner.load(given.model)
+    options = parser.parse_args()
+    learner = Learner.load(options.model)
     tasks = [
         t
-        for d in given.domains.split(",")
-        for t in draw_tasks(given.split, given.tasks, given.seed, d, given.queries_per_task)
+        for d in options.domains.split(",")
+        for t in draw_tasks(options.split, options.tasks, options.seed, d, options.queries_per_task)
     ]
-    grid = json.loads(given.grid)
-    base = json.loads(given.base)
+    grid = json.loads(options.grid)
+    base = json.loads(options.base)
     trials: list[Recipe | None] = [
         Recipe.from_settings({**base, **dict(zip(grid, values, strict=True))})
         for values in itertools.product(*grid.values())
@@ -74,22 +75,22 @@ def main() -> None:
     rows = [{"strategy": "in_context", "recipe": {}, **measure(learner, "in_context", None, tasks)}]
     print(rows[0], flush=True)
     for recipe in trials:
-        row = {"strategy": given.strategy, "recipe": asdict(recipe) if recipe else {}}
-        row |= measure(learner, given.strategy, recipe, tasks)
+        row = {"strategy": options.strategy, "recipe": asdict(recipe) if recipe else {}}
+        row |= measure(learner, options.strategy, recipe, tasks)
         rows.append(row)
-        varied = {k: row["recipe"][k] for k in grid}  # type: ignore[index]
-        print(varied, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
-    if given.json:
+        settings = {k: row["recipe"][k] for k in grid}  # type: ignore[index]
+        print(settings, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
+    if options.json:
         facts = {
             "hash": learner.base_hash,
-            "split": given.split,
-            "tasks": given.tasks,
-            "queries": given.queries_per_task,
-            "seed": given.seed,
+            "split": options.split,
+            "tasks": options.tasks,
+            "queries": options.queries_per_task,
+            "seed": options.seed,
         }
-        kept = json.loads(given.json.read_text()) if given.json.exists() else []
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps([*kept, {**facts, "rows": rows}], indent=1) + "\n")
+        previous = json.loads(options.json.read_text()) if options.json.exists() else []
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps([*previous, {**facts, "rows": rows}], indent=1) + "\n")
 
 
 if __name__ == "__main__":

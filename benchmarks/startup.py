@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py --json benchmarks/results/startup.json [--quick]
 
-Every command runs in a process of its own, all of them once per round, so that load on the machine meets all alike.
+Every command runs in a new process, all of them once per round, so that other load on the machine affects all alike.
 Values are ratios of medians over the rounds. Writes rows {"name", "value", "unit", "against", "goal", "holds"} with the
 seconds, machine, versions, commit and date.
 """
@@ -56,15 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
     parser.add_argument("--quick", action="store_true", help="two rounds instead of seven")
-    given = parser.parse_args()
+    options = parser.parse_args()
     runs: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tasks.jsonl").write_text(json.dumps(TASK) + "\n")
-        for index in range(3 if given.quick else 8):
+        for index in range(3 if options.quick else 8):
             for name, words in COMMANDS.items():
-                taken = seconds(words, folder)
+                elapsed = seconds(words, folder)
                 if index:  # the first round fills the file cache
-                    runs[name].append(taken)
+                    runs[name].append(elapsed)
             print(f"round {index} done", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in runs.items()}
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -75,8 +75,8 @@ def main() -> None:
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "transformers", "autottt")},
     }  # fmt: skip
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts["rows"], indent=1))
 
 

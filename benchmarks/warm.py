@@ -1,11 +1,11 @@
-"""Whether beginning with a known adapter (`ttt_warm`) saves steps or raises accuracy, beside `ttt_in_context`.
+"""Compares a warm start from a cached adapter (`ttt_warm`) with `ttt_in_context`: steps, work and accuracy.
 
     python benchmarks/warm.py --tasks 60 --domain lists --json runs/warm.json
 
-Tasks of the generator's `policy` families come one after the other, and both strategies train on each; the adapters
-that `ttt_warm` may begin with are those of the tasks before. `new` tasks are drawn as they come, of many families; in
-`returning`, few families come again and again: the most frequent ones of many tasks, each at least --often times.
-Differences are paired, with 90% intervals by bootstrap over tasks.
+Both strategies train on each task of a sequence of the generator's `policy` families; `ttt_warm` can start from the
+adapters of the tasks before. `new` is a random sequence of many families. In `returning`, few families recur: the most
+frequent ones of a larger sample, each with at least --often tasks. Differences are paired, with 90% bootstrap intervals
+over tasks.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.tasks.task import Task
 
 
-def returning(tasks: list[Task], count: int, often: int, rng: random.Random) -> list[Task]:
-    """The tasks of families that have at least `often`, family by family up to about `count`, in a random order."""
-    kept: list[Task] = []
+def recurring(tasks: list[Task], count: int, often: int, rng: random.Random) -> list[Task]:
+    """About `count` tasks of the most frequent families, each with at least `often` tasks, in random order."""
+    recurrent: list[Task] = []
     for family, times in Counter(t.family for t in tasks).most_common():
-        if times < often or len(kept) >= count:
+        if times < often or len(recurrent) >= count:
             break
-        kept += [t for t in tasks if t.family == family]
-    return rng.sample(kept, len(kept))
+        recurrent += [t for t in tasks if t.family == family]
+    return rng.sample(recurrent, len(recurrent))
 
 
 def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
-    """What both strategies did on each task."""
+    """The results of both strategies on each task."""
     rows = []
     learner.clear()
     for task in tasks:
@@ -66,11 +66,11 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
     return rows
 
 
-def compared(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:
-    """Means of both, and the interval of the difference."""
-    warm, cold = (np.array([float(r[f"{name}_{what}"]) for r in rows]) for name in ("warm", "cold"))
-    drawn = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
-    low, high = np.quantile((warm - cold)[drawn].mean(1), (0.05, 0.95))
+def compare(rows: list[dict[str, Any]], measure_name: str) -> dict[str, Any]:
+    """Means of both strategies, and the interval of the difference."""
+    warm, cold = (np.array([float(r[f"{name}_{measure_name}"]) for r in rows]) for name in ("warm", "cold"))
+    samples = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
+    low, high = np.quantile((warm - cold)[samples].mean(1), (0.05, 0.95))
     return {"warm": fmean(warm), "cold": fmean(cold), "difference_90": [float(low), float(high)]}
 
 
@@ -83,23 +83,26 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    learner = Learner.load(given.model)
-    many = draw_tasks("policy", 20 * given.tasks, given.seed, given.domain)
-    streams = {"new": many[: given.tasks], "returning": returning(many, given.tasks, given.often, random.Random(0))}
-    facts: dict[str, Any] = {"hash": learner.base_hash, "domain": given.domain, "seed": given.seed}
+    options = parser.parse_args()
+    learner = Learner.load(options.model)
+    many = draw_tasks("policy", 20 * options.tasks, options.seed, options.domain)
+    streams = {
+        "new": many[: options.tasks],
+        "returning": recurring(many, options.tasks, options.often, random.Random(0)),
+    }
+    facts: dict[str, Any] = {"hash": learner.base_hash, "domain": options.domain, "seed": options.seed}
     for name, tasks in streams.items():
         rows = measure(learner, tasks)
         families = len({r["family"] for r in rows})
         print(f"{name}: {len(rows)} tasks of {families} families")
         facts[name] = {"tasks": len(rows), "families": families}
         for what in ("right", "steps", "work", "first_loss"):
-            one = facts[name][what] = compared(rows, what)
+            one = facts[name][what] = compare(rows, what)
             low, high = one["difference_90"]
             print(f"  {what:<11} warm {one['warm']:9.2f}  cold {one['cold']:9.2f}  difference [{low:.2f}, {high:.2f}]")
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: how tasks are shared out, and what their rows amount to."""
+"""The arithmetic of the benchmarks: the division of tasks among processes, and the rows of results."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(FOLDER))  # `engine` imports its neighbour `engine_growth`, as a script does
+sys.path.append(str(FOLDER))  # `engine` imports `engine_growth` from its folder, as a script does
 
 
 def script(name: str) -> ModuleType:
-    """A benchmark as a module: they are scripts beside the package, not in it."""
+    """A benchmark as a module; benchmarks are scripts outside the package."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -53,12 +53,12 @@ def row(dataset: str, name: str, strategy: str, right: bool, family: str = "f", 
 
 
 def rows_of(dataset: str, shares: dict[str, int], family: str = "f") -> list[Row]:
-    """Ten queries for each strategy, of which it has so many right."""
+    """Ten queries for each strategy, with the number of right answers in `shares`."""
     return [row(dataset, str(n), s, n < shares.get(s, 0), family) for s in model.STRATEGIES for n in range(10)]
 
 
-class TestSharingOut:
-    def test_every_query_is_measured_by_one_process_and_tasks_are_not_torn(self) -> None:
+class TestDivision:
+    def test_every_query_is_measured_by_one_process_and_no_task_is_divided(self) -> None:
         tasks = model.tasks_of("test", Path(), 12, 0)
         parts = [model.part_of(tasks, part, 3) for part in range(3)]
         assert sorted(t.id for part in parts for t in part) == sorted(t.id for t in tasks)
@@ -66,51 +66,51 @@ class TestSharingOut:
         groups = [group for part in parts for group in {t.group for t in part}]
         assert len(groups) == len(set(groups))
 
-    def test_a_set_drawn_by_the_generator_holds_every_domain(self) -> None:
+    def test_a_set_of_the_generator_has_tasks_of_every_domain(self) -> None:
         tasks = model.tasks_of("policy", Path(), 4, 0)
         assert {t.family.split("/")[0] for t in tasks} == {"lists", "rows", "grids", "strings"}
 
 
 class TestNumbers:
-    def found(self, rows: list[Row], names: list[str]) -> dict[str, dict[str, object]]:
+    def by_name(self, rows: list[Row], names: list[str]) -> dict[str, dict[str, object]]:
         return {r["name"]: r for r in model.numbers(rows, names)}
 
-    def test_goals_ratios_and_the_sets_that_reading_cannot_do(self) -> None:
+    def test_goals_and_ratios_also_of_sets_without_a_right_in_context_answer(self) -> None:
         rows = rows_of("mini_arc", {"ttt_augmented": 4}) + rows_of("arc_1d", {"in_context": 5, "ttt_augmented": 6})
-        found = self.found(rows, ["mini_arc", "arc_1d"])
-        assert found["arc_1d: in_context"]["value"] == 50.0
-        best = found["mini_arc: best of 5, chosen afterwards (ttt_augmented)"]
+        results = self.by_name(rows, ["mini_arc", "arc_1d"])
+        assert results["arc_1d: in_context"]["value"] == 50.0
+        best = results["mini_arc: best of 5, chosen afterwards (ttt_augmented)"]
         assert (best["value"], best["goal"], best["holds"]) == (40.0, 30.0, True)
-        every = next(r for n, r in found.items() if n.startswith("all (mini_arc, arc_1d)"))
+        every = next(r for n, r in results.items() if n.startswith("all (mini_arc, arc_1d)"))
         assert (every["value"], every["holds"]) == (2.0, True)
-        low = next(r for n, r in found.items() if n.startswith("under 10% in context (mini_arc)"))
+        low = next(r for n, r in results.items() if n.startswith("under 10% in context (mini_arc)"))
         assert (low["value"], low["holds"]) == (None, False)  # nothing right in context: no ratio
 
-    def test_a_set_without_a_goal_is_to_be_gained_on_by_training(self) -> None:
+    def test_the_goal_of_other_sets_is_a_gain_from_training(self) -> None:
         rows = [
             r
             for f, before, after in (("f", 5, 9), ("g", 5, 6), ("h", 5, 5))
             for r in rows_of("letter_string", {"in_context": before, "ttt_augmented": after}, f)
         ]
-        gained = self.found(rows, ["letter_string"])["letter_string: ttt_augmented beyond in_context"]
-        assert (gained["value"], gained["holds"], gained["interval_90"]) == (16.7, True, [3.33, 30.0])
-        lost = self.found(rows_of("letter_string", {"in_context": 5, "ttt_augmented": 4}), ["letter_string"])
-        assert lost["letter_string: ttt_augmented beyond in_context"]["holds"] is False
+        gain = self.by_name(rows, ["letter_string"])["letter_string: ttt_augmented beyond in_context"]
+        assert (gain["value"], gain["holds"], gain["interval_90"]) == (16.7, True, [3.33, 30.0])
+        loss = self.by_name(rows_of("letter_string", {"in_context": 5, "ttt_augmented": 4}), ["letter_string"])
+        assert loss["letter_string: ttt_augmented beyond in_context"]["holds"] is False
 
-    def test_ratios_have_the_spread_of_their_families(self) -> None:
+    def test_intervals_of_ratios_are_over_families(self) -> None:
         rows = [
             r
             for f, after in (("f", 4), ("g", 8))
             for r in rows_of("arc_1d", {"in_context": 4, "ttt_augmented": after}, f)
         ]
-        every = next(r for n, r in self.found(rows, ["arc_1d"]).items() if n.startswith("all"))
+        every = next(r for n, r in self.by_name(rows, ["arc_1d"]).items() if n.startswith("all"))
         assert (every["value"], every["interval_90"]) == (1.5, [1.0, 2.0])
 
     def test_two_attempts_count_for_arc_alone(self) -> None:
         rows = [row("arc_agi_1", str(n), s, False, second=True) for s in model.STRATEGIES for n in range(4)]
-        assert self.found(rows, ["arc_agi_1"])["arc_agi_1: ttt_augmented"]["value"] == 100.0
+        assert self.by_name(rows, ["arc_agi_1"])["arc_agi_1: ttt_augmented"]["value"] == 100.0
         rows = [row("mini_arc", str(n), s, False, second=True) for s in model.STRATEGIES for n in range(4)]
-        assert self.found(rows, ["mini_arc"])["mini_arc: ttt_augmented"]["value"] == 0.0
+        assert self.by_name(rows, ["mini_arc"])["mini_arc: ttt_augmented"]["value"] == 0.0
 
     def test_a_split_is_reported_by_domain(self) -> None:
         rows = [
@@ -118,24 +118,24 @@ class TestNumbers:
             for d, right in (("lists", 8), ("rows", 6), ("grids", 4), ("strings", 2))
             for r in rows_of("generator_test", {"in_context": right}, f"{d}/f")
         ]
-        found = self.found(rows, ["test"])
-        assert found["generator, test, lists: in_context"]["value"] == 80.0
-        assert found["generator, test: in_context"]["value"] == 50.0
+        results = self.by_name(rows, ["test"])
+        assert results["generator, test, lists: in_context"]["value"] == 80.0
+        assert results["generator, test: in_context"]["value"] == 50.0
 
 
 class TestTrials:
-    def test_symmetries_keep_the_rule_and_the_cells(self) -> None:
+    def test_symmetries_preserve_the_rule_and_the_cells(self) -> None:
         pairs = [(((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (4, 5, 6)))]
-        seen = {trials.turned("grid", pairs, random.Random(n))[0] for n in range(40)}
-        assert len(seen) == 8
-        assert all(a == b and sorted(x for r in a for x in r) == [1, 2, 3, 4, 5, 6] for a, b in seen)
-        assert {trials.turned("grid1d", [(((1, 2),), ((2, 1),))], random.Random(n))[0][0] for n in range(20)} == {
+        grids = {trials.transformed("grid", pairs, random.Random(n))[0] for n in range(40)}
+        assert len(grids) == 8
+        assert all(a == b and sorted(x for r in a for x in r) == [1, 2, 3, 4, 5, 6] for a, b in grids)
+        assert {trials.transformed("grid1d", [(((1, 2),), ((2, 1),))], random.Random(n))[0][0] for n in range(20)} == {
             ((1, 2),),
             ((2, 1),),
         }
-        assert trials.turned("list", [((1, 2), (3,))], random.Random(0)) == [((1, 2), (3,))]
+        assert trials.transformed("list", [((1, 2), (3,))], random.Random(0)) == [((1, 2), (3,))]
 
-    def test_rows_are_numbered_without_a_token_more(self) -> None:
+    def test_numbers_of_rows_replace_the_separators(self) -> None:
         assert trials.numbered_rows(" 1 2 / 3 4 / 5 6") == [" 1 2 11 3 4 12 5 6"]
 
     def tasks(self, name: str, domain: str, tokens: int = 4096) -> list[tuple[str, int]]:
@@ -145,35 +145,35 @@ class TestTrials:
         config = trials.PretrainConfig(tokens=tokens, phases=phases)
         batch = trials.TrialStream(trials.VARIANTS[name], config, tokenizer).batch(0)
         assert batch.ids.shape == batch.labels.shape == batch.positions.shape == (tokens // trials.ROW, trials.ROW)
-        learned = batch.labels != trials.IGNORED
-        assert (batch.labels[learned] == batch.ids[learned]).all()
-        found = []
-        for ids, marks in zip(batch.ids.tolist(), learned.tolist(), strict=True):
+        labelled = batch.labels != trials.IGNORED
+        assert (batch.labels[labelled] == batch.ids[labelled]).all()
+        tasks = []
+        for ids, marks in zip(batch.ids.tolist(), labelled.tolist(), strict=True):
             ids = ids[: ids.index(tokenizer.pad_token_id)] if tokenizer.pad_token_id in ids else ids
             starts = [i for i, token in enumerate(ids) if token == tokenizer.bos_token_id]
             for a, b in zip(starts, [*starts[1:], len(ids)], strict=True):
                 runs = sum(now and not before for before, now in pairwise([False, *marks[a:b]]))
-                found.append((tokenizer.decode(ids[a + 1 : b]), runs))
-        return found
+                tasks.append((tokenizer.decode(ids[a + 1 : b]), runs))
+        return tasks
 
     @pytest.mark.parametrize("domain", ["lists", "grids"])
-    def test_the_last_answer_alone_is_learned(self, domain: str) -> None:
+    def test_only_the_last_answer_is_labelled(self, domain: str) -> None:
         assert {runs for _, runs in self.tasks("last answer", domain)} == {1}
         assert min(runs for _, runs in self.tasks("base", domain)) > 1
 
-    def test_every_task_comes_twice_in_another_order(self) -> None:
-        def repeated(name: str) -> tuple[int, int]:
-            """Tasks that hold two pairs or more of the one before, in another order; and all tasks."""
+    def test_every_task_is_repeated_in_another_order(self) -> None:
+        def repetitions(name: str) -> tuple[int, int]:
+            """The number of tasks with two pairs or more of the previous task, in another order; and of all tasks."""
             pairs = [text.split("\nI")[:-1] for text, _ in self.tasks(name, "lists")]
             again = [a != b and len(set(a) & set(b)) > 1 for a, b in pairwise(pairs)]
             return sum(again), len(pairs)
 
-        again, count = repeated("two orders")
+        again, count = repetitions("two orders")
         assert count > 20
         assert again > count / 3  # half, but for copies that do not fit
-        assert repeated("base")[0] == 0
+        assert repetitions("base")[0] == 0
 
-    def test_ends_of_rows_are_numbered_in_grids_alone(self) -> None:
+    def test_only_ends_of_grid_rows_are_numbered(self) -> None:
         assert any(" /" in text for text, _ in self.tasks("base", "grids"))
         texts = [text for text, _ in self.tasks("numbered rows", "grids")]
         assert not any("/" in text for text in texts)
@@ -190,63 +190,63 @@ def outcome(family: str, strategy: str, run: int, right: float, cost: float, sta
 
 
 class TestPolicy:
-    def test_knowing_the_sub_task_closes_no_more_than_other_runs_bear_out(self) -> None:
-        """Coins: the best of each sub-task is better on the runs that chose it, and on no others."""
+    def test_the_vbs_per_sub_task_is_evaluated_on_other_runs(self) -> None:
+        """With random outcomes, the best strategy of a sub-task is better only on the runs that selected it."""
         rng = random.Random(0)
         costs = {"in_context": 1.0, "a": 5.0, "b": 50.0}
         coins = [
             outcome(f"f{n}", s, run + 40 * (s == "b"), rng.random(), costs[s])
             for n in range(60) for s in costs for run in range(5)
         ]  # fmt: skip
-        found = policy.without_features(coins)
-        assert found["vbs_same_runs"] > found["sbs"] + 0.05
-        assert abs(found["vbs_other_runs"] - found["sbs"]) < 0.05
-        assert (found["families"], found["runs"]) == (60, 5)
-        sure = [
+        by_chance = policy.utilities_by_sub_task(coins)
+        assert by_chance["vbs_same_runs"] > by_chance["sbs"] + 0.05
+        assert abs(by_chance["vbs_other_runs"] - by_chance["sbs"]) < 0.05
+        assert (by_chance["families"], by_chance["runs"]) == (60, 5)
+        deterministic = [
             outcome(f"f{n}", s, run, float(s == ("a" if n % 2 else "b")), 1.0)
             for n in range(10) for s in costs for run in range(5)
         ]  # fmt: skip
-        found = policy.without_features(sure)
-        assert found["vbs_other_runs"] == found["vbs_same_runs"] > found["sbs"] + 0.4
+        by_rule = policy.utilities_by_sub_task(deterministic)
+        assert by_rule["vbs_other_runs"] == by_rule["vbs_same_runs"] > by_rule["sbs"] + 0.4
 
-    def test_luck_is_not_told_by_other_queries_and_what_a_task_is_like_is(self) -> None:
+    def test_other_queries_of_a_task_predict_its_best_strategy_unless_outcomes_are_random(self) -> None:
         rng = random.Random(0)
 
-        def drawn(lucky: bool) -> list[Outcome]:
+        def outcomes(random_outcomes: bool) -> list[Outcome]:
             return [
                 replace(outcome(f"f{n}", s, 0, right, 1.0), task_id=f"f{n}#{query}")
                 for n in range(200) for place, s in enumerate(policy.ARMS) for query in range(2)
-                for right in [rng.random() < 0.5 if lucky else (n + place) % 4 == 0]
+                for right in [rng.random() < 0.5 if random_outcomes else (n + place) % 4 == 0]
             ]  # fmt: skip
 
-        found = policy.told_by_other_queries(drawn(lucky=True), 0.001, "ttt_augmented")
-        assert abs(found["value"]) < 0.2
-        assert found["interval_90"][0] < found["value"] < found["interval_90"][1]
-        found = policy.told_by_other_queries(drawn(lucky=False), 0.001, "ttt_augmented")
-        assert (found["value"], found["tasks"], found["queries_each"]) == (1.0, 200, 2)
-        same = [replace(o, correct=1.0) for o in drawn(lucky=True)]
-        found = policy.told_by_other_queries(same, 0.001, "ttt_augmented")
-        assert (found["value"], found["interval_90"]) == (None, None), "there is no gap"
+        gap = policy.gap_closed_by_other_queries(outcomes(random_outcomes=True), 0.001, "ttt_augmented")
+        assert abs(gap["value"]) < 0.2
+        assert gap["interval_90"][0] < gap["value"] < gap["interval_90"][1]
+        gap = policy.gap_closed_by_other_queries(outcomes(random_outcomes=False), 0.001, "ttt_augmented")
+        assert (gap["value"], gap["tasks"], gap["queries_each"]) == (1.0, 200, 2)
+        same = [replace(o, correct=1.0) for o in outcomes(random_outcomes=True)]
+        gap = policy.gap_closed_by_other_queries(same, 0.001, "ttt_augmented")
+        assert (gap["value"], gap["interval_90"]) == (None, None), "there is no gap"
         alone = [o for o in same if o.task_id.endswith("#0")]
-        assert policy.told_by_other_queries(alone, 0.001, "ttt_augmented")["tasks"] == 0
+        assert policy.gap_closed_by_other_queries(alone, 0.001, "ttt_augmented")["tasks"] == 0
 
-    def test_what_cannot_be_told_holds_no_goal(self) -> None:
+    def test_an_undefined_metric_reaches_no_goal(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)
-        rows = {r["name"]: r for r in policy.judged(shipped)}
+        rows = {r["name"]: r for r in policy.scorecard_rows(shipped)}
         assert rows["gap closed, lower bound, all draws"]["holds"] is True
         draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed_per_task", "apgr")}
         even = {"value": 0.0, "interval_90": [0.0, 0.0]}
-        level = policy.judged(replace(shipped, scorecard={**shipped.scorecard, "gap_closed_per_task": even}))
+        level = policy.scorecard_rows(replace(shipped, scorecard={**shipped.scorecard, "gap_closed_per_task": even}))
         assert {r["name"]: r for r in level}["gap closed, lower bound, all draws"]["holds"] is False
         none = dict.fromkeys(["gap_closed_per_task", "gap_closed_per_query", "routing"])
         bare = {**shipped.scorecard, **none, "repeats": draws}
-        without = {r["name"]: r for r in policy.judged(replace(shipped, scorecard=bare))}
+        without = {r["name"]: r for r in policy.scorecard_rows(replace(shipped, scorecard=bare))}
         assert list(without) == list(rows)
-        untold = [name for name, r in without.items() if r["value"] is None]
-        assert len(untold) == 5
-        assert all(without[name]["holds"] is (None if rows[name]["goal"] is None else False) for name in untold)
+        undefined = [name for name, r in without.items() if r["value"] is None]
+        assert len(undefined) == 5
+        assert all(without[name]["holds"] is (None if rows[name]["goal"] is None else False) for name in undefined)
 
-    def test_the_shipped_bundle_is_told_from_another(self) -> None:
+    def test_the_shipped_bundle_differs_from_one_of_other_outcomes_or_another_model(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)
         assert policy.same_as_shipped(shipped, shipped, 1.0)[0]["holds"] is True
         arms = shipped.scorecard["arms"]
@@ -260,20 +260,20 @@ class TestPolicy:
         two = [replace(shipped, scorecard={**shipped.scorecard, "digest": name}) for name in "ab"]
         assert policy.same_as_shipped(*two, 1.0)[0]["holds"] is False
 
-    def test_a_gain_on_another_set_has_the_spread_of_its_families(self) -> None:
+    def test_the_interval_of_a_gain_on_another_set_is_over_families(self) -> None:
         learned = LearnedPolicy(policy.load_bundle(policy.BUNDLED))
         strategies = learned.trained.strategies
         outcomes = [
             outcome(f"f{n}", s, 0, float(s == "in_context" or n < 2), c, s == "in_context")
             for n in range(6) for s, c in zip(strategies, (1.0, 8.0, 200.0, 300.0), strict=True)
         ]  # fmt: skip
-        found = policy.transferred(learned, build_outcome_table(outcomes))
-        assert found["gain"] == pytest.approx(found["utility"] - found["sbs_utility"], abs=1e-3)
-        low, high = found["interval_90"]
-        assert low - 0.001 < found["gain"] < high + 0.001
-        assert found["queries"] == 6
+        transfer = policy.evaluate_transfer(learned, build_outcome_table(outcomes))
+        assert transfer["gain"] == pytest.approx(transfer["utility"] - transfer["sbs_utility"], abs=1e-3)
+        low, high = transfer["interval_90"]
+        assert low - 0.001 < transfer["gain"] < high + 0.001
+        assert transfer["queries"] == 6
 
-    def test_every_public_set_is_judged_or_left_out_with_a_reason(self) -> None:
+    def test_every_public_set_is_evaluated_or_omitted_with_a_reason(self) -> None:
         assert not set(policy.SETS) & set(policy.OMITTED)
         assert all(policy.OMITTED.values())
 
@@ -287,69 +287,71 @@ class TestCrossfit:
             family < 2,
         )  # fmt: skip
 
-    def test_what_nothing_bears_out_gives_way_to_a_surer_in_context_answer(self) -> None:
-        assert self.case(0, True, False, 0.5, 0.25, 0.9).judged is True
-        assert self.case(0, True, False, 0.5, 0.5, 0.9).judged is True
-        assert self.case(0, True, False, 0.5, 0.5, 0.1).judged is False
-        assert self.case(0, False, True, 0.5, 0.75, 0.9).judged is True
+    def test_without_a_cross_validated_gain_a_more_certain_in_context_answer_is_returned(self) -> None:
+        assert self.case(0, True, False, 0.5, 0.25, 0.9).with_rule is True
+        assert self.case(0, True, False, 0.5, 0.5, 0.9).with_rule is True
+        assert self.case(0, True, False, 0.5, 0.5, 0.1).with_rule is False
+        assert self.case(0, False, True, 0.5, 0.75, 0.9).with_rule is True
 
-    def test_the_verdict_is_counted_against_what_training_did(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_accepted_and_rejected_adapters_are_counted_by_their_effect(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         cases = [
             self.case(0, True, False, 1.0, 0.5, 0.9),  # harm, rejected
-            self.case(1, True, False, 0.5, 0.5),  # harm, let through
-            self.case(2, False, True, 0.0, 0.5, 0.9),  # help, let through
+            self.case(1, True, False, 0.5, 0.5),  # harm, accepted
+            self.case(2, False, True, 0.0, 0.5, 0.9),  # help, accepted
             self.case(3, False, True, 0.5, 0.0, 0.9),  # help, rejected
             self.case(4, True, True, 1.0, 1.0),
         ]
-        found = {r["name"].removeprefix("s: "): r for r in crossfit.rows_of("s", cases)}
-        assert found["right in context"]["value"] == 0.6
-        assert found["right by one adapter"]["value"] == 0.4
-        assert found["right by the vote of the folds"]["value"] == 0.6
-        assert found["right by the vote, with the verdict"]["value"] == 0.6
-        assert found["harmful adapters that the verdict rejects"]["value"] == 0.5
-        assert found["helpful adapters that the verdict rejects"]["value"] == 0.5
-        below = found["estimated gain below 0: true gain"]
+        results = {r["name"].removeprefix("s: "): r for r in crossfit.rows_of("s", cases)}
+        assert results["right in context"]["value"] == 0.6
+        assert results["right by one adapter"]["value"] == 0.4
+        assert results["right by the vote of the folds"]["value"] == 0.6
+        assert results["right by the vote, with the verdict"]["value"] == 0.6
+        assert results["harmful adapters that the verdict rejects"]["value"] == 0.5
+        assert results["helpful adapters that the verdict rejects"]["value"] == 0.5
+        below = results["estimated gain below 0: true gain"]
         assert (below["better"], below["worse"], below["queries"]) == (1, 1, 2)
-        low, high = found["right in context"]["interval_90"]
+        low, high = results["right in context"]["interval_90"]
         assert low < 0.6 < high
         assert "5 queries of 5 families" in capsys.readouterr().out
 
-    def test_one_query_of_each_task_is_asked(self) -> None:
+    def test_one_query_of_each_task_is_selected(self) -> None:
         tasks = crossfit.draw_tasks("policy", 3, 0, "lists", 2)
         assert crossfit.first_queries(tasks) == tasks[::2]
         alone = [replace(t, group="") for t in tasks]
         assert crossfit.first_queries(alone) == alone
 
-    def test_what_no_case_tells_is_no_number(self) -> None:
-        found = {r["name"]: r for r in crossfit.rows_of("s", [self.case(0, True, True, 1.0, 1.0)])}
-        assert found["s: helpful adapters that the verdict rejects"]["value"] is None
+    def test_a_statistic_without_cases_has_no_value(self) -> None:
+        results = {r["name"]: r for r in crossfit.rows_of("s", [self.case(0, True, True, 1.0, 1.0)])}
+        assert results["s: helpful adapters that the verdict rejects"]["value"] is None
 
 
 class TestWarm:
-    def test_the_tasks_that_return_are_of_the_most_frequent_families(self) -> None:
+    def test_recurring_tasks_are_of_the_most_frequent_families(self) -> None:
         (one,) = warm.draw_tasks("policy", 1, 0, "lists")
         tasks = [replace(one, family=family) for family in "aaaabbbbbcc"]
-        found = warm.returning(tasks, 6, 4, random.Random(0))
-        assert sorted(t.family for t in found) == list("aaaabbbbb")
-        assert warm.returning(tasks, 6, 6, random.Random(0)) == []
+        recurring = warm.recurring(tasks, 6, 4, random.Random(0))
+        assert sorted(t.family for t in recurring) == list("aaaabbbbb")
+        assert warm.recurring(tasks, 6, 6, random.Random(0)) == []
 
     def test_differences_are_paired(self) -> None:
         rows = [{"warm_steps": n + 2, "cold_steps": n} for n in (1, 100, 1000)]
-        assert warm.compared(rows, "steps")["difference_90"] == [2.0, 2.0]
+        assert warm.compare(rows, "steps")["difference_90"] == [2.0, 2.0]
 
 
 class TestEngine:
-    def test_a_ratio_is_of_times_taken_in_turn(self) -> None:
+    def test_a_ratio_is_of_times_that_are_measured_in_turn(self) -> None:
         engine = script("engine")
-        now: list[str] = []
+        calls: list[str] = []
         ratio, mine, other = engine.side_by_side(
-            lambda: now.append("ours"), lambda: (now.append("theirs"), time.sleep(0.02)), 3, torch.device("cpu")
+            lambda: calls.append("ours"), lambda: (calls.append("theirs"), time.sleep(0.02)), 3, torch.device("cpu")
         )
         assert ratio > 1
         assert mine < other
-        assert sorted(now) == ["ours"] * 4 + ["theirs"] * 4
+        assert sorted(calls) == ["ours"] * 4 + ["theirs"] * 4
 
-    def test_a_goal_is_the_least_or_the_most_that_a_number_should_be(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_goal_is_a_minimum_or_a_maximum(self, capsys: pytest.CaptureFixture[str]) -> None:
         engine = script("engine")
         assert engine.row("n", 3.0, "times", "x", 2.0)["holds"] is True
         assert engine.row("n", 3.0, "times", "x", 2.0, most=True)["holds"] is False
@@ -372,7 +374,7 @@ class TestEngine:
         assert nbytes > 0
 
 
-def test_what_documents_quote_is_written_from_what_was_measured(tmp_path: Path) -> None:
+def test_tables_of_the_documents_are_written_from_the_results(tmp_path: Path) -> None:
     measured = script("measured")
     facts = {"commit": "c0ffee", "date": "2026-01-02", "machine": {"cores": 2}, "versions": {"torch": "2"}}
     goals = [
@@ -402,20 +404,20 @@ class TestSoak:
     def test_a_soak_resumes_after_its_last_case_and_counts_every_failure(self, tmp_path) -> None:
         soak, state = script("soak"), sys.modules["soak_state"]
 
-        class Fails:
+        class FailingPart:
             name, goal, unit = "fails", 5, "runs"
 
             def run(self, seed: int) -> object:
                 return state.Case(Counter(runs=1), ["wrong"] * (seed == 3))
 
         file = tmp_path / "fails.json"
-        assert soak.soak(Fails(), file, 1, cases=2).counts == {"runs": 2, "cases": 2}
-        progress = soak.soak(Fails(), file, 1)
+        assert soak.soak(FailingPart(), file, 1, cases=2).counts == {"runs": 2, "cases": 2}
+        progress = soak.soak(FailingPart(), file, 1)
         assert progress.next_seed == 5
         assert progress.failures == [{"seed": 3, "what": "wrong"}]
-        assert soak.report_of(Fails(), progress)["failures"] == 1
+        assert soak.report_of(FailingPart(), progress)["failures"] == 1
 
-    def test_a_fault_is_raised_at_its_line_of_the_package(self) -> None:
+    def test_a_fault_is_raised_at_a_line_of_the_package(self) -> None:
         script("soak")
         solve = script("soak_solve")
         with pytest.raises(RuntimeError, match="at the line"), solve.LineFault(2, self.fail) as fault:
@@ -426,7 +428,7 @@ class TestSoak:
     def fail(self) -> None:
         raise RuntimeError("at the line")
 
-    def test_a_changed_mode_and_a_changed_weight_are_seen(self) -> None:
+    def test_a_changed_mode_and_a_changed_weight_are_detected(self) -> None:
         script("soak")
         solve = script("soak_solve")
         model = tiny_model("gpt2")

@@ -1,1 +1,1 @@
-"""Pre-training of the bundled model: the generator of few-shot families, the data stream, tokenizer and trainer."""
+"""Pre-training of the bundled model: generator of few-shot tasks, data stream, tokenizer and trainer."""

@@ -44,7 +44,7 @@ class Phase:
     rows: tuple[tuple[int, float], ...]
     """Pairs: length of a row in tokens, share of the batches."""
     mixture: tuple[tuple[str, float], ...]
-    """Pairs: domain, share of the tasks in rows under 500 tokens (longer rows are drawn by `LONG_MIXTURE`)."""
+    """Pairs: domain, share of the tasks in rows under 500 tokens (`LONG_MIXTURE` is that of longer rows)."""
 
 
 PHASES = (
@@ -130,10 +130,10 @@ class PretrainConfig:
     init: str | None = None
     """SHA-256 of the initial weights (all shards, in order of their names); None: random weights."""
     branch_point: tuple[int, int] | None = None
-    """Of a branch (`--branch`): the step at which it left its run, and the seed of that run's random weights."""
+    """Of a branch (`--branch`): the step at which it started, and the seed of the run's random weights."""
 
 
-def config_from(raw: dict[str, Any]) -> PretrainConfig:
+def config_from_json(raw: dict[str, Any]) -> PretrainConfig:
     """The settings from their JSON form."""
     phases = tuple(
         Phase(p["start"], tuple((n, x) for n, x in p["rows"]), tuple((n, x) for n, x in p["mixture"]))
@@ -148,9 +148,9 @@ class MetaTask:
     """One task of a meta-step."""
 
     inner: list[Row]
-    """Rows that its adapter is trained on: the demonstrations in random orders, all answers but the first labelled."""
+    """Rows to train its adapter: the demonstrations in random orders, with labels on all answers but the first."""
     outer: list[Row]
-    """Rows that the base is trained on: the demonstrations in random orders, then new pairs with labelled answers."""
+    """Rows to train the base: the demonstrations in random orders, then new pairs with labels on the answers."""
 
 
 class Stream:
@@ -171,13 +171,13 @@ class Stream:
             rng = random.Random(f"{self.config.seed}-{self.split}-{step}-{shard}")
         short = dict(phase.mixture)
         mixture = short if length < 500 else LONG_MIXTURE
-        rows = [self._packed(rng, length, mixture, short) for _ in range(max(1, self.config.tokens // length))]
+        rows = [self._pack_row(rng, length, mixture, short) for _ in range(max(1, self.config.tokens // length))]
         return Batch(*(torch.tensor(column) for column in zip(*rows, strict=True)))
 
-    def _packed(
+    def _pack_row(
         self, rng: random.Random, length: int, mixture: Mapping[str, float], fill: Mapping[str, float]
     ) -> tuple[list[int], list[int], list[int]]:
-        """Ids, labels and positions: a task drawn by `mixture`, and in the rest of the row others drawn by `fill`."""
+        """Ids, labels and positions of a row: a task by `mixture`, then tasks by `fill` while there is space."""
         ids, labels = self.row(rng, length, mixture)
         positions = list(range(len(ids)))
         while length - len(ids) >= MIN_FREE_TOKENS:
@@ -251,7 +251,7 @@ class Stream:
         return MetaTask(inner, outer)
 
 
-def padded(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
     """Ids and labels [B, T] of rows, padded to the longest."""
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [pad_id] * (longest - len(i)) for i, _ in rows])

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from ..lora.weights import LoraWeights
 from ..recipes import Recipe
-from .data import IGNORED, MetaTask, padded
+from .data import IGNORED, MetaTask, pad_rows
 
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def adapt_inner(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * (1 - step / recipe.max_steps)
             rows = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-            ids, labels = padded([row for task in tasks for row in task.inner[rows]], pad_id)
+            ids, labels = pad_rows([row for task in tasks for row in task.inner[rows]], pad_id)
             loss = _loss(model, ids.to(model.device), labels.to(model.device)) * len(tasks)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -48,10 +48,10 @@ def adapt_inner(
     return weights.detached(), losses
 
 
-def adapted_backward(
+def backward_after_adaptation(
     model: LlamaForCausalLM, tasks: list[MetaTask], recipe: Recipe, pad_id: int, seed: int
 ) -> tuple[float, list[float]]:
-    """Accumulates in the base's `.grad` the gradient of the loss on new queries: with the tasks' adapters plus without.
+    """Accumulates in the base's `.grad` the gradient of the loss on new queries, with the adapters plus without.
 
     The loss without adapters preserves in-context learning. Returns the loss with adapters and the inner losses, in
     nats. First-order approximation: no gradient flows through the training of the adapters.
@@ -61,7 +61,7 @@ def adapted_backward(
         weights, losses = adapt_inner(model, tasks, recipe, pad_id, seed)
     finally:
         model.requires_grad_(True)
-    ids, labels = (t.to(model.device) for t in padded([row for task in tasks for row in task.outer], pad_id))
+    ids, labels = (t.to(model.device) for t in pad_rows([row for task in tasks for row in task.outer], pad_id))
     with weights.attached(model):
         adapted = _loss(model, ids, labels)
         adapted.backward()  # type: ignore[no-untyped-call]

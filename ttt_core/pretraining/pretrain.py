@@ -1,7 +1,7 @@
 """Pre-trains the bundled model from random weights on generated few-shot tasks, and exports it in Hugging Face format.
 
-Knows nothing about what it reads: `data` draws the batches (as many input-output pairs of a task as fit in a row, with
-the loss on every answer after the first). Needs torch, transformers, tokenizers and safetensors (--meta also peft). The
+Knows nothing about tasks: `data` makes the batches (as many input-output pairs of a task as fit in a row, with the
+loss on every answer after the first). Needs torch, transformers, tokenizers and safetensors (--meta also peft). The
 command that started a run also resumes it, with the same result as an uninterrupted run:
 
     python -m autottt.ttt_core.pretraining.pretrain --run runs/model --steps 20000
@@ -36,7 +36,18 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..standard_json import dumps
-from .data import IGNORED, INNER, STAGES, Batch, MetaTask, PretrainConfig, Stream, config_from, packed_mask, padded
+from .data import (
+    IGNORED,
+    INNER,
+    STAGES,
+    Batch,
+    MetaTask,
+    PretrainConfig,
+    Stream,
+    config_from_json,
+    packed_mask,
+    pad_rows,
+)
 from .recipes import BUNDLED_RECIPES
 from .tokenizer import build_tokenizer
 
@@ -142,10 +153,10 @@ class Trainer:
         return self._count_step(float(loss.detach()), ids.numel())
 
     def meta_step(self, tasks: list[MetaTask], rate: float) -> float:
-        """A step for trainability (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
-        from .meta import adapted_backward
+        """A step of first-order MAML (see `meta`); returns the mean loss on new queries after adaptation, in nats."""
+        from .meta import backward_after_adaptation
 
-        loss, _ = adapted_backward(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
+        loss, _ = backward_after_adaptation(self.model, tasks, INNER, self.tokenizer.pad_token_id, self.step)
         self._optimizer_step(rate)
         return self._count_step(loss, sum(len(ids) for task in tasks for ids, _ in task.inner + task.outer))
 
@@ -215,7 +226,7 @@ class Trainer:
     def load(self, run: Path | None = None) -> None:
         """Restores the state from the run's checkpoint, or from the checkpoint of another run."""
         run = run or self.run
-        facts = checkpoint_facts(run)
+        facts = checkpoint_metadata(run)
         state = load_file(run / "checkpoint.safetensors", device=self.device)
         for name, parameter in self.masters.items():
             parameter.copy_(state[f"param.{name}"])
@@ -249,14 +260,14 @@ class Trainer:
         for domain, length in (("lists", 192), ("rows", 320), ("grids", 640), ("strings", 192)):
             rng = random.Random(f"evaluate-{domain}")
             encoded = [stream.row(rng, length, {domain: 1.0}) for _ in range(rows)]
-            ids, labels = (t.to(self.device) for t in padded(encoded, self.tokenizer.pad_token_id))
+            ids, labels = (t.to(self.device) for t in pad_rows(encoded, self.tokenizer.pad_token_id))
             batches = zip(torch.split(ids, 16), torch.split(labels, 16), strict=True)
             hits = torch.cat([(self.model(i).logits[:, :-1].argmax(-1) == y[:, 1:]) for i, y in batches])
-            accuracies[domain] = _last_answers_right(hits, labels[:, 1:])
+            accuracies[domain] = _last_answer_accuracy(hits, labels[:, 1:])
         return accuracies
 
 
-def _last_answers_right(hits: torch.Tensor, labels: torch.Tensor) -> float:
+def _last_answer_accuracy(hits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of rows with all tokens of the last answer (the last run of labels) predicted; `hits` is [B, T]."""
     total = 0
     for row_hits, row_labels in zip(hits.tolist(), labels.tolist(), strict=True):
@@ -269,7 +280,7 @@ def _last_answers_right(hits: torch.Tensor, labels: torch.Tensor) -> float:
     return total / len(hits)
 
 
-def checkpoint_facts(run: Path) -> dict[str, str]:
+def checkpoint_metadata(run: Path) -> dict[str, str]:
     """The metadata of a run's checkpoint: step, tokens, seconds, config, losses since the last log row, and decay."""
     from safetensors import safe_open
 
@@ -290,7 +301,7 @@ def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[A
             start += 1
     from torch.utils.data import DataLoader, Dataset
 
-    class Numbered(Dataset[Any]):
+    class Batches(Dataset[Any]):
         def __len__(self) -> int:
             return 1 << 40
 
@@ -299,7 +310,7 @@ def _batches(draw: Callable[[int], Any], start: int, workers: int) -> Iterator[A
 
     order = iter(range(1 << 40))
     yield from DataLoader(
-        Numbered(),
+        Batches(),
         sampler=order,
         batch_size=None,
         num_workers=workers,
@@ -332,8 +343,8 @@ def export(runs: Sequence[Path], target: Path) -> None:
     Several runs are averaged (Wortsman et al. 2022, "Model soups"). Raises `ValueError` unless they have the same shape
     and the same initial weights.
     """
-    facts = [checkpoint_facts(run) for run in runs]
-    configs = [config_from(json.loads(fact["config"])) for fact in facts]
+    facts = [checkpoint_metadata(run) for run in runs]
+    configs = [config_from_json(json.loads(fact["config"])) for fact in facts]
     config = configs[0]
     origins = {(c.init or initial_seed(c), *(getattr(c, f) for f in SHAPE)) for c in configs}
     if len(origins) > 1:
@@ -410,10 +421,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--export", type=Path, help="write the model to this folder, in Hugging Face format")
     parser.add_argument("--average", type=Path, nargs="*", default=[], help="export the mean of --run and these runs")
     parser.add_argument("--picture", type=Path, help="plot the log into this file (needs matplotlib)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw batches")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (not with --meta)")
     parser.add_argument("--meta", action="store_true", help="first-order MAML: train through a short inner adaptation")
-    parser.add_argument("--strict", action="store_true", help="leave out ambiguous tasks and needlessly long chains")
+    parser.add_argument("--strict", action="store_true", help="reject ambiguous tasks and chains that are too long")
     parser.add_argument("--fp32", action="store_true", help="compute gradients in float32, not in bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in SETTINGS:
@@ -458,7 +469,7 @@ def config_of(args: argparse.Namespace, shards: int) -> PretrainConfig:
     requested["shards"] = shards
     if not has_checkpoint(args.run):
         return branch_config(args.branch, requested) if args.branch else PretrainConfig(**requested)
-    config = config_from(json.loads(checkpoint_facts(args.run)["config"]))
+    config = config_from_json(json.loads(checkpoint_metadata(args.run)["config"]))
     stages = {phases: name for name, phases in STAGES.items()}
     pairs = [(f, v, getattr(config, f)) for f, v in requested.items()]
     pairs += [("branch_point", "a branch", "none")] if args.branch and not config.branch_point else []
@@ -479,8 +490,8 @@ def branch_config(run: Path, requested: Mapping[str, Any]) -> PretrainConfig:
     """
     if not has_checkpoint(run):
         raise SystemExit(f"--branch {run}: there is no checkpoint in this folder")
-    facts = checkpoint_facts(run)
-    config = config_from(json.loads(facts["config"]))
+    facts = checkpoint_metadata(run)
+    config = config_from_json(json.loads(facts["config"]))
     if different := [f for f in SHAPE if f in requested and requested[f] != getattr(config, f)]:
         raise SystemExit(f"--branch {run}: a branch cannot change the shape of the model: {', '.join(different)}")
     return replace(config, **requested, branch_point=(int(facts["step"]), initial_seed(config)))
@@ -549,7 +560,7 @@ def _restore(trainer: Trainer, args: argparse.Namespace, decay: list[int] | None
     """Loads what the run starts from: its own checkpoint, that of the run it branches from, or initial weights."""
     if has_checkpoint(args.run):
         trainer.load()
-        if "decay" in checkpoint_facts(args.run):  # older checkpoints do not say
+        if "decay" in checkpoint_metadata(args.run):  # older checkpoints have no entry
             check_decay(trainer.decay, decay, trainer.step)
     elif args.branch:
         trainer.load(args.branch)

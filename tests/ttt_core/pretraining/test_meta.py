@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from autottt.ttt_core.pretraining import meta
-from autottt.ttt_core.pretraining.data import IGNORED, MetaTask, Row, padded
-from autottt.ttt_core.pretraining.meta import adapt_inner, adapted_backward
+from autottt.ttt_core.pretraining.data import IGNORED, MetaTask, Row, pad_rows
+from autottt.ttt_core.pretraining.meta import adapt_inner, backward_after_adaptation
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model
 
@@ -44,7 +44,9 @@ def tasks() -> list[MetaTask]:
     return made
 
 
-def test_the_inner_adaptation_learns_and_leaves_the_base_alone(model: LlamaForCausalLM, tasks: list[MetaTask]) -> None:
+def test_the_inner_adaptation_lowers_the_loss_and_leaves_the_base_unchanged(
+    model: LlamaForCausalLM, tasks: list[MetaTask]
+) -> None:
     before = {n: p.clone() for n, p in model.named_parameters()}
     model.requires_grad_(False)
     weights, losses = adapt_inner(model, tasks, RECIPE, 0, seed=0)
@@ -56,13 +58,13 @@ def test_the_inner_adaptation_learns_and_leaves_the_base_alone(model: LlamaForCa
 def test_the_gradient_is_that_of_the_adapted_and_the_unadapted_loss(
     model: LlamaForCausalLM, tasks: list[MetaTask]
 ) -> None:
-    loss, _ = adapted_backward(model, tasks, RECIPE, 0, seed=3)
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    loss, _ = backward_after_adaptation(model, tasks, RECIPE, 0, seed=3)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.requires_grad_(False)
     weights, _ = adapt_inner(model, tasks, RECIPE, 0, seed=3)
     model.requires_grad_(True)
-    ids, labels = padded([row for task in tasks for row in task.outer], 0)
+    ids, labels = pad_rows([row for task in tasks for row in task.outer], 0)
 
     def cross_entropy() -> torch.Tensor:
         logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
@@ -73,9 +75,9 @@ def test_the_gradient_is_that_of_the_adapted_and_the_unadapted_loss(
         adapted.backward()
     cross_entropy().backward()
     assert float(adapted.detach()) == pytest.approx(loss, rel=1e-5)
-    assert found.keys() == {n for n, _ in model.named_parameters()}
+    assert gradients.keys() == {n for n, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad)
+        torch.testing.assert_close(gradients[name], parameter.grad)
 
 
 def test_the_base_can_be_trained_again_after_a_failure(
@@ -86,5 +88,5 @@ def test_the_base_can_be_trained_again_after_a_failure(
 
     monkeypatch.setattr(meta, "adapt_inner", fail)
     with pytest.raises(KeyboardInterrupt):
-        adapted_backward(model, tasks, RECIPE, 0, seed=0)
+        backward_after_adaptation(model, tasks, RECIPE, 0, seed=0)
     assert all(p.requires_grad for p in model.parameters())

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining import pretrain
 from autottt.ttt_core.pretraining.data import IGNORED, Phase, PretrainConfig, Stream, packed_mask
-from autottt.ttt_core.pretraining.pretrain import Trainer, build_model, checkpoint_facts, main, weights_digest
+from autottt.ttt_core.pretraining.pretrain import Trainer, build_model, checkpoint_metadata, main, weights_digest
 from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
 
 TINY = ["--hidden", "32", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--intermediate", "32"]
@@ -60,19 +60,19 @@ def test_the_exported_model_loads_with_its_format_and_recipes(tmp_path):
     assert facts["tokens"] > 0
 
 
-def test_training_goes_on_from_exported_weights_and_says_which(tmp_path):
+def test_training_continues_from_exported_weights_and_records_their_digest(tmp_path):
     run(tmp_path / "first", "--steps", "2", "--export", str(tmp_path / "model"))
     run(tmp_path / "second", "--init", str(tmp_path / "model"), "--steps", "1", "--lr", "0", "--seed", "1")
     exported = load_file(tmp_path / "model" / "model.safetensors")
     second = weights(tmp_path / "second")
     assert all(torch.equal(second[f"param.{k}"], v.float()) for k, v in exported.items())
-    config = json.loads(checkpoint_facts(tmp_path / "second")["config"])
+    config = json.loads(checkpoint_metadata(tmp_path / "second")["config"])
     assert config["init"] == weights_digest(tmp_path / "model")
     with pytest.raises(ValueError, match="is not a model of this shape"):
         run(tmp_path / "third", "--init", str(tmp_path / "model"), "--steps", "1", "--layers", "2")
 
 
-def test_a_log_is_drawn(tmp_path):
+def test_a_log_is_plotted(tmp_path):
     rows = [
         {"step": 50, "tokens": 1e6, "loss": 2.0},
         {"step": 500, "tokens": 1e7, "loss": 1.0, "accuracy": {"lists": 0.5}},
@@ -96,7 +96,7 @@ def test_several_runs_are_exported_as_their_mean(tmp_path):
     assert len(json.loads((tmp_path / "mean" / "autottt.json").read_text())["pretraining"]) == 2
 
 
-def test_a_branch_goes_on_where_a_run_stands_and_has_a_mean_with_its_twin(tmp_path):
+def test_a_branch_continues_from_a_checkpoint_and_can_be_averaged_with_its_run(tmp_path):
     run(tmp_path / "whole", "--steps", "6")
     run(tmp_path / "trunk", "--steps", "3")
     for name, words in (("same", ()), ("other", ("--seed", "7"))):
@@ -110,7 +110,7 @@ def test_a_branch_goes_on_where_a_run_stands_and_has_a_mean_with_its_twin(tmp_pa
     assert (first["branch_point"], first["seed"], second["branch_point"], second["seed"]) == ([3, 0], 0, [3, 0], 7)
 
 
-def test_a_branch_of_nothing_of_another_shape_or_into_a_run_of_its_own_is_refused(tmp_path):
+def test_a_branch_without_a_checkpoint_of_another_shape_or_into_an_existing_run_is_refused(tmp_path):
     run(tmp_path / "trunk", "--steps", "1")
     with pytest.raises(SystemExit, match="no checkpoint"):
         run(tmp_path / "a", "--branch", str(tmp_path / "nothing"), "--steps", "2")
@@ -122,12 +122,12 @@ def test_a_branch_of_nothing_of_another_shape_or_into_a_run_of_its_own_is_refuse
 
 def test_a_strict_run_reads_other_tasks_and_stays_strict(tmp_path):
     run(tmp_path / "strict", "--steps", "1", "--strict")
-    assert json.loads(checkpoint_facts(tmp_path / "strict")["config"])["strict"]
+    assert json.loads(checkpoint_metadata(tmp_path / "strict")["config"])["strict"]
     strict, loose = (Stream(replace(SMALL, strict=s), build_tokenizer()) for s in (True, False))
     assert any(not torch.equal(strict.batch(k).ids, loose.batch(k).ids) for k in range(4))
 
 
-def test_runs_that_began_with_different_weights_have_no_mean(tmp_path):
+def test_runs_with_different_initial_weights_cannot_be_averaged(tmp_path):
     for name, seed in (("a", "0"), ("b", "1")):
         run(tmp_path / name, "--steps", "1", "--seed", seed)
     with pytest.raises(ValueError, match="with the same initial weights"):
@@ -149,7 +149,7 @@ def test_a_run_in_fp32_stays_in_fp32(tmp_path):
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def test_a_resumed_run_refuses_other_weights_to_begin_with(tmp_path):
+def test_a_resumed_run_refuses_other_initial_weights(tmp_path):
     for name in "ab":
         run(tmp_path / name, "--steps", "1", "--seed", str(ord(name)), "--export", str(tmp_path / name / "model"))
     words = ["--run", str(tmp_path / "run"), *QUICK, "--steps", "1"]
@@ -159,7 +159,7 @@ def test_a_resumed_run_refuses_other_weights_to_begin_with(tmp_path):
         main([*words, "--init", str(tmp_path / "b" / "model")])
 
 
-def test_a_decay_that_has_begun_goes_on_to_its_end_and_no_other(tmp_path):
+def test_a_decay_in_progress_cannot_be_changed(tmp_path):
     run(tmp_path / "whole", "--steps", "6", "--decay", "4")
     main(["--run", str(tmp_path / "parts"), *QUICK, "--steps", "6", "--decay", "4", "--minutes", "0"])
     trainer = Trainer(SMALL, tmp_path / "parts", "cpu", torch.bfloat16, compiled=False)
@@ -182,7 +182,7 @@ def test_a_decay_does_not_begin_before_the_step_of_the_run(tmp_path):
     with pytest.raises(SystemExit, match=r"has had a constant learning rate; a decay from step 1 to 4 was requested"):
         run(tmp_path / "run", "--steps", "4", "--decay", "3")
     run(tmp_path / "run", "--steps", "4", "--decay", "1")
-    assert checkpoint_facts(tmp_path / "run")["decay"] == "[3, 4]"
+    assert checkpoint_metadata(tmp_path / "run")["decay"] == "[3, 4]"
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -195,7 +195,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path, monk
     run(tmp_path / "parts", "--steps", "3")
     with (tmp_path / "parts" / "log.jsonl").open("a") as log:  # as if it had gone on, and then been killed
         log.write('{"step": 4, "tokens": 1, "loss": 9.0, "seconds": 1.0}\n{"step": 8, "tok')
-    before = float(checkpoint_facts(tmp_path / "parts")["seconds"])
+    before = float(checkpoint_metadata(tmp_path / "parts")["seconds"])
     run(tmp_path / "parts", "--steps", "8")
     whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
     assert [{**row, "seconds": 0} for row in parts] == [{**row, "seconds": 0} for row in whole]
@@ -227,13 +227,13 @@ def test_a_signal_to_the_whole_group_stops_resumably(tmp_path):
         assert process.wait(60) == 0
     finally:
         process.kill()
-    step = int(checkpoint_facts(tmp_path)["step"])
+    step = int(checkpoint_metadata(tmp_path)["step"])
     assert 50 <= step < 100000
     run(tmp_path, "--steps", str(step + 1))
-    assert checkpoint_facts(tmp_path)["step"] == str(step + 1)
+    assert checkpoint_metadata(tmp_path)["step"] == str(step + 1)
 
 
-def test_what_was_learned_before_an_error_is_saved(tmp_path, monkeypatch):
+def test_a_checkpoint_is_saved_after_an_error(tmp_path, monkeypatch):
     batch = Stream.batch
 
     def fails(stream, step, shard=0):
@@ -246,10 +246,10 @@ def test_what_was_learned_before_an_error_is_saved(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no more"):
         run(tmp_path, "--steps", "4")
     assert [signal.getsignal(s) for s in pretrain.STOP_SIGNALS] == handlers
-    assert checkpoint_facts(tmp_path)["step"] == "2"
+    assert checkpoint_metadata(tmp_path)["step"] == "2"
 
 
-def test_a_half_taken_step_is_not_saved(tmp_path, monkeypatch):
+def test_an_incomplete_step_is_not_saved(tmp_path, monkeypatch):
     run(tmp_path, "--steps", "1")
     before = weights(tmp_path)
 
@@ -260,17 +260,17 @@ def test_a_half_taken_step_is_not_saved(tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         run(tmp_path, "--steps", "2")
     after = weights(tmp_path)
-    assert checkpoint_facts(tmp_path)["step"] == "1"
+    assert checkpoint_metadata(tmp_path)["step"] == "1"
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 # --- what is watched -------------------------------------------------------------------------------------------------
 
 
-def test_only_the_last_answer_of_a_row_counts():
+def test_the_accuracy_is_that_of_the_last_answer_of_a_row():
     labels = torch.tensor([[IGNORED, 5, 5, IGNORED, 6, 6, IGNORED]] * 3)
     right = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 0, 1]]).bool()
-    assert pretrain._last_answers_right(right, labels) == pytest.approx(1 / 3)
+    assert pretrain._last_answer_accuracy(right, labels) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("shift", "share"), [(1, 1.0), (2, 0.0)])
@@ -291,14 +291,14 @@ def test_the_accuracy_is_of_the_next_token(tmp_path, shift, share):
 # --- the stream ------------------------------------------------------------------------------------------------------
 
 
-def test_the_stream_draws_what_it_drew():
+def test_the_batches_of_a_seed_do_not_change():
     """Whoever changes this does so on purpose: the shipped weights and the policy's outcomes are of these tasks."""
     stream = Stream(PretrainConfig(tokens=1024), build_tokenizer())
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for step in (0, 1, 2, 1752, 1753):
         for part in stream.batch(step):
-            found.update(part.numpy().tobytes())
-    assert found.hexdigest() == "6aa078f845126e016c9ca2b562c1c777e27de0da72eb2c89622d022e682ef095"
+            digest.update(part.numpy().tobytes())
+    assert digest.hexdigest() == "6aa078f845126e016c9ca2b562c1c777e27de0da72eb2c89622d022e682ef095"
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone():
@@ -311,7 +311,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone():
     assert stream.batch(5)[0].shape != other.batch(5)[0].shape or not torch.equal(stream.batch(5)[0], other.batch(5)[0])
 
 
-def test_every_answer_but_the_first_is_learned_and_nothing_else():
+def test_only_answers_after_the_first_are_labelled():
     tokenizer = build_tokenizer()
     rows = Stream(PretrainConfig(), tokenizer)
     ids, labels = (torch.tensor([x]) for x in rows.row(random.Random(0), 192, {"lists": 1.0}))
@@ -323,7 +323,7 @@ def test_every_answer_but_the_first_is_learned_and_nothing_else():
     assert bool((labels[labels != IGNORED] == ids[labels != IGNORED]).all())
 
 
-def test_tasks_that_share_a_row_do_not_see_each_other():
+def test_tasks_of_one_row_do_not_attend_to_each_other():
     tokenizer = build_tokenizer()
     config = PretrainConfig(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=32, tokens=4096)
     batch = Stream(config, tokenizer).batch(1)
@@ -338,8 +338,8 @@ def test_tasks_that_share_a_row_do_not_see_each_other():
         packed = model(ids, attention_mask=packed_mask(positions, torch.float32), position_ids=positions).logits[0]
         for begin, end in zip(starts, [*starts[1:], None], strict=True):
             alone = ids[:, begin:end][ids[:, begin:end] != tokenizer.pad_token_id][None]
-            found = packed[begin:end][: alone.shape[1]]
-            torch.testing.assert_close(found, model(alone).logits[0], atol=1e-5, rtol=1e-4)
+            logits = packed[begin:end][: alone.shape[1]]
+            torch.testing.assert_close(logits, model(alone).logits[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_later_phase_changes_the_rows():
@@ -349,7 +349,7 @@ def test_a_later_phase_changes_the_rows():
     assert stream.batch(10).ids.shape == (2, 320)
 
 
-def test_a_run_for_trainability_resumes_exactly(tmp_path):
+def test_a_meta_run_resumes_exactly(tmp_path):
     run(tmp_path / "whole", "--meta", "--steps", "2")
     run(tmp_path / "parts", "--meta", "--steps", "1")
     run(tmp_path / "parts", "--steps", "2")
@@ -357,7 +357,7 @@ def test_a_run_for_trainability_resumes_exactly(tmp_path):
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def test_meta_tasks_show_the_adapter_the_demonstrations_alone():
+def test_adapters_of_meta_tasks_are_trained_on_demonstrations_only():
     tokenizer = build_tokenizer()
     stream = Stream(PretrainConfig(), tokenizer)
     tasks = stream.meta_tasks(0)
@@ -377,7 +377,7 @@ def test_meta_tasks_show_the_adapter_the_demonstrations_alone():
             assert learned == [line[1:] for line in new]
 
 
-def test_the_rate_warms_up_stays_and_decays(tmp_path):
+def test_the_learning_rate_warms_up_stays_constant_and_decays(tmp_path):
     config = replace(PretrainConfig(), hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32, warmup=10, lr=1.0)
     trainer = Trainer(config, tmp_path, "cpu", torch.float32, compiled=False)
     assert trainer.rate(0, None, 0) == pytest.approx(0.1)
@@ -398,8 +398,8 @@ def test_processes_read_different_tasks_in_rows_of_one_length():
         assert torch.equal(second.ids, stream.batch(step, 1).ids)
 
 
-def test_a_step_takes_the_mean_of_all_processes_gradients(tmp_path, monkeypatch):
-    """As if the other process had found the gradient times three: the mean is twice its own."""
+def test_a_step_uses_the_mean_gradient_of_all_processes(tmp_path, monkeypatch):
+    """The other process is simulated with three times the gradient: the mean is twice the own gradient."""
     tokenizer = build_tokenizer()
     config = PretrainConfig(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32, tokens=192)
     seen = []
@@ -423,7 +423,7 @@ main(words)
 """
 
 
-def test_two_processes_train_one_model_and_go_on_together(tmp_path, forkserver):
+def test_two_processes_train_one_model_and_resume(tmp_path, forkserver):
     def both(steps: int) -> list[int]:
         free = socket.socket()
         free.bind(("127.0.0.1", 0))
@@ -442,11 +442,11 @@ def test_two_processes_train_one_model_and_go_on_together(tmp_path, forkserver):
         return [process.exitcode for process in processes]
 
     assert both(2) == [0, 0]
-    facts = checkpoint_facts(tmp_path)
+    facts = checkpoint_metadata(tmp_path)
     assert (facts["step"], json.loads(facts["config"])["shards"]) == ("2", 2)
     first = weights(tmp_path)
     assert both(3) == [0, 0]
-    assert checkpoint_facts(tmp_path)["step"] == "3"
+    assert checkpoint_metadata(tmp_path)["step"] == "3"
     assert not torch.equal(
         first["param.model.embed_tokens.weight"], weights(tmp_path)["param.model.embed_tokens.weight"]
     )

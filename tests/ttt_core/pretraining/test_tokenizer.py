@@ -13,7 +13,7 @@ TOKENIZER = build_tokenizer()
 
 @settings(derandomize=True, database=None, max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_any_text_comes_back(text):
+def test_any_text_is_decoded_exactly(text):
     if not any(special in text for special in TOKENIZER.all_special_tokens):
         assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
 

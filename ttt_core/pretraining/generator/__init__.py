@@ -1,1 +1,1 @@
-"""Few-shot tasks from programs drawn at random: what the bundled model is trained on, and what it is held out from."""
+"""Few-shot tasks from random programs: the pre-training data of the bundled model, and held-out splits."""

@@ -76,6 +76,7 @@ class KnownPairs:
         return cls._from_entries(_ENTRY.iter_unpack(file.read_bytes()))
 
     def save(self, file: Path = FILE) -> None:
+        """Writes the hashes to a file."""
         entries = [(key, number) for key, numbers in sorted(self._tasks.items()) for number in numbers]
         file.write_bytes(b"".join(_ENTRY.pack(*entry) for entry in entries))
 
@@ -95,5 +96,5 @@ class KnownPairs:
 
 @cache
 def known_pairs() -> KnownPairs:
-    """The pairs that the generator leaves out."""
+    """The pairs of public benchmarks that the generator rejects."""
     return KnownPairs.load()

@@ -496,13 +496,13 @@ def _chosen(kind: int) -> Draw:
         choose, c = _choose(rng), _colour(rng)
 
         def operation(g: Grid) -> Grid:
-            chosen = [cell for o in choose(g, _objects(g))[: 1 if kind == 3 else None] for cell in o]
+            cells = [cell for o in choose(g, _objects(g))[: 1 if kind == 3 else None] for cell in o]
             if kind == 3:
-                return _crop(g, chosen)
+                return _crop(g, cells)
             if kind < 2:
-                return _paint(_copy(g), chosen, 0 if kind else c)
-            kept = set(chosen)
-            return [[c if (i, j) in kept else 0 for j, c in enumerate(r)] for i, r in enumerate(g)]
+                return _paint(_copy(g), cells, 0 if kind else c)
+            cell_set = set(cells)
+            return [[c if (i, j) in cell_set else 0 for j, c in enumerate(r)] for i, r in enumerate(g)]
 
         return operation
 
@@ -562,8 +562,8 @@ def _halo(rng: random.Random) -> Callable[[Grid, int, int], int]:
         own = g[i][j]
         if own:
             return own
-        beside = [g[i + a][j + b] for a, b in near if 0 <= i + a < h and 0 <= j + b < w]
-        return (c or max(beside)) if any(beside) else 0
+        neighbours = [g[i + a][j + b] for a, b in near if 0 <= i + a < h and 0 <= j + b < w]
+        return (c or max(neighbours)) if any(neighbours) else 0
 
     return f
 
@@ -586,15 +586,15 @@ def _fill_holes(rng: random.Random) -> Operation:
 
     def operation(g: Grid) -> Grid:
         h, w = len(g), len(g[0])
-        todo = [(i, j) for i in range(h) for j in range(w) if not g[i][j] and (i in (0, h - 1) or j in (0, w - 1))]
-        seen = set(todo)
-        for i, j in todo:
+        queue = [(i, j) for i in range(h) for j in range(w) if not g[i][j] and (i in (0, h - 1) or j in (0, w - 1))]
+        reached = set(queue)
+        for i, j in queue:
             for a, b in NEIGHBOURS_4:
                 x = (i + a, j + b)
-                if 0 <= x[0] < h and 0 <= x[1] < w and not g[x[0]][x[1]] and x not in seen:
-                    seen.add(x)
-                    todo.append(x)
-        return [[v or (c if ((i, j) in seen) == outside else 0) for j, v in enumerate(r)] for i, r in enumerate(g)]
+                if 0 <= x[0] < h and 0 <= x[1] < w and not g[x[0]][x[1]] and x not in reached:
+                    reached.add(x)
+                    queue.append(x)
+        return [[v or (c if ((i, j) in reached) == outside else 0) for j, v in enumerate(r)] for i, r in enumerate(g)]
 
     return operation
 
@@ -711,13 +711,13 @@ def _pad(rng: random.Random) -> Operation:
 def _complete_symmetry(rng: random.Random) -> Operation:
     """Background takes the colour of the mirrored cell; the axis is fixed, or is one that the grid agrees with."""
     mirrors: list[Operation] = [lambda g: [r[::-1] for r in g], lambda g: g[::-1]]
-    known = rng.choice([None, *mirrors])
+    fixed_mirror = rng.choice([None, *mirrors])
 
     def operation(g: Grid) -> Grid:
         out = g
-        for m in [known] if known else mirrors:
+        for m in [fixed_mirror] if fixed_mirror else mirrors:
             pairs = list(zip(out, m(out), strict=True))
-            if known or all(x == y for p, q in pairs for x, y in zip(p, q, strict=True) if x and y):
+            if fixed_mirror or all(x == y for p, q in pairs for x, y in zip(p, q, strict=True) if x and y):
                 out = [[x or y for x, y in zip(p, q, strict=True)] for p, q in pairs]
         return _copy(out)
 
@@ -740,8 +740,8 @@ def _denoise(rng: random.Random) -> Callable[[Grid, int, int], int]:
 
     def f(g: Grid, i: int, j: int) -> int:
         h, w = len(g), len(g[0])
-        beside = [g[i + a][j + b] for a, b in NEIGHBOURS_8 if 0 <= i + a < h and 0 <= j + b < w]
-        return g[i][j] if g[i][j] in beside or not beside else max(beside, key=beside.count)
+        neighbours = [g[i + a][j + b] for a, b in NEIGHBOURS_8 if 0 <= i + a < h and 0 <= j + b < w]
+        return g[i][j] if g[i][j] in neighbours or not neighbours else max(neighbours, key=neighbours.count)
 
     return f
 

@@ -266,14 +266,14 @@ def _occurring(rng: random.Random) -> Operation:
 
 
 def _neighbours(rng: random.Random) -> Operation:
-    """Keeps the entries that compare in some way with the one before, or with the first."""
+    """Keeps the entries that are greater, or smaller, than the one before, or than the first."""
     greater, first, keep = rng.random() < 0.5, rng.random() < 0.4, rng.random() < 0.6
 
     def operation(x: Ints) -> Ints:
         _require(len(x) > 1)
         pairs = [(x[0], v) for v in x[1:]] if first else list(pairwise(x))
-        chosen = [b for a, b in pairs if (b > a if greater else b < a)]
-        return [x[0], *chosen] if keep else chosen
+        entries = [b for a, b in pairs if (b > a if greater else b < a)]
+        return [x[0], *entries] if keep else entries
 
     return operation
 
@@ -302,7 +302,7 @@ def _with_index(rng: random.Random) -> Operation:
 
 
 def _combine_scalar(rng: random.Random) -> Operation:
-    """Combines every entry with one number of the list: its head, last, maximum, minimum or length."""
+    """Combines every entry with one number of the list: its first, last, maximum, minimum or length."""
     picks: list[Operation] = [_head, lambda x: x[-1], max, min, len]
     pick = rng.choice(picks)
     table: list[Combination] = [

@@ -237,7 +237,7 @@ SCENES = {
 }
 
 
-# Choices that primitives draw
+# Random choices of primitives
 
 
 def _colour(rng: random.Random) -> int:

@@ -61,7 +61,7 @@ COINCIDING = {
         "date_part": "nth_word",
     },
 }
-"""Held-out primitives of which a known one solves a quarter of the tasks or more, and which; see docs/model.md."""
+"""Held-out primitives of which a training primitive solves a quarter of the tasks or more; see docs/model.md."""
 
 
 def script():
@@ -103,32 +103,32 @@ def test_queries_of_one_task_share_their_demonstrations():
     assert first.group == second.group != third.group == fourth.group
 
 
-def test_pretraining_never_sees_a_held_out_primitive_nor_a_chain_of_another_split():
+def test_pretraining_uses_no_held_out_primitive_and_no_chain_of_another_split():
     rng = random.Random(0)
-    seen: dict[str, set[str]] = {split: set() for split in SPLITS}
+    chains: dict[str, set[str]] = {split: set() for split in SPLITS}
     for split in SPLITS:
         for name in MIXTURE:
             for _ in range(300):
                 family = draw_family(domains()[name], split, rng)
                 assert split_of(family) == split
                 chain = f"{name}/" + ">".join(p.name for p in family.chain)
-                seen[split].add(chain)
+                chains[split].add(chain)
                 if split == "pretrain":
                     assert not any(p.held_out for p in family.chain)
-    assert not seen["pretrain"] & seen["policy"]
-    assert not seen["pretrain"] & seen["test"]
-    assert not seen["policy"] & seen["test"]
+    assert not chains["pretrain"] & chains["policy"]
+    assert not chains["pretrain"] & chains["test"]
+    assert not chains["policy"] & chains["test"]
 
 
 @pytest.mark.parametrize(("name", "chain", "split"), CHAINS)
 def test_the_split_of_a_chain_does_not_change(name, chain, split):
-    named = {p.name: p for p in domains()[name].primitives}
-    primitives = tuple(named[p] for p in chain.split(">"))
+    by_name = {p.name: p for p in domains()[name].primitives}
+    primitives = tuple(by_name[p] for p in chain.split(">"))
     assert {split_of(Family(domains()[name], scene, primitives)) for scene in domains()[name].scenes} == {split}
 
 
 def test_the_tasks_of_a_seed_do_not_change():
-    """Whoever changes this does so on purpose: the shipped weights and the policy's outcomes are of these tasks."""
+    """The bundled weights and the policy's outcomes were measured on these tasks."""
     tasks = [t for split in SPLITS for name in domains() for t in draw_tasks(split, 3, seed=0, domain=name)]
     text = "".join(repr((t.family, t.demonstrations, t.query, t.answer)) for t in tasks)
     digest = "7e5d3e59b82e265dd991316173308e3a1032d6b9efdc1e3b7de8094d45c6d802"
@@ -136,15 +136,15 @@ def test_the_tasks_of_a_seed_do_not_change():
 
 
 @pytest.mark.parametrize("name", MIXTURE)
-def test_no_held_out_primitive_is_taught_under_another_name_but_those_known(name):
-    found = script().coinciding(domains()[name], tasks=8, draws=40, seed=0)
-    often = {held: counts for held, counts in found.items() if counts["known"] >= counts["tasks"] / 4}
-    assert set(often) == set(COINCIDING[name])
-    assert all(often[held][known] >= often[held]["tasks"] / 4 for held, known in COINCIDING[name].items())
-    assert all(counts["tasks"] == 8 for counts in found.values())
+def test_training_primitives_equal_only_the_listed_held_out_ones(name):
+    results = script().coinciding(domains()[name], tasks=8, draws=40, seed=0)
+    frequent = {held_out: counts for held_out, counts in results.items() if counts["known"] >= counts["tasks"] / 4}
+    assert set(frequent) == set(COINCIDING[name])
+    assert all(frequent[one][other] >= frequent[one]["tasks"] / 4 for one, other in COINCIDING[name].items())
+    assert all(counts["tasks"] == 8 for counts in results.values())
 
 
-def test_a_public_task_is_solved_by_the_primitive_that_does_it(tmp_path):
+def test_solvers_of_public_tasks_are_detected(tmp_path):
     pairs = [([3, 1, 4], [4, 1, 3]), ([2, 7], [7, 2]), ([5, 0, 8, 8], [8, 8, 0, 5]), ([1, 6, 9], [9, 6, 1])]
     rows = [
         {
@@ -157,9 +157,9 @@ def test_a_public_task_is_solved_by_the_primitive_that_does_it(tmp_path):
         for n, f in (("back", list), ("odd", lambda x: [*x, sum(x) ** 2 % 97]))
     ]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (found,) = script().solved([tmp_path / "set.jsonl"], draws=10, seed=0).values()
-    assert (found["back"]["lists/reverse"], found["back"]["solved"], found["back"]["tasks"]) == (1, 1, 1)
-    assert (found["odd"]["solved"], found["odd"]["tasks"]) == (0, 1)
+    (families,) = script().solved([tmp_path / "set.jsonl"], draws=10, seed=0).values()
+    assert (families["back"]["lists/reverse"], families["back"]["solved"], families["back"]["tasks"]) == (1, 1, 1)
+    assert (families["odd"]["solved"], families["odd"]["tasks"]) == (0, 1)
 
 
 def test_an_operation_that_changes_nothing_can_be_left_out():
@@ -168,8 +168,8 @@ def test_an_operation_that_changes_nothing_can_be_left_out():
     for chain, expected in (((twice, twice), 6), ((twice, back), 0)):
         module, domain = script(), domain_of(*chain)
         module.draw_family = lambda domain, split, rng, chain=chain: Family(domain, "any", chain)
-        found = module.shorter(domain, "test", tasks=6, draws=1, seed=0)[2]
-        assert (found["tasks"], found["left_out"], found["alone"]) == (6, expected, expected)
+        counts = module.shorter(domain, "test", tasks=6, draws=1, seed=0)[2]
+        assert (counts["tasks"], counts["left_out"], counts["alone"]) == (6, expected, expected)
 
 
 def test_a_fifth_of_the_primitives_is_held_out_in_every_domain():
@@ -179,7 +179,7 @@ def test_a_fifth_of_the_primitives_is_held_out_in_every_domain():
         assert len({p.name for p in domain.primitives}) == len(domain.primitives)
 
 
-def test_what_is_said_of_scenes_and_primitives_is_said_of_all_and_of_no_others():
+def test_every_scene_and_primitive_is_described_and_no_other():
     for domain in domains().values():
         assert domain.origin
         assert set(domain.inputs) == set(domain.scenes) >= set(domain.also_benchmark)
@@ -231,24 +231,24 @@ def at_least(bound, values):
 
 
 @pytest.mark.parametrize("name", MIXTURE)
-def test_strict_tasks_are_repeatable_and_lose_none_of_their_operations(name):
+def test_strict_tasks_are_deterministic_and_some_are_rejected(name):
     tasks = draw_tasks("test", 6, seed=2, domain=name, strict=True)
     assert tasks == draw_tasks("test", 6, seed=2, domain=name, strict=True)
     assert tasks != draw_tasks("test", 6, seed=2, domain=name)
-    found = script().faults(domains()[name], "test", 40, seed=0)
-    assert found["tasks"] == 40 > found["drawn"] > 20
+    counts = script().faults(domains()[name], "test", 40, seed=0)
+    assert counts["tasks"] == 40 > counts["drawn"] > 20
 
 
 @pytest.mark.parametrize("name", MIXTURE)
 def test_no_chain_of_primitives_raises_anything_but_a_rejection(name):
-    rng, drawn = random.Random(5), 0
+    rng, pairs = random.Random(5), 0
     for _ in range(400):
         family = draw_family(domains()[name], rng.choice(SPLITS), rng)
         try:
-            drawn += len(draw_pairs(family, 4, rng))
+            pairs += len(draw_pairs(family, 4, rng))
         except Reject:
             continue
-    assert drawn > 400
+    assert pairs > 400
 
 
 @pytest.mark.parametrize("name", MIXTURE)
@@ -269,7 +269,7 @@ def test_operations_are_deterministic_and_leave_their_input_alone(name):
             assert domain.to_value(operation(value)) == first, primitive.name
 
 
-def test_a_task_of_any_domain_comes_by_the_mixture():
+def test_the_mixture_has_tasks_of_every_domain():
     rng = random.Random(0)
-    found = {draw_task_pairs("pretrain", 4, rng)[0].domain.name for _ in range(60)}
-    assert found == set(MIXTURE)
+    names = {draw_task_pairs("pretrain", 4, rng)[0].domain.name for _ in range(60)}
+    assert names == set(MIXTURE)
