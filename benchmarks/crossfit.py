@@ -32,6 +32,7 @@ from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
+from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.readers import read_tasks
 from autottt.ttt_core.tasks.task import Task
 
@@ -88,10 +89,10 @@ def case_of(learner: Learner, task: Task, strategy: str) -> Case | None:
         return None
     return Case(
         task.id, learner.base_hash, task.family or task.group, f"{task.dataset}, {task.kind}",
-        base.value == task.answer, adapted.value == task.answer,
+        is_right(task, base.value), is_right(task, adapted.value),
         fmean(adapted.cross_validation.before), fmean(adapted.cross_validation.after), adapted.confidence,
         adapted.cost.token_equivalents / base.cost.token_equivalents, base.confidence,
-        run(get_strategy(ONE), learner, task).value == task.answer,
+        is_right(task, run(get_strategy(ONE), learner, task).value),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
 from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.task import Task
 
 
@@ -39,7 +40,7 @@ def measure(learner: Learner, name: str, recipe: Recipe | None, tasks: list[Task
             value = run(strategy, learner, task).value
         except AutotttError:
             value = None
-        right.setdefault(task.family.split("/")[0], []).append(value == task.answer)
+        right.setdefault(task.family.split("/")[0], []).append(is_right(task, value))
     averages = {domain: sum(hits) / len(hits) for domain, hits in right.items()}
     averages["all"] = sum(map(sum, right.values())) / len(tasks)
     averages["seconds"] = (time.perf_counter() - began) / len(tasks)

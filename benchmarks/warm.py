@@ -25,6 +25,7 @@ from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AutotttError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.pretraining.generator.families import draw_tasks
+from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.task import Task
 
 
@@ -59,7 +60,7 @@ def measure(learner: Learner, tasks: list[Task]) -> list[dict[str, Any]]:
             training = attempt.training_record
             assert training is not None
             row |= {
-                f"{name}_right": attempt.value == task.answer, f"{name}_steps": training.steps,
+                f"{name}_right": is_right(task, attempt.value), f"{name}_steps": training.steps,
                 f"{name}_work": attempt.cost.token_equivalents, f"{name}_first_loss": training.losses[0],
             }  # fmt: skip
         rows.append(row)

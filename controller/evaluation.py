@@ -20,6 +20,7 @@ from ..strategies.base import Attempt, run
 from ..strategies.registry import get_strategy
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
 from ..ttt_core.standard_json import dumps
+from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.task import Task
 from .controller import Controller
 
@@ -179,7 +180,7 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         attempt = run(get_strategy(name), controller.learner, task, seed=seed)
         controller.learner.verify()
         return Row(
-            **common, right=attempt.value == task.answer, status=attempt.status, chosen=name,
+            **common, right=is_right(task, attempt.value), status=attempt.status, chosen=name,
             adapted=attempt.training_record is not None, seconds=attempt.cost.seconds,
             work=attempt.cost.token_equivalents,
             error=attempt.error, second=_second_is_right(attempt, task),
@@ -194,7 +195,7 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
 
 
 def _second_is_right(attempt: Attempt, task: Task) -> bool:
-    return any(c.value == task.answer for c in attempt.candidates[1:2])
+    return any(is_right(task, c.value) for c in attempt.candidates[1:2])
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

@@ -13,6 +13,7 @@ from ..ttt_core.errors import TaskError
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.standard_json import finite_or_none
+from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.task import Task, Value, as_tuples
 from .state import Progress, State, attempt_from_plain, number, record_from_plain, task_from_plain
 
@@ -66,7 +67,7 @@ class Result:
     @property
     def right(self) -> bool | None:
         """Whether the answer is the task's; None where that is not known."""
-        return None if self.task.answer is None else self.answer == self.task.answer
+        return None if self.task.answer is None else is_right(self.task, self.answer)
 
     @property
     def in_context_answer(self) -> Value | None:
@@ -86,7 +87,11 @@ class Result:
         only the task's digest.
         """
         plain = asdict(self)
-        names = [f.name for f in fields(Task)] if content else ["dataset", "family", "group", "kind", "answer"]
+        names = (
+            [f.name for f in fields(Task)]
+            if content
+            else ["dataset", "family", "group", "kind", "answer", "comparison"]
+        )
         task = {name: plain["task"][name] for name in names}
         plain |= {"task": task | {"digest": self.task.digest}, "features_version": FEATURES_VERSION}
         plain["log_version"] = LOG_VERSION

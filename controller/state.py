@@ -252,7 +252,7 @@ def task_from_plain(plain: Plain) -> Task:
 
 
 _REQUIRED = ("kind", "demonstrations", "query")
-_TEXTS = ("instruction", "id", "family", "dataset", "group")
+_TEXTS = ("instruction", "id", "family", "dataset", "group", "comparison")
 
 
 def checked_task(given: Any) -> Task:
@@ -271,7 +271,8 @@ def checked_task(given: Any) -> Task:
         if name not in known:
             raise TaskError(f"task: unknown field {name!r}; expected {', '.join(known)}")
     texts = {name: check_text(given[name], name) for name in _TEXTS if given.get(name) is not None}
-    return make_task(given["demonstrations"], given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
+    task = make_task(given["demonstrations"], given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
+    return replace(task, prompt_format=check_text(given.get("prompt_format") or "", "prompt_format"))
 
 
 def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:

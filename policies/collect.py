@@ -26,6 +26,7 @@ from ..ttt_core.errors import (
 )
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
+from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.task import Task, content_digest
 from .features import FEATURES_VERSION
 from .measurement import measure_task
@@ -150,7 +151,8 @@ def _same_right_answer(outcome: Outcome, task: Task) -> bool:
     """Whether a stored outcome was judged by the task's right answer; true if unknown."""
     if not outcome.answer or not outcome.digest:
         return True
-    return outcome.correct == float(outcome.answer == content_digest(task.answer))
+    equal = outcome.answer == content_digest(task.answer)
+    return outcome.correct == float(equal) or not (equal or task.comparison == "exact")
 
 
 def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strategies: Sequence[Strategy]) -> None:
@@ -219,7 +221,7 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
     cost, value = meter.read(), None if attempt is None else attempt.value
     return Outcome(
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
-        strategy=strategy.name, seed=seed, status=status, correct=float(value is not None and value == task.answer),
+        strategy=strategy.name, seed=seed, status=status, correct=float(is_right(task, value)),
         seconds=cost.seconds, token_equivalents=cost.token_equivalents, relative_cost=0.0,
         base_hash=learner.base_hash, digest=task.digest,
         recipe=recipe_digest_for(strategy, learner.loaded.recipes, task.kind),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.lora.cross_validation import CrossValidationResult
+from ..ttt_core.tasks.answers import same_answer
 from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
 from .features import FEATURES_VERSION, STAGE_0, STAGE_1
@@ -162,6 +163,11 @@ def _right(row: Row, answers: Mapping[str, Any]) -> Any:
     return _plain(answers.get(row["task"]["digest"], row["task"]["answer"]))
 
 
+def _same(task: Row, value: Any, right: Any) -> bool:
+    """Whether an answer is right by the comparison that the task names."""
+    return same_answer(_plain(value), right, task.get("comparison", "exact"))
+
+
 def _fully_measured(row: Row) -> bool:
     """Whether the features include those of the probe."""
     return not set(STAGE_1).isdisjoint(row["features"])
@@ -183,7 +189,7 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
     return Outcome(
         task_id=f"{row['id']}#{task['digest']}", group=task["group"], family=task["family"], dataset=task["dataset"],
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
-        status="failed" if attempt["error"] else parsed, correct=float(_plain(attempt["value"]) == right),
+        status="failed" if attempt["error"] else parsed, correct=float(_same(task, attempt["value"], right)),
         seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
         forward_tokens=tokens - 2 * attempt["cost"]["backward_tokens"],
@@ -272,7 +278,7 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
         "explored": sum(bool(d["policy_choice"]) for d in decisions),
         "with_known_answer": len(answered),
         "not_finite": len(rows) - len(list(filter(_finite, rows))),
-        "accuracy": fmean(_plain(row["answer"]) == right for row, right in answered) if answered else None,
+        "accuracy": fmean(_same(row["task"], row["answer"], right) for row, right in answered) if answered else None,
         "shadow": {
             "queries": len(shadowed),
             "disagreements": {name: changes.count(name) for name in sorted(set(changes))},

@@ -19,6 +19,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.readers import read_tasks
 from ...ttt_core.tasks.task import Task
 from ..controller import Controller
@@ -121,7 +122,7 @@ def word_of(result: Result) -> str:
     """What happened to a task whose answer is known: a key of `WORDS`."""
     if result.status == "refused" or result.in_context is None:
         return "refused"
-    if result.in_context.value == result.task.answer:
+    if is_right(result.task, result.in_context.value):
         return "harmed" if not result.right else "redundant" if result.adapted else "read"
     if result.right:
         return "learned" if result.adapted else "voted"
@@ -197,7 +198,7 @@ def summary_table(solved: Sequence[Solved]) -> Table:
     results = [one.result for one in solved]
     first = [result.in_context for result in results]
     add(
-        "in context", [a is not None and a.value == r.task.answer for a, r in zip(first, results, strict=True)],
+        "in context", [a is not None and is_right(r.task, a.value) for a, r in zip(first, results, strict=True)],
         sum(a.cost.seconds for a in first if a is not None),
     )  # fmt: skip
     add("as decided", [bool(r.right) for r in results], sum(r.cost.seconds for r in results))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import TaskError, shortened
+from .answers import canonical_output, check_comparison
 from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled
-from .kinds import KINDS, canonical_output, demonstration_of, guess_kind
+from .kinds import KINDS, demonstration_of, guess_kind
 from .messages import Turn, read_chat
 from .task import Demonstration, Task, Value
 
@@ -17,7 +18,8 @@ ACCEPTED = """A task is a JSON object in one of these formats (output? may be le
   {"train": [{"input", "output"}, ...], "test": [{"input", "output"?}, ...]} (ARC);
   {"examples": [{"input", "target"}, ...]} (BIG-Bench Hard);
   {"messages": [{"role", "content"}, ...]}, user and assistant in turn, user last (chat).
-Each may have an "id", and the right "answer" where it has one query only."""
+Each may have an "id", the right "answer" where it has one query only, and a "comparison" of answers (exact,
+ignore_case, words or number)."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _Draft:
     id: object = None
     family: object = None
     dataset: object = None
+    comparison: object = None
 
 
 def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
@@ -132,6 +135,7 @@ def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
     draft = replace(
         draft, id=own.get("id"), family=own.get("family"), dataset=own.get("dataset", draft.dataset),
         instruction=data.get("instruction") if draft.instruction is None else draft.instruction,
+        comparison=data.get("comparison"),
     )  # fmt: skip
     answer = data.get("answer")
     if answer is None or "query" in data:
@@ -151,11 +155,12 @@ def _tasks(draft: _Draft, kind: str | None, id: str, dataset: str) -> tuple[Task
     family, dataset = _name(draft.family, "family", group), _name(draft.dataset, "dataset", dataset)
     demonstrations = tuple(d.checked(kind) for d in draft.demonstrations)
     shown = [d.output for d in demonstrations]
+    comparison = check_comparison(draft.comparison, kind)
     tasks = []
     for example in draft.queries:
         query, answer = example.checked_query(kind, shown)
         name = group if len(draft.queries) == 1 else f"{group}#{example.number}"
-        tasks.append(Task(kind, demonstrations, query, answer, instruction, name, family, dataset, group))
+        tasks.append(Task(kind, demonstrations, query, answer, instruction, name, family, dataset, group, comparison))
     return tuple(tasks)
 
 
@@ -244,7 +249,7 @@ _FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], ReadSet
     (frozenset({"examples"}), _from_bbh),
 )
 """The first format that has a field in common with an object is its format."""
-_OWN_FIELDS = ("id", "answer", "instruction", "family", "dataset")
+_OWN_FIELDS = ("id", "answer", "instruction", "family", "dataset", "comparison")
 _KNOWN_FIELDS = {
     fields: (*sorted(fields), *_OWN_FIELDS, *(("kind",) if "queries" in fields else ())) for fields, _ in _FORMATS
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ParseError, TaskError, shortened
+from .answers import canonical_output, check_comparison
 from .fields import MISSING, check_name, check_text, invalid_field, is_utf8
 from .messages import are_messages, read_chat
 from .task import Demonstration, Task, Value, as_grid
@@ -246,31 +247,6 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-_INTRODUCTION = re.compile(
-    r"\A(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*",
-    re.IGNORECASE,
-)
-"""What many models write before an answer."""
-
-
-def canonical_output(kind: str, value: Value, shown: Sequence[Value] = ()) -> Value:
-    """The form in which an output is trained on, scored, compared and returned; `shown` are the task's other outputs.
-
-    A text has no white space around it, and no introduction such as "The answer is" with its full stop, unless a shown
-    output has one. All other values are as they are.
-    """
-    if kind != "text":
-        return value
-    text = str(value).strip()
-    if _INTRODUCTION.match(text) is None or any(_INTRODUCTION.match(str(other).strip()) for other in shown):
-        return text
-    rest = _INTRODUCTION.sub("", text, count=1)
-    while _INTRODUCTION.match(rest):
-        rest = _INTRODUCTION.sub("", rest, count=1)
-    ends_with_stop = any(str(other).strip().endswith(".") for other in shown)
-    return (rest if ends_with_stop else rest.removesuffix(".").rstrip()) or text
-
-
 def kind_of(task: Task) -> Kind:
     """The kind of a task."""
     return KINDS[task.kind]
@@ -297,11 +273,13 @@ def make_task(
     family: str = "",
     dataset: str = "",
     group: str = "",
+    comparison: str | None = None,
 ) -> Task:
     """A checked task from lists, NumPy arrays and strings. Without `kind`, the shape of the query decides it.
 
     A demonstration is a pair (input, output) or an object {"input", "output"}. The demonstrations may also be the
     messages of a chat, as OpenAI's clients write them; then the query may be its last message, of a user.
+    `comparison` names how answers are compared: `exact` unless given, or a key of `answers.COMPARISONS`.
 
     Raises `TaskError` that names the invalid field.
 
@@ -332,7 +310,10 @@ def make_task(
     if instruction is not None:
         check_text(instruction, "instruction")
     id = check_name(id, "id")
-    return Task(name, shown, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id)
+    return Task(
+        name, shown, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id,
+        comparison=check_comparison(comparison, name),
+    )  # fmt: skip
 
 
 def demonstration_of(kind: str, source: Value, target: Value) -> Demonstration:

@@ -14,7 +14,8 @@ from itertools import takewhile
 from typing import Literal, Protocol
 
 from ..errors import ModelError, ParseError, TaskError
-from .kinds import COMPACT, STANDARD, Notation, canonical_output, kind_of, shortened
+from .answers import canonical_output
+from .kinds import COMPACT, STANDARD, Notation, kind_of, shortened
 from .task import Task, Value
 
 Role = Literal["context", "answer", "end"]

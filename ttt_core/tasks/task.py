@@ -73,6 +73,8 @@ class Task:
     dataset: str = ""
     group: str = ""
     """Identifies the task that this query belongs to: queries of one group share their demonstrations."""
+    comparison: str = "exact"
+    """How answers are compared; a key of `answers.COMPARISONS`."""
     prompt_format: str = ""
     """Name of the prompt format that was chosen for the demonstrations; empty: the model's default format."""
 

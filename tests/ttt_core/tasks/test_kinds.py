@@ -17,7 +17,6 @@ from autottt.ttt_core.tasks.kinds import (
     MAX_SIDE,
     NOTATIONS,
     STANDARD,
-    canonical_output,
     guess_kind,
     kind_of,
     make_task,
@@ -343,26 +342,3 @@ def test_many_demonstrations_are_checked_in_a_second():
     began = time.process_time()
     make_task([("a", "b")], "x" * 1_000_000)
     assert time.process_time() - began < 0.5
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "shown", "expected"),
-    [
-        ("text", " (A)\n", [], "(A)"),
-        ("text", "The answer is (A).", ["(B)"], "(A)"),
-        ("text", "the final answer is: 7", ["8"], "7"),
-        ("text", "Answer: yes.", ["No."], "yes."),
-        ("text", "Answer: yes.", ["No"], "yes"),
-        ("text", "The answer is (A).", ["The answer is (B)."], "The answer is (A)."),
-        ("text", "Answering is hard", ["x"], "Answering is hard"),
-        ("text", "The answer island", ["x"], "The answer island"),
-        ("text", "Answer:", ["x"], "Answer:"),
-        ("text", "So, the answer is: Answer: 4.", ["5"], "4"),
-        ("text", " \n", [], ""),
-        ("list", (1, 2), [], (1, 2)),
-    ],
-)
-def test_an_output_has_one_form(kind, value, shown, expected):
-    form = canonical_output(kind, value, shown)
-    assert form == expected
-    assert canonical_output(kind, form, shown) == form

@@ -1,0 +1,124 @@
+"""One form of an answer for training, scoring, decoding and evaluation, and when two answers are the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autottt.controller.state import checked_task, task_to_plain
+from autottt.ttt_core.errors import TaskError
+from autottt.ttt_core.tasks.answers import COMPARISONS, canonical_output, is_right, same_answer
+from autottt.ttt_core.tasks.formats import ReadSettings, read_object
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown", "expected"),
+    [
+        ("text", " (A)\n", [], "(A)"),
+        ("text", "The answer is (A).", ["(B)"], "(A)"),
+        ("text", "the final answer is: 7", ["8"], "7"),
+        ("text", "Answer: yes.", ["No."], "yes."),
+        ("text", "Answer: yes.", ["No"], "yes"),
+        ("text", "The answer is (A).", ["The answer is (B)."], "The answer is (A)."),
+        ("text", "Answering is hard", ["x"], "Answering is hard"),
+        ("text", "The answer island", ["x"], "The answer island"),
+        ("text", "Answer:", ["x"], "Answer:"),
+        ("text", "So, the answer is: Answer: 4.", ["5"], "4"),
+        ("text", " \n", [], ""),
+        ("text", '"cat"', ["dog"], "cat"),
+        ("text", '"cat"', ['"dog"'], '"cat"'),
+        ("text", "**cat**.", ["dog"], "cat"),
+        ("text", "`a` and `b`", ["c"], "`a` and `b`"),
+        ("text", "\u201ccat\u201d", ["dog"], "cat"),
+        ("text", "\\boxed{42}", ["41"], "42"),
+        ("text", "'tis", ["so"], "'tis"),
+        ("text", "''", ["x"], "''"),
+        ("text", "cat.", ["dog"], "cat"),
+        ("text", "cat.", ["A dog."], "cat."),
+        ("text", "cat.", [], "cat."),
+        ("text", "wait...", ["go"], "wait..."),
+        ("text", ".", ["x"], "."),
+        ("text", "Output: cat", ["dog"], "cat"),
+        ("text", "cat\n\nExplanation: it meows.", ["dog"], "cat"),
+        ("text", "cat\nInput: a bird", ["dog"], "cat"),
+        ("text", "Sure! Here is the answer:\n\ncat", ["dog"], "cat"),
+        ("text", "```\ncat\n```", ["dog"], "cat"),
+        ("text", "The answer is:\ncat", ["dog"], "cat"),
+        ("text", "Note:", ["x"], "Note:"),
+        ("text", "time:\nnoon", ["place:"], "time:"),
+        ("text", "one\ntwo", ["three\nfour"], "one\ntwo"),
+        ("text", "one\ntwo", [], "one\ntwo"),
+        ("text", 'The answer is "**(A)**".', ["(B)"], "(A)"),
+        ("grid", ((1,),), [], ((1,),)),
+        ("list", (1, 2), [], (1, 2)),
+    ],
+)
+def test_an_output_has_one_form(kind, value, shown, expected):
+    form = canonical_output(kind, value, shown)
+    assert form == expected
+    assert canonical_output(kind, form, shown) == form
+
+
+@pytest.mark.parametrize(
+    ("comparison", "one", "other", "same"),
+    [
+        ("exact", "Cat", "cat", False),
+        ("ignore_case", "Cat  sat", "cat sat", True),
+        ("ignore_case", "cat!", "cat", False),
+        ("words", "The cat, sat!", "a cat sat", True),
+        ("words", "the cats", "the cat", False),
+        ("words", "$5", "5", True),
+        ("number", "1,000.0", "1000", True),
+        ("number", "1e3", "1000", True),
+        ("number", "-0", "0", True),
+        ("number", "1/2", "0.5", False),
+        ("number", "ten", "ten", True),
+        ("number", "nan", "nan", True),
+        ("number", "7", "8", False),
+        ("number", "1,2", "12", False),
+        ("number", "1" * 40, "1" * 39 + "2", False),
+    ],
+)
+def test_texts_are_compared_as_the_task_says(comparison, one, other, same):
+    assert same_answer(one, other, comparison) is same
+    task = make_task([("q", "a")], "x", answer=other, comparison=comparison)
+    assert is_right(task, one) is same
+    line = {"demonstrations": [{"input": "q", "output": "a"}], "query": "x", "answer": other, "comparison": comparison}
+    (read,) = read_object(json.loads(json.dumps(line)), ReadSettings(), id="t", dataset="")
+    assert read.comparison == comparison
+    assert checked_task(task_to_plain(task)).comparison == comparison
+
+
+def test_no_answer_is_never_right():
+    assert not is_right(make_task([("q", "a")], "x", answer="y"), None)
+    assert not is_right(make_task([("q", "a")], "x"), "y")
+    assert is_right(make_task([([1], [1])], [2], answer=[2]), (2,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"comparison": "fuzzy"}, "comparison: expected one of exact, ignore_case, words, number; received 'fuzzy'"),
+        ({"comparison": 3}, "comparison: expected one of"),
+        ({"comparison": "words", "query": [1], "demonstrations": [([1], [1])]}, "comparison: only texts are compared"),
+    ],
+)
+def test_an_unknown_comparison_is_refused(fields, message):
+    with pytest.raises(TaskError, match=message):
+        make_task(**{"demonstrations": [("q", "a")], "query": "x", **fields})
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_form_is_stable(name):
+    form = COMPARISONS[name]
+    for text in ("", " ", "The", "Cat sat.", "1,0", "\u0130", "-0", "1e999999999", "x" * 1000):
+        assert form(form(text)) == form(text)
+
+
+def test_decoded_text_is_read_by_the_same_rule():
+    task = make_task([("big", "large"), ("tiny", "small")], "quick", answer="fast")
+    assert STANDARD_FORMAT.read(task, ' "fast".\nInput: slow') == "fast"
+    assert is_right(task, STANDARD_FORMAT.read(task, "Output: **fast**"))
