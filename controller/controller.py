@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.base import recipe_digest_for
-from ..strategies.registry import get_strategy, strategies
+from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..strategies.training import PlansAdapter
 from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_plan import AdapterPlan
@@ -235,7 +235,7 @@ class Controller:
         """The results of tasks whose adapters are trained in batches."""
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         refusals: dict[int, Result] = {}
-        plans: list[AdapterPlan] = []
+        chosen: list[tuple[PlansAdapter, Task]] = []
         with self._verified_on_failure(), self._isolated(context) as context:
             runs = [_PausedRun(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
             for index, run in enumerate(runs):
@@ -243,14 +243,25 @@ class Controller:
                 if isinstance(decided, Result):
                     refusals[index] = decided
                 elif isinstance(strategy := get_strategy(decided), PlansAdapter):
-                    with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
-                        plans.append(strategy.plan(self.learner, run.task, seed))
+                    chosen.append((strategy, run.task))
             try:
-                self.learner.adapters.prefetch(plans, lambda step, loss: context.raise_if_cancelled())
+                self._prefetch(chosen, context, seed)
                 for index, run in enumerate(runs):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
-                self.learner.adapters.release_prefetched()
+                with plugin_proofs(self.learner):
+                    self.learner.adapters.release_prefetched()
+
+    def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task]], context: Context, seed: int) -> None:
+        """Trains the adapters that strategies plan for tasks. Raises `BaseChangedError` if a plug-in wrote to the base
+        while it planned: nothing that was trained since is kept."""
+        plans: list[AdapterPlan] = []
+        with plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
+            for strategy, task in chosen:
+                with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
+                    plans.append(strategy.plan(self.learner, task, seed))
+            self.learner.adapters.prefetch(plans)
+            self.learner.verify()
 
     @contextmanager
     def _started(
@@ -373,7 +384,8 @@ class Controller:
             finished = True
         finally:
             if not finished:
-                self.learner.verify()
+                with plugin_proofs(self.learner):
+                    self.learner.verify()
 
     @contextmanager
     def _isolated(self, context: Context) -> Iterator[Context]:

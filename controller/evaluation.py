@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..strategies.base import Attempt, run
-from ..strategies.registry import get_strategy
+from ..strategies.registry import get_strategy, plugin_proofs
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
 from ..ttt_core.standard_json import dumps
 from ..ttt_core.tasks.answers import is_right
@@ -177,8 +177,9 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
                 error=result.error,
                 second=bool(result.attempts) and _second_is_right(result.attempts[-1], task),
             )  # fmt: skip
-        attempt = run(get_strategy(name), controller.learner, task, seed=seed)
-        controller.learner.verify()
+        with plugin_proofs(controller.learner):
+            attempt = run(get_strategy(name), controller.learner, task, seed=seed)
+            controller.learner.verify()
         return Row(
             **common, right=is_right(task, attempt.value), status=attempt.status, chosen=name,
             adapted=attempt.training_record is not None, seconds=attempt.cost.seconds,

@@ -19,8 +19,8 @@ from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
-from ..strategies.base import Attempt, Cost, Strategy, is_plugin, recipe_for, run
-from ..strategies.registry import strategies
+from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
+from ..strategies.registry import plugin_proofs, strategies
 from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
@@ -53,8 +53,9 @@ def node(
         def run_node(state: State, runtime: Runtime[Context]) -> State:
             context = _context_of(runtime)
             context.raise_if_cancelled()
-            with context.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                meter = context.learner.guarded.meter()
+            learner = context.learner
+            with learner.guarded.lock.exclusive(context.raise_if_cancelled), plugin_proofs(learner):
+                meter = learner.guarded.meter()
                 result = work(view(state), runtime)
                 taken = meter.read()
             update = to_update(result)
@@ -107,11 +108,7 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
         affordable = time.monotonic() + expected < started + context.budget.total(cost.seconds)
         return context.policy.needs_more(features) and affordable
 
-    def cancelled() -> bool:
-        context.raise_if_cancelled()
-        return False  # the in-context answer is given whatever the budget
-
-    with context.learner.guarded.stop_when(cancelled):
+    with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
     return Measured(query, measurement, context.learner.loaded.prompt_format)
 
@@ -285,7 +282,5 @@ def _no_gain(attempt: Attempt, result: CrossValidationResult, in_context: Attemp
 
 @node("revert", Query.of, last=True)
 def revert(query: Query, runtime: Runtime[Context]) -> RevertProof:
-    """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not. Where plug-ins are
-    registered the proof is a full one, whose code the cheap proof may not see writing."""
-    plugins = any(map(is_plugin, strategies().values()))
-    return runtime.context.learner.verify(full=True if plugins else None)
+    """Proves that the base model is what was loaded; raises `BaseChangedError` if it is not."""
+    return runtime.context.learner.verify()

@@ -102,6 +102,11 @@ class Context:
         if any(event.is_set() for event in self.stops):
             raise Cancelled("cancelled by the caller; this task has no answer")
 
+    def cancelled(self) -> bool:
+        """False; raises as `raise_if_cancelled`. For work that has no deadline, see `GuardedModel.stop_when`."""
+        self.raise_if_cancelled()
+        return False
+
 
 Action = Literal["accept", "escalate", "fall_back"]
 

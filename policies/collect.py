@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..strategies.base import Attempt, Strategy, recipe_digest_for, run
-from ..strategies.registry import get_strategy
+from ..strategies.registry import get_strategy, plugin_proofs
 from ..ttt_core.errors import (
     AutotttError,
     BaseChangedError,
@@ -190,7 +190,9 @@ def measure_batch(learner: Learner, batch: Batch) -> Iterator[Outcome]:
         # The cost of choosing the prompt format is no strategy's: serving pays it before it decides.
         task = learner.formats.formatted(item.task)
         for strategy in item.strategies:
-            outcome = _attempt_outcome(learner, task, strategy, item.seed)
+            with plugin_proofs(learner, strategy):
+                outcome = _attempt_outcome(learner, task, strategy, item.seed)
+                learner.verify()  # an outcome of a changed base is not stored
             if in_context_tokens is None:
                 in_context_tokens = outcome.token_equivalents
             relative = outcome.token_equivalents / in_context_tokens if in_context_tokens else 0.0

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..ttt_core.errors import StrategyError
 
 if TYPE_CHECKING:
+    from ..ttt_core.learner import Learner
     from .base import Strategy
 
 S = TypeVar("S")
@@ -121,6 +123,15 @@ def strategies() -> Mapping[str, Strategy]:
     """Every strategy by name, cheapest cost class first."""
     _discover()
     return dict(sorted(_REGISTRY.items(), key=lambda item: (COST_CLASSES.index(item[1].cost_class), item[0])))
+
+
+def plugin_proofs(learner: Learner, *others: Strategy) -> AbstractContextManager[None]:
+    """Inside, every proof of the base is a full one if a registered strategy, or one of `others`, is a plug-in: any of
+    its methods may write to the base in a way that the cheap proof does not detect at once."""
+    from .base import is_plugin
+
+    uses_plugins = any(map(is_plugin, [*others, *strategies().values()]))
+    return learner.guarded.full_proofs() if uses_plugins else nullcontext()
 
 
 def get_strategy(name: str) -> Strategy:

@@ -310,6 +310,28 @@ def test_another_query_of_the_same_demonstrations_finds_the_adapter(name: str, l
         assert not other().from_cache
 
 
+def test_ttt_warm_starts_from_the_adapter_of_an_earlier_task_and_so_depends_on_the_order(learner: Learner) -> None:
+    warm, reverse = get_strategy("ttt_warm"), TASKS["list"]
+    near = replace(reverse, demonstrations=(*reverse.demonstrations[1:], *TASKS["list"].demonstrations[:1]), id="near")
+
+    def solved(*tasks: Task) -> list[Attempt]:
+        learner.clear()
+        return [timeless(run(warm, learner, task, seed=1)) for task in tasks]
+
+    def digest(task: Task) -> str:
+        return learner.adapters.get_or_train(warm.plan(learner, task, 1))[0].weights.digest()  # type: ignore[attr-defined]
+
+    def starts(attempts: list[Attempt]) -> list[str]:
+        return [a.training_record.started_from for a in attempts if a.training_record is not None]
+
+    one, other = solved(reverse, near), solved(near, reverse)
+    assert starts(other) == ["", digest(near)]
+    assert solved(reverse, near) == one, "in one order, the same seed gives the same answers"
+    assert starts(one) == ["", digest(reverse)]
+    assert one[0].training_record != other[1].training_record
+    assert solved(near)[0] == other[0], "the first task depends on no other"
+
+
 # --- votes ----------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,9 @@ def _note_debug(ctx: typer.Context, value: bool) -> bool:
 Files = Annotated[
     list[Path], typer.Argument(help="Task files or folders: JSONL, ARC JSON, BIG-Bench Hard JSON, chat messages.")
 ]
-Seed = Annotated[int, _setting("seed", "The same seed gives the same answers.")]
+Seed = Annotated[
+    int, _setting("seed", "The same seed gives the same answers; with ttt_warm, to tasks in the same order.")
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Use this many tasks of each file: a sample that the seed determines.")
 ]

@@ -8,7 +8,9 @@ import logging
 import operator
 import threading
 import time
+from contextvars import Context, copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, TypedDict
 from unittest.mock import Mock
 
@@ -25,6 +27,7 @@ from autottt.controller.state import checked_task, task_to_plain
 from autottt.policies.policy import BUNDLED, FixedPolicy
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import Cancelled, PolicyError, TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
@@ -383,6 +386,123 @@ def test_an_error_of_the_work_is_raised_where_the_events_are_read(learner: Learn
         list(controller.stream(long))
     with pytest.raises(ValueError, match="tokens"):
         asyncio.run(controller.asolve(long))
+
+
+# --- several callers at once ------------------------------------------------------------------------------------------
+
+
+def backward_tokens(controller: Controller, tasks: list[Task]) -> list[int]:
+    """What training each task alone takes."""
+    tokens = []
+    for task in tasks:
+        controller.learner.clear()
+        tokens.append(controller.solve(task).cost.backward_tokens)
+    controller.learner.clear()
+    return tokens
+
+
+def trainable(count: int) -> list[Task]:
+    """Tasks that share no adapter and differ in length."""
+    return [replace(TASK, demonstrations=TASK.demonstrations * (n + 1), id=f"task{n}") for n in range(count)]
+
+
+def test_a_thread_that_inherits_the_turn_of_a_queue_pays_for_its_own_work(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, tasks = Controller(learner, FixedPolicy("ttt_crossfit")), trainable(4)
+    alone = backward_tokens(controller, tasks)
+    inner: list[Result] = []
+    contexts: list[Context] = []
+    threads: list[threading.Thread] = []
+    train = AdapterTrainer.cross_validate
+
+    def train_while_another_thread_solves(self: AdapterTrainer, *arguments: Any, **settings: Any) -> Any:
+        if contexts:
+            solve = partial(controller.solve, TASK, strategy="in_context")
+            threads.append(threading.Thread(target=lambda run: inner.append(run(solve)), args=[contexts.pop().run]))
+            threads[-1].start()
+            time.sleep(0.1)  # time to begin, were it not for the turn
+        return train(self, *arguments, **settings)
+
+    monkeypatch.setattr(AdapterTrainer, "cross_validate", train_while_another_thread_solves)
+    outer = controller.solve_many(tasks, on_result=lambda _: contexts.append(copy_context()))
+    for thread in threads:
+        thread.join(60)
+    assert len(inner) == 3
+    assert [result.cost.backward_tokens for result in inner] == [0] * 3
+    assert [result.cost.backward_tokens for result in outer] == alone
+
+
+def test_solving_inside_an_open_stream_costs_neither_what_the_other_does(learner: Learner) -> None:
+    controller, tasks = Controller(learner, FixedPolicy("ttt_in_context")), trainable(3)
+    alone = backward_tokens(controller, tasks)
+
+    async def inside() -> tuple[list[Result], list[Result]]:
+        outer, inner = [], []
+        for task in tasks:
+            async for event in controller.astream(task):
+                if isinstance(event, Result):
+                    outer.append(event)
+                else:
+                    inner.append(await asyncio.to_thread(controller.solve, TASK, strategy="in_context"))
+        for task in tasks:
+            learner.clear()
+            for event in controller.stream(task):
+                if isinstance(event, Result):
+                    outer.append(event)
+                else:
+                    inner.append(await asyncio.to_thread(controller.solve, TASK, strategy="in_context"))
+        return outer, inner
+
+    outer, inner = asyncio.run(inside())
+    assert [result.cost.backward_tokens for result in outer] == alone * 2
+    assert len(inner) > 12
+    assert {result.cost.backward_tokens for result in inner} == {0}
+
+
+@pytest.mark.parametrize("closes", ["stream", "graph"])
+def test_a_stream_that_another_thread_closes_leaves_the_model_free_and_costs_right(
+    closes: str, endless: Learner
+) -> None:
+    controller = Controller(endless, FixedPolicy("ttt_in_context"))
+    if closes == "stream":
+        stream: Any = controller.stream(TASK)
+    else:
+        stream = controller.graph.stream({"task": TASK}, context=controller.context(), stream_mode="custom")
+    next(stream)
+    closing = threading.Thread(target=stream.close)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert controller.learner.guarded.lock.owner() is None
+    results: list[Result] = []
+
+    def solve() -> None:
+        results.append(controller.solve(TASK, strategy="in_context"))
+
+    others = [threading.Thread(target=solve) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    results.append(controller.solve(TASK, strategy="in_context"))
+    for thread in others:
+        thread.join(60)
+    assert [result.cost.backward_tokens for result in results] == [0] * 4
+    held, ends, cancel = threading.Event(), threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold, args=(endless, held, ends))
+    holder.start()
+    assert held.wait(10)
+    threading.Timer(0.05, cancel.set).start()
+    with pytest.raises(Cancelled):  # the stream has left this thread no turn: it waits like any other
+        controller.solve(TASK, strategy="in_context", cancel=cancel)
+    ends.set()
+    holder.join()
+
+
+def hold(learner: Learner, held: threading.Event, ends: threading.Event) -> None:
+    """Reserves the model until `ends` is set."""
+    with learner.guarded.lock.exclusive():
+        held.set()
+        ends.wait(10)
 
 
 # --- coroutines -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from autottt.strategies.base import Attempt, Cost, run
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_provider import AdapterProvider
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
+from autottt.ttt_core.engine.guarded_model import GuardedModel
 from autottt.ttt_core.errors import (
     AdaptationError,
     BaseChangedError,
@@ -367,38 +370,100 @@ def test_a_stream_that_is_closed_stops_training(learner, monkeypatch):
     assert learner.answer([TASK])
 
 
-@pytest.mark.parametrize("name", list(strategies()))
-def test_cancelling_ends_any_node_before_the_next_layer(name: str, learner: Learner) -> None:
-    first, second = learner.loaded.model.model.layers[0], learner.loaded.model.model.layers[1]
-    passes = [0, 0]
-    cancel = threading.Event()
-    last = 10**6
+@contextmanager
+def cancelled_in_pass(learner: Learner, cancel: threading.Event) -> Iterator[tuple[Learner, list[int], list[int]]]:
+    """A learner around the same model, whose passes through the first and the second layer are counted; `cancel` is set
+    in the pass through the first layer whose number, from 1, is the last element of the second list."""
+    passes, last = [0, 0], [10**6]
 
     def enter_first(*_: Any) -> None:
         passes[0] += 1
-        if passes[0] == last:
+        if passes[0] == last[-1]:
             cancel.set()
 
     def enter_second(*_: Any) -> None:
         passes[1] += 1
 
+    first, second = learner.loaded.model.model.layers[:2]
     handles = [first.register_forward_hook(enter_first), second.register_forward_hook(enter_second)]
-    learner = Learner(learner.loaded)  # hooks that are there at load are part of the base
-    controller = Controller(learner, FixedPolicy(name))
     try:
-        controller.solve(TASK, cancel=cancel)
-        total = passes[0]
-        for last in sorted({1, min(2, total), max(1, total // 2), total}):
-            passes[:] = [0, 0]
-            cancel.clear()
-            learner.clear()
-            with pytest.raises(Cancelled):
-                controller.solve(TASK, cancel=cancel)
-            assert passes == [last, last - 1], "the second layer does not run once the first has cancelled"
-        learner.verify(full=True)
+        yield Learner(learner.loaded), passes, last  # hooks that are there at load are part of the base
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_cancelling(
+    learner: Learner, passes: list[int], last: list[int], solve: Callable[[], Any], between: Sequence[int] = ()
+) -> None:
+    """Cancels in passes of what `solve` does, of all or of those between two, and checks that each ends before the next
+    layer."""
+    learner.clear()
+    solve()
+    begin, end = between or (0, passes[0])
+    assert end > begin
+    for number in sorted({begin + 1, end, *(begin + max(1, (end - begin) * k // 8) for k in range(8))}):
+        passes[:] = [0, 0]
+        last.append(number)
+        learner.clear()
+        with pytest.raises(Cancelled):
+            solve()
+        assert passes == [number, number - 1], "the second layer does not run once the first has cancelled"
+    learner.verify(full=True)
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_cancelling_ends_any_node_before_the_next_layer(name: str, learner: Learner) -> None:
+    cancel = threading.Event()
+    with cancelled_in_pass(learner, cancel) as (hooked, passes, last):
+
+        def solve() -> None:
+            cancel.clear()
+            Controller(hooked, FixedPolicy(name)).solve(TASK, cancel=cancel)
+
+        check_cancelling(hooked, passes, last, solve)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("name", ["ttt_in_context", "ttt_augmented"])
+def test_cancelling_a_queue_ends_what_is_prefetched_before_the_next_layer(
+    name: str, batched: bool, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedModel, "batches_adapters", batched)  # as on an accelerator: answers are prefetched too
+    cancel = threading.Event()
+    with cancelled_in_pass(learner, cancel) as (hooked, passes, last):
+        prefetch, prefetching = hooked.adapters.prefetch, list[int]()
+
+        def recorded(*arguments: Any) -> None:
+            prefetching.append(passes[0])
+            prefetch(*arguments)
+            prefetching.append(passes[0])
+
+        monkeypatch.setattr(hooked.adapters, "prefetch", recorded)
+
+        def solve() -> None:
+            cancel.clear()
+            Controller(hooked, FixedPolicy(name)).solve_many(many(), cancel=cancel)
+
+        check_cancelling(hooked, passes, last, solve, prefetching)
+        assert prefetching[1] - prefetching[0] > 4
+
+
+def test_a_solve_inside_a_strategy_ends_when_the_outer_one_is_cancelled(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    with cancelled_in_pass(learner, cancel) as (hooked, passes, last):
+        controller = Controller(hooked, FixedPolicy("zero_shot"))
+
+        def attempt(self: Any, learner: Learner, task: Task, **_: Any) -> Attempt:
+            last.append(passes[0] + 2)
+            return Attempt(self.name, controller.solve(task, strategy="ttt_in_context").answer, "", 1.0)
+
+        monkeypatch.setattr(type(get_strategy("zero_shot")), "attempt", attempt)
+        with pytest.raises(Cancelled):
+            controller.solve(TASK, cancel=cancel)
+        assert passes == [last[-1], last[-1] - 1]
 
 
 def test_nothing_begins_for_who_has_cancelled_already(learner):

@@ -61,12 +61,15 @@ class Echo:
         self.guarded = Guarded()
         self.answerer = self
         self.window = SimpleNamespace(encode=lambda task: SimpleNamespace(ids=(0,) * 9))
-        self.answered = 0
+        self.answered = self.verified = 0
 
     def clear(self):
         self.prefix_known = False
 
     reset_charges = clear_scores = clear
+
+    def verify(self):
+        self.verified += 1
 
     def read(self, task):
         return PromptScores((SCORES,) * len(task.demonstrations))

@@ -122,10 +122,11 @@ class GuardedModel:
         """While inside, `should_stop` is called before every prompt and every layer of a pass, and may raise.
 
         Once it is true, decoding ends with the tokens so far and training with the weights of the last complete step;
-        other work raises `DeadlineError`.
+        other work raises `DeadlineError`. Inside another `stop_when`, that one ends the work too.
         """
         with self.lock.compute:
-            before, self.should_stop = self.should_stop, should_stop
+            before = self.should_stop
+            self.should_stop = should_stop if before is None else lambda: before() or should_stop()
             try:
                 yield
             finally:

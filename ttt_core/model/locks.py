@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -24,10 +24,6 @@ Token: TypeAlias = Any
 Reference: TypeAlias = Callable[[], Token]
 
 
-def _nobody() -> None:
-    return None
-
-
 class ModelLock:
     """The locks of one model."""
 
@@ -35,36 +31,42 @@ class ModelLock:
         self.compute: Any = threading.RLock()
         """Held while the model computes, or an adapter is attached to it."""
         self._state = threading.RLock()
-        self._owner: Reference = _nobody
-        self._thread = 0
+        self._turns: list[tuple[Reference, int]] = []
+        """The turns under way, each inside the one before it: their tokens and the threads that claimed them."""
 
     def exclusive(self, on_wait: Callable[[], None] = lambda: None) -> Turn:
         """One caller's turn from its first use of the model to its last, so that its cost can be told from that of
-        others. What is called from inside, by nodes in other threads too, belongs to the same turn. `on_wait` is called
-        now and then until the turn begins, and may raise.
+        others. What is called from inside, by nodes in other threads too, is a turn inside this one; of several such
+        callers each waits for the others. `on_wait` is called now and then until the turn begins, and may raise.
         """
         return Turn(self, on_wait)
 
     def owner(self) -> Token | None:
-        """The token of the turn under way."""
-        token = self._owner()
-        return token if token is not None and token.locked() else None
+        """The token of the innermost turn under way."""
+        return next((token for reference, _ in reversed(self._turns) if (token := _held(reference))), None)
 
-    def claim(self, token: Token) -> bool:
-        """Makes a token the owner where there is none."""
+    def claim(self, token: Token, outer: Sequence[Token]) -> bool:
+        """Begins the turn of a token, which must be held, unless a turn is under way that is none of `outer`."""
         with self._state:
-            if self.owner() is None:
-                self._owner, self._thread = ref(token), threading.get_ident()
-            return self._owner() is token
+            if (owner := self.owner()) is not None and owner not in outer:
+                return False
+            under_way = [turn for turn in self._turns if _held(turn[0])]
+            self._turns = [*under_way, (ref(token), threading.get_ident())]
+            return True
 
     def after_fork(self, was_computing: bool) -> None:
-        """In a forked process: drops the turn of a thread that does not exist here. Where that thread computed, the
-        model is in the middle of its work, so each use raises `ModelError`."""
+        """In a forked process: drops the turns of threads that do not exist here. Where one of them computed, the model
+        is in the middle of its work, so each use raises `ModelError`."""
         self._state = threading.RLock()
-        if self._thread != threading.get_ident():
-            self._owner = _nobody
+        self._turns = [turn for turn in self._turns if turn[1] == threading.get_ident()]
         if was_computing:
             self.compute = _Unusable()
+
+
+def _held(reference: Reference) -> Token | None:
+    """The token, if its turn has not ended."""
+    token = reference()
+    return token if token is not None and token.locked() else None
 
 
 class Turn:
@@ -80,13 +82,11 @@ class Turn:
         """Held from the claim to the end; one that is not held is worth nothing."""
 
     def __enter__(self) -> None:
-        tokens = [token for reference in _HELD.get() if (token := reference()) is not None]
-        nested = self._lock.owner() in tokens
+        outer = [token for reference in _HELD.get() if (token := _held(reference))]
         try:
             self._token.acquire()
-            if not nested:
-                self._wait()
-                _HELD.set((*map(ref, tokens), ref(self._token)))
+            self._wait(outer)
+            _HELD.set((*map(ref, outer), ref(self._token)))
         except BaseException:
             with suppress(RuntimeError):  # raised before it was acquired
                 self._token.release()
@@ -97,10 +97,10 @@ class Turn:
         end: Callable[..., None] = self._token.__exit__
         return end
 
-    def _wait(self) -> None:
+    def _wait(self, outer: Sequence[Token]) -> None:
         if isinstance(self._lock.compute, _Unusable):
             self._lock.compute.__enter__()
-        while not self._lock.claim(self._token):
+        while not self._lock.claim(self._token, outer):
             self._on_wait()
             time.sleep(POLL_SECONDS)  # waiting on the owner's token would keep a dropped one alive
 

@@ -59,6 +59,51 @@ def test_a_turn_excludes_other_threads_and_nests_in_its_own_context() -> None:
     assert is_free(lock)
 
 
+def test_callers_inside_one_turn_wait_for_each_other() -> None:
+    lock = ModelLock()
+    with lock.exclusive():
+        inherited = contextvars.copy_context()
+        began, ends = threading.Event(), threading.Event()
+
+        def take() -> None:
+            with lock.exclusive():
+                with lock.exclusive():
+                    began.set()
+                ends.wait(5)
+
+        thread = threading.Thread(target=lambda: inherited.run(take))
+        thread.start()
+        assert began.wait(5)
+        with pytest.raises(Stop), lock.exclusive(_stop):
+            pytest.fail("the other caller's turn has not ended")
+        ends.set()
+        thread.join()
+        with lock.exclusive():
+            assert not is_free(lock)
+    assert is_free(lock)
+
+
+def test_an_inner_turn_that_outlives_the_outer_one_still_excludes_others() -> None:
+    lock = ModelLock()
+    began, ends = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with lock.exclusive():
+            began.set()
+            ends.wait(5)
+
+    with lock.exclusive():
+        thread = threading.Thread(target=contextvars.copy_context().run, args=[take])
+        thread.start()
+        assert began.wait(5)
+    assert not is_free(lock)
+    with pytest.raises(Stop), lock.exclusive(_stop):
+        pytest.fail("the inner turn has not ended")
+    ends.set()
+    thread.join()
+    assert is_free(lock)
+
+
 def test_a_waiting_caller_may_give_up() -> None:
     lock = ModelLock()
     calls: list[int] = []

@@ -1,0 +1,213 @@
+"""Nothing that a plug-in's write to the base has changed is published: to a cache, a store of outcomes, or rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from autottt.controller.controller import Controller
+from autottt.controller.evaluation import evaluate
+from autottt.policies.collect import collect
+from autottt.policies.outcomes import OutcomeStore
+from autottt.policies.policy import Decision, FixedPolicy
+from autottt.strategies import registry
+from autottt.strategies.base import Attempt, CostClass, OnStep, from_answer
+from autottt.strategies.registry import get_strategy, strategies
+from autottt.ttt_core.engine.adapter_cache import AdapterCache
+from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
+from autottt.ttt_core.errors import BaseChangedError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.augmentation import leave_one_out
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+OTHER = replace(TASK, demonstrations=TASK.demonstrations[::-1], id="turned")
+QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=2, batch_size=2)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A plug-in that writes four bytes to the base, past the version counter, in one of its methods."""
+
+    name: str = "writer"
+    cost_class: CostClass = "train"
+    min_demonstrations: int = 0
+    recipe: Recipe | None = None
+    default_recipe: ClassVar[Recipe | None] = QUICK
+    place: ClassVar[str] = ""
+    learner: ClassVar[Any] = None
+
+    def write(self, place: str) -> None:
+        if place == self.place:
+            type(self).place = ""
+            next(self.learner.loaded.model.parameters()).data.view(-1)[-1] += 1
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        self.write("answers_per_query")
+        return 1
+
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
+        self.write("plan")
+
+        def make_examples() -> TrainingExamples:
+            self.write("examples")
+            return TrainingExamples([leave_one_out(task)])
+
+        return AdapterPlan(("writer", task.demonstrations), task, QUICK, seed, make_examples)
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        self.write("attempt")
+        if self.place == "answer":
+            answer = learner.answer([task])[0]
+            self.write("answer")
+            return from_answer(self.name, answer)
+        adapter, _ = learner.adapters.get_or_train(self.plan(learner, task, seed), deadline, on_step)
+        return from_answer(self.name, learner.answer([task], adapter)[0])
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Learner, str], None]:
+    """Registers the plug-in, and says where it writes."""
+    strategies()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry.register(Writer)
+
+    def set_place(learner: Learner, place: str) -> None:
+        monkeypatch.setattr(Writer, "learner", learner)
+        monkeypatch.setattr(Writer, "place", place)
+
+    return set_place
+
+
+def learner_with(folder: Path) -> Learner:
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    loaded = replace(loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return Learner(loaded, adapters=AdapterCache(folder=folder))
+
+
+class Alternating:
+    """A policy that prefers the strategies in turn."""
+
+    name = "alternating"
+
+    def __init__(self, *wanted: str) -> None:
+        self.wanted = list(wanted)
+
+    def needs_more(self, features: Any) -> bool:
+        return False
+
+    def decide(self, features: Any, allowed: Any, *, tried: Any = ()) -> Decision:
+        strategy = self.wanted.pop(0) if len(self.wanted) > 1 else self.wanted[0]
+        numbers = dict.fromkeys(allowed, 0.5)
+        return Decision(
+            strategy=strategy, difficulty=0.5, scores=numbers, costs=numbers, utilities=numbers, reason="in turn",
+            stage=features.stage,
+        )  # fmt: skip
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("place", ["attempt", "plan", "examples"])
+def test_an_adapter_of_a_changed_base_reaches_no_shared_folder(
+    place: str, together: bool, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    learner = learner_with(tmp_path)
+    plug_in(learner, place)
+    controller = Controller(learner, FixedPolicy("writer"))
+    with pytest.raises(BaseChangedError):
+        controller.solve_many([TASK, OTHER]) if together else controller.solve(TASK)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BaseChangedError, match="it answers no more"):
+        controller.solve(TASK, strategy="in_context")
+    next_process, alone = learner_with(tmp_path), learner_with(tmp_path / "empty")
+    results = [Controller(each, FixedPolicy("writer")).solve(TASK) for each in (next_process, alone)]
+    assert results[0].answer == results[1].answer
+    assert results[0].attempts == tuple(replace(a, cost=results[0].attempts[0].cost) for a in results[1].attempts)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("place", ["plan", "examples"])
+def test_no_shipped_strategy_publishes_what_it_trained_after_a_plug_in_wrote(
+    place: str, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    learner = learner_with(tmp_path)
+    plug_in(learner, place)
+    controller = Controller(learner, Alternating("writer", "ttt_in_context"))
+    with pytest.raises(BaseChangedError):
+        controller.solve_many([TASK, OTHER])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["plan", "answers_per_query"])
+def test_a_write_while_costs_are_compared_is_detected_before_training_is_kept(
+    place: str, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    learner = learner_with(tmp_path)
+    if place == "answers_per_query":  # is called where an adapter exists
+        Controller(learner, FixedPolicy("writer")).solve(TASK)
+    saved = set(tmp_path.iterdir())
+    plug_in(learner, place)
+    with pytest.raises(BaseChangedError):
+        Controller(learner, Alternating("ttt_in_context"), budget="60s").solve(TASK)
+    assert set(tmp_path.iterdir()) == saved
+
+
+@pytest.mark.parametrize("place", ["attempt", "plan", "examples", "answer"])
+def test_no_outcome_of_a_changed_base_reaches_the_store(
+    place: str, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    learner = learner_with(tmp_path / "adapters")
+    plug_in(learner, place)
+    store = OutcomeStore(tmp_path / "store")
+    chosen = [get_strategy("writer"), get_strategy("zero_shot")]
+    with pytest.raises(BaseChangedError):
+        collect(learner, [TASK], chosen, [0], store)
+    assert {outcome.strategy for outcome in store.read()} == {"in_context"}, "it came before the write"
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["attempt", "answer"])
+def test_no_row_of_a_changed_base_is_reported(place: str, plug_in: Callable[..., None], tmp_path: Path) -> None:
+    learner = learner_with(tmp_path)
+    plug_in(learner, place)
+    rows: list[str] = []
+    with pytest.raises(BaseChangedError):
+        evaluate(
+            Controller(learner, FixedPolicy("in_context")), [TASK], ["in_context", "writer", "zero_shot"],
+            on_row=lambda row: rows.append(row.strategy),
+        )  # fmt: skip
+    assert rows == ["in_context"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_write_before_an_interruption_is_raised_in_its_place(
+    together: bool, plug_in: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_with(tmp_path)
+    plug_in(learner, "attempt")
+    write = Writer.write
+
+    def write_and_interrupt(self: Writer, place: str) -> None:
+        if place == self.place:
+            write(self, place)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "write", write_and_interrupt)
+    controller = Controller(learner, FixedPolicy("writer"))
+    with pytest.raises(BaseChangedError):
+        controller.solve_many([TASK, OTHER]) if together else controller.solve(TASK)
+    assert list(tmp_path.iterdir()) == []
