@@ -26,6 +26,7 @@ from autottt.strategies.base import Attempt
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answer, PromptScores
 from autottt.ttt_core.engine.cost import Cost, Meter
+from autottt.ttt_core.engine.format_choice import FormatChoice
 from autottt.ttt_core.errors import (
     AdaptationError,
     BaseChangedError,
@@ -55,7 +56,8 @@ class Echo:
     """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
 
     base_hash = "base"
-    loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=2)}, format=SimpleNamespace(name="compact"))
+    loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=2)}, prompt_format="compact")
+    formats = SimpleNamespace(formatted=lambda task: task, choose=lambda task: FormatChoice("compact"))
 
     def __init__(self) -> None:
         self.guarded = Guarded()
@@ -421,7 +423,7 @@ def test_a_task_that_was_judged_by_another_answer_is_refused_before_any_work(tmp
 def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
     assert {o.prompt_format for o in collected(tmp_path)} == {"compact"}
     other = Echo()
-    other.loaded = SimpleNamespace(recipes=Echo.loaded.recipes, format=SimpleNamespace(name="standard"))
+    other.loaded = SimpleNamespace(recipes=Echo.loaded.recipes, prompt_format="standard")
     with pytest.raises(PolicyError, match=r"prompt format 'compact'.*'standard' now; collect into another folder"):
         collected(tmp_path, learner=other)
     assert other.answered == 0
@@ -708,7 +710,7 @@ def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
     collected(tmp_path, [fake])
     assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
     other = Echo()
-    other.loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=3)}, format=Echo.loaded.format)
+    other.loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=3)}, prompt_format="compact")
     with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another folder"):
         collected(tmp_path, [fake], other)
     assert other.answered == 0
