@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 UNKNOWN_MEMORY = 4 << 30
 """Free bytes that are assumed on systems that do not report them."""
@@ -58,14 +58,26 @@ def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:
     Sizes that a configuration does not give are estimated from the hidden size.
     """
     config = model.config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
+    if getattr(config, "is_heterogeneous", False):  # sizes of a layer are in its own configuration
+        layers = list(config.per_layer_config)
+    else:
+        layers = [config] * config.num_hidden_layers
+    cached = sum(_cached_numbers(layer) for layer in layers)
+    largest = max(8 * layer.hidden_size + 3 * _inner_size(layer) for layer in layers)
+    bound = SHARE * free_memory(model.device) if memory is None else memory
+    return int(bound / ((cached + largest + 3 * config.vocab_size) * model.dtype.itemsize))
+
+
+def _cached_numbers(config: PretrainedConfig) -> int:
+    """Numbers that one layer's cache holds of each token."""
     heads = getattr(config, "num_attention_heads", 1)
     keys = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or hidden // heads
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    numbers = 2 * layers * keys * width + 8 * hidden + 3 * inner + 3 * config.vocab_size
-    bound = SHARE * free_memory(model.device) if memory is None else memory
-    return int(bound / (numbers * model.dtype.itemsize))
+    return int(2 * keys * (getattr(config, "head_dim", None) or config.hidden_size // heads))
+
+
+def _inner_size(config: PretrainedConfig) -> int:
+    """Width of one layer's MLP."""
+    return int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
 
 
 class HalvingQueue:
