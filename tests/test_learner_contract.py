@@ -109,7 +109,7 @@ def same(a: Answer, b: Answer, case: Case) -> None:
         assert a.scores.entropies[0] == pytest.approx(b.scores.entropies[0], abs=case.tolerance)
 
 
-def test_the_cases_cover_every_pair() -> None:
+def test_the_cases_cover_every_pair_of_settings() -> None:
     names = ("architecture", "dtype", "bos", "pad")
     for one, other in itertools.combinations(names, 2):
         values = [{getattr(c, n) for c in CASES} for n in (one, other)]
@@ -142,7 +142,7 @@ def test_greedy_answers_are_those_of_generate(case: Case, task: Task) -> None:
 
 
 @every_case
-def test_batched_answers_are_those_given_one_by_one(case: Case, task: Task) -> None:
+def test_batched_answers_equal_single_ones(case: Case, task: Task) -> None:
     learner = case.learner()
     other = task.with_demonstrations(task.demonstrations[::-1])
     for tasks in (queries(task), [task, other, task.with_demonstrations(())]):
@@ -154,7 +154,7 @@ def test_batched_answers_are_those_given_one_by_one(case: Case, task: Task) -> N
 
 
 @every_case
-def test_answers_over_a_cached_prefix_are_those_without(case: Case, task: Task) -> None:
+def test_answers_with_a_cached_prefix_equal_those_without(case: Case, task: Task) -> None:
     learner = case.learner()
     tasks = queries(task)
     first = learner.answer(tasks)
@@ -177,14 +177,14 @@ def test_sampled_answers_repeat_by_seed(case: Case, task: Task) -> None:
 
 
 @every_case
-def test_scores_are_those_of_a_plain_pass(case: Case, task: Task) -> None:
+def test_scores_equal_those_of_a_plain_forward_pass(case: Case, task: Task) -> None:
     learner = case.learner()
     tasks = queries(task)
-    for one, found in zip(tasks, learner.score(tasks), strict=True):
+    for one, scored in zip(tasks, learner.score(tasks), strict=True):
         prompt = learner.window.encode(one, one.answer)
         log_probs = plain_log_probs(learner, prompt.ids)
-        assert len(found) == len(one.demonstrations) + 1
-        for (begin, end), scores in zip(prompt.answers, found, strict=True):
+        assert len(scored) == len(one.demonstrations) + 1
+        for (begin, end), scores in zip(prompt.answers, scored, strict=True):
             ids = torch.tensor(prompt.ids[begin:end])
             at = log_probs[begin - 1 : end - 1]
             assert scores.log_probs == pytest.approx(at.gather(1, ids[:, None])[:, 0].tolist(), abs=case.tolerance)
@@ -217,7 +217,7 @@ def test_all_tokens_hit_exactly_when_greedy_decoding_gives_that_answer(architect
 
 
 @every_case
-def test_an_adapter_learns_and_acts_only_while_it_is_attached(case: Case, task: Task) -> None:
+def test_an_adapter_lowers_the_loss_and_acts_only_while_it_is_attached(case: Case, task: Task) -> None:
     learner = case.learner()
     before = learner.score([task])
     adapter = learner.adapt(leave_one_out(task), replace(QUICK, max_steps=10, batch_size=3))
@@ -240,7 +240,7 @@ def test_a_new_adapter_changes_nothing(case: Case, task: Task) -> None:
 
 @pytest.mark.parametrize("stacked", [False, True])
 @every_case
-def test_adapters_trained_side_by_side_are_those_trained_alone(
+def test_adapters_trained_in_one_batch_equal_those_trained_alone(
     case: Case, stacked: bool, task: Task, as_on_an_accelerator: Callable[[], None]
 ) -> None:
     """Apart by less than 0.01% of the way that training went in fp32, and 2% in bf16, in the mean."""
@@ -283,16 +283,16 @@ def test_one_adapter_is_not_answered_with_the_prefix_of_another(task: Task) -> N
         del adapter
 
 
-def test_the_same_seed_trains_the_same_adapter_whatever_the_random_state(task: Task) -> None:
+def test_the_same_seed_trains_the_same_adapter_in_any_random_state(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     recipe = replace(QUICK, dropout=0.3)
-    found = []
+    tensors = []
     for state, seed in ((1, 0), (2, 0), (1, 3)):
         torch.manual_seed(state)
         random.seed(state)
-        found.append(learner.adapt(leave_one_out(task), recipe, seed=seed).weights.tensors)
-    assert all(map(torch.equal, found[0], found[1]))
-    assert not all(map(torch.equal, found[0], found[2]))
+        tensors.append(learner.adapt(leave_one_out(task), recipe, seed=seed).weights.tensors)
+    assert all(map(torch.equal, tensors[0], tensors[1]))
+    assert not all(map(torch.equal, tensors[0], tensors[2]))
 
 
 def test_cached_adapters_are_bounded_and_those_cut_short_are_not_cached(
@@ -316,7 +316,7 @@ def test_cached_adapters_are_bounded_and_those_cut_short_are_not_cached(
     assert get("a", cut) == (cut, False)
 
 
-def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -> None:
+def test_costs_count_the_tokens_of_prompts_answers_and_training(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     prompt = len(learner.window.encode(task).ids)
     (answer,) = learner.answer([task])
@@ -327,9 +327,9 @@ def test_work_counts_the_tokens_that_were_read_written_and_trained(task: Task) -
         "the whole prompt is read already"
     )
     before, other = learner.guarded.charged, replace(task, query=(9, 9, 9, 1))
-    (found,) = learner.answer([other])
+    (answer,) = learner.answer([other])
     read = len(learner.window.encode(other).ids) - learner.window.encode(other).shared_prefix_length
-    assert (learner.guarded.charged - before).forward_tokens == read + len(found.scores.hits), (
+    assert (learner.guarded.charged - before).forward_tokens == read + len(answer.scores.hits), (
         "what queries share is read already"
     )
     before = learner.guarded.charged
@@ -359,9 +359,7 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_batch_never_leaves_the_context_for_the_room_of_another(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_in_a_batch_never_exceeds_the_context(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     full = make_task([("a" * 40, "b")] * 6, "a" * 40)
@@ -373,7 +371,7 @@ def test_a_batch_never_leaves_the_context_for_the_room_of_another(
     assert [a.text for a in together] == [learner.answer([t])[0].text for t in (full, roomy)]
 
 
-def test_an_answer_may_take_what_a_long_prompt_leaves_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_may_fill_the_context_after_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     empty = len(learner.window.encode(make_task([("", "b" * 9)], "c")).ids)
@@ -493,11 +491,11 @@ def work(learner: Learner, task: Task, adapter: Adapter) -> dict[str, Callable[[
     }
 
 
-def numbers(found: Any) -> list[float]:
+def numbers(output: Any) -> list[float]:
     """What an action came to: losses, or the scores of answers."""
-    if isinstance(found, Adapter):
-        return list(found.training.losses)
-    scores = [a.scores for a in found] if isinstance(found[0], Answer) else [s for row in found for s in row]
+    if isinstance(output, Adapter):
+        return list(output.training.losses)
+    scores = [a.scores for a in output] if isinstance(output[0], Answer) else [s for row in output for s in row]
     return [x for one in scores for x in one.log_probs]
 
 
@@ -524,8 +522,8 @@ def behaviour(learner: Learner, task: Task, adapter: Adapter) -> tuple[Any, ...]
     [*(("llama", e) for e in ERRORS), ("gpt2", ERRORS[1])],
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
-@pytest.mark.parametrize(("action", "fault"), [(a, f) for a, found in FAULTS.items() for f in found], ids=str)
-def test_everything_comes_back_after_an_error(
+@pytest.mark.parametrize(("action", "fault"), [(a, f) for a, faults in FAULTS.items() for f in faults], ids=str)
+def test_everything_is_restored_after_an_error(
     architecture: str, error: BaseException, action: str, fault: Fault, task: Task, unchanged: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -544,13 +542,13 @@ def test_everything_comes_back_after_an_error(
         with monkeypatch.context() as patch:
             hits = fault.set(patch, model, fail)
             if no_memory and fault.name in OVERCOME:
-                found = do()
+                output = do()
             else:
                 with pytest.raises(expected):
                     do()
             assert hits
         if no_memory and fault.name in OVERCOME:
-            assert numbers(found) == pytest.approx(numbers(do()), abs=1e-4), "done again, not done twice"
+            assert numbers(output) == pytest.approx(numbers(do()), abs=1e-4), "done again, not done twice"
         proof = learner.verify(full=True)
         assert behaviour(learner, task, adapter) == of_old(architecture, task)
     assert proof.method == "full"
@@ -559,7 +557,7 @@ def test_everything_comes_back_after_an_error(
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("action", FAULTS)
-def test_everything_comes_back_after_success(architecture: str, action: str, task: Task, unchanged: Any) -> None:
+def test_everything_is_restored_after_success(architecture: str, action: str, task: Task, unchanged: Any) -> None:
     model = tiny_model(architecture)
     odd(model)
     learner = Learner.wrap(model, tiny_tokenizer())
@@ -577,7 +575,7 @@ def poison_first(tensors: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("stage", ["forward", "gradient", "weights"])
-def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
+def test_non_finite_numbers_fail_the_training_and_everything_is_restored(
     architecture: str, stage: str, task: Task, unchanged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(architecture)
@@ -586,9 +584,9 @@ def test_numbers_that_are_none_fail_the_training_and_everything_comes_back(
     adapter = learner.adapt(leave_one_out(task), QUICK)
     real_clip, real_step = optimizer.clip_gradients, torch.optim.AdamW.step
 
-    def clip(found: torch.Tensor, limits: list[float]) -> None:
-        real_clip(found, limits)
-        poison_first([found])
+    def clip(gradients: torch.Tensor, limits: list[float]) -> None:
+        real_clip(gradients, limits)
+        poison_first([gradients])
 
     def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> None:
         real_step(self, *args, **kwargs)
@@ -622,7 +620,7 @@ def test_memory_that_runs_out_fails_the_training(error: Exception, task: Task, m
         learner.adapt(leave_one_out(task), QUICK)
 
 
-def test_a_failing_callback_fails_the_training_and_everything_comes_back(task: Task, unchanged: Any) -> None:
+def test_a_failing_callback_fails_the_training_and_everything_is_restored(task: Task, unchanged: Any) -> None:
     model = tiny_model("llama")
     odd(model)
     learner = Learner.wrap(model, tiny_tokenizer())
@@ -635,7 +633,7 @@ def test_a_failing_callback_fails_the_training_and_everything_comes_back(task: T
     assert learner.guarded.charged.backward_tokens > 0, "a failed training is charged for what it did"
 
 
-def test_a_model_handed_in_while_training_is_given_back_so(task: Task, unchanged: Any) -> None:
+def test_a_model_in_training_mode_is_returned_in_training_mode(task: Task, unchanged: Any) -> None:
     model = tiny_model("llama").train().requires_grad_(True)
     learner = Learner.wrap(model, tiny_tokenizer())
     with unchanged(model):
@@ -682,7 +680,7 @@ def write_through_data(model: nn.Module) -> None:
         (swap_the_data, False), (write_through_data, True),
     ],
 )  # fmt: skip
-def test_a_changed_base_is_found_and_the_learner_refuses_all_work(
+def test_a_changed_base_is_detected_and_the_learner_refuses_all_work(
     change: Callable[[nn.Module], None], full: bool, task: Task
 ) -> None:
     model = tiny_model("llama")
@@ -697,7 +695,7 @@ def test_a_changed_base_is_found_and_the_learner_refuses_all_work(
             use()
 
 
-def test_the_way_of_verifying_is_the_learners_unless_another_is_asked_for() -> None:
+def test_the_learner_decides_how_to_verify_unless_overridden() -> None:
     thorough = Learner(Learner.wrap(tiny_model("llama"), tiny_tokenizer()).loaded, verify="full")
     assert thorough.verify().method == "full"
     assert thorough.verify(full=False).method == "pointers"
@@ -705,9 +703,7 @@ def test_the_way_of_verifying_is_the_learners_unless_another_is_asked_for() -> N
         Learner(thorough.loaded, verify="sometimes")  # type: ignore[arg-type]
 
 
-def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
-    task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bound_on_memory_changes_batch_sizes_and_no_answer(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     asked = [*queries(task), task.with_demonstrations(task.demonstrations[:2])]
     sizes: list[int] = []
@@ -718,16 +714,16 @@ def test_a_bound_on_memory_changes_how_much_goes_at_once_and_no_answer(
         return real(self)
 
     monkeypatch.setattr(decoding._BatchDecoder, "run", run)
-    found = []
+    results = []
     for memory_bytes in (None, 1):
         learner = Learner(wrap_model(model, tiny_tokenizer()), memory_bytes=memory_bytes)
-        found.append(([a.text for a in learner.answer(asked)], [s[-1].all_hit for s in learner.score(queries(task))]))
-    assert found[0] == found[1]
+        results.append(([a.text for a in learner.answer(asked)], [s[-1].all_hit for s in learner.score(queries(task))]))
+    assert results[0] == results[1]
     assert sizes == [len(asked), *[1] * len(asked)]
 
 
 @every_architecture
-def test_what_is_read_at_once_follows_the_model_and_the_bound(architecture: str) -> None:
+def test_tokens_per_batch_follow_the_model_and_the_bound(architecture: str) -> None:
     model = tiny_model(architecture)
     config = model.config
     least = 4 * (3 * config.vocab_size + 8 * config.hidden_size)  # of a token, in fp32, without cache and MLP
@@ -743,7 +739,7 @@ def stop_after(calls: int) -> Callable[[], bool]:
 
 
 @every_architecture
-def test_reading_and_scoring_end_at_any_check(architecture: str, task: Task, unchanged: Any) -> None:
+def test_reading_and_scoring_stop_at_any_check(architecture: str, task: Task, unchanged: Any) -> None:
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
     for work in (lambda: learner.read(task), lambda: learner.score([task])):
         total = itertools.count()
@@ -757,7 +753,7 @@ def test_reading_and_scoring_end_at_any_check(architecture: str, task: Task, unc
         assert work() == expected
 
 
-def test_decoding_that_is_stopped_gives_the_tokens_so_far(task: Task, unchanged: Any) -> None:
+def test_stopped_decoding_returns_the_tokens_so_far(task: Task, unchanged: Any) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     whole = learner.answer([task])[0]
     lengths = set()
@@ -771,7 +767,7 @@ def test_decoding_that_is_stopped_gives_the_tokens_so_far(task: Task, unchanged:
     assert len(lengths) > 3
 
 
-def test_training_that_is_stopped_gives_the_weights_of_its_last_complete_step(task: Task, unchanged: Any) -> None:
+def test_stopped_training_returns_the_weights_of_its_last_complete_step(task: Task, unchanged: Any) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     recipe = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-2, max_steps=6, batch_size=2, warmup_ratio=0.0)
     after_step: dict[int, LoraWeights] = {}
@@ -797,7 +793,7 @@ def test_training_that_is_stopped_gives_the_weights_of_its_last_complete_step(ta
     assert len(stopped_after) > 3
 
 
-def test_nothing_is_computed_once_training_is_stopped(task: Task) -> None:
+def test_no_pass_runs_after_training_is_stopped(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     checks, steps = itertools.count(), []
 

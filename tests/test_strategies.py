@@ -249,7 +249,7 @@ def test_a_strategy_is_one_file(with_echo: None, learner: Learner) -> None:
     assert run(get_strategy("echo"), learner, TASKS["list"]).value == (6, 7)
 
 
-def test_a_strategy_is_found_in_a_plugged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_of_a_plug_in_file_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "plugged_echo.py"
     file.write_text(NEW.replace("from .", "from autottt.strategies.").replace('"echo"', '"plugged"'))
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
@@ -352,7 +352,7 @@ def test_the_likeliest_of_equals_comes_first() -> None:
     assert [c.value for c in hierarchical_vote(likely, top=2)] == ["w", "z"]
 
 
-def test_what_cannot_be_read_has_no_vote() -> None:
+def test_an_answer_that_cannot_be_parsed_has_no_vote() -> None:
     assert hierarchical_vote([[answer(None, 0.0)] * 5, [answer((1,))]]) == (Candidate((1,), 1.0),)
     assert hierarchical_vote([[answer(None)]]) == hierarchical_vote([]) == ()
 

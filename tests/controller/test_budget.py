@@ -6,7 +6,7 @@ from autottt.controller.budget import Budget
 from autottt.ttt_core.errors import BudgetError
 
 
-def test_seconds_and_multiples_are_told_apart():
+def test_seconds_and_multiples_are_distinguished():
     assert Budget.parse("10s") == Budget(seconds=10.0)
     assert Budget.parse(" 2.5x ") == Budget(multiples=2.5)
 

@@ -112,7 +112,7 @@ def parent_of(node: Any, checkpointer: Any = None) -> Any:
     return graph.compile(checkpointer=checkpointer)
 
 
-def test_nothing_of_the_bookkeeping_reaches_a_parent_that_has_the_same_keys(learner: Learner) -> None:
+def test_a_parent_with_the_same_keys_receives_only_the_output(learner: Learner) -> None:
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     parent, config = parent_of(controller.as_node(), InMemorySaver()), {"configurable": {"thread_id": "one"}}
     for number, task in enumerate(queries(4)):
@@ -683,7 +683,7 @@ def test_decisions_and_steps_are_logged(learner: Learner, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_runs_are_sent_to_langsmith_only_if_asked(
+def test_runs_are_sent_to_langsmith_only_on_request(
     learner: Learner, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     from langchain_core.tracers.langchain import LangChainTracer

@@ -53,10 +53,10 @@ def test_refused_queries_are_counted_and_wrong():
 def test_a_strategy_with_too_few_demonstrations_is_inapplicable_and_wrong(make_learner):
     controller = Controller(make_learner(), FixedPolicy("in_context"))
     single = make_task([([1], [1])], [2], answer=[2])
-    found = evaluate(controller, [single], ["ttt_in_context"])[1]
-    assert (found.status, found.right) == ("inapplicable", False)
-    assert "needs 2 demonstrations; the task has 1" in found.error
-    assert (summarise([replace(found, strategy="in_context")])[0].inapplicable) == 1
+    row = evaluate(controller, [single], ["ttt_in_context"])[1]
+    assert (row.status, row.right) == ("inapplicable", False)
+    assert "needs 2 demonstrations; the task has 1" in row.error
+    assert (summarise([replace(row, strategy="in_context")])[0].inapplicable) == 1
 
 
 def shown(rows: list[Row]) -> str:
@@ -152,7 +152,7 @@ def test_rows_without_settings_are_gone_on_with(tmp_path, make_learner, task):
     assert read_settings(file) is None
 
 
-def test_nothing_is_written_before_names_and_answers_are_known(tmp_path, make_learner, task):
+def test_names_and_answers_are_checked_before_anything_is_written(tmp_path, make_learner, task):
     controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
     with pytest.raises(TaskError, match="right answer"):
         evaluate(controller, [task, replace(task, answer=None)], [], file=file)

@@ -52,9 +52,9 @@ QUICK = Recipe(
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    found = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    found.loaded = replace(found.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return found
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
 
 
 @dataclass
@@ -184,7 +184,7 @@ def test_after_failures_the_in_context_answer_stands_and_the_reason_says_so(lear
     assert "no memory" in result.reason
 
 
-def test_what_judge_does():
+def test_the_verdict_of_judge():
     good, bad = Attempt("ttt_direct", (1,), "1", 0.5), Attempt("ttt_direct", None, "?", 0.5)
     failed = Attempt("ttt_direct", None, "", 0.0, error="no memory")
     read, unread = Attempt("in_context", (2,), "2", 0.1), Attempt("in_context", None, "?", 0.1)
@@ -214,7 +214,7 @@ def test_training_stops_when_the_budget_ends(learner, monkeypatch):
     assert 0 < result.attempts[0].training_record.steps < 100_000
 
 
-def test_time_to_answer_is_kept_from_training():
+def test_time_reserved_for_answering_counts_every_vote():
     learner = Learner(
         wrap_model(
             tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
@@ -227,7 +227,7 @@ def test_time_to_answer_is_kept_from_training():
 
 
 @pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])
-def test_a_budget_is_kept(strategy: str, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_is_not_exceeded(strategy: str, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 10% or 0.2 s; three tries, since other processes have the machine as well."""
     learner.clear()
     long = replace(QUICK, max_steps=100_000, views=2)
@@ -286,7 +286,7 @@ def test_an_answer_that_would_take_longer_than_the_budget_is_cut_short(
     assert result.attempts[0].value is None
 
 
-def test_whoever_cancels_does_not_wait_for_an_answer(learner: Learner, endless: list[float]) -> None:
+def test_cancelling_does_not_wait_for_an_answer(learner: Learner, endless: list[float]) -> None:
     cancel = threading.Event()
     threading.Timer(1.5, cancel.set).start()
     with pytest.raises(Cancelled):
@@ -294,7 +294,7 @@ def test_whoever_cancels_does_not_wait_for_an_answer(learner: Learner, endless: 
     assert 10 < len(endless) < 150, "300 tokens were to come"
 
 
-def test_a_known_adapter_is_used_within_a_budget_that_would_not_pay_for_training(learner, monkeypatch):
+def test_a_cached_adapter_is_used_within_a_budget_that_does_not_pay_for_training(learner, monkeypatch):
     learner.clear()
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 1e6)
@@ -329,7 +329,7 @@ def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, mon
     learner.verify(full=True)
 
 
-def test_whoever_cancels_waits_for_one_step_at_most(learner, monkeypatch):
+def test_cancelling_waits_for_one_step_at_most(learner, monkeypatch):
     learner.clear()
     before = learner.verify(full=True)
     long = replace(QUICK, max_steps=100_000)
@@ -466,7 +466,7 @@ def test_a_solve_inside_a_strategy_ends_when_the_outer_one_is_cancelled(
         assert passes == [last[-1], last[-1] - 1]
 
 
-def test_nothing_begins_for_who_has_cancelled_already(learner):
+def test_a_cancelled_solve_computes_nothing(learner):
     cancel = threading.Event()
     cancel.set()
     before = learner.guarded.charged
@@ -551,7 +551,7 @@ def test_a_call_may_name_its_strategy_and_give_seconds(learner):
         (lambda c: Controller(c.learner, "in_context"), "FixedPolicy"),
     ],
 )
-def test_what_is_no_task_learner_or_policy_is_said_to_be_none(learner, call, says):
+def test_other_objects_than_a_task_learner_or_policy_are_refused(learner, call, says):
     with pytest.raises(TypeError, match=says):
         call(Controller(learner, FixedPolicy("in_context")))
 
@@ -588,7 +588,7 @@ def test_threads_take_turns_and_each_pays_for_its_own(learner):
         assert result.cost.forward_tokens == alone.forward_tokens
 
 
-def test_what_is_called_from_inside_a_turn_does_not_wait_for_it(learner):
+def test_a_call_while_the_lock_is_held_does_not_wait(learner):
     controller = Controller(learner, FixedPolicy("in_context"))
     inner = []
     controller.solve_many([TASK, TASK], on_result=lambda _: inner.append(controller.solve(TASK)))
@@ -598,23 +598,23 @@ def test_what_is_called_from_inside_a_turn_does_not_wait_for_it(learner):
     assert len(inner) > 3
 
 
-def test_whoever_waits_for_a_turn_can_be_cancelled(learner):
+def test_waiting_for_the_lock_can_be_cancelled(learner):
     controller = Controller(learner, FixedPolicy("in_context"))
     cancel = threading.Event()
     cancel.set()
-    found = []
+    errors = []
 
     def waits():
         try:
             controller.solve(TASK, cancel=cancel)
         except Cancelled as error:
-            found.append(error)
+            errors.append(error)
 
     with learner.guarded.lock.exclusive():
         thread = threading.Thread(target=waits)
         thread.start()
         thread.join(60)
-    assert len(found) == 1
+    assert len(errors) == 1
 
 
 def test_numbers_that_another_thread_draws_do_not_come_twice(learner):
@@ -696,7 +696,7 @@ def test_the_graph_runs_by_itself_and_its_state_is_json(learner):
     assert attempt_from_plain(back["attempts"][0]).strategy == "ttt_in_context"
 
 
-def test_what_a_budget_does_not_pay_for_is_not_explored(learner):
+def test_exploration_respects_the_budget(learner):
     learner.clear()
     served = ExploringPolicy(Scripted(["in_context"], price=1e6), FixedPolicy("ttt_augmented"), explore=1.0)
     for n in range(6):
@@ -728,7 +728,7 @@ def test_a_result_as_json_holds_what_is_promised(learner):
     assert plain["id"] == "reverse"
 
 
-def test_reusing_an_adapter_for_a_second_query_is_told(learner):
+def test_reuse_of_an_adapter_for_a_second_query_is_recorded(learner):
     learner.clear()
     controller = Controller(learner, Scripted(["ttt_in_context"]))
     first, second = controller.solve_many([TASK, replace(TASK, query=(9, 1), answer=(1, 9))])
@@ -800,7 +800,7 @@ def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: p
     assert {r.status for r in controller.solve_many(many())} <= {"answered", "no_answer"}
 
 
-def test_what_cannot_be_trained_together_is_left_to_each(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_that_cannot_be_batched_are_trained_one_by_one(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     real = AdapterTrainer.adapt_many
 
     def fail(self: AdapterTrainer, examples: Any, *args: Any, **settings: Any) -> Any:
@@ -810,9 +810,9 @@ def test_what_cannot_be_trained_together_is_left_to_each(learner: Learner, monke
 
     monkeypatch.setattr(AdapterTrainer, "adapt_many", fail)
     learner.clear()
-    found = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
-    assert all(r.attempts[0].status != "failed" for r in found)
-    assert found[0].attempts[0].training_record is not None
+    results = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(many())
+    assert all(r.attempts[0].status != "failed" for r in results)
+    assert results[0].attempts[0].training_record is not None
 
 
 def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
@@ -833,7 +833,7 @@ def test_one_that_is_refused_and_an_interruption_leave_the_others_and_the_base(
     learner.verify(full=True)
 
 
-def test_what_was_trained_ahead_is_kept_when_a_queue_is_broken_off(learner: Learner) -> None:
+def test_prefetched_adapters_are_cached_when_a_queue_is_interrupted(learner: Learner) -> None:
     controller = Controller(learner, FixedPolicy("ttt_in_context"))
     learner.clear()
     before = learner.guarded.charged

@@ -96,7 +96,7 @@ def replace_heads(folder, estimators):
     edit_card(folder, estimators_sha256=hashlib.sha256((folder / ESTIMATORS).read_bytes()).hexdigest())
 
 
-def test_what_was_saved_is_loaded(policy, folder):
+def test_a_saved_bundle_is_loaded(policy, folder):
     loaded = load_bundle(folder)
     for stage, names in NAMES.items():
         rows = ROWS[:, : len(names)]
@@ -191,7 +191,7 @@ def test_heads_of_a_foreign_type_are_refused(folder, foreign):
         load_bundle(folder)
 
 
-def test_a_call_hidden_behind_a_known_type_is_refused(folder):
+def test_a_call_in_a_trusted_type_is_refused(folder):
     with zipfile.ZipFile(folder / ESTIMATORS) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     schema = json.loads(files["schema.json"])

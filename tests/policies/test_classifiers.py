@@ -56,7 +56,7 @@ def test_chances_are_calibrated_on_held_out_families():
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_cases_of_which_the_answer_is_not_known_teach_nothing_and_are_judged(name: str) -> None:
+def test_cases_without_an_answer_are_predicted_and_not_trained_on(name: str) -> None:
     """Half of the cases are known, and of those alone the answer is the sign of a feature."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 3))
@@ -142,7 +142,7 @@ def test_forests_that_predict_costs_do_so_in_one_pass() -> None:
     amounts = [
         fit_cost_regressor(rows, 5 + k * rows[:, k] ** 2, [str(n % 50) for n in range(300)], 3, 0) for k in (1, 2, 3)
     ]
-    found = cost_predictor([amount for amount, _ in amounts])(new)
-    np.testing.assert_allclose(found, np.stack([amount.estimator.predict(new) for amount, _ in amounts], axis=1))
+    predictions = cost_predictor([amount for amount, _ in amounts])(new)
+    np.testing.assert_allclose(predictions, np.stack([amount.estimator.predict(new) for amount, _ in amounts], axis=1))
     for k, (_, held_out) in zip((1, 2, 3), amounts, strict=True):
         assert np.corrcoef(held_out, rows[:, k] ** 2)[0, 1] > 0.5

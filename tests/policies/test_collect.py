@@ -150,7 +150,7 @@ def numbered(*seeds: int) -> list[Outcome]:
     return [dataclasses.replace(OUTCOME, seed=n) for n in seeds]
 
 
-def test_what_is_appended_is_read(tmp_path):
+def test_appended_outcomes_are_read(tmp_path):
     store = OutcomeStore(tmp_path / "new")
     assert store.read() == []
     for outcome in numbered(1, 0):
@@ -234,7 +234,7 @@ def test_many_sealers_write_each_row_once(tmp_path):
     assert sorted(pyarrow.parquet.read_table(tmp_path)["seed"].to_pylist()) == list(range(6))
 
 
-def test_a_single_journal_of_the_first_version_is_found(tmp_path):
+def test_a_single_journal_of_the_first_version_is_read(tmp_path):
     (tmp_path / "outcomes.jsonl").write_text(line_of(OUTCOME))
     store = OutcomeStore(tmp_path)
     assert store.read() == [OUTCOME]
@@ -260,7 +260,7 @@ def test_outcomes_in_another_version_of_the_format_are_refused(tmp_path, version
         OutcomeStore(tmp_path).read()
 
 
-def test_whole_numbers_first_do_not_round_the_fractions_that_follow(tmp_path):
+def test_integers_in_the_first_rows_do_not_round_later_fractions(tmp_path):
     store = OutcomeStore(tmp_path)
     store.append(dataclasses.replace(OUTCOME, correct=1))
     store.append(dataclasses.replace(OUTCOME, correct=0.5, seed=1))
@@ -320,7 +320,7 @@ def test_features_and_their_price_stand_on_the_in_context_row_alone(tmp_path):
     assert (by["fake"].features, by["fake"].probe_cost) == ({}, 0)
 
 
-def test_right_and_wrong_answers_are_told_apart(tmp_path):
+def test_right_and_wrong_answers_are_distinguished(tmp_path):
     by = {o.strategy: o for o in collected(tmp_path, [Fake(value=(4,))], tasks=TASKS[:1])}
     assert (by["in_context"].correct, by["in_context"].status) == (1.0, "answered")
     assert (by["fake"].correct, by["fake"].status) == (0.0, "answered")
@@ -348,8 +348,8 @@ def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_p
     ],
 )
 def test_a_failure_is_an_outcome_with_its_full_cost(tmp_path, strategy, status, work):
-    found = [o for o in collected(tmp_path, [strategy], tasks=TASKS[:1]) if o.strategy == "fake"]
-    assert [(o.status, o.correct, o.token_equivalents, o.relative_cost) for o in found] == [
+    outcomes = [o for o in collected(tmp_path, [strategy], tasks=TASKS[:1]) if o.strategy == "fake"]
+    assert [(o.status, o.correct, o.token_equivalents, o.relative_cost) for o in outcomes] == [
         (status, 0.0, work, work / 10)
     ]
 
@@ -364,7 +364,7 @@ def test_a_task_too_long_to_be_read_is_an_outcome_without_features(tmp_path):
     assert by["fake"].relative_cost == 0.0
 
 
-def test_collecting_goes_on_where_it_stopped_without_repeating(tmp_path):
+def test_an_interrupted_collection_resumes_without_repetition(tmp_path):
     whole = collected(tmp_path / "whole", seeds=(0, 1))
 
     class Killed(Exception):
@@ -411,7 +411,7 @@ def test_another_task_of_the_same_name_is_refused_before_any_work(tmp_path):
     assert learner.answered > 0
 
 
-def test_a_task_that_was_judged_by_another_answer_is_refused_before_any_work(tmp_path):
+def test_a_task_whose_outcomes_have_another_answer_is_refused_before_any_work(tmp_path):
     collected(tmp_path, [Fake(value=(4,))])
     corrected = [dataclasses.replace(TASKS[0], answer=(4,)), *TASKS[1:]]
     learner = Echo()
@@ -430,14 +430,14 @@ def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
 
 
 @pytest.mark.parametrize("error", [TaskError("odd"), StrategyError("none"), RuntimeError("no memory"), ValueError("x")])
-def test_whatever_a_strategy_raises_is_a_failure_of_its_own(tmp_path, error):
-    found = collected(tmp_path, [Fake(error=error)])
-    assert len(found) == 6
-    assert {(o.status, o.correct, o.relative_cost) for o in found if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
+def test_any_exception_of_a_strategy_is_a_failed_outcome(tmp_path, error):
+    outcomes = collected(tmp_path, [Fake(error=error)])
+    assert len(outcomes) == 6
+    assert {(o.status, o.correct, o.relative_cost) for o in outcomes if o.strategy == "fake"} == {("failed", 0.0, 20.0)}
 
 
 @pytest.mark.parametrize("error", [BaseChangedError("changed"), Cancelled("by the caller"), ModelError("gone")])
-def test_what_ends_everything_is_raised(tmp_path, error):
+def test_fatal_exceptions_are_raised(tmp_path, error):
     with pytest.raises(type(error)):
         collected(tmp_path, [Fake(error=error)])
 
@@ -461,9 +461,9 @@ def test_measuring_that_fails_loses_nothing_else(tmp_path, name):
             return super().score(tasks)
 
     tasks = [TASKS[0], dataclasses.replace(TASKS[1], query=(7,), answer=(7,)), TASKS[2]]
-    found = collected(tmp_path, learner=Failing(), tasks=tasks)
-    assert len(found) == 6
-    assert [o.task_id for o in found if o.strategy == "in_context" and not o.features] == ["t1"]
+    outcomes = collected(tmp_path, learner=Failing(), tasks=tasks)
+    assert len(outcomes) == 6
+    assert [o.task_id for o in outcomes if o.strategy == "in_context" and not o.features] == ["t1"]
 
 
 def test_confidence_that_is_no_number_is_none(tmp_path):
@@ -474,7 +474,7 @@ def test_confidence_that_is_no_number_is_none(tmp_path):
     assert {o.confidence for o in collected(tmp_path, [Unsure()]) if o.strategy == "fake"} == {0.0}
 
 
-def test_what_is_to_be_added_must_not_say_otherwise_what_was_right(tmp_path):
+def test_new_outcomes_with_another_right_answer_are_refused(tmp_path):
     store = OutcomeStore(tmp_path)
     store.append(OUTCOME)
     new = dataclasses.replace(OUTCOME, seed=5)
@@ -557,10 +557,10 @@ def forked_workers(forkserver, monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model on disk."""
-    found = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(found)
-    tiny_tokenizer().save_pretrained(found)
-    return found
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -586,17 +586,17 @@ def test_two_workers_collect_what_one_does(folder, alone, tmp_path):
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_what_is_trained_is_the_same_whatever_the_workers(folder, tmp_path):
+def test_outcomes_are_the_same_for_every_number_of_workers(folder, tmp_path):
     quick = dataclasses.replace(get_strategy("ttt_in_context"), recipe=Recipe(max_steps=3, batch_size=2, rank=2))
     one, two = OutcomeStore(tmp_path / "one"), OutcomeStore(tmp_path / "two")
     collect(Source(str(folder)).load(), TASKS, [quick], (0,), one)
     collect_with_workers(Source(str(folder)), TASKS, [quick], (0,), two, workers=2)
 
     def rounded(store):
-        found = [o for o in timeless(store.read()) if o.strategy == quick.name]
+        outcomes = [o for o in timeless(store.read()) if o.strategy == quick.name]
         return [
             dataclasses.replace(o, confidence=round(o.confidence, 3), losses=tuple(round(x, 3) for x in o.losses))
-            for o in found
+            for o in outcomes
         ]
 
     assert rounded(one) == rounded(two)
@@ -612,7 +612,7 @@ def test_strategies_that_no_registry_knows_go_to_workers_too(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_interrupted_workers_end_soon_and_what_they_measured_is_kept(folder, tmp_path):
+def test_interrupted_workers_end_soon_and_their_outcomes_are_stored(folder, tmp_path):
     """In the midst of a batch: every outcome that was told of is in the store, and the same call goes on."""
     tasks = [dataclasses.replace(t, id=f"{t.id}#{n}", query=(n, 6)) for t in TASKS for n in range(4)]
     store, source, seeds = OutcomeStore(tmp_path), Source(str(folder)), [0, 1]
@@ -683,7 +683,7 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path, forks
     assert all(outcome in outcomes for outcome in kept), "measured once"
 
 
-def test_queries_of_a_task_are_measured_as_if_each_were_alone_but_learned_for_once(make_learner, tmp_path):
+def test_queries_of_a_task_share_one_training_and_are_measured_as_if_alone(make_learner, tmp_path):
     learner = make_learner()
     pairs = [([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6, 7], [7, 6, 5])]
     tasks = [

@@ -18,51 +18,58 @@ from tests.policies.synthetic import ALL, at
 
 def test_contributions_are_differences_of_the_policys_own_estimates(learned):
     features = at(-0.25)
-    found = explain(learned, features, ALL)
-    assert found.decision == learned.decide(features, ALL)
-    assert {push.feature for push in found.contributions} == {n for n in NAMES[1] if not n.startswith("kind_")}
-    first = found.contributions[0]
+    explanation = explain(learned, features, ALL)
+    assert explanation.decision == learned.decide(features, ALL)
+    assert {push.feature for push in explanation.contributions} == {n for n in NAMES[1] if not n.startswith("kind_")}
+    first = explanation.contributions[0]
     assert first.feature in ("loo_hits", "reading_hits", "answer_mean"), "what the outcomes were made from"
     assert first.difficulty > 0
     without = dataclasses.replace(features, values={**features.values, first.feature: first.median})
     other = learned.decide(without, ALL)
-    assert found.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
-    assert found.by == "estimates"
-    assert found.preferences[0] == ("ttt_in_context", found.decision.utilities["ttt_in_context"])
-    leads = [d.utilities["ttt_in_context"] - d.utilities[found.runner_up] for d in (found.decision, other)]
+    assert explanation.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
+    assert explanation.by == "estimates"
+    assert explanation.preferences[0] == ("ttt_in_context", explanation.decision.utilities["ttt_in_context"])
+    leads = [d.utilities["ttt_in_context"] - d.utilities[explanation.runner_up] for d in (explanation.decision, other)]
     assert leads[0] - leads[1] == pytest.approx(first.lead) != 0
-    assert [abs(p.lead) for p in found.contributions] == sorted(
-        (abs(p.lead) for p in found.contributions), reverse=True
+    assert [abs(p.lead) for p in explanation.contributions] == sorted(
+        (abs(p.lead) for p in explanation.contributions), reverse=True
     )
 
 
 def test_a_query_out_of_distribution_is_explained_by_the_fallback(learned):
-    found = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
-    assert (found.by, found.preferences, found.cost_weights, found.runner_up) == ("fallback", (), (), "")
-    assert {push.lead for push in found.contributions} == {0.0}
-    assert "no cost weight changes the fallback" in as_text(found)
-    assert "to the lead of" not in as_text(found)
+    explanation = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
+    assert (explanation.by, explanation.preferences, explanation.cost_weights, explanation.runner_up) == (
+        "fallback",
+        (),
+        (),
+        "",
+    )
+    assert {push.lead for push in explanation.contributions} == {0.0}
+    assert "no cost weight changes the fallback" in as_text(explanation)
+    assert "to the lead of" not in as_text(explanation)
 
 
-def test_an_answer_that_may_not_be_kept_is_no_runner_up(learned):
-    found = explain(LearnedPolicy(dataclasses.replace(learned.trained, keep_threshold=NEVER, risk=0.1)), at(1.0), ALL)
-    assert found.preferences[-1] == ("in_context", -math.inf)
-    assert found.runner_up in ALL[1:]
-    assert all(math.isfinite(push.lead) for push in found.contributions)
-    assert "inf" not in as_text(found).replace("in_context", "")
+def test_an_answer_outside_the_risk_guarantee_is_no_runner_up(learned):
+    explanation = explain(
+        LearnedPolicy(dataclasses.replace(learned.trained, keep_threshold=NEVER, risk=0.1)), at(1.0), ALL
+    )
+    assert explanation.preferences[-1] == ("in_context", -math.inf)
+    assert explanation.runner_up in ALL[1:]
+    assert all(math.isfinite(push.lead) for push in explanation.contributions)
+    assert "inf" not in as_text(explanation).replace("in_context", "")
 
 
 def test_beyond_a_cost_weight_the_choice_changes(learned):
-    found = explain(learned, at(-0.25), ALL)
-    assert found.decision.strategy == "ttt_in_context"
-    assert found.cost_weights
-    for price, name in found.cost_weights:
-        beyond = price * (1.001 if price > found.cost_weight else 0.999)
+    explanation = explain(learned, at(-0.25), ALL)
+    assert explanation.decision.strategy == "ttt_in_context"
+    assert explanation.cost_weights
+    for price, name in explanation.cost_weights:
+        beyond = price * (1.001 if price > explanation.cost_weight else 0.999)
         other = LearnedPolicy(dataclasses.replace(learned.trained, cost_weight=beyond))
         assert other.decide(at(-0.25), ALL).strategy == name
         between = LearnedPolicy(
             dataclasses.replace(
-                learned.trained, cost_weight=(price * 0.999 if price > found.cost_weight else price * 1.001)
+                learned.trained, cost_weight=(price * 0.999 if price > explanation.cost_weight else price * 1.001)
             )
         )
         assert between.decide(at(-0.25), ALL).strategy == "ttt_in_context"

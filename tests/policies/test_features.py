@@ -51,11 +51,11 @@ class Scorer:
 
     def score(self, tasks):
         self.asked.append(list(tasks))
-        found = []
+        rows = []
         for task in tasks:
             value = self.likelihood(task)
-            found.append([*(scores(-9.0) for _ in task.demonstrations), scores(value, value, hit=value > -0.7)])
-        return found
+            rows.append([*(scores(-9.0) for _ in task.demonstrations), scores(value, value, hit=value > -0.7)])
+        return rows
 
     def fits(self, task, answer=None):
         return self._fits if answer is None else self._room
@@ -92,13 +92,13 @@ def test_impossible_tokens_stay_finite():
     assert values["answer_total"] == LOG_PROB_FLOOR
 
 
-def test_the_likelihood_of_the_answer_is_told_by_quantiles():
+def test_the_likelihood_of_the_answer_is_described_by_quantiles():
     values = free_features(TASKS["list"], answer_of((1,), -4.0, -3.0, -2.0, -1.0, 0.0), READING)
     assert (values["answer_total"], values["answer_mean"]) == (-10, -2)
     assert (values["answer_q00"], values["answer_q25"], values["answer_q50"]) == (-4, -3, -2)
 
 
-def test_an_answer_that_repeats_the_query_or_a_demonstration_is_known():
+def test_an_answer_that_repeats_the_query_or_a_demonstration_is_a_feature():
     task = TASKS["list"]
     repeated = free_features(task, answer_of(task.query), READING)
     shown = free_features(task, answer_of((2, 1)), READING)
@@ -113,7 +113,7 @@ def test_sizes_beyond_what_was_shown_are_positive():
     assert free_features(TASKS["list"], answer_of((1,)), READING)["answer_beyond"] < 0
 
 
-def test_what_reading_the_demonstrations_showed_is_told_in_order():
+def test_features_of_the_demonstrations_follow_their_order():
     values = free_features(TASKS["list"], answer_of((1,)), READING)
     assert values["reading_hits"] == pytest.approx(2 / 3)
     assert (values["reading_hits_late"], values["reading_hit_last"]) == (1, 1)

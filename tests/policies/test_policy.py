@@ -140,10 +140,12 @@ def test_the_rule_of_thumb_trains_if_leave_one_out_accuracy_is_low(agreement, ki
     assert decision.difficulty == pytest.approx(1 - agreement)
 
 
-@pytest.mark.parametrize(("found", "choice"), [(0.0, "ttt_in_context"), (0.4, "ttt_crossfit"), (0.7, "ttt_in_context")])
-def test_the_rule_of_thumb_cross_validates_if_leave_one_out_accuracy_is_between(found, choice):
+@pytest.mark.parametrize(
+    ("loo_hits", "choice"), [(0.0, "ttt_in_context"), (0.4, "ttt_crossfit"), (0.7, "ttt_in_context")]
+)
+def test_the_rule_of_thumb_cross_validates_if_leave_one_out_accuracy_is_between(loo_hits, choice):
     features = thumb(0.4)
-    features = dataclasses.replace(features, values={**features.values, "loo_hits": found, "orders_hits": 0.0})
+    features = dataclasses.replace(features, values={**features.values, "loo_hits": loo_hits, "orders_hits": 0.0})
     allowed = ["in_context", "ttt_in_context", "ttt_crossfit"]
     decision = HeuristicPolicy().decide(features, allowed)
     assert decision.strategy == choice
@@ -200,11 +202,11 @@ def test_only_a_policy_that_beats_fixed_strategies_significantly_is_the_default(
         one = dataclasses.replace(learned.trained, scorecard={**learned.trained.scorecard, **gains})
         assert one.released == released
         save_bundle(one, tmp_path, over_released=True)
-        found = load_policy(base_hash="base")
-        assert isinstance(found, LearnedPolicy if released else FixedPolicy)
+        policy = load_policy(base_hash="base")
+        assert isinstance(policy, LearnedPolicy if released else FixedPolicy)
         assert isinstance(load_policy(tmp_path, base_hash="base"), LearnedPolicy), "asked for by name"
-    assert found.strategy == learned.trained.ranking[0]
-    assert "does not beat it significantly" in found.decide(at(0.0), ALL).reason
+    assert policy.strategy == learned.trained.ranking[0]
+    assert "does not beat it significantly" in policy.decide(at(0.0), ALL).reason
 
 
 def test_a_released_policy_is_replaced_by_an_unreleased_one_only_on_request(learned, tmp_path):
@@ -268,7 +270,7 @@ def test_a_policy_of_other_recipes_is_refused_unless_ignored(learned, tmp_path) 
     assert known.name == "learned"
 
 
-def test_a_shipped_policy_is_known_by_its_name(learned, tmp_path, monkeypatch) -> None:
+def test_a_shipped_policy_is_loaded_by_its_name(learned, tmp_path, monkeypatch) -> None:
     """Unless a folder of that name is there."""
     monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundles" / "bundled")
     save_bundle(dataclasses.replace(learned.trained, datasets=("theirs",)), tmp_path / "bundles" / "public")

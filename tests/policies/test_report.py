@@ -67,7 +67,7 @@ def test_the_numbers_are_in_the_words() -> None:
     assert text.index("| policy |") < text.index("| always `ttt_in_context` |"), "the best first"
 
 
-def test_what_the_numbers_are_not_is_said() -> None:
+def test_the_scorecard_states_its_limits() -> None:
     text = as_markdown(POLICY)
     assert "winner's curse" in text
     assert "all stages for every query" in text
@@ -85,7 +85,7 @@ def test_what_the_numbers_are_not_is_said() -> None:
     assert "evaluated without" not in text
 
 
-def test_what_is_missing_is_said() -> None:
+def test_the_scorecard_names_missing_metrics() -> None:
     none = dict.fromkeys(["routing", "gap_closed_per_task", "gap_closed_per_query", "leakage"])
     bare = {**CARD, **none, "changes_per_family": {}}
     text = as_markdown(replace(POLICY, scorecard=bare))
@@ -95,7 +95,7 @@ def test_what_is_missing_is_said() -> None:
     assert "None." in text
 
 
-def test_the_picture_is_drawn_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_is_written_if_matplotlib_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(POLICY, tmp_path / "with")
     assert "<svg" in (tmp_path / "with" / "scorecard.svg").read_text()
     assert "scorecard.svg" in (tmp_path / "with" / "scorecard.md").read_text()

@@ -102,9 +102,9 @@ def test_leakage_is_measured_on_families_with_several_cases():
     lonely = dataclasses.replace(cases, families=("alone", *cases.families[1:]))
     by_family, at_random = held_out(cases, [0.0] * len(cases)), held_out(cases, [0.0] * len(cases))
     at_random.policy.choice[0] = 2  # as if only the family that is alone were decided otherwise
-    found = leakage(lonely, by_family, at_random, 0.001)
-    assert found["cases"] == len(cases) - 1
-    assert found["families_held_out"] == found["cases_held_out"]
+    result = leakage(lonely, by_family, at_random, 0.001)
+    assert result["cases"] == len(cases) - 1
+    assert result["families_held_out"] == result["cases_held_out"]
     apart = dataclasses.replace(cases, families=tuple(map(str, range(len(cases)))))
     assert leakage(apart, by_family, at_random, 0.001) is None
 

@@ -41,9 +41,9 @@ def features(number: int, stage: int = 0) -> Features:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    found = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    found.loaded = replace(found.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return found
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
 
 
 # --- exploration ----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_a_share_is_explored_and_its_chance_is_stated() -> None:
     assert explored[0].reason.startswith("explored: drawn from 4 strategies instead of ttt_in_context (always")
 
 
-def test_what_is_explored_is_measured_whole_and_the_same_again() -> None:
+def test_exploration_measures_all_features_and_is_reproducible() -> None:
     served, again = (ExploringPolicy(FixedPolicy("in_context"), explore=0.5, seed=3) for _ in range(2))
     for n in range(50):
         decision = served.decide(features(n, 1), ALL)
@@ -72,7 +72,7 @@ def test_what_is_explored_is_measured_whole_and_the_same_again() -> None:
     assert any(served.decide(features(n), ALL) != other.decide(features(n), ALL) for n in range(50))
 
 
-def test_what_the_policy_knows_is_explored_and_a_smaller_choice_is_stated_anew() -> None:
+def test_only_strategies_of_the_policy_are_explored_and_a_restricted_choice_is_recorded() -> None:
     class Knows(FixedPolicy):
         def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
             costs = dict.fromkeys(("in_context", "ttt_in_context", "ttt_augmented"), 2.0)
@@ -129,7 +129,7 @@ def test_the_policys_own_choice_is_that_of_what_it_would_have_measured() -> None
             assert len({round(p, 6) for p in chosen}) == 1
 
 
-def test_what_a_promise_forbids_to_keep_is_not_drawn() -> None:
+def test_exploration_does_not_choose_an_answer_outside_the_risk_guarantee() -> None:
     served = ExploringPolicy(Staged(may_keep=False), explore=0.5)
     decisions = [served.decide(features(n, 1), ALL) for n in range(400)]
     assert {d.strategy for d in decisions} == {"in_context_vote", "ttt_in_context"}
@@ -138,7 +138,7 @@ def test_what_a_promise_forbids_to_keep_is_not_drawn() -> None:
     assert alone.strategy in ("in_context", "ttt_in_context"), "nothing else is possible"
 
 
-def test_without_exploration_nothing_is_drawn() -> None:
+def test_without_exploration_the_policy_decides() -> None:
     served = ExploringPolicy(FixedPolicy("in_context"))
     assert all(served.decide(features(n), ALL).propensity == 1.0 for n in range(50))
     for share in (-0.1, 1.1):
@@ -196,17 +196,17 @@ def log(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner) -> None:
     rows = read_log([log])
-    found = outcomes_of(rows, {})
-    tried = {(o.task_id, o.strategy) for o in found}
+    outcomes = outcomes_of(rows, {})
+    tried = {(o.task_id, o.strategy) for o in outcomes}
     read = {(f"{t.id}#{t.digest}", "in_context") for t in TASKS}
     first = [(r, r["attempts"][0]) for r in rows]
     names = {f"{t.id}": t.digest for t in TASKS}
     assert tried == read | {(f"{r['id']}#{names[r['id']]}", a["strategy"]) for r, a in first if not a["from_cache"]}
-    assert len({o.strategy for o in found}) > 2
+    assert len({o.strategy for o in outcomes}) > 2
     (units, works) = ({r["id"]: r["in_context_tokens"] for r in rows}, {r["id"]: r["in_context"]["cost"] for r in rows})
     assert works["t0"]["forward_tokens"] == units["t0"]
     assert works["t1"]["forward_tokens"] < units["t1"] == units["t0"], "a prompt whose beginning was read before"
-    for outcome in found:
+    for outcome in outcomes:
         assert outcome.base_hash == learner.base_hash
         assert outcome.task_id.endswith(f"#{outcome.digest}")
         assert bool(outcome.recipe) == (outcome.strategy != "in_context")
@@ -227,12 +227,12 @@ def test_answers_that_come_later_are_looked_up_by_id(log: Path) -> None:
     rows = [{**row, "task": {**row["task"], "answer": None}} for row in read_log([log])]
     assert outcomes_of(rows, {}) == []
     value = rows[0]["in_context"]["value"] or [0]
-    found = outcomes_of(rows, {TASKS[0].digest: value})
-    assert {o.task_id for o in found} == {f"t0#{TASKS[0].digest}"}
-    assert found[0].correct == float(rows[0]["in_context"]["value"] is not None)
+    outcomes = outcomes_of(rows, {TASKS[0].digest: value})
+    assert {o.task_id for o in outcomes} == {f"t0#{TASKS[0].digest}"}
+    assert outcomes[0].correct == float(rows[0]["in_context"]["value"] is not None)
 
 
-def test_what_was_not_measured_whole_or_not_paid_in_full_teaches_nothing(log: Path) -> None:
+def test_rows_without_all_features_or_full_costs_give_no_outcome(log: Path) -> None:
     trained = [(r, a) for r in read_log([log]) for a in r["attempts"] if a["training_record"] and not a["from_cache"]]
     row = {**trained[0][0], "attempts": [trained[0][1]]}
     assert len(outcomes_of([row], {})) == 2
@@ -299,14 +299,14 @@ def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None
             base_of(some)
 
 
-def test_what_was_served_is_summed_up(log: Path) -> None:
-    found = summary(read_log([log]), {}, None)
-    assert found["queries"] == found["with_known_answer"] == found["explored"] == 4
-    assert 0 <= found["accuracy"] <= 1
-    assert found["shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
-    assert found["shadow"]["queries"] == 4
-    assert found["shadow"]["disagreements"] == {"in_context -> ttt_in_context": 4}
-    assert found["shadow"]["lacked_features"] == found["shadow"]["failed"] == 0
+def test_served_decisions_are_summarised(log: Path) -> None:
+    report = summary(read_log([log]), {}, None)
+    assert report["queries"] == report["with_known_answer"] == report["explored"] == 4
+    assert 0 <= report["accuracy"] <= 1
+    assert report["shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
+    assert report["shadow"]["queries"] == 4
+    assert report["shadow"]["disagreements"] == {"in_context -> ttt_in_context": 4}
+    assert report["shadow"]["lacked_features"] == report["shadow"]["failed"] == 0
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------
@@ -338,13 +338,13 @@ def test_drift_is_seen_where_it_is_and_nowhere_else() -> None:
     train, new = rng.normal(size=(1000, len(NAMES[1]))), rng.normal(size=(100, len(NAMES[1])))
     train[:, 0], new[:, 0] = 3.0, 3.0
     place = STAGE_0.index("answer_mean")
-    found = summary(served_rows(new), {}, policy_of(train))
-    assert found["drifted"] == []
-    assert found["out_of_distribution_share"] == 0.0
-    assert found["accuracy"] == 1.0
+    report = summary(served_rows(new), {}, policy_of(train))
+    assert report["drifted"] == []
+    assert report["out_of_distribution_share"] == 0.0
+    assert report["accuracy"] == 1.0
     new[:, place] += 1.5
-    found = summary(served_rows(new), {}, policy_of(train))
-    assert found["drifted"] == ["answer_mean"]
+    report = summary(served_rows(new), {}, policy_of(train))
+    assert report["drifted"] == ["answer_mean"]
     new[:, : len(STAGE_0)] += 20
     assert summary(served_rows(new), {}, policy_of(train))["out_of_distribution_share"] == 1.0
 
@@ -372,7 +372,7 @@ def test_few_queries_like_those_in_training_are_rarely_said_to_have_drifted(quer
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_kept_with_its_numbers_and_its_bundle(tmp_path: Path) -> None:
+def test_a_run_is_tracked_with_its_metrics_and_its_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "card.json").write_text("{}")
@@ -422,9 +422,9 @@ def test_a_price_of_the_callers_own() -> None:
     cheap, dear = (Controller.from_pretrained(cost_weight=price).policy for price in (0.0, 1.0))
     for policy, strategy in ((cheap, "ttt_augmented"), (dear, "in_context")):
         assert isinstance(policy, LearnedPolicy)
-        found = policy.trained.utilities(np.array([[0.2, 0.2, 0.2, 0.4]]), np.array([[0.0, 9.0, 100.0, 200.0]]))
+        utilities = policy.trained.utilities(np.array([[0.2, 0.2, 0.2, 0.4]]), np.array([[0.0, 9.0, 100.0, 200.0]]))
         names = policy.trained.strategies
-        assert names[int(found[0].argmax())] == strategy
+        assert names[int(utilities[0].argmax())] == strategy
     for odd in (-1.0, float("nan"), float("inf")):
         with pytest.raises(PolicyError, match="cost weight"):
             Controller.from_pretrained(cost_weight=odd)

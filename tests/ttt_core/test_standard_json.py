@@ -26,7 +26,7 @@ def null_for_non_finite(value: Any) -> Any:
 
 
 @given(plain)
-def test_what_is_written_is_standard_json_with_null_for_numbers_that_are_not_finite(value: Any) -> None:
+def test_output_is_standard_json_with_null_for_numbers_that_are_not_finite(value: Any) -> None:
     assert json.loads(dumps(value), parse_constant=refuse) == null_for_non_finite(value)
 
 

@@ -99,7 +99,7 @@ def test_resuming_with_another_seed_or_model_is_refused(tmp_path, model):
     assert out.read_text() == before
 
 
-def test_an_interruption_says_what_is_kept(tmp_path, model, monkeypatch):
+def test_an_interruption_reports_what_was_saved(tmp_path, model, monkeypatch):
     file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
     words = ["solve", file, "--model", model, "--strategy", "in_context"]
     windows = []
@@ -161,8 +161,8 @@ def test_a_strategy_of_ones_own_is_plugged_in(tmp_path, model, monkeypatch):
         "    def answers_per_query(self, recipe):\n"
         "        return 1\n"
         "    def attempt(self, learner, task, **more):\n"
-        "        found = get_strategy('in_context').attempt(learner, task, **more)\n"
-        "        return dataclasses.replace(found, strategy='mine')\n"
+        "        answer = get_strategy('in_context').attempt(learner, task, **more)\n"
+        "        return dataclasses.replace(answer, strategy='mine')\n"
     )
     monkeypatch.setenv(registry.PLUGINS, "")
     monkeypatch.setattr(registry, "_REGISTRY", {name: registry.get_strategy(name) for name in strategies()})
@@ -252,7 +252,7 @@ def test_evaluate_prints_a_table_and_writes_json(tmp_path, model):
     assert not list(tmp_path.glob("*.rows.jsonl"))
 
 
-def test_an_interrupted_evaluation_goes_on(tmp_path, model, monkeypatch):
+def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
     from autottt.controller import evaluation
 
     file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.json"
@@ -437,7 +437,7 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     assert len(out.splitlines()) == 6
 
 
-def test_what_was_served_teaches_the_next_policy(tmp_path, model):
+def test_a_policy_is_trained_on_serving_logs(tmp_path, model):
     """Solved without the answers, exploring, with another policy in the shadow; the answers come later."""
     families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle, log = (str(tmp_path / n) for n in ("store", "bundle", "answers.jsonl"))
@@ -453,11 +453,11 @@ def test_what_was_served_teaches_the_next_policy(tmp_path, model):
     assert call("train-policy", store, *places[2:])[0] == 0
     assert call("solve", file, *options)[0] == 0
     code, out, _ = call("policy", "monitor", log, "--policy", bundle)
-    found = json.loads(out)
+    report = json.loads(out)
     assert code == 0
-    assert found["queries"] == found["explored"] == found["shadow"]["queries"] == 6
-    assert found["with_known_answer"] == 0
-    assert "drift" in found
+    assert report["queries"] == report["explored"] == report["shadow"]["queries"] == 6
+    assert report["with_known_answer"] == 0
+    assert "drift" in report
     solutions = tmp_path / "solutions"
     solutions.mkdir()
     answers = tasks_file(
@@ -495,8 +495,8 @@ def test_outcomes_from_elsewhere_are_imported_once(tmp_path):
     code, _, err = call("outcomes", "import", str(both), "--store", store, "--in-context", "ICL")
     assert code != 0
     assert "already" in err
-    found = {o.strategy: (o.correct, o.relative_cost, o.seconds) for o in OutcomeStore(store).read()}
-    assert found == {"in_context": (0.5, 1.0, 2.0), "TTT": (0.75, 4.0, 8.0)}
+    outcomes = {o.strategy: (o.correct, o.relative_cost, o.seconds) for o in OutcomeStore(store).read()}
+    assert outcomes == {"in_context": (0.5, 1.0, 2.0), "TTT": (0.75, 4.0, 8.0)}
     code, out, _ = call("outcomes", "show", store)
     assert code == 0
     assert "75.0%" in out

@@ -43,7 +43,7 @@ class TestDrawing:
         assert bands == ["read"] * 6 + ["hard"] * 6
 
     @pytest.mark.parametrize("seed", SEEDS)
-    def test_tasks_are_drawn_once_and_have_answers(self, seed: int) -> None:
+    def test_sampled_tasks_are_distinct_and_have_answers(self, seed: int) -> None:
         tasks = [task for _, task in demo.draw(seed)]
         assert len({task.digest for task in tasks}) == len(tasks) == 12
         assert all(task.answer is not None for task in tasks)

@@ -244,7 +244,7 @@ def test_a_check_sets_damaged_files_aside_and_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("past_the_counter", [False, True])
-def test_an_adapter_of_a_changed_base_is_never_kept(past_the_counter: bool, task: Task, tmp_path: Path) -> None:
+def test_an_adapter_of_a_changed_base_is_never_cached(past_the_counter: bool, task: Task, tmp_path: Path) -> None:
     cache = AdapterCache(folder=tmp_path)
     learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()), adapters=cache)
     plan = AdapterPlan("key", task, QUICK, 0, lambda: TrainingExamples([leave_one_out(task)]))

@@ -119,9 +119,9 @@ def test_prompts_without_a_prefetched_answer_are_decoded(make_learner: Any, plan
     learner.adapters.prefetch_answers([*plans[:2], replace(plans[2], key="unknown")])
     adapter, _ = learner.adapters.get_or_train(replace(plans[1], make_examples=pytest.fail))
     other = replace(TASKS[1], query=(9, 9, 9))
-    found = learner.answer([*asked(1), other], adapter)
+    answers = learner.answer([*asked(1), other], adapter)
     learner.clear()
-    assert [a.text for a in learner.answer([*asked(1), other], adapter)] == [a.text for a in found]
+    assert [a.text for a in learner.answer([*asked(1), other], adapter)] == [a.text for a in answers]
 
 
 def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(

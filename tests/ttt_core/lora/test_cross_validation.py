@@ -51,13 +51,15 @@ def crossfit(learner: Learner, task: Task, count: int = 3, recipe: Recipe = QUIC
 
 
 @given(st.integers(2, 12), st.integers(2, 6), st.integers(0, 99))
-def test_every_demonstration_is_held_out_once_and_never_learned_there(count: int, wanted: int, seed: int) -> None:
+def test_every_demonstration_is_held_out_once_and_not_trained_on_in_that_fold(
+    count: int, wanted: int, seed: int
+) -> None:
     task = task_of(count)
-    found = split_folds(task, wanted, random.Random(seed))
-    assert len(found) == min(wanted, count)
-    held = [(h.query, h.answer) for fold in found for h in fold.held_out]
+    folds = split_folds(task, wanted, random.Random(seed))
+    assert len(folds) == min(wanted, count)
+    held = [(h.query, h.answer) for fold in folds for h in fold.held_out]
     assert sorted(held) == sorted((d.input, d.output) for d in task.demonstrations)
-    for fold in found:
+    for fold in folds:
         shown = {d.input for d in fold.training_task.demonstrations}
         assert not shown & {h.query for h in fold.held_out}
         assert len(shown) + len(fold.held_out) == count
@@ -80,18 +82,18 @@ def watcher(looks: list[list[list[AnswerScore]]], patience: int = 9) -> tuple[He
     return watch, said
 
 
-def test_a_fold_does_not_choose_the_step_that_it_is_judged_at() -> None:
+def test_a_fold_does_not_choose_the_step_at_which_it_is_evaluated() -> None:
     """Only fold 0 is right at the first look and only the others at the second: all are judged at the second."""
     base: list[list[AnswerScore]] = [[(False, -9.0)]] * 4
     first: list[list[AnswerScore]] = [[(True, -1.0)], *[[(False, -2.0)]] * 3]
     second: list[list[AnswerScore]] = [[(False, -3.0)], *[[(True, -1.0)]] * 3]
     watch, _ = watcher([base, first, second])
-    found = watch.result()
-    assert found.steps == 4
-    assert found.after == (False, True, True, True)
-    assert found.log_prob_after == (-3.0, -1.0, -1.0, -1.0)
-    assert found.before == (False,) * 4
-    assert found.gain == pytest.approx(3 / 4)
+    result = watch.result()
+    assert result.steps == 4
+    assert result.after == (False, True, True, True)
+    assert result.log_prob_after == (-3.0, -1.0, -1.0, -1.0)
+    assert result.before == (False,) * 4
+    assert result.gain == pytest.approx(3 / 4)
 
 
 def test_a_lucky_look_of_one_fold_is_no_evidence() -> None:
@@ -103,7 +105,7 @@ def test_a_lucky_look_of_one_fold_is_no_evidence() -> None:
     assert watch.result().gain == 0
 
 
-def test_training_that_only_harms_is_stopped_and_nothing_of_it_is_kept() -> None:
+def test_training_that_only_harms_is_stopped_and_discarded() -> None:
     good: list[list[AnswerScore]] = [[(True, -0.1)], [(False, -0.1)]]
     bad: list[list[AnswerScore]] = [[(False, -5.0)], [(False, -5.0)]]
     watch, said = watcher([good, bad, bad, bad], patience=2)
@@ -121,7 +123,7 @@ def test_training_stops_where_every_held_out_demonstration_is_solved() -> None:
     assert watch.result().gain == 0.5
 
 
-def test_a_fold_is_judged_no_later_than_the_others_alone_would_have_stopped() -> None:
+def test_a_fold_is_evaluated_no_later_than_the_other_folds_would_have_stopped() -> None:
     """The others are solved at the first look; only fold 0, which is not, makes that there is a second."""
     base: list[list[AnswerScore]] = [[(False, -2.0)], [(False, -2.0)], [(False, -2.0)]]
     first: list[list[AnswerScore]] = [[(False, -2.0)], [(True, -1.0)], [(True, -1.0)]]
@@ -132,7 +134,7 @@ def test_a_fold_is_judged_no_later_than_the_others_alone_would_have_stopped() ->
     assert watch.result().after == (False, True, True)
 
 
-def test_training_goes_on_while_the_others_of_some_fold_get_better() -> None:
+def test_training_continues_while_all_folds_but_one_improve() -> None:
     """All together only get worse, because fold 0 does; fold 1 is judged where fold 0 and itself have no say in it."""
     looks: list[list[list[AnswerScore]]] = [
         [[(False, -1.0 - 4 * n)], [(False, -1.0)], [(False, -3.0 + n)]] for n in range(3)
@@ -234,7 +236,7 @@ def test_each_fold_gets_the_adapter_that_it_would_have_got_alone(make_learner: A
     assert both.training.losses[0] == pytest.approx(sum(firsts) / 2, rel=1e-4)
 
 
-def test_the_last_step_is_judged_also_where_no_look_was_due(make_learner: Any) -> None:
+def test_the_last_step_is_evaluated_also_where_no_evaluation_was_due(make_learner: Any) -> None:
     adapter = crossfit(make_learner(), task_of(4), recipe=replace(QUICK, max_steps=3), eval_steps=50)
     assert adapter.cross_validation.steps == 3
     assert any(bool(up.any()) for _, up in adapter.weights.pairs.values())
@@ -309,9 +311,9 @@ def test_a_fold_that_fails_costs_no_more_than_what_came_after_the_best_look(
     real, calls = GradientEngine.losses, [0]
 
     def losses(self: Any, *given: Any) -> Any:
-        found = real(self, *given)
+        values = real(self, *given)
         calls[0] += 1
-        return [float("nan"), *found[1:]] if calls[0] == failing else found
+        return [float("nan"), *values[1:]] if calls[0] == failing else values
 
     monkeypatch.setattr(GradientEngine, "losses", losses)
     monkeypatch.setattr(
@@ -351,7 +353,7 @@ def test_folds_of_different_seeds_begin_as_unlike_adapters() -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
+def test_time_is_reserved_for_a_last_evaluation_also_where_base_scores_are_cached(
     cached: bool, make_learner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, task = make_learner(), task_of(3)
@@ -379,7 +381,7 @@ def test_time_is_kept_for_a_last_look_also_where_the_base_was_scored_before(
     assert ends[1] > 1e9, "without a deadline none is needed"
 
 
-def test_folds_that_do_not_fit_in_memory_are_refused_and_told_what_they_need(make_learner: Any) -> None:
+def test_folds_that_do_not_fit_in_memory_are_refused_with_the_bytes_that_they_need(make_learner: Any) -> None:
     learner = make_learner()
     size = learner.adapt(leave_one_out(task_of(3)), QUICK).weights.nbytes
     learner.guarded.memory_bytes = 3 * teaching.COPIES * size - 1
@@ -389,7 +391,7 @@ def test_folds_that_do_not_fit_in_memory_are_refused_and_told_what_they_need(mak
     assert crossfit(learner, task_of(4)).weights.adapter_count == 3
 
 
-def test_what_a_cross_fit_holds_stays_within_the_bound(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_cross_validation_stays_within_the_bound(make_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, kept, read = make_learner(), [], []
 
     class Noted(BatchedAdamW):

@@ -12,7 +12,7 @@ def dropout(share: float, rows: list[int]) -> Dropout:
     return Dropout(share, torch.tensor(rows))
 
 
-def test_a_row_loses_the_same_beside_any_other() -> None:
+def test_the_mask_of_a_row_does_not_depend_on_other_rows() -> None:
     x = torch.ones(2, 7, 400)
     both = dropout(0.25, [5, 9])(x, 3)
     assert torch.equal(both[0], dropout(0.25, [5])(x[:1], 3)[0])
@@ -23,13 +23,13 @@ def test_a_row_loses_the_same_beside_any_other() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.9])
-def test_the_share_is_dropped_and_the_mean_kept(share: float) -> None:
-    found = dropout(share, [(1 << 62) + 1, 2, 3, 4])(torch.ones(4, 200, 300), 77)
-    assert (found == 0).float().mean() == pytest.approx(share, abs=0.005)
-    assert found.mean() == pytest.approx(1.0, abs=0.03)
+def test_the_share_is_dropped_and_the_mean_preserved(share: float) -> None:
+    output = dropout(share, [(1 << 62) + 1, 2, 3, 4])(torch.ones(4, 200, 300), 77)
+    assert (output == 0).float().mean() == pytest.approx(share, abs=0.005)
+    assert output.mean() == pytest.approx(1.0, abs=0.03)
 
 
-def test_what_is_dropped_follows_no_pattern() -> None:
+def test_the_mask_has_no_pattern() -> None:
     """Tokens, features, neighbours and the four corners of rectangles are as independent as coins are."""
     dropped = (dropout(0.5, [1, 2])(torch.ones(2, 256, 512), 5) == 0).double() * 2 - 1
     lines = [dropped.mean(1).flatten(), dropped.mean(2).flatten()]  # each of 256 and of 512 coins
@@ -43,9 +43,9 @@ def test_what_is_dropped_follows_no_pattern() -> None:
     assert abs(corners.mean()) < alone
 
 
-def test_gradients_go_where_inputs_were_kept() -> None:
+def test_gradients_are_those_of_inputs_that_were_not_dropped() -> None:
     x = torch.ones(1, 3, 5, dtype=torch.bfloat16, requires_grad=True)
-    found = dropout(0.5, [1])(x, 1)
-    found.sum().backward()
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(x.grad, found.detach())
+    output = dropout(0.5, [1])(x, 1)
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(x.grad, output.detach())

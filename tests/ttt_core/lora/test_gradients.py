@@ -68,41 +68,41 @@ def seeing_model() -> PreTrainedModel:
         return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)).eval()
 
 
-def found(
+def losses_and_gradient(
     loaded: LoadedModel, rows: list[list[Encoded]], workers: int = 1, stacked: bool = False, first: int = 0
 ) -> Any:
     """Losses and gradients [A, P] of one step; the seeds are `first` and those after it."""
     seeds = list(range(first, first + len(rows)))
-    with GradientEngine(loaded, [RECIPE] * len(rows), workers) as passes:
-        passes._on_cpu = not stacked  # as an accelerator would divide it
-        buffer = BatchedAdamW(
-            LoraWeights.initial(loaded.model, RECIPE, seeds), [RECIPE] * len(rows), passes.shards(len(rows))
+    with GradientEngine(loaded, [RECIPE] * len(rows), workers) as engine:
+        engine._on_cpu = not stacked  # as an accelerator would divide it
+        optimizer = BatchedAdamW(
+            LoraWeights.initial(loaded.model, RECIPE, seeds), [RECIPE] * len(rows), engine.shards(len(rows))
         )
-        for _, up in buffer.weights().pairs.values():
+        for _, up in optimizer.weights().pairs.values():
             for mine, seed in zip(up, seeds, strict=True):
                 mine.copy_(0.05 * torch.randn(mine.shape, generator=torch.Generator().manual_seed(seed)))
-        losses = passes.losses(buffer, rows)
-        return losses, buffer.gradients.sum(0)
+        losses = engine.losses(optimizer, rows)
+        return losses, optimizer.gradients.sum(0)
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_passes_side_by_side_and_one_after_the_other_are_those_alone(
+def test_gradients_of_batched_and_sequential_passes_equal_those_of_single_adapters(
     architecture: str, dtype: torch.dtype, task: Task
 ) -> None:
     loaded, rows = setting(architecture, dtype, task)
     exact = dtype == torch.float32
-    alone = [found(loaded, [mine], first=seed) for seed, mine in enumerate(rows)]
+    alone = [losses_and_gradient(loaded, [mine], first=seed) for seed, mine in enumerate(rows)]
     for workers, stacked in ((1, False), (2, False), (3, False), (1, True)):
-        losses, gradient = found(loaded, rows, workers, stacked)
+        losses, gradient = losses_and_gradient(loaded, rows, workers, stacked)
         assert losses == pytest.approx([one[0][0] for one in alone], rel=1e-5 if exact else 3e-2)
         for mine, (_, expected) in zip(gradient, alone, strict=True):
             assert float((mine - expected[0]).norm() / expected[0].norm()) < (1e-4 if exact else 3e-2)
 
 
 @pytest.mark.usefixtures("threads")
-def test_training_gives_the_same_adapters_whatever_the_threads(task: Task) -> None:
+def test_training_gives_the_same_adapters_for_every_number_of_threads(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     one, two = (train(loaded, rows, RECIPE, [0, 1, 2], workers=w) for w in (1, 2))
     for a, b in zip(one[0].tensors, two[0].tensors, strict=True):
@@ -148,11 +148,11 @@ def test_an_error_is_raised_and_leaves_nothing_running(
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("fits", [1, 2, 3])
-def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
+def test_passes_that_do_not_fit_in_memory_are_halved_until_they_fit(
     stacked: bool, fits: int, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, rows = setting("llama", torch.float32, task)
-    losses, gradient = found(loaded, rows, stacked=stacked)
+    losses, gradient = losses_and_gradient(loaded, rows, stacked=stacked)
     real: Callable[..., Any] = gradients._loss_batch
     sizes: list[int] = []
 
@@ -163,18 +163,18 @@ def test_passes_that_memory_does_not_suffice_for_are_halved_until_they_fit(
         return real(model, mine, loss)
 
     monkeypatch.setattr(gradients, "_loss_batch", narrow)
-    halved = found(loaded, rows, stacked=stacked)
+    halved = losses_and_gradient(loaded, rows, stacked=stacked)
     assert halved[0] == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(halved[1], gradient, atol=1e-6, rtol=1e-4)
     assert max(sizes) <= fits
     assert sum(sizes) == 12 + 1, "one row more, to measure what it keeps"
 
 
-def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice(
+def test_gradients_are_added_once_when_memory_runs_out_in_the_backward_pass(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, rows = setting("llama", torch.float32, task)
-    losses, gradient = found(loaded, rows)
+    losses, gradient = losses_and_gradient(loaded, rows)
     real, calls = torch.autograd.grad, []
 
     def grad(*args: Any) -> Any:
@@ -185,7 +185,7 @@ def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice(
         return done
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    again = found(loaded, rows)
+    again = losses_and_gradient(loaded, rows)
     assert again[0] == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(again[1], gradient, atol=1e-6, rtol=1e-4)
 
@@ -195,11 +195,11 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
     longest = [max(len(r.ids) for r in mine) for mine in rows]
 
     def divided(tokens: float, on_cpu: bool = False) -> list[tuple[int, int, int, int]]:
-        passes = GradientEngine(loaded, [RECIPE] * 3, 1, memory=round(100 * tokens))
-        passes._on_cpu, passes.token_bytes = on_cpu, 100.0
+        engine = GradientEngine(loaded, [RECIPE] * 3, 1, memory=round(100 * tokens))
+        engine._on_cpu, engine.token_bytes = on_cpu, 100.0
         return [
             (p.first_adapter, p.end_adapter, p.first_row, p.end_row)
-            for job in passes._micro_batches(passes._step_batch(rows))
+            for job in engine._micro_batches(engine._step_batch(rows))
             for p in job
         ]
 
@@ -213,9 +213,9 @@ def test_passes_are_made_to_fit_a_bound_on_memory(task: Task) -> None:
 
 def test_no_two_threads_add_to_the_same_gradients(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
-    passes = GradientEngine(loaded, [RECIPE] * 3, 2, memory=100)
-    passes.token_bytes = 100.0
-    jobs = passes._micro_batches(passes._step_batch(rows))
+    engine = GradientEngine(loaded, [RECIPE] * 3, 2, memory=100)
+    engine.token_bytes = 100.0
+    jobs = engine._micro_batches(engine._step_batch(rows))
     assert any(len(job) > 1 for job in jobs)
     places = [{(p.first_adapter, p.end_adapter, p.shard) for p in job} for job in jobs]
     assert all(len(place) == 1 for place in places)
@@ -232,16 +232,16 @@ def test_small_memory_changes_nothing_but_the_passes(workers: int, task: Task) -
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task: Task) -> None:
+def test_the_memory_of_activations_is_measured_before_the_first_pass(architecture: str, task: Task) -> None:
     """Predicted from one row, and counted in the pass itself."""
     loaded, rows = setting(architecture, torch.float32, task)
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
-    with GradientEngine(loaded, [RECIPE], 1) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE], 1)
-        passes.measure_memory(buffer, max(rows[0], key=lambda r: len(r.ids)))
-        assert passes.token_bytes
-        own.add(buffer.values.untyped_storage().data_ptr())
+    with GradientEngine(loaded, [RECIPE], 1) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE], 1)
+        engine.measure_memory(optimizer, max(rows[0], key=lambda r: len(r.ids)))
+        assert engine.token_bytes
+        own.add(optimizer.values.untyped_storage().data_ptr())
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
@@ -250,13 +250,13 @@ def test_what_a_pass_will_keep_is_known_before_it_begins(architecture: str, task
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            passes.losses(buffer, rows[:1])
+            engine.losses(optimizer, rows[:1])
         tokens = 4 * max(len(r.ids) for r in rows[0])
-        assert 0.7 < passes.token_bytes * tokens / sum(kept.values()) < 1.5
+        assert 0.7 < engine.token_bytes * tokens / sum(kept.values()) < 1.5
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))
-def test_parts_leave_no_worker_idle_where_rows_suffice(adapters: int, batch: int, workers: int) -> None:
+def test_shards_leave_no_worker_idle_where_rows_suffice(adapters: int, batch: int, workers: int) -> None:
     parts = shard_count(adapters, batch, workers)
     assert 1 <= parts <= batch
     if adapters >= 4 * workers:
@@ -271,31 +271,31 @@ def test_a_pass_of_one_row_has_no_halves() -> None:
     assert MicroBatch(0, 1, 0, 5, 1).halves() == (MicroBatch(0, 1, 0, 2, 1), MicroBatch(0, 1, 2, 5, 1))
 
 
-def test_adapters_that_are_put_aside_take_their_moments_along(task: Task) -> None:
+def test_remaining_adapters_are_trained_as_without_those_that_stopped(task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     recipe = replace(RECIPE, max_steps=4)
     whole, _ = train(loaded, [rows[0], rows[2]], recipe, [0, 2])
-    with GradientEngine(loaded, [recipe] * 3, 1) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0, 1, 2]), [recipe] * 3, 1)
+    with GradientEngine(loaded, [recipe] * 3, 1) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0, 1, 2]), [recipe] * 3, 1)
         for step in range(4):
             mine = rows if step < 2 else [rows[0], rows[2]]
             if step == 2:
-                buffer.keep_adapters([0, 2], 1)
-            passes.losses(buffer, mine)
-            buffer.step([1e-2] * len(buffer.values))
-        kept = buffer.weights().copied()
+                optimizer.keep_adapters([0, 2], 1)
+            engine.losses(optimizer, mine)
+            optimizer.step([1e-2] * len(optimizer.values))
+        kept = optimizer.weights().copied()
     assert kept.adapter_count == whole.adapter_count == 2
     # Neither order nor rate are those of `train`: what is compared is a run in which nothing was put aside.
-    with GradientEngine(loaded, [recipe] * 3, 1) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0, 2]), [recipe] * 2, 1)
+    with GradientEngine(loaded, [recipe] * 3, 1) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0, 2]), [recipe] * 2, 1)
         for _ in range(4):
-            passes.losses(buffer, [rows[0], rows[2]])
-            buffer.step([1e-2] * len(buffer.values))
-    for a, b in zip(kept.tensors, buffer.weights().tensors, strict=True):
+            engine.losses(optimizer, [rows[0], rows[2]])
+            optimizer.step([1e-2] * len(optimizer.values))
+    for a, b in zip(kept.tensors, optimizer.weights().tensors, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_of_a_training_is_left_when_its_adapter_is_dropped(task: Task) -> None:
+def test_training_leaves_no_tensor_once_its_adapter_is_dropped(task: Task) -> None:
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
     recipe = Recipe(rank=2, alpha=2.0, dropout=0.0, max_steps=1, batch_size=2)
 
@@ -320,15 +320,15 @@ def test_a_bound_is_halved_once_however_many_passes_of_a_size_fail(task: Task, m
         return real(model, mine, loss)
 
     monkeypatch.setattr(gradients, "_loss_batch", narrow)
-    with GradientEngine(loaded, [RECIPE] * 3, 1) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, passes.shards(3))
-        passes.losses(buffer, rows)
-        assert {p.end_row - p.first_row for job in passes._micro_batches(passes._step_batch(rows)) for p in job} == {
+    with GradientEngine(loaded, [RECIPE] * 3, 1) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, engine.shards(3))
+        engine.losses(optimizer, rows)
+        assert {p.end_row - p.first_row for job in engine._micro_batches(engine._step_batch(rows)) for p in job} == {
             2
         }, "not single rows"
 
 
-def test_hooks_of_the_host_are_called_as_they_are_by_every_thread(task: Task) -> None:
+def test_every_thread_calls_the_hooks_of_the_host(task: Task) -> None:
     class Watcher:
         """What a host program might hang on its model; it cannot be copied."""
 
@@ -343,10 +343,10 @@ def test_hooks_of_the_host_are_called_as_they_are_by_every_thread(task: Task) ->
     expected = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
     watcher = Watcher()
     handle = loaded.model.register_forward_hook(watcher.seen)
-    found = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
+    tensors = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
     handle.remove()
     assert watcher.calls >= 3 * 3
-    assert all(map(torch.equal, expected, found))
+    assert all(map(torch.equal, expected, tensors))
     loaded.model.lock = threading.Lock()  # type: ignore[assignment]
     alone = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0].tensors
     for a, b in zip(alone, expected, strict=True):
@@ -359,14 +359,14 @@ def test_a_layer_whose_copy_calls_the_original_is_trained_by_one_thread(task: Ta
     expected = train(loaded, rows, RECIPE, [0, 1, 2], workers=1)[0]
     for layer in loaded.model.model.layers:
         layer.mlp.forward = lambda x, original=layer.mlp.forward: original(x)
-    with GradientEngine(loaded, [RECIPE] * 3, 2) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, passes.shards(3))
-        assert passes.shards(3) > 1
-        passes.measure_memory(buffer, rows[0][0])
-        assert passes.shards(3) == 1
-    found = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0]
-    assert found.pairs.keys() == expected.pairs.keys()
-    assert all(map(torch.equal, found.tensors, expected.tensors))
+    with GradientEngine(loaded, [RECIPE] * 3, 2) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0, 1, 2]), [RECIPE] * 3, engine.shards(3))
+        assert engine.shards(3) > 1
+        engine.measure_memory(optimizer, rows[0][0])
+        assert engine.shards(3) == 1
+    weights = train(loaded, rows, RECIPE, [0, 1, 2], workers=2)[0]
+    assert weights.pairs.keys() == expected.pairs.keys()
+    assert all(map(torch.equal, weights.tensors, expected.tensors))
 
 
 class _Unused(torch.nn.Module):
@@ -388,7 +388,7 @@ class _Router(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_layers_that_get_no_gradient_are_left_out_and_change_nothing(
+def test_layers_without_gradients_are_dropped_and_change_nothing(
     workers: int, task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "autottt")
@@ -399,22 +399,22 @@ def test_layers_that_get_no_gradient_are_left_out_and_change_nothing(
     last.mlp = _Unused(last.mlp).requires_grad_(False)
     more = LoraWeights.initial(loaded.model, RECIPE, [0])
     same = {name: start.pairs.get(name.replace("mlp.inner", "mlp"), pair) for name, pair in more.pairs.items()}
-    found, _ = train(loaded, rows[:1], RECIPE, [0], workers=workers, start=replace(more, pairs=same))
-    assert more.pairs.keys() - found.pairs.keys() == {f"model.layers.1.mlp.{n}" for n in ("idle", "choice")}
-    assert all(map(torch.equal, found.tensors, expected.tensors))
+    weights, _ = train(loaded, rows[:1], RECIPE, [0], workers=workers, start=replace(more, pairs=same))
+    assert more.pairs.keys() - weights.pairs.keys() == {f"model.layers.1.mlp.{n}" for n in ("idle", "choice")}
+    assert all(map(torch.equal, weights.tensors, expected.tensors))
     assert "adapters leave out 2 layers without gradients, model.layers.1.mlp.idle" in caplog.text
     assert "one thread" not in caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_where_no_layer_gets_a_gradient_there_is_nothing_to_train(workers: int, task: Task) -> None:
+def test_a_model_without_any_gradient_is_refused(workers: int, task: Task) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     loaded.model.model.layers[0].mlp = _Unused(loaded.model.model.layers[0].mlp).requires_grad_(False)
     with pytest.raises(AdaptationError, match=r"no layer that \('idle',\) names has a part in how"):
         train(loaded, rows, replace(RECIPE, target_modules=("idle",)), [0, 1, 2], workers=workers)
 
 
-def test_what_autograd_refuses_is_an_error_of_training(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_autograd_is_an_adaptation_error(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, rows = setting("llama", torch.float32, task)
 
     def grad(*_: Any, **__: Any) -> Any:
@@ -426,7 +426,7 @@ def test_what_autograd_refuses_is_an_error_of_training(task: Task, monkeypatch: 
 
 
 @pytest.mark.parametrize("targets", [("all-linear",), PUBLISHED_MODULES], ids=["all", "published"])
-def test_of_a_model_that_also_sees_the_text_decoder_is_trained(targets: tuple[str, ...], task: Task) -> None:
+def test_the_text_decoder_of_a_vision_model_is_trained(targets: tuple[str, ...], task: Task) -> None:
     model = seeing_model()
     loaded = wrap_model(model.requires_grad_(False), tiny_tokenizer())
     rows = [[encode(loaded, t, t.answer) for t in leave_one_out(task)]]
@@ -439,7 +439,7 @@ def test_of_a_model_that_also_sees_the_text_decoder_is_trained(targets: tuple[st
     assert loaded.context_length == CONTEXT
 
 
-def test_files_that_were_read_are_memory_that_a_group_has_left(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_cache_counts_as_free_memory_of_a_control_group(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("990\n")
     (tmp_path / "memory.stat").write_text("anon 90\ninactive_file 600\n")

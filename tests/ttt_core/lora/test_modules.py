@@ -184,7 +184,7 @@ def test_experts_that_are_left_out_give_one_warning(
     assert coverage(model, modules[0]).left_out == ("experts",)
 
 
-def test_a_part_that_is_not_asked_for_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_is_not_a_target_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = build("mixtral")
     modules = target_modules(model, ("q_proj", "v_proj"))
     assert not caplog.records

@@ -59,19 +59,19 @@ def examples(loaded: LoadedModel, task: Task) -> list[Encoded]:
         (replace(THREE, answers=((0, 3),)), "last", [1, 2]),
     ],
 )
-def test_the_loss_says_which_tokens_are_learned(example: Encoded, loss: Loss, positions: list[int]) -> None:
+def test_the_loss_setting_selects_the_trained_tokens(example: Encoded, loss: Loss, positions: list[int]) -> None:
     assert loss_positions(example, loss) == positions
 
 
 @pytest.mark.parametrize("loss", ["all", "last", "inputs"])
-def test_the_loss_is_the_mean_over_the_learned_tokens_of_each_adapter(
+def test_the_loss_is_the_mean_over_the_trained_tokens_of_each_adapter(
     loss: Loss, loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
     short = replace(examples[0], ids=examples[0].ids[: examples[0].answers[0][1]], answers=examples[0].answers[:1])
     rows = [examples[0], short, examples[1], examples[2]]
     recipe = replace(RECIPE, loss=loss)
-    with GradientEngine(loaded, [recipe] * 2) as passes:
-        found = passes.losses(
+    with GradientEngine(loaded, [recipe] * 2) as engine:
+        losses = engine.losses(
             BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0, 1]), [recipe] * 2), [rows[:2], rows[2:]]
         )
     expected = []
@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_over_the_learned_tokens_of_each_adapter(
                 log_probs = loaded.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
             each += [-float(log_probs[p - 1, row.ids[p]]) for p in loss_positions(row, loss)]
         expected.append(sum(each) / len(each))
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert losses == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["all", "last", "inputs"])
@@ -158,7 +158,7 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     now = [0.0]
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def step(buffer: BatchedAdamW, rates: list[float]) -> None:
+    def step(optimizer: BatchedAdamW, rates: list[float]) -> None:
         now[0] += 10.0 if now[0] == 1.0 else 1.0  # the second step is slow
 
     monkeypatch.setattr(BatchedAdamW, "step", step)
@@ -173,7 +173,7 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     assert trained(-1.0) == (0, "deadline")
 
 
-def test_an_adapter_that_has_learned_its_examples_stops_and_the_others_go_on(
+def test_an_adapter_that_has_converged_stops_and_the_others_continue(
     loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
     recipe = replace(RECIPE, max_steps=12, warmup_ratio=0.0)
@@ -197,7 +197,7 @@ def test_an_adapter_that_has_learned_its_examples_stops_and_the_others_go_on(
                 torch.testing.assert_close(single[0], batched[index], atol=1e-4, rtol=1e-3)
 
 
-def test_every_step_is_told_and_charged(loaded: LoadedModel, examples: list[Encoded]) -> None:
+def test_every_step_is_reported_and_charged(loaded: LoadedModel, examples: list[Encoded]) -> None:
     told: list[tuple[int, float]] = []
     charged: list[tuple[int, int]] = []
     recipe = replace(RECIPE, batch_size=3)
@@ -264,14 +264,14 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, adapter: int, step: int) -> None:
     real, calls = GradientEngine.losses, [0]
 
     def losses(
-        self: GradientEngine, buffer: BatchedAdamW, rows: list[list[Encoded]], chances: list[int]
+        self: GradientEngine, optimizer: BatchedAdamW, rows: list[list[Encoded]], dropout_seeds: list[int]
     ) -> list[float]:
-        found = real(self, buffer, rows, chances)
+        values: list[float] = real(self, optimizer, rows, dropout_seeds)
         calls[0] += 1
         if calls[0] == step:
-            buffer.gradients[:, adapter] = math.nan
-            found[adapter] = math.nan
-        return found
+            optimizer.gradients[:, adapter] = math.nan
+            values[adapter] = math.nan
+        return values
 
     monkeypatch.setattr(GradientEngine, "losses", losses)
 
@@ -329,7 +329,7 @@ def test_the_first_step_is_not_begun_where_it_would_be_too_long(
     ("workers", "batches", "after_one_another"),
     [(1, [8], 8), (2, [8], 4), (1, [2, 8], 10), (2, [4] * 8, 16), (2, [1, 1, 1], 2)],
 )
-def test_how_long_a_step_takes_follows_from_its_largest_pass(
+def test_the_time_of_a_step_is_estimated_from_its_largest_pass(
     workers: int,
     batches: list[int],
     after_one_another: int,
@@ -348,18 +348,20 @@ def test_how_long_a_step_takes_follows_from_its_largest_pass(
     monkeypatch.setattr(gradients, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recipes = [replace(RECIPE, batch_size=batch) for batch in batches]
     rows = [examples[:1] * batch for batch in batches]
-    with GradientEngine(loaded, recipes, workers) as passes:
-        buffer = BatchedAdamW(
-            LoraWeights.initial(loaded.model, RECIPE, [0] * len(rows)), recipes, passes.shards(len(rows))
+    with GradientEngine(loaded, recipes, workers) as engine:
+        optimizer = BatchedAdamW(
+            LoraWeights.initial(loaded.model, RECIPE, [0] * len(rows)), recipes, engine.shards(len(rows))
         )
-        passes.measure_memory(buffer, examples[0])
+        engine.measure_memory(optimizer, examples[0])
         charged: list[int] = []
-        expected = passes.estimate_seconds(buffer, rows, lambda forward, backward: charged.append(forward - backward))
+        expected = engine.estimate_seconds(
+            optimizer, rows, lambda forward, backward: charged.append(forward - backward)
+        )
     assert expected == pytest.approx(3 * len(examples[0].ids) * after_one_another)
     assert charged == [len(examples[0].ids) * max(batches) // (workers if len(batches) == 1 else 1)]
 
 
-def test_a_pass_that_memory_does_not_suffice_for_is_estimated_in_halves(
+def test_the_estimate_halves_a_pass_that_does_not_fit_in_memory(
     loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, sizes = gradients._loss_batch, list[int]()
@@ -370,17 +372,17 @@ def test_a_pass_that_memory_does_not_suffice_for_is_estimated_in_halves(
             raise torch.OutOfMemoryError("too much")
         return real(loaded, rows, loss)
 
-    with GradientEngine(loaded, [replace(RECIPE, batch_size=8)], 1) as passes:
-        buffer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE])
-        passes.measure_memory(buffer, examples[0])
+    with GradientEngine(loaded, [replace(RECIPE, batch_size=8)], 1) as engine:
+        optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, RECIPE, [0]), [RECIPE])
+        engine.measure_memory(optimizer, examples[0])
         monkeypatch.setattr(gradients, "_loss_batch", narrow)
-        assert passes.estimate_seconds(buffer, [examples[:1] * 8]) > 0
+        assert engine.estimate_seconds(optimizer, [examples[:1] * 8]) > 0
         assert sizes == [8, 4, 2]
-        passes.losses(buffer, [examples[:1] * 8])
+        engine.losses(optimizer, [examples[:1] * 8])
     assert sizes[3:] == [2] * 4, "what was learned holds for the step"
 
 
-def test_nothing_is_read_to_estimate_a_step_that_would_come_too_late(
+def test_no_pass_is_run_to_estimate_a_step_after_the_deadline(
     loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GradientEngine, "estimate_seconds", None)

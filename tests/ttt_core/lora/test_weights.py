@@ -36,8 +36,8 @@ pytestmark = [
 
 def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids).logits
-    return found
+        logits: torch.Tensor = model(input_ids=ids).logits
+    return logits
 
 
 def random_weights(model: PreTrainedModel, seeds: Sequence[int] = (0,)) -> LoraWeights:
@@ -133,16 +133,16 @@ def test_a_folder_without_an_adapter_or_with_pickled_weights_is_refused(tmp_path
 @every_architecture
 def test_every_linear_layer_but_the_head_is_a_target(architecture: str) -> None:
     model = tiny_model(architecture)
-    found = target_modules(model, ("all-linear",))
+    modules = target_modules(model, ("all-linear",))
     per_layer = {"gpt2": 4, "gpt_neox": 4, "phi": 6}.get(architecture, 7)
-    assert len(found) == 2 * per_layer
-    assert model.get_output_embeddings() not in found.values()
+    assert len(modules) == 2 * per_layer
+    assert model.get_output_embeddings() not in modules.values()
 
 
 def test_targets_are_named_by_the_last_part_of_their_path() -> None:
     model = tiny_model("llama")
-    found = target_modules(model, ("q_proj", "down_proj"))
-    assert sorted(found) == sorted(
+    modules = target_modules(model, ("q_proj", "down_proj"))
+    assert sorted(modules) == sorted(
         f"model.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn.q_proj", "mlp.down_proj")
     )
     with pytest.raises(ModelError, match="no linear layers"):
@@ -159,7 +159,7 @@ def test_names_of_which_a_model_has_none_mean_every_layer_and_the_log_says_so(
     assert "no_such" in record.getMessage()
 
 
-def test_a_name_that_matches_nothing_beside_one_that_does_is_refused() -> None:
+def test_a_name_that_matches_no_module_is_refused_also_with_one_that_does() -> None:
     expected = "targets ['v_porj'] name no linear layer of LlamaForCausalLM, which has down_proj, gate_proj, k_proj, "
     with pytest.raises(ModelError, match=re.escape(expected)):
         target_modules(tiny_model("llama"), ("q_proj", "v_porj"))
@@ -182,7 +182,7 @@ class _Headless(torch.nn.Module):
         return None
 
 
-def test_seeds_give_the_initial_weights_whatever_stands_beside_them() -> None:
+def test_initial_weights_depend_only_on_the_seed_of_the_adapter() -> None:
     model = tiny_model("llama")
     both, alone, again = (LoraWeights.initial(model, RECIPE, s) for s in ((1, 2), (2,), (2,)))
     for name, (down, up) in alone.pairs.items():

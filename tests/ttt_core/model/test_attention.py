@@ -34,7 +34,7 @@ def test_outputs_and_gradients_are_those_of_sdpa(
     value = torch.randn(2, 4 // groups, 7, size, dtype=torch.float64)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
     mask[1, :, :, :3] = False  # padding on the left: its own rows see nothing
-    found = []
+    results = []
     for function in (sdpa_attention_forward, attention):
         if function is attention:
             monkeypatch.setattr(module, "sdpa_attention_forward", None)  # its own path, not the fallback
@@ -42,8 +42,8 @@ def test_outputs_and_gradients_are_those_of_sdpa(
         output, _ = function(_Layer(groups), *leaves, mask if masked else None, scaling=0.3, use_cache=False)
         seen = output[1, 3:] if masked else output
         seen.square().sum().backward()
-        found.append([seen.detach(), *(t.grad for t in leaves)])
-    for a, b in zip(*found, strict=True):
+        results.append([seen.detach(), *(t.grad for t in leaves)])
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -63,14 +63,14 @@ def test_a_single_query_sees_what_it_sees_with_sdpa(
     given = (_Layer(groups), query, key, value, mask if masked else None)
     expected, _ = sdpa_attention_forward(*given, scaling=0.3, is_causal=False)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)  # its own path, not the fallback
-    found, _ = attention(*given, scaling=0.3, use_cache=True)
-    torch.testing.assert_close(found, expected)
+    output, _ = attention(*given, scaling=0.3, use_cache=True)
+    torch.testing.assert_close(output, expected)
     layer = GrowingLayer()
     layer.update(key[:, :, :-1], value[:, :, :-1])
     roomy = layer.update(key[:, :, -1:], value[:, :, -1:])
     assert not roomy[0].is_contiguous()
-    found, _ = attention(*given[:2], *roomy, given[-1], scaling=0.3, use_cache=True)
-    torch.testing.assert_close(found, expected)
+    output, _ = attention(*given[:2], *roomy, given[-1], scaling=0.3, use_cache=True)
+    torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -88,7 +88,7 @@ def test_a_mask_of_numbers_may_be_in_another_precision(rows: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"is_causal": False}, {"s_aux": torch.ones(4)}])
-def test_what_it_does_not_know_goes_to_sdpa(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_inputs_fall_back_to_sdpa(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(module, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
     states = torch.randn(1, 2, 5, 4, dtype=torch.bfloat16, requires_grad=True)

@@ -422,7 +422,7 @@ def test_prompts_and_answers_have_the_ids_of_the_template(name: str, core: str) 
 
 
 @pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.reason])
-def test_a_template_that_cannot_be_proven_gives_way_to_plain_prompts(
+def test_a_template_that_fails_the_check_is_replaced_by_plain_prompts(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = tokenizer_with(SHAPES[name].template)
@@ -535,7 +535,7 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("one_second")
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_template_that_takes_too_long_or_too_much_memory_gives_way(name: str) -> None:
+def test_a_template_that_takes_too_long_or_too_much_memory_is_replaced(name: str) -> None:
     tokenizer = tiny_tokenizer(chat=True)
     tokenizer.chat_template = COSTLY[name] + tokenizer.chat_template
     began = time.process_time()
@@ -545,7 +545,7 @@ def test_a_template_that_takes_too_long_or_too_much_memory_gives_way(name: str) 
     assert time.process_time() - began < 2, "this process renders nothing"
 
 
-def test_a_costly_template_that_is_asked_for_is_refused_with_the_remedy() -> None:
+def test_a_requested_template_that_is_too_costly_is_refused_with_the_remedy() -> None:
     tokenizer = tiny_tokenizer(chat=True)
     tokenizer.chat_template = COSTLY["loops"] + tokenizer.chat_template
     with pytest.raises(ModelError, match=r"more than 2 seconds or 512 MB; use prompt_format='standard'"):
@@ -576,7 +576,7 @@ def test_a_rendering_that_becomes_costly_later_is_refused() -> None:
         ("", "rewrites earlier turns"),
     ],
 )
-def test_a_template_that_fails_gives_way_with_the_reason(template: str, reason: str) -> None:
+def test_a_template_that_fails_is_replaced_with_the_reason(template: str, reason: str) -> None:
     tokenizer = tiny_tokenizer(chat=True)
     tokenizer.chat_template = template or " "
     loaded = wrapped(tokenizer)

@@ -55,12 +55,12 @@ def loaded_with(name: str) -> LoadedModel:
 @every_task
 def test_answers_stand_where_they_are_said_to_stand(name: str, task: Task) -> None:
     loaded = loaded_with(name)
-    found = encode(loaded, task, task.answer)
+    encoded = encode(loaded, task, task.answer)
     outputs = [*(d.output for d in task.demonstrations), task.answer]
-    assert len(found.answers) == len(outputs)
-    for (begin, end), value in zip(found.answers, outputs, strict=True):
+    assert len(encoded.answers) == len(outputs)
+    for (begin, end), value in zip(encoded.answers, outputs, strict=True):
         assert value is not None
-        text = loaded.tokenizer.decode(list(found.ids[begin:end]))
+        text = loaded.tokenizer.decode(list(encoded.ids[begin:end]))
         shown = kind_of(task).render(value, loaded.format.notation)
         # Decoding stops at the token that ends a turn, so the line break after it is no part of the answer.
         assert text == (shown + "<|end|>" if name == "chat" else " " + shown + loaded.format.ends[0])
@@ -77,7 +77,7 @@ def test_ids_do_not_depend_on_what_comes_after(name: str, task: Task) -> None:
 
 @every_tokenizer
 @every_task
-def test_what_is_shared_depends_on_the_demonstrations_alone(name: str, task: Task) -> None:
+def test_the_shared_prefix_depends_only_on_the_demonstrations(name: str, task: Task) -> None:
     loaded = loaded_with(name)
     first = encode(loaded, task)
     query = task.demonstrations[0].input if task.demonstrations else (7, 8)

@@ -178,7 +178,7 @@ def test_an_interrupted_pip_is_ended_and_leaves_nothing(model: CatalogueModel, m
     assert stored() == []
 
 
-def test_what_a_killed_process_left_is_deleted(model: CatalogueModel) -> None:
+def test_partial_files_of_a_killed_process_are_deleted(model: CatalogueModel) -> None:
     left = catalogue.models_folder() / "own.partial-killed"
     left.mkdir(parents=True)
     fetching.fetch(model)

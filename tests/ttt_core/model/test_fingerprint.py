@@ -220,7 +220,7 @@ def test_a_hook_that_was_there_at_load_may_not_go(small: Small) -> None:
         fingerprint.verify(small)
 
 
-def test_what_a_host_may_do_between_answers_is_no_change() -> None:
+def test_changes_that_a_host_may_make_between_answers_are_accepted() -> None:
     model = tiny_model("llama")
     fingerprint = Fingerprint(model)
     model(input_ids=torch.arange(5)[None], output_hidden_states=True)
@@ -240,7 +240,7 @@ def test_another_mode_is_refused_until_it_is_set_back(task: Task) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parameter", "data"])
-def test_a_tensor_put_in_the_place_of_another_is_found_wherever_it_lies(kind: str) -> None:
+def test_a_replaced_tensor_is_detected_also_at_the_same_address(kind: str) -> None:
     layer = nn.Linear(64, 64)
     fingerprint = Fingerprint(layer)
     address = layer.weight.data_ptr()
@@ -317,7 +317,7 @@ def test_everything_but_the_weights_is_given_back(small: Small, unchanged: Any) 
         run()
 
 
-def test_what_happens_inside_is_not_hindered(small: Small) -> None:
+def test_changes_inside_the_context_are_allowed(small: Small) -> None:
     with restoring(small):
         small.eval()
         assert not small.training
@@ -343,7 +343,7 @@ def many_layers() -> nn.Module:
     ],
 )
 @torch.no_grad()
-def test_whatever_is_put_anywhere_is_found(change: Callable[[Any], Any]) -> None:
+def test_any_change_of_a_layer_is_detected(change: Callable[[Any], Any]) -> None:
     model = many_layers()
     seen = Fingerprint(model)
     assert seen.verify(model).tensors == 120

@@ -43,9 +43,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, rows: list[st
     return seen
 
 
-def written(loaded: LoadedModel, rooms: list[int], **settings: Any) -> list[Generated]:
-    prompts = [Encoded(tuple(range(5 + 20 * i)), (), 1) for i in range(len(rooms))]
-    return decode(loaded, prompts, rooms, **settings)
+def written(loaded: LoadedModel, limits: list[int], **settings: Any) -> list[Generated]:
+    prompts = [Encoded(tuple(range(5 + 20 * i)), (), 1, loaded.format.ends) for i in range(len(limits))]
+    return decode(loaded, prompts, limits, **settings)
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,24 @@ def test_an_answer_ends_at_the_end_marker_or_at_an_end_token(
     script: str, text: str, tokens: int, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = scripted(monkeypatch, loaded, [script])
-    (found,) = written(loaded, [20])
-    assert (found.text, found.ended, len(found.scores.hits)) == (text, True, tokens)
+    (answer,) = written(loaded, [20])
+    assert (answer.text, answer.ended, len(answer.scores.hits)) == (text, True, tokens)
     assert len(seen) == tokens, "nothing is decoded after the end"
 
 
-def test_the_models_own_settings_name_more_end_tokens(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_tokens_of_the_generation_config_end_an_answer(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (q,) = loaded.tokenizer.encode("q", add_special_tokens=False)
     loaded.model.generation_config.eos_token_id = [q, 3]
     scripted(monkeypatch, loaded, ["abqc"])
     assert written(loaded, [20])[0].text == "ab"
 
 
-def test_rows_end_each_in_their_own_time_and_room(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_end_independently_within_their_limits(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = scripted(monkeypatch, loaded, ["a\n\n", "abcdef\n\n", "abcdef"])
-    found = written(loaded, [20, 20, 4])
-    assert [(g.text, g.ended, len(g.scores.hits)) for g in found] == [
+    answers = written(loaded, [20, 20, 4])
+    assert [(g.text, g.ended, len(g.scores.hits)) for g in answers] == [
         ("a", True, 3), ("abcdef", True, 8), ("abcd", False, 4)
     ]  # fmt: skip
     assert len(seen) == 8
@@ -85,14 +87,14 @@ def test_rows_end_each_in_their_own_time_and_room(loaded: LoadedModel, monkeypat
 
 
 def test_answers_come_in_the_order_of_the_prompts(loaded: LoadedModel) -> None:
-    prompts = [Encoded(tuple(range(n)), (), 1) for n in (9, 3, 6)]
+    prompts = [Encoded(tuple(range(n)), (), 1, loaded.format.ends) for n in (9, 3, 6)]
     alone = [decode(loaded, [p], [4])[0].text for p in prompts]
     assert [g.text for g in decode(loaded, prompts, [4, 4, 4], max_tokens=1)] == alone
     assert [g.text for g in decode(loaded, prompts, [4, 4, 4])] == alone
     assert len(set(alone)) == 3
 
 
-def test_temperature_flattens_and_the_generator_decides(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_uses_the_temperature_and_the_generator(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def sampled(temperature: float, seed: int) -> str:
         scripted(monkeypatch, loaded, ["abcdefgh"], sure=8.0)
         generator = torch.Generator().manual_seed(seed)
@@ -118,7 +120,7 @@ def test_scores_are_log_probability_entropy_and_margin() -> None:
     assert TokenScores((), (), (), ()).all_hit
 
 
-def test_among_equals_the_token_that_greedy_decoding_takes_is_the_hit() -> None:
+def test_of_equal_logits_the_token_of_greedy_decoding_is_the_hit() -> None:
     logits = torch.zeros(4, 300)
     logits[:, [40, 7, 200]] = 5.0
     taken = logits.argmax(-1)
@@ -126,7 +128,7 @@ def test_among_equals_the_token_that_greedy_decoding_takes_is_the_hit() -> None:
     assert token_scores(logits, torch.full((4,), 200)).hits == (False,) * 4
 
 
-def test_reading_a_prefix_scores_the_demonstrations_and_decoding_leaves_it_as_it_was(loaded: LoadedModel) -> None:
+def test_reading_a_prefix_scores_the_demonstrations_and_decoding_does_not_change_it(loaded: LoadedModel) -> None:
     prompt = encode(loaded, make_task([("a", "b"), ("c", "de")], "f"))
     with torch.no_grad():
         prefix = read_prefix(loaded, prompt)
@@ -145,25 +147,25 @@ def test_reading_a_prefix_scores_the_demonstrations_and_decoding_leaves_it_as_it
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
-def test_a_guess_changes_how_an_answer_is_found_and_not_the_answer(architecture: str, shared: bool) -> None:
+def test_a_draft_changes_no_answer(architecture: str, shared: bool) -> None:
     loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
     prompt = encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], "ef"))
     (plain,) = decode(loaded, [prompt], [8])
     other = (plain.ids[3] + 1) % VOCABULARY
-    guesses = [
+    drafts = [
         plain.ids, plain.ids[:3], (*plain.ids[:3], other), (*plain.ids[:3], other, *plain.ids[4:], 7, 7), (other,),
         (*plain.ids, 5, 5),
     ]  # fmt: skip
-    for guess in guesses:
+    for draft in drafts:
         prefix = read_prefix(loaded, prompt) if shared else None
-        (found,) = decode(loaded, [prompt], [8], prefix=prefix, drafts=[guess])
-        assert (found.ids, found.text, found.ended) == (plain.ids, plain.text, plain.ended), guess
-        assert found.scores.hits == plain.scores.hits
-        assert found.scores.log_probs == pytest.approx(plain.scores.log_probs, abs=1e-4)
-        assert found.rejected <= len(guess)
+        (answer,) = decode(loaded, [prompt], [8], prefix=prefix, drafts=[draft])
+        assert (answer.ids, answer.text, answer.ended) == (plain.ids, plain.text, plain.ended), draft
+        assert answer.scores.hits == plain.scores.hits
+        assert answer.scores.log_probs == pytest.approx(plain.scores.log_probs, abs=1e-4)
+        assert answer.rejected <= len(draft)
 
 
-def test_a_right_guess_is_one_pass_and_a_wrong_token_costs_what_came_after_it(
+def test_a_right_draft_takes_one_pass_and_tokens_after_a_wrong_one_are_rejected(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = encode(loaded, make_task([("ab", "ba")], "ef"))
@@ -181,42 +183,42 @@ def test_a_right_guess_is_one_pass_and_a_wrong_token_costs_what_came_after_it(
     assert right.rejected == 1, "the last token is decoded, and not read"
     passes.clear()
     wrong = (*plain.ids[:2], (plain.ids[2] + 1) % VOCABULARY, *plain.ids[3:])
-    (found,) = decode(loaded, [prompt], [8], drafts=[wrong])
+    (answer,) = decode(loaded, [prompt], [8], drafts=[wrong])
     assert passes == [len(prompt.ids) + 8, 1, 1, 1, 1, 1]
-    assert found.rejected == 6
-    assert found.ids == plain.ids
+    assert answer.rejected == 6
+    assert answer.ids == plain.ids
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
-def test_guesses_at_many_answers_change_none_of_them(
+def test_drafts_of_many_answers_change_none_of_them(
     architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "MIN_ACCEPTED", 2)
     loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
     queries = ["ef", "e", "efgh", "gh", "h"]
     prompts = [encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], q)) for q in queries]
-    rooms = [12, 3, 12, 9, 12]
+    limits = [12, 3, 12, 9, 12]
     prefix = read_prefix(loaded, prompts[0]) if shared else None
-    plain = [decode(loaded, [p], [room])[0] for p, room in zip(prompts, rooms, strict=True)]
+    plain = [decode(loaded, [p], [room])[0] for p, room in zip(prompts, limits, strict=True)]
 
     def wrong_at(ids: Sequence[int], place: int) -> tuple[int, ...]:
         return (*ids[:place], (ids[place] + 1) % VOCABULARY, *ids[place + 1 :])
 
     ids = [one.ids for one in plain]
-    for guesses in (
+    for drafts in (
         ids,
         [ids[0], (), wrong_at(ids[2], 4), wrong_at(wrong_at(ids[3], 3), 6), wrong_at(ids[4], 0)],
         [ids[0][:5], wrong_at(ids[1], 2), (*ids[2], 1, 2, 3), ids[0], ()],
     ):
-        found = decode(loaded, prompts, rooms, prefix=prefix, drafts=guesses)
-        for one, wanted in zip(found, plain, strict=True):
+        answers = decode(loaded, prompts, limits, prefix=prefix, drafts=drafts)
+        for one, wanted in zip(answers, plain, strict=True):
             assert (one.ids, one.text, one.ended) == (wanted.ids, wanted.text, wanted.ended)
             assert one.scores.log_probs == pytest.approx(wanted.scores.log_probs, abs=1e-3)
 
 
-def test_what_follows_a_wrong_token_is_guessed_again_and_rows_that_are_done_are_dropped(
+def test_the_rest_of_a_draft_is_verified_again_and_finished_rows_are_removed(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "MIN_ACCEPTED", 2)
@@ -232,12 +234,12 @@ def test_what_follows_a_wrong_token_is_guessed_again_and_rows_that_are_done_are_
     monkeypatch.setattr(decoding, "forward", forward)
     ids = plain[1].ids
     wrong = (*ids[:3], (ids[3] + 1) % VOCABULARY, *ids[4:])
-    found = decode(loaded, prompts, [9] * 3, drafts=[plain[0].ids, wrong, plain[2].ids])
-    assert [one.ids for one in found] == [one.ids for one in plain]
+    answers = decode(loaded, prompts, [9] * 3, drafts=[plain[0].ids, wrong, plain[2].ids])
+    assert [one.ids for one in answers] == [one.ids for one in plain]
     assert passes == [(3, len(prompts[0].ids) + 9), (1, 6)], "one row, its fourth token and the five guessed after it"
 
 
-def test_sampled_answers_take_no_guess(loaded: LoadedModel) -> None:
+def test_sampled_answers_use_no_draft(loaded: LoadedModel) -> None:
     prompt = encode(loaded, make_task([("ab", "ba")], "ef"))
     draw = torch.Generator().manual_seed
     sampled = decode(loaded, [prompt], [8], temperature=1.0, generator=draw(0))

@@ -174,7 +174,7 @@ def test_an_unknown_way_to_split_is_a_warning_at_every_load(
         assert "'nobody-knows' is unknown" in caplog.text
 
 
-def test_the_original_tokenizer_beside_the_file_is_used(file: Path, model: Any, cache: Path) -> None:
+def test_the_original_tokenizer_in_the_folder_of_the_file_is_used(file: Path, model: Any, cache: Path) -> None:
     first = converted_folder(GgufFile(file))
     tokenizer = transformers.AutoTokenizer.from_pretrained(first)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

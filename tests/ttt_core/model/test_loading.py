@@ -85,7 +85,7 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_loaded_as_asked(make_folder: MakeFolder) -> None:
+def test_a_folder_is_loaded_with_the_given_settings(make_folder: MakeFolder) -> None:
     folder = make_folder()
     loaded = load_model(folder, device="cpu", dtype="bf16")
     assert (loaded.name, loaded.format.name, loaded.context_length) == (str(folder), "standard", CONTEXT)
@@ -130,7 +130,7 @@ def test_a_template_without_system_turns_has_the_instruction_in_the_first_turn()
     assert text.startswith("<|start|>user\nNext letter.\n\na<|end|>")
 
 
-def test_a_template_that_cannot_show_examples_gives_way_to_plain_text_or_is_refused(
+def test_a_template_that_cannot_show_examples_is_replaced_by_plain_text_or_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tokenizer = tiny_tokenizer(chat=True)
@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(
         ("llama", tiny_tokenizer(), "model: expected a causal language model of transformers; received 'llama'"),
     ],
 )
-def test_what_is_no_model_or_no_tokenizer_is_refused(model: Any, tokenizer: Any, message: str) -> None:
+def test_other_objects_than_a_model_and_a_tokenizer_are_refused(model: Any, tokenizer: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Learner.wrap(model, tokenizer)
 
@@ -254,7 +254,9 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "~/nowhere", "/no/where", "no/such/folder", "no\\where"])
-def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_looks_like_a_path_is_not_requested_from_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module.transformers.AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("it was"))
     with pytest.raises(ModelError, match=re.escape(f"{name!r}: there is no such folder")):
         load_model(name)
@@ -363,7 +365,7 @@ def test_a_folder_names_its_format_and_its_recipes(make_folder: MakeFolder) -> N
         ("[" * 100_000, r"autottt.json: not JSON"),
     ],
 )
-def test_what_a_folder_says_wrongly_is_refused(settings: str, message: str, make_folder: MakeFolder) -> None:
+def test_invalid_settings_of_a_folder_are_refused(settings: str, message: str, make_folder: MakeFolder) -> None:
     folder = make_folder()
     (folder / "autottt.json").write_text(settings)
     with pytest.raises(ModelError, match=message):

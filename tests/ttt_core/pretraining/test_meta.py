@@ -28,9 +28,9 @@ def to_row(pairs: list[tuple[int, int]], unlabelled: int) -> Row:
 
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    found = tiny_model("llama")
-    assert isinstance(found, LlamaForCausalLM)
-    return found
+    llama = tiny_model("llama")
+    assert isinstance(llama, LlamaForCausalLM)
+    return llama
 
 
 @pytest.fixture

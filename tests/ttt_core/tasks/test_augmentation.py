@@ -23,29 +23,31 @@ PAIRS = [(d.input, d.output) for d in TASK.demonstrations]
 
 
 def test_each_demonstration_is_left_out_once() -> None:
-    found = leave_one_out(TASK)
-    assert [pair(t) for t in found] == PAIRS
-    for index, task in enumerate(found):
+    prompts = leave_one_out(TASK)
+    assert [pair(t) for t in prompts] == PAIRS
+    for index, task in enumerate(prompts):
         assert [(d.input, d.output) for d in task.demonstrations] == PAIRS[:index] + PAIRS[index + 1 :]
         assert (task.instruction, task.id, task.kind) == ("Double.", "t", "list")
 
 
 def test_single_pairs_have_no_demonstrations() -> None:
-    found = single_pairs(TASK)
-    assert [pair(t) for t in found] == PAIRS
-    assert all(t.demonstrations == () for t in found)
+    prompts = single_pairs(TASK)
+    assert [pair(t) for t in prompts] == PAIRS
+    assert all(t.demonstrations == () for t in prompts)
 
 
 def test_reordered_tasks_take_every_demonstration_as_the_query_in_turn() -> None:
-    found = leave_one_out_orders(TASK, 15, random.Random(0))
-    assert Counter(map(pair, found)) == dict.fromkeys(PAIRS, 3)
+    prompts = leave_one_out_orders(TASK, 15, random.Random(0))
+    assert Counter(map(pair, prompts)) == dict.fromkeys(PAIRS, 3)
     for start in (0, 5, 10):
-        assert {pair(t) for t in found[start : start + 5]} == set(PAIRS)
-    for task in found:
+        assert {pair(t) for t in prompts[start : start + 5]} == set(PAIRS)
+    for task in prompts:
         assert {(d.input, d.output) for d in task.demonstrations} | {pair(task)} == set(PAIRS)
         assert len(task.demonstrations) == 4
-    assert len({t.demonstrations for t in found}) > 10
-    assert leave_one_out_orders(TASK, 15, random.Random(0)) == found != leave_one_out_orders(TASK, 15, random.Random(1))
+    assert len({t.demonstrations for t in prompts}) > 10
+    assert (
+        leave_one_out_orders(TASK, 15, random.Random(0)) == prompts != leave_one_out_orders(TASK, 15, random.Random(1))
+    )
 
 
 @pytest.mark.parametrize("make", [leave_one_out, single_pairs, lambda t: leave_one_out_orders(t, 4, random.Random(0))])
@@ -55,8 +57,8 @@ def test_no_demonstrations_make_no_examples(make: object) -> None:
 
 
 def test_one_demonstration_is_a_query_by_itself() -> None:
-    found = leave_one_out_orders(TASK.with_demonstrations(TASK.demonstrations[:1]), 3, random.Random(0))
-    assert [pair(t) for t in found] == PAIRS[:1] * 3
+    prompts = leave_one_out_orders(TASK.with_demonstrations(TASK.demonstrations[:1]), 3, random.Random(0))
+    assert [pair(t) for t in prompts] == PAIRS[:1] * 3
 
 
 def test_the_query_is_in_no_example() -> None:
@@ -66,9 +68,9 @@ def test_the_query_is_in_no_example() -> None:
 
 
 def test_shuffling_changes_the_order_alone() -> None:
-    found = [shuffled(TASK, random.Random(seed)) for seed in range(5)]
-    assert all(set(t.demonstrations) == set(TASK.demonstrations) and pair(t) == pair(TASK) for t in found)
-    assert len({t.demonstrations for t in found}) > 1
+    prompts = [shuffled(TASK, random.Random(seed)) for seed in range(5)]
+    assert all(set(t.demonstrations) == set(TASK.demonstrations) and pair(t) == pair(TASK) for t in prompts)
+    assert len({t.demonstrations for t in prompts}) > 1
 
 
 def test_transformations_take_turns_with_the_tasks_as_they_are() -> None:

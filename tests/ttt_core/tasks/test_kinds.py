@@ -33,7 +33,7 @@ both_notations = pytest.mark.parametrize("notation", [STANDARD, COMPACT], ids=la
 @every_kind
 @both_notations
 @for_all(data=st.data())
-def test_what_is_rendered_is_read_back_exactly(kind, notation, data):
+def test_a_rendered_value_is_parsed_exactly(kind, notation, data):
     value = KINDS[kind].check(data.draw(VALUES[kind]))
     assert KINDS[kind].parse(KINDS[kind].render(value, notation), notation) == value
 
@@ -41,7 +41,7 @@ def test_what_is_rendered_is_read_back_exactly(kind, notation, data):
 @every_kind
 @both_notations
 @for_all(data=st.data())
-def test_what_begins_a_value_may_begin_one(kind, notation, data):
+def test_every_beginning_of_a_value_is_a_valid_prefix(kind, notation, data):
     text = KINDS[kind].render(KINDS[kind].check(data.draw(VALUES[kind])), notation)
     assert [n for n in range(len(text) + 1) if not KINDS[kind].is_valid_prefix(text[:n], notation)] == []
     assert KINDS[kind].is_valid_prefix(text + "\n", notation)  # which may be the first half of an answer's end
@@ -54,7 +54,7 @@ SCRIBBLES = st.text("0123456789 -+_[],/\nab", max_size=8)
 @both_notations
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(begin=SCRIBBLES, rest=SCRIBBLES)
-def test_what_may_not_begin_a_value_is_refused_whatever_comes_after(kind, notation, begin, rest):
+def test_no_text_after_an_invalid_prefix_makes_a_value(kind, notation, begin, rest):
     if not KINDS[kind].is_valid_prefix(begin, notation):
         with pytest.raises(ParseError):
             KINDS[kind].parse(begin + rest, notation)
@@ -69,7 +69,7 @@ def test_what_may_not_begin_a_value_is_refused_whatever_comes_after(kind, notati
         ("grid", COMPACT, "1 a"), ("grid", STANDARD, "1 2\n3 4 5"), ("grid1d", COMPACT, "1 2 / "),
     ],
 )  # fmt: skip
-def test_what_no_value_begins_with_is_known_at_once(kind, notation, text):
+def test_text_that_begins_no_value_is_an_invalid_prefix(kind, notation, text):
     assert not KINDS[kind].is_valid_prefix(text, notation)
 
 
@@ -151,7 +151,7 @@ def test_space_around_an_answer_does_not_matter():
     assert KINDS["grid"].parse(" 0 1/2 3", COMPACT) == ((0, 1), (2, 3))
 
 
-def test_notations_are_found_by_name():
+def test_notations_have_names():
     assert {n: NOTATIONS[n].name for n in NOTATIONS} == {"standard": "standard", "compact": "compact"}
 
 

@@ -143,7 +143,7 @@ def test_a_task_is_made_from_the_messages_of_a_chat() -> None:
         (([said("user", 3)], "x"), "demonstrations[0].content: expected a text; received 3"),
     ],
 )
-def test_a_chat_beside_another_query_or_without_one_is_refused(arguments: Any, message: str) -> None:
+def test_a_chat_with_another_query_or_without_one_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(TaskError) as caught:
         make_task(*arguments)
     assert str(caught.value).startswith(message)

@@ -107,7 +107,7 @@ def test_inputs_are_shown_with_their_white_space(form: PromptFormat) -> None:
 
 
 @every_format
-def test_what_is_no_value_of_the_kind_cannot_be_read(form: PromptFormat) -> None:
+def test_a_text_that_is_no_value_of_the_kind_cannot_be_parsed(form: PromptFormat) -> None:
     with pytest.raises(ParseError, match="not a list"):
         form.read(TASKS[0], "I think so")
 

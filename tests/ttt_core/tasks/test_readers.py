@@ -95,7 +95,7 @@ def test_names_come_from_the_place_where_the_line_has_none(tmp_path):
     assert (task.id, task.group, task.family, task.dataset) == ("tasks:2", "tasks:2", "tasks:2", "tasks")
 
 
-def test_an_instruction_is_kept(tmp_path):
+def test_an_instruction_is_read(tmp_path):
     (task,) = read_tasks([write(tmp_path / "tasks.jsonl", public(instruction="Reverse."))]).tasks
     assert task.instruction == "Reverse."
 
@@ -106,7 +106,7 @@ def test_a_kind_that_is_not_given_is_guessed(tmp_path, value, kind):
     assert read_tasks([write(tmp_path / "tasks.jsonl", line)]).tasks[0].kind == kind
 
 
-def test_the_kind_asked_for_replaces_the_kind_of_the_file(tmp_path):
+def test_the_requested_kind_replaces_the_kind_of_the_file(tmp_path):
     path = write(tmp_path / "a.json", ARC)
     assert read_tasks([path]).tasks[0].kind == "grid"
     assert read_tasks([path], kind="grid1d").tasks[0].kind == "grid1d"
@@ -208,14 +208,14 @@ def test_a_bbh_file_is_one_group_with_ten_demonstrations(tmp_path):
     assert len(demonstrations) == 10
 
 
-def test_a_bbh_query_is_named_after_its_place_whatever_is_drawn(tmp_path):
+def test_the_id_of_a_bbh_query_is_its_position_for_every_seed(tmp_path):
     path = write(tmp_path / "navigate.json", BBH)
     for seed in range(3):
         for task in read_tasks([path], seed=seed).tasks:
             assert task.query == "in " + task.id.removeprefix("navigate#")
 
 
-def test_bbh_demonstrations_are_drawn_by_seed(tmp_path):
+def test_bbh_demonstrations_depend_on_the_seed(tmp_path):
     path = write(tmp_path / "navigate.json", BBH)
     first, second, other = (read_tasks([path], demonstrations=4, seed=seed) for seed in (1, 1, 2))
     assert first == second != other
@@ -636,7 +636,7 @@ ONE_OWN = public(id=..., queries=[{"input": [5, 6]}])
     [(ONE_CHAT, "god", "god"), (ONE_ARC, [[3, 2]], ((3, 2),)), (ONE_OWN, [6, 5], (6, 5))],
     ids=["chat", "arc", "own"],
 )
-def test_an_id_and_an_answer_are_read_beside_every_format(tmp_path, task, answer, value):
+def test_an_id_and_an_answer_are_read_in_every_format(tmp_path, task, answer, value):
     given = {"id": "x7", "answer": answer, "family": "f", "dataset": "d", **task}
     if task is ONE_OWN:
         given |= {"family": "f", "dataset": "d"}
@@ -650,7 +650,7 @@ def test_an_id_and_an_answer_are_read_beside_every_format(tmp_path, task, answer
         assert [(t.id, t.group, t.answer, t.family, t.dataset) for t in loaded.tasks] == expected
 
 
-def test_an_id_and_an_answer_are_read_beside_the_examples_of_bbh(tmp_path):
+def test_an_id_and_an_answer_are_read_with_examples_of_bbh(tmp_path):
     path = write(tmp_path / "a.json", {"id": 7, "answer": " d\n", "instruction": "Next.", **ONE_BBH})
     reading = read_tasks([path], demonstrations=0)
     assert [p.message for p in reading.problems] == [
@@ -789,7 +789,7 @@ def test_control_characters_of_a_file_are_shown_as_escapes(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["a\0b", 3, None, [3]])
-def test_what_is_no_path_is_a_task_error(path):
+def test_a_source_that_is_no_path_is_a_task_error(path):
     with pytest.raises(TaskError):
         read_tasks(path if isinstance(path, list) else [path])
 
@@ -834,7 +834,7 @@ def test_deep_and_huge_values_are_problems(tmp_path, text):
         ({**ARC, "test": [{"input": [[1]], "outputs": [[2]]}]}, "outputs", "output"),
     ],
 )
-def test_an_unknown_field_near_a_known_one_is_a_warning(tmp_path, caplog, task, field, nearest):
+def test_an_unknown_field_similar_to_a_field_is_a_warning(tmp_path, caplog, task, field, nearest):
     path = write(tmp_path / "a.jsonl", task, task if "id" not in task else public("more"))
     reading = read_tasks([path])
     expected = f"{path}:1: unknown field {field!r}, which is not read: did you mean {nearest!r}?"

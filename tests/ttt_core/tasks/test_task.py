@@ -40,11 +40,11 @@ def test_an_unknown_answer_stays_unknown_when_mapped():
     assert dataclasses.replace(TASK, answer=None).map(negated).answer is None
 
 
-def test_an_empty_answer_is_a_known_answer():
+def test_an_empty_answer_is_an_answer():
     assert dataclasses.replace(TASK, answer=()).map(negated).answer == ()
 
 
-def test_demonstrations_are_exchanged_and_the_rest_kept():
+def test_replacing_demonstrations_changes_nothing_else():
     changed = TASK.with_demonstrations(TASK.demonstrations[:1])
     assert changed.demonstrations == (Demonstration((1,), (2,)),)
     assert changed.with_demonstrations(TASK.demonstrations) == TASK

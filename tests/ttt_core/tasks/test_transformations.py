@@ -59,11 +59,11 @@ def effect(apply: Callable[[Value], Value], kind: str, task: Task) -> tuple[Valu
 @for_all(data=st.data(), count=st.integers(0, 12), seed=st.integers(0, 99))
 def test_transformations_differ_from_each_other_and_from_the_identity(kind, data, count, seed):
     task = data.draw(tasks(kind))
-    found = KINDS[kind].transformations(task, count, random.Random(seed))
-    effects = [effect(t.apply, kind, task) for t in found]
+    transformations = KINDS[kind].transformations(task, count, random.Random(seed))
+    effects = [effect(t.apply, kind, task) for t in transformations]
     assert len(set(effects)) == len(effects) <= count
     assert effect(IdentityTransformation().apply, kind, task) not in effects
-    assert "identity" not in [t.name for t in found]
+    assert "identity" not in [t.name for t in transformations]
 
 
 class Unshuffled(random.Random):
@@ -75,12 +75,12 @@ class Unshuffled(random.Random):
 
 def test_a_colour_permutation_that_changes_nothing_is_left_out():
     for kind in ("grid", "grid1d"):
-        found = KINDS[kind].transformations(make_task([], [[1]], kind=kind), 6, Unshuffled())
-        assert "identity" not in [t.name for t in found]
+        transformations = KINDS[kind].transformations(make_task([], [[1]], kind=kind), 6, Unshuffled())
+        assert "identity" not in [t.name for t in transformations]
 
 
 @for_all(data=st.data(), count=st.integers(0, 12), seed=st.integers(0, 99))
-def test_a_grid_has_as_many_transformations_as_are_asked_for(data, count, seed):
+def test_a_grid_has_the_requested_number_of_transformations(data, count, seed):
     for kind in ("grid", "grid1d"):
         assert len(KINDS[kind].transformations(data.draw(tasks(kind)), count, random.Random(seed))) == count
 
