@@ -33,6 +33,8 @@ class Part(Protocol):
     unit: str
     """The count that the goal is for."""
 
+    def __init__(self, state: Path) -> None: ...
+
     def run(self, seed: int) -> Case:
         """Runs the case of a seed."""
         ...
@@ -77,6 +79,18 @@ class Progress:
         room = MAX_FAILURES - len(self.failures)
         self.failures += [{"seed": seed, "what": what} for what in case.failures[:room]]
 
+    def unresolved(self, notes: dict[str, str]) -> int:
+        """Failures whose seed has no note."""
+        return self.counts.get("failures", 0) - sum(str(failure["seed"]) in notes for failure in self.failures)
+
+    def line(self, part: Part) -> str:
+        """The counts in a line."""
+        done, drift = self.counts.get(part.unit, 0), self.memory_drift
+        rate = f"{done / self.seconds:.2f} a second" if self.seconds else "none yet"
+        memory = "" if drift is None else f", memory {drift:+.1%} in the second half"
+        failures = self.counts.get("failures", 0)
+        return f"{part.name}: {done:,} of {part.goal:,} {part.unit} ({rate}), {failures} failures{memory}"
+
     def sample_memory(self) -> None:
         """Adds a sample of the resident memory; a long run keeps every second, fourth, ... of them."""
         self.saves += 1
@@ -95,6 +109,18 @@ class Progress:
         half = samples[len(samples) // 2 :]
         quarter = len(half) // 4
         return fmean(half[-quarter:]) / fmean(half[:quarter]) - 1 if quarter >= 2 else None
+
+
+def read_notes(state: Path, part: str) -> dict[str, str]:
+    """Seed of a failure -> what was changed after it. In a file of its own, so that a note survives a run under way."""
+    file = state / f"{part}.notes.json"
+    notes: dict[str, str] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return notes
+
+
+def write_note(state: Path, part: str, seed: str, text: str) -> None:
+    """Adds a note."""
+    (state / f"{part}.notes.json").write_text(json.dumps(read_notes(state, part) | {seed: text}, indent=1))
 
 
 def resident_megabytes() -> float:
