@@ -7,7 +7,6 @@ import json
 import random
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -398,43 +397,3 @@ def test_tables_of_the_documents_are_written_from_the_results(tmp_path: Path) ->
     (line,) = [line for line in page.splitlines() if line.startswith("| lists | 3 |")]
     assert "| 1 of 1 | 1 of 1 |" in line
     assert "0.67 [" in line
-
-
-class TestSoak:
-    def test_a_soak_resumes_after_its_last_case_and_counts_every_failure(self, tmp_path) -> None:
-        soak, state = script("soak"), sys.modules["soak_state"]
-
-        class FailingPart:
-            name, goal, unit = "fails", 5, "runs"
-
-            def run(self, seed: int) -> object:
-                return state.Case(Counter(runs=1), ["wrong"] * (seed == 3))
-
-        file = tmp_path / "fails.json"
-        assert soak.soak(FailingPart(), file, 1, cases=2).counts == {"runs": 2, "cases": 2}
-        progress = soak.soak(FailingPart(), file, 1)
-        assert progress.next_seed == 5
-        assert progress.failures == [{"seed": 3, "what": "wrong"}]
-        assert soak.report_of(FailingPart(), progress)["failures"] == 1
-
-    def test_a_fault_is_raised_at_a_line_of_the_package(self) -> None:
-        script("soak")
-        solve = script("soak_solve")
-        with pytest.raises(RuntimeError, match="at the line"), solve.LineFault(2, self.fail) as fault:
-            Recipe(rank=3)
-        assert fault.lines == 2
-        assert fault.place.startswith("ttt_core/recipes.py:")
-
-    def fail(self) -> None:
-        raise RuntimeError("at the line")
-
-    def test_a_changed_mode_and_a_changed_weight_are_detected(self) -> None:
-        script("soak")
-        solve = script("soak_solve")
-        model = tiny_model("gpt2")
-        before, digest = solve.snapshot(model), solve.weights_digest(model)
-        assert solve.snapshot(model) == before
-        next(model.parameters()).data.view(-1)[0] += 1
-        model.train()
-        assert solve.weights_digest(model) != digest
-        assert solve.snapshot(model)["modes"] != before["modes"]
