@@ -352,6 +352,239 @@ SHAPES = {
         reason="rewrites earlier turns",
     ),
 }  # fmt: skip
+
+
+def _generation(text: str) -> str:
+    return "{% if add_generation_prompt %}{{ '" + text + "' }}{% endif %}"
+
+
+def _turns(text: str) -> str:
+    return LOOP + "{{ " + text + " }}" + END
+
+
+MORE_SHAPES = {
+    "variables with defaults, a date and tools": Shape(
+        "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
+        "{%- endif %}{%- if messages[0]['role'] == 'system' %}{%- set sys = messages[0]['content'] | trim %}"
+        "{%- set messages = messages[1:] %}{%- else %}{%- set sys = '' %}{%- endif %}{{- '<|head|>system<|/head|>\n\n' }}"
+        "{%- if tools is not none %}{{- 'Environment: ipython\n' }}{%- endif %}"
+        "{{- 'Cutting Knowledge Date: December 2023\nToday Date: ' + date_string + '\n\n' + sys + '<|eot|>' }}" + HEADS
+    ),
+    "the system's words in the first user turn": Shape(
+        "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
+        "{%- set prefix = messages[0]['content'] + '\n\n' -%}{%- else -%}"
+        "{%- set prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}{%- set rest = messages[1:] -%}"
+        "{%- else -%}{%- set prefix = '' -%}{%- set rest = messages -%}{%- endif -%}" + ALTERNATE
+        + "{%- for m in rest -%}{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+        " + (prefix if loop.first else '') }}{%- if m.content is string -%}{{ m.content | trim }}{%- else -%}"
+        "{%- for item in m.content -%}{{ item.text | trim }}{%- endfor -%}{%- endif -%}{{ '</turn>\n' }}{%- endfor -%}"
+        + _generation("<turn>model\n")
+    ),
+    "a default system with a date": Shape(
+        FIRST_SYSTEM + "{{- bos_token + '[SYS]' + (sys or 'Today is ' + strftime_now('%Y-%m-%d')) + '[/SYS]' }}"
+        "{%- for m in rest %}{%- if m.role == 'user' %}{{- '[INST]' + m.content + '[/INST]' }}"
+        "{%- elif m.role == 'assistant' %}{{- m.content + eos_token }}{%- else %}{{- raise_exception('roles') }}"
+        "{%- endif %}{%- endfor %}"
+    ),
+    "no gaps, and a token after the chat": Shape(
+        LOOP + "{% if m.role == 'system' and 'tools' in m and m.tools is not none %}{{ m.tools }}{% endif %}"
+        "{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}" + END
+        + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "roles as titles in text": Shape(
+        "{{ bos_token }}" + _turns("'GPT Correct ' + m.role.title() + ': ' + m.content + '<|eot|>'")
+        + _generation("GPT Correct Assistant:")
+    ),
+    "a space after a marker, none in the prompt": Shape(
+        "{{ bos_token }}" + _turns("'<|role_start|><|' + m.role + '|> ' + m.content + '<|STOP|>'")
+        + _generation("<|role_start|><|assistant|>")
+    ),
+    "an end for answers only": Shape(
+        LOOP + "{% if loop.first and m.role != 'system' %}{{ '[SYS][/SYS]\n' }}{% endif %}{{ '[|' + m.role + '|]' + m.content }}"
+        "{{ '\n' if m.role == 'user' else '<|eot|>\n' }}" + END + _generation("[|assistant|]")
+    ),
+    "no marker before answers": Shape(
+        NO_SYSTEM + LOOP + "{% if m.role == 'user' %}{{ '<用户>' + m.content.strip() + '<AI>' }}"
+        "{% else %}{{ m.content.strip() + eos_token }}{% endif %}" + END, system=False,
+    ),
+    "other tokens for each role": Shape(
+        LOOP + "{% if loop.first and m.role != 'system' %}{{ '<|sys|>system<|sep|>You help<|im_end|>' }}{% endif %}"
+        "{{ {'system': '<|sys|>', 'user': '<|USER|>', 'assistant': '<|BOT|>'}[m.role] + m.role + '<|sep|>' + m.content"
+        " + '<|im_end|>' }}" + END + _generation("<|BOT|>assistant<|sep|>")
+    ),
+    "a bos token unless the system spoke": Shape(
+        LOOP + "{% if m.role == 'system' %}{{ '<s>' + m.content + '<|sep|>' }}{% elif m.role == 'user' %}"
+        "{{ ('' if loop.index0 == 1 and messages[0].role == 'system' else '<s>') + m.content + '<|eot|>' }}"
+        "{% else %}{{ m.content + '<|eos|>' }}{% endif %}" + END
+    ),
+    "ends between spaces": Shape(
+        FIRST_SYSTEM + "{% for m in rest %}{% if m.role == 'user' %}{{ 'human: ' + (sys + ' ' if loop.first and sys else '')"
+        " + m.content + ' <|sep|> ' }}{% else %}{{ 'assistant: ' + m.content + ' <|sep|> ' }}{% endif %}{% endfor %}"
+        + _generation("assistant:")
+    ),
+    "thoughts of earlier answers dropped": Shape(
+        "{{ bos_token }}{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' and not loop.last and"
+        " '</think>' in c %}{% set c = c.split('</think>')[-1] | trim %}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + c + '<|im_end|>\n' }}{% endfor %}" + CHATML_PROMPT
+    ),
+    "line breaks around statements": Shape(
+        LOOP + "\n{% if m['role'] == 'user' %}\n{{ '<|user|>\n' + m['content'].strip() + eos_token }}\n"
+        "{% elif m['role'] == 'system' %}\n{{ '<|system|>\n' + m['content'].strip() + eos_token }}\n"
+        "{% else %}\n{{ '<|assistant|>\n' + m['content'] + eos_token }}\n{% endif %}\n"
+        "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n" + END
+    ),
+    "a macro": Shape(
+        "{% macro turn(role, text) %}<|im_start|>{{ role }}\n{{ text }}<|im_end|>\n{% endmacro %}"
+        + _turns("turn(m.role, m.content)") + CHATML_PROMPT
+    ),
+    "a block that is set": Shape(
+        LOOP + "{% set body %}{{ m.role | capitalize }}: {{ m.content }}{% endset %}"
+        "{{ '<|im_start|>' + body + '<|im_end|>' }}" + END + _generation("<|im_start|>Assistant:")
+    ),
+    "a switch after each user turn": Shape(
+        _turns("'<|im_start|>' + m.role + '\n' + m.content + (' /no_think' if m.role == 'user' else '') + '<|im_end|>\n'")
+        + CHATML_PROMPT
+    ),
+    "the year in each turn": Shape(
+        _turns("'<|im_start|>' + m.role + ' (' + strftime_now('%Y') + ')\n' + m.content + '<|im_end|>\n'")
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant (' + strftime_now('%Y') + ')\n' }}{% endif %}"
+    ),
+    "contents as text or parts": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}" + END + CHATML_PROMPT
+    ),
+    "a budget of thoughts": Shape(
+        _turns("'<|bos|>' + m.role + '\n' + m.content + '<|eos|>'") + "{% if add_generation_prompt %}{{ '<|bos|>assistant\n' }}"
+        "{% if thinking_budget is defined and thinking_budget == 0 %}{{ '<think></think>' }}{% endif %}{% endif %}"
+    ),
+    "a line break before the end": Shape(
+        _turns("'<|im_start|>' + m.role + '\n' + m.content + '\n<|im_end|>\n'") + CHATML_PROMPT
+    ),
+    "line breaks around the end, and a token after the chat": Shape(
+        _turns("'<|' + m.role + '|>' + m.content + '\n<|eot|>\n'")
+        + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "answers trimmed": Shape(
+        _turns("'<|im_start|>' + m.role + '\n' + (m.content | trim if m.role == 'assistant' else m.content) + '<|im_end|>\n'")
+        + CHATML_PROMPT
+    ),
+    "a line break after each line": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% for l in m.content.split('\n') %}{{ l + '\n' }}{% endfor %}"
+        "{{ '<|im_end|>\n' }}" + END + CHATML_PROMPT
+    ),
+    "ends removed from contents": Shape(
+        CHATML.replace("m.content", "m.content | replace('<|im_end|>', '')") + CHATML_PROMPT
+    ),
+    "loop controls": Shape(
+        LOOP + "{% if m.role == 'tool' %}{% continue %}{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% if loop.index > 500 %}{% break %}{% endif %}" + END + CHATML_PROMPT
+    ),
+    "two turns of one role refused": Shape(
+        LOOP + "{% if loop.previtem is defined and loop.previtem.role == m.role %}{{ raise_exception('one role') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}" + END + CHATML_PROMPT
+    ),
+    "the system's turn dropped": Shape(
+        "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}" + CHATML_PROMPT, system=False,
+    ),
+    "the system's words repeated": Shape(
+        FIRST_SYSTEM + "{{ sys }}{% for m in rest %}{{ '<|im_start|>' + m.role + '\n'"
+        " + (sys if sys and m.role == 'user' else '') + m.content + '<|im_end|>\n' }}{% endfor %}" + CHATML_PROMPT,
+        system=False,
+    ),
+    "the system's words trimmed": Shape(
+        FIRST_SYSTEM + "{% if sys %}{{ '<|im_start|>system\n' + sys.strip() + '<|im_end|>\n' }}{% endif %}"
+        "{% for m in rest %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}" + CHATML_PROMPT
+    ),
+    "variables that are not given": Shape(
+        "{{ '<|im_start|>system\n' + (custom_instructions or '') + '<|im_end|>\n' }}"
+        + _turns("'<|im_start|>' + m.role + (' ' + m.name if m.name else '') + '\n' + m.content + '<|im_end|>\n'")
+        + CHATML_PROMPT
+    ),
+    "a filter that formats": Shape(
+        _turns("'<|im_start|>%s\n%s<|im_end|>\n' | format(m.role, m.content)") + CHATML_PROMPT
+    ),
+    "a method that formats": Shape(
+        _turns("'<|im_start|>{}\n{}<|im_end|>\n'.format(m.role, m.content)") + CHATML_PROMPT
+    ),
+    "gaps only between turns": Shape(
+        LOOP + "{% if loop.first %}{{ bos_token }}{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
+        "{% if not loop.last %}{{ '\n' }}{% endif %}" + END + _generation("\n<|im_start|>assistant\n")
+    ),
+    "a line break that the prompt does not write": Shape(
+        _turns("'<|' + m.role + '|>\n' + m.content + '<|eot|>'") + _generation("<|assistant|>")
+    ),
+    "a tab that the prompt does not write": Shape(
+        _turns("'<|' + m.role + '|>\t' + m.content + '<|eot|>'") + _generation("<|assistant|>")
+    ),
+    "half of a gap in the prompt": Shape(
+        _turns("'<|' + m.role + '|>\n\n' + m.content + '<|eot|>'") + _generation("<|assistant|>\n")
+    ),
+    "a prompt after every user turn": Shape(
+        CHATML + "{{ '<|im_start|>assistant\n' if messages[-1].role == 'user' else '' }}"
+    ),
+    "a question without a prompt refused": Shape(
+        "{% if not add_generation_prompt and messages[-1].role == 'user' %}{{ raise_exception('no prompt') }}{% endif %}"
+        + CHATML + CHATML_PROMPT
+    ),
+    "no end": Shape(
+        LOOP + "{% if m.role == 'user' %}{{ '### User:\n' + m.content + '\n\n' }}{% else %}"
+        "{{ '### Assistant:\n' + m.content }}{% endif %}" + END + _generation("### Assistant:\n"),
+        reason="does not mark the end of an answer",
+    ),
+    "a space at the end of the prompt": Shape(
+        "{{ bos_token }}" + _turns("'<|' + m.role + '|> ' + m.content + '<|STOP|>'") + _generation("<|assistant|> "),
+        reason="token .* of a chat",
+    ),
+    "a switch after the last user turn": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% if loop.last and m.role == 'user' %}{{ ' /no_think' }}"
+        "{% endif %}{{ '<|im_end|>\n' }}" + END + CHATML_PROMPT, reason="does not continue its generation prompt",
+    ),
+    "contents as parts only": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}"
+        "{% endfor %}{{ '<|im_end|>\n' }}" + END + CHATML_PROMPT, reason="rewrites earlier turns",
+    ),
+    "a thought in brackets": Shape(
+        _turns("'[INST]' + m.content + '[/INST]' if m.role == 'user' else m.content + eos_token") + _generation("[THINK]"),
+        reason="opens a thought",
+    ),
+    "a thought in triangles": Shape(
+        _turns("'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>'") + _generation("<|im_start|>assistant\n◁think▷"),
+        reason="opens a thought",
+    ),
+    "a token after the chat only": Shape(
+        _turns("'\n' + m.role + ': ' + m.content")
+        + "{% if add_generation_prompt %}{{ '\nassistant:' }}{% else %}{{ eos_token }}{% endif %}",
+        reason="does not mark the end of an answer",
+    ),
+    "contents indented": Shape(CHATML.replace("m.content", "m.content | indent(2)") + CHATML_PROMPT, reason="changes the white space"),
+    "contents as JSON": Shape(CHATML.replace("m.content", "m.content | tojson") + CHATML_PROMPT, reason="does not continue"),
+    "spaces collapsed": Shape(CHATML.replace("m.content", "m.content.split() | join(' ')") + CHATML_PROMPT, reason="changes the contents"),
+    "contents cut": Shape(CHATML.replace("m.content", "m.content[:20]") + CHATML_PROMPT, reason="changes the contents"),
+    "turns counted": Shape("{{ '<s>' ~ messages | length ~ '\n' }}" + CHATML + CHATML_PROMPT, reason="token .* of a chat"),
+    "words that only answers have": Shape(
+        _turns("'<|im_start|>' + m.role + '\n' + ('Sure: ' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n'")
+        + CHATML_PROMPT, reason="does not continue its generation prompt",
+    ),
+    "tools needed": Shape("{% for t in tools %}{{ t }}{% endfor %}" + CHATML + CHATML_PROMPT, reason="refuses these messages"),
+    "turns reversed": Shape(
+        "{% for m in messages | reverse %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        + CHATML_PROMPT, reason="rewrites earlier turns",
+    ),
+    "user turns joined": Shape(
+        NO_SYSTEM + "{{ '<|im_start|>' }}{% for m in messages if m.role == 'user' %}{{ m.content + '\n' }}{% endfor %}"
+        "{{ '<|im_end|>' }}" + CHATML_PROMPT, reason="rewrites earlier turns",
+    ),
+    "another template included": Shape("{% include 'x' %}" + CHATML + CHATML_PROMPT, reason="refuses these messages"),
+    "a token that the tokenizer lacks": Shape("{{ sep_token + bos_token }}" + CHATML + CHATML_PROMPT, reason="refuses these messages"),
+    "the time of day": Shape("{{ strftime_now('%H:%M:%S.%f') }}" + CHATML + CHATML_PROMPT, reason="token .* of a chat"),
+    "a date before the last end": Shape(
+        LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% if loop.last %}{{ '\n' + strftime_now('%d %B') }}{% endif %}"
+        "{{ '<|im_end|>\n' }}" + END + CHATML_PROMPT, reason="does not mark the end of an answer",
+    ),
+}  # fmt: skip
+"""More shapes, for one kind of tokenizer."""
 WORDS = [("cat", "tac"), (" two  words ", "Zwei Wörter"), ("a\nb\n", "(B)"), ("<b>&\"'</b>", "x y")]
 LISTS = [([3, 1, 4], [4, 1, 3]), ([15], [15]), ([], []), ([-9, 26], [26, -9])]
 GRIDS = [([[n, 0], [0, n]], [[0, n], [n, 0]]) for n in range(1, 5)]
@@ -386,12 +619,12 @@ def template_ids(tokenizer: Any, messages: Sequence[dict[str, str]], generation:
     )
 
 
-USED = {name: shape for name, shape in SHAPES.items() if not shape.reason}
-each_core = pytest.mark.parametrize("core", CORES)
+ALL_SHAPES = SHAPES | MORE_SHAPES
+USED = {name: shape for name, shape in ALL_SHAPES.items() if not shape.reason}
+CASES = [(name, core) for name in USED for core in (CORES if name in SHAPES else ["bytes"])]
 
 
-@each_core
-@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize(("name", "core"), CASES)
 def test_prompts_and_answers_have_the_ids_of_the_template(name: str, core: str) -> None:
     shape = USED[name]
     tokenizer = tokenizer_with(shape.template, core)
@@ -421,16 +654,16 @@ def test_prompts_and_answers_have_the_ids_of_the_template(name: str, core: str) 
             assert not set(ids[:-1]) & stop_ids(loaded)
 
 
-@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.reason])
+@pytest.mark.parametrize("name", [name for name, shape in ALL_SHAPES.items() if shape.reason])
 def test_a_template_that_fails_the_check_is_replaced_by_plain_prompts(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenizer = tokenizer_with(SHAPES[name].template)
+    tokenizer = tokenizer_with(ALL_SHAPES[name].template)
     loaded = wrapped(tokenizer)
     assert loaded.format.name == "standard"
     (warning,) = [r for r in caplog.records if r.name == "autottt"]
     assert warning.levelno == logging.WARNING
-    assert re.search(SHAPES[name].reason, loaded.format_reason)
+    assert re.search(ALL_SHAPES[name].reason, loaded.format_reason)
     assert loaded.format_reason in warning.getMessage()
 
 
