@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..strategies.base import Attempt, run
 from ..strategies.registry import get_strategy, plugin_proofs
-from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError
+from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError, shortened
 from ..ttt_core.standard_json import dumps
 from ..ttt_core.tasks.answers import is_right
+from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
 from ..ttt_core.tasks.task import Task
 from .controller import Controller
 
@@ -155,9 +157,13 @@ def _done(file: Path, settings: Mapping[str, Any], tasks: Sequence[Task]) -> dic
             f"{file} was started with {json.dumps(begun)}; this run has {json.dumps(settings)}: continue with the "
             "same options, or remove the file to start again"
         )
-    rows, digests = read_rows(file), {task.id: task.digest for task in tasks}
+    rows, by_id = read_rows(file), {task.id: task for task in tasks}
     for row in rows:
-        if row.digest and row.digest != digests.get(row.id, row.digest):
+        task = by_id.get(row.id)
+        if task is None:
+            continue
+        same_place = (row.dataset, row.family, row.group) == (task.dataset, task.family, task.group)
+        if not same_place or (row.digest and row.digest != task.digest):
             raise TaskError(
                 f"{file} holds a row of another query called {row.id!r}: continue with the same files and options, "
                 "or remove it to start again"
@@ -257,21 +263,57 @@ def report(controller: Controller, rows: Sequence[Row], settings: dict[str, Any]
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of an interrupted evaluation; a line torn by the interruption, and the line of settings, are dropped."""
+    """Rows of an interrupted evaluation, without its line of settings. A line that an interruption left incomplete is
+    skipped. Raises `TaskError` for a line that holds something else, or a field of another type."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
-            continue
+    for number, values in _lines(file):
+        if not isinstance(values, dict) or "settings" not in values:
+            if problem := _problem(values):
+                raise TaskError(f"{file}:{number}: {problem}; remove the line to measure this query again")
+            rows.append(Row(**values))
     return rows
+
+
+def _problem(values: object) -> str:
+    """Why the values of a line are not a row; empty where they are one."""
+    if not isinstance(values, dict):
+        return f"expected a row of an evaluation; received {shortened(values)}"
+    known = {field.name: field for field in fields(Row)}
+    for name in [name for name, field in known.items() if field.default is MISSING and name not in values]:
+        return f"the field {name} is missing"
+    for name, value in values.items():
+        if name not in known:
+            return f"unknown field {shortened(name)}; expected {', '.join(known)}"
+        if not _is_a(value, str(known[name].type)):
+            return f"{name}: expected a {known[name].type}; received {shortened(value)}"
+    return ""
+
+
+def _is_a(value: object, kind: str) -> bool:
+    """Whether a value of JSON has the type that a field of a row names. Numbers must be finite, integers have at most 64
+    bits, and texts are UTF-8."""
+    match value:
+        case bool():
+            return kind == "bool"
+        case int():
+            return kind in ("int", "float") and abs(value) <= MAX_SEED
+        case float():
+            return kind == "float" and math.isfinite(value)
+        case str():
+            return kind == "str" and is_utf8(value)
+    return False
 
 
 def read_settings(file: Path) -> dict[str, Any] | None:
     """What the rows of a file were measured with; None where it does not say."""
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            return dict(json.loads(line)["settings"])
-        except (KeyError, TypeError, ValueError):
-            continue
+    for _, values in _lines(file):
+        if isinstance(values, dict) and isinstance(settings := values.get("settings"), dict):
+            return settings
     return None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """The numbers and values of the lines that are JSON."""
+    for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), start=1):
+        with suppress(ValueError, RecursionError):
+            yield number, json.loads(line)

@@ -30,7 +30,7 @@ from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.task import Task, content_digest
 from .features import FEATURES_VERSION
 from .measurement import measure_task
-from .outcomes import BASE, Key, Outcome, OutcomeStore, finite
+from .outcomes import BASE, Key, Outcome, OutcomeStore, checked, finite
 
 FATAL = (BaseChangedError, Cancelled, ModelError)
 """Errors after which no other outcome can be measured either."""
@@ -111,6 +111,8 @@ def missing(
             raise TaskError(
                 f"{task.id}: collecting outcomes needs the right answer of every query, and this one has none"
             )
+        for seed in seeds:
+            _require_storable(task, seed, identity.base_hash)
     base = get_strategy(BASE)
     wanted = [base, *(s for s in strategies if s.name != BASE)]
     stored = store.read()
@@ -145,6 +147,17 @@ def missing(
                 batch = batches.setdefault((task.dataset, task.group, seed), [])
                 batch.append(WorkItem(task, seed, new, stored_base.token_equivalents if stored_base else None))
     return [tuple(batch) for batch in batches.values()], len(keys_of_all)
+
+
+def _require_storable(task: Task, seed: int, base_hash: str) -> None:
+    """Raises `PolicyError` naming what no store can hold of a task and a seed, before anything is measured."""
+    checked(
+        Outcome(
+            task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind, strategy=BASE,
+            seed=seed, status="answered", correct=0.0, seconds=0.0, token_equivalents=0, relative_cost=0.0,
+            base_hash=base_hash, digest=task.digest,
+        )
+    )  # fmt: skip
 
 
 def _same_right_answer(outcome: Outcome, task: Task) -> bool:

@@ -3,10 +3,12 @@ computed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..ttt_core.errors import PolicyError
 from .trained import TrainedPolicy
 
 REPORT, PICTURE = "scorecard.md", "scorecard.svg"
@@ -46,8 +48,23 @@ def arm_name(arm: str, strategies: Sequence[str]) -> str:
     return f"always `{arm}`" if arm in strategies else ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
+@contextmanager
+def scorecard_errors() -> Iterator[None]:
+    """Raises `PolicyError` where a scorecard, which is JSON that anybody can edit, lacks a part or holds another type
+    than training writes."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else f"a part has another type ({error})"
+        raise PolicyError(
+            f"the scorecard of the policy cannot be shown: {problem}. `autottt policy show --json` prints it as it is; "
+            "`autottt train-policy` writes a new one"
+        ) from error
+
+
+@scorecard_errors()
 def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
-    """The scorecard as Markdown."""
+    """The scorecard as Markdown. Raises `PolicyError` for one that training did not write."""
     card = policy.scorecard
     lines = [
         "# Scorecard",

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ...policies.outcome_table import over_long
 from ...policies.outcomes import BASE, Outcome
+from ...policies.report import scorecard_errors
 from ...policies.trained import TrainedPolicy
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
@@ -111,8 +112,9 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> RenderableType:
     return Group(table, Text(text, style="dim"))
 
 
+@scorecard_errors()
 def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> RenderableType:
-    """The scorecards of policies, a column each."""
+    """The scorecards of policies, a column each. Raises `PolicyError` for one that training did not write."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for name, _ in policies:

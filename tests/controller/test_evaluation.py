@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -97,16 +98,68 @@ def test_a_second_attempt_is_the_second_of_the_answers_voted_for():
 
 
 def test_a_torn_row_of_an_interrupted_run_is_dropped(tmp_path):
-    from dataclasses import asdict
-
     whole = json.dumps(asdict(row("a", 0, "in_context", True)))
     (tmp_path / "rows").write_text(whole + "\n" + whole[:30])
     assert read_rows(tmp_path / "rows") == [row("a", 0, "in_context", True)]
     assert read_rows(tmp_path / "none") == []
 
 
+ODD = (None, True, -1, 1.5, float("nan"), 10**400, 2**63, "text", "\ud800", [], [1], {}, {"a": 1})
+
+
+def is_valid(name: str, value: object) -> bool:
+    wanted = {f.name: f.type for f in fields(Row)}[name]
+    if wanted == "float":
+        return value == 1.5 or (type(value) is int and value == -1)
+    return {"str": value == "text", "bool": value is True, "int": type(value) is int and value == -1}[str(wanted)]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Row)])
+def test_a_row_with_a_field_of_another_type_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    file, sound = tmp_path / "rows", asdict(row("a", 0, "in_context", True))
+    for value in ODD:
+        file.write_text(json.dumps({"settings": {}}) + "\n" + json.dumps({**sound, name: value}) + "\n")
+        if is_valid(name, value):
+            assert len(read_rows(file)) == 1
+        else:
+            with pytest.raises(TaskError, match=rf"rows:2: {name}: expected a .*; received .*; remove the line"):
+                read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[1]", "expected a row of an evaluation; received"),
+        ("3", "expected a row of an evaluation"),
+        ('{"id": "a"}', "the field dataset is missing"),
+        (json.dumps({**asdict(row("a", 0, "in_context", True)), "more": 1}), "unknown field 'more'"),
+    ],
+)
+def test_a_line_that_is_no_row_is_refused(line: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text(line + "\n")
+    with pytest.raises(TaskError, match=problem):
+        read_rows(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("torn", [b'{"dataset": "s\xff', b"\xff\xfe\x00", b"[" * 100_000, b"9" * 5000, b'"\n'])
+def test_a_line_that_is_not_json_is_skipped(torn: bytes, tmp_path: Path) -> None:
+    sound = row("a", 0, "in_context", True)
+    (tmp_path / "rows").write_bytes(torn + b"\n" + json.dumps(asdict(sound)).encode())
+    assert read_rows(tmp_path / "rows") == [sound]
+    assert read_settings(tmp_path / "rows") is None
+
+
+@pytest.mark.parametrize("name", ["dataset", "family", "group", "digest"])
+def test_rows_of_a_query_of_another_place_are_not_continued(name: str, tmp_path: Path, make_learner, task) -> None:
+    controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
+    evaluate(controller, [task], [], file=file)
+    settings, line = file.read_text().splitlines()
+    file.write_text(settings + "\n" + json.dumps({**json.loads(line), name: "other"}) + "\n")
+    with pytest.raises(TaskError, match="holds a row of another query"):
+        evaluate(controller, [task], [], file=file)
+
+
 def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
-    from dataclasses import asdict
 
     controller = Controller(make_learner(), FixedPolicy("in_context"))
     file = tmp_path / "rows"
@@ -141,10 +194,9 @@ def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, make_learner, tas
 
 
 def test_rows_without_settings_are_gone_on_with(tmp_path, make_learner, task):
-    from dataclasses import asdict
-
     file = tmp_path / "rows"
-    kept = replace(row("task", 0, "in_context", True), id=task.id)
+    place = {name: getattr(task, name) for name in ("id", "dataset", "family", "group")}
+    kept = replace(row("task", 0, "in_context", True), **place)
     plain = {name: value for name, value in asdict(kept).items() if name != "digest"}
     file.write_text(json.dumps(plain) + "\n")
     controller = Controller(make_learner(), FixedPolicy("in_context"))

@@ -420,6 +420,24 @@ def test_a_task_whose_outcomes_have_another_answer_is_refused_before_any_work(tm
     assert learner.answered == 0
 
 
+@pytest.mark.parametrize(
+    ("tasks", "seed", "field"),
+    [
+        ([TASKS[0], dataclasses.replace(TASKS[1], id="a\ud800")], 0, "task_id"),
+        ([TASKS[0], dataclasses.replace(TASKS[1], family="\ud800")], 0, "family"),
+        (TASKS, 2**63, "seed"),
+        (TASKS, "0", "seed"),
+        (TASKS, True, "seed"),
+    ],
+)
+def test_what_no_store_can_hold_is_refused_before_anything_is_measured(tmp_path, tasks, seed, field):
+    learner = Echo()
+    with pytest.raises(PolicyError, match=f"cannot be stored: {field}: expected"):
+        collected(tmp_path, learner=learner, tasks=tasks, seeds=(0, seed))
+    assert learner.answered == 0
+    assert OutcomeStore(tmp_path).read() == []
+
+
 def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
     assert {o.prompt_format for o in collected(tmp_path)} == {"compact"}
     other = Echo()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import builtins
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autottt.controller.cli.display import show_comparison
 from autottt.policies.report import _hull, as_markdown, write_report
 from autottt.policies.trained import TrainedPolicy
+from autottt.ttt_core.errors import PolicyError
 
 CARD: dict[str, Any] = {
     "cases": 40, "queries": 20, "tasks": 10, "families": 8, "cost_weight": 0.001, "probe_share": 0.75,
@@ -93,6 +96,40 @@ def test_the_scorecard_names_missing_metrics() -> None:
     assert "gains nothing here" in text
     assert "Gap closed to the VBS" not in text
     assert "None." in text
+
+
+def damaged(card: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Copies of a scorecard with one part missing, or of another type, and the path of the part."""
+    parts = card.items() if isinstance(card, dict) else enumerate(card) if isinstance(card, list) else ()
+    for key, part in parts:
+        rest = dict(card) if isinstance(card, dict) else list(card)
+        del rest[key]
+        yield (key,), rest
+        for value in (None, True, -1, 1.5, float("nan"), 10**400, "text", [], [1, "a", None], {}, {"a": [1]}):
+            other = card.copy()
+            other[key] = value
+            yield (key, value), other
+        for path, inner in damaged(part):
+            other = card.copy()
+            other[key] = inner
+            yield (key, *path), other
+
+
+def test_a_scorecard_that_training_did_not_write_is_shown_or_refused() -> None:
+    refused, shown = set(), 0
+    for path, card in damaged(CARD):
+        policy = replace(POLICY, scorecard=card)
+        for show in (as_markdown, lambda policy: show_comparison([("one", POLICY), ("two", policy)])):
+            try:
+                assert show(policy)
+                shown += 1
+            except PolicyError as error:
+                assert "scorecard of the policy cannot be shown" in str(error)
+                refused.add(path[0])
+    assert shown > 100
+    assert refused >= {"arms", "gain_over_sbs", "difficulty", "routing", "intervals_90", "changes_per_family", "kept"}
+    with pytest.raises(PolicyError, match="it has no 'kept'.*autottt train-policy"):
+        as_markdown(replace(POLICY, scorecard={k: v for k, v in CARD.items() if k != "kept"}))
 
 
 def test_the_plot_is_written_if_matplotlib_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
