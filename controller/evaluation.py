@@ -290,8 +290,8 @@ def _problem(values: object) -> str:
 
 
 def _is_a(value: object, kind: str) -> bool:
-    """Whether a value of JSON has the type that a field of a row names. Numbers must be finite, integers have at most 64
-    bits, and texts are UTF-8."""
+    """Whether a value of JSON has the type that a field of a row names: a finite number, an integer of at most 64 bits,
+    or a text in UTF-8."""
     match value:
         case bool():
             return kind == "bool"

@@ -63,5 +63,6 @@ class TttAugmented:
         plan = AdapterPlan(
             adapter_key(self.name, task, recipe, seed), task, recipe, seed, make_examples,
             inference_prompts=lambda: view_prompts(self.name, learner, task, recipe, transformations, seed),
+            strategy=self.name,
         )  # fmt: skip
         return plan, transformations

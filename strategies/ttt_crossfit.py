@@ -70,4 +70,5 @@ class TttCrossfit:
             return TrainingExamples([transformed(o, transformations) for o in orders], [f.held_out for f in folds])
 
         key = adapter_key(self.name, task, recipe, seed, self.folds)
-        return AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True), transformations
+        plan = AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True, strategy=self.name)
+        return plan, transformations

@@ -40,6 +40,7 @@ class TttDirect:
             adapter_key(self.name, task, recipe, seed), task, recipe, seed,
             make_examples=lambda: TrainingExamples([single_pairs(task)]),
             inference_prompts=lambda: [task],
+            strategy=self.name,
         )  # fmt: skip
 
     def attempt(

@@ -43,6 +43,7 @@ class TttInContext:
             adapter_key(self.name, task, recipe, seed), task, recipe, seed,
             make_examples=lambda: TrainingExamples([leave_one_out_orders(task, example_count(recipe), rng)]),
             inference_prompts=lambda: [task],
+            strategy=self.name,
         )  # fmt: skip
 
     def attempt(

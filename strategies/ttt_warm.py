@@ -48,6 +48,7 @@ class TttWarm:
             adapter_key(self.name, task, recipe, seed, self.max_candidates), task, recipe, seed,
             make_examples=lambda: TrainingExamples([leave_one_out_orders(task, example_count(recipe), rng)]),
             inference_prompts=lambda: [task],
+            strategy=self.name,
             warm_start_candidates=self.max_candidates,
         )  # fmt: skip
 

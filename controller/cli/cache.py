@@ -26,7 +26,10 @@ def list_(folder: Folder = None, adapters: Adapters = None) -> None:
 
     entries = cached_files(_existing(folder or adapters))
     for entry in entries:
-        state = f"model {entry.base_hash[:12]}" if not entry.problem else f"not used: {entry.problem}"
+        content = (
+            f"{entry.strategy or 'unknown strategy'}  {entry.kind or 'unknown kind'}  model {entry.base_hash[:12]}"
+        )
+        state = f"not used: {entry.problem}" if entry.problem else content
         line(f"{entry.file.name}  {entry.size} bytes  used {entry.age:.0f} s ago  {state}")
     line(f"{len(entries)} adapters, {sum(entry.size for entry in entries)} bytes")
 
@@ -34,6 +37,8 @@ def list_(folder: Folder = None, adapters: Adapters = None) -> None:
 @command(cache_app, plugins=False)
 def check(folder: Folder = None, adapters: Adapters = None) -> None:
     """Verify every adapter of a folder and rename each damaged file to `NAME.damaged`; exit code 1 if there is one.
+
+    Files in the format of another version are counted and stay.
 
     Example: `autottt cache check runs/adapters`
     """
@@ -43,7 +48,13 @@ def check(folder: Folder = None, adapters: Adapters = None) -> None:
     damaged = set_aside_damaged(existing)
     for entry in damaged:
         warn(f"{entry.problem}; renamed to {entry.file.name}.damaged")
-    line(f"{existing}: {len(cached_files(existing))} adapters are sound, {len(damaged)} were damaged")
+    outdated = [entry.outdated for entry in cached_files(existing)]
+    line(f"{existing}: {outdated.count(False)} adapters are sound, {len(damaged)} were damaged")
+    if any(outdated):
+        warn(
+            f"{outdated.count(True)} adapters are in the format of another version and are not used; "
+            "`autottt cache clear` deletes them with the others"
+        )
     if damaged:
         raise typer.Exit(1)
 
@@ -54,17 +65,19 @@ def clear(
     adapters: Adapters = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without a question.")] = False,
 ) -> None:
-    """Delete the adapters of a folder, with partial and damaged files; other files stay.
+    """Delete the adapters of a folder, with damaged files and those of killed processes; other files stay.
 
     Example: `autottt cache clear runs/adapters --yes`
     """
-    from ...ttt_core.engine.adapter_cache import delete_cached
+    from ...ttt_core.engine.adapter_cache import delete_cached, partial_files
 
     existing = _existing(folder or adapters)
     if not yes and not _confirmed(f"Delete all adapters in {existing}?"):
         warn("no file was deleted; --yes deletes without a question")
         raise typer.Exit(1)
     line(f"{existing}: {delete_cached(existing)} files were deleted")
+    if writing := partial_files(existing):
+        warn(f"{len(writing)} files that another process may be writing stay; run the command again in an hour")
 
 
 def _confirmed(question: str) -> bool:

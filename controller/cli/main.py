@@ -77,6 +77,9 @@ def main() -> None:
     install_excepthook()
     try:
         code = app(standalone_mode=False, prog_name="autottt")
+    except typer.Abort:  # Ctrl-C, or the end of standard input, where a question was asked
+        warn("interrupted")
+        code = INTERRUPTED
     except UsageError as error:
         if text := error.format_message():  # type: ignore[attr-defined]
             print_error(typer.BadParameter(text))

@@ -166,6 +166,12 @@ class CachedFile:
     """Content hash of the model that it was trained on; empty where the file cannot be read."""
     problem: str
     """Why the file is not used; empty where it is sound."""
+    strategy: str = ""
+    """Strategy that it was trained for; empty where it is unknown."""
+    kind: str = ""
+    """Kind of the task that it was trained on; empty where the file cannot be read."""
+    outdated: bool = False
+    """Whether another version of this package wrote the file, in another format; it may be sound there."""
 
 
 def cached_files(folder: Path) -> list[CachedFile]:
@@ -175,12 +181,12 @@ def cached_files(folder: Path) -> list[CachedFile]:
 
 
 def set_aside_damaged(folder: Path) -> list[CachedFile]:
-    """Renames every file that is not used to `<name>.damaged`, deletes abandoned partial files, and returns the files
-    that were renamed, with their problems."""
+    """Renames every damaged file to `<name>.damaged`, deletes abandoned partial files, and returns the files that were
+    renamed, with their problems. Files in the format of another version stay."""
     _delete_abandoned(folder)
     damaged = []
     for entry in cached_files(folder):
-        if entry.problem:
+        if entry.problem and not entry.outdated:
             with suppress(FileNotFoundError):  # another process deleted it
                 entry.file.rename(entry.file.with_name(f"{entry.file.name}.damaged"))
                 damaged.append(entry)
@@ -188,11 +194,17 @@ def set_aside_damaged(folder: Path) -> list[CachedFile]:
 
 
 def delete_cached(folder: Path) -> int:
-    """Deletes all adapter files, partial ones and those set aside; returns how many."""
-    files = [f for f in _own_files(folder, ".safetensors", ".partial", ".damaged") if f.is_file()]
+    """Deletes adapter files, those set aside, and partial files of processes that no longer run; returns how many."""
+    files = [f for f in _own_files(folder, ".safetensors", ".damaged") if f.is_file()]
+    files += [f for f in _own_files(folder, ".partial") if f.is_file() and _age(f) > ABANDONED_AFTER]
     for file in files:
         file.unlink(missing_ok=True)
     return len(files)
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """The files that are being written, or that a process left when it was killed."""
+    return _own_files(folder, ".partial")
 
 
 def _own_files(folder: Path, *suffixes: str) -> list[Path]:
@@ -206,11 +218,14 @@ def _read_entry(file: Path) -> CachedFile | None:
         age, size = _age(file), file.stat().st_size
     except FileNotFoundError:
         return None
+    if not file.stem.endswith(_SUFFIX):
+        problem = f"{file}: is in the format of another version; this version reads format {FORMAT}"
+        return CachedFile(file, size, age, "", "", problem, outdated=True)
     try:
         adapter = _load(file, None, "cpu", warn=False)
     except ModelError as error:
         return CachedFile(file, size, age, "", "", str(error))
-    return CachedFile(file, size, age, file.stem, adapter.base_hash, "")
+    return CachedFile(file, size, age, file.stem, adapter.base_hash, "", adapter.strategy, adapter.kind)
 
 
 def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: bool = True) -> Adapter:

@@ -37,6 +37,8 @@ class AdapterPlan:
     """Whether there is one adapter per fold, evaluated on `TrainingExamples.held_out`."""
     warm_start_candidates: int = 0
     """How many cached adapters are compared as a starting point; 0: training starts from a new adapter."""
+    strategy: str = ""
+    """Name of the strategy that plans it, for lists of cached adapters."""
 
     @property
     def can_be_prefetched(self) -> bool:

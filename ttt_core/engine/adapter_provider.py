@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
@@ -71,6 +72,7 @@ class AdapterProvider:
                     examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
                     prefetched_bytes=self.prefetched_bytes,
                 )  # fmt: skip
+            adapter = replace(adapter, strategy=plan.strategy)
             self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
@@ -183,7 +185,7 @@ class AdapterProvider:
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
             for plan, adapter in zip(plans[part], adapters, strict=True):
                 if adapter.training.stop_reason != "failed":
-                    self._prefetched[self._full_key(plan)] = adapter
+                    self._prefetched[self._full_key(plan)] = replace(adapter, strategy=plan.strategy)
 
     def _full_key(self, plan: AdapterPlan) -> object:
         """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision."""

@@ -56,6 +56,8 @@ class Adapter:
     """Held-out results, for adapters of a cross-validation."""
     kind: str = ""
     """Kind of the task that it was trained on."""
+    strategy: str = ""
+    """Name of the strategy that it was trained for; empty if unknown."""
 
     def matches(self, recipe: Recipe) -> bool:
         """Whether this is a single adapter with the rank, alpha and target modules of the recipe."""
@@ -76,6 +78,7 @@ class Adapter:
             "base_hash": self.base_hash,
             "scaling": self.weights.scaling,
             "kind": self.kind,
+            "strategy": self.strategy,
             "name": name,
         }
         text = json.dumps(metadata)
@@ -124,6 +127,7 @@ class Adapter:
             base_hash=metadata["base_hash"],
             cross_validation=None if held_out is None else CrossValidationResult(**held_out),
             kind=metadata["kind"],
+            strategy=str(metadata.get("strategy", "")),
         )
         return adapter, str(metadata["name"])
 
