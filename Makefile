@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup bench-proof bench-soak pretrain docs clean
+.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -62,6 +62,12 @@ bench-startup: $(STAMP)  ## Measure the time until the package is imported, and 
 
 bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 for fewer runs)
 	@$(BIN)/python benchmarks/proof.py --json $(if $(QUICK),runs,benchmarks/results)/proof.json $(if $(QUICK),--quick)
+
+# MODELS are names that `autottt models fetch` has fetched, folders or GGUF files. Interrupted, it continues.
+MODELS ?= smollm2-135m gemma3-270m
+bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, QUICK=1)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_models.py $(DATA) $(MODELS) \
+		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows runs/real$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
 
 # Resumes from the counters in runs/soak; MINUTES bounds each part.
 bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)
