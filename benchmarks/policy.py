@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.classifiers import CANDIDATES, group_folds
+from autottt.policies.csv_import import import_csv
 from autottt.policies.features import NAMES, Features
-from autottt.policies.imported import import_csv
 from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
 from autottt.policies.outcomes import BASE, Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
@@ -39,7 +39,7 @@ from autottt.policies.policy import BUNDLED, LearnedPolicy
 from autottt.policies.report import arm_name, write_report
 from autottt.policies.scorecard import Bootstrap
 from autottt.policies.simulation import simulate
-from autottt.policies.trained import TrainedPolicy
+from autottt.policies.trained_policy import TrainedPolicy
 from autottt.policies.training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, train_policy
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.pretraining.generator.families import draw_tasks

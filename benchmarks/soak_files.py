@@ -22,7 +22,7 @@ from autottt.policies.classifiers import BinaryTarget, CalibratedClassifier, fit
 from autottt.policies.features import NAMES
 from autottt.policies.outcome_files import journal_line
 from autottt.policies.outcomes import OutcomeStore
-from autottt.policies.trained import Change, TrainedPolicy
+from autottt.policies.trained_policy import Change, TrainedPolicy
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task

@@ -41,7 +41,7 @@ MEMORY = 2 << 30
 """Bytes by which the address space of a process of binary readers may grow."""
 READERS = (
     "tasks/readers", "tasks/formats", "tasks/messages", "tasks/fields", "tasks/kinds", "ttt_core/recipes",
-    "policies/imported", "policies/outcome_files", "policies/outcomes", "policies/serving_logs",
+    "policies/csv_import", "policies/outcome_files", "policies/outcomes", "policies/serving_logs",
     "policies/bundle_card", "policies/card_fields", "policies/bundle", "cli/settings", "cli/answer_files",
     "lora/adapter", "lora/weights", "model/gguf_files", "model/templates", "model/template_process",
     "model/chat_prompts",

@@ -30,7 +30,7 @@ from autottt.controller.cli.settings import read_config
 from autottt.policies import bundle, serving_logs
 from autottt.policies.bundle_card import CARD, read_card
 from autottt.policies.card_fields import FIELDS, read_field
-from autottt.policies.imported import check_csv, import_csv
+from autottt.policies.csv_import import check_csv, import_csv
 from autottt.policies.outcome_files import Damage, journal_line
 from autottt.policies.outcomes import read_outcomes_of
 from autottt.ttt_core.errors import AutotttError, PolicyError

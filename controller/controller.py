@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
+from ..strategies.adapter_training import PlansAdapter
 from ..strategies.base import recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
-from ..strategies.training import PlansAdapter
 from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError

@@ -19,9 +19,9 @@ from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
+from ..strategies.adapter_training import has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
-from ..strategies.training import has_adapter
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof

@@ -83,20 +83,20 @@ def strategies_table() -> str:
 
 
 def measured_table() -> str:
-    return str(measured_module().measured_table(RESULTS, set(registry.strategies())))
+    return str(result_tables_module().measured_table(RESULTS, set(registry.strategies())))
 
 
 def policy_table() -> str:
-    return str(measured_module().policy_table(RESULTS))
+    return str(result_tables_module().policy_table(RESULTS))
 
 
 def measured_page() -> str:
-    return str(measured_module().measured(RESULTS))
+    return str(result_tables_module().measured(RESULTS))
 
 
-def measured_module() -> ModuleType:
-    """benchmarks/measured.py, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location("benchmark_measured", ROOT / "benchmarks" / "measured.py")
+def result_tables_module() -> ModuleType:
+    """benchmarks/result_tables.py, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location("benchmark_result_tables", ROOT / "benchmarks" / "result_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -25,7 +25,7 @@ from .card_fields import FIELDS, read_field
 from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
-from .trained import Change, TrainedPolicy
+from .trained_policy import Change, TrainedPolicy
 from .versions import BUNDLE_VERSION
 
 ESTIMATORS = "estimators.skops"

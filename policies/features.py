@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..strategies.views import distinct_transformations
+from ..strategies.voting import distinct_transformations
 from ..ttt_core.tasks.augmentation import leave_one_out, shuffled, single_pairs
 from ..ttt_core.tasks.kinds import KINDS
 from ..ttt_core.tasks.task import Task, Value

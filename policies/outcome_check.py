@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..ttt_core.errors import PolicyError
-from .imported import check_csv
+from .csv_import import check_csv
 from .outcome_files import JOURNAL, SHARD, Damage, journals_in, lock_journal, sealing_lock, shards_in
 from .outcomes import Key, Outcome, StoredOutcome, read_outcomes_of, write_outcomes
 

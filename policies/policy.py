@@ -22,7 +22,7 @@ from .bundle_card import BUNDLES, bundle_folder
 from .fast_inference import Floats
 from .features import NAMES, Features
 from .outcomes import BASE
-from .trained import TrainedPolicy
+from .trained_policy import TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
 BUNDLED = BUNDLES / "bundled"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ttt_core.errors import PolicyError
-from .trained import TrainedPolicy
+from .trained_policy import TrainedPolicy
 
 REPORT, PICTURE = "scorecard.md", "scorecard.svg"
 ARM_NAMES = {

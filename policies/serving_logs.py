@@ -24,7 +24,7 @@ from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
 from .features import FEATURES_VERSION, STAGE_0, STAGE_1
 from .outcomes import BASE, Outcome, finite, outcome_from
-from .trained import TrainedPolicy
+from .trained_policy import TrainedPolicy
 from .versions import LOG_VERSION
 
 DRIFT_THRESHOLD = 0.25

@@ -22,7 +22,7 @@ from typing import Any
 from .bundle import ESTIMATORS
 from .bundle_card import CARD
 from .report import PICTURE, REPORT
-from .trained import TrainedPolicy
+from .trained_policy import TrainedPolicy
 
 RUN = "run.json"
 EXPERIMENT = "autottt policies"

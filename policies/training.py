@@ -38,7 +38,7 @@ from .outcomes import Outcome
 from .policy import HeuristicPolicy
 from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
 from .simulation import run_attempts, simulate
-from .trained import NEVER, Change, TrainedPolicy, compose_probabilities
+from .trained_policy import NEVER, Change, TrainedPolicy, compose_probabilities
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs with the default cost weight."""

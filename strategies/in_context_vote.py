@@ -12,7 +12,7 @@ from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
 from .base import Attempt, CostClass, OnStep, recipe_for
 from .registry import register
-from .views import distinct_transformations, vote
+from .voting import distinct_transformations, vote
 
 
 @register

@@ -13,10 +13,10 @@ from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import leave_one_out_orders, transformed
 from ..ttt_core.tasks.task import Task
 from ..ttt_core.tasks.transformations import Transformation
+from .adapter_training import ARC_RECIPE, adapter_key, example_count, with_training
 from .base import Attempt, CostClass, OnStep, recipe_for
 from .registry import register
-from .training import ARC_RECIPE, adapter_key, example_count, with_training
-from .views import demonstration_transformations, view_prompts, vote_over_views
+from .voting import demonstration_transformations, view_prompts, vote_over_views
 
 
 @register

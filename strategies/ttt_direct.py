@@ -11,9 +11,9 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.augmentation import single_pairs
 from ..ttt_core.tasks.task import Task
+from .adapter_training import BIG_BENCH_RECIPE, adapter_key, with_training
 from .base import Attempt, CostClass, OnStep, from_answer, recipe_for
 from .registry import register
-from .training import BIG_BENCH_RECIPE, adapter_key, with_training
 
 
 @register

@@ -49,7 +49,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "lazy", "lazy_modules", "recipes", "standard_json"), ("tasks",), ("model",), ("lora",), ("engine",),
         ("learner",), ("pretraining", "testing"),
     ),
-    "strategies": (("base", "registry"), ("training", "views")),
+    "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
         ("background", "budget"), ("state",), ("results", "task_graph"), ("nodes",), ("graph",), ("lazy",),
         ("controller",), ("evaluation",), ("cli",),

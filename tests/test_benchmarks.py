@@ -374,7 +374,7 @@ class TestEngine:
 
 
 def test_tables_of_the_documents_are_written_from_the_results(tmp_path: Path) -> None:
-    measured = script("measured")
+    measured = script("result_tables")
     facts = {"commit": "c0ffee", "date": "2026-01-02", "machine": {"cores": 2}, "versions": {"torch": "2"}}
     goals = [
         {"name": "one", "value": 3.0, "unit": "times", "against": "x", "goal": 2.0, "holds": True},

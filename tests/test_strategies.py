@@ -18,7 +18,7 @@ from autottt import strategies as package
 from autottt.strategies import registry
 from autottt.strategies.base import Attempt, Candidate, Cost, run
 from autottt.strategies.registry import get_strategy, register, strategies
-from autottt.strategies.views import hierarchical_vote
+from autottt.strategies.voting import hierarchical_vote
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.engine.answering import Answer, Answerer

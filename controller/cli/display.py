@@ -17,7 +17,7 @@ from rich.text import Text
 from ...policies.outcome_table import over_long
 from ...policies.outcomes import BASE, Outcome
 from ...policies.report import scorecard_errors
-from ...policies.trained import TrainedPolicy
+from ...policies.trained_policy import TrainedPolicy
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
 from ..evaluation import Summary

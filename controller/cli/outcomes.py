@@ -180,7 +180,7 @@ def import_outcomes(
 
     Example: `autottt outcomes import table.csv --store runs/elsewhere --in-context ICL_10`
     """
-    from ...policies.imported import import_csv
+    from ...policies.csv_import import import_csv
     from ...policies.outcomes import OutcomeStore
 
     outcomes = import_csv(file, in_context=in_context, model=name)

@@ -18,7 +18,7 @@ from .policies import AnswerFiles, Logs, print_json, print_markdown, right_answe
 
 if TYPE_CHECKING:
     from ...policies.outcomes import Outcome
-    from ...policies.trained import TrainedPolicy
+    from ...policies.trained_policy import TrainedPolicy
 
 
 @dataclass(frozen=True)

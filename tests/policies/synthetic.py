@@ -12,7 +12,7 @@ import numpy as np
 from autottt.policies import scorecard as scorecard_module
 from autottt.policies.features import FEATURES_VERSION, NAMES, Features
 from autottt.policies.outcomes import Outcome
-from autottt.policies.trained import TrainedPolicy
+from autottt.policies.trained_policy import TrainedPolicy
 from autottt.policies.training import (
     train_policy,
 )

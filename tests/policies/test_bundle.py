@@ -30,7 +30,7 @@ from autottt.policies.classifiers import (
 )
 from autottt.policies.features import NAMES, Features
 from autottt.policies.policy import LearnedPolicy
-from autottt.policies.trained import Change, TrainedPolicy
+from autottt.policies.trained_policy import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
 RNG = np.random.default_rng(0)

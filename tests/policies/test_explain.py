@@ -12,7 +12,7 @@ from autottt.policies.features import NAMES, STAGE_0
 from autottt.policies.policy import (
     LearnedPolicy,
 )
-from autottt.policies.trained import NEVER
+from autottt.policies.trained_policy import NEVER
 from tests.policies.synthetic import ALL, at
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from autottt.policies.imported import import_csv
+from autottt.policies.csv_import import import_csv
 from autottt.policies.outcome_check import check_outcomes
 from autottt.policies.outcome_files import VERSION_KEY, journal_line
 from autottt.policies.outcomes import Outcome, OutcomeStore

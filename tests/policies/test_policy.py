@@ -21,7 +21,7 @@ from autottt.policies.policy import (
     LearnedPolicy,
     load_policy,
 )
-from autottt.policies.trained import NEVER, Change
+from autottt.policies.trained_policy import NEVER, Change
 from autottt.ttt_core.errors import PolicyError
 from tests.policies.synthetic import ALL, SMALL, at, thumb, trained, trained_small
 

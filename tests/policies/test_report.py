@@ -14,7 +14,7 @@ import pytest
 
 from autottt.controller.cli.display import show_comparison
 from autottt.policies.report import _hull, as_markdown, write_report
-from autottt.policies.trained import TrainedPolicy
+from autottt.policies.trained_policy import TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 
 CARD: dict[str, Any] = {

@@ -18,7 +18,7 @@ from autottt.policies.features import NAMES, STAGE_0, Features
 from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
 from autottt.policies.serving_logs import base_of, drift, outcomes_of, read_log, summary
 from autottt.policies.tracking import RUN, track
-from autottt.policies.trained import TrainedPolicy
+from autottt.policies.trained_policy import TrainedPolicy
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.errors import PolicyError
 from autottt.ttt_core.learner import Learner

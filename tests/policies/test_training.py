@@ -16,7 +16,7 @@ from autottt.policies.policy import (
     LearnedPolicy,
 )
 from autottt.policies.simulation import simulate
-from autottt.policies.trained import NEVER
+from autottt.policies.trained_policy import NEVER
 from autottt.policies.training import (
     TrainingSettings,
     _cross_validate,
