@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -27,6 +28,9 @@ from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT
         ("text", "The answer island", ["x"], "The answer island"),
         ("text", "Answer:", ["x"], "Answer:"),
         ("text", "So, the answer is: Answer: 4.", ["5"], "4"),
+        ("text", " **a**. ", [" **a**. "], "**a**."),
+        ("text", "The answer is 4", ["The answer is 4"], "The answer is 4"),
+        ("text", "a\rb", ["a\rb"], "a"),
         ("text", " \n", [], ""),
         ("text", '"cat"', ["dog"], "cat"),
         ("text", '"cat"', ['"dog"'], '"cat"'),
@@ -122,3 +126,11 @@ def test_decoded_text_is_read_by_the_same_rule():
     task = make_task([("big", "large"), ("tiny", "small")], "quick", answer="fast")
     assert STANDARD_FORMAT.read(task, ' "fast".\nInput: slow') == "fast"
     assert is_right(task, STANDARD_FORMAT.read(task, "Output: **fast**"))
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), ([1], [2])])
+def test_a_hundred_thousand_demonstrations_are_checked_in_less_than_a_second(pair: object) -> None:
+    began = time.process_time()
+    task = make_task([pair] * 100_000, "c" if isinstance(pair[0], str) else [3])  # type: ignore[index]
+    assert time.process_time() - began < 1
+    assert len(task.demonstrations) == 100_000
