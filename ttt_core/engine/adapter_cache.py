@@ -218,6 +218,8 @@ def _read_entry(file: Path) -> CachedFile | None:
         age, size = _age(file), file.stat().st_size
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return CachedFile(file, 0, 0.0, "", "", f"{file}: cannot be read ({error.strerror})")
     if not file.stem.endswith(_SUFFIX):
         problem = f"{file}: is in the format of another version; this version reads format {FORMAT}"
         return CachedFile(file, size, age, "", "", problem, outdated=True)
@@ -232,6 +234,8 @@ def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: b
     """Reads an adapter whose file holds the name that it has, and the base model that is expected. Raises `ModelError`,
     also for a file that was renamed; logs a warning for any file that is there and cannot be used."""
     try:
+        if file.exists() and not file.is_file():  # opening a named pipe would wait for a writer
+            raise ModelError(f"{file}: cannot be read as an adapter: it is not a file")
         adapter, name = Adapter.load_named(file, device)
         if name != file.stem or (base_hash is not None and adapter.base_hash != base_hash):
             raise ModelError(f"{file}: was saved as {name!r}; a renamed adapter file is not used: delete it")
@@ -264,5 +268,5 @@ def _age(file: Path) -> float:
     """Seconds since the file was last used."""
     try:
         return time.time() - file.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:  # deleted meanwhile, or a link to itself
         return 0.0

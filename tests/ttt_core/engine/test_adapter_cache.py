@@ -242,6 +242,24 @@ def test_a_check_sets_damaged_files_aside_and_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path)
+    cache.put("a", adapter())
+    names = [f"{number:040x}-v{FORMAT}.safetensors" for number in range(4)]
+    folder, loop, dangling, pipe = (tmp_path / name for name in names)
+    folder.mkdir()
+    loop.symlink_to(loop)
+    dangling.symlink_to(tmp_path / "nowhere")
+    os.mkfifo(pipe)
+    cache.clear()
+    assert len(cache.most_recent(9, lambda _: True)) == 1
+    problems = {entry.file for entry in adapter_cache.cached_files(tmp_path) if entry.problem}
+    assert problems == {folder, loop, pipe}
+    assert {entry.file for entry in adapter_cache.set_aside_damaged(tmp_path)} == problems
+    assert [entry.problem for entry in adapter_cache.cached_files(tmp_path)] == [""]
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("past_the_counter", [False, True])
 def test_an_adapter_of_a_changed_base_is_never_cached(past_the_counter: bool, task: Task, tmp_path: Path) -> None:
