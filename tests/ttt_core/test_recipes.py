@@ -14,8 +14,10 @@ import pytest
 from autottt.strategies.base import recipe_for
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.errors import ModelError
+from autottt.ttt_core.model import loading
 from autottt.ttt_core.pretraining.recipes import BUNDLED_RECIPES
-from autottt.ttt_core.recipes import Recipe, recipe_digest
+from autottt.ttt_core.recipes import Recipe, recipe_digest, recipes_for_size
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 CARD = Path(__file__).parents[2] / "policies" / "bundles" / "bundled" / "card.json"
 COUNTS = ("rank", "max_steps", "batch_size", "views", "max_tokens_per_step", "transformations")
@@ -100,3 +102,22 @@ def test_settings_that_are_no_settings_are_refused_in_few_words(settings: Any) -
     with pytest.raises(ModelError, match=r"recipe (is an object of )?settings") as refusal:
         Recipe.from_settings(settings)
     assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("parameters", "small"), [(4_600_000, False), (10**8, True), (135 * 10**6, True), (10**9 - 1, True), (10**9, False)]
+)
+def test_models_of_a_tenth_to_one_billion_parameters_have_recipes_of_their_own(parameters: int, small: bool) -> None:
+    recipes = recipes_for_size(parameters)
+    assert bool(recipes) == small
+    if small:
+        trained = [name for name, strategy in strategies().items() if strategy.cost_class == "train"]
+        assert set(recipes) == set(trained)
+        one = recipes["ttt_in_context"]
+        assert (one.max_steps, one.batch_size, one.learning_rate, one.rank) == (3, 3, 1e-3, 16)
+
+
+def test_a_recipe_of_the_folder_precedes_that_of_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "recipes_for_size", lambda parameters: {"a": Recipe(rank=1), "b": Recipe(rank=1)})
+    loaded = loading.wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes={"b": Recipe(rank=2)})
+    assert {name: recipe.rank for name, recipe in loaded.recipes.items()} == {"a": 1, "b": 2}

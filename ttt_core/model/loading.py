@@ -25,7 +25,7 @@ from transformers.utils import logging as bars
 
 from .. import lazy as libraries
 from ..errors import ModelError
-from ..recipes import Recipe
+from ..recipes import Recipe, recipes_for_size
 from ..tasks.kinds import shortened
 from ..tasks.prompts import COMPACT_FORMAT, PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from ..tasks.task import Task
@@ -274,6 +274,8 @@ def wrap_model(
     cannot be used: one with adapters of PEFT in it, an encoder, one that attends to future tokens, one whose cache
     cannot be cropped to what prompts share (a recurrent state). A few passes over a dozen tokens find that out.
 
+    Strategies that `recipes` does not name have the recipe for the model's size, if there is one.
+
     Without `prompt_format`, or with `auto`, the format is chosen for each task (see `engine.format_choice`). The chat
     template of the tokenizer is among the formats if the ids of its prompts are proven to be those of
     `apply_chat_template`; else one warning is logged, and the reason is in `format_reason`.
@@ -288,8 +290,9 @@ def wrap_model(
         raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({_first_line(error)})") from error
     formats, reason = _formats(model, tokenizer, name or type(model).__name__, prompt_format)
     ends = [turn_end_ids(chat, tokenizer) for chat in formats if isinstance(chat, ChatFormat)]
+    every_recipe = {**recipes_for_size(sum(p.numel() for p in model.parameters())), **recipes}
     return LoadedModel(
-        name or type(model).__name__, model, tokenizer, formats[0], recipes, supports_padding, reason,
+        name or type(model).__name__, model, tokenizer, formats[0], every_recipe, supports_padding, reason,
         frozenset().union(*ends), {f.name: f for f in formats} if len(formats) > 1 else {},
     )  # fmt: skip
 
