@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real pretrain docs clean
+.PHONY: help setup demo test types tests test-real bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -33,6 +33,11 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
+
+# Outside `make test`: the models are fetched before, with `autottt models fetch NAME`.
+MODELS ?= smollm2-135m gemma3-270m
+test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS="names, folders or GGUF files")
+	@AUTOTTT_REAL_MODELS="$(MODELS)" $(BIN)/python -m pytest tests/real
 
 # DATA=folder that holds open/*.jsonl; QUICK=1 for a few tasks of each set. Interrupted, it goes on.
 DATA ?= ../shared/data
@@ -64,7 +69,6 @@ bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 
 	@$(BIN)/python benchmarks/proof.py --json $(if $(QUICK),runs,benchmarks/results)/proof.json $(if $(QUICK),--quick)
 
 # MODELS are names that `autottt models fetch` has fetched, folders or GGUF files. Interrupted, it continues.
-MODELS ?= smollm2-135m gemma3-270m
 bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, QUICK=1)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_models.py $(DATA) $(MODELS) \
 		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows runs/real$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)

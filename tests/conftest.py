@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,8 @@ IMPORTED_ONCE = (
 )
 """Modules that processes of the `forkserver` have imported when they start."""
 
+collect_ignore = [] if os.environ.get("AUTOTTT_REAL_MODELS") else ["real"]
+"""The tests of real models run with `make test-real` only."""
 MakeLearner = Callable[..., "Learner"]
 Unchanged = Callable[["nn.Module"], AbstractContextManager[None]]
 
