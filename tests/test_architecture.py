@@ -47,7 +47,7 @@ HEAVY = {
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
         ("errors", "lazy", "lazy_modules", "recipes", "standard_json"), ("tasks",), ("model",), ("lora",), ("engine",),
-        ("learner",), ("pretraining", "testing"),
+        ("learner",), ("pretraining", "testing"), ("sources",),
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (

@@ -55,6 +55,7 @@ def imported() -> set[str]:
                 roots.add((node.module or "").split(".")[0])
     owners = {root: {normal(name) for name in names} for root, names in packages_distributions().items()}
     owners["mlflow"] = {"mlflow"}  # the test extra installs mlflow-skinny, a part of it
+    owners["reasoning_gym"] = {"reasoning-gym"}  # which the test extra does not install
     third_party = {root: owners.get(root, {root}) for root in roots - set(sys.stdlib_module_names)}
     known = declared(PYPROJECT["project"]["dependencies"])
     return {min(names & known or names) for names in third_party.values()}

@@ -1,0 +1,1 @@
+"""Sources of tasks: families of programs and libraries, drawn by seed and exported as files of tasks."""
