@@ -1,7 +1,8 @@
 """The demonstration: a seeded sample of public tasks, solved and shown one by one, with a table at the end.
 
-Half of the tasks are of families that the bundled model answers well in context, half of families that it does not;
-`benchmarks/demo_families.py` measured that on other tasks of the same families.
+Half of the tasks are of families that the model answers well in context, half of families that it does not. For the
+bundled model these are public tasks; `benchmarks/demo_families.py` measured its rates on other tasks of the same
+families. For real models of the catalogue they are English tasks, and the rates are by `benchmarks/demo_english.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...ttt_core.sources.base import Pair
+from ...ttt_core.sources.english import draw_from, halves
 from ...ttt_core.tasks.answers import is_right
+from ...ttt_core.tasks.kinds import make_task
 from ...ttt_core.tasks.readers import read_tasks
 from ...ttt_core.tasks.task import Task
 from ..controller import Controller
@@ -38,10 +42,16 @@ TASKS = Path(__file__).parent / "demo_tasks.jsonl"
 """Public tasks that the bundled model was not trained on; sources and licences are in docs/tasks.md."""
 FAMILIES = Path(__file__).parent / "demo_families.json"
 """In-context accuracy of each family, the ids of the tasks that it was measured on, and those of its tasks in TASKS."""
+ENGLISH = Path(__file__).parent / "demo_english.json"
+"""In-context accuracy of each real model of the catalogue on the English families, on one half of their pairs."""
+DEMONSTRATIONS, POOL = 5, 8
+"""Demonstrations of an English task, and tasks of a family that the demo draws from."""
 COUNT = 12
 ALWAYS = "ttt_augmented"
 """The fixed strategy for comparison: of those that train for every query, the most accurate one on the held-out
 families of the shipped policy's scorecard."""
+ALWAYS_ENGLISH = "ttt_in_context"
+"""The same for English tasks, whose texts have no transformations."""
 WORDS = {
     "read": ("bold green", "right in context, and no training was tried"),
     "learned": ("bold bright_green", "wrong in context, right after training"),
@@ -78,11 +88,47 @@ class Solved:
     family: Family
     result: Result
     always: Result | None = None
-    """The result of `ALWAYS`, if it is compared."""
+    """The result of the strategy that is compared, if there is one."""
+
+
+def is_english(model: str | None) -> bool:
+    """Whether the demo has English tasks for a model: one whose rates on them were measured."""
+    return model in _english_rates()
+
+
+def _english_rates() -> dict[str, Any]:
+    """Model -> what was measured."""
+    rates: dict[str, Any] = json.loads(ENGLISH.read_text("utf-8"))["models"]
+    return rates
+
+
+def english_families(model: str, seed: int) -> tuple[Family, ...]:
+    """The English families with tasks that the seed draws from the half of their pairs that was not measured."""
+    measured = _english_rates()[model]
+    return tuple(
+        Family(
+            f"english/{entry['name']}", entry["band"], entry["right"], entry["queries"],
+            tuple(english_tasks(entry["name"], halves(entry["name"], measured["seed"])[1], POOL, seed)),
+        )
+        for entry in measured["families"]
+        if entry["band"]
+    )  # fmt: skip
+
+
+def english_tasks(family: str, pairs: Sequence[Pair], count: int, seed: int, queries: int = 1) -> list[Task]:
+    """The queries of `count` tasks of some pairs of a family."""
+    return [
+        make_task(
+            task.demonstrations, query, answer=answer, family=f"english/{family}",
+            id=f"{family}-{seed}-{number}" + (f"#{place}" if queries > 1 else ""),
+        )
+        for number, task in enumerate(draw_from(pairs, count, DEMONSTRATIONS, queries, seed, family))
+        for place, (query, answer) in enumerate(task.queries)
+    ]  # fmt: skip
 
 
 def demo_families() -> tuple[Family, ...]:
-    """The families that the demo draws from, with their tasks."""
+    """The families of public tasks that the demo draws from, with their tasks."""
     tasks = {(task.dataset, task.id): task for task in read_tasks([TASKS]).tasks}
     return tuple(
         Family(
@@ -94,12 +140,13 @@ def demo_families() -> tuple[Family, ...]:
     )  # fmt: skip
 
 
-def draw(seed: int, count: int = COUNT) -> list[tuple[Family, Task]]:
-    """A random sample of tasks: half of each band; "read" has one more where `count` is odd.
+def draw(seed: int, count: int = COUNT, model: str | None = None) -> list[tuple[Family, Task]]:
+    """A random sample of tasks for a model: half of each band; "read" has one more where `count` is odd.
 
     The data sets take turns, and the families of each data set do, so that as many as possible of both are shown.
     """
-    rng, families = random.Random(f"demo-{seed}"), demo_families()
+    rng = random.Random(f"demo-{seed}")
+    families = english_families(model, seed) if model is not None and is_english(model) else demo_families()
     sample: list[tuple[Family, Task]] = []
     sizes: dict[Band, int] = {"read": (count + 1) // 2, "hard": count // 2}
     for band, size in sizes.items():
@@ -130,9 +177,9 @@ def word_of(result: Result) -> str:
 
 
 def run_demo(
-    controller: Controller, sample: Sequence[tuple[Family, Task]], screen: Console, *, compare: bool = False
+    controller: Controller, sample: Sequence[tuple[Family, Task]], screen: Console, *, compare: str | None = None
 ) -> list[Solved]:
-    """Solves and shows the tasks one by one, then a table. With `compare`, `ALWAYS` is run on every task as well."""
+    """Solves and shows the tasks one by one, then a table. `compare` is a strategy that is run on each task as well."""
     solved: list[Solved] = []
     for number, (family, task) in enumerate(sample, 1):
         screen.print(show_heading(f"{number}/{len(sample)}  {task.id}", family), soft_wrap=True)
@@ -142,10 +189,10 @@ def run_demo(
         always = None
         if compare:
             controller.learner.reset_charges()  # an adapter that the controller has just trained costs as much again
-            always = controller.solve_many([task], strategy=ALWAYS)[0]
-            screen.print(Text.assemble((f"always {ALWAYS}: ", "dim"), mark(always.right)))
+            always = controller.solve_many([task], strategy=compare)[0]
+            screen.print(Text.assemble((f"always {compare}: ", "dim"), mark(always.right)))
         solved.append(Solved(family, result, always))
-    show_end(controller, solved, screen)
+    show_end(controller, solved, screen, compare or ALWAYS)
     return solved
 
 
@@ -169,22 +216,23 @@ def show_solved(result: Result) -> RenderableType:
     return Group(answers, Text(f"decision: {result.reason}"), word)
 
 
-def show_end(controller: Controller, solved: Sequence[Solved], screen: Console) -> None:
+def show_end(controller: Controller, solved: Sequence[Solved], screen: Console, compared: str) -> None:
     """The words of all tasks, the table, and the proof that the base model is unchanged."""
     proof = controller.learner.verify(full=True)
     screen.print()
     for band, title in TITLES.items():
         words = [word_of(one.result) for one in solved if one.family.band == band]
         screen.print(Text.assemble(f"{title}: ", Text(" ").join(Text(w, WORDS[w][0]) for w in words)), soft_wrap=True)
-    screen.print(summary_table(solved))
+    screen.print(summary_table(solved, compared))
     screen.print(
         f"The base model is unchanged: its {proof.tensors} tensors have the content hash {proof.hash}, as at load.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
-def summary_table(solved: Sequence[Solved]) -> Table:
-    """Right answers in each band and in all, and seconds: in context, as decided, and with one fixed strategy."""
+def summary_table(solved: Sequence[Solved], compared: str = ALWAYS) -> Table:
+    """Right answers in each band and in all, and seconds: in context, as decided, and always with the strategy
+    `compared`, where it was run."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in (f"right, {READ:.0%} or more", f"right, under {HARD:.0%}", "right, all", "seconds"):
@@ -204,5 +252,5 @@ def summary_table(solved: Sequence[Solved]) -> Table:
     add("as decided", [bool(r.right) for r in results], sum(r.cost.seconds for r in results))
     always = [one.always for one in solved if one.always is not None]
     if always:
-        add(f"always {ALWAYS}", [bool(r.right) for r in always], sum(r.cost.seconds for r in always))
+        add(f"always {compared}", [bool(r.right) for r in always], sum(r.cost.seconds for r in always))
     return table

@@ -34,6 +34,7 @@ from .policies import policy_app
 from .settings import read_config
 from .solve import solve
 from .strategies import strategies
+from .tasks import tasks_app
 from .training import retrain, train_policy
 
 FAILED, INTERRUPTED = 2, 130
@@ -114,6 +115,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(outcomes_app, name="outcomes")
 app.add_typer(cache_app, name="cache")
 app.add_typer(models_app, name="models")
+app.add_typer(tasks_app, name="tasks")
 
 
 @command(app)
@@ -126,14 +128,16 @@ def demo(
         bool, typer.Option("--compare", help="Also train on every task, to compare answers and seconds.")
     ] = False,
 ) -> None:
-    """Solve a sample of public tasks and show every decision, and in a table what it gained.
+    """Solve a sample of tasks and show every decision, and in a table what it gained.
 
-    Half of the tasks are of families that the bundled model answers in context at 80% or more (on other tasks), half of
-    families under 30%. No task is chosen by the result of training.
+    The tasks are public ones, or English ones for a model of `autottt models list`. Half of them are of families that
+    the model answers in context at 80% or more (on other tasks), half of families under 30%. No task is chosen by the
+    result of training.
 
     Example: `autottt demo --compare`
     """
-    from .demo import draw, run_demo
+    from .demo import ALWAYS, ALWAYS_ENGLISH, draw, is_english, run_demo
 
     controller = load_controller(model, policy, seed=seed)
-    run_demo(controller, draw(seed, limit), screen, compare=compare)
+    always = ALWAYS_ENGLISH if is_english(model.model) else ALWAYS
+    run_demo(controller, draw(seed, limit, model.model), screen, compare=always if compare else None)

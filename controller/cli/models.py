@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,8 @@ def fetch(name: Name) -> None:
         folder = fetching.fetch(model, lambda done, total: report(done // 10**6, total // 10**6))
     line(f"{model.name}: {folder / model.file}")
     line(f"licence: {model.license}")
+    if find_spec("gguf") is None:
+        note("reading it needs the library gguf: pip install 'autottt[gguf]'")
     for document in fetching.documents(model):
         text = document.read_text("utf-8", "replace")
         line(text.strip() if len(text) <= MAX_NOTICE and document.suffix != ".html" else f"text: {document}")

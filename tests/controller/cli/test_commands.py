@@ -556,6 +556,13 @@ def test_demo_shows_decisions_the_table_and_the_proof(model, compare):
         "outcomes show",
         "outcomes import",
         "outcomes check",
+        "models list",
+        "models fetch",
+        "models path",
+        "models remove",
+        "tasks list",
+        "tasks export",
+        "tasks show",
     ],
 )
 def test_every_command_has_help_with_an_example(command):

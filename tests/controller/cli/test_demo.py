@@ -13,6 +13,7 @@ from autottt.controller.cli import demo
 from autottt.controller.results import Result
 from autottt.strategies.base import Attempt, Cost
 from autottt.ttt_core.lora.training import TrainingRecord
+from autottt.ttt_core.sources import english
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Value
 
@@ -124,3 +125,44 @@ def test_the_table_counts_right_answers_and_seconds(compare: bool) -> None:
     assert cells["in context"] == ["1 of 1", "0 of 2", "1 of 3", "0.8"]
     assert cells["as decided"] == ["1 of 1", "1 of 2", "2 of 3", "9.0"]
     assert cells.get(f"always {demo.ALWAYS}") == (["1 of 1", "2 of 2", "3 of 3", "21.0"] if compare else None)
+
+
+class TestEnglish:
+    """The demo of real models, whose rates are in a file."""
+
+    MODELS = tuple(json.loads(demo.ENGLISH.read_text("utf-8"))["models"])
+
+    @pytest.mark.parametrize("model", MODELS)
+    def test_a_band_holds_the_families_whose_measured_rate_is_in_it(self, model: str) -> None:
+        measured = json.loads(demo.ENGLISH.read_text("utf-8"))["models"][model]
+        assert {entry["name"] for entry in measured["families"]} == set(english.RULES)
+        for entry in measured["families"]:
+            share = entry["right"] / entry["queries"]
+            expected = "read" if share >= demo.READ else "hard" if share < demo.HARD else None
+            assert entry["band"] == expected, entry["name"]
+
+    @pytest.mark.parametrize("model", MODELS)
+    @pytest.mark.parametrize("seed", range(5))
+    def test_tasks_are_of_the_half_that_was_not_measured(self, model: str, seed: int) -> None:
+        sample = demo.draw(seed, 12, model)
+        assert [family.band for family, _ in sample] == ["read"] * 6 + ["hard"] * 6
+        assert len({family.name for family, _ in sample}) == 12, "families take turns"
+        assert sample == demo.draw(seed, 12, model)
+        assert [task.id for _, task in sample] != [task.id for _, task in demo.draw(seed + 100, 12, model)]
+        for family, task in sample:
+            measured, _ = english.halves(family.name.removeprefix("english/"))
+            pairs = {(task.query, task.answer), *((d.input, d.output) for d in task.demonstrations)}
+            assert pairs.isdisjoint(measured)
+            assert len(task.demonstrations) == demo.DEMONSTRATIONS
+
+    def test_at_least_one_model_was_measured(self) -> None:
+        assert demo.is_english("smollm2-135m")
+        assert not demo.is_english(None)
+        assert not demo.is_english("some/model")
+
+    @pytest.mark.parametrize("queries", [1, 3])
+    def test_queries_of_a_task_share_its_demonstrations(self, queries: int) -> None:
+        tasks = demo.english_tasks("antonym", english.pairs_of("antonym"), 2, 0, queries)
+        assert len(tasks) == 2 * queries
+        assert len({task.demonstrations for task in tasks}) == 2
+        assert len({task.id for task in tasks}) == len(tasks)
