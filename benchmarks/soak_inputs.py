@@ -54,10 +54,9 @@ class InputsPart:
 
     name, goal, unit = "inputs", 10_000_000, "inputs"
 
-    def __init__(self, state: Path, forks: bool = True) -> None:
+    def __init__(self, state: Path) -> None:
         logging.disable(logging.CRITICAL)  # warnings of misspelled fields
         warnings.simplefilter("ignore")  # of libraries about odd values
-        self._forks = forks
         valid = state.resolve() / "valid"
         if not (valid / "complete").exists():
             script = Path(__file__).with_name("soak_files.py")
@@ -71,11 +70,17 @@ class InputsPart:
 
     def run(self, seed: int) -> Case:
         """Reads a block of damaged inputs."""
-        if seed % BINARY_EVERY < BINARY_EVERY - 1:
-            return self._read_block(seed, self.text, TEXT_BLOCK, MAX_SECONDS)
-        if self._forks:
-            return self._in_fork(seed)
-        return self._read_binary(seed)
+        return self.read_text(seed) if seed % BINARY_EVERY < BINARY_EVERY - 1 else self._in_fork(seed)
+
+    def read_text(self, seed: int) -> Case:
+        """Reads a block of texts."""
+        return self._read_block(seed, self.text, TEXT_BLOCK, MAX_SECONDS)
+
+    def read_binary(self, seed: int) -> Case:
+        """Reads a block of binary files and templates, in this process."""
+        case = self._read_block(seed, self.binary, BINARY_BLOCK, MAX_BINARY_SECONDS)
+        case.counts["binary inputs"] = BINARY_BLOCK
+        return case
 
     def _read_block(self, seed: int, readers: dict[str, Reader], size: int, limit: float) -> Case:
         rng = random.Random(seed)
@@ -107,11 +112,6 @@ class InputsPart:
         (self._failures / f"{seed}-{number}-{name}").write_bytes(data)
         case.failures.append(f"{name}, input {number}: {what}")
 
-    def _read_binary(self, seed: int) -> Case:
-        case = self._read_block(seed, self.binary, BINARY_BLOCK, MAX_BINARY_SECONDS)
-        case.counts["binary inputs"] = BINARY_BLOCK
-        return case
-
     def _in_fork(self, seed: int) -> Case:
         """Reads a block in a forked process, whose end by a signal is a failure."""
         reading, writing = os.pipe()
@@ -119,7 +119,7 @@ class InputsPart:
         if pid == 0:
             try:
                 limit_memory()
-                case = self._read_binary(seed)
+                case = self.read_binary(seed)
                 os.write(writing, json.dumps([case.counts, case.failures])[:60000].encode())
                 os._exit(0)
             finally:
@@ -142,20 +142,28 @@ def limit_memory() -> None:
 
 
 def measure_coverage(state: Path, blocks: int) -> dict[str, Any]:
-    """Branch coverage of the readers over blocks of inputs, by file. Needs coverage.py."""
+    """Branch coverage of the readers over so many blocks of texts and of binary files. Needs coverage.py.
+
+    Counted are the functions that reading enters: the files of the readers write as well.
+    """
     try:
         import coverage
     except ImportError:
         raise SystemExit("--coverage needs coverage.py: pip install coverage") from None
+    part = InputsPart(state)
     measured = coverage.Coverage(branch=True, data_file=None, include=[f"*/{name}.py" for name in READERS])
-    part = InputsPart(state, forks=False)
     measured.start()
-    inputs = sum(part.run(seed).counts["inputs"] for seed in range(blocks))
+    cases = [read(seed) for seed in range(blocks) for read in (part.read_text, part.read_binary)]
     measured.stop()
+    report = state / "coverage report.json"
+    measured.json_report(outfile=str(report))
     files: dict[str, dict[str, int]] = {}
-    for file in sorted(measured.get_data().measured_files()):
-        numbers = measured._analyze(file).numbers
-        name = str(Path(file).resolve().relative_to(Path(__file__).resolve().parents[1]))
-        files[name] = {"branches": numbers.n_branches, "taken": numbers.n_executed_branches}
-    branches, taken = (sum(file[name] for file in files.values()) for name in ("branches", "taken"))
-    return {"inputs": inputs, "branches": branches, "taken": taken, "share": round(taken / branches, 3), "files": files}
+    for name, file in json.loads(report.read_text("utf-8"))["files"].items():
+        entered = [f["summary"] for f in file["functions"].values() if f["executed_lines"]]
+        branches, taken = (sum(f[key] for f in entered) for key in ("num_branches", "covered_branches"))
+        if entered:
+            files[name] = {"functions": len(entered), "branches": branches, "taken": taken}
+    branches, taken = (sum(file[key] for file in files.values()) for key in ("branches", "taken"))
+    share = round(taken / branches, 3) if branches else None
+    inputs = sum(case.counts["inputs"] for case in cases)
+    return {"inputs": inputs, "branches": branches, "taken": taken, "share": share, "files": files}
