@@ -37,14 +37,19 @@ TASKS: dict[str, list[Any]] = {
         {"id": "a", "kind": "list", "demonstrations": [PAIR, PAIR], "query": [3, 4], "answer": [4, 3]},
         {"demonstrations": [{"input": "ab", "output": "ba"}], "queries": [{"input": "xy", "output": "yx"}]},
         {"id": "g", "family": "f", "demonstrations": [{"input": "a b", "output": "(A)"}], "query": "c", "answer": "B"},
+        {"id": "r", "kind": "grid1d", "demonstrations": [{"input": [[1, 2]], "output": [[2, 1]]}], "query": [[3, 4]]},
+        {"queries": [{"input": "x", "output": "y"}], "demonstrations": [], "answer": "y", "instruction": "Reverse."},
     ],
     "messages": [
         {"messages": CHAT, "answer": "dc"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": None},
+                      {"role": "user", "content": "c", "function_call": ""}]},
         {"id": "m", "messages": [{"role": "system", "name": "example_user", "content": "a"},
                                  {"role": "system", "name": "example_assistant", "content": "b"},
                                  {"role": "user", "content": "c"}]},
     ],
-    "arc": [{"train": [GRID, GRID], "test": [GRID]}, {"t1": {"train": [GRID], "test": [GRID]}}],
+    "arc": [{"train": [GRID, GRID], "test": [GRID]}, {"t1": {"train": [GRID], "test": [GRID]}},
+            {"train": [GRID], "test": [GRID], "answer": GRID["output"], "id": "x"}],
     "bbh": [{"canary": "none", "examples": [{"input": f"q{n}", "target": "yes"} for n in range(4)]}],
 }  # fmt: skip
 RECIPE = {"rank": 4, "alpha": 4.0, "dropout": 0.1, "target_modules": ["all-linear"], "learning_rate": 0.001,
@@ -81,6 +86,11 @@ def write_files(folder: Path) -> None:
     common = [str(folder / "tasks.jsonl"), "--model", str(folder / "model")]
     _command("collect", *common, "--store", str(folder / "store"), "--strategies", "in_context,ttt_direct")
     _command("solve", *common, "--out", str(folder / "answers.jsonl"), "--strategy", "ttt_direct")
+    unreadable = folder / "unreadable.jsonl"  # a line that is refused
+    unreadable.write_text(
+        (folder / "tasks.jsonl").read_text() + json.dumps({"id": "b", "demonstrations": 1, "query": 2})
+    )
+    _command("solve", str(unreadable), *common[1:], "--out", str(folder / "refused.jsonl"), "--trace", status=1)
     _command("solve", *common, "--out", str(folder / "log.jsonl"), "--trace", "--strategy", "ttt_in_context")
     outcomes = OutcomeStore(folder / "store").read()
     (folder / "journal.jsonl").write_bytes(b"".join(journal_line(asdict(outcome)) for outcome in outcomes))
@@ -91,12 +101,12 @@ def write_files(folder: Path) -> None:
     (folder / "complete").touch()
 
 
-def _command(*arguments: str) -> None:
+def _command(*arguments: str, status: int = 0) -> None:
     sys.argv = ["autottt", *arguments]
     try:
         autottt_main()
     except SystemExit as end:
-        if end.code:
+        if end.code not in (None, status):
             raise RuntimeError(f"autottt {' '.join(arguments)} ended with {end.code}") from None
 
 

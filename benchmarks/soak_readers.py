@@ -69,6 +69,8 @@ class TextReaders:
         self._settings = settings()
         lines = {name: [json.dumps(task).encode() for task in tasks] for name, tasks in TASKS.items()}
         journal, log = (valid / "journal.jsonl").read_bytes(), (valid / "log.jsonl").read_bytes()
+        refused = (valid / "refused.jsonl").read_bytes()
+        torn = refused[: len(refused) // 2]
         rows = [json.dumps(_without_checksum(line)).encode() for line in journal.splitlines()]
         self.readers = {
             "jsonl": Reader(40, lines["jsonl"], _read_line),
@@ -80,10 +82,10 @@ class TextReaders:
             "arc": Reader(2.5, lines["arc"], self._read_tasks),
             "bbh": Reader(2.5, lines["bbh"], self._read_tasks),
             "task file": Reader(1, [b"\n".join(lines["jsonl"] + lines["messages"])], self._read_tasks),
-            "answers": Reader(3, [(valid / "answers.jsonl").read_bytes()], self._read_answers),
+            "answers": Reader(3, [(valid / "answers.jsonl").read_bytes(), refused, torn], self._read_answers),
             "journal": Reader(0.5, [journal], self._read_journal),
             "journal row": Reader(2, rows, self._read_journal),
-            "log": Reader(0.5, [log], self._read_log),
+            "log": Reader(0.5, [log, refused, torn], self._read_log),
             "card": Reader(0.1, [(valid / "bundle" / CARD).read_bytes()], self._read_card),
         }
 
