@@ -44,12 +44,19 @@ ANSWER = (
     "answer_entropy_max", "answer_entropy_mean", "answer_margin_min", "answer_readable", "answer_ended",
     "answer_beyond", "answer_is_query", "answer_is_shown",
 )  # fmt: skip
+MODEL = (
+    "model_parameters", "model_vocabulary", "format_margin", "answer_tokens", "answer_mean_normalised",
+    "answer_entropy_normalised", "reading_mean_normalised", "reading_rank",
+)  # fmt: skip
+"""What is comparable between models: sizes as decimal logarithms, likelihoods and entropies per token as shares of
+those of a uniform distribution over the vocabulary, ranks as natural logarithms of 1 + the number of likelier tokens."""
 READING = ("reading_hits", "reading_hits_late", "reading_hit_last", "reading_mean", "reading_last", "reading_slope")
-STAGE_0: tuple[str, ...] = SHAPE + ANSWER + READING
+STAGE_0: tuple[str, ...] = SHAPE + ANSWER + READING + MODEL
 """Names of the free features, in order."""
 STAGE_1: tuple[str, ...] = (
     "loo_possible", "loo_hits", "loo_mean", "loo_min", "shots_gain",
     "orders_hits", "orders_mean", "orders_min", "turns_hits", "turns_mean", "turns_min",
+    "loo_mean_normalised", "loo_rank",
 )  # fmt: skip
 """Names of the features that the probe adds, in order."""
 NAMES: Mapping[int, tuple[str, ...]] = {0: STAGE_0, 1: STAGE_0 + STAGE_1}
@@ -79,10 +86,48 @@ class Features:
 # --- stage 0: free ---------------------------------------------------------------------------------------------------
 
 
-def free_features(task: Task, answer: Answer, reading: PromptScores) -> dict[str, float]:
-    """`STAGE_0`: the shape of the task, the likelihood of the in-context answer, and how well the prompt was
-    predicted."""
-    return {**_shape(task), **_answer(task, answer), **_reading(reading.answers)}
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the features take from the model itself."""
+
+    parameters: int
+    vocabulary: int
+    """Number of tokens that logits are computed for."""
+    format_margin: float = 0.0
+    """See `FormatChoice.margin`."""
+
+    @classmethod
+    def of(cls, learner: Learner, format_margin: float) -> ModelFacts:
+        """The facts of a learner's model."""
+        return cls(learner.loaded.parameter_count, learner.loaded.vocabulary_size, format_margin)
+
+
+def free_features(task: Task, answer: Answer, reading: PromptScores, model: ModelFacts) -> dict[str, float]:
+    """`STAGE_0`: the shape of the task, the likelihood of the in-context answer, how well the prompt was predicted, and
+    what is comparable between models."""
+    values = {**_shape(task), **_answer(task, answer), **_reading(reading.answers)}
+    return values | _comparable(values, answer, reading.answers, model)
+
+
+def _comparable(
+    values: Mapping[str, float], answer: Answer, reading: Sequence[TokenScores], model: ModelFacts
+) -> dict[str, float]:
+    uniform = math.log(max(2, model.vocabulary))
+    return {
+        "model_parameters": math.log10(max(1, model.parameters)),
+        "model_vocabulary": math.log10(max(1, model.vocabulary)),
+        "format_margin": max(LOG_PROB_FLOOR, min(model.format_margin, -LOG_PROB_FLOOR)),
+        "answer_tokens": math.log1p(len(answer.scores.log_probs)),
+        "answer_mean_normalised": values["answer_mean"] / uniform,
+        "answer_entropy_normalised": values["answer_entropy_mean"] / uniform,
+        "reading_mean_normalised": values["reading_mean"] / uniform,
+        "reading_rank": _mean_rank(reading[1:]),
+    }
+
+
+def _mean_rank(scores: Sequence[TokenScores]) -> float:
+    """Mean of the logarithms of 1 + rank over the tokens of all answers; 0 where there are none."""
+    return _mean([math.log1p(rank) for answer in scores for rank in answer.ranks])
 
 
 def _shape(task: Task) -> dict[str, float]:
@@ -142,20 +187,22 @@ def _reading(answers: Sequence[TokenScores]) -> dict[str, float]:
 # --- stage 1: one scoring pass ---------------------------------------------------------------------------------------
 
 
-def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> dict[str, float]:
+def probe_features(learner: Learner, task: Task, answer: Answer, seed: int, model: ModelFacts) -> dict[str, float]:
     """`STAGE_1`: leave-one-out accuracy on the demonstrations, and stability of the answer under other views.
 
     - `loo_*`: each demonstration answered from the others: hits, likelihood per token (mean and worst).
     - `shots_gain`: that likelihood minus the likelihood without any demonstration.
     - `orders_*`: the in-context answer scored again under permuted demonstrations; hits are the share of permutations
       whose greedy answer it is.
+    - `loo_mean_normalised`, `loo_rank`: the likelihood and the rank of the held-out answers' tokens, as in `MODEL`.
     - `turns_*`: the same under invertible transformations; for a kind without transformations, equal to `orders_*`.
 
     With fewer than two demonstrations none can be left out: `loo_possible` is 0, hits and gain are 0, likelihoods are
     `NEUTRAL`. The same holds for `orders_*` and `turns_*` of an answer that cannot be parsed.
     """
     if len(task.demonstrations) < 2:
-        return {name: NEUTRAL if name.endswith(("_mean", "_min")) else 0.0 for name in STAGE_1}
+        neutral = {name: NEUTRAL if name.endswith(("_mean", "_min")) else 0.0 for name in STAGE_1}
+        return neutral | {"loo_mean_normalised": NEUTRAL / math.log(max(2, model.vocabulary))}
     rng = random.Random(f"probe-{seed}")
     held_out, alone = leave_one_out(task), single_pairs(task)
     orders, turns = _views(learner, task, answer.value, rng) if answer.value is not None else ([], [])
@@ -166,7 +213,11 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int) -> d
     by_turn = _agreement("turns", list(scores)) if turns else _renamed(by_order, "orders", "turns")
     loo = _agreement("loo", from_others)
     gain = loo["loo_mean"] - fmean(map(_per_token, from_nothing))
-    return {"loo_possible": 1.0, **loo, "shots_gain": gain, **by_order, **by_turn}
+    comparable = {
+        "loo_mean_normalised": loo["loo_mean"] / math.log(max(2, model.vocabulary)),
+        "loo_rank": _mean_rank(from_others),
+    }
+    return {"loo_possible": 1.0, **loo, "shots_gain": gain, **by_order, **by_turn, **comparable}
 
 
 def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:

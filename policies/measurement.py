@@ -13,7 +13,7 @@ from ..ttt_core.engine.cost import Cost
 from ..ttt_core.engine.format_choice import FormatChoice
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
-from .features import Features, free_features, probe_features
+from .features import Features, ModelFacts, free_features, probe_features
 from .outcomes import BASE
 
 
@@ -42,11 +42,12 @@ def measure_task(learner: Learner, task: Task, seed: int, wants_probe: Callable[
     scores = learner.answerer.read(task)
     answer = learner.answerer.answers([task])[0][0]
     cost = meter.read() - choice.cost
-    features = Features(0, free_features(task, answer, scores))
+    model = ModelFacts.of(learner, choice.margin)
+    features = Features(0, free_features(task, answer, scores, model))
     probe_cost = Cost()
     if wants_probe(features, cost):
         probe = learner.guarded.meter()
-        features = Features(1, {**features.values, **probe_features(learner, task, answer, seed)})
+        features = Features(1, {**features.values, **probe_features(learner, task, answer, seed, model)})
         probe_cost = probe.read()
     tokens = len(learner.window.encode(task).ids) + len(answer.scores.log_probs)
     return Measurement(replace(from_answer(BASE, answer), cost=cost), features, tokens, probe_cost, choice)

@@ -22,7 +22,7 @@ from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.tasks.answers import same_answer
 from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
-from .features import FEATURES_VERSION, STAGE_0, STAGE_1
+from .features import FEATURES_VERSION, REQUIRED, STAGE_0, STAGE_1
 from .outcomes import BASE, Outcome, finite, outcome_from
 from .trained_policy import TrainedPolicy
 from .versions import LOG_VERSION
@@ -100,7 +100,7 @@ def _problem(row: Row) -> str:
         bool(decision["shadow_had_features"])
         if not all(isinstance(name, str) for name in names):
             return "decision: expected names of strategies"
-        if lacking := sorted(set(STAGE_0) - set(row["features"])):
+        if lacking := sorted(set(REQUIRED) & set(STAGE_0) - set(row["features"])):
             return f"features: expected {lacking[0]} as well"
     except ValueError as error:
         return str(error)
@@ -287,6 +287,8 @@ def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPoli
         },
     }
     finite_rows = [row for row in rows if _finite(row)]
+    if policy is not None:  # older logs lack features that a newer policy reads
+        finite_rows = [row for row in finite_rows if set(policy.feature_names[0]) <= set(row["features"])]
     if policy is not None and finite_rows:
         drifts = drift(policy, finite_rows)
         free = np.array([[row["features"][name] for name in policy.feature_names[0]] for row in finite_rows])

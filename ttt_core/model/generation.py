@@ -44,6 +44,8 @@ class TokenScores:
     """Log-probability of the most likely token minus that of the second."""
     hits: tuple[bool, ...]
     """Whether greedy decoding takes this token."""
+    ranks: tuple[int, ...] = ()
+    """How many tokens of the vocabulary are likelier; empty for decoded tokens."""
 
     @property
     def all_hit(self) -> bool:
@@ -62,11 +64,13 @@ def token_scores(logits: Tensor, ids: Tensor) -> TokenScores:
     token_log_probs = log_probs.gather(-1, ids[:, None])[:, 0]
     entropies = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
     top = log_probs.topk(2, dim=-1)
+    ranks = (logits > logits.gather(-1, ids[:, None])).sum(-1)
     return TokenScores(
         tuple(token_log_probs.tolist()),
         tuple(entropies.tolist()),
         tuple((top.values[:, 0] - top.values[:, 1]).tolist()),
         tuple((logits.argmax(-1) == ids).tolist()),
+        tuple(ranks.tolist()),
     )
 
 
@@ -277,7 +281,7 @@ class _BatchDecoder:
     def __post_init__(self) -> None:
         prefix, rows, covered = self.prefix, self.rows, self.prefix_covers_row
         cache = lazy.kv_cache.new_cache(self.loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
-        logits = len(rows) * self.adapters * max(map(len, self.drafts)) * self._vocabulary
+        logits = len(rows) * self.adapters * max(map(len, self.drafts)) * self.loaded.vocabulary_size
         if any(layer.is_sliding for layer in cache.layers) or logits > MAX_DRAFT_LOGITS:
             self.drafts = [()] * len(rows)  # a sliding layer cannot be cropped
         if prefix is not None and prefix.remainder and not covered:
@@ -301,11 +305,6 @@ class _BatchDecoder:
         """Answers of the batch's rows."""
         pairs = zip(self.drafts, self.max_new_tokens, strict=True)
         self._drafts: list[Sequence[int]] = [draft[:limit] for draft, limit in pairs] * self.adapters
-
-    @property
-    def _vocabulary(self) -> int:
-        size: int = self.loaded.model.config.get_text_config().vocab_size
-        return size
 
     def run(self) -> list[Generated]:
         """Decodes until every answer is complete, or `should_stop` is true."""

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,16 @@ class LoadedModel:
         if len(text) <= MAX_CACHED_TEXT_LENGTH:
             self._token_cache.put(text, array("i", ids))
         return ids
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Number of weights of the model."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the model computes logits for."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def context_length(self) -> int:
