@@ -49,7 +49,8 @@ MODEL = (
     "answer_entropy_normalised", "reading_mean_normalised", "reading_rank",
 )  # fmt: skip
 """What is comparable between models: sizes as decimal logarithms, likelihoods and entropies per token as shares of
-those of a uniform distribution over the vocabulary, ranks as natural logarithms of 1 + the number of likelier tokens."""
+those of a uniform distribution over the vocabulary, ranks as natural logarithms of 1 + the number of likelier tokens.
+"""
 READING = ("reading_hits", "reading_hits_late", "reading_hit_last", "reading_mean", "reading_last", "reading_slope")
 STAGE_0: tuple[str, ...] = SHAPE + ANSWER + READING + MODEL
 """Names of the free features, in order."""
