@@ -56,7 +56,9 @@ class Echo:
     """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
 
     base_hash = "base"
-    loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=2)}, prompt_format="compact")
+    loaded = SimpleNamespace(
+        recipes={"fake": Recipe(max_steps=2)}, prompt_format="compact", parameter_count=100, vocabulary_size=10
+    )
     formats = SimpleNamespace(formatted=lambda task: task, choose=lambda task: FormatChoice("compact"))
 
     def __init__(self) -> None:

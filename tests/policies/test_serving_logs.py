@@ -209,7 +209,7 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
     for outcome in outcomes:
         assert outcome.base_hash == learner.base_hash
         assert outcome.task_id.endswith(f"#{outcome.digest}")
-        assert bool(outcome.recipe) == (outcome.strategy != "in_context")
+        assert bool(outcome.recipe) == (strategies()[outcome.strategy].default_recipe is not None)
         assert outcome.family == f"f{outcome.task_id[1]}"
         assert outcome.token_equivalents == outcome.forward_tokens + 2 * outcome.backward_tokens
         assert bool(outcome.answer) == (outcome.status == "answered")
