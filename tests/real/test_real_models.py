@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from autottt.strategies.training import BIG_BENCH_RECIPE
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
@@ -28,13 +27,14 @@ from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.catalogue import CATALOGUE, resolve
 from autottt.ttt_core.model.gguf_files import GgufFile, converted_folder
 from autottt.ttt_core.model.loading import load_model
-from autottt.ttt_core.recipes import recipes_for_size
+from autottt.ttt_core.recipes import Recipe, recipes_for_size
 from autottt.ttt_core.sources.english import draw_from, pairs_of
 from autottt.ttt_core.tasks.augmentation import leave_one_out
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
 
 NAMES = os.environ["AUTOTTT_REAL_MODELS"].split()
+PUBLISHED = get_strategy("ttt_in_context").default_recipe or Recipe()
 TOLERANCE = 1e-3
 """Of log-probabilities, in nats: batches and single rows differ by rounding."""
 pytestmark = [
@@ -203,7 +203,7 @@ def test_training_helps_and_leaves_the_model_unchanged(
 
 
 def test_peft_reproduces_an_exported_adapter(learner: Learner, tasks: list[Task], tmp_path: Path) -> None:
-    recipe = replace(BIG_BENCH_RECIPE, dropout=0.0, max_steps=2, batch_size=2, learning_rate=1e-3)
+    recipe = replace(PUBLISHED, dropout=0.0, max_steps=2, batch_size=2, learning_rate=1e-3)
     trained = learner.adapt(leave_one_out(tasks[0]), recipe)
     learner.export(trained, tmp_path)
     ids = learner.window.encode(tasks[0], tasks[0].answer).ids
@@ -221,7 +221,7 @@ def test_peft_reproduces_an_exported_adapter(learner: Learner, tasks: list[Task]
 def test_the_first_step_has_the_loss_of_peft(learner: Learner, tasks: list[Task]) -> None:
     """A new adapter changes nothing, so both losses are those of the base model on the answers."""
     (example, *_) = leave_one_out(tasks[1])
-    recipe = replace(BIG_BENCH_RECIPE, dropout=0.0, max_steps=1, batch_size=1, loss="last")
+    recipe = replace(PUBLISHED, dropout=0.0, max_steps=1, batch_size=1, loss="last")
     training = learner.adapt([example], recipe).training
     prompt = learner.window.encode(example, example.answer)
     begin, end = prompt.answers[-1]
