@@ -226,6 +226,9 @@ class SolvePart:
         logging.getLogger("autottt").setLevel(logging.CRITICAL)
         self._solvers: dict[str, Solver] = {}
         self._folder = state.resolve() / "adapters"
+        for name in (*CLASSES, "bundled"):  # at once, so that memory does not grow later
+            self._solvers[name] = Solver(name, self._folder)
+            self._solvers[name].reference(0, "in_context")
 
     def run(self, seed: int) -> Case:
         """One solve with a fault, everything that must hold afterwards, and a solve without fault."""
