@@ -28,7 +28,7 @@ from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .results import Result, refused, result_of
-from .state import Context, State, task_to_plain
+from .state import Context, State, task_from_plain, task_to_plain
 
 if TYPE_CHECKING:
     from langgraph.types import StreamMode
@@ -242,8 +242,10 @@ class Controller:
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
                     refusals[index] = decided
-                elif isinstance(strategy := get_strategy(decided), PlansAdapter):
-                    chosen.append((strategy, run.task))
+                    continue
+                name, formatted = decided
+                if isinstance(strategy := get_strategy(name), PlansAdapter):
+                    chosen.append((strategy, formatted))
             try:
                 self._prefetch(chosen, context, seed)
                 for index, run in enumerate(runs):
@@ -429,10 +431,11 @@ class _PausedRun:
         self._seed = seed
         self._config: Any = {"configurable": {"thread_id": thread}}
 
-    def to_the_decision(self) -> str:
-        """Measures and decides; returns the name of the strategy."""
+    def to_the_decision(self) -> tuple[str, Task]:
+        """Measures and decides; returns the name of the strategy, and the task with its prompt format."""
         start = _input_of(self._context.learner, self.task, self._seed)
-        return str(self._advance(start, list(strategies()))["decision"]["strategy"])
+        state = self._advance(start, list(strategies()))
+        return state["decision"]["strategy"], task_from_plain(state["task"])
 
     def to_the_end(self) -> Result:
         """Runs the strategy and everything after it."""

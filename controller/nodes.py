@@ -110,7 +110,8 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
 
     with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
-    return Measured(query, measurement, context.learner.loaded.prompt_format)
+    formatted = replace(query, task=context.learner.formats.formatted(query.task))
+    return Measured(formatted, measurement, context.learner.loaded.prompt_format)
 
 
 @node("decide", Progress.of)

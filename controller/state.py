@@ -203,7 +203,7 @@ def _(result: Measured) -> State:
     measurement = result.measurement
     choice = measurement.format_choice
     return {
-        "task": task_to_plain(replace(result.query.task, prompt_format=choice.name)),
+        "task": task_to_plain(result.query.task),
         "seed": result.query.seed,
         "features": asdict(measurement.features),
         "in_context": asdict(measurement.in_context),

@@ -37,7 +37,7 @@ def measure_task(learner: Learner, task: Task, seed: int, wants_probe: Callable[
     """
     meter = learner.guarded.meter()
     choice = learner.formats.choose(task)
-    task = replace(task, prompt_format=choice.name)
+    task = learner.formats.formatted(task)
     learner.answerer.clear_scores()  # the cost is a label to learn from, so it must not depend on earlier queries
     scores = learner.answerer.read(task)
     answer = learner.answerer.answers([task])[0][0]

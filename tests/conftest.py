@@ -84,7 +84,10 @@ def make_learner(one_thread: None) -> MakeLearner:
     def make(
         architecture: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **tokenizer: bool
     ) -> Learner:
-        return Learner.wrap(tiny_model(architecture, seed, dtype), tiny_tokenizer(**tokenizer))
+        prompt_format = "chat" if tokenizer.get("chat") else "standard"
+        return Learner.wrap(
+            tiny_model(architecture, seed, dtype), tiny_tokenizer(**tokenizer), prompt_format=prompt_format
+        )
 
     return make
 

@@ -54,7 +54,7 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     real = ContextWindow.max_new_tokens
     monkeypatch.setattr(ContextWindow, "max_new_tokens", lambda self, task: min(8, real(self, task)))
     recipes = dict.fromkeys(NAMES, QUICK)
-    return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes=recipes))
+    return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard", recipes=recipes))
 
 
 def timeless(attempt: Attempt) -> Attempt:

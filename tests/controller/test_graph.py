@@ -341,7 +341,8 @@ def test_cancelling_waits_for_one_step_at_most(learner, monkeypatch):
             taken.append(step)
             if step == 3:
                 cancel.set()
-            on_step(step, loss)
+            if on_step is not None:
+                on_step(step, loss)
 
         return real(*args, on_step=counted, **rest)
 

@@ -590,7 +590,7 @@ def test_every_command_has_help_with_an_example(command):
         (["solve", "tasks.jsonl", "--device", "abacus"], "expected one of cpu"),
         (["solve", "tasks.jsonl", "--device", "cpu:one"], "expected one of cpu"),
         (["solve", "tasks.jsonl", "--dtype", "fp99"], "expected one of bf16, fp32"),
-        (["solve", "tasks.jsonl", "--prompt-format", "xml"], "expected one of chat, standard, compact"),
+        (["solve", "tasks.jsonl", "--prompt-format", "xml"], "expected one of auto, chat, standard, compact"),
         (["solve", "tasks.jsonl", "--plugin", "none.py"], "no such file"),
         (["solve", "tasks.jsonl", "--plugin", "no.such.module"], "no such module"),
         (["solve", "tasks.jsonl", "--memory", "-1"], "at least 0"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.results import Result
 from autottt.policies.policy import FixedPolicy
@@ -187,3 +189,21 @@ def test_adapters_of_different_formats_are_different_adapters(monkeypatch: pytes
     assert first.cost.backward_tokens > 0
     assert second.cost.backward_tokens > 0
     assert again.cost.backward_tokens == 0
+
+
+def test_adapters_of_a_queue_are_prefetched_in_the_chosen_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "compact")
+    learner = learner_of()
+    counts: list[int] = []
+    adapt_many = learner.trainer.adapt_many
+
+    def noted(examples: Any, *rest: Any, **more: Any) -> Any:
+        counts.append(len(examples))
+        return adapt_many(examples, *rest, **more)
+
+    monkeypatch.setattr(learner.trainer, "adapt_many", noted)
+    tasks = [make_task([*PAIRS, ([n, 8], [8, n])], [1, n], answer=[n, 1], id=str(n)) for n in range(2)]
+    results = Controller(learner, FixedPolicy("ttt_in_context"), budget=Budget()).solve_many(tasks)
+    assert [result.format_choice["name"] for result in results] == ["compact", "compact"]
+    assert [result.adapted for result in results] == [True, True]
+    assert counts == [2], "both adapters are trained in one batch, and none again"
