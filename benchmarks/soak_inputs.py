@@ -32,7 +32,7 @@ from autottt.ttt_core.errors import AutotttError
 
 TEXT_BLOCK, BINARY_BLOCK = 500, 25
 BINARY_EVERY = 10
-"""Every so many blocks one is binary: 1 input in 181."""
+"""One block in this number of blocks is binary: 1 input in 181."""
 MAX_SECONDS = 1.0
 """Processor time that a reader of text may take for an input."""
 MAX_BINARY_SECONDS = 10.0
@@ -142,7 +142,7 @@ def limit_memory() -> None:
 
 
 def measure_coverage(state: Path, blocks: int) -> dict[str, Any]:
-    """Branch coverage of the readers over so many blocks of texts and of binary files. Needs coverage.py.
+    """Branch coverage of the readers over the given numbers of blocks of texts and of binary files. Needs coverage.py.
 
     Counted are the functions that reading enters: the files of the readers write as well.
     """

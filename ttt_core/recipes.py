@@ -131,7 +131,7 @@ _SMALL_RECIPES: Mapping[str, Recipe] = {
 
 
 def recipes_for_size(parameters: int) -> Mapping[str, Recipe]:
-    """Strategy -> its recipe for a model of so many parameters; empty for sizes without recipes of their own.
+    """Strategy -> its recipe for a model with this number of parameters; empty for sizes without recipes of their own.
 
     A few steps at a high rate: measured on SmolLM2-135M, 3 steps of 3 prompts are as accurate as the published 8 steps
     of 5, in a quarter of the time (docs/models.md). The published recipes are for 1 to 8 billion parameters.
@@ -140,7 +140,7 @@ def recipes_for_size(parameters: int) -> Mapping[str, Recipe]:
 
 
 def recipes_for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Recipe]:
-    """The recipes of so many adapters that are trained side by side: one for all, or one for each. Raises `ModelError`
+    """One recipe per adapter, for `count` adapters that are trained in one batch. Raises `ModelError`
     for another number of them, or several forms.
     """
     recipes = [recipe] * count if isinstance(recipe, Recipe) else list(recipe)

@@ -21,7 +21,7 @@ from autottt.policies.fast_inference import PackedForest
 
 
 def asked(rows: np.ndarray, right: np.ndarray, families: int = 20) -> BinaryTarget:
-    """A question about cases of so many families."""
+    """A question about cases of this number of families."""
     return BinaryTarget(rows, right, np.array([f"f{i % families}" for i in range(len(rows))]))
 
 

@@ -135,7 +135,7 @@ class AdapterTrainer:
         return [[self.window.encode(t, require_answer(t)) for t in some] for some in tasks]
 
     def _refuse_start(self, start: Adapter, recipe: Recipe, count: int) -> None:
-        """Raises `AdaptationError` where so many adapters of a recipe cannot begin as another."""
+        """Raises `AdaptationError` where adapters of a recipe cannot start from the given adapter."""
         self._guarded.refuse_other_base(start)
         if not start.matches(recipe) or count != 1:
             raise AdaptationError(
@@ -163,7 +163,7 @@ class AdapterTrainer:
         return LoraWeights.initial(self._loaded.model, replace(recipe, rank=1), [0]).nbytes * recipe.rank
 
     def _copies(self, adapters: int, recipe: Recipe) -> int:
-        """Of their weights, that training so many adapters side by side holds at most."""
+        """Largest number of copies of their weights that training these adapters in one batch holds."""
         workers = 1 if self._guarded.batches_adapters else min(self._guarded.threads, adapters * recipe.batch_size)
         return COPIES - 1 + shard_count(adapters, recipe.batch_size, workers)
 

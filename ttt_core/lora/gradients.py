@@ -183,7 +183,7 @@ class GradientEngine:
                 self._pool = None
 
     def shards(self, adapters: int) -> int:
-        """Number of shards that a `BatchedAdamW` of so many adapters needs."""
+        """Number of shards that a `BatchedAdamW` needs for this number of adapters."""
         return shard_count(adapters, self._batch, self._workers) if self._on_cpu else 1
 
     def losses(

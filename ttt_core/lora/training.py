@@ -153,7 +153,7 @@ class _AdapterRun:
             self.error = f"the training loss is not finite at step {step + 1}"
 
     def stop_if_done(self, steps: int) -> None:
-        """Sets the stop reason, where there is one after so many steps."""
+        """Sets the stop reason, where there is one after this number of steps."""
         if self.error:
             self.stop_reason = "failed"
         elif len(self.losses) > 1 and max(self.losses[-2:]) < self.recipe.early_stop_loss:

@@ -85,7 +85,7 @@ def _with_room(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor,
 
 
 def _strides(tensor: Tensor, spare: int) -> tuple[int, ...]:
-    """Of a [B, H, T, D] tensor in a block of memory with so many tokens of room for each head."""
+    """Of a [B, H, T, D] tensor in a block of memory with room for this number of tokens per head."""
     _, heads, length, size = tensor.shape
     return heads * (length + spare) * size, (length + spare) * size, size, 1
 
