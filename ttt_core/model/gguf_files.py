@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -178,6 +180,7 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], torch.dtype, int]:
     import gguf
 
     try:
+        _check_array_lengths(path)
         reader = gguf.GGUFReader(path)
         metadata = {
             name: part.contents() for name, part in reader.fields.items() if gguf.GGUFValueType.ARRAY not in part.types
@@ -190,6 +193,45 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], torch.dtype, int]:
         raise ModelError(f"{path}: this GGUF file holds no weights")
     precision = torch.float32 if "F32" in matrices else torch.float16 if matrices == {"F16"} else torch.bfloat16
     return metadata, precision, count * precision.itemsize
+
+
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Type of a value in the metadata -> its size, for the types of fixed size (GGUF specification, versions 2 and 3)."""
+_STRING, _ARRAY = 8, 9
+
+
+def _check_array_lengths(path: Path) -> None:
+    """Raises `ValueError` where a text or an array of the metadata is longer than the file: the library would read
+    elements behind the end of the file one by one. Other damage is left to the library."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        order = "<" if 0 < struct.unpack_from("<I", content, 4)[0] < 1 << 16 else ">"
+
+        def number(code: str, at: int) -> int:
+            value: int = struct.unpack_from(order + code, content, at)[0]
+            return value
+
+        def end_of(kind: int, at: int) -> int:
+            """The place behind a value that begins at a place."""
+            if kind == _STRING:
+                return at + 8 + number("Q", at)
+            if kind != _ARRAY:
+                return at + _SCALAR_BYTES[kind]
+            inner, length, at = number("I", at), number("Q", at + 4), at + 12
+            if inner in _SCALAR_BYTES:
+                return at + _SCALAR_BYTES[inner] * length
+            for _ in range(length):
+                at = checked(end_of(inner, at))
+            return at
+
+        def checked(at: int) -> int:
+            if at > len(content):
+                raise ValueError(f"its metadata ends at byte {at:,} of {len(content):,}")
+            return at
+
+        at = 24
+        for _ in range(number("Q", 16)):
+            at = checked(end_of(_STRING, at))
+            at = checked(end_of(number("I", at), at + 4))
 
 
 def remove_quantization_marks(model: Any) -> None:

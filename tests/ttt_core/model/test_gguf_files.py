@@ -197,6 +197,20 @@ def test_a_torn_file_is_a_model_error(file: Path, cache: Path, share: float) -> 
     assert not [p for p in cache.glob("*") if p.is_dir()], "nothing is left behind"
 
 
+@pytest.mark.parametrize("name", ["tokenizer.ggml.token_type", "tokenizer.ggml.tokens", "tokenizer.ggml.model"])
+@pytest.mark.parametrize("length", [1 << 40, (1 << 64) - 1])
+def test_a_length_beyond_the_end_of_the_file_is_a_model_error(file: Path, cache: Path, name: str, length: int) -> None:
+    content = bytearray(file.read_bytes())
+    at = content.index(name.encode()) + len(name)
+    kind = int.from_bytes(content[at : at + 4], "little")
+    at += 8 if kind == 9 else 4  # behind the type, and the type of an array's elements
+    content[at : at + 8] = length.to_bytes(8, "little")
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match="a damaged GGUF file"):
+        Learner.load(file)
+    assert not list(cache.rglob("model.safetensors"))
+
+
 def test_a_file_of_another_format_is_a_model_error(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGML and more")
     with pytest.raises(ModelError, match="not a GGUF file"):
