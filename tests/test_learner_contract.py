@@ -538,6 +538,7 @@ def test_everything_is_restored_after_an_error(
         raise error
 
     do = work(learner, task, adapter)[action]
+    learner.clear()
     with unchanged(model):
         with monkeypatch.context() as patch:
             hits = fault.set(patch, model, fail)

@@ -20,6 +20,7 @@ from .engine.format_choice import FormatChooser
 from .engine.guarded_model import GuardedModel
 from .engine.prefetch import AnswerPrefetch
 from .lora.adapter import Adapter
+from .lora.gradients import forget_measurements
 from .lora.training import OnStep
 from .model.context_window import ContextWindow
 from .model.fingerprint import RevertProof
@@ -208,8 +209,9 @@ class Learner:
         return Adapter.from_peft(Path(folder), self.loaded.model, self.base_hash)
 
     def clear(self) -> None:
-        """Drops every adapter, key-value cache and score in memory. Adapters in a folder stay there."""
+        """Drops every adapter, key-value cache, score and measurement in memory. Adapters in a folder stay there."""
         with self.guarded.lock.compute:
+            forget_measurements(self.loaded.model)
             self.answerer.clear()
             self.formats.clear()
             self.adapters.clear()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -36,8 +37,15 @@ from .dropout import Dropout
 from .optimizer import BatchedAdamW
 
 _log = logging.getLogger("autottt")
+_MEASURED: WeakKeyDictionary[torch.nn.Module, dict[object, tuple[int, float]]] = WeakKeyDictionary()
+"""Of each model, by recipe: the longest row whose pass was measured, in tokens, and the bytes kept of each token."""
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
+
+
+def forget_measurements(model: torch.nn.Module) -> None:
+    """The next training of the model measures its memory again."""
+    _MEASURED.pop(model, None)
 
 
 def loss_positions(example: Encoded, loss: Loss) -> list[int]:
@@ -213,12 +221,32 @@ class GradientEngine:
 
     def measure_memory(self, optimizer: BatchedAdamW, row: Encoded) -> None:
         """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
-        model's own memory, and the adapters', are not counted.
+        model's own memory, and the adapters', are not counted. A model's measurements are kept, and hold for rows that
+        are no longer.
 
         What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
         copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
         on with the model itself. Raises `AdaptationError` when no layer is left.
         """
+        key = self._measurement_key(optimizer)
+        longest, token_bytes = _MEASURED.get(self._loaded.model, {}).get(key, (0, 0.0))
+        self.token_bytes = token_bytes if len(row.ids) <= longest else self._measured_bytes(optimizer, row)
+        taken = optimizer.values.nbytes  # of what a pass takes gradients of, with those
+        if self._memory is None:  # the moments come with the first step
+            taken += 2 * optimizer.values.nbytes
+            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
+        else:
+            self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
+
+    def _measurement_key(self, optimizer: BatchedAdamW) -> object:
+        """What the bytes of a token depend on: the model's state, and the layers, rank, dropout and loss."""
+        recipe, model = self._recipe, self._loaded.model
+        attention = getattr(model.config, "_attn_implementation", "")
+        layers = tuple(optimizer.weights().pairs)
+        return model.dtype, model.device, attention, layers, recipe.rank, recipe.dropout > 0, recipe.loss
+
+    def _measured_bytes(self, optimizer: BatchedAdamW, row: Encoded) -> float:
+        """Bytes of a token, measured by a pass; drops layers that have no part in it."""
         loaded = self._models.get()
         self._models.put(loaded)
         kept, unused = self._activation_bytes(loaded, optimizer, row)
@@ -230,13 +258,10 @@ class GradientEngine:
                 self._use_one_thread()
         if unused:
             self._drop_layers(optimizer, unused)
-        self.token_bytes = kept / len(row.ids)
-        taken = optimizer.values.nbytes  # of what a pass takes gradients of, with those
-        if self._memory is None:  # the moments come with the first step
-            taken += 2 * optimizer.values.nbytes
-            self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
         else:
-            self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
+            measured = _MEASURED.setdefault(self._loaded.model, {})
+            measured[self._measurement_key(optimizer)] = len(row.ids), kept / len(row.ids)
+        return kept / len(row.ids)
 
     def estimate_seconds(
         self,
