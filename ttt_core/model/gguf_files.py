@@ -28,6 +28,7 @@ from platformdirs import user_cache_path
 from tokenizers import Regex, pre_tokenizers
 
 from ..errors import ModelError
+from .file_hashes import recorded_sha256, remove_stale_records, sha256_of
 
 CONVERSION = 1
 """Changes with what a conversion writes; part of the key."""
@@ -76,12 +77,15 @@ class GgufFile:
             return None
         return cls(path, path.parent if (path.parent / "tokenizer.json").is_file() else None)
 
-    def key(self) -> str:
-        """SHA-256 over the file, the tokenizer in its folder, and `CONVERSION`; its first 32 hexadecimal digits."""
+    def key(self, records: Path | None = None) -> str:
+        """SHA-256 over the file, the tokenizer in its folder, and `CONVERSION`; its first 32 hexadecimal digits.
+
+        With `records`, a folder, files that did not change since an earlier call are not read again.
+        """
         digest = hashlib.sha256(f"{CONVERSION}".encode())
         for path in (self.path, *(() if self.tokenizer is None else (self.tokenizer / "tokenizer.json",))):
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            content = sha256_of(path) if records is None else recorded_sha256(path, records)
+            digest.update(bytes.fromhex(content))
         return digest.hexdigest()[:32]
 
 
@@ -100,7 +104,7 @@ def converted_folder(file: GgufFile, cache: Path | None = None) -> Path:
     _check_is_gguf(file.path)
     cache = cache_folder() if cache is None else cache
     try:
-        folder = cache / file.key()
+        folder = cache / file.key(cache)
         if not (folder / FACTS).is_file():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{folder.name}.lock"):
@@ -118,7 +122,7 @@ def converted_folder(file: GgufFile, cache: Path | None = None) -> Path:
 def remove_conversion(file: GgufFile, cache: Path | None = None) -> None:
     """Deletes the converted folder of a GGUF file, if there is one."""
     cache = cache_folder() if cache is None else cache
-    folder = cache / file.key()
+    folder = cache / file.key(cache)
     if folder.is_dir():
         with FileLock(cache / f"{folder.name}.lock"):
             shutil.rmtree(folder)
@@ -283,8 +287,8 @@ def _pre_tokenizer(name: str) -> Any:
 
 
 def _prune(cache: Path, newest: Path) -> None:
-    """Removes converted models, the least recently used first, until the others fit in `MAX_CACHE_BYTES`, and what
-    killed conversions left behind."""
+    """Removes converted models, the least recently used first, until the others fit in `MAX_CACHE_BYTES`, what killed
+    conversions left behind, and records of files that are gone."""
     folders = sorted((p for p in cache.iterdir() if (p / FACTS).is_file()), key=lambda p: p.stat().st_mtime)
     sizes = {folder: sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) for folder in folders}
     total = sum(sizes.values())
@@ -295,3 +299,4 @@ def _prune(cache: Path, newest: Path) -> None:
     for partial in cache.glob("*.partial-*"):
         with suppress(Timeout), FileLock(cache / f"{partial.name.split('.')[0]}.lock", blocking=False):
             shutil.rmtree(partial, ignore_errors=True)
+    remove_stale_records(cache)

@@ -262,7 +262,10 @@ def check_no_adapters(model: nn.Module) -> None:
     """Raises `ModelError` for a model that carries adapters of the PEFT library.
 
     Active adapters change its answers without a trace in its weights, and their layers would be adapted as well.
+    PEFT is not imported for this: a program that has not imported it has no such model.
     """
+    if "peft" not in sys.modules:
+        return
     layers = [n for n, m in model.named_modules() if isinstance(m, libraries.tuners_utils.BaseTunerLayer)]
     if not layers and not isinstance(model, libraries.peft.PeftModel):
         return

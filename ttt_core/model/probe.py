@@ -6,6 +6,7 @@ numbers positions by their place in the cache would answer wrongly there without
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from .fingerprint import restoring
 from .locks import lock_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 SHARED, OWN, PADDING = 5, 5, 8
 """Tokens of the check: the cached prefix, the continuation, and the padding between them."""
@@ -40,11 +41,13 @@ def can_pad(model: PreTrainedModel) -> bool:
     with lock_of(model).compute, restoring(model), torch.inference_mode(False), torch.no_grad():
         model.eval()
         try:
-            whole, continued = _logits(model, ids), _continued(model, ids, 0)
-            padded, left_padded = _continued(model, ids, PADDING), _logits(model, ids, PADDING)
             other = ids.clone()
             other[0, -1] = (other[0, -1] + 1) % vocabulary
-            changed = _logits(model, other)
+            whole, changed = _logits(model, torch.cat([ids, other]))
+            (left_padded,) = _logits(model, ids, PADDING)
+            cache = _prefix(model, ids)
+            padded = _continued(model, copy.deepcopy(cache), ids, PADDING)
+            continued = _continued(model, cache, ids, 0)
         except Exception as error:
             raise ModelError(
                 f"{name} cannot process a dozen tokens in two parts: {type(error).__name__}: {error}"
@@ -69,28 +72,31 @@ def accepts_positions(model: PreTrainedModel) -> bool:
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> Tensor:
-    """Logits [T, V] of tokens [1, T] after `padding` padding tokens."""
+    """Logits [B, T, V] of tokens [B, T] after `padding` padding tokens."""
     padded = torch.cat([ids[:, :1].repeat(1, padding), ids], 1)
     mask = torch.ones_like(padded)
     mask[:, :padding] = 0
     logits: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False, **_positions(model, mask)).logits
-    return logits[0, padding:].float()
+    return logits[:, padding:].float()
 
 
-def _continued(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
-    """Logits [OWN, V] of the last tokens after the cached first ones and `padding` padding tokens."""
+def _prefix(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
+    """A cache of the first tokens."""
     cache = lazy.kv_cache.new_cache(model.config)
-    first, last = ids[:, :SHARED], torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
-    begun = torch.ones_like(first)
-    model(
-        input_ids=first, attention_mask=begun, **lazy.kv_cache.cache_arguments(model, cache), **_positions(model, begun)
-    )
+    first = ids[:, :SHARED]
+    mask = torch.ones_like(first)
+    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_positions(model, mask)}
+    model(input_ids=first, attention_mask=mask, **arguments)
+    return cache
+
+
+def _continued(model: PreTrainedModel, cache: DynamicCache, ids: Tensor, padding: int) -> Tensor:
+    """Logits [OWN, V] of the last tokens after the cached first ones and `padding` padding tokens."""
+    last = torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
     mask = torch.ones(1, SHARED + padding + OWN, dtype=torch.long, device=ids.device)
     mask[:, SHARED : SHARED + padding] = 0
-    positions = _positions(model, mask, SHARED)
-    logits: Tensor = model(
-        input_ids=last, attention_mask=mask, **lazy.kv_cache.cache_arguments(model, cache), **positions
-    ).logits
+    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_positions(model, mask, SHARED)}
+    logits: Tensor = model(input_ids=last, attention_mask=mask, **arguments).logits
     return logits[0, padding:].float()
 
 

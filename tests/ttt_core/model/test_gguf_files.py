@@ -20,7 +20,7 @@ from autottt.controller.controller import Controller
 from autottt.policies.policy import FixedPolicy
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.model import gguf_files
+from autottt.ttt_core.model import file_hashes, gguf_files
 from autottt.ttt_core.model.gguf_files import FACTS, GgufFile, converted_folder
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.testing import tiny_model
@@ -122,6 +122,13 @@ def test_a_file_is_converted_once(file: Path, cache: Path, monkeypatch: pytest.M
     assert converted_folder(GgufFile(file)) == first
     moved = file.rename(file.with_name("other.gguf"))
     assert converted_folder(GgufFile(moved)) == first, "the content is the key"
+
+
+def test_an_unchanged_file_is_not_hashed_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hashes, "SETTLED_NS", -1)
+    first = converted_folder(GgufFile(file))
+    monkeypatch.setattr(file_hashes, "sha256_of", lambda path: pytest.fail(f"{path} was read again"))
+    assert converted_folder(GgufFile(file)) == first
 
 
 def test_another_content_is_another_model(file: Path, cache: Path) -> None:
