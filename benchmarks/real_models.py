@@ -32,6 +32,8 @@ from autottt import Controller
 from autottt.policies.policy import FixedPolicy
 from autottt.ttt_core.errors import TooLongError
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model.catalogue import resolve
+from autottt.ttt_core.model.gguf_files import GgufFile, converted_folder
 from autottt.ttt_core.model.loading import load_model, wrap_model
 from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.readers import read_tasks
@@ -228,12 +230,19 @@ _MEMORY = """
 import re, sys, torch, transformers
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+kind, source = sys.argv[1:]
 before = peak()
-from autottt import Controller, make_task
-controller = Controller.from_pretrained(sys.argv[1], strategy="in_context", dtype="bf16")
-controller.solve(make_task([("big", "small"), ("hot", "cold"), ("up", "down")], "left"))
+if kind == "transformers":
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    prompt = tokenizer("big\\nsmall\\n\\nhot\\ncold\\n\\nup\\ndown\\n\\nleft\\n", return_tensors="pt")
+    model.generate(**prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)
+else:
+    from autottt import Controller, make_task
+    controller = Controller.from_pretrained(source, strategy="in_context", dtype="bf16")
+    controller.solve(make_task([("big", "small"), ("hot", "cold"), ("up", "down")], "left"))
+    model = controller.learner.loaded.model
 after = peak()
-model = controller.learner.loaded.model
 print((after - before) * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()))
 """
 
@@ -246,18 +255,30 @@ def of_process(code: str, *words: str) -> float:
 
 def cost_rows(learner: Learner, name: str, source: str, tasks: Sequence[Task], rounds: int) -> list[Row]:
     """Loading, memory and the time of an easy query, each against the usual way."""
+    source = str(resolve(source) or source)
     rows = []
     if source.endswith(".gguf"):
         times = [(of_process(_LOAD, "ours", source), of_process(_LOAD, "transformers", source)) for _ in range(rounds)]
         ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
         rows.append(ratio(f"{name}: second load of a GGUF file", ours, theirs, "transformers' GGUF load", 0.1))
-    memory = of_process(_MEMORY, source)
-    rows.append(
-        {**ratio(f"{name}: memory of loading and an answer", memory, 1.0, "size of the weights", 1.6), "seconds": None}
-    )
+    memory = of_process(_MEMORY, "ours", source)
+    label = f"{name}: memory of loading and an answer"
+    rows.append({**ratio(label, memory, 1.0, "size of the weights", 1.6), "seconds": None})
+    if (folder := folder_of(source)) is not None:
+        theirs = of_process(_MEMORY, "transformers", str(folder))
+        row = ratio(f"{label}, AutoModelForCausalLM and generate", theirs, 1.0, "size of the weights", 1.6)
+        rows.append({**row, "goal": None, "holds": None, "seconds": None})
     ours, theirs = easy_query(learner, tasks)
     rows.append(ratio(f"{name}: an easy query, format cached", ours, theirs, "generate on the same prompt", 1.2))
     return rows
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder with the safetensors weights of a local model or a GGUF file."""
+    path = Path(source)
+    gguf = GgufFile.of(path)
+    folder = path if gguf is None else converted_folder(gguf)
+    return folder if folder.is_dir() else None
 
 
 def ratio(name: str, ours: float, theirs: float, against: str, goal: float) -> Row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,14 +103,14 @@ class SampledBytes:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._round = 0
-        self._on_cpu: list[tuple[str, memoryview, list[int]]] = []
-        self._on_devices: dict[torch.device, list[tuple[str, Tensor, list[int]]]] = {}
+        self._on_cpu: list[tuple[str, memoryview, array[int]]] = []
+        self._on_devices: dict[torch.device, list[tuple[str, Tensor, array[int]]]] = {}
         for name, tensor in tensors.items():
             memory = _memory(tensor)
             if memory is None:
                 continue
             content = memory.cpu().numpy().data
-            checksums = [zlib.crc32(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)]
+            checksums = array("I", (zlib.crc32(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)))
             if memory.device.type == "cpu":
                 self._on_cpu.append((name, content, checksums))
             else:
@@ -124,7 +125,7 @@ class SampledBytes:
                 return name
         return next(filter(None, map(self._changed_on_device, self._on_devices.values())), None)
 
-    def _changed_on_device(self, samples: list[tuple[str, Tensor, list[int]]]) -> str | None:
+    def _changed_on_device(self, samples: list[tuple[str, Tensor, array[int]]]) -> str | None:
         """As `changed`, for one device: the blocks are gathered there and copied once."""
         blocks = [i % len(checksums) for i, (_, _, checksums) in enumerate(samples, self._round)]
         parts = [m[b * BLOCK : (b + 1) * BLOCK] for (_, m, _), b in zip(samples, blocks, strict=True)]
