@@ -88,6 +88,7 @@ class Controller:
         self.seed = check_seed(seed)
         self.langsmith = langsmith
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
+        lazy.import_all()
 
     @property
     def graph(self) -> TaskGraph:

@@ -24,3 +24,9 @@ _MODULES = {
     "task_graph": ".task_graph",
 }
 __getattr__ = import_on_first_use(_MODULES, globals())
+
+
+def import_all() -> None:
+    """Imports them now: an import cannot be cancelled, so a call that can be must not have to wait for one."""
+    for name in _MODULES:
+        __getattr__(name)

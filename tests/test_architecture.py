@@ -226,6 +226,17 @@ def test_importing_the_controller_loads_torch_and_transformers_but_no_slower_lib
     assert not SLOW & set(loaded)
 
 
+def test_the_first_solve_of_a_process_does_not_wait_for_an_import_that_cannot_be_cancelled():
+    code = (
+        "import sys; from autottt import Controller, make_task; controller = Controller.from_pretrained()\n"
+        "before = set(sys.modules); task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])\n"
+        "controller.solve(task, strategy='ttt_direct'); controller.solve_many([task, task], strategy='ttt_direct')\n"
+        "print(*sorted(m for m in set(sys.modules) - before if m.count('.') < 2))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not [m for m in loaded if m.split(".")[0] in SLOW]
+
+
 @pytest.mark.parametrize("name", TOP)
 def test_the_root_imports_no_dependency_itself(name):
     assert not {i.split(".")[0] for i in imports(name, TOP[name])} & OWNERS.keys()
