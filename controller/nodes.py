@@ -97,7 +97,7 @@ def _summary(update: State) -> Plain:
     return summary
 
 
-@node("measure", Query.of, first=True)
+@node("measure", Query.checked, first=True)
 def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
     and the budget pays for it."""

@@ -25,7 +25,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
-from ..ttt_core.tasks.fields import check_text
+from ..ttt_core.tasks.fields import check_seed, check_text
 from ..ttt_core.tasks.kinds import make_task, shortened
 from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
@@ -132,6 +132,11 @@ class Query:
     @classmethod
     def of(cls, state: State) -> Query:
         return cls(task_from_plain(state["task"]), state.get("seed", 0))
+
+    @classmethod
+    def checked(cls, state: State) -> Query:
+        """As `of`, where a host may have set the state, as by `update_state`. Raises `TaskError`."""
+        return cls(checked_task(state.get("task")), check_seed(state.get("seed", 0)))
 
 
 @dataclass(frozen=True)

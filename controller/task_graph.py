@@ -15,6 +15,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_stream_writer
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
+from pydantic import BaseModel, create_model
 
 from ..ttt_core.errors import TaskError
 from ..ttt_core.tasks.fields import check_seed
@@ -42,6 +43,11 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         graph = cast(TaskGraph, compiled)
         graph.context_of = context_of
         return graph
+
+    def get_input_schema(self, config: Any = None) -> type[BaseModel]:
+        """The input for tools, such as `as_tool` makes. The seed has a default, which LangGraph's schema lacks; the
+        task is any value, since Pydantic would build a `Task` without checking it."""
+        return create_model(self.get_name("Input"), task=(Any, ...), seed=(int, 0))
 
     def get_context_jsonschema(self) -> None:
         """None: a context holds a model and a policy, which no JSON describes."""

@@ -191,6 +191,15 @@ def test_input_and_output_have_a_json_schema_for_tools_that_draw_forms() -> None
     assert graph.get_context_jsonschema() is None
 
 
+@pytest.mark.filterwarnings("ignore:This API is in beta")
+@pytest.mark.parametrize("seed", [{}, {"seed": 3}])
+def test_a_node_is_a_tool(learner: Learner, seed: dict[str, int]) -> None:
+    tool = Controller(learner, FixedPolicy("in_context")).as_node().as_tool(name="solve", description="Solves a task.")
+    output = tool.invoke({"task": json.loads(json.dumps(task_to_plain(TASK))), **seed})
+    assert Result.from_plain(output["result"]).task == TASK
+    assert output["result"]["seed"] == seed.get("seed", 0)
+
+
 def test_a_copy_of_a_node_keeps_its_model(learner: Learner) -> None:
     node = Controller(learner, FixedPolicy("in_context")).as_node().with_config(tags=["copy"])
     assert Result.from_plain(node.invoke({"task": TASK})["result"]).strategy == "in_context"
@@ -249,6 +258,27 @@ def test_time_travel_gives_the_same_result_from_every_checkpoint(learner: Learne
         learner.clear()
         output = graph.invoke(None, snapshot.config, context=controller.context())
         assert same(Result.from_plain(output["result"]), whole)
+
+
+def test_another_task_may_be_put_into_an_earlier_checkpoint(learner: Learner) -> None:
+    controller, graph = Controller(learner, FixedPolicy("in_context")), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    graph.invoke({"task": TASK}, config, context=controller.context())
+    (start,) = [s for s in graph.get_state_history(config) if s.next == ("measure",)]
+    other = queries(2)[1]
+    for given in (other, task_to_plain(other)):
+        fork = graph.update_state(start.config, {"task": given})
+        output = graph.invoke(None, fork, context=controller.context())
+        assert same(Result.from_plain(output["result"]), controller.solve(other))
+    invalid: list[tuple[Any, str]] = [
+        ({"task": {"kind": "list"}}, "demonstrations"),
+        ({"task": 5}, "task"),
+        ({"seed": "x"}, "seed"),
+    ]
+    for values, field in invalid:
+        fork = graph.update_state(start.config, values)
+        with pytest.raises(TaskError, match=field):
+            graph.invoke(None, fork, context=controller.context())
 
 
 def test_every_checkpoint_is_plain_data(learner: Learner, caplog: pytest.LogCaptureFixture) -> None:

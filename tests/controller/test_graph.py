@@ -26,6 +26,7 @@ from autottt.strategies.base import Attempt, Cost, run
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_provider import AdapterProvider
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
+from autottt.ttt_core.engine.answering import Answerer
 from autottt.ttt_core.engine.guarded_model import GuardedModel
 from autottt.ttt_core.errors import (
     AdaptationError,
@@ -793,6 +794,19 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
         first = together[0].attempts[0]
         assert first.training_record is not None
         assert together[0].cost.seconds > first.cost.seconds > first.training_record.seconds > 0
+
+
+@pytest.mark.parametrize("number", [2**63, -(10**30)])
+def test_a_number_of_more_than_64_bits_is_no_answer_and_stops_no_queue(
+    number: int, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangGraph's serializer refuses it."""
+    as_answer = Answerer._as_answer
+    monkeypatch.setattr(
+        Answerer, "_as_answer", lambda self, task, g: as_answer(self, task, replace(g, text=f"{number} 1", ended=True))
+    )
+    results = Controller(learner, FixedPolicy("in_context")).solve_many([TASK, replace(TASK, query=(8, 9))])
+    assert [r.status for r in results] == ["no_answer", "no_answer"]
 
 
 def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ MAX_SIDE = 64
 
 
 _PLAIN = frozenset({int})
-_LARGEST = 10**4000
-"""Above all integers in a list; Python prints at most 4,300 digits."""
+_LARGEST = 2**63 - 1
+"""Largest integer in a list: the state of a graph, and tables of outcomes, hold integers of 64 bits."""
+_INTEGER, _INTEGER_PREFIX = r"\s*-?\d{1,19}\s*", r"\s*-?\d{0,19}\s*\ufffd*"
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ class ListKind:
         if not plain and not all(map(_is_int, raw)):
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
         integers = tuple(raw if plain else map(int, raw))
-        if integers and (max(integers) >= _LARGEST or min(integers) <= -_LARGEST):
-            raise TaskError("expected integers of at most 4,000 digits; received one of more")
+        if integers and (max(integers) > _LARGEST or min(integers) < -_LARGEST):
+            raise TaskError("expected integers of at most 64 bits; received a larger one")
         return integers
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -185,12 +186,10 @@ class ListKind:
                 raise ParseError(f"not a list: {shortened(text)}")
             body = body[len(notation.list_open) : -len(notation.list_close)]
         parts = body.split(notation.list_separator.strip() or None)
-        if not parts or not all(re.fullmatch(r"\s*-?\d+\s*", p) for p in parts):
-            raise ParseError(f"not a list of integers: {shortened(text)}")
-        try:
-            return tuple(int(p) for p in parts)
-        except ValueError as error:  # more digits than Python converts
-            raise ParseError(f"not a list of integers: {shortened(text)} ({error})") from None
+        integers = tuple(int(p) if re.fullmatch(_INTEGER, p) else _LARGEST + 1 for p in parts)
+        if not integers or max(map(abs, integers)) > _LARGEST:
+            raise ParseError(f"not a list of integers of at most 64 bits: {shortened(text)}")
+        return integers
 
     def is_valid_prefix(self, text: str, notation: Notation) -> bool:
         body = text.rstrip("\ufffd").strip()
@@ -203,8 +202,8 @@ class ListKind:
             last, _, after = last.partition(notation.list_close)
             if after.strip() or not (last.strip() or not complete):
                 return False
-        all_integers = all(re.fullmatch(r"\s*-?\d+\s*", p) for p in complete)
-        return all_integers and re.fullmatch(r"\s*-?\d*\s*\ufffd*", last) is not None
+        all_integers = all(re.fullmatch(_INTEGER, p) for p in complete)
+        return all_integers and re.fullmatch(_INTEGER_PREFIX, last) is not None
 
     def transformations(self, task: Task, count: int, rng: random.Random) -> list[Transformation]:
         return draw_list_transformations(task, count, rng)

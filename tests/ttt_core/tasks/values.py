@@ -29,6 +29,6 @@ def grids(draw: st.DrawFn, max_rows: int = 5) -> list[list[int]]:
 VALUES: dict[str, st.SearchStrategy[object]] = {
     "grid": grids(),
     "grid1d": grids(max_rows=1),
-    "list": st.lists(st.integers(-20, 20) | st.integers(), max_size=6),
+    "list": st.lists(st.integers(-20, 20) | st.integers(1 - 2**63, 2**63 - 1), max_size=6),
     "text": st.text(max_size=20) | st.text("\\n\n\r /[],", max_size=12),
 }
