@@ -30,6 +30,8 @@ JOURNAL, SHARD, SEALING = ".journal.jsonl", ".parquet", "_sealing.lock"
 readers of Parquet folders skip."""
 VERSION_KEY = b"autottt_outcomes_version"
 """Where a shard's metadata holds the version of its format."""
+MAX_VALUES = 1 << 25
+"""Values of a shard that are read, over all columns: a million outcomes. Repeated values take no place in a file."""
 CHECKSUM = "crc32"
 """Where a line of a journal holds the CRC-32 of the JSON of its other fields; lines without it are read as well."""
 
@@ -175,7 +177,9 @@ def _read_shard(file: Path) -> Iterator[StoredRow | Damage]:
         raise PolicyError(f"{file}: reading Parquet files of outcomes needs pyarrow: pip install 'autottt[policy]'")
     try:
         with file.open("rb") as opened:  # pyarrow itself would read a folder of this name
-            table = arrow.parquet.ParquetFile(opened, page_checksum_verification=True).read()
+            shard = arrow.parquet.ParquetFile(opened, page_checksum_verification=True)
+            _refuse_oversized(shard.metadata)
+            table = shard.read()
         version = int((table.schema.metadata or {}).get(VERSION_KEY, b"1"))
     except FileNotFoundError:  # it was set aside after it was listed
         return
@@ -191,6 +195,14 @@ def _read_shard(file: Path) -> Iterator[StoredRow | Damage]:
         yield from _row_by_row(file, table)
     else:
         yield from (StoredRow(file, number, fields) for number, fields in enumerate(rows, start=1))
+
+
+def _refuse_oversized(metadata: Any) -> None:
+    """Raises `ValueError` for a shard of more than `MAX_VALUES` values."""
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    values = sum(group.column(n).num_values for group in groups for n in range(group.num_columns))
+    if max(values, metadata.num_rows) > MAX_VALUES:
+        raise ValueError(f"{metadata.num_rows:,} rows with {values:,} values; expected at most {MAX_VALUES:,} values")
 
 
 def _row_by_row(file: Path, table: Any) -> Iterator[StoredRow | Damage]:

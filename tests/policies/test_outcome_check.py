@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -221,6 +222,24 @@ def test_a_shard_with_a_column_of_another_type_is_read_row_by_row(tmp_path: Path
     assert good.exists()
     assert check_outcomes(tmp_path).damages == ()
     assert {outcome.seed for outcome in OutcomeStore(tmp_path).read()} == sound
+
+
+@pytest.mark.parametrize("many", ["rows", "losses"])
+def test_a_small_shard_of_very_many_values_is_refused_before_they_are_read(tmp_path: Path, many: str) -> None:
+    shard, count = sealed(tmp_path, 0), 40_000_000
+    table = pyarrow.parquet.read_table(shard)
+    if many == "rows":
+        names = ["seed"]
+        columns = [pyarrow.array(np.broadcast_to(np.int64(0), count))]
+    else:
+        names = ["losses"]
+        columns = [pyarrow.ListArray.from_arrays([0, count], np.zeros(count, np.float32))]
+    pyarrow.parquet.write_table(
+        pyarrow.table(columns, names).replace_schema_metadata(table.schema.metadata), shard, compression="zstd"
+    )
+    assert shard.stat().st_size < 1 << 20
+    with pytest.raises(PolicyError, match="expected at most 33,554,432 values"):
+        OutcomeStore(tmp_path).read()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "folder", "version", "empty"])
