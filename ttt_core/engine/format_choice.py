@@ -7,11 +7,13 @@ tasks. `standard` is used unless another format is better by more than one stand
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
+from ..errors import ModelError
 from ..model.context_window import ContextWindow
 from ..model.generation import TokenScores
 from ..tasks.prompts import STANDARD_FORMAT
@@ -20,6 +22,7 @@ from .answering import Answerer
 from .cost import Cost
 from .guarded_model import GuardedModel
 
+_LOG = logging.getLogger("autottt")
 MIN_DEMONSTRATIONS = 3
 """Demonstrations with which formats are compared: the first is not scored, and one difference has no standard error."""
 MAX_CACHED_CHOICES = 256
@@ -91,7 +94,7 @@ class FormatChooser:
             name = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
             return FormatChoice(name, reason=f"{len(task.demonstrations)} demonstrations are no evidence")
         versions = [replace(task, prompt_format=name) for name in self._loaded.formats]
-        fitting = [version for version in versions if self._window.fits(version)]
+        fitting = [version for version in versions if self._usable(version)]
         if not fitting:
             return FormatChoice(self._loaded.format.name, reason="the prompt fits in the context in no format")
         likelihoods: dict[str, list[float]] = {}
@@ -105,6 +108,17 @@ class FormatChooser:
             self._answerer.read(next(v for v in fitting if v.prompt_format == name))  # the prefix that stays cached
         scores = {n: fmean(values) for n, values in likelihoods.items()}
         return FormatChoice(name, scores, cost=sum((c for n, c in costs.items() if n != name), Cost()))
+
+    def _usable(self, version: Task) -> bool:
+        """Whether the task fits in the context in its format. False, with a warning, where the chat template rewrites
+        or refuses so many turns."""
+        try:
+            return self._window.fits(version)
+        except ModelError as error:
+            if version.prompt_format == STANDARD_FORMAT.name:
+                raise
+            _LOG.warning("%s: the prompt format %s is not used: %s", version.id, version.prompt_format, error)
+            return False
 
 
 def best_format(likelihoods: Mapping[str, Sequence[float]], default: str) -> str:

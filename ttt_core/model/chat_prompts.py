@@ -225,7 +225,7 @@ def _check_contents(chat: ChatFormat, renderer: TemplateRenderer, samples: Seque
 
 
 def _samples() -> list[Task]:
-    """Tasks of up to four demonstrations, of several kinds, with and without an instruction."""
+    """Tasks of up to four demonstrations, of several kinds, with and without an instruction, and one of long texts."""
     numbers = [([3, 1, 4], [4, 1, 3]), ([15], [15]), ([-9, 26], [26, -9]), ([5, 35], [35, 5])]
     texts = [
         (" two  words ", "(B)"),
@@ -236,7 +236,8 @@ def _samples() -> list[Task]:
     lists = [make_task(numbers[:n], [7, 9], answer=[9, 7], id="sample") for n in range(5)]
     instructed = [make_task(texts[:n], " word\n", answer="(A)", instruction=" Say it.", id="sample") for n in range(5)]
     grid = make_task([([[1, 0], [0, 1]], [[0, 1], [1, 0]])] * 2, [[2]], answer=[[3, 3], [3, 3]], id="sample")
-    return [*lists, *instructed, grid]
+    long = make_task([("word " * 400, "(B)")], "word " * 500, answer="(A)", id="sample")
+    return [*lists, *instructed, grid, long]
 
 
 SAMPLES: Sequence[Task] = _samples()

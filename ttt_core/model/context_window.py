@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..errors import TooLongError
+from ..errors import ModelError, TooLongError
 from ..tasks.kinds import kind_of
 from ..tasks.task import Task, Value
 from .encoding import Encoded, encode, refuse_oversized
@@ -36,11 +36,19 @@ class ContextWindow:
         self._check = check
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
-        """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it."""
+        """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it, and `ModelError` where
+        the tokenizer gives an id that the model does not know."""
         self._check()
         self.refuse_oversized(task)
         least = 0 if answer is not None else min(min(self._output_lengths(task), default=1), self.max_new_tokens(task))
-        return encode(self._loaded, task, answer, least)
+        encoded = encode(self._loaded, task, answer, least)
+        known = self._loaded.model.get_input_embeddings().num_embeddings
+        if (largest := max(encoded.ids, default=0)) >= known:
+            raise ModelError(
+                f"the tokenizer gives the id {largest}, but the model has embeddings for ids below {known} only: use "
+                "the tokenizer of this model, or resize the model's embeddings"
+            )
+        return encoded
 
     def refuse_oversized(self, task: Task) -> None:
         """Raises `TooLongError` for a task far longer than the context, without encoding all of it."""

@@ -46,11 +46,6 @@ def is_task(data: Mapping[str, object]) -> bool:
     return any(fields & data.keys() for fields, _ in _FORMATS)
 
 
-def is_arc(data: Mapping[str, object]) -> bool:
-    """Whether the format of `data` is that of the ARC files."""
-    return next((read for fields, read in _FORMATS if fields & data.keys()), None) is _from_arc
-
-
 def misspelled_field(data: Mapping[str, object]) -> tuple[str, str] | None:
     """A field of an object for which `is_task` holds that is not read, but spelled like one that is absent, and that
     one; also among the examples."""
@@ -98,11 +93,8 @@ class _Example:
     output_field: str
 
     def checked(self, kind: str) -> Demonstration:
-        source = _checked(kind, self.input, self.input_field)
-        demonstration = demonstration_of(kind, source, _checked(kind, self.output, self.output_field))
-        if demonstration.output == "" and not str(source).strip():
-            raise invalid_field(self.output_field, "a demonstration that is not empty", self.output)
-        return demonstration
+        source, target = _checked(kind, self.input, self.input_field), _checked(kind, self.output, self.output_field)
+        return demonstration_of(kind, source, target, self.output_field)
 
     def checked_query(self, kind: str, shown: Sequence[Value]) -> tuple[Value, Value | None]:
         """The query, and its answer if it has one; `shown` are the outputs of the demonstrations."""
@@ -256,6 +248,6 @@ _KNOWN_FIELDS = {
 _EXAMPLE_LISTS = frozenset({"demonstrations", "queries", "train", "test", "examples"})
 
 __all__ = [
-    "ACCEPTED", "ReadSettings", "invalid_field", "is_arc", "is_task", "misspelled_field", "read_object",
+    "ACCEPTED", "ReadSettings", "invalid_field", "is_task", "misspelled_field", "read_object",
     "task_from_messages",
 ]  # fmt: skip

@@ -299,7 +299,7 @@ def make_task(
             raise TaskError(f"{field if number < 0 else f'{field}[{number}].{side}'}: {error}") from None
 
     shown = tuple(
-        demonstration_of(name, checked(a, "demonstrations", i, "input"), checked(b, "demonstrations", i, "output"))
+        demonstration_of(name, checked(a, "demonstrations", i, "input"), checked(b, "demonstrations", i, "output"), i)
         for i, (a, b) in enumerate(pairs)
     )
     outputs = [d.output for d in shown]
@@ -315,9 +315,16 @@ def make_task(
     )  # fmt: skip
 
 
-def demonstration_of(kind: str, source: Value, target: Value) -> Demonstration:
-    """A demonstration of checked values, with its output in canonical form."""
-    return Demonstration(source, canonical_output(kind, target, [target]) if kind == "text" else target)
+def demonstration_of(kind: str, source: Value, target: Value, field: str | int) -> Demonstration:
+    """A demonstration of checked values, with its output in canonical form. Raises `TaskError` for an empty pair of
+    texts; `field` is the output's name in the error, or the number of the demonstration."""
+    if kind != "text":
+        return Demonstration(source, target)
+    output = canonical_output(kind, target, [target])
+    if output == "" and not str(source).strip():
+        name = field if isinstance(field, str) else f"demonstrations[{field}].output"
+        raise invalid_field(name, "a demonstration that is not empty", target)
+    return Demonstration(source, output)
 
 
 def _parts(

@@ -57,9 +57,12 @@ def read_chat(messages: object, field: str = "messages") -> Chat:
             raise invalid_field(f"{where}.role", f"{expected!r}, as user and assistant take turns", role)
         turns.append(Turn(number, expected, text))
     pairs = tuple(zip(turns[::2], turns[1::2], strict=False))
-    for user, assistant in pairs:
-        if not user.text.strip() and not assistant.text.strip():
-            raise invalid_field(f"{field}[{assistant.number}].content", "a demonstration with a text", assistant.text)
+    for _, assistant in pairs:
+        if not assistant.text.strip():
+            expected = (
+                "an answer with a text: leave out the pair (in a task with demonstrations an output may be empty)"
+            )
+            raise invalid_field(f"{field}[{assistant.number}].content", expected, assistant.text)
     return Chat("\n\n".join(instructions) or None, pairs, turns[-1] if len(turns) % 2 else None)
 
 

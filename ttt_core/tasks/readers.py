@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import TaskError, shortened
 from .fields import check_name, invalid_field
-from .formats import ACCEPTED, ReadSettings, is_arc, is_task, misspelled_field, read_object, task_from_messages
+from .formats import ACCEPTED, ReadSettings, is_task, misspelled_field, read_object, task_from_messages
 from .task import Task, content_digest
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -63,9 +63,19 @@ class _Seen:
     places: dict[str, str] = field(default_factory=dict)
     """Id -> where it was."""
     families: dict[str, str] = field(default_factory=dict)
-    """Content of an ARC task, or of two of its pairs -> its family: some tasks were published under several ids."""
+    """Content of a task of grids, or of two of its pairs -> its family: some ARC tasks have several ids."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Such a family -> how many came before it."""
+    merged: dict[str, str] = field(default_factory=dict)
+    """Family -> the earlier one that a later task of both has shown it to be."""
     misspelled: dict[str, Problem] = field(default_factory=dict)
     """Field -> the warning about it."""
+
+    def merged_family(self, family: str) -> str:
+        """The earliest family that a family is known to be."""
+        while family in self.merged:
+            family = self.merged[family]
+        return family
 
 
 def read_tasks(
@@ -104,6 +114,7 @@ def read_tasks(
             groups, group_problems = _groups(entries, settings, seen)
             tasks += [task for group in _sample(groups, limit, seed) for task in group]
             problems += group_problems
+    tasks = [replace(t, family=seen.merged_family(t.family)) if t.family in seen.merged else t for t in tasks]
     return LoadedTasks(tuple(tasks), tuple(problems), tuple(seen.misspelled.values()))
 
 
@@ -242,8 +253,8 @@ def _groups(entries: list[_Entry], settings: ReadSettings, seen: _Seen) -> tuple
             _note_misspelled(entry, seen)
             group = read_object(entry.data, settings, id=entry.id, dataset=entry.dataset)
             _note_ids(group, entry.where, seen.places)
-            if is_arc(entry.data) and "family" not in entry.data:
-                group = _in_one_family(group, seen.families)
+            if group[0].kind == "grid" and "family" not in entry.data:
+                group = _in_one_family(group, seen)
             groups.append(group)
         except TaskError as error:
             problems.append(Problem(entry.where, str(error), _id_of(entry)))
@@ -269,14 +280,18 @@ def _note_misspelled(entry: _Record, seen: _Seen) -> None:
     logging.getLogger("autottt").warning("%s", warning)
 
 
-def _in_one_family(group: tuple[Task, ...], families: dict[str, str]) -> tuple[Task, ...]:
-    """The group in the family of an earlier task with the same content or two pairs in common, or in its own."""
+def _in_one_family(group: tuple[Task, ...], seen: _Seen) -> tuple[Task, ...]:
+    """The group in the family of an earlier task with the same content or two pairs in common, or in its own. Adds to
+    what was seen; families of several such tasks are merged."""
     shown = sorted(content_digest((d.input, d.output)) for d in group[0].demonstrations)
     answered = [content_digest((t.query, t.answer)) for t in group if t.answer is not None]
     whole = content_digest((shown, sorted(content_digest(task.query) for task in group)))
     keys = [whole, *("".join(two) for two in combinations(sorted({*shown, *answered}), 2))]
-    family = next((families[key] for key in keys if key in families), group[0].family)
-    families.update((key, family) for key in keys if key not in families)
+    known = {seen.merged_family(seen.families[key]) for key in keys if key in seen.families}
+    family, *others = sorted(known, key=seen.ranks.__getitem__) or [group[0].family]
+    seen.merged.update(dict.fromkeys(others, family))
+    seen.ranks.setdefault(family, len(seen.ranks))
+    seen.families.update((key, family) for key in keys if key not in seen.families)
     return tuple(replace(task, family=family) for task in group)
 
 

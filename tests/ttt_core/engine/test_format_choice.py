@@ -110,6 +110,21 @@ def test_the_prefix_of_the_chosen_format_is_not_read_again(monkeypatch: pytest.M
     assert meter.read().forward_tokens == 0
 
 
+@pytest.mark.parametrize("cut", ["messages[-10:]", "messages if messages | length < 12 else 1 // 0"])
+def test_a_template_that_does_not_take_so_many_turns_leaves_the_other_formats(
+    cut: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", f"in ({cut})")
+    learner = Learner.wrap(tiny_model("llama"), tokenizer)
+    assert "chat" in learner.formats.choose(task_of()).scores
+    caplog.clear()
+    result = Controller(learner, FixedPolicy("in_context")).solve(make_task(PAIRS * 3, [4, 6]))
+    assert set(result.format_choice["scores"]) == {"standard", "compact"}
+    (warning,) = [r.getMessage() for r in caplog.records if "prompt format" in r.getMessage()]
+    assert "the prompt format chat is not used: the tokenizer's chat template" in warning
+
+
 @pytest.mark.parametrize(("count", "name"), [(0, "chat"), (1, "standard"), (2, "standard")])
 def test_fewer_than_three_demonstrations_are_no_evidence(count: int, name: str) -> None:
     choice = learner_of().formats.choose(task_of(count))

@@ -561,6 +561,7 @@ MORE_SHAPES = {
     "contents indented": Shape(CHATML.replace("m.content", "m.content | indent(2)") + CHATML_PROMPT, reason="changes the white space"),
     "contents as JSON": Shape(CHATML.replace("m.content", "m.content | tojson") + CHATML_PROMPT, reason="does not continue"),
     "spaces collapsed": Shape(CHATML.replace("m.content", "m.content.split() | join(' ')") + CHATML_PROMPT, reason="changes the contents"),
+    "long contents cut": Shape(CHATML.replace("m.content", "m.content[:1000]") + CHATML_PROMPT, reason="changes the contents"),
     "contents cut": Shape(CHATML.replace("m.content", "m.content[:20]") + CHATML_PROMPT, reason="changes the contents"),
     "turns counted": Shape("{{ '<s>' ~ messages | length ~ '\n' }}" + CHATML + CHATML_PROMPT, reason="token .* of a chat"),
     "words that only answers have": Shape(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from autottt.ttt_core.errors import TooLongError
+from autottt.ttt_core.errors import ModelError, TooLongError
 from autottt.ttt_core.model.context_window import ContextWindow
 from autottt.ttt_core.model.encoding import (
     PaddedBatch,
@@ -190,3 +190,14 @@ def test_the_length_of_a_prompt_within_reach_of_the_context_is_counted() -> None
     size = len(encode(loaded, make_task([], "")).ids)
     with pytest.raises(TooLongError, match=rf"the prompt has {size + 600} tokens, more than the {CONTEXT} tokens"):
         encode(loaded, make_task([], "a" * 600))
+
+
+def test_a_tokenizer_of_another_model_is_an_error_before_the_model_reads() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["[1, 2]"])
+    window = ContextWindow(wrap_model(tiny_model("llama"), tokenizer, prompt_format="standard"))
+    assert window.fits(make_task([], [1]))
+    with pytest.raises(
+        ModelError, match=rf"gives the id {len(tokenizer) - 1}, but the model has embeddings for ids below"
+    ):
+        window.encode(make_task([], [1, 2]))

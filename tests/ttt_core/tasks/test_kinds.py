@@ -313,6 +313,10 @@ def test_demonstrations_are_pairs_or_objects(pairs):
         ({"demonstrations": [([1], [2], [3])]}, "demonstrations[0]: expected a pair"),
         ({"demonstrations": [{"input": [1]}]}, "demonstrations[0].output: expected a list of integers"),
         ({"demonstrations": [{}]}, "demonstrations[0].input: expected a list of integers"),
+        (
+            {"demonstrations": [("a", "b"), ("", " ")], "query": "c"},
+            "demonstrations[1].output: expected a demonstration that is not empty; received ' '",
+        ),
         ({"kind": []}, "kind: expected one of grid, grid1d, list, text; received []"),
         ({"kind": {}}, "kind: expected one of grid, grid1d, list, text; received {}"),
         ({"kind": 3}, "kind: expected one of"),

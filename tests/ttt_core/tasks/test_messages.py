@@ -93,8 +93,22 @@ def test_fields_for_tools_without_tools_mean_nothing(nothing: object) -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", []])
 def test_an_empty_pair_is_refused(blank: Any) -> None:
-    with pytest.raises(TaskError, match=r"^messages\[1\].content: expected a (demonstration with a )?text"):
+    with pytest.raises(TaskError, match=r"^messages\[1\].content: expected (an answer with )?a text"):
         task_from_messages([said("user", ""), said("assistant", blank), QUERY])
+
+
+@pytest.mark.parametrize("blank", ["", " \n", [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("fields", [{}, {"refusal": "No."}, {"reasoning_content": "Hm."}])
+def test_a_pair_without_an_answer_is_refused(blank: Any, fields: dict[str, str]) -> None:
+    """An empty content stands for a refusal, a thought or a tool call; nobody teaches to answer nothing."""
+    with pytest.raises(TaskError, match=r"^messages\[1\].content: expected an answer with a text: leave out the pair"):
+        task_from_messages([said("user", "cat"), said("assistant", blank, **fields), QUERY])
+    with pytest.raises(TaskError, match=r"^demonstrations\[1\].content: expected an answer with a text"):
+        make_task([said("user", "cat"), said("assistant", blank, **fields)], "dog")
+
+
+def test_an_input_may_be_empty() -> None:
+    assert task_from_messages([said("user", ""), said("assistant", "tac"), QUERY]).demonstrations[0].output == "tac"
 
 
 def test_a_content_that_is_null_is_refused_by_its_place() -> None:

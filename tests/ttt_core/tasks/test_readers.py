@@ -745,6 +745,27 @@ def test_an_arc_task_under_two_ids_is_one_family(tmp_path, again):
     assert [t.family for read in read_lines(lines) for t in read.tasks] == ["0", "0"]
 
 
+def test_a_task_that_has_pairs_of_two_families_makes_them_one(tmp_path):
+    tasks = {
+        "x": arc((1, 2), (3, 4)),
+        "y": arc((5, 6), (7, 8)),
+        "other": arc((1, 2), (8, 8), test=[(9, 2)]),
+        "z": PUBLISHED,
+    }
+    tasks["both"] = arc((1, 2), (3, 4), (5, 6), (7, 8), test=[(9, 1)])
+    for order in (["x", "y", "both"], ["y", "x", "both"], ["both", "y", "x"], ["x", "other", "y", "both", "z"]):
+        (loaded,) = {read_tasks([write(tmp_path / "a.json", {name: tasks[name] for name in order})]).tasks}
+        families = {t.id: t.family for t in loaded}
+        assert {families.pop(name) for name in order if name != "other"} == {order[0]}
+        assert families == ({"other": "other"} if "other" in order else {})
+
+
+def test_tasks_of_grids_are_compared_in_every_format(tmp_path):
+    own = {"demonstrations": PUBLISHED["train"], "query": PUBLISHED["test"][0]["input"]}
+    path = write(tmp_path / "a.jsonl", {"id": "x", **own}, {"id": "y", **PUBLISHED}, {"id": "z", **own})
+    assert [t.family for t in read_tasks([path]).tasks] == ["x", "x", "x"]
+
+
 def test_a_family_that_is_given_stays(tmp_path):
     path = write(tmp_path / "a.jsonl", {"family": "x", **PUBLISHED}, {"family": "y", **PUBLISHED})
     assert [t.family for t in read_tasks([path]).tasks] == ["x", "y"]
