@@ -84,6 +84,11 @@ def read_folder(
     for path in paths:
         down, up = (tensors[f"{_NAMES}{path}.lora_{part}.weight"].float() for part in "AB")
         name, value = _parameter_at(folder, path, config, model)
+        if value is None and not _names_layer(config, path):
+            raise ModelError(
+                f"{folder}: has weights of {path!r}, which the target modules in adapter_config.json do not include "
+                f"({config.target_modules}): PEFT would ignore them; correct the file, or save the adapter again"
+            )
         if value is not None and value.dim() == 3:
             down, up = _by_expert(folder, name, down, up, len(value))
         pairs[name] = down, up
@@ -91,6 +96,13 @@ def read_folder(
         if pattern_value(config.alpha_pattern or {}, name, config.lora_alpha) / rank != scaling:
             raise _not_plain(folder)
     return pairs, scaling
+
+
+def _names_layer(config: Any, path: str) -> bool:
+    """Whether a configuration's target modules include the linear layer at a path, by PEFT's own rule."""
+    if config.target_modules == "all-linear":
+        return True
+    return bool(lazy.peft.tuners.tuners_utils.check_target_module_exists(config, path))
 
 
 def _parameter_at(

@@ -153,6 +153,16 @@ def test_a_peft_adapter_for_another_architecture_is_refused(tmp_path: Path) -> N
 
 
 @with_peft
+@pytest.mark.parametrize("targets", [["q_proj"], r".*\.0\..*_proj"])
+def test_weights_that_the_configuration_does_not_name_are_refused(targets: str | list[str], tmp_path: Path) -> None:
+    from_peft(tmp_path, target_modules=["q_proj", "v_proj"])
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "target_modules": targets}))
+    with pytest.raises(ModelError, match=r"has weights of 'model\.layers\..*PEFT would ignore them"):
+        tiny_learner().import_peft(tmp_path)
+
+
+@with_peft
 @pytest.mark.parametrize(
     ("name", "content"),
     [
