@@ -5,7 +5,8 @@
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
 accuracy of the chosen formats; --quick takes three tasks of each set. Rows are appended to --rows task by task, so that
-an interrupted run continues. Writes the rows {"name", "value", "unit", "against", "goal", "holds"} with the machine,
+an interrupted run continues; where a file lacks the rows of the format `choice`, only the formats are chosen again.
+Writes the rows {"name", "value", "unit", "against", "goal", "holds"} with the machine,
 versions, commit and date. Intervals are 90% bootstrap intervals over families.
 """
 
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -66,11 +67,15 @@ def tasks_of(name: str, data: Path, quick: bool) -> list[list[Task]]:
     return chosen[:3] if quick else chosen
 
 
-def rows_of(learner: Learner, fixed: Mapping[str, Learner], name: str, queries: list[Task]) -> Iterator[Row]:
-    """The answers to the queries of a task in each format, then the choice of the format."""
+def rows_of(
+    learner: Learner, fixed: Mapping[str, Learner], name: str, queries: list[Task], done: Collection[str]
+) -> Iterator[Row]:
+    """The answers to the queries of a task in each format that is not done yet, then the choice of the format."""
     first = queries[0]
     common = {"model": learner.base_hash, "set": name, "group": first.group, "family": first.family}
     for label, one in fixed.items():
+        if label in done:
+            continue
         began = time.monotonic()
         try:
             if name == "bbh" and one.window.length(first) > MAX_TOKENS:
@@ -95,11 +100,14 @@ def measure(learner: Learner, data: Path, sets: Sequence[str], rows: Path, quick
         name: Learner(wrap_model(loaded.model, loaded.tokenizer, name=loaded.name, prompt_format=name))
         for name in loaded.formats
     }
-    done = {(row["model"], row["set"], row["group"]) for row in read_rows(rows) if row["format"] == "choice"}
+    done: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for row in read_rows(rows):
+        done[row["model"], row["set"], row["group"]].add(row["format"])
     for name in sets:
-        tasks = [t for t in tasks_of(name, data, quick) if (learner.base_hash, name, t[0].group) not in done]
+        formats = {t[0].group: done[learner.base_hash, name, t[0].group] for t in tasks_of(name, data, quick)}
+        tasks = [t for t in tasks_of(name, data, quick) if "choice" not in formats[t[0].group]]
         for number, queries in enumerate(tasks, 1):
-            lines = [json.dumps(row) for row in rows_of(learner, fixed, name, queries)]
+            lines = [json.dumps(row) for row in rows_of(learner, fixed, name, queries, formats[queries[0].group])]
             with rows.open("a") as file:
                 file.write("".join(f"{line}\n" for line in lines))
             print(f"{loaded.name}: {name}, {number} of {len(tasks)} tasks", file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
-"""Chooses the prompt format of a task by evidence: the likelihood of the demonstrations' answers under each format.
+"""Chooses the prompt format of a task by evidence: how well the model predicts the demonstrations under each format.
 
 The presence of a chat template says little about which format a model continues best, and the best one differs between
-tasks. `standard` is used unless another format is better by more than one standard error (the rule of Breiman et al.
-1984, Classification and Regression Trees): a handful of answers is weak evidence. Knows nothing about strategies.
+tasks. `standard` is used unless under another format more answers are predicted exactly, and answers are likelier by
+more than one standard error (the rule of Breiman et al. 1984, Classification and Regression Trees): a few answers are
+weak evidence, and likelihood alone favours formats whose ends are easy to predict. Knows nothing about strategies.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class FormatChoice:
     scores: Mapping[str, float] = field(default_factory=dict)
     """Format -> mean log-probability, in nats, of a demonstration's answer and its end, given the demonstrations before
     it; empty where there was nothing to compare."""
+    right: Mapping[str, int] = field(default_factory=dict)
+    """Format -> demonstrations whose answer and end the model predicts exactly, given the demonstrations before it."""
     reason: str = ""
     """Why nothing was compared."""
     cost: Cost = field(default_factory=Cost)
@@ -49,7 +52,7 @@ class FormatChoice:
     @property
     def margin(self) -> float:
         """Score of the chosen format minus that of the best other one, in nats; 0 where nothing was compared. Negative
-        where another one is better by less than a standard error."""
+        where another one is likelier without enough evidence."""
         others = [score for name, score in self.scores.items() if name != self.name]
         return self.scores[self.name] - max(others) if others else 0.0
 
@@ -97,17 +100,18 @@ class FormatChooser:
         fitting = [version for version in versions if self._usable(version)]
         if not fitting:
             return FormatChoice(self._loaded.format.name, reason="the prompt fits in the context in no format")
-        likelihoods: dict[str, list[float]] = {}
+        readings: dict[str, FormatReading] = {}
         costs: dict[str, Cost] = {}
         with self._answerer.caching_prefixes(len(fitting)):
             for version in fitting:
                 meter = self._guarded.meter()
-                likelihoods[version.prompt_format] = _likelihoods(self._answerer.read(version).answers)
+                readings[version.prompt_format] = FormatReading.of(self._answerer.read(version).answers)
                 costs[version.prompt_format] = meter.read()
-            name = best_format(likelihoods, STANDARD_FORMAT.name)
+            name = best_format(readings, STANDARD_FORMAT.name)
             self._answerer.read(next(v for v in fitting if v.prompt_format == name))  # the prefix that stays cached
-        scores = {n: fmean(values) for n, values in likelihoods.items()}
-        return FormatChoice(name, scores, cost=sum((c for n, c in costs.items() if n != name), Cost()))
+        scores = {n: fmean(reading.likelihoods) for n, reading in readings.items()}
+        right = {n: reading.right for n, reading in readings.items()}
+        return FormatChoice(name, scores, right, cost=sum((c for n, c in costs.items() if n != name), Cost()))
 
     def _usable(self, version: Task) -> bool:
         """Whether the task fits in the context in its format. False, with a warning, where the chat template rewrites
@@ -121,23 +125,35 @@ class FormatChooser:
             return False
 
 
-def best_format(likelihoods: Mapping[str, Sequence[float]], default: str) -> str:
-    """The format with the largest mean advantage over the default in units of its standard error, where that is above
-    one; else the default. `likelihoods` are those of the same answers under each format; the default must be among
-    them, or else the format with the largest mean is chosen.
+@dataclass(frozen=True)
+class FormatReading:
+    """How well the model predicts the demonstrations in one format, the first left out: none precedes it."""
+
+    likelihoods: tuple[float, ...]
+    """Log-probability of each answer with its end, in nats."""
+    right: int
+    """How many of them greedy decoding gives exactly."""
+
+    @classmethod
+    def of(cls, answers: Sequence[TokenScores]) -> FormatReading:
+        """Of the scores of all demonstrations' answers."""
+        likelihoods = [sum(max(x, LOG_PROB_FLOOR) for x in answer.log_probs) for answer in answers[1:]]
+        return cls(tuple(likelihoods), sum(answer.all_hit for answer in answers[1:]))
+
+
+def best_format(readings: Mapping[str, FormatReading], default: str) -> str:
+    """The best format for the same answers: of those with more right answers than the default, the one with the largest
+    mean advantage in likelihood in units of its standard error, where that is above one; else the default.
+
+    Where the default is not among them, the format with the largest mean is chosen.
     """
-    if default not in likelihoods:
-        return max(likelihoods, key=lambda name: fmean(likelihoods[name]))
-    best, advantage = default, 1.0
-    for name, values in likelihoods.items():
-        differences = [a - b for a, b in zip(values, likelihoods[default], strict=True)]
+    if default not in readings:
+        return max(readings, key=lambda name: fmean(readings[name].likelihoods))
+    standard, best, advantage = readings[default], default, 1.0
+    for name, reading in readings.items():
+        differences = [a - b for a, b in zip(reading.likelihoods, standard.likelihoods, strict=True)]
         error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
         ratio = fmean(differences) / max(error, SMALLEST_ERROR)
-        if ratio > advantage:
+        if reading.right > standard.right and ratio > advantage:
             best, advantage = name, ratio
     return best
-
-
-def _likelihoods(answers: Sequence[TokenScores]) -> list[float]:
-    """Log-probabilities of the answers with their ends, in nats, without the first, which no demonstration precedes."""
-    return [sum(max(x, LOG_PROB_FLOOR) for x in answer.log_probs) for answer in answers[1:]]

@@ -15,7 +15,7 @@ from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answerer
-from autottt.ttt_core.engine.format_choice import MAX_CACHED_CHOICES, FormatChoice, best_format
+from autottt.ttt_core.engine.format_choice import MAX_CACHED_CHOICES, FormatChoice, FormatReading, best_format
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.tasks.augmentation import leave_one_out, shuffled
 from autottt.ttt_core.tasks.kinds import make_task
@@ -39,10 +39,12 @@ def prefer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     def reading(self: Answerer, task: Task, *rest: object) -> object:
         scores = read(self, task)
-        likelihood = -0.1 if task.prompt_format == name else -3.0
-        return replace(
-            scores, answers=tuple(replace(a, log_probs=(likelihood,) * len(a.log_probs)) for a in scores.answers)
-        )
+        best = task.prompt_format == name
+        answers = [
+            replace(a, log_probs=(-0.1 if best else -3.0,) * len(a.log_probs), hits=(best,) * len(a.hits))
+            for a in scores.answers
+        ]
+        return replace(scores, answers=tuple(answers))
 
     monkeypatch.setattr(Answerer, "read", reading)
 
@@ -56,6 +58,7 @@ def test_the_format_under_which_the_demonstrations_are_likeliest_is_chosen(
     choice = learner.formats.choose(task_of())
     assert choice.name == name
     assert set(choice.scores) == {"chat", "standard", "compact"}
+    assert choice.right == {format_name: 2 * (format_name == name) for format_name in choice.scores}
     assert choice.margin == pytest.approx(choice.scores[name] - max(s for n, s in choice.scores.items() if n != name))
     assert choice.margin > 0
     formatted = learner.formats.formatted(task_of())
@@ -143,11 +146,22 @@ def test_fewer_than_three_demonstrations_are_no_evidence(count: int, name: str) 
     ],
 )
 def test_another_format_must_be_better_by_more_than_a_standard_error(chat: tuple[float, ...], name: str) -> None:
-    assert best_format({"chat": chat, "standard": (-2.0, -3.0, -4.0)}, "standard") == name
+    readings = {"chat": FormatReading(chat, 2), "standard": FormatReading((-2.0, -3.0, -4.0), 1)}
+    assert best_format(readings, "standard") == name
+
+
+@pytest.mark.parametrize(("right", "name"), [(0, "standard"), (1, "standard"), (2, "chat"), (3, "chat")])
+def test_another_format_must_predict_more_answers_exactly(right: int, name: str) -> None:
+    readings = {
+        "compact": FormatReading((-1.5, -1.5, -1.5), 0), "chat": FormatReading((-1.0, -2.0, -3.0), right),
+        "standard": FormatReading((-2.0, -3.0, -4.0), 1),
+    }  # fmt: skip
+    assert best_format(readings, "standard") == name
 
 
 def test_without_the_default_the_likeliest_format_is_best() -> None:
-    assert best_format({"chat": (-1.0, -2.0), "compact": (-1.0, -1.9)}, "standard") == "compact"
+    readings = {"chat": FormatReading((-1.0, -2.0), 2), "compact": FormatReading((-1.0, -1.9), 0)}
+    assert best_format(readings, "standard") == "compact"
 
 
 def test_choices_are_bounded_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
