@@ -253,7 +253,7 @@ def _not_loaded(where: str, reason: str) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     """The first line of what a library says, with the type where that alone says little."""
-    line = (str(error).strip().splitlines() or [""])[0]
+    line = (str(error).strip().splitlines() or [""])[0][:500]
     plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and line
     return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
 
@@ -302,6 +302,7 @@ def wrap_model(
         raise
     except Exception as error:
         raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({_first_line(error)})") from error
+    _check_tokenizer(model, tokenizer)
     formats, reason = _formats(model, tokenizer, name or type(model).__name__, prompt_format)
     ends = [turn_end_ids(chat, tokenizer) for chat in formats if isinstance(chat, ChatFormat)]
     every_recipe = {**recipes_for_size(sum(p.numel() for p in model.parameters())), **recipes}
@@ -320,6 +321,23 @@ def _check_types(model: object, tokenizer: object) -> None:
             "tokenizer: expected the model's tokenizer, such as AutoTokenizer.from_pretrained gives; "
             f"received {shortened(tokenizer)}"
         )
+
+
+def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ModelError` for a tokenizer that cannot encode a text, for settings of the end of a sequence that are no
+    ids, and for an id far beyond all others: writing such a vocabulary, as for its digest, takes minutes."""
+    vocabulary = tokenizer.get_vocab()
+    largest, known = max(vocabulary.values(), default=-1), model.get_input_embeddings().num_embeddings
+    if largest >= known + len(vocabulary):
+        raise ModelError(
+            f"the tokenizer has the id {largest}, beyond {len(vocabulary)} tokens and {known} embeddings of the model: "
+            "its vocabulary is damaged, or the tokenizer is of another model"
+        )
+    try:
+        tokenizer.decode(tokenizer.encode("a 1\n", add_special_tokens=False))
+        end_of_sequence_ids(model, tokenizer)
+    except Exception as error:
+        raise ModelError(f"the tokenizer, or the model's eos_token_id, is invalid ({_first_line(error)})") from error
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

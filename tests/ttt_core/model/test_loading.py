@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -239,6 +240,38 @@ def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(
 def test_other_objects_than_a_model_and_a_tokenizer_are_refused(model: Any, tokenizer: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Learner.wrap(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "value", "message"),
+    [
+        ("tokenizer_config.json", "model_max_length", [[]], "the tokenizer, or the model's eos_token_id, is invalid"),
+        ("generation_config.json", "eos_token_id", math.nan, "the tokenizer, or the model's eos_token_id, is invalid"),
+        ("generation_config.json", "eos_token_id", [[]], "the tokenizer, or the model's eos_token_id, is invalid"),
+        ("tokenizer.json", "model", 4_000_000_000, "the tokenizer has the id 4000000000, beyond"),
+    ],
+)
+def test_a_tokenizer_that_fails_in_use_is_refused_at_load(
+    file: str, setting: str, value: Any, message: str, make_folder: MakeFolder
+) -> None:
+    """Else tasks raise what the library raises; a vocabulary with a gap of ids takes minutes to be written."""
+    folder = make_folder()
+    settings = json.loads((folder / file).read_text())
+    if setting == "model":
+        settings["model"]["vocab"]["!"] = value
+    else:
+        settings[setting] = value
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=message):
+        load_model(folder, device="cpu")
+
+
+def test_a_long_error_of_a_library_is_shortened(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    (folder / "config.json").write_text(json.dumps({"model_type": "a" * 100_000}))
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, device="cpu")
+    assert len(str(caught.value)) < 2_000
 
 
 def test_a_model_that_cannot_compute_is_refused_with_its_error() -> None:
