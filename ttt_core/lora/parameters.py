@@ -60,7 +60,8 @@ _choices: WeakKeyDictionary[nn.Module, AllLinear | None] = WeakKeyDictionary()
 
 
 def _all_linear(model: PreTrainedModel) -> AllLinear | None:
-    if not any("expert" in setting for setting in vars(model.config.get_text_config())):
+    settings = vars(model.config.get_text_config())
+    if not any("expert" in name for name in settings if not name.startswith("_")):  # every model has private ones
         return None
     # task_type says that the output head is not a classifier.
     config = lazy.peft.LoraConfig(r=1, lora_alpha=1, target_modules="all-linear", task_type="CAUSAL_LM")
