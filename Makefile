@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real pretrain docs clean
+.PHONY: help setup demo test types tests test-real bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -72,6 +72,16 @@ bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 
 bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, QUICK=1)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_models.py $(DATA) $(MODELS) \
 		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows runs/real$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
+
+# TASKS are files of `autottt tasks export`; MODEL was fetched before. Interrupted, it continues.
+MODEL ?= smollm2-135m
+TASKS ?= runs/recipe_tasks.jsonl
+bench-recipes: $(STAMP)  ## Measure recipes of a real model beside Trainer + PEFT (an hour; MODEL=name, TASKS=files, QUICK=1)
+	@[ -e $(firstword $(TASKS)) ] || $(BIN)/python -m autottt tasks export english:all --split test --tasks 2 \
+		--demonstrations 8 --queries 6 --out $(firstword $(TASKS))
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recipe_frontier.py $(MODEL) $(TASKS) \
+		--json $(if $(QUICK),runs,benchmarks/results)/recipes_$(MODEL).json \
+		--rows runs/recipes$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--limit 2,--limit 40 --picture docs/recipes_$(MODEL).svg)
 
 # Resumes from the counters in runs/soak; MINUTES bounds each part.
 bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)

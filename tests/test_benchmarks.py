@@ -20,9 +20,11 @@ from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import LearnedPolicy
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
 from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -397,3 +399,48 @@ def test_tables_of_the_documents_are_written_from_the_results(tmp_path: Path) ->
     (line,) = [line for line in page.splitlines() if line.startswith("| lists | 3 |")]
     assert "| 1 of 1 | 1 of 1 |" in line
     assert "0.67 [" in line
+
+
+class TestRecipeFrontier:
+    """Recipes of a real model: paired by task, against seconds."""
+
+    @staticmethod
+    def rows(recipe: str, group: str, right: list[bool], seconds: float) -> dict[str, object]:
+        return {
+            "model": "m", "recipe": recipe, "settings": {}, "seed": 0, "group": group, "family": group, "right": right,
+            "seconds": seconds,
+        }  # fmt: skip
+
+    def test_only_tasks_of_every_recipe_count_and_seconds_are_beside_the_trainer(self) -> None:
+        frontier = script("recipe_frontier")
+        rows = [
+            self.rows("in_context", "a", [True, False], 0.0), self.rows("in_context", "b", [False, False], 0.0),
+            self.rows("in_context", "c", [True, True], 0.0),
+            self.rows("Trainer + PEFT, published", "a", [True, True], 8.0),
+            self.rows("Trainer + PEFT, published", "b", [False, True], 12.0),
+            self.rows("default", "a", [False, True], 1.0), self.rows("default", "b", [True, True], 3.0),
+        ]  # fmt: skip
+        base, mine, trainer = frontier.summary(rows)
+        assert [r["name"] for r in (base, mine, trainer)] == ["in_context", "default", "Trainer + PEFT, published"]
+        assert {r["queries"] for r in (base, mine, trainer)} == {4}
+        assert (base["accuracy"], mine["accuracy"], trainer["accuracy"]) == (25.0, 75.0, 75.0)
+        assert (mine["gain"], mine["harm"], mine["gain_interval_90"]) == (50.0, 25.0, [0.0, 100.0])
+        assert (mine["seconds"], mine["of_trainer_seconds"]) == (2.0, 0.2)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    def test_an_interrupted_run_continues_and_both_engines_train(self, tmp_path: Path) -> None:
+        frontier = script("recipe_frontier")
+        learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+        pairs = [([n, n + 1], [n + 1, n]) for n in range(4)]
+        tasks = [[make_task(pairs, [q, 9], answer=[9, q], group=group) for q in (5, 6)] for group in ("one", "two")]
+        recipe = Recipe(rank=2, alpha=2.0, max_steps=2, batch_size=2, target_modules=("q_proj", "v_proj"), dropout=0.0)
+        recipes = {frontier.IN_CONTEXT: None, frontier.TRAINER: recipe, "ours": recipe}
+        file = tmp_path / "rows.jsonl"
+        frontier.measure(learner, tasks[:1], recipes, file, 0)
+        file.write_text(file.read_text() + '{"model": "incomp')
+        file.write_text(file.read_text().rpartition("\n")[0] + "\n")
+        frontier.measure(learner, tasks, recipes, file, 0)
+        rows = frontier.read_rows(file)
+        assert [(r["recipe"], r["group"]) for r in rows] == [(name, g) for g in ("one", "two") for name in recipes]
+        assert all(len(r["right"]) == 2 and r["seconds"] >= 0 for r in rows)
+        assert learner.verify(full=True).hash == learner.base_hash
