@@ -194,8 +194,10 @@ def test_the_length_of_a_prompt_within_reach_of_the_context_is_counted() -> None
 
 def test_a_tokenizer_of_another_model_is_an_error_before_the_model_reads() -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["[1, 2]"])
-    window = ContextWindow(wrap_model(tiny_model("llama"), tokenizer, prompt_format="standard"))
+    model = tiny_model("llama")
+    unused = model.get_input_embeddings().num_embeddings - len(tokenizer)
+    tokenizer.add_tokens([*(f"<{n}>" for n in range(unused)), "[1, 2]"])
+    window = ContextWindow(wrap_model(model, tokenizer, prompt_format="standard"))
     assert window.fits(make_task([], [1]))
     with pytest.raises(
         ModelError, match=rf"gives the id {len(tokenizer) - 1}, but the model has embeddings for ids below"
