@@ -27,6 +27,7 @@ from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.fields import check_seed, check_text
 from ..ttt_core.tasks.kinds import make_task, shortened
+from ..ttt_core.tasks.prompts import check_format
 from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
 
@@ -282,7 +283,7 @@ def checked_task(given: Any) -> Task:
             raise TaskError(f"task: unknown field {name!r}; expected {', '.join(known)}")
     texts = {name: check_text(given[name], name) for name in _TEXTS if given.get(name) is not None}
     task = make_task(given["demonstrations"], given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
-    return replace(task, prompt_format=check_text(given.get("prompt_format") or "", "prompt_format"))
+    return replace(task, prompt_format=check_format(check_text(given.get("prompt_format") or "", "prompt_format")))
 
 
 def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:

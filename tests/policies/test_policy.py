@@ -141,10 +141,14 @@ def test_the_rule_of_thumb_trains_if_leave_one_out_accuracy_is_low(agreement, ki
 
 
 @pytest.mark.parametrize(
-    ("loo_hits", "choice"), [(0.0, "ttt_in_context"), (0.4, "ttt_crossfit"), (0.7, "ttt_in_context")]
-)
-def test_the_rule_of_thumb_cross_validates_if_leave_one_out_accuracy_is_between(loo_hits, choice):
-    features = thumb(0.4)
+    ("loo_hits", "kind", "choice"),
+    [
+        (0.0, "list", "ttt_in_context"), (0.4, "list", "ttt_crossfit"), (0.7, "list", "ttt_in_context"),
+        (0.4, "text", "ttt_in_context"),
+    ],
+)  # fmt: skip
+def test_the_rule_of_thumb_cross_validates_if_leave_one_out_accuracy_is_between(loo_hits, kind, choice):
+    features = thumb(0.4, kind)
     features = dataclasses.replace(features, values={**features.values, "loo_hits": loo_hits, "orders_hits": 0.0})
     allowed = ["in_context", "ttt_in_context", "ttt_crossfit"]
     decision = HeuristicPolicy().decide(features, allowed)

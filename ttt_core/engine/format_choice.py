@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from ..errors import ModelError
 from ..model.context_window import ContextWindow
 from ..model.generation import TokenScores
-from ..tasks.prompts import STANDARD_FORMAT
+from ..tasks.prompts import STANDARD_FORMAT, check_format
 from ..tasks.task import Task
 from .answering import Answerer
 from .cost import Cost
@@ -68,8 +68,9 @@ class FormatChooser:
         self._choices: dict[object, FormatChoice] = {}
 
     def formatted(self, task: Task) -> Task:
-        """The task with its prompt format chosen, unless it has one or there is only one format."""
-        if task.prompt_format or not self._loaded.formats:
+        """The task with its prompt format chosen, unless it has one or there is only one format. Raises `TaskError` for
+        an unknown format."""
+        if check_format(task.prompt_format) or not self._loaded.formats:
             return task
         return replace(task, prompt_format=self.choose(task).name)
 

@@ -358,3 +358,12 @@ COMPACT_FORMAT = PlainFormat("compact", COMPACT, "I", "O", "\n")
 STANDARD_FORMAT = PlainFormat("standard", STANDARD, "Input:", "Output:", "\n\n")
 """For base models trained on ordinary text."""
 PLAIN_FORMATS = {f.name: f for f in (COMPACT_FORMAT, STANDARD_FORMAT)}
+FORMAT_NAMES = ("chat", *PLAIN_FORMATS)
+"""Every prompt format; `chat` needs a tokenizer with a chat template."""
+
+
+def check_format(name: str) -> str:
+    """The name of a prompt format, or an empty one. Raises `TaskError` for any other."""
+    if name and name not in FORMAT_NAMES:
+        raise TaskError(f"prompt_format: expected one of {', '.join(FORMAT_NAMES)}; received {shortened(name)}")
+    return name

@@ -11,11 +11,13 @@ import pytest
 from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.results import Result
+from autottt.controller.state import checked_task, task_to_plain
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answerer
 from autottt.ttt_core.engine.format_choice import MAX_CACHED_CHOICES, FormatChoice, FormatReading, best_format
+from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.tasks.augmentation import leave_one_out, shuffled
 from autottt.ttt_core.tasks.kinds import make_task
@@ -78,6 +80,16 @@ def test_a_format_that_the_caller_gives_is_used_and_nothing_is_read(name: str) -
     assert meter.read().forward_tokens == 0
     assert learner.loaded.prompt_format == name
     assert learner_of("auto").loaded.prompt_format == learner_of().loaded.prompt_format == "auto"
+
+
+@pytest.mark.parametrize("name", [None, "standard"])
+def test_an_unknown_format_of_a_task_is_refused(name: str | None) -> None:
+    task = replace(task_of(), prompt_format="chatty")
+    expected = "prompt_format: expected one of chat, compact, standard; received 'chatty'"
+    with pytest.raises(TaskError, match=expected):
+        Controller(learner_of(name), FixedPolicy("in_context")).solve(task)
+    with pytest.raises(TaskError, match=expected):
+        checked_task(task_to_plain(task))
 
 
 def test_everything_made_of_a_task_has_its_format(monkeypatch: pytest.MonkeyPatch) -> None:
