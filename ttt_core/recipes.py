@@ -133,7 +133,7 @@ _SMALL_RECIPES: Mapping[str, Recipe] = {
 def recipes_for_size(parameters: int) -> Mapping[str, Recipe]:
     """Strategy -> its recipe for a model with this number of parameters; empty for sizes without recipes of their own.
 
-    Two steps at a high rate: on SmolLM2-135M, 2 steps of 3 prompts are as accurate as 4 steps of 5 in a third of the time
+    Two steps at a high rate: on SmolLM2-135M, 2 steps of 3 prompts are as accurate as 4 of 5 in a third of the time
     (docs/models.md). The published recipes are for 1 to 8 billion parameters.
     """
     return _SMALL_RECIPES if SMALL_MODELS[0] <= parameters < SMALL_MODELS[1] else {}
