@@ -23,7 +23,7 @@ from typing import Any
 from demo_families import band_of
 
 from autottt import Learner
-from autottt.controller.cli.demo import ALWAYS_ENGLISH, DEMONSTRATIONS, LEARNED, english_tasks
+from autottt.controller.cli.demo import ALWAYS_ENGLISH, DEMONSTRATIONS, ENGLISH_HARD, LEARNED, english_tasks
 from autottt.strategies.base import recipe_digest_for
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.model.loading import use_threads
@@ -81,7 +81,7 @@ def measured(learner: Learner, family: str, row: dict[str, Any], tasks: Sequence
     if not row:
         right = sum(count_right(learner, queries, train=False) for queries in tasks)
         row = {"name": family, "right": right, "queries": sum(map(len, tasks))}
-    band = band_of(row["right"] / row["queries"])
+    band = band_of(row["right"] / row["queries"], ENGLISH_HARD)
     if band == "hard":
         row = {**row, **learned_row(learner, row, tasks)}
     helped = band != "hard" or row["learned"] >= LEARNED * row["learned_queries"]

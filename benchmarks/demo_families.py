@@ -89,9 +89,9 @@ def divided(dataset: str, data: Path, seed: int) -> dict[str, Halves]:
     return families
 
 
-def band_of(rate: float) -> str | None:
+def band_of(rate: float, hard: float = HARD) -> str | None:
     """The half of the demo that a family belongs to; None between the thresholds."""
-    return "read" if rate >= READ else "hard" if rate < HARD else None
+    return "read" if rate >= READ else "hard" if rate < hard else None
 
 
 def pool_of(name: str, halves: Halves, seed: int) -> list[Task]:

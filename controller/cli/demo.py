@@ -35,13 +35,16 @@ T = TypeVar("T")
 Band = Literal["read", "hard"]
 READ, HARD = 0.8, 0.3
 """In-context accuracy of the families in the two halves of the demo: READ or more, and less than HARD."""
-LEARNED = 0.4
-"""Accuracy after training of the hard English families: LEARNED or more."""
+ENGLISH_HARD, LEARNED = 0.5, 0.5
+"""Of the hard English families: in-context accuracy less than ENGLISH_HARD, and after training LEARNED or more."""
 TITLES: dict[Band, str] = {
     "read": f"families with {READ:.0%} or more right in context",
     "hard": f"families with less than {HARD:.0%} right in context",
 }
-ENGLISH_TITLES: dict[Band, str] = {**TITLES, "hard": f"{TITLES['hard']} and {LEARNED:.0%} or more after training"}
+ENGLISH_TITLES: dict[Band, str] = {
+    **TITLES,
+    "hard": f"families with less than {ENGLISH_HARD:.0%} right in context and {LEARNED:.0%} or more after training",
+}
 """For English families, whose accuracy after training was measured as well."""
 TASKS = Path(__file__).parent / "demo_tasks.jsonl"
 """Public tasks that the bundled model was not trained on; sources and licences are in docs/tasks.md."""
@@ -251,7 +254,8 @@ def summary_table(solved: Sequence[Solved], compared: str = ALWAYS) -> Table:
     `compared`, where it was run."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in (f"right, {READ:.0%} or more", f"right, under {HARD:.0%}", "right, all", "seconds"):
+    hard_rate = HARD if titles_of([one.family for one in solved]) is TITLES else ENGLISH_HARD
+    for name in (f"right, {READ:.0%} or more", f"right, under {hard_rate:.0%}", "right, all", "seconds"):
         table.add_column(name, justify="right")
 
     def add(name: str, right: Sequence[bool], seconds: float) -> None:

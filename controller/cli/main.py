@@ -132,7 +132,8 @@ def demo(
 
     The tasks are public ones, or English ones for a model of `autottt models list`. Half of them are of families that
     the model answers in context at 80% or more (on other tasks), half of families under 30%; with English tasks, of
-    those that it answers at 40% or more after training. The rates are of other tasks: none is chosen by its own result.
+    families under 50% in context and at 50% or more after training. The rates are of other tasks: none is chosen by
+    its own result.
 
     Example: `autottt demo --compare`
     """
