@@ -23,12 +23,13 @@ from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
+from ..ttt_core.spans import inside
 from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .results import Result, refused, result_of
-from .state import Context, State, task_from_plain, task_to_plain
+from .state import Context, Recorder, State, task_from_plain, task_to_plain
 
 if TYPE_CHECKING:
     from langgraph.types import StreamMode
@@ -55,13 +56,16 @@ class Controller:
         budget: Budget | str | float | None = None,
         seed: int = 0,
         langsmith: bool = False,
+        trace: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
         """A controller around a learner; `Controller(Learner.wrap(model, tokenizer))` is one around a model that the
         program holds.
 
         `policy` is a policy, the folder of a bundle, or None for the one that fits the learner. A model without a
         trained policy gets `HeuristicPolicy` and, without `budget`, the budget `DEFAULT_BUDGET`; a warning says so.
-        `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith.
+        `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith. `trace` is
+        where runs are recorded: `off`, `local` (this user's store), the file of a store (`NAME.sqlite`), or a
+        `TraceRecorder`; None: what the variable `AUTOTTT_TRACE` says, else `off`.
         Raises `TypeError` for another argument and `PolicyError` for a bundle that cannot be used.
         """
         if not isinstance(learner, Learner):
@@ -87,6 +91,7 @@ class Controller:
             )  # fmt: skip
         self.seed = check_seed(seed)
         self.langsmith = langsmith
+        self.recorder = _recorder(trace)
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
         lazy.import_all()
 
@@ -130,6 +135,7 @@ class Controller:
         ignore_mismatch: bool = False,
         cost_weight: float | None = None,
         langsmith: bool = False,
+        trace: str | os.PathLike[str] | Recorder | None = None,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
 
@@ -138,8 +144,9 @@ class Controller:
         bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
         drawn. With `ignore_mismatch` a policy of another model or other recipes is used as it is. `cost_weight` is the
-        accuracy that one in-context cost is worth, in place of that which the policy was trained with; `langsmith` is
-        as in `Controller`. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
+        accuracy that one in-context cost is worth, in place of that which the policy was trained with; `langsmith` and
+        `trace` are as in `Controller`. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with
+        the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -156,7 +163,7 @@ class Controller:
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)
             chosen = ExploringPolicy(chosen, other, explore, seed)
-        return cls(learner, chosen, budget=budget, seed=seed, langsmith=langsmith)
+        return cls(learner, chosen, budget=budget, seed=seed, langsmith=langsmith, trace=trace)
 
     def context(
         self,
@@ -169,7 +176,9 @@ class Controller:
         policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
         if not isinstance(cancel, (threading.Event, type(None))):
             raise TypeError(f"cancel: expected a threading.Event; received {cancel!r}")
-        return Context(self.learner, policy, limit, () if cancel is None else (cancel,))
+        return Context(
+            self.learner, policy, limit, () if cancel is None else (cancel,), recorder=self.recorder
+        )  # fmt: skip
 
     def solve(
         self,
@@ -252,6 +261,8 @@ class Controller:
                 for index, run in enumerate(runs):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
+                for run in runs:
+                    run.end(Cancelled("another task of the batch ended it"))
                 with plugin_proofs(self.learner):
                     self.learner.adapters.release_prefetched()
 
@@ -274,8 +285,12 @@ class Controller:
 
         The base is verified also when a node raises: later nodes do not run then.
         """
-        with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-            start = _input_of(self.learner, task, self.seed if seed is None else seed)
+        seed = self.seed if seed is None else seed
+        with (
+            _recorded(context, task, seed) as context,
+            context.learner.guarded.lock.exclusive(context.raise_if_cancelled),
+        ):
+            start = _input_of(self.learner, task, seed)
             with self._verified_on_failure(), self._isolated(context) as context:
                 yield self.graph.stream(start, context=context, stream_mode=mode)
 
@@ -402,6 +417,40 @@ class Controller:
             yield replace(context, on_event=writer)
 
 
+def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | None:
+    """What records the runs of a controller. Raises `SettingsError` for a setting that names no store."""
+    setting = os.environ.get("AUTOTTT_TRACE") or "off" if trace is None else trace
+    if not isinstance(setting, (str, os.PathLike)):
+        return setting
+    return None if setting == "off" else lazy.recorder.TraceRecorder.of(setting)
+
+
+@contextmanager
+def _recorded(context: Context, task: object, seed: object) -> Iterator[Context]:
+    """The context of a run whose trace ends with the body."""
+    if context.recorder is None:
+        yield context
+        return
+    recorder, error = context.recorder, None
+    context = _begun(context, task, seed)
+    try:
+        with inside(context.root):
+            yield context
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        recorder.finish(context, error)
+
+
+def _begun(context: Context, task: object, seed: object) -> Context:
+    """The context of a run that begins now, with its task in the root of its trace."""
+    context = context.recorder.begin(context) if context.recorder is not None else context
+    if context.root is not None and isinstance(task, Task):
+        context.root.set(task=task_to_plain(task), seed=seed)
+    return context
+
+
 def _input_of(learner: Learner, task: Task, seed: int) -> State:
     """The input of the graph. Raises `TypeError` for anything but a task, and `TooLongError`."""
     _require_task(task)
@@ -428,20 +477,38 @@ class _PausedRun:
 
     def __init__(self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str) -> None:
         self.task = task
-        self._graph, self._context = graph, context
+        self._graph, self._context = graph, _begun(context, task, seed)
         self._seed = seed
         self._config: Any = {"configurable": {"thread_id": thread}}
 
     def to_the_decision(self) -> tuple[str, Task]:
         """Measures and decides; returns the name of the strategy, and the task with its prompt format."""
-        start = _input_of(self._context.learner, self.task, self._seed)
-        state = self._advance(start, list(strategies()))
+        with self._recorded():
+            start = _input_of(self._context.learner, self.task, self._seed)
+            state = self._advance(start, list(strategies()))
         return state["decision"]["strategy"], task_from_plain(state["task"])
 
     def to_the_end(self) -> Result:
         """Runs the strategy and everything after it."""
-        state = self._advance(None, None)
+        with self._recorded():
+            state = self._advance(None, None)
+            self.end()
         return result_of(self.task, state)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the trace of the run, unless it has ended."""
+        if self._context.recorder is not None:
+            self._context.recorder.finish(self._context, error)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """A part of the run, with which its trace ends where it raises."""
+        try:
+            with inside(self._context.root):
+                yield
+        except BaseException as error:
+            self.end(error)
+            raise
 
     def _advance(self, start: State | None, stops: list[str] | None) -> State:
         states = self._graph.stream(

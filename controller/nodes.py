@@ -54,11 +54,13 @@ def node(
             context = _context_of(runtime)
             context.raise_if_cancelled()
             learner = context.learner
-            with learner.guarded.lock.exclusive(context.raise_if_cancelled), plugin_proofs(learner):
+            turn = learner.guarded.lock.exclusive(context.raise_if_cancelled)
+            with turn, context.node_span(name, state) as step, plugin_proofs(learner):
                 meter = learner.guarded.meter()
                 result = work(view(state), runtime)
                 taken = meter.read()
-            update = to_update(result)
+                update = to_update(result)
+                step.set(cost=asdict(taken), **_recorded(update))
             before = Cost() if first else Cost(**state["cost"])
             event = {
                 "node": name,
@@ -67,9 +69,14 @@ def node(
                 "events": list(result.steps) if isinstance(result, StrategyRun) else [],
                 **_summary(update),
             }
+            if first:
+                update["trace_id"] = context.trace_id
             update["cost"] = asdict(before + taken)
             update["trace"] = [*(() if first else state["trace"]), event]
-            return {**update, **output_of({**state, **update})} if last else update
+            if last:
+                update |= output_of({**state, **update})
+                context.record_result(name, update["result"])
+            return update
 
         run_node.__doc__ = work.__doc__  # not `wraps`: LangGraph takes the input schema from the wrapped function
         return run_node
@@ -95,6 +102,15 @@ def _summary(update: State) -> Plain:
     for attempt in update.get("attempts", [])[-1:]:
         summary |= {k: attempt[k] for k in ("strategy", "text", "confidence", "error", "cost")}
     return summary
+
+
+def _recorded(update: State) -> Plain:
+    """What a span shows of a node's result."""
+    names = ("features", "in_context", "format_choice", "decision", "verdict", "proof")
+    attributes: Plain = {k: v for k, v in update.items() if k in names and v}
+    if update.get("attempts"):
+        attributes["attempt"] = update["attempts"][-1]
+    return attributes
 
 
 @node("measure", Query.checked, first=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from typing import Any, Literal
 
 from ..policies.features import FEATURES_VERSION
@@ -14,6 +15,7 @@ from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.standard_json import finite_or_none
 from ..ttt_core.tasks.answers import is_right
+from ..ttt_core.tasks.html import value_html
 from ..ttt_core.tasks.task import Task, Value, as_tuples
 from .state import Progress, State, attempt_from_plain, number, record_from_plain, task_from_plain
 
@@ -61,6 +63,8 @@ class Result:
     format_choice: Mapping[str, Any] = field(default_factory=dict)
     """`name` of the prompt format of this task, `scores` of the formats that were compared (mean log-probability of the
     demonstrations' answers, in nats), `margin` to the second best, and `reason` where none were compared."""
+    trace_id: str = ""
+    """Identifies the stored trace of this run; empty where none was recorded."""
     decision: Mapping[str, Any] = field(default_factory=dict)
     """The first decision whole (see `policies.policy.Decision`); empty for a task that could not be tried."""
 
@@ -78,6 +82,20 @@ class Result:
     def adapted(self) -> bool:
         """Whether an adapter was trained or used on the way."""
         return any(a.training_record is not None for a in self.attempts)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the decision, the answers before and after, and the proof."""
+        answers = {"in context": self.in_context_answer, self.strategy or self.status: self.answer}
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{value_html(self.task.kind, value)}</td></tr>"
+            for name, value in answers.items()
+        )
+        right = {True: "right", False: "wrong", None: ""}[self.right]
+        proof = f"weights proven unchanged ({self.proof.tensors} tensors)" if self.proof else ""
+        facts = "; ".join(part for part in (f"{self.cost.seconds:.2f} s", right, proof) if part)
+        reason = escape(self.reason or self.error)
+        head = f"<p><b>{escape(self.strategy or self.status)}</b>: {reason}</p>"
+        return f"<div>{head}<table>{cells}</table><p>{facts}</p></div>"
 
     def to_plain(self, *, content: bool = False) -> dict[str, Any]:
         """The result as JSON can hold it, also for a log that a policy is trained on: `autottt retrain`. A number that
@@ -106,7 +124,7 @@ class Result:
         task = {name: value for name, value in plain["task"].items() if name != "digest"}
         if "demonstrations" not in task:
             raise TaskError("this result has no content of its task; write it with to_plain(content=True)")
-        values = {f.name: plain[f.name] for f in fields(cls)}
+        values = {f.name: plain[f.name] for f in fields(cls) if f.name != "trace_id" or "trace_id" in plain}
         return cls(**{**values, "task": task_from_plain(task)})
 
     def __post_init__(self) -> None:
@@ -160,6 +178,7 @@ def result_of(task: Task, state: State) -> Result:
         error=last.error,
         seed=progress.query.seed,
         in_context_tokens=state["in_context_tokens"],
+        trace_id=state.get("trace_id", ""),
         prompt_format=state["prompt_format"],
         format_choice=state["format_choice"],
         decision=next(event["decision"] for event in state["trace"] if "decision" in event),

@@ -10,9 +10,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, Protocol
 
 from typing_extensions import TypedDict
 
@@ -25,6 +26,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
+from ..ttt_core.spans import OFF, NoSpan, Span
 from ..ttt_core.tasks.fields import check_seed, check_text
 from ..ttt_core.tasks.kinds import make_task, shortened
 from ..ttt_core.tasks.prompts import check_format
@@ -82,8 +84,22 @@ class State(TypedDict, total=False):
     """Of all nodes so far."""
     trace: list[Plain]
     """One event per node, in order."""
+    trace_id: str
+    """Identifies the stored trace of the run; empty where none is recorded."""
     answer: Value | None
     result: Plain
+
+
+class Recorder(Protocol):
+    """Records runs as trees of spans; `tracing.recorder` has one. Its methods raise nothing."""
+
+    def begin(self, context: Context) -> Context:
+        """The context of a new run, with the root of its tree."""
+        ...
+
+    def finish(self, context: Context, error: BaseException | None = None) -> None:
+        """Ends the run of a context, with what it raised, and stores its trace; once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,34 @@ class Context:
     """Once one is set, no further node begins, and training and decoding stop before their next step or token."""
     on_event: Callable[[Plain], None] | None = None
     """Receives each training step as it happens, in place of LangGraph's stream writer."""
+
+    recorder: Recorder | None = None
+    """Records the run; None: runs are not recorded."""
+    root: Span | None = None
+    """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
+
+    def node_span(self, name: str, state: State) -> Span | NoSpan:
+        """The span of a node that is entered now. The edge that leads to it is recorded in the root."""
+        if self.root is None:
+            return OFF
+        edges = self.root.attributes.setdefault("edges", [])
+        if "task" not in self.root.attributes:
+            with suppress(TaskError):  # which the node raises
+                self.root.set(task=task_to_plain(checked_task(state.get("task"))), seed=state.get("seed", 0))
+        start = "__start__" if "cost" not in state or name == "measure" else "__resume__"
+        edges.append([edges[-1][1] if edges else start, name])
+        return self.root.child(name, node=name)
+
+    @property
+    def trace_id(self) -> str:
+        """Identifies the trace of the run; empty where none is recorded."""
+        return "" if self.root is None else str(self.root.attributes["id"])
+
+    def record_result(self, last_node: str, result: Plain) -> None:
+        """Adds the output of a finished run to its tree."""
+        if self.root is not None:
+            self.root.attributes["edges"].append([last_node, "__end__"])
+            self.root.set(result=result)
 
     def raise_if_cancelled(self) -> None:
         """Raises `Cancelled` once one of `stops` is set."""

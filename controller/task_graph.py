@@ -9,11 +9,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_stream_writer
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import get_runtime
 from langgraph.types import Command
 from pydantic import BaseModel, create_model
 
@@ -56,36 +58,71 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         """See LangGraph's `Pregel.stream`."""
         closed = threading.Event()
         context = self._context_of_run(context, closed, options.get("stream_mode"))
-        events: Any = super().stream(_checked_input(input), config, context=context, **options)
+        given = _checked_input(input)
+        context, finish = recorded_run(context)
+        events: Any = super().stream(given, config, context=context, **options)
+        error: BaseException | None = None
         try:
             for event in events:  # noqa: UP028 - `yield from` would close `events` before `closed` is set
                 yield event
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             closed.set()  # first: closing LangGraph's generator waits for the node that runs
             events.close()
+            finish(error)
 
     async def astream(self, input: Any, config: Any = None, *, context: Any = None, **options: Any) -> Any:
         """See LangGraph's `Pregel.astream`."""
         closed = threading.Event()
         context = self._context_of_run(context, closed, options.get("stream_mode"))
-        events: AsyncIterator[Any] = super().astream(_checked_input(input), config, context=context, **options)
+        given = _checked_input(input)
+        context, finish = recorded_run(context)
+        events: AsyncIterator[Any] = super().astream(given, config, context=context, **options)
+        error: BaseException | None = None
         try:
             async for event in events:
                 yield event
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             closed.set()
+            finish(error)
 
     def _context_of_run(self, context: Context | None, closed: threading.Event, modes: Any) -> Context | None:
-        """The context of one run: what the caller gave, else `context_of`, else None (LangGraph then passes on that of
-        the parent graph)."""
-        if context is None and self.context_of is not None:
-            context = self.context_of()
+        """The context of one run: what the caller gave, else `context_of`, else that of the parent graph."""
+        if context is None:
+            context = self.context_of() if self.context_of is not None else parent_context()
         if not isinstance(context, Context):
             return context
         context = replace(context, stops=(*context.stops, closed))
         if context.on_event is None and "custom" not in ([modes] if isinstance(modes, str) else modes or []):
             context = replace(context, on_event=parent_stream_writer())
         return context
+
+
+Finish = Callable[[BaseException | None], None]
+"""Ends the record of a run, with what it raised."""
+
+
+def recorded_run(context: Context | None) -> tuple[Context | None, Finish]:
+    """The context of a run that is recorded, and what ends its record. A run whose caller has begun the record, or that
+    is not recorded, stays as it is."""
+    if not isinstance(context, Context) or context.recorder is None or context.root is not None:
+        return context, lambda error: None
+    begun = context.recorder.begin(context)
+    return begun, partial(context.recorder.finish, begun)
+
+
+def parent_context() -> Context | None:
+    """The context of a surrounding graph; None outside of graphs."""
+    try:
+        context = get_runtime().context
+    except (RuntimeError, KeyError):
+        return None
+    return context if isinstance(context, Context) else None
 
 
 def parent_stream_writer() -> Callable[[Any], None] | None:

@@ -6,12 +6,13 @@ Serving and collecting call the same function, so that a policy is trained on wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from ..strategies.base import Attempt, from_answer
 from ..ttt_core.engine.cost import Cost
 from ..ttt_core.engine.format_choice import FormatChoice
 from ..ttt_core.learner import Learner
+from ..ttt_core.spans import span
 from ..ttt_core.tasks.task import Task
 from .features import Features, ModelFacts, free_features, probe_features
 from .outcomes import BASE
@@ -47,7 +48,9 @@ def measure_task(learner: Learner, task: Task, seed: int, wants_probe: Callable[
     probe_cost = Cost()
     if wants_probe(features, cost):
         probe = learner.guarded.meter()
-        features = Features(1, {**features.values, **probe_features(learner, task, answer, seed, model)})
-        probe_cost = probe.read()
+        with span("probe") as step:
+            features = Features(1, {**features.values, **probe_features(learner, task, answer, seed, model)})
+            probe_cost = probe.read()
+            step.set(cost=asdict(probe_cost))
     tokens = len(learner.window.encode(task).ids) + len(answer.scores.log_probs)
     return Measurement(replace(from_answer(BASE, answer), cost=cost), features, tokens, probe_cost, choice)

@@ -156,7 +156,9 @@ def run(
     except AutotttError:
         raise
     except Exception as error:
-        logging.getLogger("autottt").warning("%s failed on %s", strategy.name, task.id, exc_info=True)
+        log = logging.getLogger("autottt")
+        log.warning("%s failed on %s: %s", strategy.name, task.id, type(error).__name__)
+        log.debug("the error of %s, which may quote the task", strategy.name, exc_info=True)
         attempt = Attempt(strategy.name, None, "", 0.0, error=f"{type(error).__name__}: {error}")
     digest = recipe_digest_for(strategy, learner.loaded.recipes, task.kind)
     return replace(attempt, cost=meter.read(), recipe=digest)

@@ -11,6 +11,7 @@ from ..ttt_core.engine.answering import Answer
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
+from ..ttt_core.spans import span
 from ..ttt_core.tasks.augmentation import shuffled
 from ..ttt_core.tasks.kinds import kind_of
 from ..ttt_core.tasks.task import Task, Value
@@ -59,7 +60,9 @@ def vote(
         for (index, _), answer in zip(prompts, each, strict=True):
             value = None if answer.value is None else sources[index].invert(answer.value)
             groups[index].append(replace(answer, value=value))
-    candidates = hierarchical_vote(groups)
+    with span("vote", views=len(prompts), transformations=len(transformations)) as step:
+        candidates = hierarchical_vote(groups)
+        step.set(candidates=[{"value": c.value, "share": c.share} for c in candidates])
     if not candidates:
         return Attempt(name, None, answers[0][0].text, 0.0)
     best = candidates[0]

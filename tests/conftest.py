@@ -31,6 +31,8 @@ IMPORTED_ONCE = (
 )
 """Modules that processes of the `forkserver` have imported when they start."""
 
+os.environ.setdefault("AUTOTTT_TRACE", "off")
+"""No test writes to the user's store of traces."""
 collect_ignore = [] if os.environ.get("AUTOTTT_REAL_MODELS") else ["real"]
 """The tests of real models run with `make test-real` only."""
 MakeLearner = Callable[..., "Learner"]

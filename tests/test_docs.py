@@ -97,6 +97,8 @@ def run_console(block, monkeypatch):
 def empty_folder(tmp_path, monkeypatch):
     """An empty working directory; strategies registered in it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AUTOTTT_TRACE", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setitem(sys.modules, "mlflow", None)  # its database takes longer to create than a policy to train
     monkeypatch.setattr(registry, "_REGISTRY", {name: registry.get_strategy(name) for name in registry.strategies()})
     return tmp_path

@@ -52,6 +52,10 @@ class BudgetError(AutotttError, ValueError):
     """A budget is invalid."""
 
 
+class TraceError(AutotttError, LookupError):
+    """A trace does not exist, cannot be read, or lacks what a command needs."""
+
+
 class SettingsError(AutotttError, ValueError):
     """An option, an environment variable or a key of the configuration file is invalid."""
 

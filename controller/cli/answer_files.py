@@ -5,14 +5,11 @@ Knows nothing about solving. A file that is no file of answers is never changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,52 +19,16 @@ from ...ttt_core.tasks.kinds import STANDARD, kind_of
 from ...ttt_core.tasks.readers import TASK_SUFFIXES, Problem
 
 if TYPE_CHECKING:
-    from ..controller import Controller
     from ..results import Result
+    from ..run_facts import RunFacts
 
 SHORT = (
     "id", "status", "answer", "strategy", "reason", "difficulty", "scores", "right", "adapted", "relative_seconds",
     "cost", "proof", "error", "seed",
 )  # fmt: skip
 """The fields of a line without `--trace`."""
-PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
-"""Packages whose versions an answer may depend on."""
 _BEGINNING = b'{"id": '
 """Of every line."""
-
-
-def package_versions() -> dict[str, str]:
-    """The installed versions of `PACKAGES`."""
-    return {name: version(name) for name in PACKAGES}
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What the answers of a run depend on, except for tasks and seeds, which each line has."""
-
-    model: Mapping[str, str]
-    """Name, content hash, device, precision and prompt format."""
-    policy: Mapping[str, Any]
-    """Name, version of the bundle's format (None without a bundle), and the digest of the policy's card."""
-    versions: Mapping[str, str]
-    """Of Python and of the packages."""
-
-    @classmethod
-    def of(cls, controller: Controller) -> RunFacts:
-        """The facts of a controller."""
-        learner, card = controller.learner, controller.policy.card()
-        text = json.dumps(card, sort_keys=True, default=str)
-        return cls(
-            model={
-                "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
-                "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
-            },
-            policy={
-                "name": controller.policy.name, "version": card.get("format_version"),
-                "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-            },
-            versions={"python": platform.python_version(), **package_versions()},
-        )  # fmt: skip
 
 
 def line_of(result: Result, facts: RunFacts | None = None, content: bool = False) -> str:

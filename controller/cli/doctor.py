@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
-from .answer_files import package_versions
 from .console import screen
 from .options import CONFIG_VALUES, ModelOptions, PolicyOptions, load_controller, settings
 from .settings import config_file, source_of, variable
@@ -61,6 +60,7 @@ def examine(controller: Controller) -> Iterator[tuple[str, str, bool]]:
     from ...strategies.base import run
     from ...strategies.registry import get_strategy
     from ...ttt_core.tasks.kinds import make_task
+    from ..run_facts import package_versions
 
     learner = controller.learner
     model = learner.loaded.model

@@ -24,6 +24,7 @@ from .options import (
     ModelOptions,
     PolicyOptions,
     Seed,
+    TraceOptions,
     command,
     defaults_of,
     load_controller,
@@ -35,6 +36,7 @@ from .settings import read_config
 from .solve import solve
 from .strategies import strategies
 from .tasks import tasks_app
+from .traces import trace_app
 from .training import retrain, train_policy
 
 FAILED, INTERRUPTED = 2, 130
@@ -114,6 +116,7 @@ command(app)(doctor)
 app.add_typer(policy_app, name="policy")
 app.add_typer(outcomes_app, name="outcomes")
 app.add_typer(cache_app, name="cache")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(tasks_app, name="tasks")
 
@@ -122,6 +125,7 @@ app.add_typer(tasks_app, name="tasks")
 def demo(
     policy: PolicyOptions,
     model: ModelOptions,
+    tracing: TraceOptions,
     seed: Seed = 0,
     limit: Annotated[int, typer.Option(min=1, help="Number of tasks: half of each kind of family.")] = 12,
     compare: Annotated[
@@ -139,6 +143,6 @@ def demo(
     """
     from .demo import ALWAYS, ALWAYS_ENGLISH, draw, is_english, run_demo
 
-    controller = load_controller(model, policy, seed=seed)
+    controller = load_controller(model, policy, seed=seed, trace=tracing.recorder)
     always = ALWAYS_ENGLISH if is_english(model.model) else ALWAYS
     run_demo(controller, draw(seed, limit, model.model), screen, compare=always if compare else None)

@@ -22,6 +22,7 @@ import typer
 from ...strategies.registry import PLUGINS, check_plugins
 from ...ttt_core.errors import BudgetError, PolicyError, SettingsError
 from ..budget import Budget
+from ..tracing import STORE_SUFFIXES
 from .console import print_problems
 from .settings import source_of, variable
 
@@ -37,6 +38,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 """Types of devices that torch or its extensions run models on."""
 DTYPES = ("bf16", "fp32")
 FORMATS = ("auto", "chat", "standard", "compact")
+TRACE_SETTINGS = ("off", "local")
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[..., str | None]:
@@ -174,6 +176,36 @@ class PolicyOptions:
         check_bundle(self.policy)
 
 
+def _check_trace(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses what names no store of traces; an empty text is no value."""
+    if value and value not in TRACE_SETTINGS and not value.endswith(STORE_SUFFIXES):
+        source = source_of(ctx, "trace", "--trace-store")
+        expected = f"off, local, or a file that ends with {STORE_SUFFIXES[0]}"
+        raise SettingsError(f"{source}: expected {expected}; received {value!r}")
+    return value or None
+
+
+TraceSetting = Annotated[
+    str | None,
+    _setting(
+        "trace", "Where traces of runs are stored: off, local (your store), or a file NAME.sqlite; default: local.",
+        "--trace-store", callback=_check_trace,
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Where traces of runs are stored."""
+
+    trace: TraceSetting = None
+
+    @property
+    def recorder(self) -> str:
+        """The argument `trace` of a controller."""
+        return self.trace or "local"
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """Which tasks of the files are used."""
@@ -222,8 +254,8 @@ def check_bundle(*folders: Path | None) -> None:
             read_card(bundle_folder(folder))
 
 
-def load_controller(model: ModelOptions, policy: PolicyOptions, **more: Any) -> Controller:
-    """See `Controller.from_pretrained`, which gets `more` as well."""
+def load_controller(model: ModelOptions, policy: PolicyOptions, *, trace: str = "off", **more: Any) -> Controller:
+    """See `Controller.from_pretrained`, which gets `more` as well. No run is recorded without `trace`."""
     policy.check()
     from ...strategies.registry import strategies
     from ..controller import Controller
@@ -232,7 +264,7 @@ def load_controller(model: ModelOptions, policy: PolicyOptions, **more: Any) -> 
     return Controller.from_pretrained(
         model=model.model, policy=policy.policy, device=model.device, dtype=model.dtype,
         prompt_format=model.prompt_format, ignore_mismatch=policy.ignore_mismatch, cost_weight=policy.cost_weight,
-        **more,
+        trace=trace, **more,
     )  # fmt: skip
 
 
@@ -249,7 +281,7 @@ def make_folders(**folders: Path) -> None:
 
 def settings() -> dict[str, object]:
     """Every setting with its type."""
-    groups = (ModelOptions, PolicyOptions, ResourceOptions, TaskOptions)
+    groups = (ModelOptions, PolicyOptions, ResourceOptions, TaskOptions, TraceOptions)
     hints = {n: h for group in groups for n, h in get_type_hints(group, include_extras=True).items()}
     return {name: hint for name, hint in (hints | {"plugins": _Plugins}).items() if _envvar(hint)}
 

@@ -16,16 +16,25 @@ from rich.text import Text
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import PolicyError, TaskError
-from .answer_files import Answers, RunFacts, check_output, line_of, line_of_problem
+from .answer_files import Answers, check_output, line_of, line_of_problem
 from .console import interruptible, print_problems, progress, screen, warn
 from .locks import exclusive
-from .options import ModelOptions, PolicyOptions, ResourceOptions, TaskOptions, check_bundle, load_controller
+from .options import (
+    ModelOptions,
+    PolicyOptions,
+    ResourceOptions,
+    TaskOptions,
+    TraceOptions,
+    check_bundle,
+    load_controller,
+)
 from .settings import is_argument
 
 if TYPE_CHECKING:
     from ...ttt_core.tasks.readers import LoadedTasks, Problem
     from ..controller import Controller
     from ..results import Result
+    from ..run_facts import RunFacts
 
 STDIN = Path("-")
 
@@ -42,7 +51,7 @@ class OutputOptions:
         bool,
         typer.Option("--json", help="Print JSON lines on a terminal too; pipes always get them."),
     ] = False
-    trace: Annotated[
+    with_features: Annotated[
         bool, typer.Option("--trace", help="JSON lines with features, attempts, versions: a log for `autottt retrain`.")
     ] = False
     trace_content: Annotated[
@@ -52,7 +61,7 @@ class OutputOptions:
     @property
     def for_people(self) -> bool:
         """Whether answers are shown on a terminal."""
-        return screen.is_terminal and not (self.out or self.as_json or self.trace or self.trace_content)
+        return screen.is_terminal and not (self.out or self.as_json or self.with_features or self.trace_content)
 
     @property
     def remedy(self) -> str:
@@ -107,6 +116,7 @@ def solve(
     policy: PolicyOptions,
     model: ModelOptions,
     tasks: TaskOptions,
+    tracing: TraceOptions,
     strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
 ) -> None:
     """Answer the queries of task files: shown on a terminal, JSON lines in a pipe, with `--json` or with `--out`.
@@ -128,6 +138,7 @@ def solve(
         controller = load_controller(
             model, policy, strategy=strategy, budget=resources.budget, seed=tasks.seed, adapters=resources.adapters,
             shadow=exploration.shadow, explore=exploration.explore, memory_bytes=resources.memory_bytes,
+            trace=tracing.recorder,
         )  # fmt: skip
         if answers is not None:
             answers.prepare_to_append(controller.learner.base_hash)
@@ -162,9 +173,11 @@ def _answer(
     failures = 0
     stream: AbstractContextManager[TextIO]
     stream = output.out.open("a", encoding="utf-8") if output.out else nullcontext(sys.stdout)
+    from ..run_facts import RunFacts
+
     with stream as lines, progress(hidden=live) as bars:
         total = None if live else sum(len(loaded.tasks) for loaded in groups)
-        printer = _Printer(output, lines, RunFacts.of(controller), bars, total)
+        printer = _Printer(output, lines, RunFacts.of(controller.learner, controller.policy), bars, total)
         for loaded in groups:
             failures += len(loaded.problems)
             for problem in loaded.problems:
@@ -206,7 +219,7 @@ class _Printer:
             return
         if result.status == "refused":
             warn(f"refused: {result.error}")
-        facts = self._facts if self._output.trace or self._output.trace_content else None
+        facts = self._facts if self._output.with_features or self._output.trace_content else None
         self._write(line_of(result, facts, self._output.trace_content))
 
     def _write(self, text: str) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from autottt.controller.cli.answer_files import RunFacts, line_of
+from autottt.controller.cli.answer_files import line_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import evaluate
 from autottt.controller.results import Result
+from autottt.controller.run_facts import RunFacts
 from autottt.policies.policy import BUNDLED, FixedPolicy
 from autottt.policies.serving_logs import drift, outcomes_of, read_log, skipped_counts, summary
 from autottt.strategies.registry import strategies
@@ -54,7 +55,7 @@ def results(learner: Learner) -> dict[str, Result]:
 
 
 def test_lines_are_standard_json_with_the_status_and_null(results: dict[str, Result], learner: Learner) -> None:
-    facts = RunFacts.of(Controller(learner))
+    facts = RunFacts.of(learner, Controller(learner).policy)
     for result in results.values():
         assert standard(line_of(result))["status"] == "no_answer"
         whole = standard(line_of(result, facts, content=True))

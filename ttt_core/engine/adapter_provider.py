@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
 from ..lora.training import OnStep
 from ..model.encoding import prompt_digest
 from ..recipes import Recipe
+from ..spans import NoSpan, Span, span
 from ..tasks.task import Task
 from .adapter_cache import AdapterCache
 from .adapter_plan import AdapterPlan
@@ -54,14 +55,19 @@ class AdapterProvider:
         `deadline` is a time of `time.monotonic`. Raises `AdaptationError` as the trainer does, and `TooLongError` for
         examples that do not fit in the context.
         """
-        with self._guarded.lock.compute:
+        with self._guarded.lock.compute, span("adapter", strategy=plan.strategy) as step:
             key = self._full_key(plan)
             if key in self._prefetched:
-                return self._release(key), False
+                return _recorded(step, "prefetched", self._release(key)), False
             cached = self._cached(key)
             if cached is not None:
-                return cached, True
-            examples, recipe = plan.fitted_examples(self._trainer.window)
+                return _recorded(step, "cached", cached), True
+            with span("examples") as building:
+                examples, recipe = plan.fitted_examples(self._trainer.window)
+                building.set(
+                    examples=[len(fold) for fold in examples.folds], held_out=[len(fold) for fold in examples.held_out],
+                    batch_size=recipe.batch_size,
+                )  # fmt: skip
             if plan.cross_validates:
                 adapter = self._trainer.cross_validate(
                     examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step
@@ -76,7 +82,7 @@ class AdapterProvider:
             self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
-            return adapter, False
+            return _recorded(step, "trained", adapter), False
 
     def has_adapter(self, plan: AdapterPlan) -> bool:
         """Whether `get_or_train` would return without training."""
@@ -208,3 +214,14 @@ class AdapterProvider:
         self._guarded.charge(training.tokens, training.tokens, prefetch_seconds=training.seconds)
         self.cache.put(key, adapter)
         return adapter
+
+
+def _recorded(step: Span | NoSpan, source: str, adapter: Adapter) -> Adapter:
+    """The adapter. Where it came from and what identifies it is added to a span."""
+    if step.recording:
+        step.set(
+            source=source, rank=adapter.recipe.rank, alpha=adapter.recipe.alpha, modules=dict(adapter.training.modules),
+            weight_share=adapter.training.weight_share, bytes=adapter.weights.nbytes, hash=adapter.weights.digest(),
+            folds=adapter.weights.adapter_count, training=asdict(adapter.training),
+        )  # fmt: skip
+    return adapter

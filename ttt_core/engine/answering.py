@@ -15,9 +15,10 @@ import torch
 from ..errors import AdaptationError, ParseError, TooLongError
 from ..lora.adapter import Adapter
 from ..lora.weights import LoraWeights
-from ..model.context_window import ContextWindow
+from ..model.context_window import ContextWindow, GenerationRequest
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from ..spans import NoSpan, Span, span
 from ..tasks.task import Task, Value
 from .guarded_model import GuardedModel, memory_errors
 from .prefetch import AnswerPrefetch
@@ -64,8 +65,13 @@ class Answerer:
 
     def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
         """Scores the demonstrations' answers in one pass over the prompt."""
-        with memory_errors("reading the demonstrations"), self._guarded.compute(require_single(adapter)):
-            return PromptScores(self._prefix_of(self._window.encode(task), adapter, whole=True).demonstration_scores)
+        computing = self._guarded.compute(require_single(adapter))
+        with memory_errors("reading the demonstrations"), computing, span("read") as step:
+            prompt, charged = self._window.encode(task), self._guarded.charged
+            prefix = self._prefix_of(prompt, adapter, whole=True)
+            new = self._guarded.charged.forward_tokens - charged.forward_tokens
+            step.set(prompt_tokens=len(prompt.ids), shared_prefix_tokens=prompt.shared_prefix_length, new_tokens=new)
+            return PromptScores(prefix.demonstration_scores)
 
     def answers(
         self, tasks: Sequence[Task], adapter: Adapter | None = None, temperature: float = 0.0, seed: int = 0,
@@ -75,7 +81,8 @@ class Answerer:
         count = 1 if adapter is None else adapter.weights.adapter_count
         if not tasks:
             return [[] for _ in range(count)]
-        with memory_errors("answering"), self._guarded.compute(adapter):
+        with memory_errors("answering"), self._guarded.compute(adapter), span("decode") as step:
+            step.set(answers=len(tasks), adapters=count, temperature=temperature, seed=seed)
             requests = [self._window.request(t) for t in tasks]
             prompts = [request.prompt for request in requests]
             if (
@@ -83,6 +90,7 @@ class Answerer:
                 and temperature == 0
                 and (prefetched := self._prefetch.take(adapter.weights, prompts))
             ):
+                self._record(step, requests, prefetched, prefetched=True)
                 return [[self._as_answer(t, g) for t, g in zip(tasks, prefetched, strict=True)]]
             draft_ids = self._drafts(tasks, prompts, adapter, drafts)
             whole = len(prompts) == 1 and not draft_ids[0]
@@ -98,6 +106,7 @@ class Answerer:
             if adapter is None and temperature == 0:
                 self._remember_answers({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
             self._guarded.charge(forward=sum(g.prompt_tokens + len(g.ids) + g.rejected for g in generated))
+            self._record(step, requests, generated, draft_tokens=[len(ids) for ids in draft_ids])
             answers = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [answers[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
 
@@ -116,12 +125,15 @@ class Answerer:
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """Scores of the answers in each prompt; those of the base are cached."""
-        with memory_errors("scoring answers"), self._guarded.compute(require_single(adapter)):
+        computing = self._guarded.compute(require_single(adapter))
+        with memory_errors("scoring answers"), computing, span("score") as step:
             prompts = [self._window.encode(t, require_answer(t)) for t in tasks]
             cached = self._base_scores if adapter is None else {}
             scores = {p: cached[p] for p in prompts if p in cached}
             new = [p for p in dict.fromkeys(prompts) if p not in scores]
-            self._guarded.charge(forward=sum(len(p.ids) for p in new))
+            tokens = sum(len(p.ids) for p in new)
+            step.set(prompts_scored=len(new), cached=len(prompts) - len(new), tokens=tokens)
+            self._guarded.charge(forward=tokens)
             scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
             if adapter is None:
                 self._base_scores |= scores
@@ -155,6 +167,25 @@ class Answerer:
         """Drops the cached scores of the base."""
         with self._guarded.lock.compute:
             self._base_scores.clear()
+
+    def _record(
+        self, step: Span | NoSpan, requests: Sequence[GenerationRequest], generated: Sequence[Generated], **more: Any
+    ) -> None:
+        """Adds what was decoded, one entry for each answer, to a span."""
+        if not step.recording:
+            return
+        step.set(
+            prompt_tokens=[len(request.prompt.ids) for request in requests],
+            max_new_tokens=[request.max_new_tokens for request in requests],
+            prompts=[self._loaded.tokenizer.decode(request.prompt.ids) for request in requests],
+            texts=[answer.text for answer in generated],
+            ids=[list(answer.ids) for answer in generated],
+            log_probs=[[round(x, 6) for x in answer.scores.log_probs] for answer in generated],
+            ended=[answer.ended for answer in generated],
+            rejected=[answer.rejected for answer in generated],
+            new_prompt_tokens=sum(answer.prompt_tokens for answer in generated),
+            **more,
+        )
 
     def _drafts(
         self, tasks: Sequence[Task], prompts: Sequence[Encoded], adapter: Adapter | None,

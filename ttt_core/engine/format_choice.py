@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 from ..errors import ModelError
 from ..model.context_window import ContextWindow
 from ..model.generation import TokenScores
+from ..spans import span
 from ..tasks.prompts import STANDARD_FORMAT, check_format
 from ..tasks.task import Task
 from .answering import Answerer
@@ -84,7 +85,9 @@ class FormatChooser:
         key = task.kind, task.instruction, task.demonstrations
         if key in self._choices:
             return replace(self._choices[key], cost=Cost())
-        self._choices[key] = choice = self._compare(task)
+        with span("format") as step:
+            self._choices[key] = choice = self._compare(task)
+            step.set(name=choice.name, scores=dict(choice.scores), reason=choice.reason)
         if len(self._choices) > MAX_CACHED_CHOICES:
             del self._choices[next(iter(self._choices))]
         return choice

@@ -26,7 +26,8 @@ from ..model.generation import MAX_BATCH_TOKENS
 from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
 from ..model.locks import lock_of
-from ..model.memory import free_memory, out_of_memory, tokens_that_fit
+from ..model.memory import free_memory, out_of_memory, peak_memory, tokens_that_fit
+from ..spans import span
 from .cost import Cost, Meter
 
 
@@ -72,6 +73,11 @@ class GuardedModel:
         return torch.get_num_threads()
 
     @property
+    def peak_bytes(self) -> int:
+        """Largest number of bytes that the process has held so far, on the model's device."""
+        return peak_memory(self.loaded.model.device)
+
+    @property
     def batches_adapters(self) -> bool:
         """Whether passes take rows of many adapters."""
         return self.loaded.supports_padding and bool(self.loaded.model.device.type != "cpu")
@@ -79,12 +85,14 @@ class GuardedModel:
     def verify(self, *, full: bool | None = None) -> RevertProof:
         """Proves that the base is what was loaded. Raises `BaseChangedError`; from then on all work is refused, unless
         only hooks or modes of modules differ: the caller can set them back."""
-        with self.lock.compute:
+        with self.lock.compute, span("verify") as step:
             self._refuse_if_changed()
             if full is None:
                 full = self._full_proofs or self.verification == "full"
             try:
-                return self._fingerprint.verify(self.loaded.model, full=full)
+                proof = self._fingerprint.verify(self.loaded.model, full=full)
+                step.set(method=proof.method, tensors=proof.tensors, hash=proof.hash)
+                return proof
             except RevocableChangeError:
                 raise
             except BaseChangedError as error:

@@ -21,6 +21,7 @@ import torch
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, TokenScores, score_answers
 from ..model.loading import LoadedModel
+from ..spans import span
 from ..tasks.task import Task
 from .weights import LoraWeights
 
@@ -129,7 +130,10 @@ class HeldOutMonitor:
         if step == self._steps[-1]:
             return False
         began = time.monotonic()
-        self._evaluations.append(self._scores(weights))
+        with span("evaluate", step=step) as evaluation:
+            self._evaluations.append(self._scores(weights))
+            right, likelihood = self._mean_score(len(self._evaluations) - 1, None)
+            evaluation.set(right=right, of=sum(map(len, self.prompts)), log_prob=likelihood)
         self.seconds = max(self.seconds, time.monotonic() - began)
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from statistics import fmean
 
@@ -17,6 +17,7 @@ from ..errors import AdaptationError, DeadlineError
 from ..model.encoding import Encoded
 from ..model.loading import LoadedModel
 from ..recipes import Recipe, recipes_for_each
+from ..spans import NoSpan, Span, span
 from .gradients import GradientEngine
 from .modules import coverage, warn_of_checkpointing
 from .optimizer import BatchedAdamW
@@ -104,10 +105,12 @@ def train(
     started_from = "" if start is None else start.digest()
     warn_of_checkpointing(loaded.model)
     runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, strict=True)]
-    with GradientEngine(loaded, recipes, workers, memory) as engine:
+    with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
+        step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
         loop = _TrainingLoop(loaded, runs, engine, start)
-        loop.run(deadline, on_step, monitor, charge)
+        loop.run(deadline, _recorded(step, recipes[0], on_step), monitor, charge)
         weights = loop.weights()
+        step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):
         if not finite and not run.error:
             run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
@@ -115,6 +118,20 @@ def train(
     covered = coverage(loaded.model, weights.pairs)._asdict()
     records = [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
     return weights, [replace(record, **covered, started_from=started_from) for record in records]
+
+
+def _recorded(step: Span | NoSpan, recipe: Recipe, on_step: OnStep | None) -> OnStep | None:
+    """`on_step` that also adds each training step to a span, which gets the recipe."""
+    if not step.recording:
+        return on_step
+    step.set(recipe=asdict(recipe))
+
+    def record(number: int, loss: float) -> None:
+        step.event(step=number, loss=loss)
+        if on_step is not None:
+            on_step(number, loss)
+
+    return record
 
 
 @dataclass(eq=False)

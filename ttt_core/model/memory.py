@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -49,6 +55,17 @@ def _free_in_group() -> int | None:
         return max(1, limit - used + int(facts.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes that this process has held so far: of tensors on a GPU, else of main memory; 0 on systems
+    that do not report it."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def tokens_that_fit(model: PreTrainedModel, memory: int | None) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .html import task_html
+
 Grid = tuple[tuple[int, ...], ...]
 IntList = tuple[int, ...]
 Value = Grid | IntList | str
@@ -86,6 +88,10 @@ class Task:
         """Content digest of kind, instruction, demonstrations and query, without the answer."""
         content = (self.kind, self.instruction, [(d.input, d.output) for d in self.demonstrations], self.query)
         return content_digest(content)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the demonstrations and the query, grids in colour."""
+        return task_html(self.kind, self.instruction, self.demonstrations, self.query)
 
     def map(self, function: Callable[[Value], Value]) -> Task:
         """This task with `function` applied to every input and output."""

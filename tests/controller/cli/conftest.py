@@ -29,3 +29,4 @@ def no_settings(monkeypatch, tmp_path_factory) -> None:
         if name.startswith("AUTOTTT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

@@ -12,7 +12,15 @@ import typer
 
 from autottt import Controller
 from autottt.controller.cli import main as cli
-from autottt.controller.cli.options import ModelOptions, PolicyOptions, ResourceOptions, TaskOptions, command, settings
+from autottt.controller.cli.options import (
+    ModelOptions,
+    PolicyOptions,
+    ResourceOptions,
+    TaskOptions,
+    TraceOptions,
+    command,
+    settings,
+)
 from autottt.controller.cli.settings import config_file, read_config, variable
 from autottt.strategies import registry
 from autottt.ttt_core.errors import SettingsError
@@ -29,8 +37,11 @@ SAMPLES = {
     "adapters": (Path("arg"), Path("env"), Path("file")),
     "memory": (1.0, 2.0, 3.0),
     "seed": (1, 2, 3),
+    "trace": ("off", "local", "other.sqlite"),
 }
 """Values as argument, variable and in the file."""
+OPTIONS = {"trace": "--trace-store"}
+"""Options that are not called like their setting."""
 
 
 def write_config(text: str) -> Path:
@@ -53,8 +64,14 @@ def received(monkeypatch) -> list[dict[str, object]]:
     @application.callback()
     def common() -> None: ...
 
-    def probe(model: ModelOptions, policy: PolicyOptions, resources: ResourceOptions, tasks: TaskOptions) -> None:
-        calls.append({**vars(model), **vars(policy), **vars(resources), **vars(tasks)})
+    def probe(
+        model: ModelOptions,
+        policy: PolicyOptions,
+        resources: ResourceOptions,
+        tasks: TaskOptions,
+        tracing: TraceOptions,
+    ) -> None:
+        calls.append({**vars(model), **vars(policy), **vars(resources), **vars(tasks), **vars(tracing)})
 
     probe.__annotations__ = inspect.get_annotations(probe, eval_str=True)
     command(application)(probe)
@@ -71,7 +88,7 @@ def test_an_argument_precedes_a_variable_and_a_variable_precedes_the_file(name, 
     call("probe")
     monkeypatch.setenv(variable(name), str(in_environment))
     call("probe")
-    call("probe", f"--{name.replace('_', '-')}", str(argument))
+    call("probe", OPTIONS.get(name, f"--{name.replace('_', '-')}"), str(argument))
     assert [values[name] for values in received] == [default, in_file, in_environment, argument]
 
 

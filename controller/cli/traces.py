@@ -1,0 +1,253 @@
+"""The commands of `autottt trace`: list, show, open, explain, replay, compare, export and summarise stored traces."""
+
+from __future__ import annotations
+
+import tempfile
+import webbrowser
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...strategies.registry import check_names
+from ...ttt_core.errors import SettingsError, TraceError
+from ...ttt_core.standard_json import dumps
+from .console import line, note, screen, warn
+from .options import AsJson, ModelOptions, PolicyOptions, TraceSetting, command, load_controller
+from .settings import is_argument
+
+if TYPE_CHECKING:
+    from ..tracing.store import Filter, TraceStore
+
+trace_app = typer.Typer(no_args_is_help=True, help="Show, explain, compare and export traces of runs.")
+TraceId = Annotated[str, typer.Argument(help="Id of a trace, the beginning of one, or `last`.")]
+Strategy = Annotated[str | None, typer.Option(help="Only answers of this strategy.")]
+Wrong = Annotated[bool, typer.Option("--wrong", help="Only answers known to be wrong, and runs without an answer.")]
+Slower = Annotated[float | None, typer.Option(min=0.0, help="Only runs of more than this many seconds.")]
+Fallbacks = Annotated[bool, typer.Option("--fallbacks", help="Only runs with an attempt that was not accepted.")]
+Since = Annotated[str | None, typer.Option(help="Only runs from this date on (2026-01-31), or of the last 12h or 7d.")]
+Until = Annotated[str | None, typer.Option(help="Only runs before this date.")]
+
+
+@command(trace_app, "list", plugins=False)
+def list_(
+    strategy: Strategy = None,
+    wrong: Wrong = False,
+    slower_than: Slower = None,
+    fallbacks: Fallbacks = False,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show this many, the newest first.")] = 20,
+    as_json: AsJson = False,
+    trace: TraceSetting = None,
+) -> None:
+    """List stored runs, the newest first.
+
+    Example: `autottt trace list --wrong --since 7d`
+    """
+    from .trace_display import show_list
+
+    summaries = store_of(trace).summaries(
+        _filter(strategy, wrong, slower_than, fallbacks, since, until), limit
+    )  # fmt: skip
+    if as_json:
+        for summary in summaries:
+            line(dumps(asdict(summary)))
+    else:
+        screen.print(show_list(summaries))
+
+
+@command(trace_app, plugins=False)
+def show(id: TraceId, trace: TraceSetting = None) -> None:
+    """Show one run: its path through the graph, seconds of each step, candidates, features and the loss curve.
+
+    Example: `autottt trace show last`
+    """
+    from .trace_display import show_trace
+
+    screen.print(show_trace(store_of(trace).get(id)))
+
+
+@command(trace_app, plugins=False)
+def explain(id: TraceId, trace: TraceSetting = None) -> None:
+    """Explain one run in words, from its trace alone.
+
+    Example: `autottt trace explain last`
+    """
+    from ..tracing.explanation import explanation
+
+    line(explanation(store_of(trace).get(id)))
+
+
+@command(trace_app, plugins=False)
+def diff(
+    first: TraceId,
+    second: Annotated[str, typer.Argument(help="Id of the trace to compare with.")],
+    trace: TraceSetting = None,
+) -> None:
+    """Compare two runs: settings, path, estimates, training and answers, without times.
+
+    Example: `autottt trace diff last last`
+    """
+    from ..tracing.comparison import compare
+
+    store = store_of(trace)
+    differences = compare(store.get(first), store.get(second))
+    for difference in differences:
+        line(str(difference))
+    if not differences:
+        line("the runs are identical, except for times")
+
+
+@command(trace_app, plugins=False)
+def stats(
+    strategy: Strategy = None,
+    wrong: Wrong = False,
+    slower_than: Slower = None,
+    fallbacks: Fallbacks = False,
+    since: Since = None,
+    until: Until = None,
+    as_json: AsJson = False,
+    trace: TraceSetting = None,
+) -> None:
+    """Summarise stored runs: where the time goes, decisions by strategy, accepted and rejected adaptations.
+
+    Example: `autottt trace stats --since 7d`
+    """
+    from ..tracing.statistics import statistics_of
+    from .trace_display import show_statistics
+
+    which = _filter(strategy, wrong, slower_than, fallbacks, since, until)
+    statistics = statistics_of(store_of(trace).summaries(which))
+    if as_json:
+        line(dumps(asdict(statistics)))
+    else:
+        screen.print(show_statistics(statistics))
+
+
+@command(trace_app, plugins=False)
+def export(
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of traces; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file; default: standard output.")] = None,
+    content: Annotated[
+        bool, typer.Option("--content/--no-content", help="With or without tasks, prompts and answers.")
+    ] = True,
+    trace: TraceSetting = None,
+) -> None:
+    """Write traces as JSON lines.
+
+    Example: `autottt trace export last --out trace.jsonl`
+    """
+    from ..tracing.content import without_content
+
+    store = store_of(trace)
+    traces = [store.get(id) for id in ids] if ids else store.traces()
+    lines = (dumps((each if content else without_content(each)).plain) for each in traces)
+    if out is None:
+        for text in lines:
+            line(text)
+        return
+    if out.exists():
+        raise TraceError(f"{out} exists; name another file")
+    with out.open("x", encoding="utf-8") as stream:
+        stream.writelines(f"{text}\n" for text in lines)
+
+
+@command(trace_app, name="open")
+def open_(
+    id: TraceId,
+    out: Annotated[Path | None, typer.Option(help="Write the page to this file, and open no browser.")] = None,
+    trace: TraceSetting = None,
+) -> None:
+    """Show one run as a page in the browser: one HTML file that needs no network.
+
+    Example: `autottt trace open last --out run.html`
+    """
+    from ...strategies.registry import strategies
+    from ..tracing.page import page_of
+
+    stored = store_of(trace).get(id)
+    page = page_of(stored, list(strategies()))
+    if out is not None:
+        out.write_text(page, "utf-8")
+        note(f"the page is in {out}")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="autottt-"))  # which only its owner may read
+    file = folder / f"{stored.id}.html"
+    file.write_text(page, "utf-8")
+    if not webbrowser.open(file.as_uri()):
+        warn("no browser could be opened")
+    line(str(file))
+
+
+@command(trace_app)
+def replay(
+    ctx: typer.Context,
+    id: TraceId,
+    model: ModelOptions,
+    policy: PolicyOptions,
+    strategy: Annotated[str | None, typer.Option(help="Ask what this strategy would have done.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Ask what would have happened with this budget.")] = None,
+    trace: TraceSetting = None,
+) -> None:
+    """Solve the task of a run again with the same seed, and name every difference. Exits with 1 if there is one that is
+    not a rounding.
+
+    Example: `autottt trace replay last --strategy in_context`
+
+    `--policy`, `--strategy` and `--budget` ask what would have happened with another one. The model must be that of the
+    run; without `--model` the one that the trace names is loaded.
+    """
+    stored = store_of(trace).get(id)
+    stored.require_content("a replay")
+    if strategy is not None:
+        check_names([strategy])
+    name = str(stored.attributes["model"]["name"])
+    if model.model is None and name != "bundled":
+        model = replace(model, model=name)
+    controller = load_controller(model, policy)
+    from ..replay import replay as repeat
+
+    other = is_argument(ctx, "policy") or is_argument(ctx, "cost_weight")
+    repeated = repeat(controller, stored, strategy=strategy, budget=budget, other_policy=other)
+    for difference in repeated.differences:
+        line(str(difference))
+    if repeated.is_identical:
+        line("identical, except for times")
+    elif not repeated.has_same_answers:
+        raise typer.Exit(0 if strategy or budget or other else 1)
+
+
+def store_of(setting: str | None) -> TraceStore:
+    """The store that the setting names; that of the user where it says `off`."""
+    from ..tracing.store import TraceStore, local_store
+
+    return local_store() if setting in (None, "local", "off") else TraceStore(setting)
+
+
+def _filter(
+    strategy: str | None, wrong: bool, slower_than: float | None, fallbacks: bool, since: str | None, until: str | None
+) -> Filter:
+    from ..tracing.store import Filter
+
+    return Filter(
+        strategy=strategy, wrong=wrong, slower_than=slower_than, fallbacks=fallbacks, since=_time("--since", since),
+        until=_time("--until", until),
+    )  # fmt: skip
+
+
+def _time(option: str, text: str | None) -> float | None:
+    """Seconds since 1970 of a date, or of a number of hours (`12h`) or days (`7d`) ago."""
+    if text is None:
+        return None
+    try:
+        if text[-1:] in "hd" and text[:-1].isdigit():
+            hours = int(text[:-1]) * (24 if text.endswith("d") else 1)
+            return (datetime.now().astimezone() - timedelta(hours=hours)).timestamp()
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise SettingsError(
+            f"{option}: expected a date such as 2026-01-31, or 12h or 7d for the last hours or days; received {text!r}"
+        ) from None

@@ -1,0 +1,138 @@
+"""Replays a stored run: solves its task again with the same seed, and names every difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..policies.features import Features
+from ..policies.policy import Decision, FixedPolicy, Policy
+from ..ttt_core.errors import TraceError
+from .budget import UNLIMITED, Budget
+from .controller import Controller
+from .results import Result
+from .run_facts import RunFacts
+from .tracing.comparison import Difference, compare
+from .tracing.recorder import TraceRecorder
+from .tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A run that was repeated."""
+
+    result: Result
+    trace: Trace
+    """Of the repetition. It is not stored."""
+    differences: tuple[Difference, ...]
+    """From the stored run to the repetition."""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether nothing differs, except for times."""
+        return not self.differences
+
+    @property
+    def has_same_answers(self) -> bool:
+        """Whether all differences are roundings."""
+        return all(difference.within_tolerance for difference in self.differences)
+
+
+def replay(
+    controller: Controller,
+    trace: Trace,
+    *,
+    strategy: str | None = None,
+    budget: Budget | str | float | None = None,
+    other_policy: bool = False,
+) -> Replay:
+    """Solves the task of a trace again with its seed.
+
+    Without further arguments the decisions of the run are repeated: where time was limited, they might else depend on
+    the load of the machine. `strategy` and `budget` ask what would happen with another one; `other_policy` says that
+    the controller's policy is meant to differ. Cached adapters are used, so `controller.learner.clear()` first for a
+    training from the start.
+
+    Raises `TraceError` for a trace without content, and where the model or the policy is not that of the run.
+    """
+    task = trace.task
+    what_if = strategy is not None or budget is not None or other_policy
+    _refuse_other(trace, controller, ask_policy=not what_if and not _forced(trace))
+    policy: Policy = FixedPolicy(strategy) if strategy is not None else controller.policy
+    if strategy is None and not other_policy and _forced(trace):
+        policy = FixedPolicy(trace.decisions[0]["strategy"])
+    limit: Budget | str | float = budget if budget is not None else UNLIMITED
+    if not what_if:
+        policy = _RepeatedPolicy(policy, trace.decisions, [verdict["action"] for verdict in trace.verdicts])
+    collected = _Collected()
+    repeated = Controller(controller.learner, policy, trace=TraceRecorder([collected]))
+    result = repeated.solve(task, seed=trace.attributes["seed"], budget=limit)
+    differences = compare(trace, collected.traces[0])
+    if not what_if:  # the time limit is not repeated, but the decisions that it led to
+        differences = [d for d in differences if d.name != "budget"]
+    return Replay(result, collected.traces[0], tuple(differences))
+
+
+def _forced(trace: Trace) -> bool:
+    """Whether the caller of the run forced a strategy."""
+    return bool(trace.decisions) and bool(trace.decisions[0].get("exclusive"))
+
+
+def _refuse_other(trace: Trace, controller: Controller, *, ask_policy: bool) -> None:
+    """Raises `TraceError` where the model, or the policy if `ask_policy`, is not that of the run."""
+    facts = RunFacts.of(controller.learner, controller.policy)
+    model, policy = trace.attributes["model"], trace.attributes["policy"]
+    if model["hash"] != facts.model["hash"]:
+        raise TraceError(
+            f"trace {trace.id} is of the model {model['name']} ({model['hash'][:12]}); this one is "
+            f"{facts.model['name']} ({facts.model['hash'][:12]}): name the model of the run with --model"
+        )
+    if ask_policy and policy["digest"] != facts.policy["digest"]:
+        raise TraceError(
+            f"trace {trace.id} was decided by the policy {policy['name']} ({policy['digest']}); this one is "
+            f"{facts.policy['name']} ({facts.policy['digest']}): load that policy, or ask what this one would do with "
+            "--policy, or what a strategy would do with --strategy"
+        )
+
+
+@dataclass(frozen=True)
+class _RepeatedPolicy:
+    """A policy whose estimates are made again, and whose choices are those of a stored run."""
+
+    policy: Policy
+    decisions: Sequence[Mapping[str, Any]]
+    actions: Sequence[str]
+    """Of the verdict on each attempt: only after `escalate` another strategy was tried."""
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    def needs_more(self, features: Features) -> bool:
+        return bool(self.decisions) and self.decisions[0]["stage"] > features.stage
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        decision = self.policy.decide(features, allowed, tried=tried)
+        stored = self.decisions[len(tried)] if len(tried) < len(self.decisions) else None
+        if stored is None or stored["strategy"] not in allowed:
+            return decision
+        escalated = self.actions[len(tried) : len(tried) + 1] == ["escalate"]
+        decision = replace(decision, exclusive=decision.exclusive or not escalated)
+        if stored["strategy"] == decision.strategy:
+            return decision
+        return replace(decision, strategy=stored["strategy"], reason=stored["reason"])
+
+    def card(self) -> Mapping[str, Any]:
+        return self.policy.card()
+
+
+class _Collected:
+    """A target that keeps traces in memory."""
+
+    def __init__(self) -> None:
+        self.traces: list[Trace] = []
+
+    def write(self, trace: Trace) -> None:
+        """Keeps the trace as it is read from a store."""
+        self.traces.append(trace.as_stored())

@@ -1,0 +1,61 @@
+"""What answers depend on, except for tasks and seeds: the model, the policy, and versions of packages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from ..policies.policy import Policy
+from ..ttt_core.learner import Learner
+
+PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
+"""Packages whose versions an answer may depend on."""
+_THRESHOLDS = ("cost_weight", "skip_probe_threshold", "keep_threshold", "risk")
+"""Settings of a policy's card by which it decides."""
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    return tuple((name, version(name)) for name in PACKAGES)
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of `PACKAGES`."""
+    return dict(_installed())
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the answers of a run depend on, except for tasks and seeds."""
+
+    model: Mapping[str, str]
+    """Name, content hash, device, precision and prompt format."""
+    policy: Mapping[str, Any]
+    """Name, version of the bundle's format (None without a bundle), digest of the policy's card, and the thresholds
+    that the card has."""
+    versions: Mapping[str, str]
+    """Of Python and of the packages."""
+
+    @classmethod
+    def of(cls, learner: Learner, policy: Policy) -> RunFacts:
+        """The facts of a learner and a policy."""
+        card = policy.card()
+        text = json.dumps(card, sort_keys=True, default=str)
+        return cls(
+            model={
+                "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
+                "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
+            },
+            policy={
+                "name": policy.name, "version": card.get("format_version"),
+                "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+                "thresholds": {name: card[name] for name in _THRESHOLDS if name in card},
+            },
+            versions={"python": platform.python_version(), **package_versions()},
+        )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Explains a run in words, from its trace alone. Knows nothing about the policy beyond what the trace says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...policies.outcomes import BASE
+from .trace import Trace, find_spans
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """What is known of one strategy for the task of a run."""
+
+    strategy: str
+    chosen: bool
+    """Whether the first decision chose it."""
+    probability: float | None
+    """Estimated probability of a right answer; None where it was not estimated."""
+    cost: float | None
+    """Expected cost in multiples of the in-context cost; None where it was not estimated."""
+    utility: float | None
+    """Probability minus weighted cost."""
+    measured_cost: float | None
+    """Cost of its attempt in multiples of the in-context answer's; None where it was not attempted."""
+    answered: str
+    """`answered`, `no answer`, `failed`, or empty where it was not attempted."""
+
+
+def candidates_of(trace: Trace) -> list[CandidateRow]:
+    """Every strategy that a decision estimated or that was attempted; the chosen one first, then by utility."""
+    if not trace.decisions:
+        return []
+    first = trace.decisions[0]
+    attempts = {attempt["strategy"]: attempt for attempt in trace.attempts}
+    if trace.in_context:
+        attempts[BASE] = trace.in_context
+    names = dict.fromkeys([first["strategy"], *first["scores"], *attempts])
+    rows = [_candidate(name, first, attempts.get(name), trace) for name in names]
+    return sorted(rows, key=lambda row: (not row.chosen, -(row.utility if row.utility is not None else -9e9)))
+
+
+def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:
+    measured, answered = None, ""
+    if attempt is not None:
+        base = _token_equivalents(trace.in_context) if trace.in_context else 0
+        measured = _token_equivalents(attempt) / base if base else None
+        valid = attempt.get("value") is not None or "value" not in attempt
+        answered = "failed" if attempt["error"] else "answered" if valid else "no answer"
+    return CandidateRow(
+        name, name == decision["strategy"], decision["scores"].get(name), decision["costs"].get(name),
+        decision["utilities"].get(name), measured, answered,
+    )  # fmt: skip
+
+
+def _token_equivalents(attempt: Mapping[str, Any]) -> int:
+    cost = attempt["cost"]
+    return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
+
+
+def explanation(trace: Trace) -> str:
+    """What happened and why, one statement a line."""
+    return "\n".join(_statements(trace))
+
+
+def _statements(trace: Trace) -> Iterator[str]:
+    policy, model = trace.attributes.get("policy", {}), trace.attributes.get("model", {})
+    yield f"Run {trace.id} of {trace.time}: task {trace.task_facts.get('id', '(none)')}, status {trace.status}."
+    yield (
+        f"Model {model.get('name')} ({str(model.get('hash', ''))[:12]}, {model.get('device')}, {model.get('dtype')}); "
+        f"policy {policy.get('name')} ({policy.get('digest')}); seed {trace.attributes.get('seed')}; "
+        f"budget {trace.attributes.get('budget')}."
+    )
+    yield f"Path: {' -> '.join(trace.path)}."
+    yield from _measured(trace)
+    for number, decision in enumerate(trace.decisions, start=1):
+        yield f"Decision {number}: {decision['strategy']}, because {decision['reason']}."
+    yield from _alternatives(trace, policy.get("thresholds", {}))
+    yield from _attempted(trace)
+    for verdict in trace.verdicts:
+        yield f"Verdict: {verdict['action']}, because {verdict['reason']}."
+    yield from _ending(trace)
+
+
+def _measured(trace: Trace) -> Iterator[str]:
+    if attempt := trace.in_context:
+        given = f"answered with probability {attempt['confidence'] or 0:.2f}" if _valid(attempt) else "gave no answer"
+        yield f"The unadapted model {given} in {attempt['cost']['seconds']:.2f} s."
+    probed = bool(find_spans(trace.root, "probe"))
+    if trace.features:
+        yield f"{len(trace.features)} features were measured{', with the probe' if probed else ', without the probe'}."
+
+
+def _valid(attempt: Mapping[str, Any]) -> bool:
+    return attempt.get("value", True) is not None
+
+
+def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
+    rows = candidates_of(trace)
+    for row in rows:
+        if row.probability is None:
+            continue
+        cost = "" if row.cost is None else f" at cost {row.cost:.0f}x"
+        utility = "" if row.utility is None else f", utility {row.utility:+.3f}"
+        measured = "" if row.measured_cost is None else f"; measured cost {row.measured_cost:.1f}x"
+        mark = "chosen" if row.chosen else "not chosen"
+        yield f"Candidate {row.strategy} ({mark}): estimated right at {row.probability:.2f}{cost}{utility}{measured}."
+    if thresholds:
+        yield f"Thresholds: {', '.join(f'{name} {value}' for name, value in thresholds.items() if value is not None)}."
+    weight = thresholds.get("cost_weight")
+    if weight is not None:
+        yield from _other_cost_weights(rows, float(weight))
+
+
+def _other_cost_weights(rows: Sequence[CandidateRow], weight: float) -> Iterator[str]:
+    """The nearest cost weights at which another candidate has the highest utility."""
+    options = [(r.strategy, r.probability, r.cost) for r in rows if r.probability is not None and r.cost is not None]
+    chosen = next((r.strategy for r in rows if r.chosen), "")
+    crossings = {(p - q) / (c - d) for _, p, c in options for _, q, d in options if c != d}
+    for side in (
+        sorted((x for x in crossings if 0 < x < weight), reverse=True),
+        sorted(x for x in crossings if x > weight),
+    ):
+        for crossing in side:
+            beyond = crossing * (1.0001 if crossing > weight else 0.9999)
+            best = max(options, key=lambda option: option[1] - beyond * option[2])[0]
+            if best != chosen:
+                yield f"At cost weight {crossing:.2g} in place of {weight:.2g} the choice would be {best}."
+                break
+
+
+def _attempted(trace: Trace) -> Iterator[str]:
+    for attempt in trace.attempts:
+        text = f"Attempt {attempt['strategy']}: {attempt['cost']['seconds']:.2f} s"
+        if record := attempt["training_record"]:
+            losses = record["losses"]
+            change = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+            source = ", adapter from the cache" if attempt["from_cache"] else ""
+            text += f", {record['steps']} training steps (stopped: {record['stop_reason']}){change}{source}"
+        if held_out := attempt["cross_validation"]:
+            count = len(held_out["before"])
+            text += f"; held-out demonstrations right {sum(held_out['before'])}/{count} before training"
+            text += f", {sum(held_out['after'])}/{count} after"
+        yield f"{text}{'; failed: ' + attempt['error'] if attempt['error'] else ''}."
+
+
+def _ending(trace: Trace) -> Iterator[str]:
+    if result := trace.result:
+        right = {True: "right", False: "wrong", None: "of unknown correctness"}[result["right"]]
+        yield f"The answer is {right}; it came from {result['strategy']} after {trace.seconds:.2f} s."
+        if proof := result["proof"]:
+            how = f"{proof['tensors']} tensors, method {proof['method']}, hash {proof['hash']}"
+            yield f"The weights are unchanged: {how}."
+    elif trace.error:
+        proofs = [s for s in trace.root.get("children", ()) if s["name"] == "verify" and s["status"] == "ok"]
+        yield f"The run ended with {trace.error}."
+        yield "The weights were proven unchanged afterwards." if proofs else "No proof of the weights was recorded."

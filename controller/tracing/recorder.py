@@ -1,0 +1,104 @@
+"""Records runs: begins the tree of spans of each, and stores it as a trace when the run ends.
+
+Recording never changes an answer: a trace that cannot be stored is a warning, once. Knows nothing about the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ...policies.policy import Policy
+from ...ttt_core.errors import SettingsError
+from ...ttt_core.learner import Learner
+from ...ttt_core.spans import Span
+from ..run_facts import RunFacts
+from ..state import Context, task_from_plain
+from . import STORE_SUFFIXES
+from .content import without_content
+from .store import TraceStore, local_store
+from .trace import Trace
+
+_LOG = logging.getLogger("autottt")
+
+
+class Target(Protocol):
+    """Where traces go."""
+
+    def write(self, trace: Trace) -> None:
+        """Keeps a trace. What it raises is logged as a warning."""
+        ...
+
+
+class TraceRecorder:
+    """Records the runs of controllers and gives their traces to targets."""
+
+    def __init__(self, targets: Sequence[Target], *, content: bool = True) -> None:
+        """Without `content` traces have no demonstrations, queries, prompts or answers."""
+        self.targets = tuple(targets)
+        self.content = content
+        self._facts: tuple[Learner, Policy, Mapping[str, Any]] | None = None
+        self._warned: set[Target] = set()
+
+    @classmethod
+    def of(cls, setting: str | os.PathLike[str], *, content: bool = True) -> TraceRecorder:
+        """The recorder that a setting names: `local`, the store of this user, or the file of a store. Raises
+        `SettingsError` for anything else."""
+        text = os.fspath(setting)
+        if text == "local":
+            return cls([local_store()], content=content)
+        if text.endswith(STORE_SUFFIXES):
+            return cls([TraceStore(text)], content=content)
+        raise SettingsError(
+            f"trace: expected off, local, or a file that ends with {STORE_SUFFIXES[0]}; received {text!r}"
+        )
+
+    def begin(self, context: Context) -> Context:
+        """The context of a new run, with the root of its tree."""
+        root = Span("run")
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        root.set(id=os.urandom(6).hex(), time=time, budget=str(context.budget), edges=[])
+        root.set(**self._facts_of(context.learner, context.policy))
+        return replace(context, root=root)
+
+    def finish(self, context: Context, error: BaseException | None = None) -> None:
+        """Ends the run of a context, with what it raised, and stores its trace; once."""
+        root = context.root
+        if root is None or root.seconds is not None:
+            return
+        root.end(error)
+        try:
+            root.set(peak_bytes=context.learner.guarded.peak_bytes, sizes=_sizes(root))
+            trace = Trace.of(root)
+            trace = trace if self.content else without_content(trace)
+        except Exception:
+            _LOG.warning("the trace of a run cannot be made; the answer is not affected", exc_info=True)
+            return
+        for target in self.targets:
+            self._write(target, trace)
+
+    def _write(self, target: Target, trace: Trace) -> None:
+        try:
+            target.write(trace)
+        except Exception as problem:
+            level = logging.DEBUG if target in self._warned else logging.WARNING
+            self._warned.add(target)
+            _LOG.log(level, "%s; answers are not affected", problem)
+
+    def _facts_of(self, learner: Learner, policy: Policy) -> Mapping[str, Any]:
+        """Model, policy and versions; those of the last learner and policy are cached."""
+        if self._facts is None or self._facts[0] is not learner or self._facts[1] is not policy:
+            self._facts = learner, policy, asdict(RunFacts.of(learner, policy))
+        return self._facts[2]
+
+
+def _sizes(root: Span) -> Mapping[str, Any]:
+    """The number of demonstrations, and the digest of the task; nothing for a run without a task."""
+    if "task" not in root.attributes:
+        return {}
+    task = task_from_plain(root.attributes["task"])
+    return {"demonstration_count": len(task.demonstrations), "digest": task.digest}

@@ -1,0 +1,335 @@
+"""The local store of traces: one SQLite file, bounded by bytes and age, which several processes may share.
+
+SQLite and not JSON lines: a listing of many traces reads an index instead of every trace, the oldest are deleted
+without rewriting the file, and its write-ahead log lets processes write while others read. Each trace is a row of what
+lists and statistics need, and a compressed body. Knows nothing about how runs are recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from ...ttt_core.errors import TraceError
+from ...ttt_core.standard_json import dumps
+from .trace import TRACE_VERSION, Trace
+
+STORE_VERSION = 1
+"""Version of the tables, in SQLite's `user_version`."""
+MAX_BYTES = 512 << 20
+"""Default bound of the file."""
+MAX_DAYS = 30.0
+"""Default age at which traces are deleted."""
+BUSY_SECONDS = 1.0
+"""How long a write waits for other processes."""
+EVICTED_SHARE = 0.1
+"""Share of the bound that is made free when the file reaches it."""
+_TABLES = """
+CREATE TABLE IF NOT EXISTS traces (
+    key INTEGER PRIMARY KEY, id TEXT UNIQUE, time REAL, task TEXT, kind TEXT, dataset TEXT, family TEXT, strategy TEXT,
+    status TEXT, is_right INTEGER, seconds REAL, fallbacks INTEGER, adaptation TEXT, model TEXT, policy TEXT,
+    content INTEGER, stages TEXT, bytes INTEGER
+);
+CREATE INDEX IF NOT EXISTS traces_time ON traces (time);
+CREATE TABLE IF NOT EXISTS bodies (key INTEGER PRIMARY KEY, body BLOB);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What lists and statistics show of a trace."""
+
+    id: str
+    time: float
+    """Seconds since 1970 when the run began."""
+    task: str
+    """Id of the task."""
+    kind: str
+    dataset: str
+    family: str
+    strategy: str
+    status: str
+    is_right: bool | None
+    """Whether the answer is the task's; None where that is not known."""
+    seconds: float
+    fallbacks: int
+    """Attempts that were not accepted."""
+    adaptation: str
+    """`accepted`, `rejected`, or empty where no adapter answered."""
+    model: str
+    """Content hash of the base model."""
+    policy: str
+    """Name and digest of the policy."""
+    content: bool
+    stages: Mapping[str, float]
+    """Seconds by stage; see `Trace.stages`."""
+    bytes: int = 0
+    """Of the compressed trace."""
+
+    @classmethod
+    def of(cls, trace: Trace) -> Summary:
+        """The summary of a trace."""
+        task, facts = trace.task_facts, trace.attributes
+        policy = facts.get("policy", {})
+        return cls(
+            id=trace.id, time=datetime.fromisoformat(trace.time).timestamp(), task=str(task.get("id", "")),
+            kind=str(task.get("kind", "")), dataset=str(task.get("dataset", "")), family=str(task.get("family", "")),
+            strategy=trace.strategy, status=trace.status, is_right=trace.result.get("right"), seconds=trace.seconds,
+            fallbacks=sum(verdict["action"] != "accept" for verdict in trace.verdicts), adaptation=trace.adaptation,
+            model=str(facts.get("model", {}).get("hash", "")),
+            policy=f"{policy.get('name', '')} {policy.get('digest', '')}".strip(), content=trace.has_content,
+            stages={name: round(seconds, 6) for name, seconds in trace.stages().items()},
+        )  # fmt: skip
+
+
+_COLUMNS = tuple(field.name for field in fields(Summary))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which traces are meant; what is None or empty does not restrict."""
+
+    strategy: str | None = None
+    wrong: bool = False
+    """Only answers that are known to be wrong, and runs without an answer."""
+    slower_than: float | None = None
+    """Seconds."""
+    fallbacks: bool = False
+    """Only runs with an attempt that was not accepted."""
+    since: float | None = None
+    """Seconds since 1970."""
+    until: float | None = None
+
+    def condition(self) -> tuple[str, list[Any]]:
+        """The condition in SQL, and its parameters."""
+        parts: list[tuple[str, list[Any]]] = []
+        if self.strategy is not None:
+            parts.append(("strategy = ?", [self.strategy]))
+        if self.wrong:
+            parts.append(("(is_right = 0 OR status != 'answered')", []))
+        if self.slower_than is not None:
+            parts.append(("seconds > ?", [self.slower_than]))
+        if self.fallbacks:
+            parts.append(("fallbacks > 0", []))
+        if self.since is not None:
+            parts.append(("time >= ?", [self.since]))
+        if self.until is not None:
+            parts.append(("time < ?", [self.until]))
+        text = " AND ".join(part for part, _ in parts)
+        return (f"WHERE {text}" if text else ""), [value for _, values in parts for value in values]
+
+
+class TraceStore:
+    """Traces in a SQLite file that only its owner may read. Safe for several threads and processes."""
+
+    def __init__(self, file: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES, max_days: float = MAX_DAYS) -> None:
+        """Beyond `max_bytes` (of the file) the oldest traces are deleted, as are those older than `max_days`."""
+        self.file = Path(file)
+        self.max_bytes = max_bytes
+        self.max_days = max_days
+        self._lock = threading.Lock()
+        self._opened: tuple[int, sqlite3.Connection] | None = None
+        """The process that opened it, and the connection."""
+
+    def write(self, trace: Trace) -> None:
+        """Stores a trace, and deletes what exceeds the bounds. Raises `TraceError` where it cannot be stored."""
+        body = zlib.compress(dumps(trace.plain, default=str).encode(), 1)
+        if len(body) > self.max_bytes * EVICTED_SHARE:
+            raise TraceError(
+                f"{self.file}: trace {trace.id} has {len(body)} bytes, more than a tenth of the {self.max_bytes} bytes "
+                "of the store; it is not stored"
+            )
+        summary = Summary.of(trace)
+        values = [json.dumps(v) if isinstance(v, dict) else v for v in (getattr(summary, n) for n in _COLUMNS)]
+        values[_COLUMNS.index("bytes")] = len(body)
+        with self._lock, self._writing() as connection:
+            marks = ", ".join("?" * len(_COLUMNS))
+            row = connection.execute(f"INSERT INTO traces ({', '.join(_COLUMNS)}) VALUES ({marks})", values)
+            connection.execute("INSERT INTO bodies VALUES (?, ?)", (row.lastrowid, body))
+            self._delete_old(connection)
+
+    def summaries(self, which: Filter | None = None, limit: int | None = None) -> list[Summary]:
+        """The summaries of traces, the newest first."""
+        condition, values = (which or Filter()).condition()
+        order = f"ORDER BY time DESC, key DESC LIMIT {-1 if limit is None else int(limit)}"
+        with self._lock, self._reading() as connection:
+            rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM traces {condition} {order}", values)
+            return [_summary(row) for row in rows.fetchall()]
+
+    def get(self, id: str) -> Trace:
+        """The trace of an id, of the beginning of one, or of `last`. Raises `TraceError` where there is none, or
+        several."""
+        with self._lock, self._reading() as connection:
+            if id == "last":
+                rows = connection.execute("SELECT key, id FROM traces ORDER BY time DESC, key DESC LIMIT 1").fetchall()
+            else:
+                query = "SELECT key, id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 3"
+                rows = connection.execute(query, (len(id), id)).fetchall()
+            if len(rows) != 1:
+                known = ", ".join(row[1] for row in rows)
+                problem = f"several traces begin with {id}: {known}" if rows else f"there is no trace {id}"
+                raise TraceError(f"{self.file}: {problem}; `autottt trace list` shows them")
+            body = connection.execute("SELECT body FROM bodies WHERE key = ?", (rows[0][0],)).fetchone()
+        return read_trace(body[0], f"{self.file}: trace {rows[0][1]}")
+
+    def traces(self, which: Filter | None = None, limit: int | None = None) -> Iterator[Trace]:
+        """The traces, the newest first, read one by one."""
+        for summary in self.summaries(which, limit):
+            with suppress(TraceError):  # deleted in the meantime
+                yield self.get(summary.id)
+
+    def clear(self) -> int:
+        """Deletes every trace, and what remains of them in the file; returns how many there were."""
+        with self._lock, self._writing() as connection:
+            count = int(connection.execute("SELECT count(*) FROM traces").fetchone()[0])
+            connection.execute("DELETE FROM traces")
+            connection.execute("DELETE FROM bodies")
+        with self._lock:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return count
+
+    def size(self) -> tuple[int, int]:
+        """The number of traces, and the bytes of the store's files."""
+        with self._lock, self._reading() as connection:
+            count = int(connection.execute("SELECT count(*) FROM traces").fetchone()[0])
+        files = [self.file, *(self.file.with_name(self.file.name + end) for end in ("-wal", "-shm"))]
+        return count, sum(file.stat().st_size for file in files if file.exists())
+
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self.file.exists()
+
+    def close(self) -> None:
+        """Closes the file; a later call opens it again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._opened is not None and self._opened[0] == os.getpid():
+            self._opened[1].close()
+        self._opened = None
+
+    def _delete_old(self, connection: sqlite3.Connection) -> None:
+        """Deletes traces that are too old, and the oldest where the file is too large."""
+        limit = time.time() - 86400 * self.max_days
+        connection.execute("DELETE FROM bodies WHERE key IN (SELECT key FROM traces WHERE time < ?)", (limit,))
+        connection.execute("DELETE FROM traces WHERE time < ?", (limit,))
+        used = _used_bytes(connection)
+        if used <= self.max_bytes:
+            return
+        excess, keys = used - (1 - EVICTED_SHARE) * self.max_bytes, []
+        for key, size in connection.execute("SELECT key, bytes FROM traces ORDER BY time, key"):
+            if excess <= 0:
+                break
+            keys.append((key,))
+            excess -= size
+        connection.executemany("DELETE FROM bodies WHERE key = ?", keys)
+        connection.executemany("DELETE FROM traces WHERE key = ?", keys)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction. Raises `TraceError` where the file cannot be written."""
+        try:
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+        except (OSError, sqlite3.Error) as error:
+            self._close()
+            raise TraceError(f"{self.file}: traces cannot be stored ({_text(error)})") from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection. Raises `TraceError` where there is no store, or the file is none."""
+        if not self.file.exists():
+            raise TraceError(f"{self.file}: there are no traces; `autottt solve` records them unless AUTOTTT_TRACE=off")
+        try:
+            yield self._connection()
+        except (OSError, sqlite3.Error) as error:
+            self._close()
+            raise TraceError(f"{self.file}: the traces cannot be read ({_text(error)})") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """The open connection of this process. A connection that a fork copied is never used."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), self._open()
+        return self._opened[1]
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.file.exists():
+            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(
+            self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, STORE_VERSION):
+                raise sqlite3.DatabaseError(
+                    f"its format is version {version}, and this package reads version {STORE_VERSION}; "
+                    "name another file or delete this one"
+                )
+            if version == 0:
+                os.chmod(self.file, 0o600)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {STORE_VERSION}; COMMIT;")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA journal_size_limit = 4194304")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def local_store() -> TraceStore:
+    """The store of this user."""
+    return TraceStore(user_state_path("autottt") / "traces.sqlite")
+
+
+def read_trace(body: bytes, place: str) -> Trace:
+    """The trace in a stored body. Raises `TraceError`, which names the place, for one that is damaged or of another
+    version."""
+    try:
+        plain = json.loads(zlib.decompress(body))
+        version = plain["version"]
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise TraceError(f"{place} is damaged ({type(error).__name__}: {error})") from None
+    if version != TRACE_VERSION:
+        raise TraceError(f"{place} has version {version}; this package reads version {TRACE_VERSION}")
+    return Trace(plain)
+
+
+def _summary(row: Sequence[Any]) -> Summary:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["is_right"] = None if values["is_right"] is None else bool(values["is_right"])
+    values["stages"] = json.loads(values["stages"])
+    return Summary(**{**values, "content": bool(values["content"])})
+
+
+def _used_bytes(connection: sqlite3.Connection) -> int:
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def _text(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

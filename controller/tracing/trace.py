@@ -1,0 +1,222 @@
+"""A trace: the record of one run, as plain data and as its readers use it. Knows nothing about where it is stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...ttt_core.errors import TraceError
+from ...ttt_core.spans import Span
+from ...ttt_core.standard_json import dumps
+from ...ttt_core.tasks.task import Task
+from ..state import task_from_plain
+
+TRACE_VERSION = 1
+"""Version of the plain form."""
+Plain = dict[str, Any]
+SpanPlain = Mapping[str, Any]
+
+
+def span_to_plain(span: Span, began: float) -> Plain:
+    """A span with its children as JSON can hold them; `at` is in seconds after `began`."""
+    plain: Plain = {"name": span.name, "at": round(span.began - began, 6)}
+    plain["seconds"] = None if span.seconds is None else round(span.seconds, 6)
+    plain["status"] = span.status if span.seconds is not None else "unfinished"
+    for name in ("error", "attributes", "events", "dropped"):
+        if value := getattr(span, name):
+            plain[name] = value
+    if span.children:
+        plain["children"] = [span_to_plain(child, began) for child in span.children]
+    return plain
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The record of one run."""
+
+    plain: Plain
+    """`version`, `id`, `time` (ISO 8601), `content` (whether it contains the task and the answers), and `root`: the
+    tree of spans, each with `name`, `at` and `seconds`, `status`, and where there are any `error`, `attributes`,
+    `events` and `children`."""
+
+    @classmethod
+    def of(cls, root: Span) -> Trace:
+        """The trace of a finished run, with all content."""
+        attributes = root.attributes
+        tree = span_to_plain(root, root.began)
+        head = {"version": TRACE_VERSION, "id": attributes["id"], "time": attributes["time"], "content": True}
+        return cls({**head, "root": tree})
+
+    def as_stored(self) -> Trace:
+        """The trace as it is read from a store: tuples as lists, and numbers that are not finite as None."""
+        return Trace(json.loads(dumps(self.plain, default=str)))
+
+    @property
+    def id(self) -> str:
+        return str(self.plain["id"])
+
+    @property
+    def time(self) -> str:
+        """When the run began, in ISO 8601."""
+        return str(self.plain["time"])
+
+    @property
+    def has_content(self) -> bool:
+        """Whether the trace contains the task, prompts and answers."""
+        return bool(self.plain["content"])
+
+    @property
+    def root(self) -> SpanPlain:
+        root: SpanPlain = self.plain["root"]
+        return root
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Those of the root."""
+        attributes: Mapping[str, Any] = self.root.get("attributes", {})
+        return attributes
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The result of the run as `Result.to_plain` writes it; empty for a run that did not reach its end."""
+        result: Mapping[str, Any] = self.attributes.get("result", {})
+        return result
+
+    @property
+    def task(self) -> Task:
+        """The task. Raises `TraceError` for a trace without content."""
+        self.require_content("the task")
+        if "task" not in self.attributes:
+            raise TraceError(f"trace {self.id}: the run ended before it received a task")
+        return task_from_plain(self.attributes["task"])
+
+    @property
+    def task_facts(self) -> Mapping[str, Any]:
+        """What is stored of the task: all of it, or without content its id, kind, family and sizes."""
+        facts: Mapping[str, Any] = self.attributes.get("task", {})
+        return facts
+
+    def require_content(self, what: str) -> None:
+        """Raises `TraceError` for a trace without content."""
+        if not self.has_content:
+            raise TraceError(
+                f"trace {self.id} was stored without the content of its task, which {what} needs; "
+                "record the run with content to have it"
+            )
+
+    @property
+    def status(self) -> str:
+        """`answered`, `no_answer`, `refused`, `failed`, `cancelled` or `interrupted` (paused before its end)."""
+        if self.result:
+            return str(self.result["status"])
+        if self.root["status"] == "cancelled":
+            return "cancelled"
+        if self.root["status"] == "error":
+            return "failed" if self.nodes else "refused"
+        return "interrupted"
+
+    @property
+    def error(self) -> str:
+        """What ended the run before its end; empty for a run that finished."""
+        return str(self.root.get("error", ""))
+
+    @property
+    def nodes(self) -> Sequence[SpanPlain]:
+        """The spans of the graph's nodes, in order."""
+        return [span for span in self.root.get("children", ()) if "node" in span.get("attributes", {})]
+
+    @property
+    def edges(self) -> Sequence[tuple[str, str]]:
+        """The edges of the graph that the run took, in order."""
+        return [(source, target) for source, target in self.attributes.get("edges", ())]
+
+    @property
+    def path(self) -> Sequence[str]:
+        """The names of the nodes that were entered, in order."""
+        return [target for _, target in self.edges if target != "__end__"]
+
+    @property
+    def decisions(self) -> Sequence[Mapping[str, Any]]:
+        """Every decision, in order."""
+        return self._of_nodes("decision")
+
+    @property
+    def attempts(self) -> Sequence[Mapping[str, Any]]:
+        """Every attempt, in order."""
+        return self._of_nodes("attempt")
+
+    @property
+    def verdicts(self) -> Sequence[Mapping[str, Any]]:
+        """Every verdict, in order."""
+        return self._of_nodes("verdict")
+
+    @property
+    def in_context(self) -> Mapping[str, Any]:
+        """The in-context attempt; empty where the run ended before it."""
+        return next(iter(self._of_nodes("in_context")), {})
+
+    @property
+    def features(self) -> Mapping[str, float]:
+        """The features that the policy saw; empty where the run ended before they were measured."""
+        measured = next(iter(self._of_nodes("features")), {})
+        values: Mapping[str, float] = measured.get("values", {})
+        return values
+
+    def _of_nodes(self, attribute: str) -> list[Mapping[str, Any]]:
+        return [n["attributes"][attribute] for n in self.nodes if attribute in n["attributes"]]
+
+    @property
+    def strategy(self) -> str:
+        """The strategy whose answer was given, else the one that was chosen last; empty before the first decision."""
+        if self.result:
+            return str(self.result["strategy"])
+        return str(self.decisions[-1]["strategy"]) if self.decisions else ""
+
+    @property
+    def adaptation(self) -> str:
+        """`accepted` or `rejected`: what became of the adapted answer; empty where no adapter answered."""
+        adapted = any(a["training_record"] for a in self.attempts)
+        if not adapted or not self.result:
+            return ""
+        return "accepted" if self.result["adaptation"] else "rejected"
+
+    @property
+    def seconds(self) -> float:
+        """Of the work, or of the whole run where that did not finish."""
+        return float(self.result["cost"]["seconds"] if self.result else self.root["seconds"] or 0.0)
+
+    def stages(self) -> dict[str, float]:
+        """Seconds by the name of the span, without those of its children; nodes of strategies count as `attempt`, and
+        time between nodes as `graph`."""
+        seconds: dict[str, float] = {}
+        for span, _ in walk(self.root):
+            own = (span["seconds"] or 0.0) - sum(child["seconds"] or 0.0 for child in span.get("children", ()))
+            name = stage_name(span)
+            seconds[name] = seconds.get(name, 0.0) + max(0.0, own)
+        return seconds
+
+
+_GRAPH_NODES = ("measure", "decide", "judge", "revert")
+
+
+def stage_name(span: SpanPlain) -> str:
+    """The stage that a span's own time counts for."""
+    name = str(span["name"])
+    if name == "run":
+        return "graph"
+    is_strategy = "node" in span.get("attributes", {}) and name not in _GRAPH_NODES
+    return "attempt" if is_strategy else name
+
+
+def walk(span: SpanPlain, depth: int = 0) -> Iterator[tuple[SpanPlain, int]]:
+    """The span and everything inside it, parents first, each with its depth."""
+    yield span, depth
+    for child in span.get("children", ()):
+        yield from walk(child, depth + 1)
+
+
+def find_spans(span: SpanPlain, name: str) -> list[SpanPlain]:
+    """The spans of a name inside a span, in order."""
+    return [inner for inner, _ in walk(span) if inner["name"] == name]

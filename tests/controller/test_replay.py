@@ -1,0 +1,79 @@
+"""Replays of stored runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autottt.controller.controller import Controller
+from autottt.controller.replay import replay
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.store import TraceStore
+from autottt.policies.policy import FixedPolicy, HeuristicPolicy
+from autottt.strategies.registry import strategies
+from autottt.ttt_core.errors import TraceError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+QUICK = Recipe(rank=2, alpha=2.0, max_steps=3, batch_size=2, transformations=2, views=3)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
+
+
+@pytest.fixture
+def store(tmp_path) -> TraceStore:
+    return TraceStore(tmp_path / "traces.sqlite")
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_a_run_of_every_strategy_is_repeated_identically(learner, store, name):
+    learner.clear()
+    Controller(learner, FixedPolicy(name), trace=TraceRecorder([store])).solve(TASK, seed=5)
+    learner.clear()
+    repeated = replay(Controller(learner), store.get("last"))
+    assert [str(difference) for difference in repeated.differences] == []
+    assert repeated.result.seed == 5
+
+
+def test_the_decisions_of_a_run_with_a_budget_are_repeated(learner, store):
+    policy = HeuristicPolicy(keep_threshold=2.0)
+    learner.clear()
+    result = Controller(learner, policy, trace=TraceRecorder([store])).solve(TASK, budget=1e-6)
+    learner.clear()
+    repeated = replay(Controller(learner, policy), store.get("last"))
+    assert [event["node"] for event in repeated.result.trace] == [event["node"] for event in result.trace]
+    assert repeated.is_identical
+
+
+def test_another_strategy_or_budget_is_a_question_and_its_answer_differs(learner, store):
+    learner.clear()
+    Controller(learner, FixedPolicy("in_context"), trace=TraceRecorder([store])).solve(TASK)
+    asked = replay(Controller(learner), store.get("last"), strategy="ttt_direct")
+    assert "decision 1: in_context -> ttt_direct" in [str(d) for d in asked.differences]
+    assert not asked.has_same_answers
+    asked = replay(Controller(learner), store.get("last"), budget="3s")
+    assert "budget: unlimited -> 3s" in [str(d) for d in asked.differences]
+
+
+def test_another_model_another_policy_and_missing_content_are_refused(learner, store):
+    policy = HeuristicPolicy(keep_threshold=2.0)
+    Controller(learner, policy, trace=TraceRecorder([store])).solve(TASK, budget="1s")
+    trace = store.get("last")
+    other = Learner.wrap(tiny_model("llama", 1), tiny_tokenizer(), prompt_format="compact")
+    with pytest.raises(TraceError, match="is of the model"):
+        replay(Controller(other, policy), trace)
+    with pytest.raises(TraceError, match="was decided by the policy"):
+        replay(Controller(learner, HeuristicPolicy()), trace)
+    assert replay(Controller(learner, HeuristicPolicy()), trace, other_policy=True).trace.decisions
+    Controller(learner, policy, trace=TraceRecorder([store], content=False)).solve(TASK, budget="1s")
+    with pytest.raises(TraceError, match="without the content"):
+        replay(Controller(learner, policy), store.get("last"))

@@ -1,0 +1,336 @@
+"""What a run leaves in its trace, wherever it runs and however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+
+from autottt.controller.controller import Controller
+from autottt.controller.graph import build_graph
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.trace import Trace, find_spans
+from autottt.policies.policy import FixedPolicy
+from autottt.strategies.base import Attempt
+from autottt.strategies.registry import get_strategy, strategies
+from autottt.ttt_core import spans
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
+from autottt.ttt_core.errors import Cancelled, SettingsError, TooLongError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora.training import train
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
+TOO_LONG = make_task([([1] * 9000, [2] * 9000)] * 3, [3] * 9000, id="long")
+QUICK = Recipe(
+    rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, transformations=2, views=3
+)
+
+
+class Memory:
+    """A target that keeps traces in a list."""
+
+    def __init__(self) -> None:
+        self.traces: list[Trace] = []
+
+    def write(self, trace: Trace) -> None:
+        self.traces.append(Trace(json.loads(json.dumps(trace.plain, allow_nan=False))))
+
+    @property
+    def only(self) -> Trace:
+        (trace,) = self.traces
+        return trace
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def controller_of(learner: Learner, memory: Memory, strategy: str, **settings: Any) -> Controller:
+    learner.clear()
+    return Controller(learner, FixedPolicy(strategy), trace=TraceRecorder([memory], **settings))
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_the_edges_of_every_strategy_are_recorded_as_nodes_are_entered(learner, memory, name):
+    result = controller_of(learner, memory, name).solve(TASK)
+    trace = memory.only
+    assert trace.id == result.trace_id
+    assert [node["name"] for node in trace.nodes] == [event["node"] for event in result.trace] == list(trace.path)
+    assert trace.edges[0] == ("__start__", "measure")
+    assert trace.edges[-1] == ("revert", "__end__")
+    assert all(one[1] == other[0] for one, other in zip(trace.edges, trace.edges[1:], strict=False))
+    assert trace.result["strategy"] == result.strategy
+    assert trace.task == TASK
+
+
+def test_a_training_strategy_has_spans_of_examples_steps_decoding_and_the_proof(learner, memory):
+    result = controller_of(learner, memory, "ttt_in_context").solve(TASK)
+    (node,) = [n for n in memory.only.nodes if n["name"] == "ttt_in_context"]
+    (adapter,), (training,) = find_spans(node, "adapter"), find_spans(node, "train")
+    assert result.adaptation
+    assert tuple(event["loss"] for event in training["events"]) == result.adaptation.losses
+    assert [event["step"] for event in training["events"]] == [1, 2, 3]
+    assert adapter["attributes"]["source"] == "trained"
+    assert adapter["attributes"]["rank"] == QUICK.rank
+    assert adapter["attributes"]["training"]["stop_reason"] == result.adaptation.stop_reason
+    assert len(adapter["attributes"]["hash"]) == 12
+    assert adapter["attributes"]["bytes"] > 0
+    assert find_spans(node, "examples")[0]["attributes"]["examples"][0] > 0
+    assert find_spans(node, "verify")[0]["attributes"]["hash"] == learner.base_hash
+    (decoding,) = find_spans(node, "decode")
+    assert decoding["attributes"]["texts"] == [result.text]
+    assert len(decoding["attributes"]["ids"][0]) == len(decoding["attributes"]["log_probs"][0])
+
+
+def test_held_out_scores_and_the_vote_of_a_cross_validation_are_recorded(learner, memory):
+    result = controller_of(learner, memory, "ttt_crossfit").solve(TASK)
+    root = memory.only.root
+    evaluations = [span["attributes"] for span in find_spans(root, "evaluate")]
+    assert evaluations
+    assert {e["of"] for e in evaluations} == {len(TASK.demonstrations)}
+    assert find_spans(root, "score")
+    shares = [c["share"] for c in find_spans(root, "vote")[0]["attributes"]["candidates"]]
+    assert shares == [c.share for c in result.attempts[0].candidates]
+    assert memory.only.attempts[0]["cross_validation"]["before"] == list(result.attempts[0].cross_validation.before)
+
+
+def test_an_adapter_from_the_cache_says_so(learner, memory):
+    controller = controller_of(learner, memory, "ttt_in_context")
+    controller.solve(TASK)
+    controller.solve(TASK)
+    sources = [find_spans(trace.root, "adapter")[0]["attributes"]["source"] for trace in memory.traces]
+    assert sources == ["trained", "cached"]
+    assert not find_spans(memory.traces[1].root, "train")
+
+
+def test_every_task_of_a_batch_has_a_trace_with_its_own_spans(learner, memory):
+    tasks = [replace(TASK, id=str(i), query=(i, i + 1)) for i in range(3)]
+    other = [replace(t, demonstrations=t.demonstrations[i:]) for i, t in enumerate(tasks[:2])]
+    results = controller_of(learner, memory, "ttt_direct").solve_many([*other, TOO_LONG, tasks[2]])
+    assert {t.id for t in memory.traces} >= {r.trace_id for r in results if r.trace_id}
+    assert sorted(t.task_facts["id"] for t in memory.traces) == ["0", "1", "2", "long"]
+    by_id = {t.task_facts["id"]: t for t in memory.traces}
+    assert by_id["long"].status == "refused"
+    assert find_spans(by_id["0"].root, "adapter")[0]["attributes"]["source"] == "prefetched"
+    assert by_id["0"].edges[-1] == ("revert", "__end__")
+
+
+def test_a_run_that_raises_is_recorded_up_to_the_failure(learner, memory, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("autottt.controller.nodes.judged", fail)
+    with pytest.raises(MemoryError):
+        controller_of(learner, memory, "in_context").solve(TASK)
+    trace = memory.only
+    assert trace.status == "failed"
+    assert trace.error == "MemoryError: no more"
+    assert list(trace.path) == ["measure", "decide", "in_context", "judge"]
+    assert [n["status"] for n in trace.nodes] == ["ok", "ok", "ok", "error"]
+    assert trace.decisions[0]["strategy"] == "in_context"
+    assert trace.root["children"][-1]["name"] == "verify", "the proof after the failure"
+
+
+def test_steps_before_a_training_that_fails_are_recorded(learner, memory, monkeypatch):
+    def failing(loaded, examples, recipe, seeds, **settings):
+        train(loaded, examples, recipe, seeds, **{**settings, "monitor": broken})
+
+    def broken(step, weights):
+        if step == 2:
+            raise ValueError("broken at step 2")
+        return False
+
+    monkeypatch.setattr("autottt.ttt_core.engine.adapter_trainer.train", failing)
+    result = controller_of(learner, memory, "ttt_in_context").solve(TASK)
+    (training,) = find_spans(memory.only.root, "train")
+    assert "broken at step 2" in result.attempts[0].error
+    assert (training["status"], [e["step"] for e in training["events"]]) == ("error", [1, 2])
+    assert memory.only.attempts[0]["error"] == "ValueError: broken at step 2"
+
+
+def test_a_cancelled_run_is_recorded_as_cancelled(learner, memory, monkeypatch):
+    cancel = threading.Event()
+    adapt_many = AdapterTrainer.adapt_many
+
+    def cancelling(*args, **settings):
+        cancel.set()
+        return adapt_many(*args, **settings)
+
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", cancelling)
+    with pytest.raises(Cancelled):
+        controller_of(learner, memory, "ttt_direct").solve(TASK, cancel=cancel)
+    assert memory.only.status == "cancelled"
+    assert memory.only.path[-1] == "ttt_direct"
+
+
+def test_a_run_whose_time_is_up_is_recorded_with_what_it_did(learner, memory):
+    controller_of(learner, memory, "ttt_direct").solve(TASK, budget=1e-6)
+    assert memory.only.attributes["budget"] == "1e-06s"
+    assert memory.only.status in ("answered", "no_answer")
+    assert memory.only.edges[-1] == ("revert", "__end__")
+
+
+def test_a_refused_task_is_recorded(learner, memory):
+    with pytest.raises(TooLongError):
+        controller_of(learner, memory, "in_context").solve(TOO_LONG)
+    assert memory.only.status == "refused"
+    assert memory.only.error.startswith("TooLongError: ")
+    assert memory.only.task.id == "long"
+
+
+def test_threads_coroutines_and_streams_have_one_root_each(learner, memory):
+    controller = controller_of(learner, memory, "in_context_vote")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: controller.solve(TASK), range(3)))
+
+    async def both() -> None:
+        await asyncio.gather(controller.asolve(TASK), controller.asolve(TASK))
+
+    asyncio.run(both())
+    list(controller.stream(TASK))
+    assert len(memory.traces) == 6
+    assert {tuple(t.path) for t in memory.traces} == {("measure", "decide", "in_context_vote", "judge", "revert")}
+    assert all(len(find_spans(t.root, "vote")) == 1 for t in memory.traces)
+
+
+def test_a_stream_that_is_closed_early_is_recorded_as_cancelled(learner, memory):
+    events = controller_of(learner, memory, "ttt_direct").stream(TASK)
+    next(events)
+    events.close()
+    assert memory.only.status == "cancelled"
+
+
+class Work(TypedDict, total=False):
+    task: Any
+    answer: Any
+    result: Any
+
+
+@pytest.mark.parametrize("use_own_context", [True, False])
+def test_a_graph_inside_another_graph_has_one_root(learner, memory, use_own_context):
+    controller = controller_of(learner, memory, "ttt_in_context")
+    parent = StateGraph(Work)
+    parent.add_node("solve", controller.as_node() if use_own_context else controller.graph)
+    parent.add_edge(START, "solve")
+    settings = {} if use_own_context else {"context": controller.context()}
+    state = parent.compile().invoke({"task": TASK}, **settings)
+    assert memory.only.id == state["result"]["trace_id"]
+    assert len(find_spans(memory.only.root, "train")) == 1
+
+    async def run() -> None:
+        await parent.compile().ainvoke({"task": TASK}, **settings)
+
+    asyncio.run(run())
+    assert len(memory.traces) == 2
+    assert memory.traces[1].edges == memory.traces[0].edges
+
+
+def test_a_run_that_is_paused_and_resumed_leaves_two_traces(learner, memory):
+    controller = controller_of(learner, memory, "in_context")
+    graph = build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    graph.invoke({"task": TASK}, config, context=controller.context(), interrupt_before=["judge"])
+    graph.invoke(None, config, context=controller.context())
+    paused, resumed = memory.traces
+    assert (paused.status, resumed.status) == ("interrupted", str(resumed.result["status"]))
+    assert resumed.edges == [("__resume__", "judge"), ("judge", "revert"), ("revert", "__end__")]
+    assert resumed.task == TASK
+
+
+def test_nothing_is_recorded_and_no_span_is_created_when_tracing_is_off(learner, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a span was created")
+
+    monkeypatch.setattr(spans.Span, "__init__", fail)
+    learner.clear()
+    result = Controller(learner, FixedPolicy("ttt_crossfit")).solve(TASK)
+    assert result.trace_id == ""
+    assert result.adaptation
+
+
+def test_the_tracing_package_is_not_imported_when_tracing_is_off():
+    code = (
+        "import sys; from autottt import Controller, FixedPolicy, Learner, make_task\n"
+        "from autottt.ttt_core.testing import tiny_model, tiny_tokenizer\n"
+        "learner = Learner.wrap(tiny_model('llama'), tiny_tokenizer(), prompt_format='compact')\n"
+        "task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])\n"
+        "Controller(learner, FixedPolicy('in_context'), trace='off').solve(task)\n"
+        "assert not [m for m in sys.modules if m.startswith('autottt.controller.tracing')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_variable_switches_tracing_on_and_an_argument_overrides_it(learner, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOTTT_TRACE", str(tmp_path / "traces.sqlite"))
+    policy = FixedPolicy("in_context")
+    assert Controller(learner, policy, trace="off").recorder is None
+    result = Controller(learner, policy).solve(TASK)
+    assert result.trace_id
+    assert (tmp_path / "traces.sqlite").exists()
+    with pytest.raises(SettingsError, match="expected off, local"):
+        Controller(learner, policy, trace="somewhere")
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """A strategy whose error quotes the task."""
+
+    name: str = "leaks"
+    cost_class: str = "read"
+    min_demonstrations: int = 0
+    recipe: None = None
+    default_recipe: None = None
+
+    def answers_per_query(self, recipe):
+        return 1
+
+    def attempt(self, learner, task, *, seed=0, deadline=0.0, on_step=None) -> Attempt:
+        raise RuntimeError(f"the query {task.query} is odd")
+
+
+def test_a_trace_without_content_holds_neither_task_nor_answers(learner, memory, monkeypatch):
+    from autottt.strategies import registry
+
+    monkeypatch.setattr(registry, "_REGISTRY", {**{n: get_strategy(n) for n in strategies()}, "leaks": Leaks()})
+    secret = make_task([("dog", "SECRET1"), ("cat", "SECRET2"), ("cow", "SECRET3")], "SECRET4", id="animals")
+    for name in ("ttt_crossfit", "leaks"):
+        controller_of(learner, memory, name, content=False).solve(secret)
+    for trace in memory.traces:
+        assert "SECRET" not in json.dumps(trace.plain)
+        assert not trace.has_content
+        assert trace.attributes["sizes"] == {"demonstration_count": 3, "digest": secret.digest}
+    assert memory.traces[1].attempts[0]["error"] == "RuntimeError"
+    assert find_spans(memory.traces[0].root, "train")[0]["events"]
+
+
+class Broken:
+    def write(self, trace: Trace) -> None:
+        raise OSError("the disk is full")
+
+
+def test_a_target_that_fails_warns_once_and_never_fails_an_answer(learner, caplog):
+    controller = Controller(learner, FixedPolicy("in_context"), trace=TraceRecorder([Broken()]))
+    assert controller.solve(TASK).status in ("answered", "no_answer")
+    controller.solve(TASK)
+    messages = [r.getMessage() for r in caplog.records if "disk is full" in r.getMessage()]
+    assert messages == ["the disk is full; answers are not affected"]

@@ -1,0 +1,181 @@
+"""The store of traces: what it returns, its bounds, its permissions, and processes that share it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import stat
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from autottt.controller.tracing.store import Filter, TraceStore
+from autottt.controller.tracing.trace import TRACE_VERSION, Trace
+from autottt.ttt_core.errors import TraceError
+
+
+def trace_of(number: int, *, seconds: float = 0.1, age: float = 0.0, strategy: str = "in_context", text: str = ""):
+    """A trace of a run that measured, decided and answered; `age` in days."""
+    when = datetime.now(UTC) - timedelta(days=age)
+    nodes = [
+        {"name": "measure", "at": 0, "seconds": seconds, "status": "ok", "attributes": {"node": "measure"}},
+        {
+            "name": "decide", "at": 0, "seconds": 0.0, "status": "ok",
+            "attributes": {"node": "decide", "decision": {"strategy": strategy}},
+        },
+        {
+            "name": "judge", "at": 0, "seconds": 0.0, "status": "ok",
+            "attributes": {"node": "judge", "verdict": {"action": "accept"}},
+        },
+    ]  # fmt: skip
+    attributes = {
+        "id": f"{number:012x}", "task": {"id": f"task {number}", "kind": "list", "text": text},
+        "result": {"status": "answered", "strategy": strategy, "right": number % 2 == 0, "cost": {"seconds": seconds}},
+    }  # fmt: skip
+    root = {"name": "run", "at": 0, "seconds": seconds, "status": "ok", "attributes": attributes, "children": nodes}
+    plain = {"version": TRACE_VERSION, "id": f"{number:012x}", "time": when.isoformat(), "content": True, "root": root}
+    return Trace(plain)
+
+
+@pytest.fixture
+def store(tmp_path) -> TraceStore:
+    return TraceStore(tmp_path / "folder" / "traces.sqlite")
+
+
+def test_a_trace_is_read_as_it_was_written(store):
+    trace = trace_of(7)
+    store.write(trace)
+    assert store.get("000000000007").plain == trace.plain
+    assert store.get("last").id == trace.id
+    (summary,) = store.summaries()
+    assert (summary.task, summary.kind, summary.strategy, summary.is_right) == ("task 7", "list", "in_context", False)
+    assert summary.stages["measure"] == pytest.approx(0.1)
+
+
+def test_traces_are_found_by_the_beginning_of_their_id(store):
+    store.write(trace_of(0xA00000000001))
+    store.write(trace_of(0xB00000000002))
+    assert store.get("a").id == "a00000000001"
+    with pytest.raises(TraceError, match="no trace c"):
+        store.get("c")
+    store.write(trace_of(0xA00000000003))
+    with pytest.raises(TraceError, match="several"):
+        store.get("a")
+
+
+def test_filters_select_traces(store):
+    for number in range(4):
+        store.write(trace_of(number, seconds=number, age=number, strategy="in_context" if number else "zero_shot"))
+    assert [s.task for s in store.summaries()] == ["task 0", "task 1", "task 2", "task 3"]
+    assert [s.task for s in store.summaries(Filter(wrong=True))] == ["task 1", "task 3"]
+    assert [s.task for s in store.summaries(Filter(slower_than=1.5))] == ["task 2", "task 3"]
+    assert [s.task for s in store.summaries(Filter(strategy="zero_shot"))] == ["task 0"]
+    assert [s.task for s in store.summaries(Filter(since=time.time() - 1.5 * 86400))] == ["task 0", "task 1"]
+    assert [s.task for s in store.summaries(Filter(until=time.time() - 1.5 * 86400), limit=1)] == ["task 2"]
+    assert not store.summaries(Filter(fallbacks=True))
+
+
+def test_only_the_owner_may_read_the_store(store):
+    before = os.umask(0)
+    try:
+        store.write(trace_of(1))
+    finally:
+        os.umask(before)
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in store.file.parent.iterdir())
+    assert stat.S_IMODE(store.file.parent.stat().st_mode) == 0o700
+
+
+def test_old_traces_are_deleted(store):
+    store.write(trace_of(1, age=31))
+    store.write(trace_of(2, age=29))
+    store.write(trace_of(3))
+    assert [s.task for s in store.summaries()] == ["task 3", "task 2"]
+
+
+def test_the_file_stays_within_its_bound_and_keeps_the_newest(tmp_path):
+    store = TraceStore(tmp_path / "traces.sqlite", max_bytes=400_000)
+    for number in range(200):
+        store.write(trace_of(number, text=os.urandom(4000).hex()))
+        assert store.file.stat().st_size <= 400_000 + 2 * 8192
+    kept = [s.task for s in store.summaries()]
+    assert kept == [f"task {n}" for n in range(199, 199 - len(kept), -1)]
+    assert len(kept) > 40
+    with pytest.raises(TraceError, match="not stored"):
+        store.write(trace_of(999, text=os.urandom(40_000).hex()))
+
+
+WRITER = """
+from autottt.controller.tracing.store import TraceStore
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("writer_helpers", HELPERS)
+helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)
+store = TraceStore(FILE)
+for number in range(BEGIN, BEGIN + 50):
+    store.write(helpers.trace_of(number))
+"""
+
+
+def test_several_processes_write_to_one_store(store, forkserver):
+    variables = [{"FILE": str(store.file), "HELPERS": __file__, "BEGIN": 100 * p} for p in range(3)]
+    processes = [forkserver.Process(target=exec, args=(WRITER, each)) for each in variables]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(store.summaries()) == 150
+
+
+def test_a_store_that_cannot_be_written_or_read_says_why(tmp_path):
+    (tmp_path / "damaged.sqlite").write_bytes(b"no database" * 1000)
+    damaged = TraceStore(tmp_path / "damaged.sqlite")
+    with pytest.raises(TraceError, match=r"damaged\.sqlite: traces cannot be stored"):
+        damaged.write(trace_of(1))
+    with pytest.raises(TraceError, match=r"damaged\.sqlite: the traces cannot be read"):
+        damaged.summaries()
+    assert (tmp_path / "damaged.sqlite").read_bytes() == b"no database" * 1000
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="cannot be stored"):
+        TraceStore(tmp_path / "file" / "traces.sqlite").write(trace_of(1))
+    with pytest.raises(TraceError, match="there are no traces"):
+        TraceStore(tmp_path / "none.sqlite").summaries()
+
+
+def test_a_store_of_another_version_is_refused_and_unchanged(store):
+    store.write(trace_of(1))
+    store.close()
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(TraceError, match="version 99"):
+        TraceStore(store.file).write(trace_of(2))
+    with sqlite3.connect(store.file) as connection:
+        assert connection.execute("SELECT count(*) FROM traces").fetchone() == (1,)
+
+
+def test_clearing_deletes_what_was_stored_from_the_file(store):
+    store.write(trace_of(1))
+    secret = trace_of(2).plain["root"]["attributes"]["task"]["id"].encode()
+    store.write(trace_of(2))
+    assert store.clear() == 2
+    store.close()
+    assert secret not in b"".join(file.read_bytes() for file in store.file.parent.iterdir())
+    assert store.size()[0] == 0
+
+
+def test_no_connection_of_a_parent_process_is_used_after_a_fork(store, monkeypatch):
+    store.write(trace_of(1))
+    opened = store._opened
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    store.write(trace_of(2))
+    assert store._opened is not None
+    assert opened is not None
+    assert store._opened[1] is not opened[1]
+
+
+def test_reading_logs_nothing(store, caplog):
+    store.write(trace_of(1))
+    with caplog.at_level(logging.DEBUG, "autottt"):
+        store.summaries()
+    assert not caplog.records
