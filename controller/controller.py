@@ -30,6 +30,7 @@ from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .results import Result, refused, result_of
 from .state import Context, Recorder, State, task_from_plain, task_to_plain
+from .tracing import lazy as lazy_tracing
 
 if TYPE_CHECKING:
     from langgraph.types import StreamMode
@@ -422,7 +423,7 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
     setting = os.environ.get("AUTOTTT_TRACE") or "off" if trace is None else trace
     if not isinstance(setting, (str, os.PathLike)):
         return setting
-    return None if setting == "off" else lazy.recorder.TraceRecorder.of(setting)
+    return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
 
 
 @contextmanager

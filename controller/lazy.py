@@ -1,8 +1,7 @@
-"""Modules that are imported on first use, because importing LangGraph takes seconds, and traces may be off:
-`lazy.graph.build_graph`.
+"""Modules that are imported on first use, because importing LangGraph takes seconds: `lazy.graph.build_graph`.
 
-The only place of `controller` with lazy imports, except that each command imports what it needs. Knows nothing about
-what they do.
+The only place of `controller` with lazy imports, except for `tracing.lazy`, and that each command imports what it
+needs. Knows nothing about what they do.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ if TYPE_CHECKING:
 
     from . import graph as graph
     from . import task_graph as task_graph
-    from .tracing import recorder as recorder
 
 _MODULES = {
     "memory": "langgraph.checkpoint.memory",
     "run_helpers": "langsmith.run_helpers",
     "graph": ".graph",
     "task_graph": ".task_graph",
-    "recorder": ".tracing.recorder",
 }
 __getattr__ = import_on_first_use(_MODULES, globals())
 
