@@ -316,9 +316,10 @@ class Controller:
         """What happens as it happens: a dictionary per finished node and training step, and the result at the end.
 
         A node gives `{"event": "node", "node": its name, "update": the keys of the state that it changed}`, a step
-        `{"event": "step", "strategy", "step", "loss", "max_steps"}`. The work runs in a thread of its own and never
-        waits for its reader: of more than 1,024 steps that were not read yet the oldest are dropped. Closed before its
-        end, the stream cancels the work and waits until the model is free; so does `cancel`, set from another thread.
+        `{"event": "step", "strategy", "step", "loss", "max_steps", "seconds_left"}` (estimated). The work runs in a
+        thread of its own and never waits for its reader: of more than 1,024 steps that were not read yet the oldest are
+        dropped. Closed before its end, the stream cancels the work and waits until the model is free; so does `cancel`,
+        set from another thread.
         """
         stop = threading.Event()
         yield from background.iterate(self._streamed(task, stop, strategy, budget, seed, cancel), stop)

@@ -215,14 +215,18 @@ def strategy_node(strategy: Strategy) -> Node:
 
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
-            publish({"strategy": strategy.name, **steps[-1], "max_steps": max_steps})
+            now = time.monotonic()
+            rest = (max_steps - step) * (now - began) / step
+            seconds_left = round(max(0.0, min(rest, ends - now)), 3)
+            publish({"strategy": strategy.name, **steps[-1], "max_steps": max_steps, "seconds_left": seconds_left})
             _LOG.debug("%s: %s, step %d of at most %d: loss %.4f", query.task.id, strategy.name, step, max_steps, loss)
             context.raise_if_cancelled()
 
         publish = context.on_event or runtime.stream_writer
         max_steps = recipe_for(strategy, context.learner.loaded.recipes, query.task.kind).max_steps
         left = progress.seconds_left(context.budget)
-        ends = time.monotonic() + left
+        began = time.monotonic()
+        ends = began + left
         answering = answering_seconds(strategy, context.learner, query.task.kind, progress.in_context.cost.seconds)
 
         def time_is_up() -> bool:

@@ -346,6 +346,7 @@ def test_training_steps_arrive_in_the_stream_of_a_parent(learner: Learner, how: 
     steps = [event[1] for event in events] if subgraphs else events
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert {step["max_steps"] for step in steps} == {3}
+    assert steps[-1]["seconds_left"] == 0 <= steps[0]["seconds_left"]
     assert {step["strategy"] for step in steps} == {"ttt_in_context"}
 
 
