@@ -518,13 +518,8 @@ def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[Mod
                 container.clear()
 
     with ExitStack() as stack:
-        for step in (
-            partial(torch.set_grad_enabled, grad_enabled),
-            rotary.restore,
-            restore_hooks,
-            restore_modes,
-            restore_parameters,
-        ):
+        restore_recording = partial(torch.set_grad_enabled, grad_enabled)
+        for step in (restore_recording, rotary.restore, restore_hooks, restore_modes, restore_parameters):
             stack.callback(_completed, step)
         yield parts
 

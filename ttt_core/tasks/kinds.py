@@ -289,7 +289,6 @@ def make_task(
     name = guess_kind(query) if kind is None else kind
     if not isinstance(name, str) or name not in KINDS:
         raise invalid_field("kind", f"one of {', '.join(KINDS)}", name)
-
     check = KINDS[name].check
 
     def checked(raw: object, field: str, number: int = -1, side: str = "") -> Value:
@@ -302,15 +301,14 @@ def make_task(
         demonstration_of(name, checked(a, "demonstrations", i, "input"), checked(b, "demonstrations", i, "output"), i)
         for i, (a, b) in enumerate(pairs)
     )
-    outputs = [d.output for d in shown]
-    checked_answer = None if answer is None else canonical_output(name, checked(answer, "answer"), outputs)
-    names = {"family": family, "dataset": dataset, "group": group}
-    family, dataset, group = (check_text(text, field) for field, text in names.items())
+    right = None if answer is None else canonical_output(name, checked(answer, "answer"), [d.output for d in shown])
+    texts = {"family": family, "dataset": dataset, "group": group}
+    family, dataset, group = (check_text(text, field) for field, text in texts.items())
     if instruction is not None:
         check_text(instruction, "instruction")
     id = check_name(id, "id")
     return Task(
-        name, shown, checked(query, "query"), checked_answer, instruction, id, family, dataset, group or id,
+        name, shown, checked(query, "query"), right, instruction, id, family, dataset, group or id,
         comparison=check_comparison(comparison, name),
     )  # fmt: skip
 
