@@ -30,9 +30,10 @@ def tasks(tmp_path) -> Path:
 
 
 def run(*arguments: object, code: int = 0) -> str:
+    """What a command prints: to its output, or where it fails to its errors."""
     result = RUNNER.invoke(app, [str(a) for a in arguments])
     assert result.exit_code == code, result.output
-    return result.output
+    return result.stderr if code else result.stdout
 
 
 @pytest.fixture
