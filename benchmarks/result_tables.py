@@ -20,8 +20,8 @@ NOTES = {
     "0.25.",
     "real": "`automatic` is the prompt format that is chosen for each task. Half of the way to the best format of each "
     "task is out of reach: with eight queries that maximum owes much to luck, since a format chosen by the right "
-    "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which are "
-    "mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike.",
+    "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which "
+    "are mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike.",
     "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight, "
     "per query or per task (over all its queries). Gap closed: (U - U_SBS) / (U_VBS - U_SBS) with U the utility, "
     "accuracy minus cost weight times cost.",
