@@ -239,17 +239,22 @@ class GradientEngine:
             self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
 
     def _measurement_key(self, optimizer: BatchedAdamW) -> object:
-        """What the bytes of a token depend on: the model's state, and the layers, rank, dropout and loss."""
+        """What the bytes of a token depend on: the model's state, the layers, rank, dropout and loss, and what may be
+        lacking in copies of the model, if these are used."""
         recipe, model = self._recipe, self._loaded.model
         attention = getattr(model.config, "_attn_implementation", "")
         layers = tuple(optimizer.weights().pairs)
-        return model.dtype, model.device, attention, layers, recipe.rank, recipe.dropout > 0, recipe.loss
+        replaced = tuple(name for name, module in model.named_modules() if "forward" in vars(module))
+        state = model.dtype, model.device, attention, self._pool is not None, replaced
+        return state, layers, recipe.rank, recipe.dropout > 0, recipe.loss
 
     def _measured_bytes(self, optimizer: BatchedAdamW, row: Encoded) -> float:
         """Bytes of a token, measured by a pass; drops layers that have no part in it."""
+        key = self._measurement_key(optimizer)
         loaded = self._models.get()
         self._models.put(loaded)
         kept, unused = self._activation_bytes(loaded, optimizer, row)
+        complete = not unused
         if unused and self._pool is not None:
             of_model = self._activation_bytes(self._loaded, optimizer, row)
             if of_model[1] != unused:
@@ -258,9 +263,8 @@ class GradientEngine:
                 self._use_one_thread()
         if unused:
             self._drop_layers(optimizer, unused)
-        else:
-            measured = _MEASURED.setdefault(self._loaded.model, {})
-            measured[self._measurement_key(optimizer)] = len(row.ids), kept / len(row.ids)
+        if complete:  # else the next training finds out again what is lacking
+            _MEASURED.setdefault(self._loaded.model, {})[key] = len(row.ids), kept / len(row.ids)
         return kept / len(row.ids)
 
     def estimate_seconds(
