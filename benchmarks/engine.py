@@ -15,13 +15,11 @@ import copy
 import itertools
 import json
 import logging
-import math
 import os
 import platform
 import random
 import statistics
 import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -35,7 +33,8 @@ import torch
 import transformers
 from engine_growth import growth, lists_task, operations, picture, random_model, step_profile
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+from peft_baseline import labelled_batch, train_with_trainer, warmup_steps
+from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 from autottt import Controller
 from autottt.controller.budget import Budget
@@ -44,7 +43,6 @@ from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora.gradients import loss_positions
 from autottt.ttt_core.lora.training import train
 from autottt.ttt_core.lora.weights import LoraWeights
 from autottt.ttt_core.model.encoding import Encoded, encode
@@ -63,7 +61,6 @@ class Peft:
         self.learner, self.recipe = learner, recipe
         self.base = copy.deepcopy(learner.loaded.model)
         self.base.set_attn_implementation("sdpa")  # the default of transformers, not this package's attention
-        self.warm = math.ceil(recipe.warmup_ratio * recipe.max_steps)
         self.pad = learner.loaded.tokenizer.pad_token_id
 
     def _model(self) -> Any:
@@ -74,29 +71,10 @@ class Peft:
         )  # fmt: skip
         return get_peft_model(self.base, config)
 
-    def _batch(self, rows: list[Encoded]) -> dict[str, torch.Tensor]:
-        longest = max(len(r.ids) for r in rows)
-        ids, labels = torch.full((len(rows), longest), self.pad), torch.full((len(rows), longest), -100)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            mask[i, : len(row.ids)] = 1
-            for position in loss_positions(row, self.recipe.loss):
-                labels[i, position] = row.ids[position]
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
     def trainer(self, rows: list[Encoded], query: Encoded) -> bool:
         """Trains with transformers' Trainer; returns whether greedy decoding then answers the query right."""
-        model, recipe = self._model(), self.recipe
-        with tempfile.TemporaryDirectory() as folder:
-            settings = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=recipe.batch_size, max_steps=recipe.max_steps,
-                learning_rate=recipe.learning_rate, lr_scheduler_type="cosine",
-                warmup_steps=self.warm, weight_decay=recipe.weight_decay,
-                max_grad_norm=recipe.max_grad_norm, save_strategy="no", logging_strategy="no", report_to=[],
-                disable_tqdm=True, remove_unused_columns=False, use_cpu=self.base.device.type == "cpu",
-            )  # fmt: skip
-            Trainer(model=model, args=settings, train_dataset=rows, data_collator=self._batch).train()
+        model = self._model()
+        train_with_trainer(model, rows, self.recipe, self.pad)
         return self._finish(model, query)
 
     def loop(self, rows: list[Encoded], query: Encoded) -> bool:
@@ -105,9 +83,10 @@ class Peft:
         model.train()
         tensors = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(tensors, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        schedule = get_cosine_schedule_with_warmup(optimizer, self.warm, recipe.max_steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps(recipe), recipe.max_steps)
         for step in range(recipe.max_steps):
-            batch = self._batch(rows[step * recipe.batch_size : (step + 1) * recipe.batch_size])
+            some = rows[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            batch = labelled_batch(some, self.pad, recipe.loss)
             loss = model(**{k: v.to(self.base.device) for k, v in batch.items()}).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(tensors, recipe.max_grad_norm)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
 from autottt.policies.policy import FixedPolicy
@@ -51,7 +51,6 @@ MAX_TOKENS = 2048
 """Longest prompt of bbh, in tokens."""
 PAIRS = 30
 """Paired runs of an easy query."""
-Row = dict[str, Any]
 
 
 def tasks_of(name: str, data: Path, quick: bool) -> list[list[Task]]:
@@ -113,17 +112,6 @@ def measure(learner: Learner, data: Path, sets: Sequence[str], rows: Path, quick
             print(f"{loaded.name}: {name}, {number} of {len(tasks)} tasks", file=sys.stderr, flush=True)
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The rows of an interrupted run; a torn line is dropped."""
-    rows = []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -137,17 +125,6 @@ def by_task(rows: Sequence[Row], model: str, sets: Sequence[str]) -> dict[tuple[
         key: task for key, task in tasks.items()
         if "choice" in task and all(row["right"] for name, row in task.items() if name != "choice")
     }  # fmt: skip
-
-
-def interval(values: Mapping[str, Sequence[float]], repeats: int = 1000) -> list[float]:
-    """90% interval of the mean over queries, by bootstrap over families, in percent."""
-    rng, names = random.Random(0), list(values)
-    means = []
-    for _ in range(repeats):
-        sample = [value for name in rng.choices(names, k=len(names)) for value in values[name]]
-        means.append(100 * statistics.fmean(sample))
-    means.sort()
-    return [round(means[int(0.05 * repeats)], 1), round(means[int(0.95 * repeats)], 1)]
 
 
 def accuracy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str], label: str) -> list[Row]:
@@ -173,7 +150,7 @@ def accuracy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str
     return [
         {
             "name": f"{name}, {label}: in_context, {column}", "value": round(value, 1), "unit": "% of queries",
-            "interval_90": interval(columns[column]) if column in columns else None, "queries": count,
+            "interval_90": percent_interval(columns[column]) if column in columns else None, "queries": count,
             "against": "", "goal": None, "holds": None,
         }
         for column, value in values.items()

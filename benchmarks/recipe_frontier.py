@@ -27,17 +27,16 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from peft_baseline import train_with_trainer
+from row_files import Row, percent_interval, read_rows
 
 from autottt.strategies.adapter_training import BIG_BENCH_RECIPE
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.adapter import Adapter
-from autottt.ttt_core.lora.gradients import loss_positions
-from autottt.ttt_core.model.encoding import Encoded
+from autottt.ttt_core.model.encoding import pad_id_of
 from autottt.ttt_core.model.fingerprint import restoring
 from autottt.ttt_core.model.loading import load_model
 from autottt.ttt_core.recipes import Recipe, recipes_for_size
@@ -49,7 +48,6 @@ from autottt.ttt_core.tasks.task import Task
 IN_CONTEXT, TRAINER = "in_context", "Trainer + PEFT, published"
 PUBLISHED = replace(BIG_BENCH_RECIPE, dropout=0.0)
 """The published recipe for text, without dropout."""
-Row = dict[str, Any]
 
 
 def prompts(task: Task, recipe: Recipe, seed: int) -> list[Task]:
@@ -62,16 +60,6 @@ def train_with_peft(learner: Learner, task: Task, recipe: Recipe, seed: int) -> 
     loaded = learner.loaded
     rows = [learner.window.encode(t, t.answer) for t in prompts(task, recipe, seed) if t.answer is not None]
 
-    def batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
-        longest = max(len(row.ids) for row in rows)
-        ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)], mask[i, : len(row.ids)] = torch.tensor(row.ids), 1
-            for position in loss_positions(row, recipe.loss):
-                labels[i, position] = row.ids[position]
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
     config = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout,
         target_modules=list(recipe.target_modules), task_type="CAUSAL_LM",
@@ -79,13 +67,7 @@ def train_with_peft(learner: Learner, task: Task, recipe: Recipe, seed: int) -> 
     with tempfile.TemporaryDirectory() as folder, restoring(loaded.model):
         model = get_peft_model(loaded.model, config)
         try:
-            settings = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=recipe.batch_size, max_steps=recipe.max_steps,
-                learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", warmup_steps=1, save_strategy="no",
-                logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
-                use_cpu=loaded.model.device.type == "cpu",
-            )  # fmt: skip
-            Trainer(model=model, args=settings, train_dataset=rows, data_collator=batch).train()
+            train_with_trainer(model, rows, recipe, pad_id_of(loaded))
             model.save_pretrained(folder)
         finally:
             model.unload()
@@ -125,17 +107,6 @@ def measure(
         print(f"{number} of {len(tasks)} tasks", file=sys.stderr, flush=True)
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The rows of a file; an incomplete line is skipped."""
-    rows = []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,23 +133,12 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             "name": name, "settings": mine[shared[0]]["settings"], "tasks": len(shared), "queries": len(flat),
             "accuracy": round(100 * statistics.fmean(after for _, after in flat), 1),
             "gain": round(100 * statistics.fmean(after - before for before, after in flat), 1),
-            "gain_interval_90": interval(families),
+            "gain_interval_90": percent_interval(families),
             "harm": round(100 * statistics.fmean(before and not after for before, after in flat), 1),
             "seconds": round(seconds, 2),
             "of_trainer_seconds": round(seconds / reference, 3) if reference else None,
         })  # fmt: skip
     return sorted(results, key=lambda result: result["seconds"])
-
-
-def interval(families: Mapping[str, Sequence[float]], repeats: int = 1000) -> list[float]:
-    """90% interval of the mean over queries, by bootstrap over families, in points."""
-    rng, names = random.Random(0), list(families)
-    means = []
-    for _ in range(repeats):
-        sample = [value for name in rng.choices(names, k=len(names)) for value in families[name]]
-        means.append(100 * statistics.fmean(sample))
-    means.sort()
-    return [round(means[int(0.05 * repeats)], 1), round(means[int(0.95 * repeats)], 1)]
 
 
 def draw(results: Sequence[Row], model: str, file: Path) -> None:
@@ -225,8 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     learner = Learner(load_model(options.model))
-    parameters = sum(p.numel() for p in learner.loaded.model.parameters())
-    recipes = default_recipes(parameters)
+    recipes = default_recipes(learner.loaded.parameter_count)
     if options.recipes:
         given = json.loads(options.recipes.read_text("utf-8"))
         recipes = {IN_CONTEXT: None} | {n: None if s is None else Recipe.from_settings(s) for n, s in given.items()}

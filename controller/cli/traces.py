@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import webbrowser
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,22 +23,36 @@ if TYPE_CHECKING:
 
 trace_app = typer.Typer(no_args_is_help=True, help="Show, explain, compare and export traces of runs.")
 TraceId = Annotated[str, typer.Argument(help="Id of a trace, the beginning of one, or `last`.")]
-Strategy = Annotated[str | None, typer.Option(help="Only answers of this strategy.")]
-Wrong = Annotated[bool, typer.Option("--wrong", help="Only answers known to be wrong, and runs without an answer.")]
-Slower = Annotated[float | None, typer.Option(min=0.0, help="Only runs of more than this many seconds.")]
-Fallbacks = Annotated[bool, typer.Option("--fallbacks", help="Only runs with an attempt that was not accepted.")]
-Since = Annotated[str | None, typer.Option(help="Only runs from this date on (2026-01-31), or of the last 12h or 7d.")]
-Until = Annotated[str | None, typer.Option(help="Only runs before this date.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which stored runs a command is about."""
+
+    strategy: Annotated[str | None, typer.Option(help="Only answers of this strategy.")] = None
+    wrong: Annotated[
+        bool, typer.Option("--wrong", help="Only answers known to be wrong, and runs without an answer.")
+    ] = False
+    slower_than: Annotated[float | None, typer.Option(min=0.0, help="Only runs of more than this many seconds.")] = None
+    fallbacks: Annotated[bool, typer.Option("--fallbacks", help="Only runs with an attempt that was not accepted.")] = (
+        False
+    )
+    since: Annotated[
+        str | None, typer.Option(help="Only runs from this date on (2026-01-31), or of the last 12h or 7d.")
+    ] = None
+    until: Annotated[str | None, typer.Option(help="Only runs before this date.")] = None
+
+    def filter(self) -> Filter:
+        """What the store is asked for. Raises `SettingsError` for a time that cannot be read."""
+        from ..tracing.store import Filter
+
+        times = {"since": _time("--since", self.since), "until": _time("--until", self.until)}
+        return Filter(**{**asdict(self), **times})
 
 
 @command(trace_app, "list", plugins=False)
 def list_(
-    strategy: Strategy = None,
-    wrong: Wrong = False,
-    slower_than: Slower = None,
-    fallbacks: Fallbacks = False,
-    since: Since = None,
-    until: Until = None,
+    runs: RunOptions,
     limit: Annotated[int, typer.Option(min=1, help="Show this many, the newest first.")] = 20,
     as_json: AsJson = False,
     trace: TraceSetting = None,
@@ -49,9 +63,7 @@ def list_(
     """
     from .trace_display import show_list
 
-    summaries = store_of(trace).summaries(
-        _filter(strategy, wrong, slower_than, fallbacks, since, until), limit
-    )  # fmt: skip
+    summaries = store_of(trace).summaries(runs.filter(), limit)
     if as_json:
         for summary in summaries:
             line(dumps(asdict(summary)))
@@ -103,12 +115,7 @@ def diff(
 
 @command(trace_app, plugins=False)
 def stats(
-    strategy: Strategy = None,
-    wrong: Wrong = False,
-    slower_than: Slower = None,
-    fallbacks: Fallbacks = False,
-    since: Since = None,
-    until: Until = None,
+    runs: RunOptions,
     as_json: AsJson = False,
     trace: TraceSetting = None,
 ) -> None:
@@ -119,8 +126,7 @@ def stats(
     from ..tracing.statistics import statistics_of
     from .trace_display import show_statistics
 
-    which = _filter(strategy, wrong, slower_than, fallbacks, since, until)
-    statistics = statistics_of(store_of(trace).summaries(which))
+    statistics = statistics_of(store_of(trace).summaries(runs.filter()))
     if as_json:
         line(dumps(asdict(statistics)))
     else:
@@ -225,17 +231,6 @@ def store_of(setting: str | None) -> TraceStore:
     from ..tracing.store import TraceStore, local_store
 
     return local_store() if setting in (None, "local", "off") else TraceStore(setting)
-
-
-def _filter(
-    strategy: str | None, wrong: bool, slower_than: float | None, fallbacks: bool, since: str | None, until: str | None
-) -> Filter:
-    from ..tracing.store import Filter
-
-    return Filter(
-        strategy=strategy, wrong=wrong, slower_than=slower_than, fallbacks=fallbacks, since=_time("--since", since),
-        until=_time("--until", until),
-    )  # fmt: skip
 
 
 def _time(option: str, text: str | None) -> float | None:

@@ -118,8 +118,8 @@ class FormatChooser:
         return FormatChoice(name, scores, right, cost=sum((c for n, c in costs.items() if n != name), Cost()))
 
     def _usable(self, version: Task) -> bool:
-        """Whether the task fits in the context in its format. False, with a warning, where the chat template rewrites
-        or refuses so many turns."""
+        """Whether the task fits in the context in its format. False, with a warning, where the chat template changes
+        the prompt, or raises an error, for this number of turns."""
         try:
             return self._window.fits(version)
         except ModelError as error:
