@@ -75,8 +75,9 @@ class TraceRecorder:
             root.set(peak_bytes=context.learner.guarded.peak_bytes, sizes=_sizes(root))
             trace = Trace.of(root)
             trace = trace if self.content else without_content(trace)
-        except Exception:
-            _LOG.warning("the trace of a run cannot be made; the answer is not affected", exc_info=True)
+        except Exception as problem:  # whose text may quote the task
+            _LOG.warning("a trace cannot be made (%s); the answer is not affected", type(problem).__name__)
+            _LOG.debug("why a trace cannot be made", exc_info=True)
             return
         for target in self.targets:
             self._write(target, trace)
