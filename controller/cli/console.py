@@ -150,6 +150,13 @@ def reporting(description: str) -> Iterator[Callable[[int, int], None]]:
         yield report
 
 
+def in_words(seconds: float) -> str:
+    """A duration: in seconds below two minutes, in minutes below two hours, else in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def interruptible(remedy: str) -> Iterator[None]:
     """Adds to an interruption what remains on disk and how to continue."""

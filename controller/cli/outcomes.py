@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,14 @@ import typer
 
 from ...policies.outcomes import BASE
 from ...strategies.registry import check_names
-from ...ttt_core.errors import TaskError
-from .console import interruptible, line, reporting, screen, warn
+from ...ttt_core.errors import TaskError, TooLongError
+from .console import in_words, interruptible, line, note, reporting, screen, warn
 from .evaluate import split_names
 from .options import ModelOptions, TaskOptions, command, make_folders
 
 if TYPE_CHECKING:
     from ...policies.outcomes import Outcome, OutcomeStore
+    from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.task import Task
 
 outcomes_app = typer.Typer(no_args_is_help=True, help="Show and check collected outcomes, and import others.")
@@ -63,12 +65,17 @@ def collect(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds of the strategies, separated by commas; default: --seed.")
     ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how many outcomes are missing and how long they will take.")
+    ] = False,
 ) -> None:
     """Run every strategy on every task and store the result and the cost of each, to train a policy on.
 
     Example: `autottt collect --generated 200 --store runs/outcomes --workers 2`
 
-    It can be interrupted: the same command continues where it stopped.
+    It can be interrupted: the same command continues where it stopped. `--dry-run` estimates the time from the tokens
+    of a sample of the tasks and the speed of a few answers.
     """
     names = split_names(strategies)
     check_names(names)
@@ -82,6 +89,11 @@ def collect(
     make_folders(store=store)
     loaded = tasks.read(files) if files else None
     all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
+    if max_tokens or dry_run:
+        learner = model.load_learner()
+        all_tasks = _short_enough(learner, all_tasks, max_tokens)
+        if dry_run:
+            return _show_estimate(learner, all_tasks, names, strategy_seeds, store, workers.workers)
     with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
         stored = _collect(all_tasks, names, strategy_seeds, store, model, workers)
     line(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...")
@@ -114,6 +126,46 @@ def _collect(
                 on_progress=on_progress,
             )  # fmt: skip
     return store.read()
+
+
+def _short_enough(learner: Learner, tasks: list[Task], max_tokens: int | None) -> list[Task]:
+    """The tasks whose prompts have at most `max_tokens` tokens; says how many have more. Raises `TaskError` where all
+    have."""
+    if max_tokens is None:
+        return tasks
+    short = [task for task in tasks if _length(learner, task) <= max_tokens]
+    if tasks and not short:
+        raise TaskError(f"--max-tokens {max_tokens}: each of the {len(tasks)} tasks has a longer prompt; allow more")
+    if len(short) < len(tasks):
+        note(f"{len(tasks) - len(short)} of {len(tasks)} tasks have more than {max_tokens} tokens and are left out")
+    return short
+
+
+def _length(learner: Learner, task: Task) -> float:
+    """Tokens of a task's prompt; infinite where it does not fit in the context."""
+    try:
+        return learner.window.length(task)
+    except TooLongError:
+        return math.inf
+
+
+def _show_estimate(
+    learner: Learner, tasks: list[Task], names: list[str], seeds: list[int], folder: Path, workers: int
+) -> None:
+    """Prints what the outcomes that a store lacks will take."""
+    from ...policies.collect import ModelIdentity, missing
+    from ...policies.collection_cost import estimate
+    from ...policies.outcomes import OutcomeStore
+    from ...strategies.registry import get_strategy
+
+    chosen = [get_strategy(name) for name in names]
+    batches, total = missing(ModelIdentity.of(learner), tasks, chosen, seeds, OutcomeStore(folder))
+    expected = estimate(learner, batches)
+    line(
+        f"{expected.outcomes} of {total} outcomes are missing: about {expected.token_equivalents:,.0f} token "
+        f"equivalents, {in_words(expected.seconds)} of one process at the speed of a few answers just now"
+        + (f", {in_words(expected.seconds / workers)} with {workers} workers that have a core each" * (workers > 1))
+    )
 
 
 def _seeds(text: str) -> list[int]:

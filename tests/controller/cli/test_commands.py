@@ -404,6 +404,23 @@ def test_collecting_tells_where_it_is_and_what_comes_next(tmp_path, model):
     assert "holds 2 outcomes; next: autottt train-policy" in out
 
 
+def test_a_dry_run_of_collecting_estimates_the_time_and_stores_nothing(tmp_path, model):
+    file, store = tasks_file(tmp_path, task("t"), task("long", queries=[{"input": [1] * 120}])), tmp_path / "s"
+    options = ["collect", file, "--store", str(store), "--model", model, "--prompt-format", "standard"]
+    code, out, err = call(*options, "--strategies", "ttt_in_context", "--dry-run", "--max-tokens", "200")
+    assert code == 0
+    assert "1 of 2 tasks have more than 200 tokens and are left out" in err
+    assert "2 of 2 outcomes are missing: about " in out
+    assert not any(store.iterdir())
+    assert call(*options, "--strategies", "zero_shot", "--max-tokens", "200")[0] == 0
+    code, out, _ = call(*options, "--strategies", "zero_shot", "--max-tokens", "200", "--dry-run")
+    assert code == 0
+    assert "0 of 2 outcomes are missing" in out
+    code, _, err = call(*options, "--max-tokens", "2")
+    assert code == 2
+    assert "--max-tokens 2: each of the 2 tasks has a longer prompt; allow more" in err
+
+
 def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")

@@ -1,0 +1,52 @@
+"""The estimate of what collecting takes is near what it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from autottt.policies.collect import ModelIdentity, collect, missing
+from autottt.policies.collection_cost import estimate
+from autottt.policies.outcomes import OutcomeStore
+from autottt.strategies.registry import get_strategy
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.model.loading import wrap_model
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+STRATEGIES = ["in_context_vote", "ttt_direct", "ttt_in_context", "ttt_augmented", "ttt_crossfit"]
+RECIPE = Recipe(rank=2, max_steps=3, batch_size=2, views=2, transformations=2)
+
+
+@pytest.fixture
+def learner():
+    recipes = dict.fromkeys(STRATEGIES, RECIPE)
+    return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes=recipes, prompt_format="compact"))
+
+
+def tasks(count: int, queries: int):
+    pairs = [([i, i + 1], [i + 1, i]) for i in range(5)]
+    return [
+        make_task(pairs[: 3 + t % 2], [q, t], answer=[t, q], id=f"t{t}-{q}", group=f"t{t}", family=f"f{t}")
+        for t in range(count)
+        for q in range(queries)
+    ]
+
+
+def test_the_token_equivalents_are_near_those_that_are_measured(learner, tmp_path):
+    store, chosen = OutcomeStore(tmp_path), [get_strategy(name) for name in STRATEGIES]
+    every = tasks(4, 2)
+    batches, total = missing(ModelIdentity.of(learner), every, chosen, [0], store)
+    expected = estimate(learner, batches)
+    collect(learner, every, chosen, [0], store)
+    measured = 0.0
+    trained = set()
+    for outcome in store.read():
+        measured += outcome.forward_tokens + outcome.probe_cost * outcome.token_equivalents
+        if (outcome.group, outcome.strategy) not in trained:
+            measured += 2 * outcome.backward_tokens
+        trained.add((outcome.group, outcome.strategy))
+    assert expected.outcomes == total == len(every) * (1 + len(STRATEGIES))
+    assert measured / 2 < expected.token_equivalents < measured * 2
+    assert expected.seconds > 0
+    assert estimate(learner, missing(ModelIdentity.of(learner), every, chosen, [0], store)[0]).outcomes == 0
