@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
@@ -20,14 +19,15 @@ from ..strategies.adapter_training import PlansAdapter
 from ..strategies.base import recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..ttt_core.engine.adapter_cache import AdapterCache
-from ..ttt_core.engine.adapter_plan import AdapterPlan
+from ..ttt_core.engine.adapter_provider import Prefetched
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
-from ..ttt_core.spans import inside
+from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
+from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
 from .state import Context, Recorder, State, task_from_plain, task_to_plain
 from .tracing import lazy as lazy_tracing
@@ -189,18 +189,18 @@ class Controller:
         budget: Budget | str | float | None = None,
         seed: int | None = None,
         cancel: threading.Event | None = None,
+        on_event: OnEvent | None = None,
     ) -> Result:
         """Answers one task: as the policy decides, or by the strategy that is named.
 
         A budget is a `Budget`, a text such as `10s` or `20x`, or seconds; it begins when the task's turn comes. Raises
         `TooLongError` when the task does not fit in the model's context, and `Cancelled` soon after another thread sets
-        `cancel`: while it waits for its turn, before the next step of training, or before the next node.
+        `cancel`: while it waits for its turn, before the next step of training, or before the next node. `on_event`
+        receives the events of `stream` while the task is solved.
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
-        with self._started(task, self.context(budget, cancel, strategy), seed) as states:
-            (state,) = deque(states, maxlen=1)
-        return result_of(task, state)
+        return result_of(task, self._run(task, self.context(budget, cancel, strategy), seed, on_event))
 
     def solve_many(
         self,
@@ -212,9 +212,10 @@ class Controller:
         batch_size: int = 32,
         on_result: Callable[[Result], None] | None = None,
         cancel: threading.Event | None = None,
+        on_event: OnEvent | None = None,
     ) -> list[Result]:
         """Answers tasks in order. One that cannot be tried gives a result with status `refused`. Raises `Cancelled` as
-        `solve` does; `on_result` has been given the results until then.
+        `solve` does; `on_result` has been given the results until then, and `on_event` the events of `stream`.
 
         Up to `batch_size` tasks are measured and decided on first; then the adapters that they need are trained in
         batches. With a budget each task is solved by itself, so that none waits for others.
@@ -224,7 +225,9 @@ class Controller:
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
         size = max(1, batch_size) if context.budget == UNLIMITED else 1
-        alone = partial(self.solve, strategy=strategy, budget=budget, seed=chosen_seed, cancel=cancel)
+        alone = partial(
+            self.solve, strategy=strategy, budget=budget, seed=chosen_seed, cancel=cancel, on_event=on_event
+        )
 
         def solve_alone(task: Task) -> Result:
             return self._or_refused(task, partial(alone, task))
@@ -235,20 +238,23 @@ class Controller:
             for task in batch:
                 _require_task(task)
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
-                batched = self._solve_batch(batch, context, chosen_seed) if len(batch) > 1 else map(solve_alone, batch)
-                for result in batched:
+                together = len(batch) > 1
+                batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None
+                for result in batched or map(solve_alone, batch):
                     results.append(result)
                     if on_result is not None:
                         on_result(result)
         return results
 
-    def _solve_batch(self, tasks: Sequence[Task], context: Context, seed: int) -> Iterator[Result]:
+    def _solve_batch(
+        self, tasks: Sequence[Task], context: Context, seed: int, on_event: OnEvent | None
+    ) -> Iterator[Result]:
         """The results of tasks whose adapters are trained in batches."""
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         refusals: dict[int, Result] = {}
-        chosen: list[tuple[PlansAdapter, Task]] = []
+        chosen: list[tuple[PlansAdapter, Task, _PausedRun]] = []
         with self._verified_on_failure(), self._isolated(context) as context:
-            runs = [_PausedRun(graph, task, context, seed, str(number)) for number, task in enumerate(tasks)]
+            runs = [_PausedRun(graph, task, context, seed, str(number), on_event) for number, task in enumerate(tasks)]
             for index, run in enumerate(runs):
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
@@ -256,9 +262,9 @@ class Controller:
                     continue
                 name, formatted = decided
                 if isinstance(strategy := get_strategy(name), PlansAdapter):
-                    chosen.append((strategy, formatted))
+                    chosen.append((strategy, formatted, run))
             try:
-                self._prefetch(chosen, context, seed)
+                self._prefetch(chosen, watched(context, [task for _, task, _ in chosen], on_event), seed)
                 for index, run in enumerate(runs):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
             finally:
@@ -267,16 +273,29 @@ class Controller:
                 with plugin_proofs(self.learner):
                     self.learner.adapters.release_prefetched()
 
-    def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task]], context: Context, seed: int) -> None:
+    def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task, _PausedRun]], context: Context, seed: int) -> None:
         """Trains the adapters that strategies plan for tasks. Raises `BaseChangedError` if a plug-in wrote to the base
         while it planned: nothing that was trained since is kept."""
-        plans: list[AdapterPlan] = []
+        planned: list[PlannedRun] = []
         with plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
-            for strategy, task in chosen:
+            for strategy, task, run in chosen:
                 with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
-                    plans.append(strategy.plan(self.learner, task, seed))
-            self.learner.adapters.prefetch(plans)
+                    planned.append(PlannedRun(strategy.plan(self.learner, task, seed), task, run.root))
+            progress, trained = PrefetchProgress(planned, context.on_event), list[Prefetched]()
+            if planned:
+                context.begin_phase("training")
+            try:
+                trained = self.learner.adapters.prefetch([each.plan for each in planned], progress.on_step)
+            finally:
+                progress.finish(trained)
             self.learner.verify()
+
+    def _run(self, task: Task, context: Context, seed: int | None, on_event: OnEvent | None) -> State:
+        """Runs the graph to its end and returns the last state; `on_event` receives what happens meanwhile."""
+        mode: StreamMode | list[StreamMode] = "values" if on_event is None else ["updates", "values"]
+        watched_context = watched(context, [task], on_event) if isinstance(task, Task) else context
+        with self._started(task, watched_context, seed, mode) as parts:
+            return last_state(parts, task, on_event)
 
     @contextmanager
     def _started(
@@ -313,13 +332,17 @@ class Controller:
         seed: int | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[dict[str, Any] | Result]:
-        """What happens as it happens: a dictionary per finished node and training step, and the result at the end.
+        """What happens as it happens: a dictionary per phase, training step and finished node, and the result at the
+        end.
 
-        A node gives `{"event": "node", "node": its name, "update": the keys of the state that it changed}`, a step
-        `{"event": "step", "strategy", "step", "loss", "max_steps", "seconds_left"}` (estimated). The work runs in a
-        thread of its own and never waits for its reader: of more than 1,024 steps that were not read yet the oldest are
-        dropped. Closed before its end, the stream cancels the work and waits until the model is free; so does `cancel`,
-        set from another thread.
+        Each has `event` and `tasks`, the ids of its tasks: one, or those whose adapters `solve_many` trains in one
+        batch. A finished node adds `node`, its name, and `update`, the keys of the state that it changed; a step adds
+        `strategy`, `step`, `loss`, `max_steps` and `seconds_left` (estimated); a phase that begins adds `phase`: the
+        name of a node, or inside the node of a strategy `training` and `answering`.
+
+        The work runs in a thread of its own and never waits for its reader: of more than 1,024 steps that were not read
+        yet the oldest are dropped. Closed before its end, the stream cancels the work and waits until the model is
+        free; so does `cancel`, set from another thread.
         """
         stop = threading.Event()
         yield from background.iterate(self._streamed(task, stop, strategy, budget, seed, cancel), stop)
@@ -341,9 +364,7 @@ class Controller:
         context = self._stoppable(stop, budget, cancel, strategy)
 
         def work(publish: background.Publish[Result]) -> None:
-            with self._started(task, context, seed) as states:
-                (state,) = deque(states, maxlen=1)
-            publish(result_of(task, state))
+            publish(result_of(task, self._run(task, context, seed, None)))
 
         async with aclosing(background.aiterate(work, stop)) as results:
             return await anext(results)
@@ -372,18 +393,10 @@ class Controller:
         context = self._stoppable(stop, budget, cancel, strategy)
 
         def work(publish: background.Publish[dict[str, Any] | Result]) -> None:
-            def on_step(step: dict[str, Any]) -> None:
-                publish({"event": "step", **step}, droppable=True)
+            def on_event(event: dict[str, Any]) -> None:
+                publish(event, droppable=event["event"] == "step")
 
-            state: State = {}
-            with self._started(task, replace(context, on_event=on_step), seed, ["updates", "values"]) as events:
-                for mode, data in events:
-                    if mode == "values":
-                        state = data
-                    else:
-                        for node, update in data.items():
-                            publish({"event": "node", "node": node, "update": update})
-            publish(result_of(task, state))
+            publish(result_of(task, self._run(task, context, seed, on_event)))
 
         return work
 
@@ -477,11 +490,18 @@ def _budget(budget: Budget | str | float | None) -> Budget:
 class _PausedRun:
     """One task's run of the graph, paused between the decision and the strategy's node."""
 
-    def __init__(self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str) -> None:
+    def __init__(
+        self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str, on_event: OnEvent | None
+    ) -> None:
         self.task = task
-        self._graph, self._context = graph, _begun(context, task, seed)
-        self._seed = seed
+        self._graph, self._context = graph, watched(_begun(context, task, seed), [task], on_event)
+        self._seed, self._on_event = seed, on_event
         self._config: Any = {"configurable": {"thread_id": thread}}
+
+    @property
+    def root(self) -> Span | None:
+        """The root of the run's trace; None where none is recorded."""
+        return self._context.root
 
     def to_the_decision(self) -> tuple[str, Task]:
         """Measures and decides; returns the name of the strategy, and the task with its prompt format."""
@@ -513,11 +533,9 @@ class _PausedRun:
             raise
 
     def _advance(self, start: State | None, stops: list[str] | None) -> State:
-        states = self._graph.stream(
-            start, self._config, context=self._context, stream_mode="values", interrupt_before=stops
-        )
-        (state,) = deque(states, maxlen=1)
-        return cast(State, state)
+        mode: Any = "values" if self._on_event is None else ["updates", "values"]
+        parts = self._graph.stream(start, self._config, context=self._context, stream_mode=mode, interrupt_before=stops)
+        return last_state(parts, self.task, self._on_event)
 
 
 def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, ignore_mismatch: bool = False) -> Policy:

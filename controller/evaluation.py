@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -17,14 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..strategies.base import Attempt, run
+from ..strategies.base import Attempt, Strategy, recipe_for, run
 from ..strategies.registry import get_strategy, plugin_proofs
 from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError, shortened
+from ..ttt_core.learner import Learner
 from ..ttt_core.standard_json import dumps
 from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
 from ..ttt_core.tasks.task import Task
 from .controller import Controller
+from .events import OnEvent, step_facts
 
 CONTROLLER = "controller"
 """The name that stands for the controller's own choice, beside the strategies' names."""
@@ -89,14 +92,15 @@ def evaluate(
     seed: int = 0,
     file: Path | None = None,
     on_row: Callable[[Row], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Row]:
     """Rows for every query and strategy; `in_context` is always measured, since costs are multiples of it.
 
     Queries of one task come one after the other and share the task's adapter, which its first query pays for; where the
-    controller chooses what a strategy before it has trained, it pays as much and nothing is trained twice. Rows are
-    added to `file` as they come, after a line with the settings; those that it holds are not measured again. Raises
-    `TaskError` when an answer is not known, or when the file holds rows of other settings or other queries, and
-    `StrategyError` for a name that is not known.
+    controller chooses what a strategy before it has trained, it pays as much and nothing is trained twice. `on_event`
+    receives phases and training steps (see `Controller.stream`). Rows are added to `file` as they come, after a line
+    with the settings; those that it holds are not measured again. Raises `TaskError` when an answer is not known, or
+    when the file holds rows of other settings or other queries, and `StrategyError` for a name that is not known.
     """
     _require_answers(tasks)
     wanted = list(dict.fromkeys(["in_context", *names]))
@@ -121,7 +125,7 @@ def evaluate(
                 for task in group:
                     row = done.get((name, task.id))
                     if row is None:
-                        row = _row(controller, task, name, seed)
+                        row = _row(controller, task, name, seed, on_event)
                         if stream is not None:
                             print(dumps(asdict(row)), file=stream, flush=True)
                     rows.append(row)
@@ -171,12 +175,12 @@ def _done(file: Path, settings: Mapping[str, Any], tasks: Sequence[Task]) -> dic
     return {(row.strategy, row.id): row for row in rows}
 
 
-def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
+def _row(controller: Controller, task: Task, name: str, seed: int, on_event: OnEvent | None) -> Row:
     common: dict[str, Any] = {n: getattr(task, n) for n in ("dataset", "family", "group", "id", "digest")}
     common["strategy"] = name
     try:
         if name == CONTROLLER:
-            result = controller.solve(task, seed=seed)
+            result = controller.solve(task, seed=seed, on_event=on_event)
             return Row(
                 **common, right=bool(result.right), status=result.status, chosen=result.strategy,
                 adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.token_equivalents,
@@ -184,7 +188,7 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
                 second=bool(result.attempts) and _second_is_right(result.attempts[-1], task),
             )  # fmt: skip
         with plugin_proofs(controller.learner):
-            attempt = run(get_strategy(name), controller.learner, task, seed=seed)
+            attempt = _attempt(get_strategy(name), controller.learner, task, seed, on_event)
             controller.learner.verify()
         return Row(
             **common, right=is_right(task, attempt.value), status=attempt.status, chosen=name,
@@ -199,6 +203,24 @@ def _row(controller: Controller, task: Task, name: str, seed: int) -> Row:
         return Row(
             **common, right=False, status=status, chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
         )
+
+
+def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_event: OnEvent | None) -> Attempt:
+    """The attempt of a strategy; `on_event` receives its phases and training steps."""
+    if on_event is None:
+        return run(strategy, learner, task, seed=seed)
+    began, max_steps = time.monotonic(), recipe_for(strategy, learner.loaded.recipes, task.kind).max_steps
+
+    def on_phase(name: str) -> None:
+        on_event({"event": "phase", "tasks": [task.id], "phase": name})
+
+    def on_step(step: int, loss: float) -> None:
+        facts = step_facts(strategy.name, step, loss, max_steps, began)
+        on_event({"event": "step", "tasks": [task.id], **facts})
+
+    on_phase(strategy.name)
+    with learner.guarded.reporting_phases(on_phase):
+        return run(strategy, learner, task, seed=seed, on_step=on_step)
 
 
 def _second_is_right(attempt: Attempt, task: Task) -> bool:

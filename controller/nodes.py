@@ -26,6 +26,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
+from .events import step_facts
 from .results import output_of
 from .state import Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
 
@@ -53,6 +54,7 @@ def node(
         def run_node(state: State, runtime: Runtime[Context]) -> State:
             context = _context_of(runtime)
             context.raise_if_cancelled()
+            context.begin_phase(name)
             learner = context.learner
             turn = learner.guarded.lock.exclusive(context.raise_if_cancelled)
             with turn, context.node_span(name, state) as step, plugin_proofs(learner):
@@ -215,10 +217,7 @@ def strategy_node(strategy: Strategy) -> Node:
 
         def on_step(step: int, loss: float) -> None:
             steps.append({"step": step, "loss": loss})
-            now = time.monotonic()
-            rest = (max_steps - step) * (now - began) / step
-            seconds_left = round(max(0.0, min(rest, ends - now)), 3)
-            publish({"strategy": strategy.name, **steps[-1], "max_steps": max_steps, "seconds_left": seconds_left})
+            publish(step_facts(strategy.name, step, loss, max_steps, began, ends))
             _LOG.debug("%s: %s, step %d of at most %d: loss %.4f", query.task.id, strategy.name, step, max_steps, loss)
             context.raise_if_cancelled()
 
@@ -233,7 +232,8 @@ def strategy_node(strategy: Strategy) -> Node:
             context.raise_if_cancelled()
             return time.monotonic() >= ends
 
-        with context.learner.guarded.stop_when(time_is_up):
+        guarded = context.learner.guarded
+        with guarded.stop_when(time_is_up), guarded.reporting_phases(context.begin_phase):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
                 on_step=on_step,

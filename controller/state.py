@@ -113,7 +113,8 @@ class Context:
     """Once one is set, no further node begins, and training and decoding stop before their next step or token."""
     on_event: Callable[[Plain], None] | None = None
     """Receives each training step as it happens, in place of LangGraph's stream writer."""
-
+    on_phase: Callable[[str], None] | None = None
+    """Receives the name of each node that begins, and `training` and `answering` inside a strategy's node."""
     recorder: Recorder | None = None
     """Records the run; None: runs are not recorded."""
     root: Span | None = None
@@ -130,6 +131,11 @@ class Context:
         start = "__start__" if "cost" not in state or name == "measure" else "__resume__"
         edges.append([edges[-1][1] if edges else start, name])
         return self.root.child(name, node=name)
+
+    def begin_phase(self, name: str) -> None:
+        """Reports that a phase begins."""
+        if self.on_phase is not None:
+            self.on_phase(name)
 
     @property
     def trace_id(self) -> str:

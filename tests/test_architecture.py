@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
-        ("background", "budget", "run_facts"), ("state",), ("results", "task_graph"), ("nodes",), ("graph",),
+        ("background", "budget", "run_facts"), ("state",), ("results", "task_graph", "events"), ("nodes",), ("graph",),
         ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay"), ("cli",),
     ),
 }  # fmt: skip

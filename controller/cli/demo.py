@@ -30,6 +30,7 @@ from ...ttt_core.tasks.task import Task
 from ..controller import Controller
 from ..results import Result
 from .display import mark, show_task, show_value
+from .live import LiveProgress
 
 T = TypeVar("T")
 Band = Literal["read", "hard"]
@@ -189,19 +190,27 @@ def word_of(result: Result) -> str:
 
 
 def run_demo(
-    controller: Controller, sample: Sequence[tuple[Family, Task]], screen: Console, *, compare: str | None = None
-) -> list[Solved]:
-    """Solves and shows the tasks one by one, then a table. `compare` is a strategy that is run on each task as well."""
+    controller: Controller, sample: Sequence[tuple[Family, Task]], screen: Console, *, compare: str | None = None,
+    quiet: bool = False,
+) -> list[Solved]:  # fmt: skip
+    """Solves and shows the tasks one by one, then a table. `compare` is a strategy that is run on each task as well;
+    `quiet` hides the progress."""
+
+    def solve(task: Task, strategy: str | None = None) -> Result:
+        with LiveProgress(len(sample), hidden=quiet) as live:
+            live.advance(len(solved))
+            return controller.solve_many([task], strategy=strategy, on_event=live.listener)[0]
+
     solved: list[Solved] = []
     for number, (family, task) in enumerate(sample, 1):
         screen.print(show_heading(f"{number}/{len(sample)}  {task.id}", family), soft_wrap=True)
         screen.print(show_task(task))
-        result = controller.solve_many([task])[0]
+        result = solve(task)
         screen.print(show_solved(result), soft_wrap=True)
         always = None
         if compare:
             controller.learner.reset_charges()  # an adapter that the controller has just trained costs as much again
-            always = controller.solve_many([task], strategy=compare)[0]
+            always = solve(task, compare)
             screen.print(Text.assemble((f"always {compare}: ", "dim"), mark(always.right)))
         solved.append(Solved(family, result, always))
     show_end(controller, solved, screen, compare or ALWAYS)

@@ -12,7 +12,8 @@ from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError
 from ...ttt_core.standard_json import dumps
 from .answer_files import check_output
-from .console import interruptible, progress, screen
+from .console import interruptible, screen
+from .live import LiveProgress, Quiet
 from .locks import exclusive
 from .options import Files, ModelOptions, PolicyOptions, TaskOptions, load_controller
 
@@ -64,6 +65,7 @@ def evaluate(
     strategies: Annotated[
         str, typer.Option(help="Names, separated by commas; `controller` is the policy's choice.")
     ] = ("in_context,ttt_in_context,controller"),
+    quiet: Quiet = False,
 ) -> None:
     """Measure strategies side by side: accuracy, seconds, cost as a multiple of in-context.
 
@@ -82,11 +84,12 @@ def evaluate(
         if rows_file and evaluation.read_rows(rows_file) and evaluation.read_settings(rows_file) is None:
             raise TaskError(f"{rows_file} does not say what its rows were measured with: remove it to start again")
         controller = load_controller(model, policy, seed=tasks.seed)
-        with progress() as bars:
-            bar = bars.add_task("evaluating", total=len(loaded.tasks) * len(dict.fromkeys(["in_context", *names])))
+        total = len(loaded.tasks) * len(dict.fromkeys(["in_context", *names]))
+        with LiveProgress(total, description="evaluating", hidden=quiet) as live:
             rows = evaluation.evaluate(
-                controller, loaded.tasks, names, seed=tasks.seed, file=rows_file, on_row=lambda row: bars.advance(bar)
-            )
+                controller, loaded.tasks, names, seed=tasks.seed, file=rows_file, on_row=lambda row: live.advance(),
+                on_event=live.listener,
+            )  # fmt: skip
         screen.print(show_summary(evaluation.summarise(rows)))
         if report.json_file and rows_file:
             settings = {

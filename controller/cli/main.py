@@ -16,6 +16,7 @@ from .cache import cache_app
 from .console import install_excepthook, line, note, print_error, quiet, screen, warn
 from .doctor import doctor
 from .evaluate import evaluate
+from .live import Quiet
 from .models import models_app
 from .options import (
     CONFIG_ERROR,
@@ -131,6 +132,7 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train on every task, to compare answers and seconds.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Solve a sample of tasks and show every decision, and in a table what it gained.
 
@@ -145,4 +147,4 @@ def demo(
 
     controller = load_controller(model, policy, seed=seed, trace=tracing.recorder)
     always = ALWAYS_ENGLISH if is_english(model.model) else ALWAYS
-    run_demo(controller, draw(seed, limit, model.model), screen, compare=always if compare else None)
+    run_demo(controller, draw(seed, limit, model.model), screen, compare=always if compare else None, quiet=quiet)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.progress import Progress
 from rich.rule import Rule
 from rich.text import Text
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import PolicyError, TaskError
 from .answer_files import Answers, check_output, line_of, line_of_problem
-from .console import interruptible, print_problems, progress, screen, warn
+from .console import interruptible, print_problems, screen, warn
+from .live import LiveProgress, Quiet
 from .locks import exclusive
 from .options import (
     ModelOptions,
@@ -118,6 +118,7 @@ def solve(
     tasks: TaskOptions,
     tracing: TraceOptions,
     strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Answer the queries of task files: shown on a terminal, JSON lines in a pipe, with `--json` or with `--out`.
 
@@ -142,7 +143,9 @@ def solve(
         )  # fmt: skip
         if answers is not None:
             answers.prepare_to_append(controller.learner.base_hash)
-        failures = _answer(controller, groups, output, answers, resources.batch_size, live)
+        total = None if live else sum(len(loaded.tasks) for loaded in groups)
+        progress = LiveProgress(total, hidden=live or quiet or output.as_json)
+        failures = _answer(controller, groups, output, answers, resources.batch_size, progress, total)
     if failures:
         raise typer.Exit(1)
 
@@ -166,7 +169,7 @@ def _from_stdin(tasks: TaskOptions) -> Iterator[LoadedTasks]:
 
 def _answer(
     controller: Controller, groups: Iterable[LoadedTasks], output: OutputOptions, answers: Answers | None,
-    batch_size: int, live: bool,
+    batch_size: int, progress: LiveProgress, total: int | None,
 ) -> int:  # fmt: skip
     """Answers the tasks that have no answer yet, and returns how many tasks could not be read or tried."""
     done, reported = (answers.ids, answers.problems) if answers else (frozenset(), frozenset())
@@ -175,9 +178,8 @@ def _answer(
     stream = output.out.open("a", encoding="utf-8") if output.out else nullcontext(sys.stdout)
     from ..run_facts import RunFacts
 
-    with stream as lines, progress(hidden=live) as bars:
-        total = None if live else sum(len(loaded.tasks) for loaded in groups)
-        printer = _Printer(output, lines, RunFacts.of(controller.learner, controller.policy), bars, total)
+    with stream as lines, progress:
+        printer = _Printer(output, lines, RunFacts.of(controller.learner, controller.policy), progress, total)
         for loaded in groups:
             failures += len(loaded.problems)
             for problem in loaded.problems:
@@ -185,7 +187,9 @@ def _answer(
                     printer.problem(problem)
             remaining = [task for task in loaded.tasks if task.id not in done]
             printer.skip(len(loaded.tasks) - len(remaining))
-            controller.solve_many(remaining, batch_size=batch_size, on_result=printer.result)
+            controller.solve_many(
+                remaining, batch_size=batch_size, on_result=printer.result, on_event=progress.listener
+            )
     return failures + printer.refused
 
 
@@ -193,17 +197,16 @@ class _Printer:
     """Shows results on a terminal, or writes them as JSON lines."""
 
     def __init__(
-        self, output: OutputOptions, lines: TextIO, facts: RunFacts, bars: Progress, total: int | None
+        self, output: OutputOptions, lines: TextIO, facts: RunFacts, progress: LiveProgress, total: int | None
     ) -> None:
         self.refused = 0
-        self._output, self._lines, self._facts, self._bars, self._total = output, lines, facts, bars, total
-        self._bar = bars.add_task("solving", total=total)
+        self._output, self._lines, self._facts, self._progress, self._total = output, lines, facts, progress, total
         self._number = 0
 
     def skip(self, count: int) -> None:
         """Counts tasks that have an answer already."""
         self._number += count
-        self._bars.advance(self._bar, count)
+        self._progress.advance(count)
 
     def problem(self, problem: Problem) -> None:
         """Writes the line of a task that cannot be read; people have seen it on standard error."""
@@ -223,7 +226,7 @@ class _Printer:
         self._write(line_of(result, facts, self._output.trace_content))
 
     def _write(self, text: str) -> None:
-        with _without_bar(self._bars):
+        with self._progress.hidden():
             print(text, file=self._lines, flush=True)
 
     def _show(self, result: Result) -> None:
@@ -231,20 +234,10 @@ class _Printer:
         from .display import show_result, show_task
 
         task, of = result.task, "" if self._total is None else f"/{self._total}"
-        with _without_bar(self._bars):
+        with self._progress.hidden():
             screen.print(Rule(Text(f"{self._number}{of}  {task.id} ({task.kind})"), align="left"))
             screen.print(show_task(task))
             if result.status == "refused":
                 screen.print(Text(f"refused: {result.error}", "yellow"))
             else:
                 screen.print(show_result(result))
-
-
-@contextmanager
-def _without_bar(bars: Progress) -> Iterator[None]:
-    """Removes the progress bar while something else is printed on the terminal."""
-    bars.stop()
-    try:
-        yield
-    finally:
-        bars.start()

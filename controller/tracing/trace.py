@@ -189,12 +189,13 @@ class Trace:
 
     def stages(self) -> dict[str, float]:
         """Seconds by the name of the span, without those of its children; nodes of strategies count as `attempt`, and
-        time between nodes as `graph`."""
+        time between nodes as `graph`. Of a training in a batch each of its tasks counts an equal share."""
         seconds: dict[str, float] = {}
         for span, _ in walk(self.root):
             own = (span["seconds"] or 0.0) - sum(child["seconds"] or 0.0 for child in span.get("children", ()))
             name = stage_name(span)
-            seconds[name] = seconds.get(name, 0.0) + max(0.0, own)
+            shared_by = span.get("attributes", {}).get("shared_by", 1)
+            seconds[name] = seconds.get(name, 0.0) + max(0.0, own) / shared_by
         return seconds
 
 

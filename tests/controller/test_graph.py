@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from langgraph.graph import START, StateGraph
 
 from autottt.controller import graph as graph_module
 from autottt.controller import nodes
@@ -19,7 +20,7 @@ from autottt.controller.controller import Controller
 from autottt.controller.graph import build_graph
 from autottt.controller.nodes import answering_seconds, judged
 from autottt.controller.results import Result
-from autottt.controller.state import attempt_from_plain, task_from_plain, task_to_plain
+from autottt.controller.state import State, attempt_from_plain, task_from_plain, task_to_plain
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies.base import Attempt, Cost, run
@@ -337,7 +338,7 @@ def test_cancelling_waits_for_one_step_at_most(learner, monkeypatch):
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     cancel, taken = threading.Event(), []
 
-    def adapt(*args, on_step, **rest):
+    def adapt(*args, on_step=None, **rest):
         def counted(step, loss):
             taken.append(step)
             if step == 3:
@@ -436,10 +437,11 @@ def test_cancelling_a_queue_ends_what_is_prefetched_before_the_next_layer(
     with cancelled_in_pass(learner, cancel) as (hooked, passes, last):
         prefetch, prefetching = hooked.adapters.prefetch, list[int]()
 
-        def recorded(*arguments: Any) -> None:
+        def recorded(*arguments: Any) -> Any:
             prefetching.append(passes[0])
-            prefetch(*arguments)
+            trained = prefetch(*arguments)
             prefetching.append(passes[0])
+            return trained
 
         monkeypatch.setattr(hooked.adapters, "prefetch", recorded)
 
@@ -670,7 +672,32 @@ def test_streaming_gives_nodes_steps_and_the_result(learner):
     steps = [e for e in seen[:-1] if e["event"] == "step"]
     assert [e["step"] for e in steps] == [1, 2, 3]
     assert {"measure", "decide", "ttt_in_context", "judge", "revert"} <= {e.get("node") for e in seen[:-1]}
-    assert seen[1]["update"]["decision"]["strategy"] == "ttt_in_context"
+    nodes = [e for e in seen[:-1] if e["event"] == "node"]
+    assert nodes[1]["update"]["decision"]["strategy"] == "ttt_in_context"
+    assert all(e["tasks"] == [TASK.id] for e in seen[:-1])
+
+
+def test_a_stream_gives_the_phases_as_they_begin(learner):
+    learner.clear()
+    events = [e for e in Controller(learner, Scripted(["ttt_in_context"])).stream(TASK) if isinstance(e, dict)]
+    names = [e["phase"] if e["event"] == "phase" else e["event"] for e in events]
+    assert names[:13] == [
+        "measure", "node", "decide", "node", "ttt_in_context", "training", "step", "step", "step", "answering", "node",
+        "judge", "node",
+    ]  # fmt: skip
+    assert names[-2:] == ["revert", "node"]
+
+
+def test_what_on_event_receives_is_what_a_stream_gives(learner):
+    def comparable(event):
+        return {name: event[name] for name in ("event", "tasks", "phase", "node", "step", "loss") if name in event}
+
+    learner.clear()
+    controller, received = Controller(learner, Scripted(["ttt_in_context"])), []
+    streamed = [e for e in controller.stream(TASK) if isinstance(e, dict)]
+    learner.clear()
+    assert controller.solve(TASK, on_event=received.append).attempts[0].strategy == "ttt_in_context"
+    assert list(map(comparable, received)) == list(map(comparable, streamed))
 
 
 def test_the_same_seed_gives_the_same_result(learner):
@@ -794,6 +821,40 @@ def test_tasks_solved_together_are_solved_as_each_alone(strategy: str, learner: 
         first = together[0].attempts[0]
         assert first.training_record is not None
         assert together[0].cost.seconds > first.cost.seconds > first.training_record.seconds > 0
+
+
+@pytest.mark.parametrize("strategy", ["ttt_in_context", "ttt_augmented"])
+def test_adapters_that_are_trained_together_publish_each_step(strategy: str, learner: Learner) -> None:
+    controller, events = Controller(learner, FixedPolicy(strategy)), list[Any]()
+    learner.clear()
+    results = controller.solve_many(many(), batch_size=4, on_event=events.append)
+    steps = [e for e in events if e["event"] == "step"]
+    assert [e["step"] for e in steps] == [1, 2, 3]
+    assert {e["max_steps"] for e in steps} == {3}
+    assert {e["strategy"] for e in steps} == {strategy}
+    assert all(sorted(e["tasks"]) == sorted(t.id for t in many()) for e in steps)
+    assert steps[-1]["seconds_left"] == 0 < steps[0]["seconds_left"]
+    records = [r.attempts[0].training_record for r in results[:3]]  # the last two share an adapter
+    for e, losses in zip(steps, zip(*(record.losses for record in records if record), strict=True), strict=True):
+        assert e["loss"] == pytest.approx(sum(losses) / 3)
+    ends = [(e["tasks"], e["node"]) for e in events if e["event"] == "node" and e["node"] == "revert"]
+    assert ends == [([task.id], "revert") for task in many()]
+
+
+def test_steps_of_adapters_that_are_trained_together_arrive_in_the_stream_of_a_parent(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    learner.clear()
+
+    def solve(state: State) -> State:
+        controller.solve_many(many())
+        return {}
+
+    parent = StateGraph(State)
+    parent.add_node("solve", solve)
+    parent.add_edge(START, "solve")
+    steps = list(parent.compile().stream({"seed": 0}, stream_mode="custom"))
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0]["tasks"] == [task.id for task in many()]
 
 
 @pytest.mark.parametrize("number", [2**63, -(10**30)])

@@ -7,13 +7,13 @@ and the queue calls `release_prefetched` at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
-from ..lora.training import OnStep
+from ..lora.training import OnBatchStep, OnStep, TrainingRecord
 from ..model.encoding import prompt_digest
 from ..recipes import Recipe
 from ..spans import NoSpan, Span, span
@@ -24,6 +24,52 @@ from .adapter_trainer import AdapterTrainer
 from .answering import Answerer
 from .guarded_model import GuardedModel
 from .prefetch import AnswerPrefetch
+
+
+@dataclass(frozen=True)
+class PrefetchedLoss:
+    """The loss of an adapter at a training step of a batch."""
+
+    plans: Sequence[AdapterPlan]
+    """The plans that share the adapter."""
+    recipe: Recipe
+    loss: float
+    """In nats."""
+
+
+OnPrefetchStep = Callable[[int, Sequence[PrefetchedLoss]], None]
+"""Called after each training step of a batch with its number (from 1) and the losses of the adapters in it."""
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """An adapter that was trained in a batch with others."""
+
+    plans: Sequence[AdapterPlan]
+    """The plans that share the adapter."""
+    recipe: Recipe
+    training: TrainingRecord
+    batch_size: int
+    """Adapters in the batch."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An adapter that is missing, with what it is trained on."""
+
+    plans: Sequence[AdapterPlan]
+    """The plans that share the adapter."""
+    examples: Sequence[Task]
+    recipe: Recipe
+
+
+def _with_plans(planned: Sequence[_Planned], on_step: OnPrefetchStep) -> OnBatchStep:
+    """Calls `on_step` with the plans in place of their places in the batch."""
+
+    def on_batch_step(step: int, losses: Mapping[int, float]) -> None:
+        on_step(step, [PrefetchedLoss(planned[at].plans, planned[at].recipe, loss) for at, loss in losses.items()])
+
+    return on_batch_step
 
 
 class AdapterProvider:
@@ -62,6 +108,7 @@ class AdapterProvider:
             cached = self._cached(key)
             if cached is not None:
                 return _recorded(step, "cached", cached), True
+            self._guarded.begin_phase("training")
             with span("examples") as building:
                 examples, recipe = plan.fitted_examples(self._trainer.window)
                 building.set(
@@ -90,25 +137,28 @@ class AdapterProvider:
             key = self._full_key(plan)
             return key in self._prefetched or self._cached(key) is not None
 
-    def prefetch(self, plans: Sequence[AdapterPlan], on_step: OnStep | None = None) -> None:
+    def prefetch(self, plans: Sequence[AdapterPlan], on_step: OnPrefetchStep | None = None) -> list[Prefetched]:
         """Trains the adapters of plans that have none yet, in batches that fit in memory; where the device batches
-        adapters, they also answer their prompts in batches. Nothing is charged yet.
+        adapters, they also answer their prompts in batches. Nothing is charged yet. Returns the adapters that were
+        trained.
 
         Each plan's `get_or_train` then finds its adapter. A plan that fails here is left to its `get_or_train`, which
         raises. What `on_step` raises is raised.
         """
         with self._guarded.lock.compute:
             missing = [plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)]
-            new = {self._full_key(plan): plan for plan in missing}
-            batches: dict[object, list[tuple[AdapterPlan, Sequence[Task], Recipe]]] = {}
-            for plan in new.values():
+            new: dict[object, list[AdapterPlan]] = {}
+            for plan in missing:
+                new.setdefault(self._full_key(plan), []).append(plan)
+            batches: dict[object, list[_Planned]] = {}
+            for same in new.values():
                 with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
-                    examples, recipe = plan.fitted_examples(self._trainer.window)
-                    batches.setdefault(recipe.batching_key, []).append((plan, examples.folds[0], recipe))
-            for batch in batches.values():
-                self._train_batch(batch, on_step)
+                    examples, recipe = same[0].fitted_examples(self._trainer.window)
+                    batches.setdefault(recipe.batching_key, []).append(_Planned(same, examples.folds[0], recipe))
+            trained = [adapter for batch in batches.values() for adapter in self._train_batch(batch, on_step)]
             if self._guarded.batches_adapters:
                 self.prefetch_answers(plans)
+            return trained
 
     def prefetch_answers(self, plans: Sequence[AdapterPlan]) -> None:
         """Lets the prefetched adapters of plans answer their prompts in batches."""
@@ -174,24 +224,30 @@ class AdapterProvider:
     def _warm_start(self, plan: AdapterPlan) -> Adapter | None:
         return self.nearest(plan.task, plan.recipe, plan.warm_start_candidates)
 
-    def _train_batch(self, batch: Sequence[tuple[AdapterPlan, Sequence[Task], Recipe]], on_step: OnStep | None) -> None:
-        """Trains plans whose recipes share a batching key, as many at once as fit in memory."""
-        plans, examples, recipes = zip(*batch, strict=True)
+    def _train_batch(self, batch: Sequence[_Planned], on_step: OnPrefetchStep | None) -> list[Prefetched]:
+        """Trains adapters whose recipes share a batching key, as many at once as fit in memory."""
+        recipes = [planned.recipe for planned in batch]
+        trained: list[Prefetched] = []
         position = 0
-        while position < len(plans) and (count := self._trainer.max_batched_adapters(recipes, self.prefetched_bytes)):
-            part = slice(position, position := position + count)
+        while position < len(batch) and (count := self._trainer.max_batched_adapters(recipes, self.prefetched_bytes)):
+            some = batch[position : position + count]
+            position += count
             try:
                 adapters = self._trainer.adapt_many(
-                    examples[part], recipes[part], [plan.seed for plan in plans[part]], on_step=on_step,
-                    charged=False, prefetched_bytes=self.prefetched_bytes,
+                    [planned.examples for planned in some], [planned.recipe for planned in some],
+                    [planned.plans[0].seed for planned in some], charged=False, prefetched_bytes=self.prefetched_bytes,
+                    on_batch_step=None if on_step is None else _with_plans(some, on_step),
                 )  # fmt: skip
             except (BaseChangedError, Cancelled):
                 raise
             except AutotttError:
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
-            for plan, adapter in zip(plans[part], adapters, strict=True):
+            for planned, adapter in zip(some, adapters, strict=True):
+                trained.append(Prefetched(planned.plans, planned.recipe, adapter.training, len(adapters)))
                 if adapter.training.stop_reason != "failed":
+                    plan = planned.plans[0]
                     self._prefetched[self._full_key(plan)] = replace(adapter, strategy=plan.strategy)
+        return trained
 
     def _full_key(self, plan: AdapterPlan) -> object:
         """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision."""

@@ -14,7 +14,7 @@ from ..errors import AdaptationError
 from ..lora.adapter import Adapter
 from ..lora.cross_validation import HeldOutMonitor, fold_seeds, score_of
 from ..lora.gradients import shard_count
-from ..lora.training import OnStep, TrainingRecord, merge_records, train
+from ..lora.training import OnBatchStep, OnStep, TrainingRecord, merge_records, train
 from ..lora.weights import LoraWeights
 from ..model.context_window import ContextWindow
 from ..model.encoding import Encoded
@@ -43,7 +43,7 @@ class AdapterTrainer:
     def adapt_many(
         self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *,
         deadline: float = math.inf, on_step: OnStep | None = None, charged: bool = True, start: Adapter | None = None,
-        prefetched_bytes: int = 0,
+        prefetched_bytes: int = 0, on_batch_step: OnBatchStep | None = None,
     ) -> list[Adapter]:  # fmt: skip
         """Trains an adapter for each list of examples, as many in one batch as fit in memory beside prefetched adapters
         of `prefetched_bytes`; each gets what it would have got alone. The recipes share one batching key.
@@ -67,7 +67,7 @@ class AdapterTrainer:
                 weights, trainings = train(
                     self._loaded, encoded[some], recipes[some], seeds[some],
                     deadline=now + share * (deadline - now), on_step=on_step, memory=self._guarded.memory_bytes,
-                    charge=self._guarded.charge if charged else None,
+                    charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
                     start=None if start is None else start.weights.copied(),
                 )  # fmt: skip
                 if charged:
@@ -166,6 +166,13 @@ class AdapterTrainer:
         """Largest number of copies of their weights that training these adapters in one batch holds."""
         workers = 1 if self._guarded.batches_adapters else min(self._guarded.threads, adapters * recipe.batch_size)
         return COPIES - 1 + shard_count(adapters, recipe.batch_size, workers)
+
+
+def _from_place(first: int, on_batch_step: OnBatchStep | None) -> OnBatchStep | None:
+    """`on_batch_step` for a batch whose first adapter has the place `first` among all adapters."""
+    if on_batch_step is None or first == 0:
+        return on_batch_step
+    return lambda step, losses: on_batch_step(step, {first + place: loss for place, loss in losses.items()})
 
 
 def _refuse_failed(trainings: Sequence[TrainingRecord]) -> None:

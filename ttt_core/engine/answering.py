@@ -81,6 +81,7 @@ class Answerer:
         count = 1 if adapter is None else adapter.weights.adapter_count
         if not tasks:
             return [[] for _ in range(count)]
+        self._guarded.begin_phase("answering")
         with memory_errors("answering"), self._guarded.compute(adapter), span("decode") as step:
             step.set(answers=len(tasks), adapters=count, temperature=temperature, seed=seed)
             requests = [self._window.request(t) for t in tasks]

@@ -51,6 +51,8 @@ class GuardedModel:
         """Whose turn it is at the model; others around it wait for the same."""
         self.should_stop: Callable[[], bool] | None = None
         """Whether the caller no longer waits for the work; see `stop_when`."""
+        self.on_phase: Callable[[str], None] | None = None
+        """Receives `training` and `answering` when they begin; see `reporting_phases`."""
         self._fingerprint = Fingerprint(loaded.model)
         self._rotary = RotaryState(loaded.model.modules())
         self._parts = ModelParts(loaded.model)
@@ -139,6 +141,21 @@ class GuardedModel:
                 yield
             finally:
                 self.should_stop = before
+
+    @contextmanager
+    def reporting_phases(self, on_phase: Callable[[str], None]) -> Iterator[None]:
+        """While inside, `on_phase` receives `training` and `answering` when they begin."""
+        with self.lock.compute:
+            before, self.on_phase = self.on_phase, on_phase
+            try:
+                yield
+            finally:
+                self.on_phase = before
+
+    def begin_phase(self, name: str) -> None:
+        """Reports that a phase begins."""
+        if self.on_phase is not None:
+            self.on_phase(name)
 
     def raise_if_stopped(self) -> None:
         """Raises `DeadlineError`, or what `should_stop` raises, where the caller no longer waits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from statistics import fmean
@@ -54,6 +54,9 @@ class TrainingRecord:
 
 OnStep = Callable[[int, float], None]
 """Called after each training step with its number (from 1) and its loss in nats."""
+OnBatchStep = Callable[[int, Mapping[int, float]], None]
+"""Called after each training step of a batch with its number (from 1) and the losses in nats of the adapters that were
+trained in it, by their place in the batch."""
 TrainingMonitor = Callable[[int, Callable[[], LoraWeights]], bool]
 """Called after each step with its number (from 1) and a function that returns the current weights; True stops all."""
 
@@ -81,6 +84,7 @@ def train(
     *,
     deadline: float = math.inf,
     on_step: OnStep | None = None,
+    on_batch_step: OnBatchStep | None = None,
     monitor: TrainingMonitor | None = None,
     workers: int | None = None,
     memory: int | None = None,
@@ -108,7 +112,7 @@ def train(
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
         loop = _TrainingLoop(loaded, runs, engine, start)
-        loop.run(deadline, _recorded(step, recipes[0], on_step), monitor, charge)
+        loop.run(deadline, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):
@@ -203,6 +207,7 @@ class _TrainingLoop:
         self,
         deadline: float,
         on_step: OnStep | None,
+        on_batch_step: OnBatchStep | None,
         monitor: TrainingMonitor | None,
         charge: Callable[[int, int], None] | None,
     ) -> None:
@@ -224,6 +229,8 @@ class _TrainingLoop:
             self._update(step, losses, tokens)
             if on_step is not None:
                 on_step(step + 1, fmean([run.losses[-1] for run in self._runs if run.losses] or [math.nan]))
+            if on_batch_step is not None:
+                on_batch_step(step + 1, {self._runs.index(run): run.losses[-1] for run in self._active if run.losses})
             if monitor is not None and (any(run.error for run in self._runs) or monitor(step + 1, self.weights)):
                 return self._stop_all("monitor")
             self._drop_stopped(step + 1)

@@ -135,6 +135,46 @@ def test_every_task_of_a_batch_has_a_trace_with_its_own_spans(learner, memory):
     assert by_id["0"].edges[-1] == ("revert", "__end__")
 
 
+def test_training_in_a_batch_is_in_the_trace_of_each_task(learner, memory):
+    tasks = [replace(TASK, id=str(i), demonstrations=(*TASK.demonstrations, TASK.demonstrations[i])) for i in range(3)]
+    results = controller_of(learner, memory, "ttt_direct").solve_many(tasks)
+    assert [trace.id for trace in memory.traces] == [result.trace_id for result in results]
+    for trace, result in zip(memory.traces, results, strict=True):
+        (training,) = find_spans(trace.root, "train")
+        (adapter,) = find_spans(trace.root, "adapter")
+        assert [event["step"] for event in training["events"]] == [1, 2, 3]
+        assert [event["loss"] for event in training["events"]] == list(result.attempts[0].training_record.losses)
+        assert [event["loss"] for event in training["events"]] == adapter["attributes"]["training"]["losses"]
+        assert training["attributes"]["stop_reasons"] == ["finished"]
+        assert training["attributes"]["shared_by"] == 3
+        assert training["attributes"]["recipe"]["max_steps"] == 3
+        assert 0 <= training["at"] <= training["at"] + training["seconds"] <= trace.root["seconds"]
+        share = trace.stages()["train"]
+        assert share == pytest.approx(training["seconds"] / 3)
+
+
+def test_training_in_a_batch_that_is_cancelled_is_recorded_up_to_its_last_step(learner, memory, monkeypatch):
+    cancel, real = threading.Event(), AdapterTrainer.adapt_many
+
+    def adapt(self, *arguments, on_batch_step, **rest):
+        def step(number, losses):
+            on_batch_step(number, losses)
+            if number == 2:
+                cancel.set()
+
+        return real(self, *arguments, on_batch_step=step, **rest)
+
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", adapt)
+    tasks = [replace(TASK, id=str(i), demonstrations=(*TASK.demonstrations, TASK.demonstrations[i])) for i in range(2)]
+    with pytest.raises(Cancelled):
+        controller_of(learner, memory, "ttt_direct").solve_many(tasks, cancel=cancel)
+    assert len(memory.traces) == 2
+    for trace in memory.traces:
+        (training,) = find_spans(trace.root, "train")
+        assert [event["step"] for event in training["events"]] == [1, 2]
+        assert trace.status == "cancelled"
+
+
 def test_a_run_that_raises_is_recorded_up_to_the_failure(learner, memory, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("no more")

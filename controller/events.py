@@ -1,0 +1,136 @@
+"""Events of runs while they happen: nodes, phases and training steps, also of adapters that are trained in a batch.
+
+Knows nothing about who reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+from ..ttt_core.engine.adapter_plan import AdapterPlan
+from ..ttt_core.engine.adapter_provider import Prefetched, PrefetchedLoss
+from ..ttt_core.spans import NoSpan, Span
+from ..ttt_core.tasks.task import Task
+from .state import Context, Plain, State
+
+OnEvent = Callable[[Plain], None]
+"""Receives each event as a dictionary; see `Controller.stream`."""
+
+
+def watched(context: Context, tasks: Sequence[Task], on_event: OnEvent | None) -> Context:
+    """The context of a run of tasks whose phases and training steps `on_event` receives; None: as it is."""
+    if on_event is None:
+        return context
+    ids = [task.id for task in tasks]
+
+    def on_step(step: Plain) -> None:
+        on_event({"event": "step", "tasks": ids, **step})
+
+    def on_phase(name: str) -> None:
+        on_event({"event": "phase", "tasks": ids, "phase": name})
+
+    return replace(context, on_event=on_step, on_phase=on_phase)
+
+
+def last_state(stream: Iterable[Any], task: Task, on_event: OnEvent | None) -> State:
+    """Reads LangGraph's stream to its end and returns the last state. With `on_event`, which receives each finished
+    node, the stream has the modes `updates` and `values`, else only `values`."""
+    state: State = {}
+    for part in stream:
+        if on_event is None:
+            state = part
+            continue
+        mode, data = part
+        if mode == "values":
+            state = data
+            continue
+        for node, update in data.items():
+            if node != "__interrupt__":
+                on_event({"event": "node", "tasks": [task.id], "node": node, "update": update})
+    return state
+
+
+def _now() -> tuple[float, float]:
+    """The time of spans, and that of `time.monotonic`."""
+    return time.perf_counter(), time.monotonic()
+
+
+def step_facts(strategy: str, step: int, loss: float, max_steps: int, began: float, ends: float = math.inf) -> Plain:
+    """What is published of a training step, with the estimated seconds until the last step, or until `ends`; both
+    `began` and `ends` are times of `time.monotonic`."""
+    now = time.monotonic()
+    left = max(0.0, min((max_steps - step) * (now - began) / step, ends - now))
+    return {"strategy": strategy, "step": step, "loss": loss, "max_steps": max_steps, "seconds_left": round(left, 3)}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The plan of the adapter that a paused run will use."""
+
+    plan: AdapterPlan
+    task: Task
+    root: Span | None
+    """Of the run's trace; None where none is recorded."""
+
+
+@dataclass(eq=False)
+class PrefetchProgress:
+    """Publishes the training steps of adapters that are trained in batches, and records them in the traces of the runs
+    that will use them."""
+
+    runs: Sequence[PlannedRun]
+    publish: OnEvent | None
+    """Receives each step."""
+    _began: tuple[float, float] = field(default_factory=_now)
+    """When the batch began, in the times of spans and of `time.monotonic`."""
+    _last_step: tuple[float, float] = field(default_factory=_now)
+    _spans: dict[int, Span | NoSpan] = field(default_factory=dict)
+    """By the id of the plan."""
+
+    def on_step(self, step: int, losses: Sequence[PrefetchedLoss]) -> None:
+        """Publishes and records one step of a batch; an `OnPrefetchStep`."""
+        if step == 1:
+            self._began = self._last_step
+        self._last_step = _now()
+        for each in losses:
+            for run in self._runs_of(each.plans):
+                self._span_of(run).event(step=step, loss=each.loss)
+        if self.publish is None:
+            return
+        runs = [run for each in losses for run in self._runs_of(each.plans)]
+        strategies = ", ".join(dict.fromkeys(run.plan.strategy for run in runs))
+        loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
+        facts = step_facts(strategies, step, loss, max_steps, self._began[1])
+        self.publish({**facts, "tasks": [run.task.id for run in runs]})
+
+    def finish(self, trained: Sequence[Prefetched]) -> None:
+        """Records how the trainings ended. A training that was interrupted has ended with its last step."""
+        for each in trained:
+            for run in self._runs_of(each.plans):
+                record = each.training
+                self._span_of(run).set(
+                    recipe=asdict(each.recipe), stop_reasons=[record.stop_reason], tokens=record.tokens,
+                    shared_by=each.batch_size,
+                )  # fmt: skip
+        for span in self._spans.values():
+            if isinstance(span, Span):
+                span.end()
+                span.seconds = max((event["at"] for event in span.events), default=0.0)
+
+    def _runs_of(self, plans: Sequence[AdapterPlan]) -> list[PlannedRun]:
+        known = {id(plan) for plan in plans}
+        return [run for run in self.runs if id(run.plan) in known]
+
+    def _span_of(self, run: PlannedRun) -> Span | NoSpan:
+        """The span of a run's training; it begins with the batch."""
+        if id(run.plan) not in self._spans:
+            span = NoSpan() if run.root is None else run.root.child("train", prefetched=True, seeds=[run.plan.seed])
+            if isinstance(span, Span):
+                span.began = self._began[0]
+            self._spans[id(run.plan)] = span
+        return self._spans[id(run.plan)]
