@@ -24,7 +24,8 @@ class CandidateRow:
     utility: float | None
     """Probability minus weighted cost."""
     measured_cost: float | None
-    """Cost of its attempt in multiples of the in-context answer's; None where it was not attempted."""
+    """Cost of its attempt in multiples of an in-context answer of which nothing is cached; None where it was not
+    attempted."""
     answered: str
     """`answered`, `no answer`, `failed`, or empty where it was not attempted."""
 
@@ -45,7 +46,7 @@ def candidates_of(trace: Trace) -> list[CandidateRow]:
 def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:
     measured, answered = None, ""
     if attempt is not None:
-        base = _token_equivalents(trace.in_context) if trace.in_context else 0
+        base = trace.result.get("in_context_tokens") or (trace.in_context and _token_equivalents(trace.in_context))
         measured = _token_equivalents(attempt) / base if base else None
         valid = attempt.get("value") is not None or "value" not in attempt
         answered = "failed" if attempt["error"] else "answered" if valid else "no answer"

@@ -1,139 +1,165 @@
-"""The page of a trace: what it says, that it is well-formed and small, and that nothing in a task is code in it."""
+"""The HTML of a trace's page: it is well-formed and small, loads nothing, and nothing in a task is code in it.
+
+What a browser makes of it is tested in tests/browser.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import base64
+import hashlib
+import json
+import re
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from autottt.controller.controller import Controller
-from autottt.controller.tracing.drawing import curve_svg, graph_svg
-from autottt.controller.tracing.page import page_of
-from autottt.controller.tracing.recorder import TraceRecorder
-from autottt.controller.tracing.trace import TRACE_VERSION, Trace
+from autottt.controller import tracing
+from autottt.controller.tracing.trace import Trace
 from autottt.policies.policy import FixedPolicy
-from autottt.strategies.registry import strategies
 from autottt.ttt_core.errors import TraceError
-from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.recipes import Recipe
-from autottt.ttt_core.tasks.kinds import make_task
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from autottt.ttt_core.tasks.html import ARC_COLOURS
+from tests.controller.tracing.sample_traces import (
+    GRID,
+    HOSTILE,
+    failed_trace,
+    long_trace,
+    page,
+    small_learner,
+    span,
+    trace_with,
+    traces_of,
+)
 
-VOID = {"meta", "link", "br", "path", "rect", "polyline", "line"}
-QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, max_steps=3, batch_size=2, transformations=2, views=3)
+VOID = {"meta", "link", "br"}
 
 
 class Checker(HTMLParser):
-    """Collects the elements, and refuses one that is not closed."""
+    """Collects the elements with their texts, and refuses one that is not closed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
 
-def elements_of(page: str) -> list[tuple[str, dict[str, str | None]]]:
+
+def parsed(text: str) -> Checker:
     checker = Checker()
-    checker.feed(page)
+    checker.feed(text)
+    checker.close()
     assert not checker.open
-    return checker.elements
+    return checker
+
+
+def data_of(text: str) -> dict:
+    """What the script of a page draws."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     """The page of a run of a task, by its kind."""
-    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    traces: list[Trace] = []
-
-    class Target:
-        def write(self, trace: Trace) -> None:
-            traces.append(trace)
-
-    controller = Controller(learner, FixedPolicy("ttt_crossfit"), trace=TraceRecorder([Target()]))
-    grid = make_task([([[1, 2], [0, 3]], [[2, 1], [3, 0]])] * 3, [[5, 6], [7, 8]], answer=[[6, 5], [8, 7]])
-    text = make_task([("<script>alert(1)</script>", "b"), ("c", "d"), ("e", "f")], "</pre><img src=x>", id="<b>")
-    for task in (grid, text):
-        controller.solve(task)
-    return {kind: page_of(trace, list(strategies())) for kind, trace in zip(("grid", "text"), traces, strict=True)}
+    traces = traces_of(small_learner(), FixedPolicy("ttt_crossfit"), [GRID, HOSTILE])
+    return {kind: page(trace) for kind, trace in zip(("grid", "text"), traces, strict=True)}
 
 
 @pytest.mark.parametrize("kind", ["grid", "text"])
 def test_a_page_is_well_formed_and_loads_nothing(pages, kind):
-    elements = elements_of(pages[kind])
+    elements = parsed(pages[kind]).elements
     assert not [tag for tag, attributes in elements if "src" in attributes or tag in ("img", "iframe")]
     links = [a["href"] for tag, a in elements if tag == "link"]
     assert links == ["data:,"]
-    assert len([tag for tag, _ in elements if tag == "script"]) == 1
+    assert [a for tag, a in elements if tag == "script"] == [{"type": "application/json", "id": "data"}, {}]
 
 
-def test_a_page_shows_grids_path_losses_and_candidates(pages):
-    page = pages["grid"]
-    assert 'aria-label="grid 2 by 2: 5 6 / 7 8"' in page
-    assert "path taken: __start__ to measure to decide to ttt_crossfit to judge" in page
-    assert "training loss: " in page
-    assert "held-out demonstrations right" in page
-    assert "ttt_crossfit (chosen)" in page
-    assert "The weights are unchanged" in page
+@pytest.mark.parametrize("kind", ["grid", "text"])
+def test_the_policy_of_a_page_allows_its_own_script_and_style_and_no_network(pages, kind):
+    checker = parsed(pages[kind])
+    policy = next(a["content"] for _, a in checker.elements if a.get("http-equiv") == "Content-Security-Policy")
+    directives = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert directives.keys() == {"default-src", "script-src", "style-src", "img-src", "base-uri", "form-action"}
+    assert directives["default-src"] == directives["base-uri"] == directives["form-action"] == "'none'"
+    assert directives["img-src"] == "data:"
+    for name, text in (("script-src", checker.texts["script"][-1]), ("style-src", "".join(checker.texts["style"]))):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert directives[name] == f"'sha256-{digest}'"
 
 
-def test_every_step_has_a_button_and_details(pages):
-    elements = elements_of(pages["grid"])
-    buttons = {a["data-span"] for tag, a in elements if tag == "button"}
-    details = {a["data-details"] for tag, a in elements if "data-details" in a}
-    assert buttons == details
-    nodes = {a["data-span"] for tag, a in elements if tag == "g" and "data-span" in a}
-    assert len(nodes) == 5
-    assert nodes <= details
+@pytest.mark.parametrize("kind", ["grid", "text"])
+def test_no_element_has_code_or_style_of_its_own(pages, kind):
+    attributes = {name for _, a in parsed(pages[kind]).elements for name in a}
+    assert not [name for name in attributes if name.startswith("on") or name == "style"]
 
 
-def span(name: str, **more):
-    return {"name": name, "at": 0.0, "seconds": 1.0, "status": "ok", **more}
+def test_texts_of_a_task_are_no_code(pages):
+    assert "<script>alert" not in pages["text"]
+    assert "<b>" not in pages["text"]
+    data = data_of(pages["text"])
+    assert data["task"]["query"] == "</pre><img src=x>"
+    assert data["task"]["demonstrations"][0]["input"] == "<script>alert(1)</script>"
+
+
+def test_a_page_says_in_words_what_happened_without_its_script(pages):
+    text = unescape(re.sub("<script.*?</script>", "", pages["grid"], flags=re.DOTALL))
+    assert "Path: measure -> decide -> ttt_crossfit -> judge" in text
+    assert "held-out demonstrations right" in text
+    assert "The weights are unchanged" in text
+
+
+def test_half_of_a_surrogate_pair_can_be_written():
+    task = {"kind": "text", "demonstrations": [], "query": "\ud83d", "answer": None, "id": "\ud83d"}
+    text = page(trace_with(span("run", attributes={"task": task, "edges": []})))
+    assert data_of(text.encode("utf-8").decode("utf-8"))["task"]["query"] == "\ud83d"
+
+
+def test_a_number_that_is_not_finite_is_null():
+    node = span("measure", attributes={"node": "measure", "difficulty": float("nan")})
+    assert "NaN" not in page(trace_with(span("run", attributes={"edges": []}, children=[node])))
 
 
 def test_a_page_of_a_long_run_is_below_two_megabytes():
-    losses = [{"at": n / 100, "step": n, "loss": 1 / n} for n in range(1, 251)]
-    prompts = ["word " * 8000 for _ in range(10)]
-    decoding = span("decode", attributes={"prompts": prompts, "texts": ["x"] * 10})
-    adapter = span("adapter", attributes={"strategy": "ttt_direct"}, children=[span("train", events=losses)])
-    node = span("ttt_direct", attributes={"node": "ttt_direct"}, children=[adapter, decoding])
-    task = {
-        "kind": "text", "demonstrations": [{"input": p, "output": "x"} for p in prompts[:3]], "query": "q",
-        "answer": None, "id": "long",
-    }  # fmt: skip
-    root = span("run", attributes={"task": task, "edges": [["__start__", "ttt_direct"]]}, children=[node])
-    trace = Trace({"version": TRACE_VERSION, "id": "1", "time": "2026-01-31", "content": True, "root": root})
-    page = page_of(trace, ["ttt_direct"])
-    assert len(page) < 2 << 20
-    assert page.count("word word") >= 10
-    elements_of(page)
+    text = page(long_trace())
+    assert len(text.encode()) < 2 << 20
+    assert text.count("word word") >= 10
+    parsed(text)
+
+
+def test_a_page_of_very_long_prompts_is_below_two_megabytes_and_says_what_is_left_out():
+    text = page(long_trace(prompts=60))
+    assert len(text.encode()) < 2 << 20
+    assert "characters are left out; `autottt trace export` has them" in text
+    assert {f"prompt{number} " in text for number in range(60)} == {True}
 
 
 def test_a_trace_without_content_has_no_page():
-    trace = Trace({"version": TRACE_VERSION, "id": "1", "time": "", "content": False, "root": span("run")})
     with pytest.raises(TraceError, match="without the content"):
-        page_of(trace, [])
+        page(trace_with(span("run"), content=False))
 
 
-def test_only_edges_that_were_taken_are_marked():
-    drawn = graph_svg(["a", "b"], [("__start__", "measure"), ("measure", "decide"), ("decide", "b")], {"b": 3})
-    assert drawn.count('class="edge taken"') == 3
-    assert drawn.count("data-span") == 1
+def test_a_run_that_failed_before_its_task_was_read_has_a_page():
+    data = data_of(page(failed_trace()))
+    assert data["summary"][0]["headline"] == "Failed"
+    assert data["task"] == {}
 
 
-def test_a_curve_names_its_first_and_last_value():
-    assert "training loss: 2 at step 1 to 0.5 at step 9" in curve_svg("training loss", [(1, 2.0), (9, 0.5)])
-    assert curve_svg("training loss", []) == ""
-    assert "at step 5000" in curve_svg("x", [(n, 1.0) for n in range(1, 5001)])
+def test_both_drawings_of_grids_have_the_same_colours():
+    code = (Path(tracing.__file__).parent / "components.js").read_text("utf-8")
+    assert tuple(json.loads(re.search(r"ARC_COLOURS = (\[.*?\])", code)[1])) == ARC_COLOURS
+
+
+def test_the_page_of_a_trace_as_recorded_is_that_of_the_trace_as_stored():
+    trace = long_trace()
+    assert page(Trace(trace.plain)) == page(trace.as_stored())

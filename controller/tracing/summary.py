@@ -1,0 +1,177 @@
+"""What a person wants to know first of a run, in five facts: answer, decision, cost, training, weights. Knows nothing
+about pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...policies.outcomes import BASE
+from ...ttt_core.tasks.answers import is_right
+from ...ttt_core.tasks.task import as_tuples
+from .trace import Trace, find_spans
+
+Tone = Literal["good", "bad", "plain"]
+STOP_REASONS = {
+    "finished": "all steps of the recipe were done",
+    "converged": "the loss reached the recipe's limit",
+    "monitor": "the monitor of held-out demonstrations ended it: all were right, or no further gain",
+    "deadline": "the time limit was reached",
+    "failed": "training failed",
+}
+"""The stop reasons of `TrainingRecord` in words."""
+_METHODS = {
+    "pointers": "identity and version of each tensor, and sampled bytes",
+    "full": "the content hash, computed again",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact about a run."""
+
+    name: str
+    headline: str
+    """A word or a number."""
+    text: str
+    """One or two sentences."""
+    tone: Tone = "plain"
+
+
+def summary_of(trace: Trace) -> list[Fact]:
+    """Answer, decision, cost, training, and whether the weights are unchanged."""
+    return [_answer(trace), _decision(trace), _cost(trace), _training(trace), _weights(trace)]
+
+
+def is_right_in(trace: Trace, attempt: Mapping[str, Any]) -> bool | None:
+    """Whether the value of an attempt is the answer of the task; None where the task has no known answer."""
+    task = trace.task
+    return None if task.answer is None else is_right(task, as_tuples(attempt["value"]))
+
+
+def _answer(trace: Trace) -> Fact:
+    result = trace.result
+    if trace.status != "answered":
+        text = trace.error or str(result.get("error", "")) or "No attempt gave an answer that can be parsed."
+        return Fact("Answer", trace.status.replace("_", " ").capitalize(), text, "bad")
+    source = f"The answer is that of {result['strategy']}."
+    if result["right"] is None:
+        return Fact("Answer", "Answered", f"{source} The task has no known answer to compare it with.")
+    attempts = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
+    others = [
+        f"{name}{' (without training)' if name == BASE else ''} {'right' if is_right_in(trace, attempt) else 'wrong'}"
+        for name, attempt in attempts.items()
+        if name != result["strategy"]
+    ]
+    text = f"{source} Other attempts: {', '.join(others)}." if others else source
+    return Fact("Answer", "Right" if result["right"] else "Wrong", text, "good" if result["right"] else "bad")
+
+
+def _decision(trace: Trace) -> Fact:
+    if not trace.decisions:
+        return Fact("Decision", "None", "The run ended before the first decision.", "bad")
+    first, *others = trace.decisions
+    text = f"{first['strategy']} was chosen: {first['reason']}."
+    reasons = [first["reason"]]
+    for decision in others:
+        if decision["reason"] not in reasons:
+            text += f" Then {decision['strategy']}: {decision['reason']}."
+            reasons.append(decision["reason"])
+    return Fact("Decision", " → ".join(d["strategy"] for d in trace.decisions), text)
+
+
+def _cost(trace: Trace) -> Fact:
+    cost = trace.result.get("cost")
+    if not cost:
+        return Fact("Cost", seconds_text(trace.seconds), "The run ended before its cost was summed.")
+    parts = []
+    if multiple := trace.result.get("relative_seconds"):
+        parts.append(f"{multiple:.1f}x the seconds of the in-context answer")
+    parts.append(f"{cost['forward_tokens']:,} tokens read forward and {cost['backward_tokens']:,} backward")
+    if base := trace.result.get("in_context_tokens"):
+        tokens = cost["forward_tokens"] + 2 * cost["backward_tokens"]
+        parts[-1] += f" ({tokens / base:.1f}x an in-context answer, backward counted twice)"
+    parts.append(f"budget {trace.attributes.get('budget')}")
+    if peak := trace.attributes.get("peak_bytes"):
+        parts.append(f"peak memory of the process {peak / 2**20:,.0f} MiB")
+    return Fact("Cost", seconds_text(trace.seconds), f"{'; '.join(parts)}.")
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds with three digits, in milliseconds below one second."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _training(trace: Trace) -> Fact:
+    adapted = [attempt for attempt in trace.attempts if attempt["training_record"]]
+    if not adapted:
+        if find_spans(trace.root, "adapter"):
+            return Fact("Training", "Not finished", "The run ended while an adapter was trained.", "bad")
+        return Fact("Training", "None", "No adapter was trained or used.")
+    headline = {"accepted": "Adapter accepted", "rejected": "Adapter rejected"}.get(trace.adaptation, "Adapter trained")
+    text = " ".join(sentence for attempt in adapted for sentence in _adaptation(attempt))
+    if trace.adaptation == "rejected":
+        text += f" The adapted answer gave way to that of {trace.strategy}; the decision says why."
+    return Fact("Training", headline, text)
+
+
+def _adaptation(attempt: Mapping[str, Any]) -> Iterator[str]:
+    """What training did, and what it did to held-out demonstrations."""
+    record = attempt["training_record"]
+    steps = f"{record['steps']} training step{'' if record['steps'] == 1 else 's'}"
+    source = " (adapter from the cache)" if attempt["from_cache"] else ""
+    losses = [loss for loss in record["losses"] if loss is not None]
+    loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+    yield f"{attempt['strategy']}{source}: {steps}{loss}; {how_it_stopped(record['stop_reason'])}."
+    if held_out := attempt["cross_validation"]:
+        count, before, after = len(held_out["before"]), sum(held_out["before"]), sum(held_out["after"])
+        change = "training helped" if after > before else "training harmed" if after < before else "no gain"
+        yield f"Held-out demonstrations right: {before}/{count} before training, {after}/{count} after ({change})."
+    else:
+        yield "No demonstrations were held out, so this run does not measure whether training helped on them."
+
+
+def how_it_stopped(reason: str) -> str:
+    """The stop reason of a training, in words."""
+    return f"stopped because {STOP_REASONS.get(reason, reason)}"
+
+
+def _weights(trace: Trace) -> Fact:
+    verifications = find_spans(trace.root, "verify")
+    if problem := next((span["error"] for span in verifications if span["status"] == "error"), ""):
+        return Fact("Base weights", "Changed", f"The proof failed: {problem}.", "bad")
+    proof = trace.result.get("proof") or _proof_of_failed_run(trace)
+    if not proof:
+        text = "The run ended without a proof that the weights of the base model are those that were loaded."
+        return Fact("Base weights", "Not verified", text, "bad")
+    how = _METHODS.get(proof["method"], "")
+    text = (
+        f"The base model is the one that was loaded: {proof['tensors']} tensors were compared (method "
+        f"{proof['method']}{': ' if how else ''}{how}); content hash {proof['hash']}."
+    )
+    return Fact("Base weights", "Unchanged", text, "good")
+
+
+def _proof_of_failed_run(trace: Trace) -> Mapping[str, Any]:
+    """The proof after a run that ended before its last node; empty without one."""
+    proofs = [s for s in trace.root.get("children", ()) if s["name"] == "verify" and s["status"] == "ok"]
+    attributes: Mapping[str, Any] = proofs[-1]["attributes"] if proofs else {}
+    return attributes
+
+
+def estimates_note(trace: Trace) -> str:
+    """What the estimates of the candidates are, and where there are none, why."""
+    if not trace.decisions:
+        return "The run ended before the candidates were compared."
+    policy = trace.attributes.get("policy", {})
+    if not trace.decisions[0]["utilities"]:
+        return f"The policy ({policy.get('name')}) did not estimate the other strategies."
+    weight = policy.get("thresholds", {}).get("cost_weight")
+    formula = "P(right) − cost weight × cost" if weight is None else f"P(right) − {weight:.2g} × cost"
+    tokens = trace.result.get("in_context_tokens")
+    unit = f" ({tokens} tokens)" if tokens else ""
+    return (
+        f"Estimates of the policy ({policy.get('name')}) before the choice. Utility is {formula}. Estimated costs are "
+        f"those after the in-context answer, as multiples of its tokens{unit}."
+    )
