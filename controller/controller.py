@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
-from ..policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
+from ..policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.adapter_training import PlansAdapter
 from ..strategies.base import recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
@@ -22,6 +22,7 @@ from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_provider import Prefetched
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
+from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
@@ -202,6 +203,23 @@ class Controller:
         """
         return result_of(task, self._run(task, self.context(budget, cancel, strategy), seed, on_event))
 
+    def decide(
+        self,
+        task: Task,
+        *,
+        budget: Budget | str | float | None = None,
+        seed: int | None = None,
+        cancel: threading.Event | None = None,
+    ) -> tuple[Decision, RevertProof]:
+        """Measures one task and returns the first decision, which is not followed, with the proof that the base is
+        unchanged. Nothing is recorded. Arguments and errors are as in `solve`.
+        """
+        context = replace(self.context(budget, cancel), recorder=None)
+        with self._started(task, context, seed, "updates") as updates:
+            plain = next(update["decide"]["decision"] for update in updates if "decide" in update)
+            cast("Generator[Any]", updates).close()  # before the chosen strategy begins
+            return Decision(**plain), self.learner.verify()
+
     def solve_many(
         self,
         tasks: Iterable[Task],
@@ -377,7 +395,7 @@ class Controller:
         budget: Budget | str | float | None = None,
         seed: int | None = None,
         cancel: threading.Event | None = None,
-    ) -> AsyncIterator[dict[str, Any] | Result]:
+    ) -> AsyncGenerator[dict[str, Any] | Result, None]:
         """`stream` for coroutines. Cancelling, or closing the iterator, cancels the work."""
         stop = threading.Event()
         work = self._streamed(task, stop, strategy, budget, seed, cancel)

@@ -29,6 +29,11 @@ OWNERS = {
     "langsmith": "controller",
     "typer": "controller",
     "rich": "controller",
+    "fastapi": "controller",
+    "starlette": "controller",
+    "uvicorn": "controller",
+    "prometheus_client": "controller",
+    "httpx": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {
@@ -43,6 +48,11 @@ HEAVY = {
     "numpy",
     "typer",
     "rich",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "httpx",
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
@@ -52,14 +62,14 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
         ("background", "budget", "run_facts"), ("state",), ("results", "task_graph", "events"), ("nodes",), ("graph",),
-        ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay"), ("cli",),
+        ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay", "server"), ("cli",),
     ),
 }  # fmt: skip
 """The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those
 before it and those of its own group. What is not named stands on top: in `strategies`, every strategy."""
 OPEN_ENDED = {"strategies"}
 """Packages in which a new file needs no place in `ROOMS`."""
-SLOW = {"peft", "sklearn", "skops", "scipy", "langgraph", "langchain_core", "langsmith"}
+SLOW = {"peft", "sklearn", "skops", "scipy", "langgraph", "langchain_core", "langsmith", "fastapi", "uvicorn"}
 """Libraries that `from autottt import Controller` does not load: they are imported on first use, through `lazy.py`."""
 LARGEST = 16 * 2**20
 """Bytes in a file of the repository."""

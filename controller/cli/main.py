@@ -33,6 +33,7 @@ from .options import (
 )
 from .outcomes import collect, outcomes_app
 from .policies import policy_app
+from .serve import serve
 from .settings import read_config
 from .solve import solve
 from .strategies import strategies
@@ -108,6 +109,7 @@ def _common(
 
 
 command(app)(solve)
+command(app)(serve)
 command(app)(evaluate)
 command(app)(strategies)
 command(app)(collect)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.readers import LoadedTasks
     from ..controller import Controller
+    from ..state import Recorder
 
 F = TypeVar("F", bound=Callable[..., None])
 DEBUG, CONFIG_ERROR, CONFIG_VALUES = "autottt.debug", "autottt.config_error", "autottt.config_values"
@@ -224,7 +225,7 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class ResourceOptions:
+class AnswerOptions:
     """What an answer may take, and where adapters are stored."""
 
     budget: Annotated[
@@ -236,13 +237,19 @@ class ResourceOptions:
         float | None,
         _setting("memory", "GiB for training and answering, without the model itself.", callback=_check_amount),
     ] = None
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Queries that are decided on, and trained for, side by side; 1 answers soonest.")
-    ] = 32
 
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else round(self.memory * (1 << 30))
+
+
+@dataclass(frozen=True)
+class ResourceOptions(AnswerOptions):
+    """The same, and how many tasks are answered side by side."""
+
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Queries that are decided on, and trained for, side by side; 1 answers soonest.")
+    ] = 32
 
 
 def check_bundle(*folders: Path | None) -> None:
@@ -254,7 +261,9 @@ def check_bundle(*folders: Path | None) -> None:
             read_card(bundle_folder(folder))
 
 
-def load_controller(model: ModelOptions, policy: PolicyOptions, *, trace: str = "off", **more: Any) -> Controller:
+def load_controller(
+    model: ModelOptions, policy: PolicyOptions, *, trace: str | Recorder = "off", **more: Any
+) -> Controller:
     """See `Controller.from_pretrained`, which gets `more` as well. No run is recorded without `trace`."""
     policy.check()
     from ...strategies.registry import strategies

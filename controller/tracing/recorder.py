@@ -82,6 +82,14 @@ class TraceRecorder:
         for target in self.targets:
             self._write(target, trace)
 
+    def label(self, trace_id: str, label: Mapping[str, Any]) -> bool:
+        """Adds what is known of an answer afterwards to its stored trace; see `Trace.label`. A trace without content
+        gets no `answer`. False where no store has the trace; raises `TraceError` for a store that cannot be read.
+        """
+        stores = [target for target in self.targets if isinstance(target, TraceStore) and target.exists()]
+        labelled = [store.label(trace_id, label) for store in stores]
+        return any(labelled)
+
     def _write(self, target: Target, trace: Trace) -> None:
         try:
             target.write(trace)

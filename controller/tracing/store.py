@@ -184,6 +184,23 @@ class TraceStore:
             body = connection.execute("SELECT body FROM bodies WHERE key = ?", (rows[0][0],)).fetchone()
         return read_trace(body[0], f"{self.file}: trace {rows[0][1]}")
 
+    def label(self, id: str, label: Mapping[str, Any]) -> bool:
+        """Adds to the trace of an id, or replaces, what is known of its answer afterwards (see `Trace.label`), without
+        `answer` where the trace has no content. False where there is no such trace; raises `TraceError`.
+        """
+        with self._lock, self._writing() as connection:
+            query = "SELECT key, body FROM traces JOIN bodies USING (key) WHERE id = ?"
+            row = connection.execute(query, (id,)).fetchone()
+            if row is None:
+                return False
+            trace = read_trace(row[1], f"{self.file}: trace {id}")
+            kept = {name: value for name, value in label.items() if name != "answer" or trace.has_content}
+            body = zlib.compress(dumps({**trace.plain, "label": kept}, default=str).encode(), 1)
+            connection.execute("UPDATE bodies SET body = ? WHERE key = ?", (body, row[0]))
+            change = "UPDATE traces SET is_right = ?, bytes = ? WHERE key = ?"
+            connection.execute(change, (bool(label["right"]), len(body), row[0]))
+        return True
+
     def traces(self, which: Filter | None = None, limit: int | None = None) -> Iterator[Trace]:
         """The traces, the newest first, read one by one."""
         for summary in self.summaries(which, limit):

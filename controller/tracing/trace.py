@@ -98,6 +98,13 @@ class Trace:
         facts: Mapping[str, Any] = self.attributes.get("task", {})
         return facts
 
+    @property
+    def label(self) -> Mapping[str, Any]:
+        """What was known of the answer afterwards: `right` (whether it was), `strategies` (whether the answer of each
+        was) and, in a trace with content, `answer` (the right one); empty where nothing was reported."""
+        label: Mapping[str, Any] = self.plain.get("label", {})
+        return label
+
     def require_content(self, what: str) -> None:
         """Raises `TraceError` for a trace without content."""
         if not self.has_content:

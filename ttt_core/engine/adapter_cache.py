@@ -98,6 +98,17 @@ class AdapterCache:
                         adapters += [adapter] * suits(adapter)
             return adapters[:count]
 
+    @property
+    def adapter_count(self) -> int:
+        """The number of adapters in memory."""
+        return len(self._entries)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the adapters in memory."""
+        with self._lock:
+            return sum(adapter.weights.nbytes for _, adapter in self._entries.values())
+
     def clear(self) -> list[tuple[object, Adapter]]:
         """Removes all adapters from memory and returns them with their keys. Files stay."""
         with self._lock:
@@ -128,7 +139,7 @@ class AdapterCache:
         """Puts an adapter last in memory, and evicts from the front what exceeds the bound."""
         self._entries[name] = key, adapter
         self._entries.move_to_end(name)
-        while sum(a.weights.nbytes for _, a in self._entries.values()) > self.memory_bytes and len(self._entries) > 1:
+        while self.used_bytes > self.memory_bytes and len(self._entries) > 1:
             self._entries.popitem(last=False)
 
     def _prune(self, folder: Path) -> None:

@@ -1,0 +1,156 @@
+"""The command `autottt serve`: answers tasks and OpenAI-compatible chats over HTTP."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...strategies.registry import check_names
+from ...ttt_core.errors import SettingsError
+from ...ttt_core.model.source_check import check_source
+from .console import note
+from .options import AnswerOptions, ModelOptions, PolicyOptions, Seed, TraceOptions, load_controller
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+    from ..server.guard import ApiKeys
+    from ..server.limits import Limits
+
+KEYS_VARIABLE = "AUTOTTT_API_KEYS"
+"""Environment variable with API keys, in place of a file."""
+_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+@dataclass(frozen=True)
+class AddressOptions:
+    """Where the server listens, and who may use it."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need API keys.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help="File with one API key on a line, as KEY or NAME:KEY; default: AUTOTTT_API_KEYS, else none."),
+    ] = None
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="Listen on --host without API keys: whoever reaches it may use it.")
+    ] = False
+
+    def keys(self) -> ApiKeys | None:
+        """The API keys. Raises `SettingsError` where they cannot be read, or are missing and needed."""
+        from ..server.guard import ApiKeys
+        from ..server.serving import is_loopback
+
+        if self.api_keys is not None:
+            return ApiKeys.from_file(self.api_keys)
+        if text := os.environ.get(KEYS_VARIABLE):
+            return ApiKeys.read(text, f"variable {KEYS_VARIABLE}")
+        if not is_loopback(self.host) and not self.allow_no_key:
+            raise SettingsError(
+                f"--host {self.host}: other machines can reach this address, so the server needs keys: give "
+                f"--api-keys FILE or {KEYS_VARIABLE}, or --allow-no-key if whoever reaches it may use it"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What requests and clients may take."""
+
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 1 << 20
+    max_demonstrations: Annotated[int, typer.Option(min=1, help="Demonstrations of a task.")] = 256
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 4096
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait.")] = 64
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests of one client that wait or run.")] = 16
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait and run.")] = 600.0
+    max_adapters: Annotated[int, typer.Option(min=1, help="Cached adapters of one client.")] = 64
+    shutdown_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that running requests have to finish when the server stops.")
+    ] = 30.0
+
+    def limits(self) -> Limits:
+        """The limits of the server."""
+        from ..server.limits import Limits
+
+        return Limits(
+            body_bytes=self.max_body, demonstrations=self.max_demonstrations, max_tokens=self.max_tokens,
+            queue=self.max_queue, requests_per_client=self.max_requests, seconds=self.max_seconds,
+            adapters_per_client=self.max_adapters, shutdown_seconds=self.shutdown_seconds,
+        )  # fmt: skip
+
+
+def serve(
+    address: AddressOptions,
+    limits: LimitOptions,
+    resources: AnswerOptions,
+    policy: PolicyOptions,
+    model: ModelOptions,
+    tracing: TraceOptions,
+    trace_content: Annotated[
+        bool, typer.Option("--trace-content", help="Store demonstrations, queries and answers in traces too.")
+    ] = False,
+    strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
+    seed: Seed = 0,
+    served_name: Annotated[
+        str | None, typer.Option(help="What clients call the model; default: the name of its folder.")
+    ] = None,
+) -> None:
+    """Answer tasks, and chats of OpenAI's clients, over HTTP.
+
+    Example: `autottt serve --port 8000`
+
+    Listens at once; `/readyz` answers 200 when the model is loaded. Ctrl-C or SIGTERM lets requests under way finish.
+    """
+    _require_libraries()
+    from ..server.app import make_app
+    from ..server.engine import Engine
+    from ..server.guard import Guard
+    from ..server.metrics import Metrics
+    from ..server.serving import bind, run_server, url_of
+
+    began = time.monotonic()
+    guard, bounds = Guard(address.keys(), limits.limits()), limits.limits()
+    if strategy is not None:
+        check_names([strategy])
+    policy.check()
+    check_source(model.model)
+    name = served_name or _model_name(model.model)
+    engine = Engine(bounds, Metrics())
+    app = make_app(engine, model_name=name, guard=guard)
+    bound = bind(address.host, address.port)
+
+    def load() -> Controller:
+        from ..tracing.recorder import TraceRecorder
+
+        setting = tracing.recorder
+        trace = setting if setting == "off" else TraceRecorder.of(setting, content=trace_content)
+        return load_controller(
+            model, policy, strategy=strategy, budget=resources.budget, seed=seed, adapters=resources.adapters,
+            memory_bytes=resources.memory_bytes, trace=trace,
+        )  # fmt: skip
+
+    run_server(
+        app, engine, bound, load,
+        on_start=lambda: note(f"listening on {url_of(bound)}; loading the model {name}"),
+        on_ready=lambda: note(f"ready after {time.monotonic() - began:.1f} s"),
+    )  # fmt: skip
+    note("stopped; the base model is what was loaded")
+
+
+def _require_libraries() -> None:
+    """Raises `SettingsError` where the extra is not installed."""
+    missing = [name.replace("_", "-") for name in _LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"the server needs {', '.join(missing)}: run `pip install 'autottt[serve]'`")
+
+
+def _model_name(source: str | None) -> str:
+    """What clients call a model: the name of its folder or file, or its hub id."""
+    if source is None:
+        return "autottt-bundled"
+    return Path(source).expanduser().resolve().name if Path(source).expanduser().exists() else source

@@ -1,0 +1,1 @@
+"""The HTTP server: tasks and OpenAI-compatible chats. Needs the extra `autottt[serve]`."""

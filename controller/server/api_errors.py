@@ -1,0 +1,91 @@
+"""Errors as clients of OpenAI's API expect them: `{"error": {"message", "type", "param", "code"}}`.
+
+Knows nothing about requests. No message quotes a path of the file system, a traceback or a weight.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ...ttt_core.errors import (
+    AutotttError,
+    BaseChangedError,
+    BudgetError,
+    Cancelled,
+    ParseError,
+    StrategyError,
+    TaskError,
+    TooLongError,
+)
+
+MAX_RETRY_AFTER = 120
+"""Seconds; clients of OpenAI's API ignore a longer `Retry-After`."""
+_PATH = re.compile(r"(?<![\w/.])~?(?:/[\w.@+~-]+){2,}/?|(?<!\w)[A-Za-z]:\\[\w.\\@+~-]+")
+_FIELD = re.compile(r"[a-z_]\w*(?:\[\d+\])?(?:\.\w+|\[\d+\])*(?=: )")
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+@dataclass
+class ApiError(Exception):
+    """An error that a client receives."""
+
+    status: int
+    """HTTP status."""
+    message: str
+    param: str | None = None
+    """The field of the request that is the cause."""
+    code: str | None = None
+    retry_after: float | None = None
+    """Seconds after which the client may try again."""
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status, default)
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the status."""
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, min(MAX_RETRY_AFTER, round(self.retry_after))))
+        return headers
+
+
+def without_paths(text: str) -> str:
+    """The text with every path of the file system as `<path>`."""
+    return _PATH.sub("<path>", text)
+
+
+def unsupported(field: str, why: str) -> ApiError:
+    """The error for a field that would change the answer, and that this server does not implement."""
+    return ApiError(400, f"{field}: is not supported: {why}", field, "unsupported_parameter")
+
+
+def api_error(error: BaseException) -> ApiError:
+    """What a client receives of an error that was raised while its request was answered.
+
+    Only messages of errors that name a mistake of the request are passed on.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, TooLongError):
+        return ApiError(400, without_paths(str(error)), code="context_length_exceeded")
+    if isinstance(error, (TaskError, ParseError, StrategyError, BudgetError)):
+        field = _FIELD.match(str(error))
+        return ApiError(400, without_paths(str(error)), field[0] if field else None)
+    if isinstance(error, Cancelled):
+        return ApiError(503, "the request was cancelled before it had an answer", code="cancelled", retry_after=5)
+    if isinstance(error, BaseChangedError):
+        message = "the model is not what was loaded, so this server answers no more; restart it"
+        return ApiError(503, message, code="base_changed")
+    kind = type(error).__name__ if isinstance(error, AutotttError) else "internal error"
+    return ApiError(500, f"the request failed ({kind}); the log of the server has the reason", code="internal_error")

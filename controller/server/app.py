@@ -1,0 +1,273 @@
+"""The HTTP application: routes, and how errors become responses. Knows nothing about sockets, signals or models."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from ...ttt_core.errors import AutotttError, Cancelled
+from ...ttt_core.standard_json import dumps
+from ...ttt_core.tasks.kinds import make_task
+from ...ttt_core.tasks.task import Task
+from ..background import Publish, aiterate
+from .api_errors import ApiError, api_error
+from .engine import Engine, Event, Work
+from .facts import facts_of, numbers, progress_of
+from .guard import Guard
+from .labels import Labels
+from .schemas import (
+    DecideResponse,
+    ErrorResponse,
+    Facts,
+    FeedbackRequest,
+    FeedbackResponse,
+    Health,
+    Model,
+    ModelList,
+    Proof,
+    SolveRequest,
+    SolveResponse,
+    TaskRequest,
+)
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+    from ..results import Result
+
+KEEP_ALIVE_SECONDS = 10.0
+"""Longest silence of a stream; then a comment is sent, which clients of server-sent events skip."""
+DISCONNECT_SECONDS = 0.5
+"""How often it is checked whether the client of an answer that is not streamed has left."""
+TRACE_HEADER, STRATEGY_HEADER = "x-autottt-trace-id", "x-autottt-strategy"
+"""Headers of answers."""
+KEEP_ALIVE, DONE = ": keep-alive\n\n", "data: [DONE]\n\n"
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
+}
+
+
+def make_app(engine: Engine, *, model_name: str, guard: Guard | None = None) -> FastAPI:
+    """The application around an engine; `model_name` is what clients call the model."""
+    app = FastAPI(
+        title="autottt", docs_url=None, redoc_url=None, responses=_ERRORS, redirect_slashes=False,
+        description="Answers few-shot tasks in context, or trains an adapter for the task first.",
+    )  # fmt: skip
+    routes = _Routes(engine, model_name)
+    app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=ModelList)
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"], response_model=Model)
+    app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse)
+    app.add_api_route("/v1/decide", routes.decide, methods=["POST"], response_model=DecideResponse)
+    app.add_api_route("/v1/feedback", routes.feedback, methods=["POST"], response_model=FeedbackResponse)
+    app.add_api_route("/healthz", routes.healthz, methods=["GET"], response_model=Health)
+    app.add_api_route("/readyz", routes.readyz, methods=["GET"], response_model=Health)
+    app.add_api_route("/metrics", routes.metrics, methods=["GET"], response_class=Response)
+    app.add_exception_handler(ApiError, _on_error)
+    app.add_exception_handler(AutotttError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    (guard or Guard()).protect(app, engine.metrics)
+    return app
+
+
+class _Routes:
+    """The functions behind the paths."""
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self._engine = engine
+        self._model_name = model_name
+        self._created = int(time.time())
+        self._labels = Labels(engine.metrics)
+
+    async def models(self) -> ModelList:
+        """Every model name."""
+        return ModelList(data=[self._model(name) for name in self._names])
+
+    async def model(self, name: str) -> Model:
+        """One model name."""
+        self._check_model(name)
+        return self._model(name)
+
+    async def healthz(self) -> Health:
+        """Whether the process answers."""
+        return Health(status="ok")
+
+    async def readyz(self) -> Health:
+        """Whether the model is loaded: 503 until then, and while the server shuts down."""
+        _ = self._engine.controller
+        return Health(status="ready")
+
+    async def metrics(self) -> Response:
+        """Metrics in Prometheus' format."""
+        return Response(self._engine.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    async def solve(self, body: SolveRequest, request: Request) -> Response:
+        """Answers a task of any kind; with `stream`, progress comes first, as server-sent events."""
+        task = self._task(body)
+
+        async def work(controller: Controller) -> AsyncGenerator[Event, None]:
+            events = controller.astream(task, strategy=body.strategy, budget=body.budget, seed=body.seed)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+        if body.stream:
+            _ = self._engine.controller  # raises before the response begins
+            return StreamingResponse(self._streamed(work, request), media_type="text/event-stream", headers=_UNCACHED)
+        result: Result = await self._result(work, request)
+        answer = self._solved(result)
+        return JSONResponse(answer.model_dump(), headers=_headers(answer.autottt))
+
+    async def decide(self, body: TaskRequest, request: Request) -> Response:
+        """The decision on a task and its scores. The task is measured, and not answered."""
+        task = self._task(body)
+
+        async def work(controller: Controller) -> AsyncGenerator[Event, None]:
+            def decide(publish: Publish[Event]) -> None:
+                publish(controller.decide(task, budget=body.budget, seed=body.seed, cancel=stop))
+
+            stop = threading.Event()
+            async with aclosing(aiterate(decide, stop)) as decisions:
+                async for decided in decisions:
+                    yield decided
+
+        decision, proof = await self._result(work, request)
+        self._engine.metrics.decided(decision.strategy)
+        self._engine.metrics.reverted(True)
+        answer = DecideResponse(
+            id=_new_id("decide"), created=int(time.time()), model=self._model_name, strategy=decision.strategy,
+            reason=decision.reason, difficulty=decision.difficulty, scores=numbers(decision.scores),
+            costs=numbers(decision.costs), utilities=numbers(decision.utilities), proof=Proof(**vars(proof)),
+        )  # fmt: skip
+        return JSONResponse(answer.model_dump(), headers={STRATEGY_HEADER: decision.strategy})
+
+    async def feedback(self, body: FeedbackRequest) -> FeedbackResponse:
+        """Stores whether an answer was right, with the trace of its run."""
+        right = await self._labels.store(self._engine.controller, body)
+        return FeedbackResponse(trace_id=body.trace_id, right=right)
+
+    # --- what the routes share ---------------------------------------------------------------------------------------
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self._model_name,)
+
+    def _model(self, name: str) -> Model:
+        return Model(id=name, created=self._created, description="Decides for each task whether to train first.")
+
+    def _check_model(self, name: str | None) -> None:
+        """Raises `ApiError` for a model that is not served."""
+        if name is not None and name not in self._names:
+            expected = ", ".join(self._names)
+            raise ApiError(
+                404, f"model: expected one of {expected}; received {name[:80]!r}", "model", "model_not_found"
+            )
+
+    def _task(self, body: TaskRequest) -> Task:
+        """The task of a request. Raises `TaskError` and `ApiError`."""
+        self._check_model(body.model)
+        self._engine.limits.check_demonstrations(len(body.demonstrations))
+        pairs: list[tuple[object, object]] = [(pair.input, pair.output) for pair in body.demonstrations]
+        return make_task(
+            pairs, body.query, kind=body.kind, answer=body.answer, instruction=body.instruction,
+            comparison=body.comparison, id=body.id,
+        )  # fmt: skip
+
+    async def _result(self, work: Work, request: Request) -> Any:
+        """The result of work; its progress is not shown. The work is cancelled when the client leaves."""
+        async with aclosing(self._engine.run(client_of(request), work, DISCONNECT_SECONDS)) as events:
+            async for event in events:
+                if event is None and await request.is_disconnected():
+                    raise Cancelled("the client has left")
+                if event is not None and not isinstance(event, dict):
+                    return event
+        raise AssertionError("work ends with its result")
+
+    async def _streamed(self, work: Work, request: Request) -> AsyncIterator[str]:
+        """The events of a task as server-sent events: unnamed ones, as clients of OpenAI's API read them."""
+        try:
+            async with aclosing(self._engine.run(client_of(request), work, KEEP_ALIVE_SECONDS)) as events:
+                async for event in events:
+                    if event is None:
+                        yield KEEP_ALIVE
+                    elif isinstance(event, dict):
+                        yield data({"object": "autottt.progress", "autottt": progress_of(event)})
+                    else:
+                        yield data(self._solved(event).model_dump())
+        except Exception as error:
+            yield data(api_error(error).body)
+        yield DONE
+
+    def _solved(self, result: Result) -> SolveResponse:
+        """The response to a solved task, which is counted and can be labelled from now on."""
+        self._engine.metrics.result(result)
+        self._labels.remember(result)
+        return SolveResponse(
+            id=_new_id("solve"), created=int(time.time()), model=self._model_name, answer=result.answer,
+            text=result.text, autottt=facts_of(result),
+        )  # fmt: skip
+
+
+_UNCACHED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Headers with which proxies pass a stream on at once."""
+
+
+def data(content: object) -> str:
+    """A server-sent event without a name."""
+    return f"data: {dumps(content)}\n\n"
+
+
+def client_of(request: Request) -> str:
+    """Name of the client whose request this is; see `guard`."""
+    return str(request.scope.get("autottt_client", ""))
+
+
+def _headers(facts: Facts) -> dict[str, str]:
+    """The trace id and the strategy of an answer as headers."""
+    return {STRATEGY_HEADER: facts.strategy, **({TRACE_HEADER: facts.trace_id} if facts.trace_id else {})}
+
+
+def _new_id(what: str) -> str:
+    return f"{what}-{secrets.token_hex(12)}"
+
+
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _response(api_error(error))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """A request that its schema refuses: 400 that names the first invalid field."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        message = f"{field}: is no field of this request"
+        return _response(ApiError(400, message, field or None, "unknown_parameter"))
+    message = f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+    return _response(ApiError(400, message, field or None, "invalid_value"))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI refuse by themselves: unknown paths and methods, bodies that are no JSON."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is no {request.url.path[:200]}; /openapi.json lists the paths",
+        405: f"{request.method[:20]} is not possible here",
+    }
+    response = _response(ApiError(error.status_code, messages.get(error.status_code, str(error.detail))))
+    response.headers.update(error.headers or {})
+    return response

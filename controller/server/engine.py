@@ -1,0 +1,170 @@
+"""The engine of the server: the controller, loaded in a thread, and the runs of requests, one after the other.
+
+What the HTTP side calls is `run`: it hands over work and receives its events. Imports no model library itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ...ttt_core.errors import BaseChangedError, Cancelled
+from .api_errors import ApiError
+from .limits import Limits
+from .metrics import Metrics
+from .work_queue import WorkQueue
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+
+Event: TypeAlias = Any
+"""A dictionary for progress; anything else is the result, which is the last event."""
+Work: TypeAlias = "Callable[[Controller], AsyncGenerator[Event, None]]"
+State = Literal["loading", "ready", "failed", "stopping", "stopped"]
+LOAD_RETRY_SECONDS = 5
+"""Seconds after which a client may ask again while the model is being loaded."""
+_LOG = logging.getLogger("autottt.server")
+
+
+class Engine:
+    """Runs the work of requests on one controller. `load` and all coroutines belong to one event loop."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self.state: State = "loading"
+        self.error: BaseException | None = None
+        """Why the controller could not be loaded."""
+        self.queue = WorkQueue(limits, metrics.waited)
+        self._controller: Controller | None = None
+        self._runs: set[asyncio.Task[None]] = set()
+        metrics.watch(lambda: self.queue.waiting, lambda: self.queue.running)
+
+    async def load(self, load: Callable[[], Controller]) -> None:
+        """Loads the controller in a thread, and is ready for work afterwards."""
+        try:
+            controller = await _in_daemon_thread(load)
+        except Exception as error:
+            self.state, self.error = "failed", error
+            return
+        self.use(controller)
+
+    def use(self, controller: Controller) -> None:
+        """Takes a loaded controller."""
+        self._controller = controller
+        cache = controller.learner.adapters.cache
+        self.metrics.watch_cache(lambda: cache.adapter_count, lambda: cache.used_bytes)
+        if self.state == "loading":
+            self.state = "ready"
+
+    @property
+    def controller(self) -> Controller:
+        """The loaded controller. Raises `ApiError` while there is none, and once the server stops."""
+        if self.state == "stopping" or self.state == "stopped":
+            raise ApiError(503, "the server is shutting down; try another one", code="shutting_down", retry_after=30)
+        if self.state == "failed":
+            raise ApiError(503, "the model could not be loaded, or is not what was loaded", code="not_ready")
+        if self._controller is None:
+            message = "the model is being loaded; /readyz says when it is ready"
+            raise ApiError(503, message, code="loading", retry_after=LOAD_RETRY_SECONDS)
+        return self._controller
+
+    async def run(self, client: str, work: Work, idle_seconds: float) -> AsyncGenerator[Event, None]:
+        """The events of work that waits for its turn, and None whenever there is none for `idle_seconds`.
+
+        Closing the iterator cancels the work. Raises what the work raises, and `ApiError` where a limit is reached.
+        """
+        controller = self.controller
+        events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
+        task = asyncio.create_task(self._work(client, controller, work, events))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+        try:
+            while True:
+                try:
+                    kind, event = await asyncio.wait_for(events.get(), idle_seconds)
+                except TimeoutError:
+                    yield None
+                    continue
+                if kind == "error":
+                    raise event
+                if kind == "end":
+                    return
+                yield event
+        finally:
+            task.cancel()  # it gives the model back by itself; a cancelled request cannot wait for that
+
+    async def _work(
+        self, client: str, controller: Controller, work: Work, events: asyncio.Queue[tuple[str, Event]]
+    ) -> None:
+        """Does the work in its turn and publishes its events, then `end` or `error`."""
+        try:
+            async with (
+                asyncio.timeout(self.limits.seconds),
+                self.queue.turn(client),
+                aclosing(work(controller)) as running,
+            ):
+                async for event in running:
+                    events.put_nowait(("event", event))
+            events.put_nowait(("end", None))
+        except asyncio.CancelledError:
+            self.metrics.failed(Cancelled())
+            events.put_nowait(("error", Cancelled("the run was cancelled")))
+            raise
+        except TimeoutError as error:
+            self.metrics.failed(error)
+            message = f"there was no answer within {self.limits.seconds:g} seconds, the limit of this server"
+            refusal = ApiError(503, message, code="timeout", retry_after=self.queue.expected_seconds())
+            events.put_nowait(("error", refusal))
+        except Exception as error:
+            self.metrics.failed(error)
+            if isinstance(error, BaseChangedError):
+                self.metrics.reverted(False)
+                self.state = "failed"
+            events.put_nowait(("error", error))
+
+    async def stop(self) -> None:
+        """Refuses new work, lets what runs or waits finish within the limit, cancels the rest, and proves the base."""
+        if self.state in ("stopping", "stopped"):
+            return
+        self.state = "stopping"
+        if self._runs:
+            await asyncio.wait(set(self._runs), timeout=self.limits.shutdown_seconds)
+        for task in self._runs:
+            task.cancel()
+        if self._runs:
+            _LOG.warning("%d requests were cancelled: they did not finish in time", len(self._runs))
+            await asyncio.wait(set(self._runs))
+        if self._controller is not None:
+            try:
+                proof = await asyncio.to_thread(self._controller.learner.verify, full=True)
+                _LOG.info("the base model is what was loaded (%d tensors, %s)", proof.tensors, proof.hash[:12])
+            except BaseChangedError as error:
+                self.error = error
+                _LOG.error("the base model is not what was loaded")
+        self.state = "stopped"
+
+
+async def _in_daemon_thread(work: Callable[[], Controller]) -> Controller:
+    """What `work` returns, from a thread that does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Controller] = loop.create_future()
+
+    def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        if not done.cancelled():
+            set_outcome(outcome)
+
+    def run() -> None:
+        try:
+            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, work())
+        except BaseException as error:
+            outcome = (done.set_exception, error)
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="autottt-load", daemon=True).start()
+    return await done

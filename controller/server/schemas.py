@@ -1,0 +1,213 @@
+"""What clients send and receive, as Pydantic models: the typed API of the server and its OpenAPI document.
+
+Knows nothing about how requests are answered. A field that is not declared is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
+
+
+def _checked_value(value: object) -> object:
+    """The value, if it looks like one of a task. Raises `ValueError`; the kind of the task checks the rest."""
+    rows = value if isinstance(value, list) and all(isinstance(row, list) for row in value) else [value]
+    if isinstance(value, str) or all(isinstance(row, list) and all(type(x) is int for x in row) for row in rows):
+        return value
+    raise ValueError("expected a text, a list of integers, or a grid (a list of rows of digits)")
+
+
+Value = Annotated[
+    Any,
+    PlainValidator(_checked_value),
+    WithJsonSchema({
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "integer"}},
+            {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+        ],
+        "description": "A text, a list of integers, or a grid: rows of digits 0-9.",
+    }),
+]  # fmt: skip
+MAX_SEED = 2**63 - 1
+Seed = Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)]
+
+
+class Request(BaseModel):
+    """A request; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Pair(Request):
+    """A demonstration."""
+
+    input: Value
+    output: Value
+
+
+class TaskRequest(Request):
+    """A task: demonstrations and one query."""
+
+    demonstrations: list[Pair] = Field(description="Inputs with their right outputs.")
+    query: Value = Field(description="The input to answer.")
+    kind: Literal["grid", "grid1d", "list", "text"] | None = Field(
+        None, description="Kind of all values; None: what the first input looks like."
+    )
+    instruction: StrictStr | None = None
+    answer: Value | None = Field(None, description="The right answer where it is known; never shown to the model.")
+    comparison: Literal["exact", "ignore_case", "words", "number"] = Field(
+        "exact", description="How answers are compared."
+    )
+    id: Annotated[StrictStr, Field(min_length=1, max_length=200)] = "task"
+    model: StrictStr | None = Field(None, description="Name in /v1/models.")
+    budget: StrictStr | float | None = Field(
+        None, description="Seconds, or a text such as `10s` or `20x` (multiples of the in-context time)."
+    )
+    seed: Seed | None = None
+
+
+class SolveRequest(TaskRequest):
+    """A task to answer."""
+
+    strategy: StrictStr | None = Field(None, description="Forces one strategy in place of the policy.")
+    stream: StrictBool = Field(False, description="Server-sent events: progress, then the result.")
+
+
+class FeedbackRequest(Request):
+    """What is known about an answer afterwards: the right answer, or whether the answer was right."""
+
+    trace_id: Annotated[StrictStr, Field(pattern=r"^[0-9a-f]{12}$")]
+    answer: Value | None = Field(None, description="The right answer.")
+    right: StrictBool | None = Field(None, description="Whether the answer was right.")
+
+
+class Cost(BaseModel):
+    """What the whole run took."""
+
+    seconds: float
+    forward_tokens: int
+    backward_tokens: int
+    relative_seconds: float | None = Field(description="Seconds over those of the in-context answer.")
+
+
+class Adaptation(BaseModel):
+    """The training of the adapter that gave the answer."""
+
+    steps: int
+    first_loss: float | None
+    last_loss: float | None
+    seconds: float
+    tokens: int
+    stop_reason: str
+    from_cache: bool
+
+
+class Proof(BaseModel):
+    """The check that the base model is what was loaded."""
+
+    method: str
+    tensors: int
+    seconds: float
+    hash: str
+
+
+class Facts(BaseModel):
+    """How an answer came to be: the object `autottt` of every answer."""
+
+    decision: str = Field(description="The strategy that was decided on first, or `not_few_shot`.")
+    strategy: str = Field(description="The strategy whose answer this is.")
+    status: str = Field(description="`answered`, or `no_answer` where no valid answer was found.")
+    reason: str
+    difficulty: float | None = Field(None, description="Estimated probability that the in-context answer is wrong.")
+    scores: dict[str, float | None] = Field({}, description="Estimated probability of a right answer per strategy.")
+    cost: Cost
+    adaptation: Adaptation | None = None
+    proof: Proof | None = None
+    trace_id: str = Field("", description="Identifies the stored trace; empty where none is recorded.")
+    right: bool | None = Field(None, description="Whether the answer is the request's; None where that is unknown.")
+    in_context_answer: Any = Field(None, description="The answer of the unadapted model.")
+
+
+class SolveResponse(BaseModel):
+    """An answer to a task."""
+
+    id: str
+    object: Literal["autottt.result"] = "autottt.result"
+    created: int
+    model: str
+    answer: Any = Field(description="A value of the task's kind; null where no valid answer was found.")
+    text: str = Field(description="The answer as the model wrote it.")
+    autottt: Facts
+
+
+class DecideResponse(BaseModel):
+    """A decision that was not followed."""
+
+    id: str
+    object: Literal["autottt.decision"] = "autottt.decision"
+    created: int
+    model: str
+    strategy: str
+    reason: str
+    difficulty: float | None
+    scores: dict[str, float | None]
+    costs: dict[str, float | None] = Field(description="Predicted cost per strategy, in multiples of in-context.")
+    utilities: dict[str, float | None] = Field(description="Probability minus weighted cost per strategy.")
+    proof: Proof
+
+
+class FeedbackResponse(BaseModel):
+    """What was stored."""
+
+    trace_id: str
+    object: Literal["autottt.label"] = "autottt.label"
+    right: bool
+
+
+class Model(BaseModel):
+    """A model name that requests may give."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "autottt"
+    description: str
+
+
+class ModelList(BaseModel):
+    """Every model name."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """The state of the server."""
+
+    status: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """An error in the shape of OpenAI's API."""
+
+    error: ErrorBody

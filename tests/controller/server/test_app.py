@@ -1,0 +1,322 @@
+"""The HTTP API: tasks, decisions, feedback, health and metrics, and the shape of every error."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from autottt import Controller, FixedPolicy
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.store import TraceStore
+from tests.controller.server.conftest import MODEL, TASK
+
+
+def events_of(response):
+    """The data of server-sent events, each of which must be unnamed; comments are left out."""
+    parts = [part for part in response.text.split("\n\n") if part and not part.startswith(":")]
+    assert all(part.startswith("data: ") and "\n" not in part for part in parts)
+    texts = [part.removeprefix("data: ") for part in parts]
+    assert texts[-1] == "[DONE]"
+    return [json.loads(text) for text in texts[:-1]]
+
+
+def assert_is_error(response, status, *, param=None, code=None):
+    """The response has OpenAI's shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    if param is not None:
+        assert error["param"] == param
+    if code is not None:
+        assert error["code"] == code
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_answered_as_the_controller_answers_it(serve, controller, task):
+    expected = controller.solve(task)
+    response = serve().post("/v1/solve", json=TASK)
+    assert response.status_code == 200
+    body = response.json()
+    assert body["model"] == MODEL
+    assert body["text"] == expected.text
+    assert body["answer"] == (None if expected.answer is None else list(expected.answer))
+    facts = body["autottt"]
+    assert (facts["strategy"], facts["decision"], facts["status"]) == ("in_context", "in_context", expected.status)
+    assert facts["proof"]["hash"] == controller.learner.base_hash
+    assert facts["cost"]["forward_tokens"] > 0
+    assert facts["adaptation"] is None
+    assert response.headers["x-autottt-strategy"] == "in_context"
+
+
+def test_a_forced_strategy_trains_and_reports_the_adaptation(serve, controller):
+    before = controller.learner.base_hash
+    body = serve().post("/v1/solve", json={**TASK, "strategy": "ttt_direct", "seed": 3}).json()
+    facts = body["autottt"]
+    assert facts["decision"] == "ttt_direct"
+    if facts["strategy"] == "ttt_direct":
+        assert facts["adaptation"]["steps"] > 0
+    assert facts["cost"]["backward_tokens"] > 0
+    assert controller.learner.verify(full=True).hash == before == facts["proof"]["hash"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs", "query"),
+    [
+        ("grid", [([[1, 2]], [[2, 1]]), ([[3, 4]], [[4, 3]])], [[5, 6]]),
+        ("grid1d", [([[1, 2]], [[2, 1]]), ([[3, 4]], [[4, 3]])], [[5, 6]]),
+        ("list", [([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6]),
+        ("text", [("cat", "tac"), ("dog", "god")], "fox"),
+    ],
+)
+def test_tasks_of_every_kind_are_answered(serve, kind, pairs, query):
+    demonstrations = [{"input": source, "output": target} for source, target in pairs]
+    response = serve().post("/v1/solve", json={"kind": kind, "demonstrations": demonstrations, "query": query})
+    assert response.status_code == 200
+    assert response.json()["autottt"]["strategy"] == "in_context"
+
+
+def test_a_stream_of_a_task_shows_progress_and_then_the_result(serve):
+    response = serve().post("/v1/solve", json={**TASK, "strategy": "ttt_direct", "stream": True})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *progress, result = events_of(response)
+    steps = [event["autottt"] for event in progress if event["autottt"]["event"] == "step"]
+    nodes = [event["autottt"]["node"] for event in progress if event["autottt"]["event"] == "node"]
+    assert nodes[:2] == ["measure", "decide"]
+    assert nodes[-1] == "revert"
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    assert steps
+    assert result["object"] == "autottt.result"
+    assert "[6, 2, 4]" not in json.dumps(progress)
+
+
+def test_a_stream_that_fails_ends_with_an_error_event(serve):
+    long = {**TASK, "query": list(range(3000)), "stream": True}
+    *_, last = events_of(serve().post("/v1/solve", json=long))
+    assert last["error"]["code"] == "context_length_exceeded"
+
+
+def test_the_right_answer_is_compared_and_never_needed(serve):
+    client = serve()
+    assert client.post("/v1/solve", json=TASK).json()["autottt"]["right"] is None
+    assert client.post("/v1/solve", json={**TASK, "answer": [4, 2, 6]}).json()["autottt"]["right"] in (True, False)
+
+
+def test_a_decision_comes_without_an_answer(serve, make_learner):
+    controller = Controller(make_learner(), FixedPolicy("ttt_direct"))
+    client = serve(controller)
+    charged = controller.learner.guarded.charged
+    response = client.post("/v1/decide", json=TASK)
+    assert response.status_code == 200
+    body = response.json()
+    assert body["strategy"] == response.headers["x-autottt-strategy"] == "ttt_direct"
+    assert set(body["scores"]) == {"in_context"}
+    assert body["proof"]["hash"] == controller.learner.base_hash
+    assert "answer" not in body
+    assert controller.learner.guarded.charged.backward_tokens == charged.backward_tokens == 0
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"demonstrations": [{"input": [1, 2]}]}, "demonstrations[0].output"),
+        ({"demonstrations": 3}, "demonstrations"),
+        ({"query": None}, "query"),
+        ({"query": True}, "query"),
+        ({"kind": "picture"}, "kind"),
+        ({"colour": "red"}, "colour"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"budget": "soon"}, "budget"),
+        ({"comparison": "fuzzy"}, "comparison"),
+        ({"stream": "yes"}, "stream"),
+        ({"kind": "list", "query": "text"}, "query"),
+        ({"kind": "grid", "query": [[1, 2], [3]]}, None),
+    ],
+)
+def test_an_invalid_task_is_refused_with_the_name_of_the_field(serve, change, param):
+    response = serve().post("/v1/solve", json={**TASK, **change})
+    assert_is_error(response, 400, param=param)
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones(serve):
+    response = serve().post("/v1/solve", json={**TASK, "strategy": "magic"})
+    assert_is_error(response, 400)
+    assert "in_context" in response.json()["error"]["message"]
+
+
+def test_a_task_that_does_not_fit_is_refused_without_the_path_of_the_model(serve, controller):
+    object.__setattr__(controller.learner.loaded, "name", "/srv/models/secret-model")
+    response = serve().post("/v1/solve", json={**TASK, "query": list(range(3000))})
+    assert_is_error(response, 400, code="context_length_exceeded")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("body", ["", "{", "[" * 100_000, '{"a": NaN}', "3", "null", '"x"', "\ud800", "1" * 10_000])
+def test_a_body_that_is_no_task_is_refused(serve, body):
+    response = serve().post(
+        "/v1/solve", content=body.encode("utf-8", "surrogatepass"), headers={"content-type": "application/json"}
+    )
+    assert_is_error(response, 400)
+
+
+def test_unknown_paths_methods_and_models_are_errors_in_the_same_shape(serve):
+    client = serve()
+    assert_is_error(client.get("/v1/unknown"), 404)
+    assert_is_error(client.get("/v1/solve"), 405)
+    assert "allow" in client.get("/v1/solve").headers
+    assert_is_error(client.get("/v1/models/other"), 404, code="model_not_found")
+    assert_is_error(client.post("/v1/solve", json={**TASK, "model": "other"}), 404, param="model")
+
+
+def test_an_unexpected_error_is_a_500_that_quotes_nothing(serve, controller, monkeypatch, caplog):
+    def broken(*arguments, **options):
+        raise RuntimeError("secret in /etc/secret/file")
+
+    monkeypatch.setattr(type(controller), "astream", broken)
+    response = serve().post("/v1/solve", json=TASK)
+    assert_is_error(response, 500)
+    assert "secret" not in response.text
+    assert "secret" not in caplog.text
+
+
+def test_a_base_that_changed_stops_the_service(serve, controller):
+    client = serve()
+    next(controller.learner.loaded.model.parameters()).data.add_(1)
+    assert_is_error(client.post("/v1/solve", json=TASK), 503, code="base_changed")
+    assert client.get("/readyz").status_code == 503
+    assert 'autottt_reverts_total{outcome="failed"} 1.0' in client.get("/metrics").text
+
+
+# --- health, models, metrics -----------------------------------------------------------------------------------------
+
+
+def test_the_server_is_healthy_at_once_and_ready_once_the_model_is_loaded(serve, controller):
+    client = serve(None)
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert_is_error(client.get("/readyz"), 503, code="loading")
+    refused = client.post("/v1/solve", json=TASK)
+    assert_is_error(refused, 503, code="loading")
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    client.engine.use(controller)
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.post("/v1/solve", json=TASK).status_code == 200
+
+
+def test_models_are_listed(serve):
+    client = serve()
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert MODEL in [model["id"] for model in listed["data"]]
+    assert client.get(f"/v1/models/{MODEL}").json()["id"] == MODEL
+
+
+def test_metrics_count_decisions_stages_reverts_and_failures(serve):
+    client = serve()
+    client.post("/v1/solve", json=TASK)
+    client.post("/v1/solve", json={**TASK, "strategy": "ttt_direct"})
+    client.post("/v1/solve", json={**TASK, "query": list(range(3000))})
+    client.get("/some/path/that/is/not/there")
+    page = client.get("/metrics").text
+    for line in (
+        "autottt_queue_length 0.0",
+        'autottt_decisions_total{strategy="in_context"} 1.0',
+        'autottt_decisions_total{strategy="ttt_direct"} 1.0',
+        'autottt_stage_seconds_count{stage="measure"} 2.0',
+        'autottt_reverts_total{outcome="proven"} 2.0',
+        'autottt_failures_total{error="TooLongError"} 1.0',
+        'autottt_adapter_uses_total{source="trained"} 1.0',
+        'autottt_requests_total{path="/v1/solve",status="200"} 2.0',
+        'autottt_requests_total{path="other",status="404"} 1.0',
+        "autottt_cached_adapters 1.0",
+    ):
+        assert line in page
+    assert re.search(r"^autottt_cached_adapter_bytes [1-9]", page, re.MULTILINE)
+
+
+def test_the_openapi_document_names_every_path(serve):
+    document = serve().get("/openapi.json").json()
+    assert {"/v1/solve", "/v1/decide", "/v1/feedback", "/v1/models", "/healthz", "/readyz"} <= set(document["paths"])
+
+
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced(make_learner, tmp_path):
+    """A function that makes a controller whose traces are stored, and its store."""
+
+    def make(*, content: bool):
+        store = TraceStore(tmp_path / "traces.sqlite")
+        recorder = TraceRecorder([store], content=content)
+        return Controller(make_learner(), FixedPolicy("in_context"), trace=recorder), store
+
+    return make
+
+
+def test_feedback_labels_the_trace_without_storing_content(serve, traced):
+    controller, store = traced(content=False)
+    client = serve(controller)
+    solved = client.post("/v1/solve", json=TASK)
+    trace_id = solved.headers["x-autottt-trace-id"]
+    assert trace_id == solved.json()["autottt"]["trace_id"]
+    response = client.post("/v1/feedback", json={"trace_id": trace_id, "answer": [99, 98, 97]})
+    assert response.json() == {"trace_id": trace_id, "object": "autottt.label", "right": False}
+    trace = store.get(trace_id)
+    assert trace.label == {"right": False, "strategies": {"in_context": False}}
+    assert "99" not in json.dumps(trace.label)
+    assert store.summaries()[0].is_right is False
+    assert client.post("/v1/feedback", json={"trace_id": trace_id, "right": True}).json()["right"] is True
+    assert store.summaries()[0].is_right is True
+
+
+def test_feedback_with_the_right_answer_labels_the_answer_of_every_strategy(serve, traced):
+    controller, store = traced(content=True)
+    client = serve(controller)
+    solved = client.post("/v1/solve", json={**TASK, "strategy": "ttt_direct"}).json()
+    trace_id, given = solved["autottt"]["trace_id"], solved["answer"]
+    right_answer = given if given is not None else [1]
+    client.post("/v1/feedback", json={"trace_id": trace_id, "answer": right_answer})
+    label = store.get(trace_id).label
+    assert label["answer"] == right_answer
+    assert set(label["strategies"]) == {"in_context", "ttt_direct"}
+    assert label["right"] == (given is not None)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "status", "param"),
+    [
+        ({"trace_id": "0" * 12, "right": True}, 404, "trace_id"),
+        ({"trace_id": "../../etc", "right": True}, 400, "trace_id"),
+        ({"trace_id": "0" * 12}, 400, "answer"),
+        ({"trace_id": "0" * 12, "right": True, "answer": [1]}, 400, "answer"),
+        ({"trace_id": "0" * 12, "answer": [1]}, 400, "answer"),
+        ({"trace_id": "0" * 12, "right": "yes"}, 400, "right"),
+    ],
+)
+def test_feedback_that_cannot_be_stored_is_refused(serve, traced, feedback, status, param):
+    controller, _ = traced(content=False)
+    assert_is_error(serve(controller).post("/v1/feedback", json=feedback), status, param=param)
+
+
+def test_feedback_needs_stored_traces(serve):
+    assert_is_error(serve().post("/v1/feedback", json={"trace_id": "0" * 12, "right": True}), 400, code="no_traces")
+
+
+def test_the_application_is_made_without_importing_a_model_library():
+    code = "import sys, autottt.controller.server.serving, autottt.controller.server.app; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "fastapi" in loaded
+    assert not {"torch", "transformers", "langgraph", "numpy", "sklearn"} & set(loaded)

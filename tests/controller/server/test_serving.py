@@ -1,0 +1,228 @@
+"""The server as a process: errors before it listens, loading in the background, and a graceful stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from autottt.controller.server.serving import bind, is_loopback, url_of
+from autottt.ttt_core.errors import ModelError, SettingsError
+from autottt.ttt_core.model.source_check import check_source
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.cli.commands import call
+from tests.controller.server.conftest import TASK
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    slow = {"rank": 2, "alpha": 2, "max_steps": 100_000, "batch_size": 2}
+    recipes = {"prompt_format": "standard", "recipes": {"ttt_in_context": slow, "ttt_direct": {**slow, "max_steps": 2}}}
+    (folder / "autottt.json").write_text(json.dumps(recipes))
+    return str(folder)
+
+
+class Server:
+    """A server in a process of its own, on a free port."""
+
+    def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
+        variables = {**os.environ, "AUTOTTT_CONFIG": "", "OMP_NUM_THREADS": "1", **(environment or {})}
+        command = [sys.executable, "-m", "autottt", "serve", "--port", "0", "--trace-store", "off", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
+        self.lines: list[str] = []
+        self.url = ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "listening on " in line:
+                self.url = line.split("listening on ")[1].split(";")[0]
+                break
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def get(self, path: str, body: object = None) -> tuple[int, dict]:
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, content, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def wait_until_ready(self) -> None:
+        ends = time.monotonic() + 90
+        while self.get("/readyz")[0] != 200:
+            assert time.monotonic() < ends, self.lines
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+
+@pytest.fixture
+def start(model):
+    """A function that starts a server, which is ended after the test."""
+    servers: list[Server] = []
+
+    def make(*options: str, source: str = model, **more) -> Server:
+        servers.append(Server("--model", source, "--budget", "1000s", *options, **more))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.end()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
+def test_a_server_listens_at_once_answers_when_loaded_and_stops_with_success(start):
+    server = start()
+    assert server.get("/healthz") == (200, {"status": "ok"})
+    server.wait_until_ready()
+    status, body = server.get("/v1/solve", {**TASK, "strategy": "in_context"})
+    assert status == 200
+    assert body["autottt"]["strategy"] == "in_context"
+    assert server.stop() == 0
+    assert "the base model is what was loaded" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_stop_while_the_model_is_loaded_ends_the_process(start):
+    server = start()
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_stop_lets_requests_finish_refuses_new_ones_and_cancels_what_takes_too_long(start):
+    server = start("--shutdown-seconds", "3")
+    server.wait_until_ready()
+    answers: list[tuple[int, dict]] = []
+
+    def ask(strategy: str) -> threading.Thread:
+        body = {**TASK, "strategy": strategy}
+        thread = threading.Thread(target=lambda: answers.append(server.get("/v1/solve", body)))
+        thread.start()
+        return thread
+
+    slow = ask("ttt_in_context")
+    time.sleep(0.7)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert server.get("/readyz")[0] == 503
+    status, body = server.get("/v1/solve", TASK)
+    assert (status, body["error"]["code"]) == (503, "shutting_down")
+    assert server.end() == 0
+    slow.join()
+    ((status, body),) = answers
+    assert status == 503
+    assert "the base model is what was loaded" in server.log
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process_with_an_error(start, model, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{model}/{name}", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    server = start(source=str(tmp_path))
+    assert server.end() == 2
+    assert "error: ModelError" in server.log
+
+
+def test_a_busy_port_is_an_error_before_anything_is_loaded():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        code, _, err = call("serve", "--port", str(busy.getsockname()[1]))
+    assert code == 2
+    assert "cannot listen there" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--api-keys", "no/such/file"), "no/such/file: the file cannot be read"),
+        (("--model", "no/such/model"), "there is no 'no/such/model'"),
+        (("--model", "smollm2-135m"), "autottt models fetch smollm2-135m"),
+        (("--policy", "no/such/policy"), "no/such/policy"),
+        (("--strategy", "magic"), "magic"),
+        (("--host", "0.0.0.0"), "needs keys"),
+        (("--host", "203.0.113.9", "--allow-no-key"), "cannot listen there"),
+    ],
+)
+def test_a_mistake_is_an_error_before_the_server_listens(options, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, _, err = call("serve", "--port", "0", *options)
+    assert code == 2
+    assert message in err
+    assert "listening" not in err
+
+
+def test_keys_are_read_from_the_environment_and_never_shown(monkeypatch):
+    monkeypatch.setenv("AUTOTTT_API_KEYS", "short-secret")
+    code, _, err = call("serve", "--port", "0")
+    assert code == 2
+    assert "AUTOTTT_API_KEYS" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda folder: None, "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "names no model_type"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "no weights"),
+        (lambda folder: (folder / "a.gguf").write_bytes(b"text"), "no GGUF file"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_named_before_it_is_loaded(tmp_path, make, problem):
+    make(tmp_path)
+    with pytest.raises(ModelError, match=problem):
+        check_source(tmp_path)
+
+
+def test_a_model_folder_a_hub_id_and_the_bundled_model_pass_the_check(model):
+    check_source(model)
+    check_source("owner/name")
+    check_source(None)
+
+
+def test_hosts_are_told_apart():
+    assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.8.8")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org")))
+
+
+def test_a_free_port_is_bound_and_named():
+    with bind("127.0.0.1", 0) as bound:
+        assert url_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
+    with pytest.raises(SettingsError, match="cannot listen there"):
+        bind("no.such.host.invalid", 0)
