@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from langgraph.graph import END, START, StateGraph
 
-from ..strategies.registry import strategies
+from ..strategies.registry import get_strategy, strategies
 from .nodes import decide, judge, measure, revert, strategy_node
 from .state import Context, State, TaskInput, TaskOutput
 from .task_graph import TaskGraph
@@ -62,8 +62,9 @@ def build_graph(checkpointer: Any = None, context_of: Callable[[], Context] | No
 
 
 def chosen_strategy(state: State) -> str:
-    """From `decide` to the node of the strategy that it chose."""
-    return str(state["decision"]["strategy"])
+    """From `decide` to the node of the strategy that it chose. Raises `StrategyError` for a name that a host wrote into
+    the decision and that is unknown."""
+    return get_strategy(str(state["decision"]["strategy"])).name
 
 
 def after_judging(state: State) -> Literal["decide", "revert"]:

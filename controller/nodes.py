@@ -28,7 +28,7 @@ from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
 from .events import step_facts
 from .results import output_of
-from .state import Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
+from .state import Basis, Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
 
 V = TypeVar("V")
 Work = Callable[[V, Runtime[Context]], object]
@@ -58,6 +58,8 @@ def node(
             learner = context.learner
             turn = learner.guarded.lock.exclusive(context.raise_if_cancelled)
             with turn, context.node_span(name, state) as step, plugin_proofs(learner):
+                if not first:
+                    Basis.of(context, Query.of(state)).require_same(state.get("basis", {}))
                 meter = learner.guarded.meter()
                 result = work(view(state), runtime)
                 taken = meter.read()
@@ -129,7 +131,7 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
     formatted = replace(query, task=context.learner.formats.formatted(query.task))
-    return Measured(formatted, measurement, context.learner.loaded.prompt_format)
+    return Measured(formatted, measurement, context.learner.loaded.prompt_format, Basis.of(context, formatted))
 
 
 @node("decide", Progress.of)

@@ -181,8 +181,14 @@ def result_of(task: Task, state: State) -> Result:
         trace_id=state.get("trace_id", ""),
         prompt_format=state["prompt_format"],
         format_choice=state["format_choice"],
-        decision=next(event["decision"] for event in state["trace"] if "decision" in event),
+        decision=_first_decision(state),
     )
+
+
+def _first_decision(state: State) -> Mapping[str, Any]:
+    """The first decision of a run: that of the state where no other followed, since a host may have replaced it."""
+    decisions: list[Mapping[str, Any]] = [event["decision"] for event in state["trace"] if "decision" in event]
+    return decisions[0] if len(decisions) > 1 else state["decision"]
 
 
 def output_of(state: State) -> State:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -30,6 +32,28 @@ def package_versions() -> dict[str, str]:
     return dict(_installed())
 
 
+def _digest(card: Mapping[str, Any]) -> str:
+    """Digest of a policy's card."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+_digests: dict[int, tuple[weakref.ref[Policy], str]] = {}
+"""By the id of a policy: a reference to it, and the digest of its card."""
+
+
+def policy_digest(policy: Policy) -> str:
+    """Digest of a policy's card. That of a learned policy takes milliseconds, so it is cached by the object."""
+    known = _digests.get(id(policy))
+    if known is not None and known[0]() is policy:
+        return known[1]
+    digest = _digest(policy.card())
+    with suppress(TypeError):  # an object without weak references
+        _digests[id(policy)] = weakref.ref(policy), digest
+    for dead in [key for key, (policy_of, _) in list(_digests.items()) if policy_of() is None]:
+        _digests.pop(dead, None)
+    return digest
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What the answers of a run depend on, except for tasks and seeds."""
@@ -46,7 +70,6 @@ class RunFacts:
     def of(cls, learner: Learner, policy: Policy) -> RunFacts:
         """The facts of a learner and a policy."""
         card = policy.card()
-        text = json.dumps(card, sort_keys=True, default=str)
         return cls(
             model={
                 "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
@@ -54,7 +77,7 @@ class RunFacts:
             },
             policy={
                 "name": policy.name, "version": card.get("format_version"),
-                "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+                "digest": _digest(card),
                 "thresholds": {name: card[name] for name in _THRESHOLDS if name in card},
             },
             versions={"python": platform.python_version(), **package_versions()},

@@ -21,7 +21,7 @@ from ..policies.features import Features
 from ..policies.measurement import Measurement
 from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Candidate, Cost
-from ..ttt_core.errors import Cancelled, TaskError
+from ..ttt_core.errors import Cancelled, StateError, TaskError
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
@@ -32,6 +32,7 @@ from ..ttt_core.tasks.kinds import make_task, shortened
 from ..ttt_core.tasks.prompts import check_format
 from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
+from .run_facts import policy_digest
 
 Plain = dict[str, Any]
 
@@ -71,6 +72,8 @@ class State(TypedDict, total=False):
     """Tokens of an in-context answer, prompt and answer, where nothing of the prompt is cached."""
     prompt_format: str
     """Name of the prompt format; `auto` where it is chosen for each task."""
+    basis: Plain
+    """What the numbers in the state were measured with; see `Basis`."""
     format_choice: Plain
     """`name` of the prompt format, `scores` of those compared, `margin` and `reason`."""
     decision: Plain
@@ -159,6 +162,40 @@ class Context:
         return False
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What the numbers in a state depend on. A run that is continued from a checkpoint has the same."""
+
+    model: str
+    """Content hash of the base model, and its precision."""
+    prompt_format: str
+    """Of the model; `auto` where it is chosen for each task."""
+    policy: str
+    """Name of the policy, and the digest of its card."""
+    task: str
+    """Digest of the task, and its prompt format."""
+    seed: int
+
+    @classmethod
+    def of(cls, context: Context, query: Query) -> Basis:
+        """The basis of a run of a query."""
+        learner, policy = context.learner, context.policy
+        return cls(
+            f"{learner.base_hash[:16]} in {learner.guarded.precision}", learner.loaded.prompt_format,
+            f"{policy.name} ({policy_digest(policy)})", f"{query.task.digest} {query.task.prompt_format}".strip(),
+            query.seed,
+        )  # fmt: skip
+
+    def require_same(self, plain: Mapping[str, Any]) -> None:
+        """Raises `StateError`, which names what differs, for a state with another basis."""
+        for name, value in asdict(self).items():
+            if plain.get(name) != value:
+                raise StateError(
+                    f"this state was measured with the {name.replace('_', ' ')} {plain.get(name)!r}, and the run that "
+                    f"continues it has {value!r}: continue from the checkpoint before `measure`, or start again"
+                )
+
+
 Action = Literal["accept", "escalate", "fall_back"]
 
 
@@ -236,6 +273,7 @@ class Measured:
     measurement: Measurement
     prompt_format: str
     """Name of the prompt format; `auto` where it is chosen for each task."""
+    basis: Basis
 
 
 @dataclass(frozen=True)
@@ -265,6 +303,7 @@ def _(result: Measured) -> State:
         "in_context": asdict(measurement.in_context),
         "in_context_tokens": measurement.in_context_tokens,
         "prompt_format": result.prompt_format,
+        "basis": asdict(result.basis),
         "format_choice": {**asdict(choice), "margin": choice.margin},
         "decision": {},
         "attempts": [],

@@ -40,6 +40,10 @@ class DeadlineError(AutotttError, TimeoutError):
     """The deadline passed before the work was complete. The model is unchanged."""
 
 
+class StateError(AutotttError, ValueError):
+    """A state of the graph cannot be continued, since its numbers are of another model, policy, task or seed."""
+
+
 class StrategyError(AutotttError, LookupError):
     """A strategy is unknown, or cannot be used on this task."""
 

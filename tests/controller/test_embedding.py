@@ -9,7 +9,7 @@ import operator
 import threading
 import time
 from contextvars import Context, copy_context
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any, TypedDict
 from unittest.mock import Mock
@@ -24,11 +24,12 @@ from autottt.controller.controller import DEFAULT_BUDGET, Controller
 from autottt.controller.graph import build_graph
 from autottt.controller.results import Result
 from autottt.controller.state import checked_task, task_to_plain
-from autottt.policies.policy import BUNDLED, FixedPolicy
+from autottt.policies.features import Features
+from autottt.policies.policy import BUNDLED, FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
-from autottt.ttt_core.errors import Cancelled, PolicyError, TaskError
+from autottt.ttt_core.errors import Cancelled, PolicyError, StateError, StrategyError, TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -258,6 +259,114 @@ def test_time_travel_gives_the_same_result_from_every_checkpoint(learner: Learne
         learner.clear()
         output = graph.invoke(None, snapshot.config, context=controller.context())
         assert same(Result.from_plain(output["result"]), whole)
+
+
+NODES = ["measure", "decide", *strategies(), "judge", "revert"]
+
+
+def checkpoints_before(graph: Any, config: Any, node: str) -> list[Any]:
+    """The checkpoints of a thread from which a node runs next, the first one first."""
+    snapshots = [s for s in graph.get_state_history(config) if s.next == (node,)]
+    assert snapshots
+    return snapshots[::-1]
+
+
+def solved_with(learner: Learner, node: str) -> tuple[Controller, Any, Any, Result]:
+    """A controller whose runs enter a node, a checkpointed graph, its thread, and the result of a whole run on it."""
+    strategy = node if node in strategies() else "ttt_in_context"
+    controller, graph = Controller(learner, FixedPolicy(strategy)), build_graph(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    learner.clear()
+    output = graph.invoke({"task": TASK, "seed": 3}, config, context=controller.context())
+    return controller, graph, config, Result.from_plain(output["result"])
+
+
+def losses(result: Result) -> list[Any]:
+    return [a.training_record and a.training_record.losses for a in result.attempts]
+
+
+@pytest.mark.parametrize("clears", [True, False], ids=["cleared", "cached"])
+@pytest.mark.parametrize("node", NODES)
+def test_a_run_continued_before_any_node_is_a_fresh_run(
+    learner: Learner, unchanged: Any, node: str, clears: bool
+) -> None:
+    controller, graph, config, whole = solved_with(learner, node)
+    continued = []
+    for snapshot in checkpoints_before(graph, config, node):
+        if clears:
+            learner.clear()
+        with unchanged(learner.loaded.model, but="random state of Python"):
+            output = graph.invoke(None, snapshot.config, context=controller.context())
+        continued.append(Result.from_plain(output["result"]))
+    learner.clear()
+    for result in continued:
+        for other in (whole, controller.solve(TASK, seed=3)):
+            assert same(result, other)
+            assert losses(result) == losses(other)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_run_continued_with_another_decision_or_task_is_a_fresh_run_of_that(
+    learner: Learner, unchanged: Any, node: str
+) -> None:
+    controller, graph, config, _ = solved_with(learner, node)
+    snapshot = checkpoints_before(graph, config, node)[0]
+    other = "ttt_direct" if node != "ttt_direct" else "ttt_augmented"
+    if node == "measure":
+        task = queries(1)[0]
+        fork, expected = graph.update_state(snapshot.config, {"task": task}), controller.solve(task, seed=3)
+    else:
+        decision = asdict(FixedPolicy(other).decide(Features(**snapshot.values["features"]), [other]))
+        values = {"decision": decision, "attempts": [], "verdict": {}}
+        fork = graph.update_state(snapshot.config, values, as_node="decide")
+        learner.clear()
+        expected = controller.solve(TASK, seed=3, strategy=other)
+    with unchanged(learner.loaded.model, but="random state of Python"):
+        output = graph.invoke(None, fork, context=controller.context())
+    forked = Result.from_plain(output["result"])
+    assert (forked.answer, forked.text, forked.strategy) == (expected.answer, expected.text, expected.strategy)
+    assert forked.decision["strategy"] == expected.decision["strategy"]
+    assert losses(forked) == losses(expected)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_state_of_another_model_policy_task_or_seed_is_refused_or_measured_again(learner: Learner, node: str) -> None:
+    controller, graph, config, _ = solved_with(learner, node)
+    snapshot = checkpoints_before(graph, config, node)[0]
+    model = Learner.wrap(tiny_model("llama", 1), tiny_tokenizer(), prompt_format="compact")
+    form = Learner.wrap(learner.loaded.model, learner.loaded.tokenizer, prompt_format="standard")
+    recipes = dict.fromkeys(strategies(), QUICK)
+    model.loaded, form.loaded = replace(model.loaded, recipes=recipes), replace(form.loaded, recipes=recipes)
+    others = {
+        "model": Controller(model, controller.policy), "prompt format": Controller(form, controller.policy),
+        "policy": Controller(learner, HeuristicPolicy()),
+    }  # fmt: skip
+    for name, other in others.items():
+        if node == "measure":
+            output = graph.invoke(None, snapshot.config, context=other.context())
+            other.learner.clear()
+            assert same(Result.from_plain(output["result"]), other.solve(TASK, seed=3))
+            continue
+        with pytest.raises(StateError, match=f"measured with the {name} .*before `measure`"):
+            graph.invoke(None, snapshot.config, context=other.context())
+    for name, value in (("task", task_to_plain(queries(1)[0])), ("seed", 4)):
+        if node == "measure":
+            continue
+        fork = graph.update_state(snapshot.config, {name: value}, as_node=snapshot_node(node))
+        with pytest.raises(StateError, match=f"measured with the {name} "):
+            graph.invoke(None, fork, context=controller.context())
+
+
+def snapshot_node(node: str) -> str:
+    """The node after which a node runs."""
+    return {"decide": "measure", "judge": "ttt_in_context", "revert": "judge"}.get(node, "decide")
+
+
+def test_a_decision_for_an_unknown_strategy_is_refused(learner: Learner) -> None:
+    _, graph, config, _ = solved_with(learner, "in_context")
+    snapshot = checkpoints_before(graph, config, "in_context")[0]
+    with pytest.raises(StrategyError, match="in_contxt"):
+        graph.update_state(snapshot.config, {"decision": {**snapshot.values["decision"], "strategy": "in_contxt"}})
 
 
 def test_another_task_may_be_put_into_an_earlier_checkpoint(learner: Learner) -> None:
