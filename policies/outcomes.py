@@ -108,6 +108,12 @@ class Outcome:
     """Content digest of each answer -> its share of the votes; empty for strategies that do not vote."""
     prompt_format: str = ""
     """Format of the prompts (see `load_model`); empty if unknown, which matches every format."""
+    policy: str = ""
+    """Name and digest of the policy that chose the strategy in serving; empty if it was collected."""
+    time: str = ""
+    """When the run began, in ISO 8601; empty if unknown."""
+    versions: str = ""
+    """Versions of the packages that answered; empty if unknown."""
 
     @property
     def key(self) -> Key:

@@ -66,22 +66,26 @@ def read_log(files: Iterable[Path]) -> list[Row]:
             refused = isinstance(row, dict) and row.get("status") == "refused"
             if refused and row.get("log_version", LOG_VERSION) == LOG_VERSION:
                 continue  # the line of a task that could not be read has few fields
-            if missing := [name for name in FIELDS if not isinstance(row, dict) or name not in row]:
-                raise PolicyError(f"{place}: lacks {', '.join(missing)}: a log is what `autottt solve --trace` writes")
-            if (version := row.get("log_version", 1)) != LOG_VERSION:
-                raise PolicyError(
-                    f"{place}: a log in version {shortened(version)} of the format, and this package reads version "
-                    f"{LOG_VERSION}; write a new one with `autottt solve TASKS --trace`"
-                )
-            if row["features_version"] != FEATURES_VERSION:
-                raise PolicyError(
-                    f"{place}: features of version {shortened(row['features_version'])}; this package measures version "
-                    f"{FEATURES_VERSION}"
-                )
-            if problem := _problem(row):
-                raise PolicyError(f"{place}: not a result ({problem}). Remove the line if it is damaged")
+            if problem := problem_of(row):
+                raise PolicyError(f"{place}: {problem}")
             rows.append(row)
     return rows
+
+
+def problem_of(row: Any) -> str:
+    """Why decoded JSON is not a result as this version writes it; empty if it is one."""
+    if missing := [name for name in FIELDS if not isinstance(row, dict) or name not in row]:
+        return f"lacks {', '.join(missing)}: a log is what `autottt solve --trace` writes"
+    if (version := row.get("log_version", 1)) != LOG_VERSION:
+        return (
+            f"a log in version {shortened(version)} of the format, and this package reads version {LOG_VERSION}; write "
+            "a new one with `autottt solve TASKS --trace`"
+        )
+    if row["features_version"] != FEATURES_VERSION:
+        version = shortened(row["features_version"])
+        return f"features of version {version}; this package measures version {FEATURES_VERSION}"
+    problem = _problem(row)
+    return f"not a result ({problem}). Remove the line if it is damaged" if problem else ""
 
 
 def _problem(row: Row) -> str:
@@ -120,13 +124,14 @@ def base_of(rows: Sequence[Row]) -> str:
     return str(hashes[0])
 
 
-def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome]:
+def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any], *, forced: bool = True) -> list[Outcome]:
     """The outcomes of the in-context answer and of the first attempt, where the right answer is known: from `answers`,
     by the task's digest, or from the log.
 
     Only queries with the features of every stage count. Later attempts are excluded: they depend on the failure of the
     first, which no feature shows. So are answers by a cached adapter, or by one whose training a deadline stopped:
-    their cost is not that of the strategy.
+    their cost is not that of the strategy. Without `forced` so are attempts whose strategy the caller forced: a policy
+    chooses by the features, which an estimator knows, and a caller for reasons that it does not know.
     """
     outcomes: list[Outcome] = []
     for row in rows:
@@ -138,9 +143,14 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any]) -> list[Outcome
         measured = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probe / tokens}
         outcomes.append(_attempt_outcome(row, in_context, right, tokens, measured))
         first = row["attempts"][0]
-        if first["strategy"] != BASE and _paid_in_full(first):
+        if first["strategy"] != BASE and _paid_in_full(first) and (forced or not is_forced(row)):
             outcomes.append(_attempt_outcome(row, first, right, _token_equivalents(first), {}))
     return outcomes
+
+
+def is_forced(row: Row) -> bool:
+    """Whether the caller forced the strategy of the first attempt; one that was drawn to explore is not forced."""
+    return bool(row["decision"].get("exclusive")) and not row["decision"].get("policy_choice")
 
 
 def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str, int]:
@@ -198,8 +208,17 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
         held_out_gain=CrossValidationResult(**attempt["cross_validation"]).gain if attempt["cross_validation"] else 1.0,
         losses=finite((attempt["training_record"] or {}).get("losses", ())),
         vote_shares={content_digest(c["value"]): c["share"] for c in attempt["candidates"]},
-        prompt_format=row.get("prompt_format", ""), **measured,
+        prompt_format=row.get("prompt_format", ""), **_origin(row), **measured,
     )  # fmt: skip
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    """The policy, the time and the versions of the run, where the log has them."""
+    run = row.get("run", {})
+    policy = run.get("policy", {})
+    versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+    name = f"{policy['name']} ({policy['digest']})" if policy else ""
+    return {"policy": name, "time": str(run.get("time", "")), "versions": versions}
 
 
 def _token_equivalents(row: Row) -> int:

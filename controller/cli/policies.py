@@ -27,6 +27,7 @@ from .options import (
 
 policy_app = typer.Typer(no_args_is_help=True, help="Show, explain, compare and monitor policies.")
 Logs = Annotated[list[Path], typer.Argument(help="Files that `autottt solve --trace` wrote.")]
+OptionalLogs = Annotated[list[Path] | None, typer.Argument(help="Files that `autottt solve --trace` wrote.")]
 AnswerFiles = Annotated[
     list[Path] | None,
     typer.Option("--answers", help="Task files with the right answers of queries that were solved without them."),

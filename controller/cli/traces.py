@@ -46,7 +46,7 @@ class RunOptions:
         """What the store is asked for. Raises `SettingsError` for a time that cannot be read."""
         from ..tracing.store import Filter
 
-        times = {"since": _time("--since", self.since), "until": _time("--until", self.until)}
+        times = {"since": time_of("--since", self.since), "until": time_of("--until", self.until)}
         return Filter(**{**asdict(self), **times})
 
 
@@ -233,7 +233,7 @@ def store_of(setting: str | None) -> TraceStore:
     return local_store() if setting in (None, "local", "off") else TraceStore(setting)
 
 
-def _time(option: str, text: str | None) -> float | None:
+def time_of(option: str, text: str | None) -> float | None:
     """Seconds since 1970 of a date, or of a number of hours (`12h`) or days (`7d`) ago."""
     if text is None:
         return None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...ttt_core.errors import PolicyError, TaskError
+from ...ttt_core.errors import PolicyError, SettingsError, TaskError
+from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
 from .locks import exclusive
 from .options import AsJson, Demonstrations, Seed, make_folders
 from .outcomes import add_outcomes, read_outcomes
-from .policies import AnswerFiles, Logs, print_json, print_markdown, right_answers
+from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, right_answers
+from .traces import store_of, time_of
 
 if TYPE_CHECKING:
     from ...policies.outcomes import Outcome
+    from ...policies.serving_logs import Row
     from ...policies.trained_policy import TrainedPolicy
 
 
@@ -73,37 +76,79 @@ def train_policy(
         _train(outcomes, stores, training, workers)
 
 
+@dataclass(frozen=True)
+class TraceSource:
+    """Stored traces that a policy is trained on."""
+
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="Learn from stored traces too: `local` (your store), or a file NAME.sqlite."
+        ),
+    ] = None
+    since: Annotated[
+        str | None, typer.Option(help="Only traces from this date on (2026-01-31), or of the last 12h or 7d.")
+    ] = None
+    until: Annotated[str | None, typer.Option(help="Only traces before this date.")] = None
+    model_hash: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="Only traces of the model whose content hash begins with this."),
+    ] = None
+    forced: Annotated[
+        bool, typer.Option("--forced", help="Learn also from attempts whose strategy the caller forced.")
+    ] = False
+
+    def rows(self) -> tuple[list[Row], dict[str, int]]:
+        """The traces as rows of a log, and why others give none. Raises `SettingsError` for another name."""
+        if self.traces is None:
+            return [], {}
+        if self.traces != "local" and not self.traces.endswith(STORE_SUFFIXES):
+            raise SettingsError(
+                f"--traces: expected local, or a file that ends with {STORE_SUFFIXES[0]}; received {self.traces!r}"
+            )
+        from ..tracing.log_rows import log_rows
+        from ..tracing.store import Filter
+
+        times = Filter(since=time_of("--since", self.since), until=time_of("--until", self.until))
+        return log_rows(store_of(self.traces).traces(times), self.model_hash or "")
+
+
 def retrain(
-    logs: Logs,
     store: Annotated[Path, typer.Option(help="Folder of outcomes: those of the logs are added to it.")],
     training: TrainingOptions,
+    source: TraceSource,
+    logs: OptionalLogs = None,
     answers: AnswerFiles = None,
     demonstrations: Demonstrations = None,
 ) -> None:
-    """Train a policy on logs and on collected outcomes: adds the outcomes in the logs to a store, then trains.
+    """Train a policy on logs, stored traces and collected outcomes: adds the outcomes of the runs to a store, then
+    trains.
 
     Example: `autottt retrain answers.jsonl --answers solutions.jsonl --store runs/outcomes --out runs/policy`
 
     Only queries whose right answer is known, and on which everything was measured, become outcomes; `solve --explore`
-    makes sure that there are some of every kind. A policy is evaluated on queries that every strategy was tried on.
+    makes sure that there are some of every kind. A policy is evaluated on queries that every strategy was tried on. Of
+    traces, attempts whose strategy the caller forced are left out unless `--forced`.
     """
     from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
-    from ...policies.serving_logs import base_of, outcomes_of, read_log, skipped_counts
+    from ...policies.serving_logs import base_of, outcomes_of, read_log
     from ...policies.training import trainable_table
 
+    if not logs and source.traces is None:
+        raise TaskError("there is nothing to learn from: name files that `autottt solve --trace` wrote, or --traces")
     training.make_folders()
     make_folders(store=store)
     with exclusive(training.out):
-        rows = read_log(logs)
-        outcome_store, right = OutcomeStore(store), right_answers(answers, rows, demonstrations)
-        logged, base = outcomes_of(rows, right), base_of(rows)
+        (traced, unusable), rows = source.rows(), read_log(logs or [])
+        outcome_store, right = OutcomeStore(store), right_answers(answers, [*rows, *traced], demonstrations)
+        logged = [*outcomes_of(rows, right), *outcomes_of(traced, right, forced=source.forced)]
+        _report_rows(rows, traced, unusable, right, source.forced)
+        base = base_of([*rows, *traced])
         stored = [o for o in outcome_store.read() if o.base_hash == base]
         trainable_table([*stored, *outcome_store.missing(logged)])  # raises before anything is written
         new = add_outcomes(outcome_store, logged)
-        line(f"{len(rows)} queries in the logs; {len(logged)} outcomes of them can be learned from, {len(new)} new")
-        for why, count in skipped_counts(rows, right).items():
-            line(f"{count} teach nothing: {why}")
+        line(f"{len(logged)} outcomes of them can be learned from, {len(new)} new")
         if new or not (training.out / CARD).exists():
             _train([o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training)
         else:
@@ -111,6 +156,21 @@ def retrain(
                 f"nothing new to learn, so {training.out} is unchanged; `autottt train-policy {store} --out "
                 f"{training.out}` trains it again"
             )
+
+
+def _report_rows(
+    rows: Sequence[Row], traced: Sequence[Row], unusable: Mapping[str, int], right: Mapping[str, Any], forced: bool
+) -> None:
+    """Says how many queries there are, and why some of them teach nothing."""
+    from ...policies.serving_logs import is_forced, skipped_counts
+
+    counts = [(len(rows), "in the logs"), (len(traced) + sum(unusable.values()), "in the traces")]
+    line(f"queries: {', '.join(f'{count} {where}' for count, where in counts if count) or 'none'}")
+    for why, count in {**unusable, **skipped_counts([*rows, *traced], right)}.items():
+        line(f"{count} teach nothing: {why}")
+    chosen_by_caller = 0 if forced else sum(map(is_forced, traced))
+    if chosen_by_caller:
+        line(f"{chosen_by_caller} teach about in_context only: the caller forced the strategy (--forced uses them)")
 
 
 def _train(outcomes: Sequence[Outcome], stores: Sequence[Path], training: TrainingOptions, workers: int = 1) -> None:

@@ -497,6 +497,49 @@ def test_a_policy_is_trained_on_serving_logs(tmp_path, model):
     assert call("policy", "monitor", log, "--answers", answers)[0] == 0
 
 
+def test_a_policy_is_trained_on_stored_traces(tmp_path, model, monkeypatch):
+    """Solved with the answers, exploring; a forced strategy and a task without its answer teach less or nothing."""
+    families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
+    outcomes, bundle, traces = (str(tmp_path / n) for n in ("outcomes", "bundle", "traces.sqlite"))
+    places = ["--store", outcomes, "--out", bundle, "--runs", str(tmp_path / "runs")]
+    monkeypatch.setenv("AUTOTTT_TRACE", traces)
+    known = tasks_file(tmp_path, *families)
+    assert (
+        call("collect", known, "--store", outcomes, "--strategies", "in_context,ttt_direct", "--model", model)[0] == 0
+    )
+    assert call("train-policy", outcomes, *places[2:])[0] == 0
+    new = [
+        {**t, "id": f"new-{t['id']}", "queries": [{"input": [n, 6], "output": [6, n]}]} for n, t in enumerate(families)
+    ]
+    unknown = {**families[0], "id": "unknown", "queries": [{"input": [9, 9]}]}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "again").mkdir()
+    options = ["--model", model, "--json", "--batch-size", "1"]
+    explored = ["--policy", bundle, "--explore", "1", "--ignore-mismatch"]
+    assert call("solve", tasks_file(tmp_path / "new", *new, unknown), *options, *explored)[0] == 0
+    assert call("solve", tasks_file(tmp_path / "again", families[1]), *options, "--strategy", "zero_shot")[0] == 0
+    before = len(OutcomeStore(outcomes).read())
+    code, out, err = call("retrain", "--traces", traces, *places)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "queries: 8 in the traces" in said
+    assert "1 teach nothing: the right answer is unknown" in said
+    assert "1 teach nothing: the probe was skipped" in said
+    added = [o for o in OutcomeStore(outcomes).read() if o.task_id.startswith("new-")]
+    assert len(OutcomeStore(outcomes).read()) == before + len(added)
+    assert all(o.policy and o.time and "torch" in o.versions for o in added)
+    code, out, _ = call("retrain", "--traces", traces, *places)
+    assert code == 0
+    assert " 0 new" in " ".join(out.split())
+    assert call("retrain", *places)[0] != 0
+    code, _, err = call("retrain", "--traces", "nowhere", *places)
+    assert code != 0
+    assert "expected local, or a file that ends with .sqlite" in " ".join(err.split())
+    code, _, err = call("retrain", "--traces", traces, "--until", "2001-01-31", *places)
+    assert code != 0
+    assert "no answered query" in " ".join(err.split())
+
+
 TABLE = "task,seed,strategy,accuracy_percent,fit_seconds,eval_seconds\na,1,ICL,50,,2\na,1,TTT,75,6,2\n"
 
 

@@ -1,0 +1,146 @@
+"""Stored traces as rows of a log: outcomes of what was run, with the policy, versions and time of the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autottt.controller.controller import Controller
+from autottt.controller.run_facts import RunFacts
+from autottt.controller.tracing.log_rows import log_rows
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.store import TraceStore
+from autottt.controller.tracing.trace import Trace
+from autottt.policies.exploration import ExploringPolicy
+from autottt.policies.features import NAMES
+from autottt.policies.outcome_table import build_outcome_table
+from autottt.policies.outcomes import Outcome, OutcomeStore
+from autottt.policies.policy import FixedPolicy
+from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts
+from autottt.strategies.registry import strategies
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.recipes import Recipe
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Task
+from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+
+QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, transformations=1)
+EXPLORING = ExploringPolicy(FixedPolicy("in_context"), explore=1.0, seed=2)
+
+
+def task_of(number: int, **more: object) -> Task:
+    pairs: list[tuple[object, object]] = [([1, number], [number, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])]
+    return make_task(pairs, [number, 8], answer=[8, number], id=f"t{number}", family=f"f{number}")
+
+
+TASKS = [task_of(n) for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    return learner
+
+
+@pytest.fixture(scope="module")
+def explored(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> list[Trace]:
+    """Traces of queries whose strategies were drawn."""
+    store = TraceStore(tmp_path_factory.mktemp("store") / "traces.sqlite")
+    learner.clear()
+    Controller(learner, EXPLORING, trace=TraceRecorder([store])).solve_many(TASKS)
+    return list(store.traces())
+
+
+def outcomes(traces: list[Trace]) -> list[Outcome]:
+    return outcomes_of(log_rows(traces)[0], {}, forced=False)
+
+
+def test_a_trace_gives_the_outcomes_of_the_strategies_that_were_run(explored: list[Trace], learner: Learner) -> None:
+    rows, reasons = log_rows(explored)
+    assert reasons == {}
+    assert sorted(row["id"] for row in rows) == [task.id for task in TASKS]
+    made = outcomes(explored)
+    first = {t.task_facts["id"]: t.attempts[0] for t in explored if not t.attempts[0]["from_cache"]}
+    assert {(o.task_id.partition("#")[0], o.strategy) for o in made} == {
+        *((task.id, "in_context") for task in TASKS), *((name, attempt["strategy"]) for name, attempt in first.items()),
+    }  # fmt: skip
+    assert len({o.strategy for o in made}) > 2
+    for outcome in made:
+        trace = next(t for t in explored if t.task_facts["id"] == outcome.task_id.partition("#")[0])
+        right = trace.in_context if outcome.strategy == "in_context" else trace.attempts[0]
+        assert outcome.correct == float(right["value"] == trace.attributes["task"]["answer"])
+        assert outcome.base_hash == learner.base_hash
+        if outcome.strategy == "in_context":
+            assert set(outcome.features) == set(NAMES[1])
+
+
+def test_outcomes_say_which_policy_versions_and_time_they_are_of(
+    explored: list[Trace], learner: Learner, tmp_path: Path
+) -> None:
+    facts = RunFacts.of(learner, EXPLORING)
+    times = {trace.task_facts["id"]: trace.time for trace in explored}
+    store = OutcomeStore(tmp_path / "outcomes")
+    for outcome in outcomes(explored):
+        store.append(outcome)
+    store.seal()
+    for outcome in store.read():
+        assert outcome.policy == f"{EXPLORING.name} ({facts.policy['digest']})"
+        assert outcome.time == times[outcome.task_id.partition("#")[0]]
+        assert f"torch {facts.versions['torch']}" in outcome.versions
+
+
+def test_a_strategy_that_the_caller_forced_teaches_about_the_in_context_answer_only(
+    learner: Learner, tmp_path: Path
+) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    learner.clear()
+    learner_probes = ExploringPolicy(FixedPolicy("ttt_direct"), explore=0.0)
+    controller = Controller(learner, learner_probes, trace=TraceRecorder([store]))
+    controller.solve(TASKS[0])
+    (row,) = log_rows(list(store.traces()))[0]
+    assert is_forced(row)
+    measured = {**row, "features": dict.fromkeys(NAMES[1], 0.0)}
+    assert [o.strategy for o in outcomes_of([measured], {}, forced=False)] == ["in_context"]
+    assert [o.strategy for o in outcomes_of([measured], {}, forced=True)] == ["in_context", "ttt_direct"]
+
+
+def test_traces_that_teach_nothing_are_counted_with_the_reason(
+    explored: list[Trace], learner: Learner, tmp_path: Path
+) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    bare = Controller(learner, EXPLORING, trace=TraceRecorder([store], content=False))
+    bare.solve(TASKS[0])
+    kept = Controller(learner, EXPLORING, trace=TraceRecorder([store]))
+    kept.solve(replace(TASKS[1], answer=None))
+    kept.solve_many([replace(TASKS[2], query=tuple(range(9)) * 9000)])
+    damaged = Trace({**explored[0].plain, "root": {**explored[0].root, "attributes": {
+        **explored[0].attributes, "result": {**explored[0].result, "attempts": 3}}}})  # fmt: skip
+    rows, reasons = log_rows([*store.traces(), damaged])
+    assert reasons == {
+        "the trace was stored without content, so its answers are unknown": 1,
+        "the run ended without a result (refused, failed, cancelled or interrupted)": 1,
+        "the trace is of another version of this package, or damaged": 1,
+    }
+    assert skipped_counts(rows, {}) == {"the right answer is unknown (--answers FILES)": 1}
+    assert outcomes_of(rows, {}, forced=False) == []
+    answers = {TASKS[1].digest: [8, 1]}
+    assert {o.task_id for o in outcomes_of(rows, answers, forced=False)} == {f"t1#{TASKS[1].digest}"}
+    _, reasons = log_rows(explored, base_hash="f" * 8)
+    assert reasons == {"the run is of another model (--model-hash)": len(explored)}
+
+
+def test_a_task_under_two_names_is_in_one_family(explored: list[Trace], learner: Learner, tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    learner.clear()
+    twin = replace(TASKS[0], id="twin", family="another")
+    Controller(learner, EXPLORING, trace=TraceRecorder([store])).solve(twin)
+    made = [o for o in outcomes([*explored, *store.traces()]) if o.strategy == "in_context"]
+    collected = [replace(o, strategy="ttt_direct", features={}, relative_cost=9.0) for o in made]
+    table = build_outcome_table([*made, *collected])
+    families = dict(zip(table.tasks, table.families, strict=True))
+    (first,), (second,) = ([f for t, f in families.items() if t.startswith(name)] for name in ("t0#", "twin#"))
+    assert first == second
+    assert len(set(families.values())) == len(TASKS)
