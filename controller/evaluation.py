@@ -211,7 +211,7 @@ def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_eve
         return run(strategy, learner, task, seed=seed)
     began, max_steps = time.monotonic(), recipe_for(strategy, learner.loaded.recipes, task.kind).max_steps
 
-    def on_phase(name: str) -> None:
+    def on_phase(name: str, tokens: int = 0) -> None:
         on_event({"event": "phase", "tasks": [task.id], "phase": name})
 
     def on_step(step: int, loss: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.engine.adapter_provider import Prefetched, PrefetchedLoss
+from ..ttt_core.engine.cost import Cost
 from ..ttt_core.spans import NoSpan, Span
 from ..ttt_core.tasks.task import Task
 from .state import Context, Plain, State
@@ -31,8 +32,9 @@ def watched(context: Context, tasks: Sequence[Task], on_event: OnEvent | None) -
     def on_step(step: Plain) -> None:
         on_event({"event": "step", "tasks": ids, **step})
 
-    def on_phase(name: str) -> None:
-        on_event({"event": "phase", "tasks": ids, "phase": name})
+    def on_phase(name: str, expected_seconds: float) -> None:
+        expected = {"expected_seconds": round(expected_seconds, 3)} if expected_seconds else {}
+        on_event({"event": "phase", "tasks": ids, "phase": name, **expected})
 
     return replace(context, on_event=on_step, on_phase=on_phase)
 
@@ -58,6 +60,11 @@ def last_state(stream: Iterable[Any], task: Task, on_event: OnEvent | None) -> S
 def _now() -> tuple[float, float]:
     """The time of spans, and that of `time.monotonic`."""
     return time.perf_counter(), time.monotonic()
+
+
+def seconds_per_token(cost: Cost) -> float:
+    """Seconds that a token equivalent took."""
+    return cost.seconds / max(1, cost.token_equivalents)
 
 
 def step_facts(strategy: str, step: int, loss: float, max_steps: int, began: float, ends: float = math.inf) -> Plain:
@@ -102,7 +109,7 @@ class PrefetchProgress:
                 self._span_of(run).event(step=step, loss=each.loss)
         if self.publish is None:
             return
-        runs = [run for each in losses for run in self._runs_of(each.plans)]
+        runs = self._runs_of([plan for each in losses for plan in each.plans])
         strategies = ", ".join(dict.fromkeys(run.plan.strategy for run in runs))
         loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
         facts = step_facts(strategies, step, loss, max_steps, self._began[1])

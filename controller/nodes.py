@@ -26,7 +26,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
-from .events import step_facts
+from .events import seconds_per_token, step_facts
 from .results import output_of
 from .state import Basis, Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
 
@@ -234,8 +234,11 @@ def strategy_node(strategy: Strategy) -> Node:
             context.raise_if_cancelled()
             return time.monotonic() >= ends
 
+        def begin_phase(name: str, tokens: int) -> None:
+            context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))
+
         guarded = context.learner.guarded
-        with guarded.stop_when(time_is_up), guarded.reporting_phases(context.begin_phase):
+        with guarded.stop_when(time_is_up), guarded.reporting_phases(begin_phase):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
                 on_step=on_step,

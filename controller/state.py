@@ -116,8 +116,9 @@ class Context:
     """Once one is set, no further node begins, and training and decoding stop before their next step or token."""
     on_event: Callable[[Plain], None] | None = None
     """Receives each training step as it happens, in place of LangGraph's stream writer."""
-    on_phase: Callable[[str], None] | None = None
-    """Receives the name of each node that begins, and `training` and `answering` inside a strategy's node."""
+    on_phase: Callable[[str, float], None] | None = None
+    """Receives the name of each node that begins, and `training` and `answering` inside a strategy's node, each with
+    the seconds that it is expected to take at most; 0: unknown."""
     recorder: Recorder | None = None
     """Records the run; None: runs are not recorded."""
     root: Span | None = None
@@ -135,10 +136,10 @@ class Context:
         edges.append([edges[-1][1] if edges else start, name])
         return self.root.child(name, node=name)
 
-    def begin_phase(self, name: str) -> None:
-        """Reports that a phase begins."""
+    def begin_phase(self, name: str, expected_seconds: float = 0.0) -> None:
+        """Reports that a phase begins, and the seconds that it is expected to take at most; 0: unknown."""
         if self.on_phase is not None:
-            self.on_phase(name)
+            self.on_phase(name, expected_seconds)
 
     @property
     def trace_id(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -126,11 +127,14 @@ def parent_context() -> Context | None:
 
 
 def parent_stream_writer() -> Callable[[Any], None] | None:
-    """Where a node of a surrounding graph sends its custom events; None outside of graphs."""
+    """Where a node of a surrounding graph sends its custom events; None outside of graphs. It may be called inside
+    `no_parent_run`: LangGraph's own writer reads the surrounding run's configuration at every call."""
     try:
-        return get_stream_writer()
+        write = get_stream_writer()
     except (RuntimeError, KeyError):
         return None
+    surrounding = copy_context()
+    return lambda event: surrounding.copy().run(write, event)
 
 
 @contextmanager

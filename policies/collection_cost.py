@@ -71,8 +71,7 @@ def _training_tokens(learner: Learner, strategy: Strategy, task: Task, seed: int
     if not isinstance(strategy, PlansAdapter):
         return 0.0
     examples, recipe = strategy.plan(learner, task, seed).fitted_examples(learner.window)
-    lengths = [fmean(learner.window.length(prompt) for prompt in fold) for fold in examples.folds]
-    return 3.0 * recipe.max_steps * recipe.batch_size * sum(lengths)
+    return examples.training_tokens(recipe, learner.window)
 
 
 def _seconds_per_token(learner: Learner, task: Task) -> float | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .console import errors
+from .console import errors, in_words
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress on the terminal.")]
 _WORDS = {"measure": "measuring", "decide": "deciding", "judge": "judging", "revert": "proving the weights unchanged"}
@@ -56,7 +56,7 @@ class LiveProgress:
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Shows an event of `Controller.stream`."""
         if event["event"] == "phase":
-            self._show_phase(event["phase"], event["tasks"])
+            self._show_phase(event["phase"], event["tasks"], event.get("expected_seconds"))
         elif event["event"] == "step":
             left = f", {event['seconds_left']:.0f} s left"
             self._bars.update(
@@ -64,11 +64,12 @@ class LiveProgress:
                 completed=event["step"], total=event["max_steps"], note=f"loss {event['loss']:.3f}{left}",
             )  # fmt: skip
 
-    def _show_phase(self, phase: str, tasks: list[str]) -> None:
+    def _show_phase(self, phase: str, tasks: list[str], expected_seconds: float | None) -> None:
         if phase not in ("training", "answering"):
             self._strategy = "" if phase in _WORDS else phase
         text = _described(self._strategy, _WORDS.get(phase, phase if phase == "training" else "answering"), tasks)
-        self._bars.reset(self._work, description=text, visible=True, total=None, note="")
+        note = "" if expected_seconds is None else f"about {in_words(expected_seconds)}"
+        self._bars.reset(self._work, description=text, visible=True, total=None, note=note)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:

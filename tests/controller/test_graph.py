@@ -688,6 +688,19 @@ def test_a_stream_gives_the_phases_as_they_begin(learner):
     assert names[-2:] == ["revert", "node"]
 
 
+def test_the_phase_of_training_says_how_long_it_will_take(learner):
+    learner.clear()
+    events = [e for e in Controller(learner, Scripted(["ttt_in_context"])).stream(TASK) if isinstance(e, dict)]
+    phases = [e for e in events if e["event"] == "phase"]
+    (training,) = [e for e in phases if "expected_seconds" in e]
+    assert training["phase"] == "training"
+    (answered,) = [e["update"] for e in events if e["event"] == "node" and e["node"] == "measure"]
+    (trained,) = [e["update"] for e in events if e["event"] == "node" and e["node"] == "ttt_in_context"]
+    cost, tokens = answered["in_context"]["cost"], trained["attempts"][0]["training_record"]["tokens"]
+    per_token = cost["seconds"] / (cost["forward_tokens"] + 2 * cost["backward_tokens"])
+    assert training["expected_seconds"] == pytest.approx(3 * tokens * per_token, rel=0.25)
+
+
 def test_what_on_event_receives_is_what_a_stream_gives(learner):
     def comparable(event):
         return {name: event[name] for name in ("event", "tasks", "phase", "node", "step", "loss") if name in event}

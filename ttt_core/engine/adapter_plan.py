@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from ..model.context_window import ContextWindow
 from ..recipes import Recipe
 from ..tasks.task import Task
+
+SAMPLED_PROMPTS = 8
+"""Prompts of an adapter whose lengths are measured for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,11 @@ class TrainingExamples:
     """One list of tasks with known answers per adapter: a single list unless the plan cross-validates."""
     held_out: Sequence[Sequence[Task]] = ()
     """Per fold, the tasks that its adapter is evaluated on."""
+
+    def training_tokens(self, recipe: Recipe, window: ContextWindow) -> int:
+        """Token equivalents of all steps of a recipe with its adapted batch size, estimated from the first prompts."""
+        steps = 3 * recipe.max_steps * recipe.batch_size  # a backward pass counts as two forward passes
+        return round(sum(steps * fmean(window.length(task) for task in fold[:SAMPLED_PROMPTS]) for fold in self.folds))
 
 
 @dataclass(frozen=True)

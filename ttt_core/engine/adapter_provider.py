@@ -108,13 +108,14 @@ class AdapterProvider:
             cached = self._cached(key)
             if cached is not None:
                 return _recorded(step, "cached", cached), True
-            self._guarded.begin_phase("training")
             with span("examples") as building:
                 examples, recipe = plan.fitted_examples(self._trainer.window)
+                tokens = examples.training_tokens(recipe, self._trainer.window)
                 building.set(
                     examples=[len(fold) for fold in examples.folds], held_out=[len(fold) for fold in examples.held_out],
-                    batch_size=recipe.batch_size,
+                    batch_size=recipe.batch_size, expected_tokens=tokens,
                 )  # fmt: skip
+            self._guarded.begin_phase("training", tokens)
             if plan.cross_validates:
                 adapter = self._trainer.cross_validate(
                     examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step

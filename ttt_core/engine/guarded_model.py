@@ -30,6 +30,9 @@ from ..model.memory import free_memory, out_of_memory, peak_memory, tokens_that_
 from ..spans import span
 from .cost import Cost, Meter
 
+OnPhase = Callable[[str, int], None]
+"""Receives the name of a phase that begins, and the token equivalents that it will take at most; 0: unknown."""
+
 
 class GuardedModel:
     """A loaded model that is used by one caller at a time and is afterwards what it was before."""
@@ -51,7 +54,7 @@ class GuardedModel:
         """Whose turn it is at the model; others around it wait for the same."""
         self.should_stop: Callable[[], bool] | None = None
         """Whether the caller no longer waits for the work; see `stop_when`."""
-        self.on_phase: Callable[[str], None] | None = None
+        self.on_phase: OnPhase | None = None
         """Receives `training` and `answering` when they begin; see `reporting_phases`."""
         self._fingerprint = Fingerprint(loaded.model)
         self._rotary = RotaryState(loaded.model.modules())
@@ -143,7 +146,7 @@ class GuardedModel:
                 self.should_stop = before
 
     @contextmanager
-    def reporting_phases(self, on_phase: Callable[[str], None]) -> Iterator[None]:
+    def reporting_phases(self, on_phase: OnPhase) -> Iterator[None]:
         """While inside, `on_phase` receives `training` and `answering` when they begin."""
         with self.lock.compute:
             before, self.on_phase = self.on_phase, on_phase
@@ -152,10 +155,10 @@ class GuardedModel:
             finally:
                 self.on_phase = before
 
-    def begin_phase(self, name: str) -> None:
-        """Reports that a phase begins."""
+    def begin_phase(self, name: str, tokens: int = 0) -> None:
+        """Reports that a phase begins, which takes this many token equivalents; 0: unknown."""
         if self.on_phase is not None:
-            self.on_phase(name)
+            self.on_phase(name, tokens)
 
     def raise_if_stopped(self) -> None:
         """Raises `DeadlineError`, or what `should_stop` raises, where the caller no longer waits."""

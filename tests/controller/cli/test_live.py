@@ -97,7 +97,8 @@ def test_phases_of_a_run_are_shown_in_words(monkeypatch: pytest.MonkeyPatch) -> 
              "judging", "proving the weights unchanged")  # fmt: skip
     with LiveProgress(3) as progress:
         for phase, expected in zip(phases, words, strict=True):
-            progress.on_event({"event": "phase", "tasks": ["one"], "phase": phase})
+            progress.on_event({"event": "phase", "tasks": ["one"], "phase": phase, "expected_seconds": 90.0})
             written.text = ""
             progress.refresh()
             assert f"one: {expected}" in plain(written.text)
+            assert "about 90 s" in plain(written.text)
