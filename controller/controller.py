@@ -30,6 +30,7 @@ from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
+from .session import session_of
 from .state import Context, Recorder, State, task_from_plain, task_to_plain
 from .tracing import lazy as lazy_tracing
 
@@ -479,7 +480,9 @@ def _recorded(context: Context, task: object, seed: object) -> Iterator[Context]
 
 def _begun(context: Context, task: object, seed: object) -> Context:
     """The context of a run that begins now, with its task in the root of its trace."""
-    context = context.recorder.begin(context) if context.recorder is not None else context
+    if context.recorder is not None:
+        session = session_of(lazy.task_graph.parent_config())
+        context = context.recorder.begin(replace(context, session=session))
     if context.root is not None and isinstance(task, Task):
         context.root.set(task=task_to_plain(task), seed=seed)
     return context

@@ -123,6 +123,8 @@ class Context:
     """Records the run; None: runs are not recorded."""
     root: Span | None = None
     """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
+    session: str = ""
+    """Id of the session that the run belongs to; empty where there is none."""
 
     def node_span(self, name: str, state: State) -> Span | NoSpan:
         """The span of a node that is entered now. The edge that leads to it is recorded in the root."""

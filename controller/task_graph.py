@@ -22,6 +22,7 @@ from pydantic import BaseModel, create_model
 
 from ..ttt_core.errors import TaskError
 from ..ttt_core.tasks.fields import check_seed
+from .session import session_of
 from .state import Context, State, TaskInput, TaskOutput, checked_task, task_to_plain
 
 
@@ -60,7 +61,7 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         closed = threading.Event()
         context = self._context_of_run(context, closed, options.get("stream_mode"))
         given = _checked_input(input)
-        context, finish = recorded_run(context)
+        context, finish = recorded_run(context, config)
         events: Any = super().stream(given, config, context=context, **options)
         error: BaseException | None = None
         try:
@@ -79,7 +80,7 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
         closed = threading.Event()
         context = self._context_of_run(context, closed, options.get("stream_mode"))
         given = _checked_input(input)
-        context, finish = recorded_run(context)
+        context, finish = recorded_run(context, config)
         events: AsyncIterator[Any] = super().astream(given, config, context=context, **options)
         error: BaseException | None = None
         try:
@@ -108,13 +109,18 @@ Finish = Callable[[BaseException | None], None]
 """Ends the record of a run, with what it raised."""
 
 
-def recorded_run(context: Context | None) -> tuple[Context | None, Finish]:
+def recorded_run(context: Context | None, config: Any) -> tuple[Context | None, Finish]:
     """The context of a run that is recorded, and what ends its record. A run whose caller has begun the record, or that
-    is not recorded, stays as it is."""
+    is not recorded, stays as it is. `config` is LangGraph's configuration of the run."""
     if not isinstance(context, Context) or context.recorder is None or context.root is not None:
         return context, lambda error: None
-    begun = context.recorder.begin(context)
+    begun = context.recorder.begin(replace(context, session=session_of(config)))
     return begun, partial(context.recorder.finish, begun)
+
+
+def parent_config() -> Any:
+    """LangGraph's configuration of a surrounding run; None outside of one."""
+    return var_child_runnable_config.get()
 
 
 def parent_context() -> Context | None:

@@ -27,6 +27,7 @@ OWNERS = {
     "langgraph": "controller",
     "langchain_core": "controller",
     "langsmith": "controller",
+    "opentelemetry": "controller",
     "typer": "controller",
     "rich": "controller",
     "fastapi": "controller",
@@ -61,8 +62,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
-        ("background", "budget", "run_facts"), ("state",), ("results", "task_graph", "events"), ("nodes",), ("graph",),
-        ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay", "server"), ("cli",),
+        ("background", "budget", "run_facts", "session"), ("state",), ("results", "task_graph", "events"), ("nodes",),
+        ("graph",), ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay", "server"), ("cli",),
     ),
 }  # fmt: skip
 """The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those

@@ -44,16 +44,29 @@ def declared(requirements: list[str]) -> set[str]:
     return {normal(re.match(r"[\w.-]+", r).group()) for r in requirements}
 
 
+NAMESPACES = {
+    "opentelemetry": "opentelemetry-sdk",  # and the API, which it requires
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+}
+"""Modules of a root that several distributions share, each with its distribution."""
+
+
+def root_of(module: str) -> str:
+    """The part of a module's name that says which distribution it is of."""
+    return max((n for n in NAMESPACES if f"{module}.".startswith(f"{n}.")), key=len, default=module.split(".")[0])
+
+
 def imported() -> set[str]:
     """Distributions whose modules the package imports, anywhere."""
     roots: set[str] = set()
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                roots |= {alias.name.split(".")[0] for alias in node.names}
+                roots |= {root_of(alias.name) for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                roots.add((node.module or "").split(".")[0])
+                roots.add(root_of(node.module or ""))
     owners = {root: {normal(name) for name in names} for root, names in packages_distributions().items()}
+    owners |= {root: {name} for root, name in NAMESPACES.items()}
     owners["mlflow"] = {"mlflow"}  # the test extra installs mlflow-skinny, a part of it
     owners["reasoning_gym"] = {"reasoning-gym"}  # which the test extra does not install
     third_party = {root: owners.get(root, {root}) for root in roots - set(sys.stdlib_module_names)}

@@ -22,7 +22,7 @@ import typer
 from ...strategies.registry import PLUGINS, check_plugins
 from ...ttt_core.errors import BudgetError, PolicyError, SettingsError
 from ..budget import Budget
-from ..tracing import STORE_SUFFIXES
+from ..tracing import EXPECTED_TARGETS, named_targets
 from .console import print_problems
 from .settings import source_of, variable
 
@@ -39,7 +39,6 @@ DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 """Types of devices that torch or its extensions run models on."""
 DTYPES = ("bf16", "fp32")
 FORMATS = ("auto", "chat", "standard", "compact")
-TRACE_SETTINGS = ("off", "local")
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[..., str | None]:
@@ -178,18 +177,18 @@ class PolicyOptions:
 
 
 def _check_trace(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuses what names no store of traces; an empty text is no value."""
-    if value and value not in TRACE_SETTINGS and not value.endswith(STORE_SUFFIXES):
-        source = source_of(ctx, "trace", "--trace-store")
-        expected = f"off, local, or a file that ends with {STORE_SUFFIXES[0]}"
-        raise SettingsError(f"{source}: expected {expected}; received {value!r}")
+    """Refuses what names no target of traces; an empty text is no value."""
+    try:
+        named_targets(value or "off")
+    except ValueError as error:
+        raise SettingsError(f"{source_of(ctx, 'trace', '--trace-store')}: {error}") from None
     return value or None
 
 
 TraceSetting = Annotated[
     str | None,
     _setting(
-        "trace", "Where traces of runs are stored: off, local (your store), or a file NAME.sqlite; default: local.",
+        "trace", f"Where traces of runs go: {EXPECTED_TARGETS}; commas separate several; default: local.",
         "--trace-store", callback=_check_trace,
     ),
 ]  # fmt: skip
@@ -197,7 +196,7 @@ TraceSetting = Annotated[
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """Where traces of runs are stored."""
+    """Where traces of runs go."""
 
     trace: TraceSetting = None
 

@@ -14,6 +14,7 @@ import typer
 from ...strategies.registry import check_names
 from ...ttt_core.errors import SettingsError, TraceError
 from ...ttt_core.standard_json import dumps
+from ..tracing import STORE_SUFFIXES, named_targets
 from .console import line, note, screen, warn
 from .options import AsJson, ModelOptions, PolicyOptions, TraceSetting, command, load_controller
 from .settings import is_argument
@@ -227,10 +228,11 @@ def replay(
 
 
 def store_of(setting: str | None) -> TraceStore:
-    """The store that the setting names; that of the user where it says `off`."""
+    """The first store that the setting names; that of the user where it names none."""
     from ..tracing.store import TraceStore, local_store
 
-    return local_store() if setting in (None, "local", "off") else TraceStore(setting)
+    stores = [name for name in named_targets(setting or "off") if name == "local" or name.endswith(STORE_SUFFIXES)]
+    return TraceStore(stores[0]) if stores and stores[0] != "local" else local_store()
 
 
 def time_of(option: str, text: str | None) -> float | None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ...policies.policy import Policy
 from ...ttt_core.errors import SettingsError
@@ -18,7 +18,7 @@ from ...ttt_core.learner import Learner
 from ...ttt_core.spans import Span
 from ..run_facts import RunFacts
 from ..state import Context, task_from_plain
-from . import STORE_SUFFIXES
+from . import OTLP, named_targets
 from .content import without_content
 from .store import TraceStore, local_store
 from .trace import Trace
@@ -34,6 +34,15 @@ class Target(Protocol):
         ...
 
 
+@runtime_checkable
+class CallerTarget(Target, Protocol):
+    """A target that reads something of the caller when a run begins."""
+
+    def of_caller(self) -> Mapping[str, Any]:
+        """Attributes for the root of a run that begins now. It raises nothing."""
+        ...
+
+
 class TraceRecorder:
     """Records the runs of controllers and gives their traces to targets."""
 
@@ -41,27 +50,29 @@ class TraceRecorder:
         """Without `content` traces have no demonstrations, queries, prompts or answers."""
         self.targets = tuple(targets)
         self.content = content
+        self._caller_targets = [target for target in self.targets if isinstance(target, CallerTarget)]
         self._facts: tuple[Learner, Policy, Mapping[str, Any]] | None = None
         self._warned: set[Target] = set()
 
     @classmethod
     def of(cls, setting: str | os.PathLike[str], *, content: bool = True) -> TraceRecorder:
-        """The recorder that a setting names: `local`, the store of this user, or the file of a store. Raises
-        `SettingsError` for anything else."""
-        text = os.fspath(setting)
-        if text == "local":
-            return cls([local_store()], content=content)
-        if text.endswith(STORE_SUFFIXES):
-            return cls([TraceStore(text)], content=content)
-        raise SettingsError(
-            f"trace: expected off, local, or a file that ends with {STORE_SUFFIXES[0]}; received {text!r}"
-        )
+        """The recorder of the targets that a setting names, see `named_targets`. Raises `SettingsError` where it names
+        none, or where a library that one of them needs is missing."""
+        try:
+            names = named_targets(setting)
+        except ValueError as error:
+            raise SettingsError(f"trace: {error}") from None
+        return cls([_target(name) for name in names], content=content)
 
     def begin(self, context: Context) -> Context:
         """The context of a new run, with the root of its tree."""
         root = Span("run")
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        time = datetime.now(UTC).isoformat(timespec="microseconds")
         root.set(id=os.urandom(6).hex(), time=time, budget=str(context.budget), edges=[])
+        for target in self._caller_targets:
+            root.set(**target.of_caller())
+        if context.session:
+            root.set(session=context.session)
         root.set(**self._facts_of(context.learner, context.policy))
         return replace(context, root=root)
 
@@ -103,6 +114,20 @@ class TraceRecorder:
         if self._facts is None or self._facts[0] is not learner or self._facts[1] is not policy:
             self._facts = learner, policy, asdict(RunFacts.of(learner, policy))
         return self._facts[2]
+
+
+def _target(name: str) -> Target:
+    """The target of a name. Raises `SettingsError` where a library that it needs is missing."""
+    if name == "local":
+        return local_store()
+    kind, _, endpoint = name.partition(":")
+    if kind != OTLP:
+        return TraceStore(name)
+    try:
+        from .telemetry import TelemetryTarget  # not at the top: most programs have no OpenTelemetry
+    except ImportError as error:
+        raise SettingsError(f"trace: {name} needs OpenTelemetry ({error}): pip install 'autottt[trace]'") from None
+    return TelemetryTarget(endpoint or None)
 
 
 def _sizes(root: Span) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ def test_a_file_and_the_configuration_name_the_store(tasks, model, tmp_path, mon
     assert len(run("trace", "list", "--json").splitlines()) == len(TASKS)
     monkeypatch.setenv("AUTOTTT_TRACE", "nowhere")
     out = run("trace", "list", code=2)
-    assert "variable AUTOTTT_TRACE: expected off, local, or a file" in out
+    assert "variable AUTOTTT_TRACE: expected off, local, otlp, otlp:URL, or a file" in out
 
 
 def test_list_shows_and_filters_runs(solved):
