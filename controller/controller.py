@@ -67,8 +67,9 @@ class Controller:
         `policy` is a policy, the folder of a bundle, or None for the one that fits the learner. A model without a
         trained policy gets `HeuristicPolicy` and, without `budget`, the budget `DEFAULT_BUDGET`; a warning says so.
         `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith. `trace` is
-        where runs are recorded: `off`, `local` (this user's store), the file of a store (`NAME.sqlite`), or a
-        `TraceRecorder`; None: what the variable `AUTOTTT_TRACE` says, else `off`.
+        where runs are recorded: `off`, `local` (this user's store), the file of a store (`NAME.sqlite`), `otlp` or
+        `otlp:URL` (OpenTelemetry), several of these with commas, or a `TraceRecorder`; None: what the variable
+        `AUTOTTT_TRACE` says, else `off`.
         Raises `TypeError` for another argument and `PolicyError` for a bundle that cannot be used.
         """
         if not isinstance(learner, Learner):
