@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from autottt.controller.cli import main
+from autottt.controller.tracing.store import local_store
 from autottt.ttt_core.lora.adapter import FORMAT
 from tests.controller.cli.commands import call, task, tasks_file
 
@@ -95,3 +96,33 @@ def test_clear_asks(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, 
 def test_a_folder_is_needed(tmp_path: Path):
     assert "AUTOTTT_ADAPTERS" in call("cache", "list")[2]
     assert "no such folder" in call("cache", "check", str(tmp_path / "none"))[2]
+
+
+def test_list_shows_the_store_of_traces(folder: Path, tmp_path: Path):
+    store = local_store()
+    code, out, _ = call("cache", "list", str(folder))
+    assert code == 0
+    assert out.endswith(f"{store.file}: 1 traces, {store.size()[1]} bytes\n")
+    assert "1 adapters" in out
+    code, out, _ = call("cache", "list")  # no folder is set
+    assert (code, out) == (0, f"{store.file}: 1 traces, {store.size()[1]} bytes\n")
+    assert "there are no" not in call("cache", "list", "--trace-store", str(tmp_path / "other.sqlite"))[1]
+
+
+@pytest.mark.parametrize(("answer", "remaining"), [("n\n", 1), ("y\n", 0)])
+def test_clear_deletes_traces_and_no_adapters(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, remaining: int
+):
+    before, store = sorted(folder.iterdir()), local_store()
+    monkeypatch.setenv("AUTOTTT_ADAPTERS", str(folder))
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    code, out, err = call("cache", "clear", "--traces")
+    assert code == remaining
+    assert ("1 traces were deleted" in out) == (remaining == 0)
+    assert store.size()[0] == remaining
+    assert sorted(folder.iterdir()) == before
+    assert "there are no traces" in call("cache", "clear", "--traces", "--trace-store", str(tmp_path / "x.sqlite"))[1]
+    code, _, err = call("cache", "clear", str(folder), "--traces", "--yes")
+    assert code != 0
+    assert "deletes traces and no adapters" in err
+    assert store.size()[0] == remaining
