@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,22 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from ...ttt_core.errors import AutotttError, Cancelled
-from ...ttt_core.standard_json import dumps
 from ...ttt_core.tasks.kinds import make_task
 from ...ttt_core.tasks.task import Task
 from ..background import Publish, aiterate
+from . import streaming
 from .api_errors import ApiError, api_error
+from .chat import FEW_SHOT_SUFFIX, read_chat_request
+from .chat_answers import ChatAnswer, answer_conversation, answer_few_shot
 from .engine import Engine, Event, Work
 from .facts import facts_of, numbers, progress_of
 from .guard import Guard
 from .labels import Labels
 from .schemas import (
+    AnswerMessage,
+    ChatRequest,
+    ChatResponse,
+    Choice,
     DecideResponse,
     ErrorResponse,
     Facts,
@@ -38,19 +44,17 @@ from .schemas import (
     SolveRequest,
     SolveResponse,
     TaskRequest,
+    Usage,
 )
 
 if TYPE_CHECKING:
     from ..controller import Controller
     from ..results import Result
 
-KEEP_ALIVE_SECONDS = 10.0
-"""Longest silence of a stream; then a comment is sent, which clients of server-sent events skip."""
 DISCONNECT_SECONDS = 0.5
 """How often it is checked whether the client of an answer that is not streamed has left."""
 TRACE_HEADER, STRATEGY_HEADER = "x-autottt-trace-id", "x-autottt-strategy"
 """Headers of answers."""
-KEEP_ALIVE, DONE = ": keep-alive\n\n", "data: [DONE]\n\n"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
 }
@@ -66,6 +70,7 @@ def make_app(engine: Engine, *, model_name: str, guard: Guard | None = None) -> 
     app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=ModelList)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"], response_model=Model)
     app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse)
+    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"], response_model=ChatResponse)
     app.add_api_route("/v1/decide", routes.decide, methods=["POST"], response_model=DecideResponse)
     app.add_api_route("/v1/feedback", routes.feedback, methods=["POST"], response_model=FeedbackResponse)
     app.add_api_route("/healthz", routes.healthz, methods=["GET"], response_model=Health)
@@ -120,12 +125,46 @@ class _Routes:
                 async for event in events:
                     yield event
 
+        def to_data(event: Event) -> Iterator[object]:
+            if isinstance(event, dict):
+                yield {"object": "autottt.progress", "autottt": progress_of(event)}
+            else:
+                yield self._solved(event).model_dump()
+
         if body.stream:
-            _ = self._engine.controller  # raises before the response begins
-            return StreamingResponse(self._streamed(work, request), media_type="text/event-stream", headers=_UNCACHED)
+            return await self._stream(work, request, to_data)
         result: Result = await self._result(work, request)
         answer = self._solved(result)
         return JSONResponse(answer.model_dump(), headers=_headers(answer.autottt))
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answers a chat, as OpenAI's API does. Marked examples are demonstrations, of which the controller may learn;
+        any other history is a conversation, which the base model answers."""
+        self._check_model(body.model)
+        chat = read_chat_request(body, self._engine.limits)
+
+        def work(controller: Controller) -> AsyncGenerator[Event, None]:
+            if chat.few_shot:
+                return answer_few_shot(controller, chat, body.strategy, body.budget)
+            return answer_conversation(controller, chat)
+
+        head: dict[str, Any] = {"id": _new_id("chatcmpl"), "created": int(time.time()), "model": body.model}
+        head["system_fingerprint"] = f"autottt-{self._engine.controller.learner.base_hash[:12]}"
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            chunks = streaming.ChatChunks(head, include_usage)
+
+            def to_data(event: Event) -> Iterator[object]:
+                if isinstance(event, ChatAnswer):
+                    self._note(event)
+                return chunks.of_event(event, lambda answer: _usage(answer).model_dump())
+
+            return await self._stream(work, request, to_data)
+        answer: ChatAnswer = await self._result(work, request)
+        self._note(answer)
+        choice = Choice(message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
+        response = ChatResponse(**head, choices=[choice], usage=_usage(answer), autottt=answer.facts)
+        return JSONResponse(response.model_dump(), headers=_headers(answer.facts))
 
     async def decide(self, body: TaskRequest, request: Request) -> Response:
         """The decision on a task and its scores. The task is measured, and not answered."""
@@ -159,10 +198,23 @@ class _Routes:
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return (self._model_name,)
+        return self._model_name, self._model_name + FEW_SHOT_SUFFIX
 
     def _model(self, name: str) -> Model:
-        return Model(id=name, created=self._created, description="Decides for each task whether to train first.")
+        turns = "every earlier turn of a chat is" if name.endswith(FEW_SHOT_SUFFIX) else "marked turns of a chat are"
+        description = f"Decides for each task whether to train first; {turns} demonstrations."
+        return Model(id=name, created=self._created, description=description)
+
+    def _note(self, answer: ChatAnswer) -> None:
+        """Counts the answer to a chat."""
+        if answer.result is not None:
+            self._engine.metrics.result(answer.result)
+            self._labels.remember(answer.result)
+            return
+        self._engine.metrics.decided(answer.facts.decision)
+        stages = {"conversation": answer.facts.cost.seconds}
+        self._engine.metrics.answered(answer.facts.strategy, answer.facts.status, stages)
+        self._engine.metrics.reverted(True)
 
     def _check_model(self, name: str | None) -> None:
         """Raises `ApiError` for a model that is not served."""
@@ -192,20 +244,14 @@ class _Routes:
                     return event
         raise AssertionError("work ends with its result")
 
-    async def _streamed(self, work: Work, request: Request) -> AsyncIterator[str]:
-        """The events of a task as server-sent events: unnamed ones, as clients of OpenAI's API read them."""
-        try:
-            async with aclosing(self._engine.run(client_of(request), work, KEEP_ALIVE_SECONDS)) as events:
-                async for event in events:
-                    if event is None:
-                        yield KEEP_ALIVE
-                    elif isinstance(event, dict):
-                        yield data({"object": "autottt.progress", "autottt": progress_of(event)})
-                    else:
-                        yield data(self._solved(event).model_dump())
-        except Exception as error:
-            yield data(api_error(error).body)
-        yield DONE
+    async def _stream(
+        self, work: Work, request: Request, to_data: Callable[[Event], Iterator[object]]
+    ) -> StreamingResponse:
+        """The events of work as a stream. What is wrong at once is an error with its status, and no stream."""
+        events = self._engine.run(client_of(request), work, streaming.POLL_SECONDS)
+        first = await anext(events)
+        content = streaming.stream(first, events, to_data)
+        return StreamingResponse(content, media_type="text/event-stream", headers=streaming.HEADERS)
 
     def _solved(self, result: Result) -> SolveResponse:
         """The response to a solved task, which is counted and can be labelled from now on."""
@@ -217,15 +263,6 @@ class _Routes:
         )  # fmt: skip
 
 
-_UNCACHED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-"""Headers with which proxies pass a stream on at once."""
-
-
-def data(content: object) -> str:
-    """A server-sent event without a name."""
-    return f"data: {dumps(content)}\n\n"
-
-
 def client_of(request: Request) -> str:
     """Name of the client whose request this is; see `guard`."""
     return str(request.scope.get("autottt_client", ""))
@@ -234,6 +271,14 @@ def client_of(request: Request) -> str:
 def _headers(facts: Facts) -> dict[str, str]:
     """The trace id and the strategy of an answer as headers."""
     return {STRATEGY_HEADER: facts.strategy, **({TRACE_HEADER: facts.trace_id} if facts.trace_id else {})}
+
+
+def _usage(answer: ChatAnswer) -> Usage:
+    """The tokens of a chat, with the facts."""
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    return Usage(
+        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, autottt=answer.facts
+    )
 
 
 def _new_id(what: str) -> str:

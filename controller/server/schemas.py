@@ -18,6 +18,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from ...ttt_core.tasks.fields import MAX_SEED, is_utf8
+
 
 def _checked_value(value: object) -> object:
     """The value, if it looks like one of a task. Raises `ValueError`; the kind of the task checks the rest."""
@@ -27,6 +29,38 @@ def _checked_value(value: object) -> object:
     raise ValueError("expected a text, a list of integers, or a grid (a list of rows of digits)")
 
 
+def _checked_budget(value: object) -> object:
+    """A number or a text. Raises `ValueError`; what a text may be, `Budget` says."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or isinstance(value, str) or is_number:
+        return value
+    raise ValueError("expected seconds, or a text such as 10s or 20x")
+
+
+def _checked_stop(value: object) -> object:
+    """A text or a list of texts. Raises `ValueError`."""
+    texts = value if isinstance(value, list) else [value]
+    if value is None or all(isinstance(text, str) and is_utf8(text) for text in texts):
+        return value
+    raise ValueError("expected a text or a list of texts")
+
+
+Budget = Annotated[
+    Any,
+    PlainValidator(_checked_budget),
+    WithJsonSchema({
+        "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}, {"type": "null"}],
+        "description": "Seconds, or a text such as `10s` or `20x` (multiples of the in-context time).",
+    }),
+]  # fmt: skip
+Stop = Annotated[
+    Any,
+    PlainValidator(_checked_stop),
+    WithJsonSchema({
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+        "description": "Texts that end the answer.",
+    }),
+]  # fmt: skip
 Value = Annotated[
     Any,
     PlainValidator(_checked_value),
@@ -39,7 +73,6 @@ Value = Annotated[
         "description": "A text, a list of integers, or a grid: rows of digits 0-9.",
     }),
 ]  # fmt: skip
-MAX_SEED = 2**63 - 1
 Seed = Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)]
 
 
@@ -71,9 +104,7 @@ class TaskRequest(Request):
     )
     id: Annotated[StrictStr, Field(min_length=1, max_length=200)] = "task"
     model: StrictStr | None = Field(None, description="Name in /v1/models.")
-    budget: StrictStr | float | None = Field(
-        None, description="Seconds, or a text such as `10s` or `20x` (multiples of the in-context time)."
-    )
+    budget: Budget = None
     seed: Seed | None = None
 
 
@@ -82,6 +113,71 @@ class SolveRequest(TaskRequest):
 
     strategy: StrictStr | None = Field(None, description="Forces one strategy in place of the policy.")
     stream: StrictBool = Field(False, description="Server-sent events: progress, then the result.")
+
+
+class Message(Request):
+    """A message of a chat."""
+
+    role: StrictStr
+    content: Any = Field(None, description="A text, or a list of parts of type `text`.")
+    name: StrictStr | None = Field(None, description="`example_user` and `example_assistant` mark demonstrations.")
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+    refusal: StrictStr | None = None
+    audio: Any = None
+
+
+class StreamOptions(Request):
+    """What a stream contains."""
+
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
+
+
+class ChatRequest(Request):
+    """A chat to answer, as clients of OpenAI's API send it. What would change the answer and is not implemented is
+    refused."""
+
+    model: StrictStr = Field(description="Name in /v1/models; the one with `-fewshot` makes turns demonstrations.")
+    messages: list[Message] = Field(min_length=1)
+    demonstrations: list[Pair] | None = Field(None, description="Demonstrations, beside the query in the messages.")
+    strategy: StrictStr | None = Field(None, description="Forces one strategy in place of the policy.")
+    budget: Budget = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
+    seed: Seed | None = None
+    stop: Stop = None
+    user: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: StrictStr | None = None
+    parallel_tool_calls: StrictBool | None = None
+    n: Any = None
+    best_of: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    top_p: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    tools: Any = None
+    functions: Any = None
+    tool_choice: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    store: Any = None
+    service_tier: Any = None
 
 
 class FeedbackRequest(Request):
@@ -129,14 +225,20 @@ class Facts(BaseModel):
     strategy: str = Field(description="The strategy whose answer this is.")
     status: str = Field(description="`answered`, or `no_answer` where no valid answer was found.")
     reason: str
-    difficulty: float | None = Field(None, description="Estimated probability that the in-context answer is wrong.")
-    scores: dict[str, float | None] = Field({}, description="Estimated probability of a right answer per strategy.")
+    difficulty: float | None = Field(
+        default=None, description="Estimated probability that the in-context answer is wrong."
+    )
+    scores: dict[str, float | None] = Field(
+        default={}, description="Estimated probability of a right answer per strategy."
+    )
     cost: Cost
     adaptation: Adaptation | None = None
     proof: Proof | None = None
-    trace_id: str = Field("", description="Identifies the stored trace; empty where none is recorded.")
-    right: bool | None = Field(None, description="Whether the answer is the request's; None where that is unknown.")
-    in_context_answer: Any = Field(None, description="The answer of the unadapted model.")
+    trace_id: str = Field(default="", description="Identifies the stored trace; empty where none is recorded.")
+    right: bool | None = Field(
+        default=None, description="Whether the answer is the request's; None where that is unknown."
+    )
+    in_context_answer: Any = Field(default=None, description="The answer of the unadapted model.")
 
 
 class SolveResponse(BaseModel):
@@ -148,6 +250,45 @@ class SolveResponse(BaseModel):
     model: str
     answer: Any = Field(description="A value of the task's kind; null where no valid answer was found.")
     text: str = Field(description="The answer as the model wrote it.")
+    autottt: Facts
+
+
+class Usage(BaseModel):
+    """Tokens of a chat, and the facts again: some clients keep nothing else of what they do not know."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    autottt: Facts
+
+
+class AnswerMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The only choice."""
+
+    index: Literal[0] = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatResponse(BaseModel):
+    """The answer to a chat."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
     autottt: Facts
 
 

@@ -59,7 +59,7 @@ class WorkQueue:
                 429, f"this client has {self.limits.requests_per_client} requests under way, which is the limit; wait "
                 "for one of them", code="too_many_requests", retry_after=self.expected_seconds(),
             )  # fmt: skip
-        if self.waiting >= self.limits.queue:
+        if self.waiting + self.running > self.limits.queue:  # one works, and does not wait
             raise ApiError(
                 503, f"{self.waiting} requests wait, which is the limit; try again later", code="queue_full",
                 retry_after=self.expected_seconds(),

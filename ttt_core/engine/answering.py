@@ -5,9 +5,9 @@ Knows nothing about how adapters are trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..model.context_window import ContextWindow, GenerationRequest
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
 from ..spans import NoSpan, Span, span
+from ..tasks.kinds import kind_of
 from ..tasks.task import Task, Value
 from .guarded_model import GuardedModel, memory_errors
 from .prefetch import AnswerPrefetch
@@ -39,6 +40,18 @@ class Answer:
     scores: TokenScores
     ended: bool
     """Whether the model ended the answer, before the token limit and before the text became invalid."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the base model writes after a prompt, as text that is not parsed."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    """Every decoded token, end tokens included."""
+    ended: bool
+    """Whether the model, or one of the stop texts, ended it; otherwise the limit of tokens did."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,39 @@ class Answerer:
             self._record(step, requests, generated, draft_tokens=[len(ids) for ids in draft_ids])
             answers = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
             return [answers[a * len(tasks) : (a + 1) * len(tasks)] for a in range(count)]
+
+    def complete(
+        self, task: Task, max_new_tokens: int, *, stops: Sequence[str] = (), temperature: float = 0.0, seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:  # fmt: skip
+        """The base's text after the prompt of a text task, of at most `max_new_tokens` tokens and before any of
+        `stops`: greedy, or sampled at a temperature above 0. The demonstrations are turns of a conversation.
+
+        `on_text` receives the text so far, without what could still become the beginning of an end. Raises
+        `TooLongError`.
+        """
+        with memory_errors("answering"), self._guarded.compute(None), span("decode") as step:
+            prompt, prompt_format = self._window.encode(task), self._loaded.format_of(task)
+            prompt = replace(prompt, ends=(*prompt.ends, *stops))
+            limit = min(max_new_tokens, self._loaded.context_length - len(prompt.ids))
+            step.set(answers=1, adapters=1, temperature=temperature, seed=seed)
+
+            def read(text: str) -> str:
+                spaced = prompt_format.name != "chat"
+                return str(kind_of(task).parse(text.removeprefix(" ") if spaced else text, prompt_format.notation))
+
+            def publish(text: str) -> bool:
+                if on_text is not None:
+                    on_text(read(text[: _settled_length(text, prompt.ends)]))
+                return True
+
+            (generated,) = decode(
+                self._loaded, [prompt], [limit], prefix=self._prefix_of(prompt, None, whole=True),
+                temperature=temperature, generator=torch.Generator().manual_seed(seed), prefix_filters=[publish],
+                should_stop=self._guarded.should_stop,
+            )  # fmt: skip
+            self._guarded.charge(forward=generated.prompt_tokens + len(generated.ids))
+            return Completion(read(generated.text), len(prompt.ids), len(generated.ids), generated.ended)
 
     def cached_answer(self, task: Task) -> Value | None:
         """The base's cached answer to the task; None if there is none or it cannot be parsed."""
@@ -236,6 +282,16 @@ class Answerer:
         except ParseError:
             value = None
         return Answer(value, generated.text, generated.scores, generated.ended)
+
+
+def _settled_length(text: str, ends: Sequence[str]) -> int:
+    """Characters of a text that stay whatever follows: without the beginning of an end, or of a character whose bytes
+    are not all decoded. A backslash at the end may begin an escaped line break."""
+    settled = len(text.rstrip("\ufffd\\"))
+    for end in ends:
+        sizes = range(min(len(end), len(text)), 0, -1)
+        settled = min(settled, len(text) - next((n for n in sizes if text.endswith(end[:n])), 0))
+    return settled
 
 
 def _have_one_prefix(prompts: Sequence[Encoded]) -> bool:

@@ -76,11 +76,17 @@ def _read_message(message: object, where: str) -> tuple[object, str]:
         received = f"{where}.{tools}" if tools is not None else f"{where}.role"
         expected = "messages without tool calls, which are no demonstrations: leave out the calls and their results"
         raise invalid_field(received, expected, message[tools] if tools is not None else role)
-    name = message.get("name")
-    if isinstance(name, str) and name in _NAMED_ROLES and role in (*_SYSTEM_ROLES, _NAMED_ROLES[name]):
-        role = _NAMED_ROLES[name]
+    if is_example(message):
+        role = _NAMED_ROLES[message["name"]]
     content = _join_parts(message.get("content", MISSING), f"{where}.content")
     return role, check_text(content, f"{where}.content")
+
+
+def is_example(message: Mapping[str, object]) -> bool:
+    """Whether a message is marked as a turn of a demonstration, as OpenAI documents it: by its name, and a role of the
+    system or of that turn."""
+    name, role = message.get("name"), message.get("role")
+    return isinstance(name, str) and name in _NAMED_ROLES and role in (*_SYSTEM_ROLES, _NAMED_ROLES[name])
 
 
 def _join_parts(content: object, field: str) -> object:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from autottt import Controller, FixedPolicy
@@ -15,6 +16,7 @@ from autottt.controller.server.engine import Engine
 from autottt.controller.server.guard import Guard
 from autottt.controller.server.limits import Limits
 from autottt.controller.server.metrics import Metrics
+from autottt.controller.server.serving import bind, url_of
 
 MODEL = "tiny"
 TASK = {
@@ -57,6 +59,26 @@ def serve(controller) -> Iterator[Serve]:
         client.__exit__(None, None, None)
 
 
-def run(coroutine: Any) -> Any:
-    """The result of a coroutine."""
-    return asyncio.run(coroutine)
+@pytest.fixture
+def live(controller) -> Iterator[Callable[..., str]]:
+    """A function that serves a controller on a free port, for real clients, and returns the address."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def make(
+        served: Controller = controller, *, limits: Limits | None = None, keys: Any = None, **settings: Any
+    ) -> str:
+        limits = limits or Limits()
+        engine = Engine(limits, Metrics())
+        engine.use(served)
+        app = make_app(engine, model_name=MODEL, guard=Guard(keys, limits), **settings)
+        bound = bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        servers.append((server, thread))
+        return url_of(bound)
+
+    yield make
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()

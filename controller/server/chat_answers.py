@@ -1,0 +1,120 @@
+"""Answers chats: few-shot tasks by the controller, conversations by the base model, without training.
+
+Knows nothing about HTTP, and imports no model library: the controller brings it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...ttt_core.errors import Cancelled
+from ..background import Publish, aiterate
+from .chat import ChatTask
+from .facts import facts_of
+from .schemas import Cost, Facts, Proof
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+    from ..results import Result
+
+NOT_FEW_SHOT, BASE_MODEL = "not_few_shot", "base_model"
+"""The decision on a conversation, and what answers it."""
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """The answer to a chat, the last event of its work."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    facts: Facts
+    result: Result | None = None
+    """Of a few-shot task."""
+
+
+def text_event(text: str) -> dict[str, Any]:
+    """The event of an answer that is being written: its text so far."""
+    return {"event": "text", "text": text}
+
+
+async def answer_few_shot(
+    controller: Controller, chat: ChatTask, strategy: str | None, budget: Any
+) -> AsyncGenerator[Any, None]:
+    """The events of a few-shot task, and its answer."""
+    events = controller.astream(chat.task, strategy=strategy, budget=budget, seed=chat.seed)
+    async with aclosing(events):
+        async for event in events:
+            yield event if isinstance(event, dict) else await asyncio.to_thread(_of_result, controller, chat, event)
+
+
+async def answer_conversation(controller: Controller, chat: ChatTask) -> AsyncGenerator[Any, None]:
+    """The text of the base model as it is written, and the answer."""
+    stop = threading.Event()
+
+    def work(publish: Publish[Any]) -> None:
+        publish(_complete(controller, chat, stop, publish))
+
+    async with aclosing(aiterate(work, stop)) as events:
+        async for event in events:
+            yield event
+
+
+def _of_result(controller: Controller, chat: ChatTask, result: Result) -> ChatAnswer:
+    """The answer of a solved task: its value as text, cut where the request says so."""
+    if result.answer is None:
+        text = result.text
+    else:
+        text = result.answer if isinstance(result.answer, str) else json.dumps(result.answer)
+    learner = controller.learner
+    formatted = replace(chat.task, prompt_format=str(result.format_choice.get("name", "")))
+    prompt_tokens = len(learner.window.encode(formatted).ids)
+    text, count, cut = _first_tokens(controller, chat.cut(text), chat.max_tokens)
+    return ChatAnswer(text, "length" if cut else "stop", prompt_tokens, count, facts_of(result), result)
+
+
+def _first_tokens(controller: Controller, text: str, limit: int) -> tuple[str, int, bool]:
+    """The first tokens of a text, how many those are, and whether there are more."""
+    tokenizer = controller.learner.loaded.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) <= limit:
+        return text, len(ids), False
+    return str(tokenizer.decode(ids[:limit])), limit, True
+
+
+def _complete(controller: Controller, chat: ChatTask, stop: threading.Event, publish: Publish[Any]) -> ChatAnswer:
+    """What the base model writes, with the proof that it is unchanged."""
+    learner = controller.learner
+
+    def raise_if_cancelled() -> None:
+        if stop.is_set():
+            raise Cancelled("cancelled by the caller; this chat has no answer")
+
+    def should_stop() -> bool:
+        raise_if_cancelled()
+        return False
+
+    with learner.guarded.lock.exclusive(raise_if_cancelled), learner.guarded.stop_when(should_stop):
+        meter = learner.guarded.meter()
+        task = replace(chat.task, prompt_format="chat") if "chat" in learner.loaded.formats else chat.task
+        seed = secrets.randbits(31) if chat.seed is None else chat.seed
+        completion = learner.answerer.complete(
+            task, chat.max_tokens, stops=chat.stops, temperature=chat.temperature, seed=seed,
+            on_text=lambda text: publish(text_event(text), droppable=True),
+        )  # fmt: skip
+        proof = learner.verify()
+    facts = Facts(
+        decision=NOT_FEW_SHOT, strategy=BASE_MODEL, status="answered", right=None,
+        reason="the chat marks no demonstrations, so the base model answers it and nothing is trained",
+        cost=Cost(**asdict(meter.read()), relative_seconds=1.0), proof=Proof(**asdict(proof)),
+    )  # fmt: skip
+    reason: Literal["stop", "length"] = "stop" if completion.ended else "length"
+    return ChatAnswer(completion.text, reason, completion.prompt_tokens, completion.completion_tokens, facts)
