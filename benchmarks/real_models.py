@@ -1,10 +1,11 @@
-"""Measures real language models in context; `make bench-real` runs it.
+"""Measures real language models, in context and with every strategy; `make bench-real` runs it.
 
     python benchmarks/real_models.py DATA MODEL... --json benchmarks/results/real.json --rows runs/real.rows.jsonl
 
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
-accuracy of the chosen formats; --quick takes three tasks of each set. Rows are appended to --rows task by task, so that
+accuracy of the chosen formats. Then each strategy answers all queries in the chosen format. --quick takes three tasks
+of each set. Rows are appended to --rows task by task, so that
 an interrupted run continues; where a file lacks the rows of the format `choice`, only the formats are chosen again.
 Writes the rows {"name", "value", "unit", "against", "goal", "holds"} with the machine,
 versions, commit and date. Intervals are 90% bootstrap intervals over families.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_strategies import ORDER, measure_strategies, strategy_rows
 from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
@@ -100,7 +102,7 @@ def measure(learner: Learner, data: Path, sets: Sequence[str], rows: Path, quick
         for name in loaded.formats
     }
     done: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for row in read_rows(rows):
+    for row in (r for r in read_rows(rows) if "strategy" not in r):
         done[row["model"], row["set"], row["group"]].add(row["format"])
     for name in sets:
         formats = {t[0].group: done[learner.base_hash, name, t[0].group] for t in tasks_of(name, data, quick)}
@@ -119,7 +121,7 @@ def by_task(rows: Sequence[Row], model: str, sets: Sequence[str]) -> dict[tuple[
     """Set and group -> format -> its row, for tasks that were measured completely and fit in every format."""
     tasks: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        if row["model"] == model and row["set"] in sets:
+        if row["model"] == model and row["set"] in sets and "strategy" not in row:
             tasks[row["set"], row["group"]][row["format"]] = row
     return {
         key: task for key, task in tasks.items()
@@ -322,6 +324,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     parser.add_argument("--rows", type=Path, required=True, help="file for the measured rows")
     parser.add_argument("--sets", default=",".join(SETS), help="sets, separated by commas")
+    parser.add_argument("--strategies", default=",".join(ORDER), help="strategies, separated by commas")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
     options = parser.parse_args()
     sets = options.sets.split(",")
@@ -331,13 +334,22 @@ def main() -> None:
     for name in options.models:
         learner, label = Learner(load_model(name)), Path(name).name
         measure(learner, options.data, sets, options.rows, options.quick)
+        measure_strategies(
+            learner, {s: tasks_of(s, options.data, options.quick) for s in sets}, options.strategies.split(","),
+            options.rows, {"bbh": MAX_TOKENS},
+        )  # fmt: skip
         rows = read_rows(options.rows)
+        answers = [r for r in rows if "strategy" in r]
         numbers = [n for s in sets for n in accuracy_rows(rows, label, learner.base_hash, [s], s)]
         numbers += accuracy_rows(rows, label, learner.base_hash, HEADLINE, "both sets of the goals")
+        together = "both sets of the goals"
+        strategies = [n for s in sets for n in strategy_rows(answers, label, learner.base_hash, [s], s)]
+        strategies += strategy_rows(answers, label, learner.base_hash, HEADLINE, together)
         easy = [queries[0] for queries in tasks_of(sets[0], options.data, options.quick)]
         results += [
             *numbers,
             *goal_rows(numbers, label),
+            *strategies,
             *cost_rows(learner, label, name, easy, 1 if options.quick else 3),
         ]
     options.json.write_text(json.dumps({

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import random
 import statistics
@@ -77,18 +78,17 @@ def train_with_peft(learner: Learner, task: Task, recipe: Recipe, seed: int) -> 
 def measure_task(learner: Learner, queries: list[Task], name: str, recipe: Recipe | None, seed: int) -> Row:
     """Trains with a recipe, and answers a task's queries."""
     task = learner.formats.formatted(queries[0])
-    began, adapter = time.perf_counter(), None
+    began, cpu_began, adapter = time.perf_counter(), time.process_time(), None
     if recipe is not None and name == TRAINER:
         adapter = train_with_peft(learner, task, recipe, seed)
     elif recipe is not None:
         (adapter,) = learner.trainer.adapt_many([prompts(task, recipe, seed)], [recipe], [seed])
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     answers = learner.answer([replace(q, prompt_format=task.prompt_format) for q in queries], adapter)
     right = [is_right(q, a.value) for q, a in zip(queries, answers, strict=True)]
-    learner.clear()
     return {
         "model": learner.base_hash, "recipe": name, "settings": asdict(recipe) if recipe else {}, "seed": seed,
-        "group": task.group, "family": task.family, "right": right, "seconds": seconds,
+        "group": task.group, "family": task.family, "right": right, "seconds": seconds, "cpu_seconds": cpu_seconds,
     }  # fmt: skip
 
 
@@ -120,7 +120,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         by_recipe[row["recipe"]][row["group"]] = row
     shared = sorted(set.intersection(*(set(mine) for mine in by_recipe.values())))
     base = by_recipe[IN_CONTEXT]
-    reference = statistics.median(by_recipe[TRAINER][g]["seconds"] for g in shared) if TRAINER in by_recipe else None
+    reference = {
+        unit: statistics.median(by_recipe[TRAINER][g].get(unit, math.nan) for g in shared)
+        for unit in ("seconds", "cpu_seconds") if TRAINER in by_recipe
+    }  # fmt: skip
     results = []
     for name, mine in by_recipe.items():
         pairs = {g: list(zip(base[g]["right"], mine[g]["right"], strict=True)) for g in shared}
@@ -128,7 +131,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         families: dict[str, list[float]] = defaultdict(list)
         for group, some in pairs.items():
             families[mine[group]["family"]] += [after - before for before, after in some]
-        seconds = statistics.median(mine[g]["seconds"] for g in shared)
+        seconds, cpu_seconds = (
+            statistics.median(mine[g].get(unit, math.nan) for g in shared) for unit in ("seconds", "cpu_seconds")
+        )
         results.append({
             "name": name, "settings": mine[shared[0]]["settings"], "tasks": len(shared), "queries": len(flat),
             "accuracy": round(100 * statistics.fmean(after for _, after in flat), 1),
@@ -136,7 +141,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             "gain_interval_90": percent_interval(families),
             "harm": round(100 * statistics.fmean(before and not after for before, after in flat), 1),
             "seconds": round(seconds, 2),
-            "of_trainer_seconds": round(seconds / reference, 3) if reference else None,
+            "of_trainer_seconds": round(seconds / reference["seconds"], 3) if reference else None,
+            "of_trainer_cpu_seconds": round(cpu_seconds / reference["cpu_seconds"], 3) if reference else None,
         })  # fmt: skip
     return sorted(results, key=lambda result: result["seconds"])
 
@@ -170,7 +176,11 @@ def draw(results: Sequence[Row], model: str, file: Path) -> None:
 def default_recipes(parameters: int) -> dict[str, Recipe | None]:
     """What is judged when no file of recipes is given."""
     recipe = recipes_for_size(parameters).get("ttt_in_context", BIG_BENCH_RECIPE)
-    return {IN_CONTEXT: None, TRAINER: PUBLISHED, "published": PUBLISHED, "default": recipe}
+    fewer = replace(recipe, batch_size=max(1, recipe.batch_size - 1))
+    return {
+        IN_CONTEXT: None, TRAINER: PUBLISHED, "published": PUBLISHED, "default": recipe,
+        "default, a prompt fewer in a step": fewer,
+    }  # fmt: skip
 
 
 def main() -> None:

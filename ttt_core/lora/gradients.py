@@ -39,6 +39,9 @@ from .optimizer import BatchedAdamW
 _log = logging.getLogger("autottt")
 _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[object, tuple[int, float]]] = WeakKeyDictionary()
 """Of each model, by recipe: the longest row whose pass was measured, in tokens, and the bytes kept of each token."""
+LONGER_ROWS = 1.5
+"""How much longer than the measured row others may be before they are measured too. What attention keeps of a token
+grows at most with the length of its row, so the bytes of a token are multiplied by the ratio of the lengths."""
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
 
@@ -222,7 +225,7 @@ class GradientEngine:
     def measure_memory(self, optimizer: BatchedAdamW, row: Encoded) -> None:
         """Learns what a pass keeps for its way back from one row, which should be the longest that will come; the
         model's own memory, and the adapters', are not counted. A model's measurements are kept, and hold for rows that
-        are no longer.
+        are up to `LONGER_ROWS` times as long.
 
         What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
         copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
@@ -230,7 +233,10 @@ class GradientEngine:
         """
         key = self._measurement_key(optimizer)
         longest, token_bytes = _MEASURED.get(self._loaded.model, {}).get(key, (0, 0.0))
-        self.token_bytes = token_bytes if len(row.ids) <= longest else self._measured_bytes(optimizer, row)
+        if len(row.ids) <= LONGER_ROWS * longest:
+            self.token_bytes = token_bytes * max(1.0, len(row.ids) / longest)
+        else:
+            self.token_bytes = self._measured_bytes(optimizer, row)
         taken = optimizer.values.nbytes  # of what a pass takes gradients of, with those
         if self._memory is None:  # the moments come with the first step
             taken += 2 * optimizer.values.nbytes

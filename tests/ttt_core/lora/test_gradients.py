@@ -255,7 +255,9 @@ def test_the_memory_of_activations_is_measured_before_the_first_pass(architectur
         assert 0.7 < engine.token_bytes * tokens / sum(kept.values()) < 1.5
 
 
-def test_a_model_is_measured_once_for_rows_that_are_no_longer(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_measured_once_for_rows_of_about_the_same_length(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded, rows = setting("llama", torch.float32, task)
     measured: list[int] = []
     real = GradientEngine._activation_bytes
@@ -267,15 +269,24 @@ def test_a_model_is_measured_once_for_rows_that_are_no_longer(task: Task, monkey
     monkeypatch.setattr(GradientEngine, "_activation_bytes", counted)
     row = rows[0][0]
     shorter, longer = replace(row, ids=row.ids[1:]), replace(row, ids=(*row.ids[:1], *row.ids))
+    twice = replace(row, ids=(*row.ids, *row.ids))
     other = replace(RECIPE, rank=RECIPE.rank + 1)
     token_bytes = []
-    for recipe, one in [(RECIPE, row), (RECIPE, row), (RECIPE, shorter), (RECIPE, longer), (other, row)]:
+    for recipe, one in [
+        (RECIPE, row),
+        (RECIPE, row),
+        (RECIPE, shorter),
+        (RECIPE, longer),
+        (RECIPE, twice),
+        (other, row),
+    ]:
         with GradientEngine(loaded, [recipe], 1) as engine:
             optimizer = BatchedAdamW(LoraWeights.initial(loaded.model, recipe, [0]), [recipe], 1)
             engine.measure_memory(optimizer, one)
             token_bytes.append(engine.token_bytes)
-    assert measured == [len(row.ids), len(longer.ids), len(row.ids)]
+    assert measured == [len(row.ids), len(twice.ids), len(row.ids)]
     assert token_bytes[0] == token_bytes[1] == token_bytes[2]
+    assert token_bytes[3] == pytest.approx(token_bytes[0] * len(longer.ids) / len(row.ids))
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))
