@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
@@ -96,8 +97,17 @@ class Controller:
         self.seed = check_seed(seed)
         self.langsmith = langsmith
         self.recorder = _recorder(trace)
+        self.scope = ""
+        """Whose trained adapters are reused; see `for_scope`."""
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
         lazy.import_all()
+
+    def for_scope(self, scope: str) -> Controller:
+        """A controller around the same model, with the same policy and settings, that reuses only adapters that were
+        trained in the same scope, such as the name of a client. The scope of a new controller is empty."""
+        scoped = copy.copy(self)
+        scoped.scope = scope
+        return scoped
 
     @property
     def graph(self) -> TaskGraph:
@@ -180,9 +190,8 @@ class Controller:
         policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
         if not isinstance(cancel, (threading.Event, type(None))):
             raise TypeError(f"cancel: expected a threading.Event; received {cancel!r}")
-        return Context(
-            self.learner, policy, limit, () if cancel is None else (cancel,), recorder=self.recorder
-        )  # fmt: skip
+        stops = () if cancel is None else (cancel,)
+        return Context(self.learner, policy, limit, stops, recorder=self.recorder, scope=self.scope)
 
     def solve(
         self,
@@ -297,7 +306,8 @@ class Controller:
         """Trains the adapters that strategies plan for tasks. Raises `BaseChangedError` if a plug-in wrote to the base
         while it planned: nothing that was trained since is kept."""
         planned: list[PlannedRun] = []
-        with plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
+        own = self.learner.adapters.scoped(context.scope)
+        with own, plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
             for strategy, task, run in chosen:
                 with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
                     planned.append(PlannedRun(strategy.plan(self.learner, task, seed), task, run.root))

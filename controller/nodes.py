@@ -57,7 +57,8 @@ def node(
             context.begin_phase(name)
             learner = context.learner
             turn = learner.guarded.lock.exclusive(context.raise_if_cancelled)
-            with turn, context.node_span(name, state) as step, plugin_proofs(learner):
+            own = learner.adapters.scoped(context.scope)
+            with turn, own, context.node_span(name, state) as step, plugin_proofs(learner):
                 if not first:
                     Basis.of(context, Query.of(state)).require_same(state.get("basis", {}))
                 meter = learner.guarded.meter()

@@ -123,6 +123,8 @@ class Context:
     """Records the run; None: runs are not recorded."""
     root: Span | None = None
     """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
+    scope: str = ""
+    """Whose adapters the run may reuse, and who may reuse those that it trains; see `AdapterProvider.scoped`."""
     session: str = ""
     """Id of the session that the run belongs to; empty where there is none."""
 

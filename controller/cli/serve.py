@@ -94,6 +94,9 @@ def serve(
     trace_content: Annotated[
         bool, typer.Option("--trace-content", help="Store demonstrations, queries and answers in traces too.")
     ] = False,
+    share_adapters: Annotated[
+        bool, typer.Option("--share-adapters", help="Let clients reuse adapters that others' tasks have trained.")
+    ] = False,
     strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
     seed: Seed = 0,
     served_name: Annotated[
@@ -120,7 +123,7 @@ def serve(
     policy.check()
     check_source(model.model)
     name = served_name or _model_name(model.model)
-    engine = Engine(bounds, Metrics())
+    engine = Engine(bounds, Metrics(), share_adapters=share_adapters)
     app = make_app(engine, model_name=name, guard=guard)
     bound = bind(address.host, address.port)
 

@@ -33,8 +33,10 @@ _LOG = logging.getLogger("autottt.server")
 class Engine:
     """Runs the work of requests on one controller. `load` and all coroutines belong to one event loop."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, *, share_adapters: bool = False) -> None:
+        """With `share_adapters` clients reuse each other's adapters of the same demonstrations."""
         self.limits = limits
+        self.share_adapters = share_adapters
         self.metrics = metrics
         self.state: State = "loading"
         self.error: BaseException | None = None
@@ -57,6 +59,7 @@ class Engine:
         """Takes a loaded controller."""
         self._controller = controller
         cache = controller.learner.adapters.cache
+        cache.per_scope = self.limits.adapters_per_client
         self.metrics.watch_cache(lambda: cache.adapter_count, lambda: cache.used_bytes)
         if self.state == "loading":
             self.state = "ready"
@@ -78,7 +81,7 @@ class Engine:
 
         Closing the iterator cancels the work. Raises what the work raises, and `ApiError` where a limit is reached.
         """
-        controller = self.controller
+        controller = self.controller.for_scope("" if self.share_adapters else client)
         events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         task = asyncio.create_task(self._work(client, controller, work, events))
         self._runs.add(task)

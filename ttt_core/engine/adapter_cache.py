@@ -37,9 +37,15 @@ class AdapterCache:
     The methods are safe to call from several threads.
     """
 
-    def __init__(self, memory_bytes: int = 1 << 27, folder: Path | None = None, disk_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, memory_bytes: int = 1 << 27, folder: Path | None = None, disk_bytes: int = 1 << 30,
+        per_scope: int | None = None,
+    ) -> None:  # fmt: skip
+        """`per_scope` is how many adapters each scope may have: of more, its least recently used ones are deleted, from
+        the folder too."""
         self.memory_bytes = memory_bytes
         self.disk_bytes = disk_bytes
+        self.per_scope = per_scope
         self._folder = folder
         self._entries: OrderedDict[str, tuple[object, Adapter]] = OrderedDict()
         self._lock = threading.RLock()
@@ -141,6 +147,17 @@ class AdapterCache:
         self._entries.move_to_end(name)
         while self.used_bytes > self.memory_bytes and len(self._entries) > 1:
             self._entries.popitem(last=False)
+        if self.per_scope is not None:
+            self._bound_scope(adapter.scope, self.per_scope)
+
+    def _bound_scope(self, scope: str, limit: int) -> None:
+        """Deletes the adapters of a scope beyond a limit, the least recently used first."""
+        names = [name for name, (_, adapter) in self._entries.items() if adapter.scope == scope]
+        for name in names[: max(0, len(names) - limit)]:
+            del self._entries[name]
+            if self._folder is not None:
+                with suppress(OSError):
+                    (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
 
     def _prune(self, folder: Path) -> None:
         """Deletes abandoned partial files, then the least recently used files until the rest, with partial ones, is

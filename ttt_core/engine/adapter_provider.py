@@ -7,8 +7,8 @@ and the queue calls `release_prefetched` at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 from ..errors import AutotttError, BaseChangedError, Cancelled
@@ -87,10 +87,23 @@ class AdapterProvider:
         """Answers of prefetched adapters."""
         self.cache = cache
         """Adapters that were trained before."""
+        self.scope = ""
+        """Whose adapters are trained and reused now; see `scoped`."""
         self._prefetched: dict[object, Adapter] = {}
         """Adapters that were trained ahead; the first attempt that uses one is charged for it."""
         self._prompt_digests: dict[str, str] = {}
         """By the name of the prompt format."""
+
+    @contextmanager
+    def scoped(self, scope: str) -> Iterator[None]:
+        """While inside, only adapters of one scope are reused: those that were trained inside the same scope, also by
+        other processes that share the folder. The empty scope is one like all others."""
+        with self._guarded.lock.compute:
+            before, self.scope = self.scope, scope
+            try:
+                yield
+            finally:
+                self.scope = before
 
     def get_or_train(
         self, plan: AdapterPlan, deadline: float = math.inf, on_step: OnStep | None = None
@@ -126,7 +139,7 @@ class AdapterProvider:
                     examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
                     prefetched_bytes=self.prefetched_bytes,
                 )  # fmt: skip
-            adapter = replace(adapter, strategy=plan.strategy)
+            adapter = replace(adapter, strategy=plan.strategy, scope=self.scope)
             self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
@@ -209,9 +222,8 @@ class AdapterProvider:
         """
 
         def suits(adapter: Adapter) -> bool:
-            return (
-                adapter.base_hash == self._guarded.base_hash and adapter.kind == task.kind and adapter.matches(recipe)
-            )
+            same_base = adapter.base_hash == self._guarded.base_hash and adapter.scope == self.scope
+            return same_base and adapter.kind == task.kind and adapter.matches(recipe)
 
         with self._guarded.lock.compute:
             recent = self.cache.most_recent(candidates, suits, self._guarded.loaded.model.device)
@@ -247,16 +259,19 @@ class AdapterProvider:
                 trained.append(Prefetched(planned.plans, planned.recipe, adapter.training, len(adapters)))
                 if adapter.training.stop_reason != "failed":
                     plan = planned.plans[0]
-                    self._prefetched[self._full_key(plan)] = replace(adapter, strategy=plan.strategy)
+                    scoped = replace(adapter, strategy=plan.strategy, scope=self.scope)
+                    self._prefetched[self._full_key(plan)] = scoped
         return trained
 
     def _full_key(self, plan: AdapterPlan) -> object:
-        """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision."""
+        """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision; and the
+        scope, unless it is empty."""
         loaded = self._guarded.loaded
         chosen = loaded.format_of(plan.task)
         if chosen.name not in self._prompt_digests:
             self._prompt_digests[chosen.name] = prompt_digest(loaded, chosen)
-        return plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
+        key = plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
+        return (*key, "scope", self.scope) if self.scope else key
 
     def _cached(self, key: object) -> Adapter | None:
         """The cached adapter of a full key, if there is one."""

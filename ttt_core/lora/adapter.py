@@ -58,6 +58,8 @@ class Adapter:
     """Kind of the task that it was trained on."""
     strategy: str = ""
     """Name of the strategy that it was trained for; empty if unknown."""
+    scope: str = ""
+    """Whose tasks it may be used for: adapters of other scopes are neither reused nor a start of training."""
 
     def matches(self, recipe: Recipe) -> bool:
         """Whether this is a single adapter with the rank, alpha and target modules of the recipe."""
@@ -79,6 +81,7 @@ class Adapter:
             "scaling": self.weights.scaling,
             "kind": self.kind,
             "strategy": self.strategy,
+            "scope": self.scope,
             "name": name,
         }
         text = json.dumps(metadata)
@@ -128,6 +131,7 @@ class Adapter:
             cross_validation=None if held_out is None else CrossValidationResult(**held_out),
             kind=metadata["kind"],
             strategy=str(metadata.get("strategy", "")),
+            scope=str(metadata.get("scope", "")),
         )
         return adapter, str(metadata["name"])
 

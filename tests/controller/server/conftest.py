@@ -44,7 +44,7 @@ def serve(controller) -> Iterator[Serve]:
         served: Controller | None = controller, *, limits: Limits | None = None, keys: Any = None, **settings: Any
     ) -> TestClient:
         limits = limits or Limits()
-        engine = Engine(limits, Metrics())
+        engine = Engine(limits, Metrics(), share_adapters=settings.pop("share_adapters", False))
         if served is not None:
             engine.use(served)
         app = make_app(engine, model_name=MODEL, guard=Guard(keys, limits), **settings)

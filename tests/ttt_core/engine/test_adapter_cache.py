@@ -403,6 +403,51 @@ def test_a_cached_adapter_is_specific_to_the_prompt_format(tmp_path: Path, task:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_an_adapter_is_reused_in_its_own_scope_only(tmp_path: Path, task: Task, make_plan: Any) -> None:
+    def learner() -> Learner:
+        return Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()), adapters=AdapterCache(folder=tmp_path))
+
+    plan, first = make_plan("key", leave_one_out(task), QUICK), learner()
+    with first.adapters.scoped("one"):
+        trained, from_cache = first.adapters.get_or_train(plan)
+        assert not from_cache
+        assert trained.scope == "one"
+    for each in (first, learner()):
+        assert not each.adapters.has_adapter(plan), "the empty scope is one like all others"
+        with each.adapters.scoped("two"):
+            assert not each.adapters.has_adapter(plan)
+            assert each.adapters.nearest(task, QUICK, 4) is None
+        with each.adapters.scoped("one"):
+            assert each.adapters.has_adapter(plan)
+        assert each.adapters.scope == ""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_prefetched_adapters_and_warm_starts_stay_in_their_scope(task: Task, make_plan: Any) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()), adapters=AdapterCache())
+    plan = make_plan("key", leave_one_out(task), QUICK)
+    with learner.adapters.scoped("one"):
+        assert len(learner.adapters.prefetch([plan])) == 1
+    with learner.adapters.scoped("two"):
+        assert not learner.adapters.has_adapter(plan)
+        assert len(learner.adapters.prefetch([plan])) == 1
+    learner.adapters.release_prefetched()
+    scopes = [kept.scope for kept in learner.adapters.cache.most_recent(9, lambda kept: True)]
+    assert sorted(scopes) == ["one", "two"]
+
+
+def test_each_scope_keeps_its_most_recent_adapters_only(tmp_path: Path) -> None:
+    cache = AdapterCache(folder=tmp_path, per_scope=2)
+    for scope in ("one", "two"):
+        for number in range(3):
+            cache.put((scope, number), replace(adapter(), scope=scope))
+    for scope in ("one", "two"):
+        kept = [cache.get((scope, number), "base") is not None for number in range(3)]
+        assert kept == [False, True, True]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["ttt_in_context", "ttt_crossfit"])
 def test_a_task_with_a_cached_adapter_is_answered_without_training(
     name: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
