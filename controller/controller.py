@@ -212,7 +212,13 @@ class Controller:
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
-        return result_of(task, self._run(task, self.context(budget, cancel, strategy), seed, on_event))
+        return self.solve_with(self.context(budget, cancel, strategy), task, seed=seed, on_event=on_event)
+
+    def solve_with(
+        self, context: Context, task: Task, *, seed: int | None = None, on_event: OnEvent | None = None
+    ) -> Result:
+        """As `solve`, with a context that `context()` made and that the caller may have changed."""
+        return result_of(task, self._run(task, context, seed, on_event))
 
     def decide(
         self,

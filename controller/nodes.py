@@ -238,8 +238,8 @@ def strategy_node(strategy: Strategy) -> Node:
         def begin_phase(name: str, tokens: int) -> None:
             context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))
 
-        guarded = context.learner.guarded
-        with guarded.stop_when(time_is_up), guarded.reporting_phases(begin_phase):
+        guarded, limit = context.learner.guarded, context.step_limits.get(strategy.name)
+        with guarded.stop_when(time_is_up), guarded.reporting_phases(begin_phase), guarded.limiting_steps(limit):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
                 on_step=on_step,

@@ -8,14 +8,15 @@ from typing import Any
 
 from ..policies.features import Features
 from ..policies.policy import Decision, FixedPolicy, Policy
+from ..ttt_core.engine.guarded_model import StepLimit
 from ..ttt_core.errors import TraceError
 from .budget import UNLIMITED, Budget
 from .controller import Controller
 from .results import Result
-from .run_facts import RunFacts
+from .run_facts import RunFacts, policy_digest
 from .tracing.comparison import Difference, compare
 from .tracing.recorder import TraceRecorder
-from .tracing.trace import Trace
+from .tracing.trace import Trace, find_spans
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,48 @@ def replay(
 
     Without further arguments the decisions of the run are repeated: where time was limited, they might else depend on
     the load of the machine. `strategy` and `budget` ask what would happen with another one; `other_policy` says that
-    the controller's policy is meant to differ. Cached adapters are used, so `controller.learner.clear()` first for a
-    training from the start.
+    the controller's policy is meant to differ. A training that a deadline stopped is trained again and stops after the
+    same step, unless `budget` sets another limit; other cached adapters are used, so `controller.learner.clear()` first
+    for a training from the start.
 
     Raises `TraceError` for a trace without content, and where the model or the policy is not that of the run.
     """
     task = trace.task
     what_if = strategy is not None or budget is not None or other_policy
-    _refuse_other(trace, controller, ask_policy=not what_if and not _forced(trace))
+    forced = trace.attributes["policy"].get("strategy")
+    _refuse_other(trace, controller, ask_policy=not what_if and not forced)
     policy: Policy = FixedPolicy(strategy) if strategy is not None else controller.policy
-    if strategy is None and not other_policy and _forced(trace):
-        policy = FixedPolicy(trace.decisions[0]["strategy"])
+    if strategy is None and not other_policy and forced and not _has_policy(controller, trace):
+        policy = FixedPolicy(forced)
     limit: Budget | str | float = budget if budget is not None else UNLIMITED
     if not what_if:
         policy = _RepeatedPolicy(policy, trace.decisions, [verdict["action"] for verdict in trace.verdicts])
     collected = _Collected()
     repeated = Controller(controller.learner, policy, trace=TraceRecorder([collected]))
-    result = repeated.solve(task, seed=trace.attributes["seed"], budget=limit)
+    limits = step_limits(trace) if budget is None else {}
+    context = replace(repeated.context(limit), step_limits=limits)
+    result = repeated.solve_with(context, task, seed=trace.attributes["seed"])
     differences = compare(trace, collected.traces[0])
     if not what_if:  # the time limit is not repeated, but the decisions that it led to
         differences = [d for d in differences if d.name != "budget"]
     return Replay(result, collected.traces[0], tuple(differences))
 
 
-def _forced(trace: Trace) -> bool:
-    """Whether the caller of the run forced a strategy."""
-    return bool(trace.decisions) and bool(trace.decisions[0].get("exclusive"))
+def step_limits(trace: Trace) -> dict[str, StepLimit]:
+    """By strategy: where a deadline stopped its training."""
+    limits = {}
+    for span in find_spans(trace.root, "adapter"):
+        record = span["attributes"].get("training", {})
+        if record.get("stop_reason") == "deadline":
+            evaluated = [evaluation["attributes"]["step"] for evaluation in find_spans(span, "evaluate")]
+            limit = StepLimit(record["steps"], evaluated[-1:] == [record["steps"]])
+            limits[str(span["attributes"]["strategy"])] = limit
+    return limits
+
+
+def _has_policy(controller: Controller, trace: Trace) -> bool:
+    """Whether the policy of a controller is that of a run."""
+    return policy_digest(controller.policy) == str(trace.attributes["policy"]["digest"])
 
 
 def _refuse_other(trace: Trace, controller: Controller, *, ask_policy: bool) -> None:

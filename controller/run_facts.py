@@ -61,8 +61,8 @@ class RunFacts:
     model: Mapping[str, str]
     """Name, content hash, device, precision and prompt format."""
     policy: Mapping[str, Any]
-    """Name, version of the bundle's format (None without a bundle), digest of the policy's card, and the thresholds
-    that the card has."""
+    """Name, version of the bundle's format (None without a bundle), digest of the policy's card, the thresholds that
+    the card has, and the strategy of a policy that always chooses the same."""
     versions: Mapping[str, str]
     """Of Python and of the packages."""
 
@@ -79,6 +79,7 @@ class RunFacts:
                 "name": policy.name, "version": card.get("format_version"),
                 "digest": _digest(card),
                 "thresholds": {name: card[name] for name in _THRESHOLDS if name in card},
+                "strategy": None if "served" in card else card.get("strategy"),
             },
             versions={"python": platform.python_version(), **package_versions()},
         )  # fmt: skip

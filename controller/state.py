@@ -21,6 +21,7 @@ from ..policies.features import Features
 from ..policies.measurement import Measurement
 from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Candidate, Cost
+from ..ttt_core.engine.guarded_model import StepLimit
 from ..ttt_core.errors import Cancelled, StateError, TaskError
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
@@ -114,6 +115,8 @@ class Context:
     budget: Budget = UNLIMITED
     stops: tuple[threading.Event, ...] = ()
     """Once one is set, no further node begins, and training and decoding stop before their next step or token."""
+    step_limits: Mapping[str, StepLimit] = field(default_factory=dict)
+    """By strategy: where a deadline stopped its training in a run that is repeated."""
     on_event: Callable[[Plain], None] | None = None
     """Receives each training step as it happens, in place of LangGraph's stream writer."""
     on_phase: Callable[[str, float], None] | None = None

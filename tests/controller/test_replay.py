@@ -12,6 +12,7 @@ from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy
 from autottt.strategies.registry import strategies
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import TraceError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
@@ -52,6 +53,78 @@ def test_the_decisions_of_a_run_with_a_budget_are_repeated(learner, store):
     repeated = replay(Controller(learner, policy), store.get("last"))
     assert [event["node"] for event in repeated.result.trace] == [event["node"] for event in result.trace]
     assert repeated.is_identical
+
+
+TRAINED = ["ttt_in_context", "ttt_direct", "ttt_augmented", "ttt_crossfit", "ttt_warm"]
+
+
+@pytest.fixture
+def endless(learner, monkeypatch) -> Learner:
+    """A learner whose training a deadline stops."""
+    long = replace(QUICK, max_steps=100_000, early_stop_loss=0.0)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    learner.clear()
+    return learner
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_that_a_deadline_stopped_is_repeated_to_the_same_step(endless, store, name):
+    Controller(endless, FixedPolicy(name), trace=TraceRecorder([store])).solve(TASK, seed=5, budget=1.5)
+    trace = store.get("last")
+    record = trace.attempts[0]["training_record"]
+    assert record["stop_reason"] == "deadline"
+    assert record["steps"] > 1
+    for clears in (True, False):
+        if clears:
+            endless.clear()
+        repeated = replay(Controller(endless), trace)
+        assert [str(difference) for difference in repeated.differences] == []
+        assert repeated.result.attempts[0].training_record.steps == record["steps"]
+
+
+def test_a_deadline_before_the_first_step_is_repeated(endless, store, monkeypatch):
+    real = AdapterTrainer.adapt_many
+    too_late = {"deadline": 0.0}  # of time.monotonic
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", lambda self, *a, **k: real(self, *a, **{**k, **too_late}))
+    Controller(endless, FixedPolicy("ttt_direct"), trace=TraceRecorder([store])).solve(TASK)
+    trace = store.get("last")
+    assert trace.attempts[0]["training_record"]["steps"] == 0
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", real)
+    assert replay(Controller(endless), trace).is_identical
+
+
+@pytest.mark.parametrize("policy", [FixedPolicy("ttt_direct"), FixedPolicy("ttt_direct", why="the best on average")])
+def test_a_fixed_policy_whose_strategy_the_budget_did_not_pay_for_is_repeated(learner, store, policy):
+    Controller(learner, policy, trace=TraceRecorder([store])).solve(TASK, budget=1e-6)
+    trace = store.get("last")
+    assert trace.decisions[0]["strategy"] == "in_context"
+    assert [str(d) for d in replay(Controller(learner, policy), trace).differences] == []
+
+
+def test_what_if_stops_at_the_same_step_unless_it_sets_a_budget(endless, store):
+    Controller(endless, FixedPolicy("ttt_direct"), trace=TraceRecorder([store])).solve(TASK, budget=1.0)
+    trace = store.get("last")
+    steps = trace.attempts[0]["training_record"]["steps"]
+    for question in ({"strategy": "ttt_direct"}, {"other_policy": True}):
+        asked = replay(Controller(endless, FixedPolicy("ttt_direct")), trace, **question)
+        assert asked.result.attempts[0].training_record.steps == steps
+        assert {d.name for d in asked.differences} <= {"budget"}
+    longer = replay(Controller(endless), trace, strategy="ttt_direct", budget=3.0)
+    assert longer.result.attempts[0].training_record.steps > steps
+
+
+def test_a_cached_adapter_does_not_replace_a_training_that_stops_early(learner, store, monkeypatch):
+    long = replace(QUICK, max_steps=400, early_stop_loss=0.0)
+    monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    learner.clear()
+    controller = Controller(learner, FixedPolicy("ttt_direct"), trace=TraceRecorder([store]))
+    controller.solve(TASK, budget=0.6)
+    trace = store.get("last")
+    assert trace.attempts[0]["training_record"]["stop_reason"] == "deadline"
+    whole = controller.solve(TASK)
+    assert whole.attempts[0].training_record.steps == 400
+    assert replay(Controller(learner), trace).is_identical
+    assert controller.solve(TASK).attempts[0].from_cache, "the whole adapter is still cached"
 
 
 def test_another_strategy_or_budget_is_a_question_and_its_answer_differs(learner, store):

@@ -116,9 +116,10 @@ class AdapterProvider:
         """
         with self._guarded.lock.compute, span("adapter", strategy=plan.strategy) as step:
             key = self._full_key(plan)
-            if key in self._prefetched:
+            repeated = self._guarded.step_limit is not None
+            if key in self._prefetched and not repeated:
                 return _recorded(step, "prefetched", self._release(key)), False
-            cached = self._cached(key)
+            cached = None if repeated else self._cached(key)
             if cached is not None:
                 return _recorded(step, "cached", cached), True
             with span("examples") as building:

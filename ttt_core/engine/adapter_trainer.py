@@ -59,7 +59,7 @@ class AdapterTrainer:
             memory_errors(f"training (batch {max((r.batch_size for r in recipes), default=0)})"),
             self._guarded.compute(None),
         ):
-            encoded = self._encoded(examples)
+            encoded, limit = self._encoded(examples), self._guarded.step_limit
             beside = max(1, self.max_batched_adapters(recipes, prefetched_bytes)) if len(examples) > 1 else 1
             for at in range(0, max(1, len(examples)), beside):
                 some, now = slice(at, at + beside), time.monotonic()
@@ -69,6 +69,7 @@ class AdapterTrainer:
                     deadline=now + share * (deadline - now), on_step=on_step, memory=self._guarded.memory_bytes,
                     charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
                     start=None if start is None else start.weights.copied(),
+                    step_limit=None if limit is None else limit.steps,
                 )  # fmt: skip
                 if charged:
                     _refuse_failed(trainings)
@@ -102,15 +103,17 @@ class AdapterTrainer:
             )  # fmt: skip
             looking = watch.estimate_seconds(scoring.seconds, scoring.forward_tokens) if deadline < math.inf else 0.0
             seeds = fold_seeds(seed, len(held_out))
-            bound = self._guarded.memory_bytes
+            bound, limit = self._guarded.memory_bytes, self._guarded.step_limit
             weights, trainings = train(
                 self._loaded, learned, recipe, seeds, deadline=deadline - looking, on_step=on_step, monitor=watch,
                 charge=self._guarded.charge, memory=None if bound is None else bound - aside,
+                step_limit=None if limit is None else limit.steps,
             )  # fmt: skip
             training = merge_records(trainings)
             if training.error and watch.best is None:
                 _refuse_failed(trainings)
             in_time = watch.best is None or time.monotonic() + watch.seconds <= deadline
+            in_time = in_time if limit is None else limit.evaluated
             if training.steps and not training.error and in_time:
                 watch.evaluate(training.steps, weights)
             best = watch.best or LoraWeights.initial(self._loaded.model, recipe, seeds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -34,6 +35,15 @@ OnPhase = Callable[[str, int], None]
 """Receives the name of a phase that begins, and the token equivalents that it will take at most; 0: unknown."""
 
 
+@dataclass(frozen=True)
+class StepLimit:
+    """Where a deadline stopped the training of a run that is repeated."""
+
+    steps: int
+    evaluated: bool
+    """Whether held-out demonstrations were evaluated after the last step."""
+
+
 class GuardedModel:
     """A loaded model that is used by one caller at a time and is afterwards what it was before."""
 
@@ -54,6 +64,8 @@ class GuardedModel:
         """Whose turn it is at the model; others around it wait for the same."""
         self.should_stop: Callable[[], bool] | None = None
         """Whether the caller no longer waits for the work; see `stop_when`."""
+        self.step_limit: StepLimit | None = None
+        """Where training stops as if its deadline had passed; see `limiting_steps`."""
         self.on_phase: OnPhase | None = None
         """Receives `training` and `answering` when they begin; see `reporting_phases`."""
         self._fingerprint = Fingerprint(loaded.model)
@@ -144,6 +156,16 @@ class GuardedModel:
                 yield
             finally:
                 self.should_stop = before
+
+    @contextmanager
+    def limiting_steps(self, limit: StepLimit | None) -> Iterator[None]:
+        """While inside, training stops where the limit says, and is not replaced by a cached adapter; None: as ever."""
+        with self.lock.compute:
+            before, self.step_limit = self.step_limit, limit
+            try:
+                yield
+            finally:
+                self.step_limit = before
 
     @contextmanager
     def reporting_phases(self, on_phase: OnPhase) -> Iterator[None]:

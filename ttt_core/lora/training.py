@@ -83,6 +83,7 @@ def train(
     seeds: Sequence[int],
     *,
     deadline: float = math.inf,
+    step_limit: int | None = None,
     on_step: OnStep | None = None,
     on_batch_step: OnBatchStep | None = None,
     monitor: TrainingMonitor | None = None,
@@ -95,7 +96,8 @@ def train(
 
     `recipe` is one for all adapters, or one for each, with equal batching keys. The adapters start from `start` (the
     weights of a single adapter), or from new weights. `deadline` is a time of `time.monotonic`; training stops before
-    a step that would exceed it, and weights without a step change nothing. `workers` is the number of threads on a CPU
+    a step that would exceed it, and weights without a step change nothing. `step_limit` stops it likewise after so many
+    steps, as a deadline did in a run that is repeated. `workers` is the number of threads on a CPU
     and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the numbers of forward and backward tokens
     before each pass.
 
@@ -112,7 +114,7 @@ def train(
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
         loop = _TrainingLoop(loaded, runs, engine, start)
-        loop.run(deadline, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge)
+        loop.run(deadline, step_limit, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):
@@ -206,6 +208,7 @@ class _TrainingLoop:
     def run(
         self,
         deadline: float,
+        step_limit: int | None,
         on_step: OnStep | None,
         on_batch_step: OnBatchStep | None,
         monitor: TrainingMonitor | None,
@@ -219,7 +222,7 @@ class _TrainingLoop:
             slowest = self._engine.estimate_seconds(self._optimizer, batches, charge)
         for step in range(max(run.recipe.max_steps for run in self._runs)):
             began = time.monotonic()
-            if began + slowest > deadline:
+            if began + slowest > deadline or step == step_limit:
                 return self._stop_all("deadline")
             rows, tokens = self._next_batches(charge)
             try:
