@@ -20,6 +20,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
 from autottt.controller.controller import Controller
+from autottt.controller.replay import replay
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.store import TraceStore
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import AdaptationError, Cancelled
@@ -317,3 +320,33 @@ def test_every_strategy_answers_within_two_minutes(learner: Learner, tasks: list
     assert result.proof is not None
     assert result.cost.seconds < 120
     assert json.dumps(result.to_plain())
+
+
+@pytest.mark.parametrize("strategy", ["in_context", "zero_shot", "in_context_vote", "ttt_in_context", "ttt_crossfit"])
+def test_a_stored_run_is_replayed_identically(
+    learner: Learner, tasks: list[Task], tmp_path: Path, strategy: str
+) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    Controller(learner, FixedPolicy(strategy), trace=TraceRecorder([store])).solve(tasks[0], seed=5)
+    learner.clear()
+    repeated = replay(Controller(learner), store.get("last"))
+    assert [str(difference) for difference in repeated.differences] == []
+
+
+def test_a_stored_run_that_a_deadline_stopped_is_replayed_identically(
+    learner: Learner, tasks: list[Task], tmp_path: Path
+) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    endless, before = replace(PUBLISHED, max_steps=100_000, early_stop_loss=0.0), learner.loaded
+    learner.loaded = replace(learner.loaded, recipes={"ttt_in_context": endless})
+    controller = Controller(learner, FixedPolicy("ttt_in_context"), trace=TraceRecorder([store]))
+    in_context = controller.solve(tasks[0], strategy="in_context").cost.seconds
+    learner.clear()
+    try:
+        result = controller.solve(tasks[0], budget=30 * in_context + 20)
+        learner.clear()
+        assert result.attempts[0].training_record is not None
+        assert result.attempts[0].training_record.stop_reason == "deadline"
+        assert [str(d) for d in replay(Controller(learner), store.get("last")).differences] == []
+    finally:
+        learner.loaded = before
