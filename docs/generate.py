@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import accuracy_cost
 import api_reference
 
 import autottt.strategies
+from autottt.policies.feature_glossary import GLOSSARY, stage_of
 from autottt.strategies import registry
 from autottt.ttt_core.pretraining.generator.core import Domain, Primitive
 from autottt.ttt_core.pretraining.generator.families import domains
@@ -104,6 +106,46 @@ def result_tables_module() -> ModuleType:
     return module
 
 
+# --- docs/features.md -------------------------------------------------------------------------------------------------
+
+
+def features_page() -> str:
+    """Every feature with its meaning, range, cost, stage and node."""
+    rows = [
+        f"| `{name}` | {each.meaning} | {_range(each.low, each.high)} | {each.cost} | {stage_of(name)} |"
+        for name, each in GLOSSARY.items()
+    ]
+    return "\n".join(
+        [
+            "# Features",
+            "",
+            "Written by `make docs` from `policies/feature_glossary.py`; a test holds it to the code and to measured "
+            "values. What the policy does with them: [policy.md](policy.md).",
+            "",
+            "The node `measure` measures all of them. Those of stage 0 come with the in-context answer. Those of stage "
+            "1, the probe, take one batched scoring pass without decoding, and are measured where the policy says that "
+            "they may change its choice and the budget pays for them. `autottt trace show` lists those of a run.",
+            "",
+            "Log-probabilities per token are clipped at -20. What cannot be measured, such as leave-one-out accuracy "
+            "with one demonstration, has a neutral value: 0 for shares and -2 for log-probabilities.",
+            "",
+            "| feature | meaning | range | cost beyond the in-context answer (D demonstrations) | stage |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _range(low: float, high: float) -> str:
+    """A range in words."""
+    if math.isinf(low) and math.isinf(high):
+        return "any number"
+    if math.isinf(high):
+        return f"{low:.3g} or more"
+    return f"{high:.3g} or less" if math.isinf(low) else f"{low:.3g} to {high:.3g}"
+
+
 # --- docs/primitives.md ----------------------------------------------------------------------------------------------
 
 
@@ -158,6 +200,7 @@ def _solves(domain: Domain, primitive: Primitive) -> str:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 PAGES: Mapping[Path, Callable[[], str]] = {
+    DOCS / "features.md": features_page,
     DOCS / "primitives.md": primitives_page,
     DOCS / "measured.md": measured_page,
     DOCS / "api" / "python.md": api_reference.python_page,
