@@ -34,7 +34,7 @@ OWNERS = {
     "starlette": "controller",
     "uvicorn": "controller",
     "prometheus_client": "controller",
-    "httpx": "controller",
+    "httpx2": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {
@@ -53,7 +53,7 @@ HEAVY = {
     "starlette",
     "uvicorn",
     "prometheus_client",
-    "httpx",
+    "httpx2",
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEYS_VARIABLE = "AUTOTTT_API_KEYS"
 """Environment variable with API keys, in place of a file."""
-_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,16 @@ def serve(
     trace_content: Annotated[
         bool, typer.Option("--trace-content", help="Store demonstrations, queries and answers in traces too.")
     ] = False,
+    in_context_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Let another server with OpenAI's API and the same model answer what needs no training; its key: "
+            "AUTOTTT_IN_CONTEXT_KEY."
+        ),
+    ] = None,
+    in_context_model: Annotated[
+        str | None, typer.Option(help="What that server calls the model; default: the first that it lists.")
+    ] = None,
     share_adapters: Annotated[
         bool, typer.Option("--share-adapters", help="Let clients reuse adapters that others' tasks have trained.")
     ] = False,
@@ -115,6 +125,7 @@ def serve(
     from ..server.guard import Guard
     from ..server.metrics import Metrics
     from ..server.serving import bind, run_server, url_of
+    from ..server.upstream import KEY_VARIABLE, Upstream
 
     began = time.monotonic()
     guard, bounds = Guard(address.keys(), limits.limits()), limits.limits()
@@ -124,7 +135,10 @@ def serve(
     check_source(model.model)
     name = served_name or _model_name(model.model)
     engine = Engine(bounds, Metrics(), share_adapters=share_adapters)
-    app = make_app(engine, model_name=name, guard=guard)
+    upstream = None
+    if in_context_url is not None:
+        upstream = Upstream(in_context_url, model=in_context_model, key=os.environ.get(KEY_VARIABLE))
+    app = make_app(engine, model_name=name, guard=guard, upstream=upstream)
     bound = bind(address.host, address.port)
 
     def load() -> Controller:

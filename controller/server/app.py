@@ -20,10 +20,11 @@ from ...ttt_core.tasks.kinds import make_task
 from ...ttt_core.tasks.task import Task
 from ..background import Publish, aiterate
 from . import streaming
+from .answers import Answers
 from .api_errors import ApiError, api_error
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
-from .chat_answers import ChatAnswer, answer_conversation, answer_few_shot
-from .engine import Engine, Event, Work
+from .chat_answers import ChatAnswer
+from .engine import Engine, Event
 from .facts import facts_of, numbers, progress_of
 from .guard import Guard
 from .labels import Labels
@@ -43,9 +44,11 @@ from .schemas import (
     Proof,
     SolveRequest,
     SolveResponse,
+    Source,
     TaskRequest,
     Usage,
 )
+from .upstream import Upstream
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -60,13 +63,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(engine: Engine, *, model_name: str, guard: Guard | None = None) -> FastAPI:
-    """The application around an engine; `model_name` is what clients call the model."""
+def make_app(
+    engine: Engine, *, model_name: str, guard: Guard | None = None, upstream: Upstream | None = None
+) -> FastAPI:
+    """The application around an engine; `model_name` is what clients call the model, and `upstream` another server that
+    answers what needs no training."""
     app = FastAPI(
         title="autottt", docs_url=None, redoc_url=None, responses=_ERRORS, redirect_slashes=False,
         description="Answers few-shot tasks in context, or trains an adapter for the task first.",
     )  # fmt: skip
-    routes = _Routes(engine, model_name)
+    routes = _Routes(engine, model_name, upstream)
     app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=ModelList)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"], response_model=Model)
     app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse)
@@ -87,8 +93,9 @@ def make_app(engine: Engine, *, model_name: str, guard: Guard | None = None) -> 
 class _Routes:
     """The functions behind the paths."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: Engine, model_name: str, upstream: Upstream | None) -> None:
         self._engine = engine
+        self._answers = Answers(engine, upstream)
         self._model_name = model_name
         self._created = int(time.time())
         self._labels = Labels(engine.metrics)
@@ -129,12 +136,12 @@ class _Routes:
             if isinstance(event, dict):
                 yield {"object": "autottt.progress", "autottt": progress_of(event)}
             else:
-                yield self._solved(event).model_dump()
+                yield self._solved(*event).model_dump()
 
         if body.stream:
-            return await self._stream(work, request, to_data)
-        result: Result = await self._result(work, request)
-        answer = self._solved(result)
+            return await self._stream(self._answers.task(client_of(request), work, streaming.POLL_SECONDS), to_data)
+        events = self._answers.task(client_of(request), work, DISCONNECT_SECONDS)
+        answer = self._solved(*await self._result(events, request))
         return JSONResponse(answer.model_dump(), headers=_headers(answer.autottt))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
@@ -142,11 +149,6 @@ class _Routes:
         any other history is a conversation, which the base model answers."""
         self._check_model(body.model)
         chat = read_chat_request(body, self._engine.limits)
-
-        def work(controller: Controller) -> AsyncGenerator[Event, None]:
-            if chat.few_shot:
-                return answer_few_shot(controller, chat, body.strategy, body.budget)
-            return answer_conversation(controller, chat)
 
         head: dict[str, Any] = {"id": _new_id("chatcmpl"), "created": int(time.time()), "model": body.model}
         head["system_fingerprint"] = f"autottt-{self._engine.controller.learner.base_hash[:12]}"
@@ -159,8 +161,10 @@ class _Routes:
                     self._note(event)
                 return chunks.of_event(event, lambda answer: _usage(answer).model_dump())
 
-            return await self._stream(work, request, to_data)
-        answer: ChatAnswer = await self._result(work, request)
+            events = self._answers.chat(client_of(request), chat, body.strategy, body.budget, streaming.POLL_SECONDS)
+            return await self._stream(events, to_data)
+        events = self._answers.chat(client_of(request), chat, body.strategy, body.budget, DISCONNECT_SECONDS)
+        answer: ChatAnswer = await self._result(events, request)
         self._note(answer)
         choice = Choice(message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
         response = ChatResponse(**head, choices=[choice], usage=_usage(answer), autottt=answer.facts)
@@ -179,7 +183,8 @@ class _Routes:
                 async for decided in decisions:
                     yield decided
 
-        decision, proof = await self._result(work, request)
+        events = self._engine.run(client_of(request), work, DISCONNECT_SECONDS)
+        decision, proof = await self._result(events, request)
         self._engine.metrics.decided(decision.strategy)
         self._engine.metrics.reverted(True)
         answer = DecideResponse(
@@ -214,7 +219,8 @@ class _Routes:
         self._engine.metrics.decided(answer.facts.decision)
         stages = {"conversation": answer.facts.cost.seconds}
         self._engine.metrics.answered(answer.facts.strategy, answer.facts.status, stages)
-        self._engine.metrics.reverted(True)
+        if answer.facts.proof is not None:
+            self._engine.metrics.reverted(True)
 
     def _check_model(self, name: str | None) -> None:
         """Raises `ApiError` for a model that is not served."""
@@ -234,9 +240,9 @@ class _Routes:
             comparison=body.comparison, id=body.id,
         )  # fmt: skip
 
-    async def _result(self, work: Work, request: Request) -> Any:
-        """The result of work; its progress is not shown. The work is cancelled when the client leaves."""
-        async with aclosing(self._engine.run(client_of(request), work, DISCONNECT_SECONDS)) as events:
+    async def _result(self, events: AsyncGenerator[Event, None], request: Request) -> Any:
+        """The last event; progress is not shown. The work is cancelled when the client leaves."""
+        async with aclosing(events):
             async for event in events:
                 if event is None and await request.is_disconnected():
                     raise Cancelled("the client has left")
@@ -245,21 +251,20 @@ class _Routes:
         raise AssertionError("work ends with its result")
 
     async def _stream(
-        self, work: Work, request: Request, to_data: Callable[[Event], Iterator[object]]
+        self, events: AsyncGenerator[Event, None], to_data: Callable[[Event], Iterator[object]]
     ) -> StreamingResponse:
         """The events of work as a stream. What is wrong at once is an error with its status, and no stream."""
-        events = self._engine.run(client_of(request), work, streaming.POLL_SECONDS)
         first = await anext(events)
         content = streaming.stream(first, events, to_data)
         return StreamingResponse(content, media_type="text/event-stream", headers=streaming.HEADERS)
 
-    def _solved(self, result: Result) -> SolveResponse:
+    def _solved(self, result: Result, source: Source | None) -> SolveResponse:
         """The response to a solved task, which is counted and can be labelled from now on."""
         self._engine.metrics.result(result)
         self._labels.remember(result)
         return SolveResponse(
             id=_new_id("solve"), created=int(time.time()), model=self._model_name, answer=result.answer,
-            text=result.text, autottt=facts_of(result),
+            text=result.text, autottt=facts_of(result, source),
         )  # fmt: skip
 
 

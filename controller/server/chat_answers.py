@@ -18,7 +18,7 @@ from ...ttt_core.errors import Cancelled
 from ..background import Publish, aiterate
 from .chat import ChatTask
 from .facts import facts_of
-from .schemas import Cost, Facts, Proof
+from .schemas import Cost, Facts, Proof, Source
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -39,6 +39,10 @@ class ChatAnswer:
     facts: Facts
     result: Result | None = None
     """Of a few-shot task."""
+
+    def with_source(self, source: Source) -> ChatAnswer:
+        """The answer with who gave it."""
+        return replace(self, facts=self.facts.model_copy(update={"source": source}))
 
 
 def text_event(text: str) -> dict[str, Any]:
@@ -69,14 +73,17 @@ async def answer_conversation(controller: Controller, chat: ChatTask) -> AsyncGe
 
 
 def _of_result(controller: Controller, chat: ChatTask, result: Result) -> ChatAnswer:
+    """The answer of a solved task."""
+    formatted = replace(chat.task, prompt_format=str(result.format_choice.get("name", "")))
+    return content_of(controller, chat, result, len(controller.learner.window.encode(formatted).ids))
+
+
+def content_of(controller: Controller, chat: ChatTask, result: Result, prompt_tokens: int) -> ChatAnswer:
     """The answer of a solved task: its value as text, cut where the request says so."""
     if result.answer is None:
         text = result.text
     else:
         text = result.answer if isinstance(result.answer, str) else json.dumps(result.answer)
-    learner = controller.learner
-    formatted = replace(chat.task, prompt_format=str(result.format_choice.get("name", "")))
-    prompt_tokens = len(learner.window.encode(formatted).ids)
     text, count, cut = _first_tokens(controller, chat.cut(text), chat.max_tokens)
     return ChatAnswer(text, "length" if cut else "stop", prompt_tokens, count, facts_of(result), result)
 

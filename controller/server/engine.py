@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ...ttt_core.errors import BaseChangedError, Cancelled
@@ -76,14 +76,18 @@ class Engine:
             raise ApiError(503, message, code="loading", retry_after=LOAD_RETRY_SECONDS)
         return self._controller
 
-    async def run(self, client: str, work: Work, idle_seconds: float) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, client: str, work: Work, idle_seconds: float, *, uses_model: bool = True
+    ) -> AsyncGenerator[Event, None]:
         """The events of work that waits for its turn, and None whenever there is none for `idle_seconds`.
 
-        Closing the iterator cancels the work. Raises what the work raises, and `ApiError` where a limit is reached.
+        Work that does not use the model waits for no turn. Closing the iterator cancels the work. Raises what the work
+        raises, and `ApiError` where a limit is reached.
         """
         controller = self.controller.for_scope("" if self.share_adapters else client)
         events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
-        task = asyncio.create_task(self._work(client, controller, work, events))
+        turn = self.queue.turn(client) if uses_model else self.queue.beside()
+        task = asyncio.create_task(self._work(turn, work(controller), events))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
         try:
@@ -102,15 +106,12 @@ class Engine:
             task.cancel()  # it gives the model back by itself; a cancelled request cannot wait for that
 
     async def _work(
-        self, client: str, controller: Controller, work: Work, events: asyncio.Queue[tuple[str, Event]]
-    ) -> None:
+        self, turn: AbstractAsyncContextManager[None], work: AsyncGenerator[Event, None],
+        events: asyncio.Queue[tuple[str, Event]],
+    ) -> None:  # fmt: skip
         """Does the work in its turn and publishes its events, then `end` or `error`."""
         try:
-            async with (
-                asyncio.timeout(self.limits.seconds),
-                self.queue.turn(client),
-                aclosing(work(controller)) as running,
-            ):
+            async with asyncio.timeout(self.limits.seconds), turn, aclosing(work) as running:
                 async for event in running:
                     events.put_nowait(("event", event))
             events.put_nowait(("end", None))

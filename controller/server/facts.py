@@ -8,14 +8,14 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from .api_errors import without_paths
-from .schemas import Adaptation, Cost, Facts, Proof
+from .schemas import Adaptation, Cost, Facts, Proof, Source
 
 if TYPE_CHECKING:
     from ..results import Result
 
 
-def facts_of(result: Result) -> Facts:
-    """The facts of a solved task."""
+def facts_of(result: Result, source: Source | None = None) -> Facts:
+    """The facts of a solved task, with who gave the answer."""
     return Facts(
         decision=str(result.decision.get("strategy", result.strategy)),
         strategy=result.strategy,
@@ -28,6 +28,7 @@ def facts_of(result: Result) -> Facts:
         proof=None if result.proof is None else Proof(**asdict(result.proof)),
         trace_id=result.trace_id,
         right=result.right,
+        source=source,
         in_context_answer=result.in_context_answer,
     )
 

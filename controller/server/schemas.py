@@ -218,6 +218,13 @@ class Proof(BaseModel):
     hash: str
 
 
+class Source(BaseModel):
+    """Who gave the answer, where easy queries go to another server (`--in-context-url`)."""
+
+    server: str = Field(default="", description="Address of the other server; empty: this server.")
+    fallback: str = Field(default="", description="Why the other server did not answer, where it was asked.")
+
+
 class Facts(BaseModel):
     """How an answer came to be: the object `autottt` of every answer."""
 
@@ -238,6 +245,7 @@ class Facts(BaseModel):
     right: bool | None = Field(
         default=None, description="Whether the answer is the request's; None where that is unknown."
     )
+    source: Source | None = Field(default=None, description="None where there is no other server.")
     in_context_answer: Any = Field(default=None, description="The answer of the unadapted model.")
 
 

@@ -23,6 +23,7 @@ class WorkQueue:
         self._on_wait = on_wait
         self._of_client: Counter[str] = Counter()
         self._turn = asyncio.Lock()  # wakes its waiters in order
+        self._beside = 0
         self._seconds = 1.0
         """Mean length of the last turns."""
 
@@ -48,6 +49,18 @@ class WorkQueue:
             self._of_client[client] -= 1
             if not self._of_client[client]:
                 del self._of_client[client]
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        """Work that does not use the model and waits for no turn. Raises `ApiError` where there is too much of it."""
+        if self._beside >= self.limits.queue:
+            raise ApiError(503, f"{self._beside} requests are under way at the other server, which is the limit",
+                           code="queue_full", retry_after=self.expected_seconds())  # fmt: skip
+        self._beside += 1
+        try:
+            yield
+        finally:
+            self._beside -= 1
 
     def expected_seconds(self) -> float:
         """Seconds until a request that came now would have its turn."""

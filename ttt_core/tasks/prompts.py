@@ -280,10 +280,7 @@ class ChatFormat:
         return [Piece(text, "answer"), Piece(end, "end")]
 
     def read(self, task: Task, text: str) -> Value:
-        try:
-            return _read(task, text, self.notation)
-        except ParseError:
-            return _read(task, _last_block(text), self.notation)
+        return read_answer(task, text, self.notation)
 
     def is_valid_prefix(self, task: Task, text: str) -> bool:
         return True  # chat models often write an introduction before the answer
@@ -339,6 +336,14 @@ def _opens_thought(text: str) -> bool:
 def _read(task: Task, text: str, notation: Notation) -> Value:
     """The value of an answer's text. Raises `ParseError`."""
     return canonical_output(task.kind, kind_of(task).parse(text, notation), [d.output for d in task.demonstrations])
+
+
+def read_answer(task: Task, text: str, notation: Notation = STANDARD) -> Value:
+    """The value of a chat model's answer, also behind an introduction. Raises `ParseError`."""
+    try:
+        return _read(task, text, notation)
+    except ParseError:
+        return _read(task, _last_block(text), notation)
 
 
 def _refuse_marker(task: Task, text: str, marker: str) -> None:

@@ -1,0 +1,194 @@
+"""Another server with OpenAI's API in place of the in-context answer: what it answers, and what if it fails."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from autottt import Controller, FixedPolicy
+from autottt.controller.server.upstream import Upstream
+from autottt.ttt_core.errors import SettingsError
+from tests.controller.server.conftest import TASK
+from tests.controller.server.test_app import events_of
+from tests.controller.server.test_chat import CONVERSATION, FEW_SHOT
+
+PATH = "/v1/chat/completions"
+
+
+class Other:
+    """A server that answers every chat with one text, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.text, self.status, self.breaks_off, self.lists = "tac", 200, False, True
+        self.asked: list[dict] = []
+        self.headers: list[str | None] = []
+        other = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = json.dumps({"data": [{"id": "the-model"}]} if other.lists else {"oops": 1}).encode()
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self):
+                other.headers.append(self.headers.get("authorization"))
+                other.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                self.send_response(other.status)
+                self.end_headers()
+                pieces = [other.text[:1], other.text[1:]]
+                for piece in pieces:
+                    self.event({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
+                if not other.breaks_off:
+                    self.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+                    usage = {"prompt_tokens": 11, "completion_tokens": 3}
+                    self.event({"choices": [], "usage": usage})
+                    self.wfile.write(b"data: [DONE]\n\n")
+
+            def event(self, content):
+                self.wfile.write(f": comment\n\ndata: {json.dumps(content)}\n\n".encode())
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@contextmanager
+def running():
+    other = Other()
+    thread = threading.Thread(target=other.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield other
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def other():
+    with running() as server:
+        yield server
+
+
+def test_a_conversation_is_answered_there_and_the_model_here_is_not_used(serve, controller, other):
+    client = serve(upstream=Upstream(other.url, key="secret-of-the-other"))
+    response = client.post(PATH, json={**CONVERSATION, "temperature": 0.5, "seed": 3, "stop": "x"})
+    body = response.json()
+    assert body["choices"][0]["message"]["content"] == "tac"
+    assert body["autottt"]["decision"] == "not_few_shot"
+    assert body["autottt"]["source"] == {"server": other.url, "fallback": ""}
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (11, 3)
+    assert controller.learner.guarded.charged.forward_tokens == 0
+    (asked,) = other.asked
+    assert asked["messages"] == CONVERSATION["messages"]
+    assert (asked["model"], asked["temperature"], asked["seed"], asked["stop"]) == ("the-model", 0.5, 3, ["x"])
+    assert other.headers == ["Bearer secret-of-the-other"]
+
+
+def test_a_conversation_is_streamed_from_there(serve, other):
+    chunks = events_of(serve(upstream=Upstream(other.url)).post(PATH, json={**CONVERSATION, "stream": True}))
+    pieces = [text for chunk in chunks if (text := chunk["choices"][0]["delta"].get("content"))]
+    assert pieces == ["t", "ac"]
+
+
+def test_an_easy_few_shot_chat_is_answered_there(serve, other):
+    body = serve(upstream=Upstream(other.url, model="named")).post(PATH, json=FEW_SHOT).json()
+    assert body["choices"][0]["message"]["content"] == "tac"
+    assert body["autottt"]["strategy"] == body["autottt"]["decision"] == "in_context"
+    assert body["autottt"]["source"]["server"] == other.url
+    (asked,) = other.asked
+    assert asked["messages"] == FEW_SHOT["messages"]
+    assert (asked["model"], asked["temperature"]) == ("named", 0.0)
+
+
+def test_an_easy_task_is_answered_there_and_compared_with_its_answer(serve, other):
+    other.text = "The answer is:\n\n[4, 2, 6]"
+    body = serve(upstream=Upstream(other.url)).post("/v1/solve", json={**TASK, "answer": [4, 2, 6]}).json()
+    assert body["answer"] == [4, 2, 6]
+    assert body["autottt"]["right"] is True
+    assert body["autottt"]["source"]["server"] == other.url
+
+
+def test_a_hard_task_is_trained_here(serve, make_learner, other):
+    client = serve(Controller(make_learner(), FixedPolicy("ttt_direct")), upstream=Upstream(other.url))
+    for response in (client.post("/v1/solve", json=TASK), client.post(PATH, json=FEW_SHOT)):
+        assert response.json()["autottt"]["cost"]["backward_tokens"] > 0
+    assert other.asked == []
+
+
+def wrong_status(other):
+    other.status = 500
+
+
+def broken_off(other):
+    other.breaks_off, other.text = True, ""
+
+
+def lists_no_models(other):
+    other.lists = False
+
+
+@pytest.mark.parametrize("damage", [wrong_status, broken_off, lists_no_models])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_fails_is_replaced_by_this_one_and_the_record_says_so(serve, other, damage, stream):
+    damage(other)
+    plain = serve()
+    for body in (CONVERSATION, FEW_SHOT):
+        client = serve(upstream=Upstream(other.url))
+        expected = plain.post(PATH, json=body).json()["choices"][0]["message"]["content"]
+        response = client.post(PATH, json={**body, "stream": stream})
+        assert response.status_code == 200
+        if stream:
+            chunks = events_of(response)
+            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+            source = chunks[-1]["autottt"]["source"]
+        else:
+            text, source = response.json()["choices"][0]["message"]["content"], response.json()["autottt"]["source"]
+        assert text == expected
+        assert source["server"] == ""
+        assert source["fallback"].startswith("the ")
+
+
+def test_a_server_that_is_down_is_not_asked_again_at_once(serve):
+    with running() as other:
+        url = other.url
+    upstream = Upstream(url)
+    client = serve(upstream=upstream)
+    first = client.post("/v1/solve", json=TASK).json()
+    assert "cannot be reached" in first["autottt"]["source"]["fallback"]
+    second = client.post("/v1/solve", json=TASK).json()
+    assert "a moment ago" in second["autottt"]["source"]["fallback"]
+    assert first["text"] == second["text"] == serve().post("/v1/solve", json=TASK).json()["text"]
+
+
+def test_an_answer_that_breaks_off_after_its_beginning_is_an_error_and_no_mixture(serve, other):
+    other.breaks_off = True
+    *_, last = events_of(serve(upstream=Upstream(other.url)).post(PATH, json={**CONVERSATION, "stream": True}))
+    assert last["error"]["code"] == "other_server"
+
+
+def test_an_answer_of_another_kind_is_not_taken(serve, other):
+    other.text = "I do not know"
+    body = serve(upstream=Upstream(other.url)).post("/v1/solve", json=TASK).json()
+    assert "no value of the kind list" in body["autottt"]["source"]["fallback"]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://host:x/v1", "http://h/v1?a=b"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(SettingsError, match="--in-context-url"):
+        Upstream(url)
+
+
+def test_the_record_names_the_server_without_credentials():
+    assert Upstream("https://me:secret@host:8001/v1/").server == "https://host:8001"
+    assert Upstream("http://[::1]:8001").server == "http://[::1]:8001"
