@@ -30,6 +30,7 @@ PICTURE = DOCS / "accuracy_cost.svg"
 PACKAGES = ("autottt", "controller", "strategies", "policies", "ttt_core")
 OTHER_FOLDERS = {
     "tests/": "mirror the packages; the contract tests (architecture, documents, packaging, strategies) stand on top",
+    "examples/": "programs to start from, each run by a test",
     "benchmarks/": "measurements, each with the command that repeats it; results, and outcomes for training policies",
     "docs/": "these documents, and what generates parts of them (`make docs`)",
 }
