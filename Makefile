@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes pretrain docs clean
+.PHONY: help setup demo test types tests test-real check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -38,6 +38,9 @@ tests: $(STAMP)
 MODELS ?= smollm2-135m gemma3-270m
 test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS="names, folders or GGUF files")
 	@AUTOTTT_REAL_MODELS="$(MODELS)" $(BIN)/python -m pytest tests/real
+
+check-clients: $(STAMP)  ## Run lm-eval, inspect-ai and llm against a server, in an environment of their own (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_clients.py
 
 # DATA=folder that holds open/*.jsonl; QUICK=1 for a few tasks of each set. Interrupted, it goes on.
 DATA ?= ../shared/data
