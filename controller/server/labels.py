@@ -46,9 +46,16 @@ class _Answers:
 
     def labels(self, right_answer: Any) -> dict[str, bool]:
         """Whether the answer of each strategy is right. Raises `TaskError` for a value of another kind."""
-        right = canonical_output(self.kind, KINDS[self.kind].check(right_answer))
+        return self._same_as(canonical_output(self.kind, KINDS[self.kind].check(right_answer)))
+
+    def labels_of_given(self, right: bool) -> dict[str, bool]:
+        """The same where the answer that was given is right; where it is wrong, of those that equal it."""
+        same = self._same_as(self.by_strategy[self.strategy])
+        return same if right else {name: False for name, is_same in same.items() if is_same or name == self.strategy}
+
+    def _same_as(self, answer: Any) -> dict[str, bool]:
         return {
-            name: value is not None and same_answer(value, right, self.comparison)
+            name: value is not None and same_answer(value, answer, self.comparison)
             for name, value in self.by_strategy.items()
         }
 
@@ -88,7 +95,7 @@ class Labels:
             right = strategies[answers.strategy]
         else:
             right = bool(feedback.right)
-            strategies = {} if answers is None else {answers.strategy: right}
+            strategies = {} if answers is None else answers.labels_of_given(right)
         label = {"right": right, "strategies": strategies, "answer": feedback.answer}
         if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):
             message = f"trace_id: there is no trace {feedback.trace_id}"

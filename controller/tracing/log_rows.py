@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ...policies.serving_logs import Row, problem_of
 from .trace import Trace
@@ -19,8 +19,33 @@ def log_rows(traces: Iterable[Trace], base_hash: str = "") -> tuple[list[Row], d
             reasons[reason] += 1
             continue
         run = {name: trace.attributes.get(name, {}) for name in ("model", "policy", "versions")}
-        rows.append({**trace.result, "run": {"time": trace.time, **run}})
+        rows.append({**_labelled(trace), "run": {"time": trace.time, **run}})
     return rows, dict(reasons)
+
+
+def _labelled(trace: Trace) -> Row:
+    """The result of a run with what its label says of the answers. Where the right answer itself is unknown, a mark
+    stands for it, and one of two marks for each answer that the label calls right or wrong."""
+    result, label = trace.result, trace.label
+    if not label:
+        return result
+    if trace.has_content and ("answer" in label or label["right"]):
+        return {**result, "task": {**result["task"], "answer": label.get("answer", result["answer"])}}
+    marks = {name: _RIGHT if right else _WRONG for name, right in label["strategies"].items()}
+    if not {"in_context", result["attempts"][0]["strategy"]} <= marks.keys():
+        return result
+    task = {**result["task"], "answer": _RIGHT, "comparison": "exact"}
+    attempts = [_marked(attempt, marks) for attempt in result["attempts"]]
+    answers = {"in_context": _marked(result["in_context"], marks), "attempts": attempts}
+    return {**result, **answers, "task": task, "answer": marks.get(result["strategy"])}
+
+
+def _marked(attempt: Row, marks: Mapping[str, str]) -> Row:
+    """An attempt whose answer is a mark; None where the label says nothing of it."""
+    return {**attempt, "value": marks.get(attempt["strategy"]), "text": "", "candidates": []}
+
+
+_RIGHT, _WRONG = "right", "wrong"
 
 
 def _unusable(trace: Trace, base_hash: str) -> str:
@@ -29,6 +54,10 @@ def _unusable(trace: Trace, base_hash: str) -> str:
         return "the run is of another model (--model-hash)"
     if not trace.result or trace.status == "refused":
         return "the run ended without a result (refused, failed, cancelled or interrupted)"
-    if not trace.has_content:
+    try:
+        row = _labelled(trace)
+    except (LookupError, TypeError, AttributeError):
+        row = {}
+    if row and not trace.has_content and "answer" not in row:
         return "the trace was stored without content, so its answers are unknown"
-    return "the trace is of another version of this package, or damaged" if problem_of(trace.result) else ""
+    return "the trace is of another version of this package, or damaged" if problem_of(row) else ""

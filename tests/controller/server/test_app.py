@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from autottt import Controller, FixedPolicy
+from autottt.controller.server.labels import _Answers
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from tests.controller.server.conftest import MODEL, TASK
@@ -293,6 +294,13 @@ def test_feedback_with_the_right_answer_labels_the_answer_of_every_strategy(serv
     assert label["answer"] == right_answer
     assert set(label["strategies"]) == {"in_context", "ttt_direct"}
     assert label["right"] == (given is not None)
+
+
+def test_feedback_that_the_answer_is_right_labels_every_strategy_and_wrong_only_equal_ones():
+    answers = _Answers("list", "exact", "ttt_direct", {"in_context": (1,), "ttt_direct": (2,), "ttt_warm": (2,)})
+    assert answers.labels_of_given(True) == {"in_context": False, "ttt_direct": True, "ttt_warm": True}
+    assert answers.labels_of_given(False) == {"ttt_direct": False, "ttt_warm": False}
+    assert answers.labels([1]) == {"in_context": True, "ttt_direct": False, "ttt_warm": False}
 
 
 @pytest.mark.parametrize(

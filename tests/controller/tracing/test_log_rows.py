@@ -132,6 +132,39 @@ def test_traces_that_teach_nothing_are_counted_with_the_reason(
     assert reasons == {"the run is of another model (--model-hash)": len(explored)}
 
 
+@pytest.mark.parametrize("content", [True, False])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_label_makes_outcomes_of_a_run_whose_right_answer_was_unknown(
+    learner: Learner, tmp_path: Path, content: bool, right: bool
+) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    learner.clear()
+    exploring = Controller(learner, EXPLORING, trace=TraceRecorder([store], content=content))
+    for task in TASKS[:3]:
+        exploring.solve(replace(task, answer=None))
+    for trace in store.traces():
+        first = trace.attempts[0]["strategy"]
+        strategies_right = {"in_context": right, first: not right} if first != "in_context" else {first: right}
+        store.label(trace.id, {"right": right, "strategies": strategies_right, "answer": [0]})
+    rows, reasons = log_rows(store.traces())
+    assert reasons == {}
+    made = outcomes_of(rows, {}, forced=False)
+    assert len(made) > 3
+    if not content:
+        assert all(o.correct == float(right == (o.strategy == "in_context")) for o in made)
+    assert skipped_counts(rows, {}) == {}
+
+
+def test_a_label_of_another_answer_than_the_first_ones_gives_no_outcome(learner: Learner, tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    learner.clear()
+    controller = Controller(learner, FixedPolicy("ttt_direct"), trace=TraceRecorder([store], content=False))
+    controller.solve(replace(TASKS[0], answer=None))
+    (trace,) = store.traces()
+    store.label(trace.id, {"right": False, "strategies": {"ttt_direct": False}})
+    assert list(log_rows(store.traces())[1]) == ["the trace was stored without content, so its answers are unknown"]
+
+
 def test_a_task_under_two_names_is_in_one_family(explored: list[Trace], learner: Learner, tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "traces.sqlite")
     learner.clear()
