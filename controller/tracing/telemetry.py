@@ -14,7 +14,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +32,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ...ttt_core.spans import MAX_EVENTS
+from ..run_facts import package_versions
 from .content import without_content
 from .conventions import OpenInference
 from .span_records import SpanRecord, span_record
@@ -77,7 +77,7 @@ class TelemetryTarget:
         """Hands the spans of a trace to the provider."""
         if trace.has_content and any(os.environ.get(name, "").lower() == "true" for name in HIDING_VARIABLES):
             trace = without_content(trace)
-        tracer = self._provider().get_tracer("autottt", version("autottt"))
+        tracer = self._provider().get_tracer("autottt", package_versions()["autottt"])
         _emit(tracer, span_record(trace), _caller_of(trace))
 
     def flush(self, seconds: float = 10.0) -> bool:
