@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes pretrain docs clean
+.PHONY: help setup demo test types tests test-real check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -85,6 +85,12 @@ bench-recipes: $(STAMP)  ## Measure recipes of a real model beside Trainer + PEF
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recipe_frontier.py $(MODEL) $(TASKS) \
 		--json $(if $(QUICK),runs,benchmarks/results)/recipes_$(MODEL).json \
 		--rows runs/recipes$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--limit 2,--limit 40 --picture docs/recipes_$(MODEL).svg)
+
+# REPLAY_MODEL=name of a model that was fetched replays its runs as well (hours on a CPU); CHROMIUM=path opens the page.
+bench-trace: $(STAMP)  ## Measure what tracing adds, pages, stores and replays (REPLAY_MODEL=name, CHROMIUM=path, QUICK=1)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tracing.py --json $(if $(QUICK),runs,benchmarks/results)/trace.json \
+		--rows runs/trace$(if $(QUICK),_quick).rows.jsonl --model "$(REPLAY_MODEL)" --chromium "$(CHROMIUM)" \
+		$(if $(QUICK),--quick)
 
 # Resumes from the counters in runs/soak; MINUTES bounds each part.
 bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)

@@ -12,6 +12,7 @@ from typing import Any
 
 COMMANDS = {
     "model": "The bundled model", "engine": "The engine", "policy": "The policy", "real": "Real language models",
+    "trace": "Tracing",
 }  # fmt: skip
 """`make bench-NAME` -> what it measures."""
 NOTES = {
@@ -22,6 +23,9 @@ NOTES = {
     "task is out of reach: with eight queries that maximum owes much to luck, since a format chosen by the right "
     "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which "
     "are mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike.",
+    "trace": "Added to a query: the median of paired runs on the bundled model, of which the milliseconds of the "
+    "thread's processor are in the file of results. A page is that of a real run whose training steps and prompts were "
+    "multiplied.",
     "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight, "
     "per query or per task (over all its queries). Gap closed: (U - U_SBS) / (U_VBS - U_SBS) with U the utility, "
     "accuracy minus cost weight times cost.",

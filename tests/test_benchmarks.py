@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
 import sys
@@ -444,3 +445,32 @@ class TestRecipeFrontier:
         assert [(r["recipe"], r["group"]) for r in rows] == [(name, g) for g in ("one", "two") for name in recipes]
         assert all(len(r["right"]) == 2 and r["seconds"] >= 0 for r in rows)
         assert learner.verify(full=True).hash == learner.base_hash
+
+
+class TestTracing:
+    def test_works_take_turns_on_the_same_tasks(self) -> None:
+        tracing = script("tracing")
+        calls: list[tuple[str, str]] = []
+        tasks = [make_task([("a", "b")], query, id=query) for query in "xyz"]
+        works = {name: lambda task, name=name: calls.append((name, task.id)) for name in ("off", "on")}
+        seconds = tracing.paired(works, tasks, 4)
+        assert {name: len(values) for name, values in seconds.items()} == {"off": 4, "on": 4}
+        pairs = [calls[n : n + 2] for n in range(0, len(calls), 2)]
+        assert all(one[1] == other[1] and one[0] != other[0] for one, other in pairs)
+        assert {one[0] for one, _ in pairs} == {"off", "on"}
+
+    def test_the_interval_of_a_median_contains_it(self) -> None:
+        tracing = script("tracing")
+        low, high = tracing.median_interval([1.0, 2.0, 3.0, 4.0, 50.0])
+        assert low <= 3.0 <= high
+
+    def test_replays_are_counted_and_continued(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tracing = script("tracing")
+        verdicts = itertools.cycle(["identical", "same tokens", "different"])
+        monkeypatch.setattr(tracing, "replayed", lambda *_: {"verdict": next(verdicts), "differences": []})
+        monkeypatch.setattr(tracing.Learner, "load", lambda: None)
+        (row,) = tracing.replay_rows(tmp_path / "rows.jsonl", "", 6)
+        assert (row["value"], row["goal"], row["holds"]) == (4, 6, False)
+        assert row["against"] == "2 identical, 2 different"
+        monkeypatch.setattr(tracing, "replayed", None)
+        assert tracing.replay_rows(tmp_path / "rows.jsonl", "", 6) == [row]

@@ -8,6 +8,7 @@ import logging
 import operator
 import threading
 import time
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import asdict, replace
 from functools import partial
@@ -838,11 +839,16 @@ def test_runs_are_sent_to_langsmith_only_on_request(
     monkeypatch.setattr(LangChainTracer, "_update_run_single", lambda self, run: None)
     try:
         controller = Controller(learner, FixedPolicy("in_context"), langsmith=asked)
-        controller.solve(TASK)
-        controller.solve_many(queries(2))
+        calls: list[Callable[[], object]] = [
+            lambda: controller.solve(TASK), lambda: controller.solve_many(queries(2)),
+            lambda: list(controller.stream(TASK)), lambda: asyncio.run(controller.asolve(TASK)),
+        ]  # fmt: skip
+        for call in calls:
+            sent.clear()
+            call()
+            assert bool(sent) == asked
     finally:
         utils.get_env_var.cache_clear()
-    assert bool(sent) == asked
 
 
 def test_demonstrations_from_a_serializer_are_tuples_again() -> None:

@@ -62,6 +62,8 @@ def test_a_file_and_the_configuration_name_the_store(tasks, model, tmp_path, mon
     assert (tmp_path / "mine.sqlite").exists()
     assert not local_store().exists()
     assert len(run("trace", "list", "--json").splitlines()) == len(TASKS)
+    monkeypatch.setenv("AUTOTTT_TRACE", f"otlp,{tmp_path}/mine.sqlite,local")
+    assert len(run("trace", "list", "--json").splitlines()) == len(TASKS), "of the first store that is named"
     monkeypatch.setenv("AUTOTTT_TRACE", "nowhere")
     out = run("trace", "list", code=2)
     assert "variable AUTOTTT_TRACE: expected off, local, otlp, otlp:URL, or a file" in out
