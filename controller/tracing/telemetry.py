@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import queue
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from opentelemetry.sdk.environment_variables import (
     OTEL_SPAN_EVENT_COUNT_LIMIT,
 )
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -65,7 +66,7 @@ class TelemetryTarget:
         session id, as OpenInference's `using_session` or the baggage `session.id` says it."""
         attributes: dict[str, Any] = {}
         carrier: dict[str, str] = {}
-        TraceContextTextMapPropagator().inject(carrier)
+        TraceContextTextMapPropagator().inject(carrier, otel.set_span_in_context(_current_span()))
         if carrier:
             attributes["caller"] = carrier
         session = context.get_value(OpenInference.SESSION_ID) or baggage.get_baggage(OpenInference.SESSION_ID)
@@ -97,6 +98,18 @@ class TelemetryTarget:
                 return program
         settings = tuple(sorted((n, v) for n, v in os.environ.items() if n.startswith("OTEL_")))
         return _exporting_provider(self.endpoint, settings)
+
+
+def _current_span() -> otel.Span:
+    """The caller's innermost span. Inside a LangGraph node that OpenInference's instrumentor traces, OpenTelemetry's
+    current span is not that of the node, which the instrumentor knows."""
+    current = otel.get_current_span()
+    instrumentor: Any = sys.modules.get("openinference.instrumentation.langchain")
+    node = instrumentor.get_current_span() if instrumentor is not None else None
+    if not isinstance(node, Span):
+        return current
+    is_inside = isinstance(current, Span) and (current.start_time or 0) > (node.start_time or 0)
+    return current if is_inside else node
 
 
 def _caller_of(trace: Trace) -> context.Context:

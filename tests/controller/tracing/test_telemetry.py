@@ -17,6 +17,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
@@ -328,6 +329,22 @@ def test_a_call_of_solve_in_a_node_is_a_child_of_the_span_that_is_current_there(
     parent.add_edge(START, "work")
     parent.compile().invoke({"task": TASK})
     assert [root.parent.span_id for root in spans.named("solve")] == inner
+
+
+def test_the_span_of_a_node_that_an_instrumentor_traces_is_the_parent(learner, spans, monkeypatch):
+    controller = controller_of(learner, spans)
+    with spans.tracer.start_as_current_span("request"):
+        node = spans.tracer.start_span("node")
+        known = SimpleNamespace(get_current_span=lambda: node)
+        monkeypatch.setitem(sys.modules, "openinference.instrumentation.langchain", known)
+        controller.solve(TASK)
+        with spans.tracer.start_as_current_span("in the node") as inner:
+            controller.solve(TASK)
+        known.get_current_span = lambda: None
+        controller.solve(TASK)
+    parents = [root.parent.span_id for root in spans.named("solve")]
+    assert parents[:2] == [node.get_span_context().span_id, inner.get_span_context().span_id]
+    assert parents[2] == spans.one("request").context.span_id
 
 
 def test_a_run_without_a_current_span_begins_a_trace_of_its_own(learner, spans):
