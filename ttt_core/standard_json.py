@@ -25,4 +25,7 @@ def finite_or_none(value: Any) -> Any:
 def dumps(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     """The value as JSON, as `json.dumps` writes it. `default` converts what JSON cannot hold to finite numbers or
     text."""
-    return json.dumps(finite_or_none(value), indent=indent, default=default, allow_nan=False)
+    try:
+        return json.dumps(value, indent=indent, default=default, allow_nan=False)
+    except ValueError:  # a number that is not finite, which is rare: most values need no copy
+        return json.dumps(finite_or_none(value), indent=indent, default=default, allow_nan=False)
