@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
+.PHONY: help setup demo test types tests test-real test-browser check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -41,6 +41,21 @@ test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS
 
 check-clients: $(STAMP)  ## Run lm-eval, inspect-ai and llm against a server, in an environment of their own (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_clients.py
+
+# Playwright and axe-core are installed into an environment of their own that sees the packages of $(VENV).
+BROWSER := .venv-browser
+test-browser: $(BROWSER)/.installed  ## Test the pages in headless Chromium (Debian: apt-get install chromium)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "Chromium is not installed; on Debian: apt-get install chromium"; exit 1; }
+	@OMP_NUM_THREADS=1 $(BROWSER)/bin/python -m pytest tests/browser
+
+$(BROWSER)/.installed: $(STAMP)
+	@rm -rf $(BROWSER)
+	@$(BIN)/python -m venv $(BROWSER)
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		>"$$($(BROWSER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/packages_of_the_tests.pth"
+	@$(BROWSER)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[browser]'
+	@touch $@
 
 # DATA=folder that holds open/*.jsonl; QUICK=1 for a few tasks of each set. Interrupted, it goes on.
 DATA ?= ../shared/data
@@ -117,7 +132,7 @@ docs: $(STAMP)  ## Write the generated parts of README.md and docs/ again
 	@$(BIN)/python docs/generate.py
 
 clean:  ## Remove .venv and everything that can be made again
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(BROWSER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: pinned and on its own, it is the one build that was tried here, and what follows finds it installed.

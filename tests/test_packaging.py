@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+FOR_TESTS = ("test", "browser")
+"""Extras that only the tests import."""
 FOLDERS = ("autottt", "controller", "strategies", "ttt_core", "policies")
 
 
@@ -97,7 +99,7 @@ def test_every_data_file_is_shipped():
 
 def test_dependencies_are_what_is_imported():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    optional = set().union(*(declared(extras[name]) for name in extras if name != "test"))
+    optional = set().union(*(declared(extras[name]) for name in extras if name not in FOR_TESTS))
     assert declared(PYPROJECT["project"]["dependencies"]) == imported() - optional
     assert optional <= imported()
 

@@ -114,11 +114,11 @@ function drawCandidates(node, candidates) {
 
 // --- the graph ---
 
-const BOX = { height: 42, gap: 14, end: 62 };
+const BOX = { height: 42, gap: 14, end: 58 };
 
 // Where each node is: in columns from left to right, or below each other.
 function layOut(strategies, vertical) {
-  const width = Math.max(128, 20 + 7.8 * Math.max(...strategies.map((name) => name.length)));
+  const width = Math.max(110, 16 + 7.2 * Math.max(...strategies.map((name) => name.length)));
   const places = new Map();
   const row = BOX.height + BOX.gap;
   if (vertical) {
@@ -132,9 +132,9 @@ function layOut(strategies, vertical) {
   for (const [name, size] of columns) {
     if (name) places.set(name, { x, y: height / 2, width: size });
     else strategies.forEach((strategy, index) => places.set(strategy, { x, y: row * (index + 0.5), width }));
-    x += size + (name === "decide" || name === null ? 52 : 26);
+    x += size + (name === "decide" || name === null ? 44 : 20);
   }
-  return { places, width: x - 24, height: height + 34 };
+  return { places, width: x - 18, height: height + 34 };
 }
 
 // An edge of the graph: forward from side to side, and back to `decide` below everything, or at the right.
@@ -208,7 +208,8 @@ function drawCurve(node, { name, points, unit = "", low = null, high = null, mar
   const every = Math.max(1, Math.floor(points.length / 1000));
   const shown = points.filter((_, index) => index % every === 0 || index === points.length - 1);
   const xs = points.map(([x]) => x).concat(mark === null ? [] : [mark]), ys = points.map(([, y]) => y);
-  const [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [low ?? Math.min(...ys), high ?? Math.max(...ys)];
+  const [x0, x1] = [Math.min(...xs), Math.max(...xs)], [least, most] = [low ?? Math.min(...ys), high ?? Math.max(...ys)];
+  const room = most > least ? 0 : Math.abs(most) / 10 || 1, [y0, y1] = [least - room, most + room];
   const size = { width: 520, height: 190, left: 58, right: 16, top: 14, bottom: 38 };
   const across = (x) => size.left + ((x - x0) / (x1 - x0 || 1)) * (size.width - size.left - size.right);
   const up = (y) => size.height - size.bottom - ((y - y0) / (y1 - y0 || 1)) * (size.height - size.top - size.bottom);
@@ -219,7 +220,8 @@ function drawCurve(node, { name, points, unit = "", low = null, high = null, mar
     const value = y0 + share * (y1 - y0), y = up(value);
     return [line(size.left, y, size.width - size.right, y, "rule"), text(size.left - 6, y + 4, number(value), "end")];
   });
-  parts.push(text(size.left, size.height - 20, String(x0), "middle"), text(size.width - size.right, size.height - 20, String(x1), "end"));
+  parts.push(text(size.left, size.height - 20, String(x0), "middle"));
+  if (x1 > x0) parts.push(text(size.width - size.right, size.height - 20, String(x1), "end"));
   parts.push(text((size.left + size.width) / 2, size.height - 4, "training step", "middle"));
   if (mark !== null) {
     parts.push(line(across(mark), size.top, across(mark), size.height - size.bottom, "mark"));

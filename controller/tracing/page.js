@@ -85,6 +85,6 @@ section("stages", "Time by stage", tableNode(["stage", "seconds", "share"], stag
 if (kind) {
   const demonstrations = data.task.demonstrations.map((each, index) => ({ cells: [String(index + 1), valueNode(kind, each.input), valueNode(kind, each.output)] }));
   section("task", "Demonstrations", data.task.instruction ? html("p", {}, data.task.instruction) : null,
-    tableNode(["", "input", "output"], demonstrations, "demonstrations"));
+    tableNode(["number", "input", "output"], demonstrations, "demonstrations"));
 }
 section("setup", "Settings of the run", factsNode(data.setup));
