@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
 }
 
+_STREAM_TOO: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Or events: `stream`."}
+}
+
 
 def make_app(
     engine: Engine, *, model_name: str, guard: Guard | None = None, upstream: Upstream | None = None
@@ -75,8 +79,10 @@ def make_app(
     routes = _Routes(engine, model_name, upstream)
     app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=ModelList)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"], response_model=Model)
-    app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse)
-    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"], response_model=ChatResponse)
+    app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse, responses=_STREAM_TOO)
+    app.add_api_route(
+        "/v1/chat/completions", routes.chat, methods=["POST"], response_model=ChatResponse, responses=_STREAM_TOO
+    )
     app.add_api_route("/v1/decide", routes.decide, methods=["POST"], response_model=DecideResponse)
     app.add_api_route("/v1/feedback", routes.feedback, methods=["POST"], response_model=FeedbackResponse)
     app.add_api_route("/healthz", routes.healthz, methods=["GET"], response_model=Health)
@@ -87,7 +93,18 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     (guard or Guard()).protect(app, engine.metrics)
+    document = app.openapi
+    app.openapi = lambda: _with_names(document(), routes.names)  # type: ignore[method-assign]
     return app
+
+
+def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The OpenAPI document with the names of models where requests name one."""
+    for schema in ("ChatRequest", "SolveRequest", "TaskRequest"):
+        properties = document["components"]["schemas"][schema]["properties"]
+        required = schema == "ChatRequest"
+        properties["model"] = {"enum": [*names, *([] if required else [None])], "title": "Model"}
+    return document
 
 
 class _Routes:
@@ -102,7 +119,7 @@ class _Routes:
 
     async def models(self) -> ModelList:
         """Every model name."""
-        return ModelList(data=[self._model(name) for name in self._names])
+        return ModelList(data=[self._model(name) for name in self.names])
 
     async def model(self, name: str) -> Model:
         """One model name."""
@@ -202,7 +219,8 @@ class _Routes:
     # --- what the routes share ---------------------------------------------------------------------------------------
 
     @property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
+        """What requests may call the model."""
         return self._model_name, self._model_name + FEW_SHOT_SUFFIX
 
     def _model(self, name: str) -> Model:
@@ -224,8 +242,8 @@ class _Routes:
 
     def _check_model(self, name: str | None) -> None:
         """Raises `ApiError` for a model that is not served."""
-        if name is not None and name not in self._names:
-            expected = ", ".join(self._names)
+        if name is not None and name not in self.names:
+            expected = ", ".join(self.names)
             raise ApiError(
                 404, f"model: expected one of {expected}; received {name[:80]!r}", "model", "model_not_found"
             )

@@ -118,7 +118,7 @@ class SolveRequest(TaskRequest):
 class Message(Request):
     """A message of a chat."""
 
-    role: StrictStr
+    role: Annotated[StrictStr, Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})]
     content: Any = Field(None, description="A text, or a list of parts of type `text`.")
     name: StrictStr | None = Field(None, description="`example_user` and `example_assistant` mark demonstrations.")
     tool_calls: Any = None

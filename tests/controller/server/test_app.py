@@ -250,6 +250,13 @@ def test_metrics_count_decisions_stages_reverts_and_failures(serve):
 def test_the_openapi_document_names_every_path(serve):
     document = serve().get("/openapi.json").json()
     assert {"/v1/solve", "/v1/decide", "/v1/feedback", "/v1/models", "/healthz", "/readyz"} <= set(document["paths"])
+    assert document["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == [
+        MODEL,
+        f"{MODEL}-fewshot",
+    ]
+    for path in ("/v1/solve", "/v1/chat/completions"):
+        answered = document["paths"][path]["post"]["responses"]["200"]["content"]
+        assert set(answered) == {"application/json", "text/event-stream"}
 
 
 # --- feedback --------------------------------------------------------------------------------------------------------

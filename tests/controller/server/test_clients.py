@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import urllib.request
 
 import pytest
 
@@ -14,6 +15,7 @@ from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.limits import Limits
 from tests.controller.server.conftest import MODEL
 from tests.controller.server.test_chat import FEW_SHOT, MARKED, PAIRS, QUERY
+from tests.controller.server.test_guard import held, wait_for
 
 openai = pytest.importorskip("openai")
 KEY = "key-of-sixteen-characters"
@@ -165,3 +167,20 @@ def test_curl_reads_answers_streams_and_errors(live):
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == whole["choices"][0]["message"]["content"]
     assert "HTTP/1.1 400" in curl({**FEW_SHOT, "n": 2}, "--include")
+
+
+def test_a_stream_that_its_reader_closes_gives_the_model_back(live, connect, controller):
+    url = live()
+    client = connect(url)
+
+    def metrics():
+        with urllib.request.urlopen(f"{url}/metrics") as response:
+            return response.read().decode()
+
+    with held(controller):
+        stream = client.chat.completions.create(model=FEW_SHOT_MODEL, messages=MESSAGES, stream=True)
+        assert "autottt_running 1.0" in metrics()
+        stream.close()
+        wait_for(lambda: 'autottt_failures_total{error="Cancelled"} 1.0' in metrics())
+        assert "autottt_running 0.0" in metrics()
+    assert client.chat.completions.create(model=FEW_SHOT_MODEL, messages=MESSAGES).choices
