@@ -5,6 +5,7 @@ Knows nothing about who reads them.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from ..ttt_core.spans import NoSpan, Span
 from ..ttt_core.tasks.task import Task
 from .state import Context, Plain, State
 
+_LOG = logging.getLogger("autottt")
 OnEvent = Callable[[Plain], None]
 """Receives each event as a dictionary; see `Controller.stream`."""
 
@@ -107,11 +109,13 @@ class PrefetchProgress:
         for each in losses:
             for run in self._runs_of(each.plans):
                 self._span_of(run).event(step=step, loss=each.loss)
+        runs = self._runs_of([plan for each in losses for plan in each.plans])
+        loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
+        names = ", ".join(run.task.id for run in runs)
+        _LOG.debug("%s: trained together, step %d of at most %d: mean loss %.4f", names, step, max_steps, loss)
         if self.publish is None:
             return
-        runs = self._runs_of([plan for each in losses for plan in each.plans])
         strategies = ", ".join(dict.fromkeys(run.plan.strategy for run in runs))
-        loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
         facts = step_facts(strategies, step, loss, max_steps, self._began[1])
         self.publish({**facts, "tasks": [run.task.id for run in runs]})
 

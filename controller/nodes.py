@@ -22,6 +22,7 @@ from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.adapter_training import has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
+from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof
@@ -147,8 +148,16 @@ def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
         decision = _next_decision(progress, context)
         if verdict is not None:
             decision = replace(decision, reason=f"{verdict.reason}: {decision.reason}")
-    _LOG.info("%s: %s: %s", progress.query.task.id, decision.strategy, decision.reason)
+    _log(logging.INFO, progress, decision.strategy, decision.reason)
     return decision
+
+
+def _log(level: int, progress: Progress, what: str, reason: str) -> None:
+    """Logs a decision or a verdict. What exceptions of attempts say, which may quote the task, is at DEBUG only."""
+    errors = [attempt.error for attempt in progress.attempts]
+    _LOG.log(level, "%s: %s: %s", progress.query.task.id, what, without_messages(reason, errors))
+    if without_messages(reason, errors) != reason:
+        _LOG.debug("%s: %s: %s", progress.query.task.id, what, reason)
 
 
 DEFAULT_RELATIVE_COST = {"read": 1.0, "sample": 5.0, "train": 40.0}
@@ -259,8 +268,9 @@ def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
         alternatives=bool(_untried(progress)) and not (decision is not None and decision.exclusive),
         worthwhile=lambda: _next_decision(progress, context).worthwhile,
     )  # fmt: skip
-    level = logging.DEBUG if verdict.action == "accept" else logging.INFO
-    _LOG.log(level, "%s: %s: %s", progress.query.task.id, verdict.action, verdict.reason)
+    is_usual = verdict.action == "accept" and progress.attempts[-1].status == "answered"
+    level = logging.DEBUG if is_usual else logging.INFO
+    _log(level, progress, verdict.action, verdict.reason)
     return verdict
 
 

@@ -252,7 +252,9 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
 
 def _failed(what: str, task: Task, error: Exception) -> str:
     """Logs an error and returns the status `failed`."""
-    logging.getLogger("autottt").warning("%s failed on %s: %s", what, task.id, error)
+    log = logging.getLogger("autottt")
+    log.warning("%s failed on %s: %s", what, task.id, type(error).__name__)
+    log.debug("what the error says, which may quote the task: %s", error)
     return "failed"
 
 

@@ -152,7 +152,8 @@ def run(
         with learner.guarded.full_proofs() if is_plugin(strategy) else nullcontext():
             attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
     except (AdaptationError, DeadlineError) as error:
-        attempt = Attempt(strategy.name, None, "", 0.0, error=str(error))
+        said = f"{type(error).__name__}: {error}" if is_plugin(strategy) else str(error)  # which may quote the task
+        attempt = Attempt(strategy.name, None, "", 0.0, error=said)
     except AutotttError:
         raise
     except Exception as error:

@@ -3,6 +3,8 @@
 A message says what was received, what was expected, and what to do.
 """
 
+from collections.abc import Iterable
+
 
 class AutotttError(Exception):
     """Base class of every error that this package raises on purpose."""
@@ -73,3 +75,19 @@ def shortened(value: object) -> str:
     except Exception:  # a number of thousands of digits; lists thousands deep
         return f"a value of type {type(value).__name__} that cannot be printed"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_exception(text: str) -> bool:
+    """Whether a text is the class and the message of an exception, such as `ValueError: no such key`."""
+    name, separator, _ = text.partition(": ")
+    return bool(separator) and name.isidentifier() and name[:1].isupper()
+
+
+def without_messages(text: str, errors: Iterable[str]) -> str:
+    """The class of an exception, where the text is one, as `is_exception` says; else the text in which the class of
+    each of `errors` that is an exception replaces it. Messages of exceptions of other code may quote a task."""
+    if is_exception(text.removeprefix("failed: ")):
+        return text.removeprefix("failed: ").partition(":")[0]
+    for error in sorted(filter(is_exception, errors), key=len, reverse=True):
+        text = text.replace(error, error.partition(":")[0])
+    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...ttt_core.errors import without_messages
 from .trace import Plain, Trace
 
 CONTENT = frozenset(
@@ -17,7 +18,7 @@ MESSAGES = frozenset(("error", "reason", "shadow"))
 
 def without_content(trace: Trace) -> Trace:
     """The trace without demonstrations, queries, answers, prompts, token ids, and messages of exceptions."""
-    errors = [attempt["error"] for attempt in trace.attempts if is_exception(attempt["error"])]
+    errors = [attempt["error"] for attempt in trace.attempts]
     root: Plain = _reduced(trace.root, errors)
     return Trace({**trace.plain, "content": False, "root": root})
 
@@ -26,7 +27,7 @@ def _reduced(value: Any, errors: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         fields = {name: item for name, item in value.items() if name not in CONTENT}
         return {
-            name: _without_messages(item, errors)
+            name: without_messages(item, errors)
             if name in MESSAGES and isinstance(item, str)
             else _reduced(item, errors)
             for name, item in fields.items()
@@ -34,18 +35,3 @@ def _reduced(value: Any, errors: Sequence[str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_reduced(item, errors) for item in value]
     return value
-
-
-def _without_messages(text: str, errors: Sequence[str]) -> str:
-    """An exception as the name of its class; a reason without the messages of exceptions that it quotes."""
-    if is_exception(text.removeprefix("failed: ")):
-        return text.removeprefix("failed: ").partition(":")[0]
-    for error in sorted(errors, key=len, reverse=True):
-        text = text.replace(error, error.partition(":")[0])
-    return text
-
-
-def is_exception(text: str) -> bool:
-    """Whether a text is the class and the message of an exception, such as `ValueError: no such key`."""
-    name, separator, _ = text.partition(": ")
-    return bool(separator) and name.isidentifier() and name[:1].isupper()

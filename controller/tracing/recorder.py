@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, runtime_checkable
 
 from ...policies.policy import Policy
-from ...ttt_core.errors import SettingsError
+from ...ttt_core.errors import AutotttError, SettingsError
 from ...ttt_core.learner import Learner
 from ...ttt_core.spans import Span
 from ..run_facts import RunFacts
@@ -107,7 +107,9 @@ class TraceRecorder:
         except Exception as problem:
             level = logging.DEBUG if target in self._warned else logging.WARNING
             self._warned.add(target)
-            _LOG.log(level, "%s; answers are not affected", problem)
+            is_known = isinstance(problem, (AutotttError, OSError))  # what others say may quote the task
+            _LOG.log(level, "%s; answers are not affected", problem if is_known else type(problem).__name__)
+            _LOG.debug("why a trace cannot be stored", exc_info=True)
 
     def _facts_of(self, learner: Learner, policy: Policy) -> Mapping[str, Any]:
         """Model, policy and versions; those of the last learner and policy are cached."""

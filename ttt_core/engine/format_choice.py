@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -125,7 +126,9 @@ class FormatChooser:
         except ModelError as error:
             if version.prompt_format == STANDARD_FORMAT.name:
                 raise
-            _LOG.warning("%s: the prompt format %s is not used: %s", version.id, version.prompt_format, error)
+            problem = re.split(r" \(|: ", str(error))[0]  # what follows may quote the task
+            _LOG.warning("%s: the prompt format %s is not used: %s", version.id, version.prompt_format, problem)
+            _LOG.debug("why the prompt format is not used: %s", error)
             return False
 
 
