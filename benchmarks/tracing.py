@@ -5,7 +5,7 @@
 
 Run by `make bench-trace`. Every run without tracing is paired with one that a local store records and one that is sent
 to an OTLP endpoint, a process that answers 200; the three take turns on the same queries, whose demonstrations were
-read before. Replays are of tasks of `autottt demo`. What was measured is in the file of rows: an interrupted run
+read before. Replays are of the shortest tasks of `autottt demo`. What was measured is in the file of rows: an interrupted run
 continues.
 Writes rows {"name", "value", "unit", "against", "goal", "holds"} with the machine, versions, commit and date.
 """
@@ -293,7 +293,7 @@ def replay_rows(file: Path, model: str, runs: int) -> list[Row]:
     """How many replays of runs, with every strategy in turn, are identical or have the same tokens."""
     label = model or "bundled"
     done = {(row["strategy"], row["task"]): row for row in read_rows(file) if row.get("replayed") == label}
-    names, tasks = list(strategies()), demo_tasks()[:: 1 if model else 3]
+    names, tasks = list(strategies()), sorted(demo_tasks(), key=lambda task: len(str(task.demonstrations)))
     cases = [(names[n % len(names)], tasks[n // len(names) % len(tasks)]) for n in range(runs)]
     missing = [(name, task) for name, task in cases if (name, task.id) not in done]
     if missing:
@@ -319,7 +319,7 @@ def replayed(learner: Learner, strategy: str, task: Task) -> Row:
     learner.clear()
     trace = trace_of(learner, task, strategy)
     learner.clear()
-    repeated = replay(Controller(learner), trace)
+    repeated = replay(Controller(learner, FixedPolicy(strategy)), trace)
     same = "same tokens" if repeated.has_same_answers else "different"
     verdict = "identical" if repeated.is_identical else same
     return {"verdict": verdict, "differences": [str(difference) for difference in repeated.differences[:5]]}
