@@ -5,8 +5,8 @@
 
 Run by `make bench-trace`. Every run without tracing is paired with one that a local store records and one that is sent
 to an OTLP endpoint, a process that answers 200; the three take turns on the same queries, whose demonstrations were
-read before. Replays are of the shortest tasks of `autottt demo`. What was measured is in the file of rows: an interrupted run
-continues.
+read before. Replays are of the shortest tasks of `autottt demo`. What was measured is in the file of rows: an
+interrupted run continues.
 Writes rows {"name", "value", "unit", "against", "goal", "holds"} with the machine, versions, commit and date.
 """
 
