@@ -241,7 +241,7 @@ def test_the_names_of_openinference_are_those_of_its_package():
 
 def test_names_of_conventions_are_spelled_in_one_module_only():
     pattern = re.compile(
-        r"""["'](gen_ai\.|llm\.|openinference\.|graph\.node\.|decision\.(system|model)|input\.value)"""
+        r"""["'](gen_ai\.|llm\.|openinference\.span|graph\.node\.|decision\.(system|model)|input\.value)"""
     )
     modules = [path for path in (ROOT / "controller").rglob("*.py") if pattern.search(path.read_text("utf-8"))]
     assert [path.name for path in modules] == ["conventions.py"]
