@@ -74,7 +74,10 @@ def _statements(trace: Trace) -> Iterator[str]:
         f"policy {policy.get('name')} ({policy.get('digest')}); seed {trace.attributes.get('seed')}; "
         f"budget {trace.attributes.get('budget')}."
     )
+    versions = trace.attributes.get("versions", {})
+    yield f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}."
     yield f"Path: {' -> '.join(trace.path)}."
+    yield from _prompt_format(trace)
     yield from _measured(trace)
     for number, decision in enumerate(trace.decisions, start=1):
         yield f"Decision {number}: {decision['strategy']}, because {decision['reason']}."
@@ -82,7 +85,41 @@ def _statements(trace: Trace) -> Iterator[str]:
     yield from _attempted(trace)
     for verdict in trace.verdicts:
         yield f"Verdict: {verdict['action']}, because {verdict['reason']}."
+    yield from _cached(trace)
+    yield from _stages(trace)
     yield from _ending(trace)
+
+
+def _prompt_format(trace: Trace) -> Iterator[str]:
+    """The prompt format, and the scores of those compared."""
+    choices = [span["attributes"] for span in find_spans(trace.root, "format") if span.get("attributes")]
+    if not choices:
+        yield f"Prompt format {trace.attributes.get('model', {}).get('prompt_format')}: the only one of the model."
+    for choice in choices:
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.get("scores", {}).items())
+        why = choice.get("reason") or ("the best of those compared" if scores else "the format of the model")
+        compared = f"; log-probability of the demonstrations' answers by format: {scores}" if scores else ""
+        yield f"Prompt format {choice.get('name')}: {why}{compared}."
+
+
+def _cached(trace: Trace) -> Iterator[str]:
+    """What was not computed in this run."""
+    facts = []
+    reads = [span["attributes"] for span in find_spans(trace.root, "read") if span.get("attributes")]
+    if reused := sum(read["prompt_tokens"] - read["new_tokens"] for read in reads):
+        facts.append(f"{reused} tokens of prompts")
+    if scores := sum(span["attributes"].get("cached", 0) for span in find_spans(trace.root, "score")):
+        facts.append(f"the scores of {scores} prompts")
+    for span in find_spans(trace.root, "adapter"):
+        if (source := span.get("attributes", {}).get("source")) in ("cached", "prefetched"):
+            facts.append(f"the adapter of {span['attributes']['strategy']} ({source})")
+    yield f"From the cache: {', '.join(facts) or 'nothing'}."
+
+
+def _stages(trace: Trace) -> Iterator[str]:
+    stages = sorted(trace.stages().items(), key=lambda stage: -stage[1])
+    shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages if seconds >= 0.005)
+    yield f"Seconds by stage: {shown or 'less than 0.01 each'}."
 
 
 def _measured(trace: Trace) -> Iterator[str]:
@@ -113,6 +150,8 @@ def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
     weight = thresholds.get("cost_weight")
     if weight is not None:
         yield from _other_cost_weights(rows, float(weight))
+    if trace.decisions and trace.decisions[0].get("exclusive"):
+        yield "No estimate changes this choice, only another --strategy or --policy."
 
 
 def _other_cost_weights(rows: Sequence[CandidateRow], weight: float) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,33 @@ def test_explain_says_why_and_what_training_did(solved):
     assert "Decision 1: ttt_in_context, because always ttt_in_context (requested by the caller)." in text
     assert "2 training steps (stopped: finished), loss" in text
     assert "The weights are unchanged" in text
+
+
+QUESTIONS = {
+    "which strategy, and why": r"Decision 1: ttt_crossfit, because always ttt_crossfit",
+    "what the alternatives promised": r"Candidate in_context \(not chosen\): estimated right at \d",
+    "what it cost": r"Attempt ttt_crossfit: \d+\.\d+ s",
+    "whether training helped on held-out demonstrations":
+        r"held-out demonstrations right \d/\d before training, \d/\d after",
+    "whether the weights came back": r"The weights are unchanged: \d+ tensors",
+    "what would have changed the decision": r"only another --strategy or --policy",
+    "the prompt format": r"Prompt format compact",
+    "the seed": r"seed 0",
+    "the versions": r"Versions: python 3.*torch 2",
+    "what was cached": r"From the cache: nothing",
+    "where the time went": r"Seconds by stage: .*train \d",
+}  # fmt: skip
+
+
+def test_the_questions_of_a_reader_are_answered_by_show_and_explain(tmp_path, model):
+    tasks = tmp_path / "more.jsonl"
+    tasks.write_text(
+        json.dumps({**TASKS[0], "demonstrations": [*TASKS[0]["demonstrations"], {"input": [7], "output": [7]}]})
+    )
+    run("solve", tasks, "--model", model, "--strategy", "ttt_crossfit")
+    text = run("trace", "show", "last") + run("trace", "explain", "last")
+    unanswered = [question for question, answer in QUESTIONS.items() if not re.search(answer, text)]
+    assert unanswered == [], text
 
 
 def test_diff_names_what_differs_and_says_when_nothing_does(solved):
