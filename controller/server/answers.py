@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .api_errors import ApiError
 from .chat import ChatTask
 from .chat_answers import ChatAnswer, answer_conversation, answer_few_shot
 from .engine import Engine, Event, Work
 from .in_context import answered_there, chat_answered_there, converse, is_kept
-from .schemas import Source
+from .schemas import ChatRequest, Source
 from .upstream import Upstream, UpstreamError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Answers:
                             yield (event, other) if isinstance(other, Source) else other
 
     async def chat(
-        self, client: str, chat: ChatTask, strategy: str | None, budget: Any, idle_seconds: float
+        self, client: str, chat: ChatTask, body: ChatRequest, idle_seconds: float
     ) -> AsyncGenerator[Event, None]:
         """The events of a chat; the last one is its answer."""
         controller, fallback = self._engine.controller, ""
@@ -64,7 +64,8 @@ class Answers:
 
         def work(controller: Controller) -> AsyncGenerator[Event, None]:
             if chat.few_shot:
-                return answer_few_shot(controller, chat, strategy, budget)
+                how = {"strategy": body.strategy, "budget": body.budget, "seed": body.seed}
+                return answer_few_shot(controller, chat, how, progress=bool(body.stream))
             return answer_conversation(controller, chat)
 
         async with aclosing(self._engine.run(client, work, idle_seconds)) as events:

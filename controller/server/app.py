@@ -23,7 +23,7 @@ from . import streaming
 from .answers import Answers
 from .api_errors import ApiError, api_error
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
-from .chat_answers import ChatAnswer
+from .chat_answers import ChatAnswer, solve_events
 from .engine import Engine, Event
 from .facts import facts_of, numbers, progress_of
 from .guard import Guard
@@ -63,7 +63,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 _STREAM_TOO: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Or events: `stream`."}
+    200: {"content": {"text/event-stream": {"schema": {}}}, "description": "Or events: `stream`."}
 }
 
 
@@ -143,11 +143,9 @@ class _Routes:
         """Answers a task of any kind; with `stream`, progress comes first, as server-sent events."""
         task = self._task(body)
 
-        async def work(controller: Controller) -> AsyncGenerator[Event, None]:
-            events = controller.astream(task, strategy=body.strategy, budget=body.budget, seed=body.seed)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+        def work(controller: Controller) -> AsyncGenerator[Event, None]:
+            how = {"strategy": body.strategy, "budget": body.budget, "seed": body.seed}
+            return solve_events(controller, task, how, progress=body.stream)
 
         def to_data(event: Event) -> Iterator[object]:
             if isinstance(event, dict):
@@ -178,9 +176,9 @@ class _Routes:
                     self._note(event)
                 return chunks.of_event(event, lambda answer: _usage(answer).model_dump())
 
-            events = self._answers.chat(client_of(request), chat, body.strategy, body.budget, streaming.POLL_SECONDS)
+            events = self._answers.chat(client_of(request), chat, body, streaming.POLL_SECONDS)
             return await self._stream(events, to_data)
-        events = self._answers.chat(client_of(request), chat, body.strategy, body.budget, DISCONNECT_SECONDS)
+        events = self._answers.chat(client_of(request), chat, body, DISCONNECT_SECONDS)
         answer: ChatAnswer = await self._result(events, request)
         self._note(answer)
         choice = Choice(message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)

@@ -18,37 +18,13 @@ from ...ttt_core.tasks.messages import Chat, Turn, is_example, read_chat
 from ...ttt_core.tasks.task import Demonstration, Task
 from .api_errors import ApiError, unsupported
 from .limits import Limits
-from .schemas import ChatRequest
+from .schemas import NEUTRAL, ChatRequest
 
 FEW_SHOT_SUFFIX = "-fewshot"
 """Ending of the model name with which every earlier turn is a demonstration."""
 MAX_STOPS = 16
 GREEDY_BELOW = 1e-3
 """Temperatures below this one are greedy decoding: their logits exceed what numbers of 32 bits hold."""
-_NEUTRAL: Mapping[str, Sequence[object]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "top_p": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-}
-"""Parameters that are not implemented, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,7 @@ def read_chat_request(body: ChatRequest, limits: Limits) -> ChatTask:
 
 def _refuse_unsupported(body: ChatRequest) -> None:
     """Raises `ApiError` for a parameter that would change the answer and is not implemented."""
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         value = getattr(body, name)
         if value is not None and not any(value == other and type(value) is type(other) for other in neutral):
             if name in ("top_p", "frequency_penalty", "presence_penalty") and value in neutral:

@@ -9,12 +9,13 @@ import asyncio
 import json
 import secrets
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...ttt_core.errors import Cancelled
+from ...ttt_core.tasks.task import Task
 from ..background import Publish, aiterate
 from .chat import ChatTask
 from .facts import facts_of
@@ -50,12 +51,23 @@ def text_event(text: str) -> dict[str, Any]:
     return {"event": "text", "text": text}
 
 
-async def answer_few_shot(
-    controller: Controller, chat: ChatTask, strategy: str | None, budget: Any
+async def solve_events(
+    controller: Controller, task: Task, how: Mapping[str, Any], *, progress: bool
 ) -> AsyncGenerator[Any, None]:
-    """The events of a few-shot task, and its answer."""
-    events = controller.astream(chat.task, strategy=strategy, budget=budget, seed=chat.seed)
-    async with aclosing(events):
+    """The result of a task, with `progress` after the events of its run; `how` are arguments of `Controller.solve`."""
+    if not progress:
+        yield await controller.asolve(task, **how)
+        return
+    async with aclosing(controller.astream(task, **how)) as events:
+        async for event in events:
+            yield event
+
+
+async def answer_few_shot(
+    controller: Controller, chat: ChatTask, how: Mapping[str, Any], *, progress: bool
+) -> AsyncGenerator[Any, None]:
+    """The answer to a few-shot task, with `progress` after the events of its run."""
+    async with aclosing(solve_events(controller, chat.task, how, progress=progress)) as events:
         async for event in events:
             yield event if isinstance(event, dict) else await asyncio.to_thread(_of_result, controller, chat, event)
 

@@ -90,6 +90,7 @@ class Engine:
         task = asyncio.create_task(self._work(turn, work(controller), events))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
+        has_result = False
         try:
             while True:
                 try:
@@ -101,9 +102,11 @@ class Engine:
                     raise event
                 if kind == "end":
                     return
+                has_result = not isinstance(event, dict)
                 yield event
         finally:
-            task.cancel()  # it gives the model back by itself; a cancelled request cannot wait for that
+            if not has_result:
+                task.cancel()  # it gives the model back by itself; a cancelled request cannot wait for that
 
     async def _work(
         self, turn: AbstractAsyncContextManager[None], work: AsyncGenerator[Event, None],

@@ -5,6 +5,7 @@ Knows nothing about how requests are answered. A field that is not declared is r
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -115,17 +116,60 @@ class SolveRequest(TaskRequest):
     stream: StrictBool = Field(False, description="Server-sent events: progress, then the result.")
 
 
+NEUTRAL: Mapping[str, Sequence[Any]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "top_p": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+"""Parameters that are not implemented, with the values that change nothing."""
+
+
+def _neutral(name: str) -> Any:
+    """A field that is not implemented: None, or a value that changes nothing."""
+    return Field(None, json_schema_extra={"enum": [None, *NEUTRAL[name]]})
+
+
+_NO_TOOLS = Field(None, json_schema_extra={"enum": [None]}, description="Messages of tools are refused.")
+_PARTS: Any = {
+    "type": "array", "minItems": 1, "items": {
+        "type": "object", "required": ["type", "text"],
+        "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
+    },
+}  # fmt: skip
+
+
 class Message(Request):
     """A message of a chat."""
 
     role: Annotated[StrictStr, Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})]
-    content: Any = Field(None, description="A text, or a list of parts of type `text`.")
+    content: Any = Field(
+        None, description="A text, or a list of parts of type `text`.",
+        json_schema_extra={"anyOf": [{"type": "string"}, _PARTS]},
+    )  # fmt: skip
     name: StrictStr | None = Field(None, description="`example_user` and `example_assistant` mark demonstrations.")
-    tool_calls: Any = None
-    tool_call_id: Any = None
-    function_call: Any = None
+    tool_calls: Any = _NO_TOOLS
+    tool_call_id: Any = _NO_TOOLS
+    function_call: Any = _NO_TOOLS
     refusal: StrictStr | None = None
-    audio: Any = None
+    audio: Any = _NO_TOOLS
 
 
 class StreamOptions(Request):
@@ -157,27 +201,27 @@ class ChatRequest(Request):
     prompt_cache_key: StrictStr | None = None
     prompt_cache_retention: StrictStr | None = None
     parallel_tool_calls: StrictBool | None = None
-    n: Any = None
-    best_of: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    top_p: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-    tools: Any = None
-    functions: Any = None
-    tool_choice: Any = None
-    function_call: Any = None
-    response_format: Any = None
-    modalities: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    audio: Any = None
-    prediction: Any = None
-    web_search_options: Any = None
-    store: Any = None
-    service_tier: Any = None
+    n: Any = _neutral("n")
+    best_of: Any = _neutral("best_of")
+    logprobs: Any = _neutral("logprobs")
+    top_logprobs: Any = _neutral("top_logprobs")
+    top_p: Any = _neutral("top_p")
+    frequency_penalty: Any = _neutral("frequency_penalty")
+    presence_penalty: Any = _neutral("presence_penalty")
+    logit_bias: Any = _neutral("logit_bias")
+    tools: Any = _neutral("tools")
+    functions: Any = _neutral("functions")
+    tool_choice: Any = _neutral("tool_choice")
+    function_call: Any = _neutral("function_call")
+    response_format: Any = _neutral("response_format")
+    modalities: Any = _neutral("modalities")
+    reasoning_effort: Any = _neutral("reasoning_effort")
+    verbosity: Any = _neutral("verbosity")
+    audio: Any = _neutral("audio")
+    prediction: Any = _neutral("prediction")
+    web_search_options: Any = _neutral("web_search_options")
+    store: Any = _neutral("store")
+    service_tier: Any = _neutral("service_tier")
 
 
 class FeedbackRequest(Request):

@@ -186,7 +186,7 @@ def test_an_unexpected_error_is_a_500_that_quotes_nothing(serve, controller, mon
     def broken(*arguments, **options):
         raise RuntimeError("secret in /etc/secret/file")
 
-    monkeypatch.setattr(type(controller), "astream", broken)
+    monkeypatch.setattr(type(controller), "asolve", broken)
     response = serve().post("/v1/solve", json=TASK)
     assert_is_error(response, 500)
     assert "secret" not in response.text
@@ -244,6 +244,7 @@ def test_metrics_count_decisions_stages_reverts_and_failures(serve):
         "autottt_cached_adapters 1.0",
     ):
         assert line in page
+    assert 'error="Cancelled"' not in page
     assert re.search(r"^autottt_cached_adapter_bytes [1-9]", page, re.MULTILINE)
 
 
