@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,9 @@ def labelled_batch(rows: list[Encoded], pad: int, loss: Loss) -> dict[str, torch
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def train_with_trainer(model: Any, rows: list[Encoded], recipe: Recipe, pad: int) -> None:
+def train_with_trainer(
+    model: Any, rows: list[Encoded], recipe: Recipe, pad: int, callbacks: Sequence[Any] = ()
+) -> None:
     """Trains the adapter of a PEFT model on encoded rows."""
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -44,4 +47,6 @@ def train_with_trainer(model: Any, rows: list[Encoded], recipe: Recipe, pad: int
             use_cpu=model.device.type == "cpu",
         )  # fmt: skip
         collate = partial(labelled_batch, pad=pad, loss=recipe.loss)
-        Trainer(model=model, args=settings, train_dataset=rows, data_collator=collate).train()
+        Trainer(
+            model=model, args=settings, train_dataset=rows, data_collator=collate, callbacks=list(callbacks)
+        ).train()

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from real_strategies import ORDER, measure_strategies, strategy_rows
+from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
@@ -350,6 +351,7 @@ def main() -> None:
             *numbers,
             *goal_rows(numbers, label),
             *strategies,
+            *training_rows(label, name, learner, 1 if options.quick else 3),
             *cost_rows(learner, label, name, easy, 1 if options.quick else 3),
         ]
     options.json.write_text(json.dumps({

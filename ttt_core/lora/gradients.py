@@ -35,6 +35,7 @@ from ..model.memory import free_memory, out_of_memory
 from ..recipes import Loss, Recipe
 from .dropout import Dropout
 from .optimizer import BatchedAdamW
+from .token_losses import token_losses
 
 _log = logging.getLogger("autottt")
 _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[object, tuple[int, float]]] = WeakKeyDictionary()
@@ -130,7 +131,7 @@ class _LossBatch:
 
     def losses(self, logits: Tensor) -> Tensor:
         """Losses of the trained tokens [N] under `logits` [N, V], in nats."""
-        return torch.nn.functional.cross_entropy(logits, self.targets, reduction="none")
+        return token_losses(logits, self.targets)
 
 
 def shard_count(adapters: int, batch: int, workers: int) -> int:
