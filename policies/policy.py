@@ -361,4 +361,4 @@ def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
         return f"{start}; {best} ({estimate}) is not worth its cost"
     gain = utilities[choice] - utilities[BASE]
     estimate = f"right with probability {scores[choice]:.2f} at cost {costs[choice]:.0f}x"
-    return f"{start}; {choice} is {estimate}: utility {gain:+.2f}"
+    return f"{start}; {choice} is {estimate}: gain in utility {gain:+.2f}"
