@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..controller import Controller
     from ..server.guard import ApiKeys
     from ..server.limits import Limits
+    from ..server.upstream import Upstream
 
 KEYS_VARIABLE = "AUTOTTT_API_KEYS"
 """Environment variable with API keys, in place of a file."""
@@ -84,34 +86,56 @@ class LimitOptions:
         )  # fmt: skip
 
 
-def serve(
-    address: AddressOptions,
-    limits: LimitOptions,
-    resources: AnswerOptions,
-    policy: PolicyOptions,
-    model: ModelOptions,
-    tracing: TraceOptions,
-    trace_content: Annotated[
-        bool, typer.Option("--trace-content", help="Store demonstrations, queries and answers in traces too.")
-    ] = False,
+@dataclass(frozen=True)
+class OtherServerOptions:
+    """Another server that answers what needs no training."""
+
     in_context_url: Annotated[
         str | None,
         typer.Option(
             help="Let another server with OpenAI's API and the same model answer what needs no training; its key: "
             "AUTOTTT_IN_CONTEXT_KEY."
         ),
-    ] = None,
+    ] = None
     in_context_model: Annotated[
         str | None, typer.Option(help="What that server calls the model; default: the first that it lists.")
-    ] = None,
+    ] = None
+
+    def upstream(self) -> Upstream | None:
+        """The client of that server, if there is one. Raises `SettingsError`."""
+        from ..server.upstream import KEY_VARIABLE, Upstream
+
+        if self.in_context_url is None:
+            return None
+        return Upstream(self.in_context_url, model=self.in_context_model, key=os.environ.get(KEY_VARIABLE))
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """How tasks are answered, and what is stored of them."""
+
+    strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None
+    seed: Seed = 0
     share_adapters: Annotated[
         bool, typer.Option("--share-adapters", help="Let clients reuse adapters that others' tasks have trained.")
-    ] = False,
-    strategy: Annotated[str | None, typer.Option(help="Use this strategy for every task.")] = None,
-    seed: Seed = 0,
+    ] = False
+    trace_content: Annotated[
+        bool, typer.Option("--trace-content", help="Store demonstrations, queries and answers in traces too.")
+    ] = False
     served_name: Annotated[
         str | None, typer.Option(help="What clients call the model; default: the name of its folder.")
-    ] = None,
+    ] = None
+
+
+def serve(
+    address: AddressOptions,
+    limits: LimitOptions,
+    service: ServiceOptions,
+    resources: AnswerOptions,
+    other: OtherServerOptions,
+    policy: PolicyOptions,
+    model: ModelOptions,
+    tracing: TraceOptions,
 ) -> None:
     """Answer tasks, and chats of OpenAI's clients, over HTTP.
 
@@ -125,38 +149,37 @@ def serve(
     from ..server.guard import Guard
     from ..server.metrics import Metrics
     from ..server.serving import bind, run_server, url_of
-    from ..server.upstream import KEY_VARIABLE, Upstream
 
     began = time.monotonic()
-    guard, bounds = Guard(address.keys(), limits.limits()), limits.limits()
-    if strategy is not None:
-        check_names([strategy])
+    guard = Guard(address.keys(), limits.limits())
+    if service.strategy is not None:
+        check_names([service.strategy])
     policy.check()
     check_source(model.model)
-    name = served_name or _model_name(model.model)
-    engine = Engine(bounds, Metrics(), share_adapters=share_adapters)
-    upstream = None
-    if in_context_url is not None:
-        upstream = Upstream(in_context_url, model=in_context_model, key=os.environ.get(KEY_VARIABLE))
-    app = make_app(engine, model_name=name, guard=guard, upstream=upstream)
+    name = service.served_name or _model_name(model.model)
+    engine = Engine(limits.limits(), Metrics(), share_adapters=service.share_adapters)
+    app = make_app(engine, model_name=name, guard=guard, upstream=other.upstream())
     bound = bind(address.host, address.port)
-
-    def load() -> Controller:
-        from ..tracing.recorder import TraceRecorder
-
-        setting = tracing.recorder
-        trace = setting if setting == "off" else TraceRecorder.of(setting, content=trace_content)
-        return load_controller(
-            model, policy, strategy=strategy, budget=resources.budget, seed=seed, adapters=resources.adapters,
-            memory_bytes=resources.memory_bytes, trace=trace,
-        )  # fmt: skip
-
     run_server(
-        app, engine, bound, load,
+        app, engine, bound, partial(_load, service, resources, policy, model, tracing),
         on_start=lambda: note(f"listening on {url_of(bound)}; loading the model {name}"),
         on_ready=lambda: note(f"ready after {time.monotonic() - began:.1f} s"),
     )  # fmt: skip
-    note("stopped; the base model is what was loaded")
+    note("stopped; the base model is what was loaded" if engine.is_loaded else "stopped before the model was loaded")
+
+
+def _load(
+    service: ServiceOptions, resources: AnswerOptions, policy: PolicyOptions, model: ModelOptions, tracing: TraceOptions
+) -> Controller:
+    """Loads the controller that the options describe."""
+    from ..tracing.recorder import TraceRecorder
+
+    setting = tracing.recorder
+    trace = setting if setting == "off" else TraceRecorder.of(setting, content=service.trace_content)
+    return load_controller(
+        model, policy, strategy=service.strategy, budget=resources.budget, seed=service.seed,
+        adapters=resources.adapters, memory_bytes=resources.memory_bytes, trace=trace,
+    )  # fmt: skip
 
 
 def _require_libraries() -> None:

@@ -65,6 +65,11 @@ class Engine:
             self.state = "ready"
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the controller was loaded, also if it is no longer used."""
+        return self._controller is not None
+
+    @property
     def controller(self) -> Controller:
         """The loaded controller. Raises `ApiError` while there is none, and once the server stops."""
         if self.state == "stopping" or self.state == "stopped":
