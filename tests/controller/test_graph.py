@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -881,6 +881,34 @@ def test_a_number_of_more_than_64_bits_is_no_answer_and_stops_no_queue(
     )
     results = Controller(learner, FixedPolicy("in_context")).solve_many([TASK, replace(TASK, query=(8, 9))])
     assert [r.status for r in results] == ["no_answer", "no_answer"]
+
+
+def test_an_error_while_adapters_are_trained_in_a_batch_ends_no_queue(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task trains by itself then, and what `on_event` raises is still raised."""
+    adapt_many = AdapterTrainer.adapt_many
+
+    def failing(self: AdapterTrainer, examples: Any, *args: Any, **settings: Any) -> Any:
+        if len(examples) > 1:
+            raise ZeroDivisionError("a mistake in a module")
+        return adapt_many(self, examples, *args, **settings)
+
+    learner.clear()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "adapt_many", failing)
+        results = controller.solve_many(many())
+    assert [r.attempts[0].error for r in results] == [""] * len(many())
+    assert all(r.adaptation is not None for r in results)
+
+    def broken(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step":
+            raise ZeroDivisionError("a mistake of the caller")
+
+    learner.clear()
+    with pytest.raises(ZeroDivisionError, match="of the caller"):
+        controller.solve_many(many(), on_event=broken)
 
 
 def test_with_a_budget_no_task_waits_for_others(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
-from ..errors import AutotttError, BaseChangedError, Cancelled
+from ..errors import BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
 from ..lora.training import OnBatchStep, OnStep, TrainingRecord
 from ..model.encoding import prompt_digest
@@ -63,11 +63,15 @@ class _Planned:
     recipe: Recipe
 
 
-def _with_plans(planned: Sequence[_Planned], on_step: OnPrefetchStep) -> OnBatchStep:
-    """Calls `on_step` with the plans in place of their places in the batch."""
+def _with_plans(planned: Sequence[_Planned], on_step: OnPrefetchStep, raised: list[Exception]) -> OnBatchStep:
+    """Calls `on_step` with the plans in place of their places in the batch; what it raises is added to `raised`."""
 
     def on_batch_step(step: int, losses: Mapping[int, float]) -> None:
-        on_step(step, [PrefetchedLoss(planned[at].plans, planned[at].recipe, loss) for at, loss in losses.items()])
+        try:
+            on_step(step, [PrefetchedLoss(planned[at].plans, planned[at].recipe, loss) for at, loss in losses.items()])
+        except Exception as error:
+            raised.append(error)
+            raise
 
     return on_batch_step
 
@@ -246,15 +250,18 @@ class AdapterProvider:
         while position < len(batch) and (count := self._trainer.max_batched_adapters(recipes, self.prefetched_bytes)):
             some = batch[position : position + count]
             position += count
+            raised: list[Exception] = []
             try:
                 adapters = self._trainer.adapt_many(
                     [planned.examples for planned in some], [planned.recipe for planned in some],
                     [planned.plans[0].seed for planned in some], charged=False, prefetched_bytes=self.prefetched_bytes,
-                    on_batch_step=None if on_step is None else _with_plans(some, on_step),
+                    on_batch_step=None if on_step is None else _with_plans(some, on_step, raised),
                 )  # fmt: skip
             except (BaseChangedError, Cancelled):
                 raise
-            except AutotttError:
+            except Exception as error:
+                if error in raised:
+                    raise
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
             for planned, adapter in zip(some, adapters, strict=True):
                 trained.append(Prefetched(planned.plans, planned.recipe, adapter.training, len(adapters)))
