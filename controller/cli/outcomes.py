@@ -67,22 +67,21 @@ def collect(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how many outcomes are missing and how long they will take.")
+        bool,
+        typer.Option("--dry-run", help="Show how many outcomes are missing, and estimate how long they will take."),
     ] = False,
 ) -> None:
     """Run every strategy on every task and store the result and the cost of each, to train a policy on.
 
     Example: `autottt collect --generated 200 --store runs/outcomes --workers 2`
 
-    It can be interrupted: the same command continues where it stopped. `--dry-run` estimates the time from the tokens
-    of a sample of the tasks and the speed of a few answers.
+    It can be interrupted: the same command continues where it stopped.
     """
     names = split_names(strategies)
     check_names(names)
     if not set(names) - {BASE}:
-        raise TaskError(
-            f"--strategies {strategies!r}: {BASE} is run anyway, and a policy chooses between it and others; name some"
-        )
+        also = f"{BASE} is run anyway, and a policy chooses between it and others; name some"
+        raise TaskError(f"--strategies {strategies!r}: {also}")
     strategy_seeds = _seeds(seeds) if seeds else [tasks.seed]
     if not files and not generated.generated:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
