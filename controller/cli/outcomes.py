@@ -62,9 +62,7 @@ def collect(
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
         "in_context,in_context_vote,ttt_in_context,ttt_augmented"
     ),
-    seeds: Annotated[
-        str | None, typer.Option(help="Seeds of the strategies, separated by commas; default: --seed.")
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the strategies, such as 0,1,2; default: --seed.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
     dry_run: Annotated[
         bool,
