@@ -24,7 +24,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     Equal to `cross_entropy(..., reduction="none")` but for rounding. Backward writes the gradient over the logits where
     nothing else needs them, so it may be called once; cross_entropy holds three or four tensors of this size.
     """
-    losses: Tensor = _TokenLosses.apply(logits, targets, _may_overwrite(logits))
+    losses: Tensor = _TokenLosses.apply(logits, targets, _may_overwrite(logits))  # type: ignore[no-untyped-call]
     return losses
 
 
