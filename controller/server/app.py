@@ -28,6 +28,7 @@ from .engine import Engine, Event
 from .facts import facts_of, numbers, progress_of
 from .guard import Guard
 from .labels import Labels
+from .live_page import LivePage
 from .schemas import (
     AnswerMessage,
     ChatRequest,
@@ -76,7 +77,10 @@ def make_app(
         title="autottt", docs_url=None, redoc_url=None, responses=_ERRORS, redirect_slashes=False,
         description="Answers few-shot tasks in context, or trains an adapter for the task first.",
     )  # fmt: skip
-    routes = _Routes(engine, model_name, upstream)
+    guard = guard or Guard()
+    live_page = LivePage(engine, [model_name], needs_key=guard.keys is not None)
+    live_page.add_to(app)
+    routes = _Routes(engine, model_name, upstream, live_page)
     app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=ModelList)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"], response_model=Model)
     app.add_api_route("/v1/solve", routes.solve, methods=["POST"], response_model=SolveResponse, responses=_STREAM_TOO)
@@ -92,7 +96,7 @@ def make_app(
     app.add_exception_handler(AutotttError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
-    (guard or Guard()).protect(app, engine.metrics)
+    guard.protect(app, engine.metrics)
     document = app.openapi
     app.openapi = lambda: _with_names(document(), routes.names)  # type: ignore[method-assign]
     return app
@@ -110,12 +114,13 @@ def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any
 class _Routes:
     """The functions behind the paths."""
 
-    def __init__(self, engine: Engine, model_name: str, upstream: Upstream | None) -> None:
+    def __init__(self, engine: Engine, model_name: str, upstream: Upstream | None, live_page: LivePage) -> None:
         self._engine = engine
         self._answers = Answers(engine, upstream)
         self._model_name = model_name
         self._created = int(time.time())
         self._labels = Labels(engine.metrics)
+        self._live_page = live_page
 
     async def models(self) -> ModelList:
         """Every model name."""
@@ -141,7 +146,7 @@ class _Routes:
 
     async def solve(self, body: SolveRequest, request: Request) -> Response:
         """Answers a task of any kind; with `stream`, progress comes first, as server-sent events."""
-        task = self._task(body)
+        task, client = self._task(body), client_of(request)
 
         def work(controller: Controller) -> AsyncGenerator[Event, None]:
             how = {"strategy": body.strategy, "budget": body.budget, "seed": body.seed}
@@ -151,12 +156,12 @@ class _Routes:
             if isinstance(event, dict):
                 yield {"object": "autottt.progress", "autottt": progress_of(event)}
             else:
-                yield self._solved(*event).model_dump()
+                yield self._solved(client, *event).model_dump()
 
         if body.stream:
-            return await self._stream(self._answers.task(client_of(request), work, streaming.POLL_SECONDS), to_data)
-        events = self._answers.task(client_of(request), work, DISCONNECT_SECONDS)
-        answer = self._solved(*await self._result(events, request))
+            return await self._stream(self._answers.task(client, work, streaming.POLL_SECONDS), to_data)
+        events = self._answers.task(client, work, DISCONNECT_SECONDS)
+        answer = self._solved(client, *await self._result(events, request))
         return JSONResponse(answer.model_dump(), headers=_headers(answer.autottt))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
@@ -274,10 +279,11 @@ class _Routes:
         content = streaming.stream(first, events, to_data)
         return StreamingResponse(content, media_type="text/event-stream", headers=streaming.HEADERS)
 
-    def _solved(self, result: Result, source: Source | None) -> SolveResponse:
+    def _solved(self, client: str, result: Result, source: Source | None) -> SolveResponse:
         """The response to a solved task, which is counted and can be labelled from now on."""
         self._engine.metrics.result(result)
         self._labels.remember(result)
+        self._live_page.remember(client, result.trace_id)
         return SolveResponse(
             id=_new_id("solve"), created=int(time.time()), model=self._model_name, answer=result.answer,
             text=result.text, autottt=facts_of(result, source),

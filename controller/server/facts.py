@@ -54,7 +54,8 @@ def progress_of(event: Mapping[str, Any]) -> dict[str, Any]:
     progress: dict[str, Any] = {"event": "node", "node": node}
     if update and (decision := update.get("decision")):
         progress |= {name: decision[name] for name in ("strategy", "difficulty")}
-        progress |= {"scores": numbers(decision["scores"]), "reason": without_paths(decision["reason"])}
+        progress |= {name: numbers(decision[name]) for name in ("scores", "costs", "utilities")}
+        progress |= {"reason": without_paths(decision["reason"])}
         progress["difficulty"] = number(progress["difficulty"])
     if update and (verdict := update.get("verdict")):
         progress |= {"action": verdict["action"], "reason": without_paths(verdict["reason"])}

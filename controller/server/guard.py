@@ -24,8 +24,8 @@ from .metrics import Metrics
 
 BODY_SECONDS = 30.0
 """Time that a client has to send the body of a request."""
-OPEN_PATHS = ("/healthz", "/readyz")
-"""Paths that need no key, so that probes can reach them."""
+OPEN_PATHS = ("/", "/healthz", "/readyz")
+"""Paths that need no key: for probes, and the page that asks for the key."""
 MIN_KEY_LENGTH = 16
 _LOG = logging.getLogger("autottt.server")
 

@@ -161,10 +161,10 @@ function nodeBox(name, place, graph, order, choose) {
   const failed = visits.some((visit) => visit.status !== "ok");
   const numbers = order.get(name) || [];
   const title = name.replaceAll("__", ""), y = place.y - BOX.height / 2, middle = place.x + place.width / 2;
-  const kind = `node${numbers.length ? " taken" : ""}${failed ? " failed" : ""}`;
+  const kind = `node${numbers.length ? " taken" : ""}${failed ? " failed" : ""}${graph.running === name ? " running" : ""}`;
   let next = 0;
   const select = () => choose(visits[next++ % visits.length].step);
-  const button = visits.length ? {
+  const button = visits.length && choose ? {
     tabindex: 0, role: "button", "data-step": visits[0].step, click: select,
     "aria-label": `${title}, ${numbers.map((number) => `step ${number}`).join(" and ")} of the path, ${seconds(total)}${failed ? ", failed" : ""}`,
     keydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(); } },
@@ -176,8 +176,9 @@ function nodeBox(name, place, graph, order, choose) {
     below ? svg("text", { class: "small", x: middle, y: place.y + 14, "text-anchor": "middle" }, below) : null);
 }
 
-// `graph`: names of strategies, the edges taken in order, and for each node its visits (step, seconds, status).
-function drawGraph(node, graph, { vertical = false, choose = () => {} } = {}) {
+// `graph`: names of strategies, the edges taken in order, and for each node its visits (step, seconds, status), and the node that
+// runs at the moment, if one does. Without `choose` nodes are no buttons.
+function drawGraph(node, graph, { vertical = false, choose = null } = {}) {
   const { places, width, height } = layOut(graph.strategies, vertical);
   places.set("__resume__", places.get("__start__"));
   const loops = graph.strategies.flatMap((name) => [["decide", name], [name, "judge"]]);

@@ -101,6 +101,13 @@ class TraceRecorder:
         labelled = [store.label(trace_id, label) for store in stores]
         return any(labelled)
 
+    def stored(self, trace_id: str) -> Trace | None:
+        """The trace of a run; None where no store has it. Raises `TraceError` for a store that cannot be read."""
+        for store in self.targets:
+            if isinstance(store, TraceStore) and store.exists() and (trace := store.find(trace_id)):
+                return trace
+        return None
+
     def _write(self, target: Target, trace: Trace) -> None:
         try:
             target.write(trace)

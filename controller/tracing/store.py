@@ -184,6 +184,12 @@ class TraceStore:
             body = connection.execute("SELECT body FROM bodies WHERE key = ?", (rows[0][0],)).fetchone()
         return read_trace(body[0], f"{self.file}: trace {rows[0][1]}")
 
+    def find(self, id: str) -> Trace | None:
+        """The trace of a whole id; None where there is none. Raises `TraceError` for a store that cannot be read."""
+        with self._lock, self._reading() as connection:
+            row = connection.execute("SELECT body FROM traces JOIN bodies USING (key) WHERE id = ?", (id,)).fetchone()
+        return None if row is None else read_trace(row[0], f"{self.file}: trace {id}")
+
     def label(self, id: str, label: Mapping[str, Any]) -> bool:
         """Adds to the trace of an id, or replaces, what is known of its answer afterwards (see `Trace.label`), without
         `answer` where the trace has no content. False where there is no such trace; raises `TraceError`.
