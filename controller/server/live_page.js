@@ -3,10 +3,11 @@
 const settings = JSON.parse(document.getElementById("data").textContent);
 const main = document.querySelector("main");
 let apiKey = "";
+const runColumn = html("div", { id: "run" });
 
 function section(id, title, ...children) {
   const node = html("section", { id, "aria-labelledby": `${id}-title` }, html("h2", { id: `${id}-title` }, title), ...children);
-  main.append(node);
+  (runColumn.isConnected ? runColumn : main).append(node);
   return node;
 }
 const labelled = (text, control) => html("label", {}, html("span", {}, text), control);
@@ -232,19 +233,20 @@ const taskSection = section("task", "Task",
 
 // --- the run ---
 
-const status = html("p", { role: "status" }, "Nothing runs yet."), bar = html("progress", { max: 1, value: 0, "aria-label": "training steps" });
-const graphNode = html("div", { class: "scroll" }), candidatesNode = html("div"), reasonsNode = html("ol", { class: "reasons" }), curveNode = html("div"), trainingText = html("p", { class: "dim" }, "No training step yet."), answerNode = html("div");
+const status = html("p", { role: "status" }, "Nothing runs yet."), bar = html("progress", { max: 1, value: 0, "aria-label": "training steps", hidden: "" });
+const graphNode = html("div", { class: "scroll" }), candidatesNode = html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "table of candidates" }), estimatesNode = html("p", { class: "dim" }), reasonsNode = html("ol", { class: "reasons" }), curveNode = html("div"), trainingText = html("p", { class: "dim" }, "No training step yet."), answerNode = html("div");
+main.append(runColumn);
+const pathSection = section("path", "Path through the graph", status, bar, graphNode);
 section("answer", "Answer", answerNode);
-section("path", "Path through the graph", status, bar, graphNode);
-section("candidates", "Candidates", candidatesNode, reasonsNode);
 section("training", "Training", trainingText, curveNode);
+section("candidates", "Candidates", candidatesNode, estimatesNode, reasonsNode);
 
 let strategies = [], running = null, run = null;
 const narrow = matchMedia("(max-width: 56rem)");
 narrow.addEventListener("change", () => drawRun());
 
 function newRun() {
-  return { edges: [], visits: {}, at: "__start__", began: 0, phase: "", decisions: [], points: [], trained: "", answered: new Set() };
+  return { edges: [], visits: {}, at: "__start__", began: 0, phase: "", decisions: [], points: [], step: null, trained: "", answered: new Set() };
 }
 function drawRun() {
   const names = [...new Set([...strategies, ...(run?.decisions.map((each) => each.strategy) ?? [])])];
@@ -257,16 +259,23 @@ function drawDecisions() {
   drawCandidates(candidatesNode, names.map((strategy) => {
     const utility = value(estimate.utilities, strategy);
     return { strategy, chosen: run.decisions.some((each) => each.strategy === strategy), probability: value(estimate.scores, strategy), cost: value(estimate.costs, strategy), utility,
-      gain: utility === null || base === null ? null : utility - base, measured_cost: null, answered: run.answered.has(strategy) ? "attempted" : "" };
+      gain: utility === null || base === null ? null : utility - base, measured_cost: null, answered: run.answered.has(strategy) ? "attempted" : strategy === "in_context" ? "answered before the decision" : "" };
   }));
+  estimatesNode.textContent = base === null ? "The policy did not estimate the other strategies."
+    : "Estimated before the choice. Costs are those after the in-context answer, as multiples of its tokens; utility weighs P(right) against them.";
   reasonsNode.replaceChildren(...run.decisions.map((each) => html("li", {}, html("b", {}, each.strategy), `: ${each.reason}`)));
 }
 function drawTraining(step) {
-  const left = step.seconds_left === null ? "" : `, about ${seconds(step.seconds_left)} left`;
-  trainingText.textContent = `${step.strategy}: step ${step.step} of at most ${step.max_steps}, loss ${fixed(step.loss, 3)}${left}`;
+  run.step = step;
+  trainingText.textContent = `${step.strategy}: step ${step.step} of at most ${step.max_steps}, loss ${fixed(step.loss, 3)}, about ${seconds(step.seconds_left)} left`;
   drawCurve(curveNode, { name: "training loss", points: run.points });
   bar.max = step.max_steps;
   bar.value = step.step;
+}
+// What is left of the progress once training has ended.
+function endTraining() {
+  bar.hidden = true;
+  if (run.step) trainingText.textContent = `${run.step.strategy}: ${run.step.step} of at most ${run.step.max_steps} steps, last loss ${fixed(run.step.loss, 3)}`;
 }
 
 // Shows an event of the stream.
@@ -274,6 +283,8 @@ function onProgress(event) {
   const now = performance.now();
   if (event.event === "phase" && (event.phase === "training" || event.phase === "answering")) {
     status.textContent = `${run.phase}: ${event.phase}`;
+    bar.hidden = event.phase !== "training";
+    if (event.phase === "answering") endTraining();
   } else if (event.event === "phase") {
     run.edges.push([run.at, event.phase]);
     Object.assign(run, { at: event.phase, phase: event.phase, began: now });
@@ -318,16 +329,12 @@ function onResult(result, task) {
 let hasTraces = false, traceUrl = "";
 function traceNode(id) {
   if (!hasTraces || !id) return html("p", { class: "dim" }, "The run has no page of its trace: the server stores no traces with content (--trace-content).");
-  const place = html("p", {}, button("get the trace of this run", async () => {
-    try {
-      const page = await (await ask(`/v1/traces/${id}`)).blob();
-      if (traceUrl) URL.revokeObjectURL(traceUrl);
-      traceUrl = URL.createObjectURL(page);
-      const link = html("a", { href: traceUrl, target: "_blank", id: "trace" }, `trace ${id}`);
-      place.replaceChildren(link, " opens in a new tab.");
-      link.focus();
-    } catch (error) { place.append(html("span", { class: "bad", role: "alert" }, ` ${error.message}`)); }
-  }));
+  const place = html("p", {}, "The trace of the run is being read.");
+  ask(`/v1/traces/${id}`).then((response) => response.blob()).then((page) => {
+    URL.revokeObjectURL(traceUrl);
+    traceUrl = URL.createObjectURL(page); // a link could not send the key
+    place.replaceChildren("Why this answer: ", html("a", { href: traceUrl, target: "_blank", id: "trace" }, `trace ${id}`), " opens in a new tab.");
+  }).catch((error) => place.replaceChildren(html("span", { class: "bad" }, error.message)));
   return place;
 }
 
@@ -345,9 +352,10 @@ async function solve() {
   solveButton.disabled = true;
   stopButton.disabled = false;
   answerNode.replaceChildren(html("p", { class: "dim" }, "The run has no answer yet."));
-  for (const node of [candidatesNode, reasonsNode, curveNode]) node.replaceChildren();
+  for (const node of [candidatesNode, estimatesNode, reasonsNode, curveNode]) node.replaceChildren();
   trainingText.textContent = "No training step yet.";
-  bar.value = 0;
+  Object.assign(bar, { value: 0, hidden: true });
+  pathSection.scrollIntoView({ block: "start" });
   status.textContent = "The task waits for its turn.";
   drawRun();
   try {
@@ -362,6 +370,7 @@ async function solve() {
   } catch (error) {
     const text = error.name === "AbortError" ? "The run was stopped." : error.message;
     run.phase = "";
+    endTraining();
     drawRun();
     status.textContent = text;
     answerNode.replaceChildren(html("p", { class: "bad" }, text));

@@ -147,7 +147,7 @@ def test_a_drawn_task_is_trained_on_and_answered(opened, servers):
     assert "training loss: " in tab.locator("#training figcaption").inner_text()
     assert "ttt_in_context" in tab.locator("#candidates tr.marked").first.inner_text()
 
-    tab.get_by_role("button", name="get the trace of this run").click()
+    tab.locator("#trace").wait_for()
     with opened.tab.context.expect_page() as opening:
         tab.locator("#trace").click()
     trace = opening.value
@@ -275,7 +275,6 @@ def test_the_page_asks_for_the_key_and_keeps_it_in_memory(servers, open_url):
     ready(opened)
     assert tab.get_by_label("key", exact=True).is_hidden()
     run(opened, "in_context")
-    tab.get_by_role("button", name="get the trace of this run").click()
     tab.locator("#trace").wait_for()
     stored = (
         "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, document.documentElement.outerHTML])"
@@ -290,12 +289,12 @@ def test_the_page_asks_for_the_key_and_keeps_it_in_memory(servers, open_url):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width", [400, 1000, 1320, 1600])
 def test_axe_names_no_violation_before_and_after_a_run(servers, open_url, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="run `make test-browser`")
     opened = ready(open_url(servers["open"], width, scheme))
-    for strategy in (None, "ttt_direct"):
-        if strategy:
+    for strategy in (None, "ttt_direct", ""):
+        if strategy is not None:
             run(opened, strategy)
         results = axe.Axe().run(opened.tab)
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in results.response["violations"]] == []
