@@ -259,6 +259,25 @@ def test_a_list_with_another_thing_than_integers_is_refused(opened):
     assert "query: expected integers" in opened.text()
 
 
+def test_a_task_without_demonstrations_is_refused(opened):
+    for button in reversed(opened.tab.get_by_role("button", name="remove demonstration").all()):
+        button.click()
+    opened.tab.get_by_role("button", name="solve", exact=True).click()
+    assert "expected at least one demonstration" in opened.text()
+    assert not [url for url in opened.requests if url.endswith("/v1/solve")]
+
+
+def test_what_the_server_refuses_is_shown_in_its_words_and_the_next_run_is_possible(opened):
+    tab = opened.tab
+    tab.get_by_label("budget").fill("much")
+    tab.get_by_role("button", name="solve", exact=True).click()
+    tab.locator("#task > [role=alert]", has_text="much").wait_for()
+    assert "budget" in tab.locator("#answer").inner_text()
+    tab.get_by_label("budget").fill("50x")
+    run(opened, "in_context")
+    assert tab.locator("#task > [role=alert]").inner_text() == ""
+
+
 # --- the key ---------------------------------------------------------------------------------------------------------
 
 
