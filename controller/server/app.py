@@ -178,14 +178,14 @@ class _Routes:
 
             def to_data(event: Event) -> Iterator[object]:
                 if isinstance(event, ChatAnswer):
-                    self._note(event)
+                    self._note(client_of(request), event)
                 return chunks.of_event(event, lambda answer: _usage(answer).model_dump())
 
             events = self._answers.chat(client_of(request), chat, body, streaming.POLL_SECONDS)
             return await self._stream(events, to_data)
         events = self._answers.chat(client_of(request), chat, body, DISCONNECT_SECONDS)
         answer: ChatAnswer = await self._result(events, request)
-        self._note(answer)
+        self._note(client_of(request), answer)
         choice = Choice(message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
         response = ChatResponse(**head, choices=[choice], usage=_usage(answer), autottt=answer.facts)
         return JSONResponse(response.model_dump(), headers=_headers(answer.facts))
@@ -231,11 +231,12 @@ class _Routes:
         description = f"Decides for each task whether to train first; {turns} demonstrations."
         return Model(id=name, created=self._created, description=description)
 
-    def _note(self, answer: ChatAnswer) -> None:
+    def _note(self, client: str, answer: ChatAnswer) -> None:
         """Counts the answer to a chat."""
         if answer.result is not None:
             self._engine.metrics.result(answer.result)
             self._labels.remember(answer.result)
+            self._live_page.remember(client, answer.result.trace_id)
             return
         self._engine.metrics.decided(answer.facts.decision)
         stages = {"conversation": answer.facts.cost.seconds}

@@ -96,7 +96,7 @@ class LivePage:
         return PageSettings(state=self._engine.state, models=self._models, strategies=names, traces=has_traces)
 
     async def trace(self, trace_id: TraceId, request: Request) -> HTMLResponse:
-        """The page of a task's run, where traces are stored with content; each client reads those of its own runs."""
+        """The page of a run, where traces are stored with content; each client reads those of its own runs."""
         recorder = self._engine.controller.recorder
         client = str(request.scope.get("autottt_client", ""))
         if not isinstance(recorder, TraceReader) or (client, trace_id) not in self._runs:

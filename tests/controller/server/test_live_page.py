@@ -138,6 +138,14 @@ def test_a_run_has_the_page_of_its_trace(serve, recording):
     assert all(source in allowed[name] for name in ("script-src", "style-src") for source in policy[name].split())
 
 
+def test_a_few_shot_chat_has_the_page_of_its_trace(serve, recording):
+    client = serve(recording())
+    pairs = [{"input": "ab", "output": "ba"}, {"input": "cd", "output": "dc"}]
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "ef"}], "demonstrations": pairs}
+    trace_id = client.post("/v1/chat/completions", json=chat).json()["autottt"]["trace_id"]
+    assert client.get(f"/v1/traces/{trace_id}").status_code == 200
+
+
 def test_a_client_reads_the_traces_of_its_own_runs(serve, recording, keys):
     client = serve(recording(), keys=keys)
     trace_id = solve(client, headers=bearer(ONE))
