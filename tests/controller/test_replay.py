@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import TraceError
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora import training
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -67,9 +72,36 @@ def endless(learner, monkeypatch) -> Learner:
     return learner
 
 
+class LimitedClock:
+    """The module `time` for training, whose clock passes every deadline after a number of readings."""
+
+    def __init__(self, readings: int) -> None:
+        self.readings = readings
+
+    def monotonic(self) -> float:
+        self.readings -= 1
+        return time.monotonic() + (1e9 if self.readings < 0 else 0.0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@contextmanager
+def training_time(monkeypatch: pytest.MonkeyPatch, readings: int) -> Iterator[None]:
+    """While inside, a training with a deadline ends after a few steps, whatever the machine does."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "time", LimitedClock(readings))
+        yield
+
+
+LONG = 1e6
+"""A budget, in seconds, that pays for everything."""
+
+
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_training_that_a_deadline_stopped_is_repeated_to_the_same_step(endless, store, name):
-    Controller(endless, FixedPolicy(name), trace=TraceRecorder([store])).solve(TASK, seed=5, budget=1.5)
+def test_a_training_that_a_deadline_stopped_is_repeated_to_the_same_step(endless, store, name, monkeypatch):
+    with training_time(monkeypatch, 12):
+        Controller(endless, FixedPolicy(name), trace=TraceRecorder([store])).solve(TASK, seed=5, budget=LONG)
     trace = store.get("last")
     record = trace.attempts[0]["training_record"]
     assert record["stop_reason"] == "deadline"
@@ -101,15 +133,17 @@ def test_a_fixed_policy_whose_strategy_the_budget_did_not_pay_for_is_repeated(le
     assert [str(d) for d in replay(Controller(learner, policy), trace).differences] == []
 
 
-def test_what_if_stops_at_the_same_step_unless_it_sets_a_budget(endless, store):
-    Controller(endless, FixedPolicy("ttt_direct"), trace=TraceRecorder([store])).solve(TASK, budget=1.0)
+def test_what_if_stops_at_the_same_step_unless_it_sets_a_budget(endless, store, monkeypatch):
+    with training_time(monkeypatch, 12):
+        Controller(endless, FixedPolicy("ttt_direct"), trace=TraceRecorder([store])).solve(TASK, budget=LONG)
     trace = store.get("last")
     steps = trace.attempts[0]["training_record"]["steps"]
     for question in ({"strategy": "ttt_direct"}, {"other_policy": True}):
         asked = replay(Controller(endless, FixedPolicy("ttt_direct")), trace, **question)
         assert asked.result.attempts[0].training_record.steps == steps
         assert {d.name for d in asked.differences} <= {"budget"}
-    longer = replay(Controller(endless), trace, strategy="ttt_direct", budget=3.0)
+    with training_time(monkeypatch, 60):
+        longer = replay(Controller(endless), trace, strategy="ttt_direct", budget=LONG)
     assert longer.result.attempts[0].training_record.steps > steps
 
 
@@ -118,7 +152,8 @@ def test_a_cached_adapter_does_not_replace_a_training_that_stops_early(learner, 
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     learner.clear()
     controller = Controller(learner, FixedPolicy("ttt_direct"), trace=TraceRecorder([store]))
-    controller.solve(TASK, budget=0.6)
+    with training_time(monkeypatch, 12):
+        controller.solve(TASK, budget=LONG)
     trace = store.get("last")
     assert trace.attempts[0]["training_record"]["stop_reason"] == "deadline"
     whole = controller.solve(TASK)

@@ -104,7 +104,7 @@ def test_an_interruption_reports_what_was_saved(tmp_path, model, monkeypatch):
     words = ["solve", file, "--model", model, "--strategy", "in_context"]
     windows = []
 
-    def interrupted(controller, tasks, batch_size, on_result):
+    def interrupted(controller, tasks, batch_size, on_result, **more):
         windows.append(batch_size)
         on_result(controller.solve(tasks[0]))
         raise KeyboardInterrupt
@@ -259,11 +259,11 @@ def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
     words = ["evaluate", file, "--model", model, "--strategies", "in_context", "--json", str(out), "--dtype", "fp32"]
     real, calls = evaluation._row, []
 
-    def interrupted(controller, task, name, seed):
+    def interrupted(controller, task, *more):
         calls.append(task.id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(controller, task, name, seed)
+        return real(controller, task, *more)
 
     monkeypatch.setattr(evaluation, "_row", interrupted)
     code, _, err = call(*words)
