@@ -5,10 +5,9 @@
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
 accuracy of the chosen formats. Then each strategy answers all queries in the chosen format. --quick takes three tasks
-of each set. Rows are appended to --rows task by task, so that
-an interrupted run continues; where a file lacks the rows of the format `choice`, only the formats are chosen again.
-Writes the rows {"name", "value", "unit", "against", "goal", "holds"} with the machine,
-versions, commit and date. Intervals are 90% bootstrap intervals over families.
+of each set. Rows are appended to --rows task by task, so that an interrupted run continues; where a file lacks the rows
+of the format `choice`, only the formats are chosen again. Writes the rows {"name", "value", "unit", "against", "goal",
+"holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals over families.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ def test_a_run_can_be_stopped(opened):
     opened.tab.get_by_text("The run was stopped.").first.wait_for()
     ready(opened)
     run(opened, "in_context")
+    assert opened.tab.get_by_text("The run was stopped.").count() == 0
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from autottt.ttt_core.lora import training
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.tracing.sample_traces import small_learner
 
 TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
 QUICK = Recipe(rank=2, alpha=2.0, max_steps=3, batch_size=2, transformations=2, views=3)
@@ -30,9 +31,7 @@ QUICK = Recipe(rank=2, alpha=2.0, max_steps=3, batch_size=2, transformations=2, 
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return learner
+    return small_learner(QUICK)
 
 
 @pytest.fixture

@@ -96,10 +96,10 @@ def train(
 
     `recipe` is one for all adapters, or one for each, with equal batching keys. The adapters start from `start` (the
     weights of a single adapter), or from new weights. `deadline` is a time of `time.monotonic`; training stops before
-    a step that would exceed it, and weights without a step change nothing. `step_limit` stops it likewise after so many
-    steps, as a deadline did in a run that is repeated. `workers` is the number of threads on a CPU
-    and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the numbers of forward and backward tokens
-    before each pass.
+    a step that would exceed it, and weights without a step change nothing. `step_limit` is the number of steps after
+    which a deadline stopped the training that is repeated: it stops there again, with the same stop reason. `workers`
+    is the number of threads on a CPU and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the
+    numbers of forward and backward tokens before each pass.
 
     An adapter whose loss or weights become non-finite fails, and its record says so; the others continue, unless there
     is a monitor. Raises `AdaptationError` where there are no examples, `ModelError` for different batching keys.

@@ -27,10 +27,10 @@ HOSTILE = make_task(
 """A task whose texts would be code in a page that does not escape them."""
 
 
-def small_learner() -> Learner:
-    """A tiny model that trains for three steps."""
+def small_learner(recipe: Recipe = QUICK) -> Learner:
+    """A tiny model that every strategy trains with a recipe, by default for three steps."""
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
+    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), recipe))
     return learner
 
 

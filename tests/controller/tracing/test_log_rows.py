@@ -19,12 +19,11 @@ from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import FixedPolicy
 from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts
-from autottt.strategies.registry import strategies
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.tracing.sample_traces import small_learner
 
 QUICK = Recipe(rank=2, alpha=2.0, dropout=0.0, learning_rate=1e-3, max_steps=3, batch_size=2, transformations=1)
 EXPLORING = ExploringPolicy(FixedPolicy("in_context"), explore=1.0, seed=2)
@@ -40,9 +39,7 @@ TASKS = [task_of(n) for n in range(6)]
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return learner
+    return small_learner(QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.training import train
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.tracing.sample_traces import small_learner
 
 TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
 TOO_LONG = make_task([([1] * 9000, [2] * 9000)] * 3, [3] * 9000, id="long")
@@ -55,9 +55,7 @@ class Memory:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return learner
+    return small_learner(QUICK)
 
 
 @pytest.fixture

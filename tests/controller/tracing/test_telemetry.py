@@ -48,7 +48,7 @@ from autottt.ttt_core.errors import Cancelled, SettingsError, TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
-from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
+from tests.controller.tracing.sample_traces import small_learner
 
 ROOT = Path(__file__).parents[3]
 TASK = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3]), ([5, 6], [6, 5])], [7, 8], answer=[8, 7], id="reverse")
@@ -91,9 +91,7 @@ class Spans:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(), prompt_format="compact")
-    learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
-    return learner
+    return small_learner(QUICK)
 
 
 @pytest.fixture
