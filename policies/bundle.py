@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -84,6 +84,26 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     estimators.replace(path / ESTIMATORS)
     partial.replace(path / CARD)
     return path
+
+
+class TrainedFor(NamedTuple):
+    """What a policy was trained for."""
+
+    base_hash: str
+    prompt_format: str
+    recipes: Mapping[str, str]
+    """`NAME/KIND` -> digest of the strategy's recipe."""
+
+    @classmethod
+    def of_card(cls, folder: str | os.PathLike[str]) -> TrainedFor:
+        """What the policy in a folder was trained for, from its card alone: the estimators take a second to read.
+        Raises `PolicyError` as `load_bundle`."""
+        path = Path(folder)
+        card = read_card(path)
+        try:
+            return cls(*(read_field(card, name) for name in cls._fields))
+        except ValueError as error:
+            raise unusable_bundle(path, f"{CARD} has an invalid content: {error}") from None
 
 
 def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -> TrainedPolicy:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..ttt_core.errors import PolicyError
-from .bundle import card_of, load_bundle
+from .bundle import TrainedFor, card_of, load_bundle
 from .bundle_card import BUNDLES, bundle_folder
 from .fast_inference import Floats
 from .features import NAMES, Features
@@ -274,22 +274,27 @@ def load_policy(
     """
     if source is None and not BUNDLED.exists():
         return HeuristicPolicy(note="no policy was trained")
-    trained = load_bundle(BUNDLED if source is None else bundle_folder(source, BUNDLED.parent), ignore_mismatch)
-    mismatch = "" if ignore_mismatch else _mismatch(trained, base_hash, prompt_format, recipe_of)
-    if not mismatch:
-        if source is None and not trained.released:
+    folder = BUNDLED if source is None else bundle_folder(source, BUNDLED.parent)
+    if source is None and not ignore_mismatch:
+        mismatch = _mismatch(TrainedFor.of_card(folder), base_hash, prompt_format, recipe_of)
+        if mismatch:
+            return HeuristicPolicy(note=f"the shipped policy was trained for {mismatch.split(',')[0].split(';')[0]}")
+    trained = load_bundle(folder, ignore_mismatch)
+    if source is None:
+        if not trained.released:
             return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it significantly")
         return LearnedPolicy(trained)
-    if source is None:
-        return HeuristicPolicy(note=f"the shipped policy was trained for {mismatch.split(',')[0].split(';')[0]}")
-    raise PolicyError(
-        f"{os.fspath(source)}: this policy was trained for {mismatch}. Train a new one with `autottt collect` and "
-        "`autottt train-policy`, or use this one all the same with --ignore-mismatch (ignore_mismatch=True)"
-    )
+    trained_for = TrainedFor(trained.base_hash, trained.prompt_format, trained.recipes)
+    if not ignore_mismatch and (mismatch := _mismatch(trained_for, base_hash, prompt_format, recipe_of)):
+        raise PolicyError(
+            f"{os.fspath(source)}: this policy was trained for {mismatch}. Train a new one with `autottt collect` and "
+            "`autottt train-policy`, or use this one all the same with --ignore-mismatch (ignore_mismatch=True)"
+        )
+    return LearnedPolicy(trained)
 
 
 def _mismatch(
-    trained: TrainedPolicy, base_hash: str, prompt_format: str, recipe_of: Callable[[str, str], str | None] | None
+    trained: TrainedFor, base_hash: str, prompt_format: str, recipe_of: Callable[[str, str], str | None] | None
 ) -> str:
     """What the policy was trained for, if that differs from what it is to be used for; else empty."""
     if trained.base_hash != base_hash:

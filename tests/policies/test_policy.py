@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 
+from autottt.policies import bundle as bundle_module
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.bundle_card import bundle_folder
@@ -272,6 +273,16 @@ def test_a_policy_of_other_recipes_is_refused_unless_ignored(learned, tmp_path) 
         load_policy(tmp_path, base_hash="base", recipe_of=lambda strategy, kind: "b")
     known = load_policy(tmp_path, base_hash="other", recipe_of=lambda strategy, kind: "b", ignore_mismatch=True)
     assert known.name == "learned"
+
+
+def test_the_estimators_of_a_shipped_policy_for_another_model_are_not_read(learned, tmp_path, monkeypatch) -> None:
+    save_bundle(dataclasses.replace(learned.trained, recipes={"ttt_in_context/list": "a"}), tmp_path)
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
+    read = []
+    monkeypatch.setattr(bundle_module, "_read_estimators", lambda *_: read.append("estimators"))
+    assert isinstance(load_policy(base_hash="other"), HeuristicPolicy)
+    assert isinstance(load_policy(base_hash="base", recipe_of=lambda *_: "another"), HeuristicPolicy)
+    assert not read
 
 
 def test_a_shipped_policy_is_loaded_by_its_name(learned, tmp_path, monkeypatch) -> None:
