@@ -65,7 +65,7 @@ TRAINED = ["ttt_in_context", "ttt_direct", "ttt_augmented", "ttt_crossfit", "ttt
 @pytest.fixture
 def endless(learner, monkeypatch) -> Learner:
     """A learner whose training a deadline stops."""
-    long = replace(QUICK, max_steps=100_000, early_stop_loss=0.0)
+    long = replace(QUICK, max_steps=40, early_stop_loss=0.0)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     learner.clear()
     return learner
@@ -147,7 +147,7 @@ def test_what_if_stops_at_the_same_step_unless_it_sets_a_budget(endless, store, 
 
 
 def test_a_cached_adapter_does_not_replace_a_training_that_stops_early(learner, store, monkeypatch):
-    long = replace(QUICK, max_steps=400, early_stop_loss=0.0)
+    long = replace(QUICK, max_steps=40, early_stop_loss=0.0)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     learner.clear()
     controller = Controller(learner, FixedPolicy("ttt_direct"), trace=TraceRecorder([store]))
@@ -156,7 +156,7 @@ def test_a_cached_adapter_does_not_replace_a_training_that_stops_early(learner, 
     trace = store.get("last")
     assert trace.attempts[0]["training_record"]["stop_reason"] == "deadline"
     whole = controller.solve(TASK)
-    assert whole.attempts[0].training_record.steps == 400
+    assert whole.attempts[0].training_record.steps == 40
     assert replay(Controller(learner), trace).is_identical
     assert controller.solve(TASK).attempts[0].from_cache, "the whole adapter is still cached"
 

@@ -17,9 +17,9 @@ from autottt.strategies.registry import strategies
 from tests.controller.cli.commands import task, tasks_file
 from tests.controller.cli.test_solve import MAIN, on_a_terminal, plain
 
-STEPS = 300
+STEPS = 150
 WORDS = ["--strategy", "ttt_in_context"]
-TRAINING = re.compile(r"ttt_in_context: training.*?(\d+)/300.*?loss \d+\.\d+, \d+ s left")
+TRAINING = re.compile(r"ttt_in_context: training.*?(\d+)/150.*?loss \d+\.\d+, \d+ s left")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_steps_of_a_training_move_on_a_terminal(tmp_path: Path, slow_model: 
 def test_a_training_of_several_tasks_says_of_how_many(tmp_path: Path, slow_model: str) -> None:
     file = tasks_file(tmp_path, other(5), other(6))
     printed = plain(on_a_terminal(["solve", file, "--model", slow_model, *WORDS], columns=150))
-    assert re.search(r"ttt_in_context: training for 2 tasks.*?/300.*?loss \d", printed)
+    assert re.search(r"ttt_in_context: training for 2 tasks.*?/150.*?loss \d", printed)
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
