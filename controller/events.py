@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from ..ttt_core import clock
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.engine.adapter_provider import Prefetched, PrefetchedLoss
 from ..ttt_core.engine.cost import Cost
@@ -60,8 +61,8 @@ def last_state(stream: Iterable[Any], task: Task, on_event: OnEvent | None) -> S
 
 
 def _now() -> tuple[float, float]:
-    """The time of spans, and that of `time.monotonic`."""
-    return time.perf_counter(), time.monotonic()
+    """The time of spans, and that of `clock.monotonic`."""
+    return time.perf_counter(), clock.monotonic()
 
 
 def seconds_per_token(cost: Cost) -> float:
@@ -71,8 +72,8 @@ def seconds_per_token(cost: Cost) -> float:
 
 def step_facts(strategy: str, step: int, loss: float, max_steps: int, began: float, ends: float = math.inf) -> Plain:
     """What is published of a training step, with the estimated seconds until the last step, or until `ends`; both
-    `began` and `ends` are times of `time.monotonic`."""
-    now = time.monotonic()
+    `began` and `ends` are times of `clock.monotonic`."""
+    now = clock.monotonic()
     left = max(0.0, min((max_steps - step) * (now - began) / step, ends - now))
     return {"strategy": strategy, "step": step, "loss": loss, "max_steps": max_steps, "seconds_left": round(left, 3)}
 
@@ -96,7 +97,7 @@ class PrefetchProgress:
     publish: OnEvent | None
     """Receives each step."""
     _began: tuple[float, float] = field(default_factory=_now)
-    """When the batch began, in the times of spans and of `time.monotonic`."""
+    """When the batch began, in the times of spans and of `clock.monotonic`."""
     _last_step: tuple[float, float] = field(default_factory=_now)
     _spans: dict[int, Span | NoSpan] = field(default_factory=dict)
     """By the id of the plan."""

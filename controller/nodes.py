@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
@@ -22,6 +21,7 @@ from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.adapter_training import has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
+from ..ttt_core import clock
 from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
@@ -123,11 +123,11 @@ def _recorded(update: State) -> Plain:
 def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
     and the budget pays for it."""
-    started, context = time.monotonic(), runtime.context
+    started, context = clock.monotonic(), runtime.context
 
     def wants_probe(features: Features, cost: Cost) -> bool:
         expected = cost.seconds * len(query.task.demonstrations)  # one prompt for each demonstration left out
-        affordable = time.monotonic() + expected < started + context.budget.total(cost.seconds)
+        affordable = clock.monotonic() + expected < started + context.budget.total(cost.seconds)
         return context.policy.needs_more(features) and affordable
 
     with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
@@ -236,13 +236,14 @@ def strategy_node(strategy: Strategy) -> Node:
         publish = context.on_event or runtime.stream_writer
         max_steps = recipe_for(strategy, context.learner.loaded.recipes, query.task.kind).max_steps
         left = progress.seconds_left(context.budget)
-        began = time.monotonic()
+        now = clock.reader()  # training calls `time_is_up` from threads of its own
+        began = now()
         ends = began + left
         answering = answering_seconds(strategy, context.learner, query.task.kind, progress.in_context.cost.seconds)
 
         def time_is_up() -> bool:
             context.raise_if_cancelled()
-            return time.monotonic() >= ends
+            return now() >= ends
 
         def begin_phase(name: str, tokens: int) -> None:
             context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,6 +20,7 @@ from ..policies.features import Features
 from ..policies.measurement import Measurement
 from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Candidate, Cost
+from ..ttt_core import clock
 from ..ttt_core.engine.guarded_model import StepLimit
 from ..ttt_core.errors import Cancelled, StateError, TaskError
 from ..ttt_core.learner import Learner
@@ -249,8 +249,8 @@ class Progress:
     attempts: tuple[Attempt, ...]
     verdict: Verdict | None
     """On the last attempt; None before the first."""
-    began: float = field(default_factory=time.monotonic)
-    """Time of `time.monotonic` when this node began."""
+    began: float = field(default_factory=clock.monotonic)
+    """Time of `clock.monotonic` when this node began."""
 
     @classmethod
     def of(cls, state: State) -> Progress:
@@ -266,7 +266,7 @@ class Progress:
 
     def seconds_left(self, budget: Budget) -> float:
         """What is left of a budget now. Time between nodes, such as an interrupt, is not counted."""
-        spent = self.spent + time.monotonic() - self.began
+        spent = self.spent + clock.monotonic() - self.began
         return budget.total(self.in_context.cost.seconds) - spent
 
 

@@ -99,8 +99,8 @@ class Strategy(Protocol):
     ) -> Attempt:
         """Answers the task. The learner is as before when it returns or raises.
 
-        `deadline` is a time of `time.monotonic` by which training stops. Raises `TooLongError` when the task does not
-        fit in the context, and `AdaptationError` or `DeadlineError`, which `run` turns into a failed attempt.
+        `deadline` is a time of `ttt_core.clock.monotonic` by which training stops. Raises `TooLongError` when the task
+        does not fit in the context, and `AdaptationError` or `DeadlineError`, which `run` turns into a failed attempt.
         """
         ...
 

@@ -57,8 +57,8 @@ HEAVY = {
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
-        ("errors", "lazy", "lazy_modules", "recipes", "spans", "standard_json"), ("tasks",), ("model",), ("lora",),
-        ("engine",), ("learner",), ("pretraining", "testing"), ("sources",),
+        ("clock", "errors", "lazy", "lazy_modules", "recipes", "spans", "standard_json"), ("tasks",), ("model",),
+        ("lora",), ("engine",), ("learner",), ("pretraining", "testing"), ("sources",),
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (

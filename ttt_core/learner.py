@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from .model.context_window import ContextWindow
 from .model.fingerprint import RevertProof
 from .model.generation import TokenScores
 from .model.loading import LoadedModel, load_model, wrap_model
+from .model.replica import replica_of
 from .recipes import Recipe
 from .tasks.task import Task, Value
 
@@ -54,14 +56,18 @@ class Learner:
         verify: Literal["pointers", "full"] = "pointers",
         adapters: AdapterCache | None = None,
         memory_bytes: int | None = None,
+        original: Learner | None = None,
     ) -> None:
-        """`verify` is the method of `Learner.verify`; `adapters` is where trained adapters are cached.
+        """`verify` is the method of `Learner.verify`; `adapters` is where trained adapters are cached; `original` is
+        the learner around the model that `loaded` has a replica of, see `replica`.
 
         `memory_bytes` bounds the memory of training (activations, adapters, gradients, moments) and of batched
         inference; None: a share of what is free. The model itself is not counted.
         """
         self.loaded = loaded
-        self.guarded = GuardedModel(loaded, verify, memory_bytes)
+        self.guarded: GuardedModel = GuardedModel(
+            loaded, verify, memory_bytes, None if original is None else original.guarded
+        )
         self.window = ContextWindow(loaded, self.guarded.raise_if_stopped)
         answers = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, answers)
@@ -99,6 +105,21 @@ class Learner:
         """A learner around a model that a program already holds. Every call leaves the model as it was."""
         loaded = wrap_model(model, tokenizer, prompt_format=prompt_format)
         return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
+
+    def replica(self) -> Learner | None:
+        """A learner that computes at the same time as this one, in another thread: around a replica of the model, which
+        shares the weights, with the same cache of adapters. None where the model has no replica; see
+        `model.replica.replica_of`. Raises `BaseChangedError` where the base is not what was loaded.
+        """
+        with self.guarded.compute(None):
+            self.verify()
+            model = replica_of(self.loaded.model)
+            if model is None:
+                return None
+            return Learner(
+                replace(self.loaded, model=model), verify=self.guarded.verification, adapters=self.adapters.cache,
+                memory_bytes=self.guarded.memory_bytes, original=self,
+            )  # fmt: skip
 
     @property
     def base_hash(self) -> str:
@@ -157,8 +178,8 @@ class Learner:
     ) -> Adapter:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
 
-        `deadline` is a time of `time.monotonic`; `start` is an adapter of the recipe's rank, alpha and modules to start
-        from, which stays as it is. Raises `AdaptationError` (a loss that is not finite, no memory, nothing to train
+        `deadline` is a time of `ttt_core.clock.monotonic`; `start` is an adapter of the recipe's rank, alpha and
+        modules to start from, which stays as it is. Raises `AdaptationError` (a loss that is not finite, no memory, nothing to train
         on); whatever is raised, the model is as it was.
         """
         (adapter,) = self.trainer.adapt_many(

@@ -72,7 +72,7 @@ def endless(learner, monkeypatch) -> Learner:
 
 
 class LimitedClock:
-    """The module `time` for training, whose clock passes every deadline after a number of readings."""
+    """The module `clock` for training, whose clock passes every deadline after a number of readings."""
 
     def __init__(self, readings: int) -> None:
         self.readings = readings
@@ -89,7 +89,7 @@ class LimitedClock:
 def training_time(monkeypatch: pytest.MonkeyPatch, readings: int) -> Iterator[None]:
     """While inside, a training with a deadline ends after a few steps, whatever the machine does."""
     with monkeypatch.context() as patch:
-        patch.setattr(training, "time", LimitedClock(readings))
+        patch.setattr(training, "clock", LimitedClock(readings))
         yield
 
 

@@ -115,7 +115,7 @@ class AdapterProvider:
         """The adapter of a plan, and whether it came from the cache. One that had to be trained, and was not cut
         short, is cached; a prefetched one is charged to the first caller and does not count as cached.
 
-        `deadline` is a time of `time.monotonic`. Raises `AdaptationError` as the trainer does, and `TooLongError` for
+        `deadline` is a time of `clock.monotonic`. Raises `AdaptationError` as the trainer does, and `TooLongError` for
         examples that do not fit in the context.
         """
         with self._guarded.lock.compute, span("adapter", strategy=plan.strategy) as step:

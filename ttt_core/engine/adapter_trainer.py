@@ -6,10 +6,10 @@ Knows nothing about cached adapters.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .. import clock
 from ..errors import AdaptationError
 from ..lora.adapter import Adapter
 from ..lora.cross_validation import HeldOutMonitor, fold_seeds, score_of
@@ -62,7 +62,7 @@ class AdapterTrainer:
             encoded, limit = self._encoded(examples), self._guarded.step_limit
             beside = max(1, self.max_batched_adapters(recipes, prefetched_bytes)) if len(examples) > 1 else 1
             for at in range(0, max(1, len(examples)), beside):
-                some, now = slice(at, at + beside), time.monotonic()
+                some, now = slice(at, at + beside), clock.monotonic()
                 share = min(1.0, beside / max(1, len(examples) - at))
                 weights, trainings = train(
                     self._loaded, encoded[some], recipes[some], seeds[some],
@@ -112,7 +112,7 @@ class AdapterTrainer:
             training = merge_records(trainings)
             if training.error and watch.best is None:
                 _refuse_failed(trainings)
-            in_time = watch.best is None or time.monotonic() + watch.seconds <= deadline
+            in_time = watch.best is None or clock.monotonic() + watch.seconds <= deadline
             in_time = in_time if limit is None else limit.evaluated
             if training.steps and not training.error and in_time:
                 watch.evaluate(training.steps, weights)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from .. import clock
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Cost:
 
 
 class Meter:
-    """Reads what was spent since it was made: wall-clock seconds, charged seconds of prefetched work, and tokens."""
+    """Reads what was spent since it was made: seconds without pauses, the seconds of prefetched work, and tokens."""
 
     def __init__(self, charged: Callable[[], Cost]) -> None:
         """`charged` returns the running total of a model; its seconds are those of prefetched work alone."""
         self._charged = charged
         self._before = charged()
-        self._began = time.perf_counter()
+        self._began = clock.monotonic()
 
     def read(self) -> Cost:
         """The cost so far; may be read more than once."""
         spent = self._charged() - self._before
-        return replace(spent, seconds=spent.seconds + time.perf_counter() - self._began)
+        return replace(spent, seconds=spent.seconds + clock.monotonic() - self._began)

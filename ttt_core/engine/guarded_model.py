@@ -48,10 +48,12 @@ class GuardedModel:
     """A loaded model that is used by one caller at a time and is afterwards what it was before."""
 
     def __init__(
-        self, loaded: LoadedModel, verify: Literal["pointers", "full"] = "pointers", memory_bytes: int | None = None
-    ) -> None:
+        self, loaded: LoadedModel, verify: Literal["pointers", "full"] = "pointers", memory_bytes: int | None = None,
+        original: GuardedModel | None = None,
+    ) -> None:  # fmt: skip
         """`verify` is how `verify` proves the base unchanged; `memory_bytes` bounds what is read side by side, and in
-        training what is kept for the backward pass (None: a share of what is free).
+        training what is kept for the backward pass (None: a share of what is free). `original` guards the model that
+        this one is a replica of.
         """
         if verify not in ("pointers", "full"):
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
@@ -64,11 +66,13 @@ class GuardedModel:
         """Whose turn it is at the model; others around it wait for the same."""
         self.should_stop: Callable[[], bool] | None = None
         """Whether the caller no longer waits for the work; see `stop_when`."""
+        self.pause: Callable[[], None] | None = None
+        """Called wherever `should_stop` is; returns once other work, which goes first, is done."""
         self.step_limit: StepLimit | None = None
         """Where training stops as if its deadline had passed; see `limiting_steps`."""
         self.on_phase: OnPhase | None = None
         """Receives `training` and `answering` when they begin; see `reporting_phases`."""
-        self._fingerprint = Fingerprint(loaded.model)
+        self._fingerprint: Fingerprint = Fingerprint(loaded.model, None if original is None else original._fingerprint)
         self._rotary = RotaryState(loaded.model.modules())
         self._parts = ModelParts(loaded.model)
         self._full_proofs = False
@@ -134,7 +138,8 @@ class GuardedModel:
             if adapter is not None:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
-            checks = nullcontext() if self.should_stop is None else checked_passes(model, self.raise_if_stopped)
+            is_checked = self.should_stop is not None or self.pause is not None
+            checks = checked_passes(model, self.raise_if_stopped) if is_checked else nullcontext()
             with restoring(model, self._parts) as parts, torch.inference_mode(False), torch.no_grad(), checks:
                 self._parts = parts
                 freeze(parts)
@@ -183,7 +188,10 @@ class GuardedModel:
             self.on_phase(name, tokens)
 
     def raise_if_stopped(self) -> None:
-        """Raises `DeadlineError`, or what `should_stop` raises, where the caller no longer waits."""
+        """Raises `DeadlineError`, or what `should_stop` raises, where the caller no longer waits; pauses first, where
+        other work goes first."""
+        if self.pause is not None:
+            self.pause()
         if self.should_stop is not None and self.should_stop():
             raise DeadlineError("the deadline passed while the model computed; allow more time or give a shorter task")
 

@@ -5,10 +5,10 @@ This makes a queue of tasks cheap on an accelerator. Knows nothing about how ada
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from .. import clock
 from ..errors import AdaptationError
 from ..lora.weights import LoraWeights
 from ..model.context_window import ContextWindow, GenerationRequest
@@ -37,9 +37,9 @@ class AnswerPrefetch:
         """Decodes and stores each adapter's answers to its tasks; stores nothing where memory runs out."""
         requests = [[self._window.request(task) for task in mine] for mine in tasks]
         with suppress(AdaptationError), memory_errors("answering"), self._guarded.compute(None):
-            began = time.monotonic()
+            began = clock.monotonic()
             answers = decode_for_adapters(self._guarded.loaded, adapters, requests, self._guarded.max_batch_tokens())
-            seconds = (time.monotonic() - began) / max(1, sum(map(len, requests)))
+            seconds = (clock.monotonic() - began) / max(1, sum(map(len, requests)))
             for weights, mine, generated in zip(adapters, requests, answers, strict=True):
                 by_prompt = dict(zip([request.prompt for request in mine], generated, strict=True))
                 self._answers[id(weights)] = weights, by_prompt, seconds

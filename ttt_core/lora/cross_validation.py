@@ -10,7 +10,6 @@ adapter.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,7 @@ from statistics import fmean
 
 import torch
 
+from .. import clock
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, TokenScores, score_answers
 from ..model.loading import LoadedModel
@@ -129,12 +129,12 @@ class HeldOutMonitor:
         """Evaluates the adapters after a step, once a step; returns whether to stop."""
         if step == self._steps[-1]:
             return False
-        began = time.monotonic()
+        began = clock.monotonic()
         with span("evaluate", step=step) as evaluation:
             self._evaluations.append(self._scores(weights))
             right, likelihood = self._mean_score(len(self._evaluations) - 1, None)
             evaluation.set(right=right, of=sum(map(len, self.prompts)), log_prob=likelihood)
-        self.seconds = max(self.seconds, time.monotonic() - began)
+        self.seconds = max(self.seconds, clock.monotonic() - began)
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
             self.best = weights
@@ -149,9 +149,9 @@ class HeldOutMonitor:
             longest = max(prompts, key=lambda p: len(p.ids))
             tokens = len(longest.ids)
             self.charge(tokens, 0)
-            began = time.monotonic()
+            began = clock.monotonic()
             score_answers(self.loaded, [longest], self.max_tokens)
-            seconds = time.monotonic() - began
+            seconds = clock.monotonic() - began
         return seconds * sum(len(p.ids) for p in prompts) / tokens
 
     @torch.no_grad()

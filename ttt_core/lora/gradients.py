@@ -13,7 +13,6 @@ import logging
 import math
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from .. import clock
 from ..errors import AdaptationError
 from ..model.encoding import Encoded, PaddedBatch, forward, pad, pad_id_of
 from ..model.fingerprint import HOOKS
@@ -168,6 +168,7 @@ class GradientEngine:
         self.token_bytes: float | None = None
         """Bytes that a pass keeps of a padded token for its way back, once they are known."""
         self._on_cpu = on_cpu
+        self._now = clock.reader()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._models: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
@@ -292,12 +293,12 @@ class GradientEngine:
 
         def reading() -> float:
             loaded = self._models.get()
-            began = time.monotonic()
+            began = self._now()
             try:
                 self._forward_backward(loaded, optimizer, step, one, backward=False)
             finally:
                 self._models.put(loaded)
-            return time.monotonic() - began
+            return self._now() - began
 
         try:
             seconds = reading() if self._pool is None else self._pool.submit(reading).result()

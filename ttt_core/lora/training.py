@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from statistics import fmean
 
+from .. import clock
 from ..errors import AdaptationError, DeadlineError
 from ..model.encoding import Encoded
 from ..model.loading import LoadedModel
@@ -95,7 +95,7 @@ def train(
     """Trains one adapter for each list of `examples`, all in one batch; each gets the weights that it would get alone.
 
     `recipe` is one for all adapters, or one for each, with equal batching keys. The adapters start from `start` (the
-    weights of a single adapter), or from new weights. `deadline` is a time of `time.monotonic`; training stops before
+    weights of a single adapter), or from new weights. `deadline` is a time of `clock.monotonic`; training stops before
     a step that would exceed it, and weights without a step change nothing. `step_limit` is the number of steps after
     which a deadline stopped the training that is repeated: it stops there again, with the same stop reason. `workers`
     is the number of threads on a CPU and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the
@@ -107,7 +107,7 @@ def train(
     if not examples or not all(examples):
         raise AdaptationError("there is nothing to train on: the task gives no examples with an answer to learn")
     recipes = recipes_for_each(recipe, len(seeds))
-    began = time.monotonic()
+    began = clock.monotonic()
     started_from = "" if start is None else start.digest()
     warn_of_checkpointing(loaded.model)
     runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, strict=True)]
@@ -120,7 +120,7 @@ def train(
     for run, finite in zip(runs, weights.finite(), strict=True):
         if not finite and not run.error:
             run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
-    seconds = time.monotonic() - began
+    seconds = clock.monotonic() - began
     covered = coverage(loaded.model, weights.pairs)._asdict()
     records = [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
     return weights, [replace(record, **covered, started_from=started_from) for record in records]
@@ -217,11 +217,11 @@ class _TrainingLoop:
         """Trains until all adapters have stopped, the monitor returns True, or the deadline is near."""
         self._engine.measure_memory(self._optimizer, max((r.longest for r in self._runs), key=lambda e: len(e.ids)))
         slowest = 0.0
-        if time.monotonic() < deadline < math.inf:
+        if clock.monotonic() < deadline < math.inf:
             batches = [[run.longest] * run.recipe.batch_size for run in self._active]
             slowest = self._engine.estimate_seconds(self._optimizer, batches, charge)
         for step in range(max(run.recipe.max_steps for run in self._runs)):
-            began = time.monotonic()
+            began = clock.monotonic()
             if began + slowest > deadline or step == step_limit:
                 return self._stop_all("deadline")
             rows, tokens = self._next_batches(charge)
@@ -239,7 +239,7 @@ class _TrainingLoop:
             self._drop_stopped(step + 1)
             if not self._active:
                 return None
-            slowest = time.monotonic() - began if step == 0 else max(slowest, time.monotonic() - began)
+            slowest = clock.monotonic() - began if step == 0 else max(slowest, clock.monotonic() - began)
         return None
 
     def weights(self) -> LoraWeights:

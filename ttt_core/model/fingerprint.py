@@ -6,6 +6,7 @@ bytes of every tensor, another one at each proof; the full proof also hashes all
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 import zlib
@@ -204,7 +205,7 @@ def _shown(value: object) -> str:
     return "(no value)" if value is _ABSENT else repr(value)
 
 
-def _overrides(module: nn.Module) -> dict[str, Any]:
+def overridden_methods(module: nn.Module) -> dict[str, Any]:
     """Methods of the class that the instance overrides, such as `forward`."""
     methods = type(module)
     return {
@@ -227,8 +228,8 @@ class _ModuleRecord:
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleRecord:
         return cls(
-            module, type(module), type(module).forward, module.training, _attributes(module), _overrides(module),
-            _hooks(module),
+            module, type(module), type(module).forward, module.training, _attributes(module),
+            overridden_methods(module), _hooks(module),
         )  # fmt: skip
 
     def difference(self, now: nn.Module) -> str:
@@ -237,8 +238,10 @@ class _ModuleRecord:
             return f"is now another module, a {type(now).__name__} (at load a {self.kind.__name__})"
         if type(now).forward is not self.forward:
             return f"has another forward function in its class {self.kind.__name__}"
-        if _overrides(now) != self.overrides:
-            return f"has overridden methods {sorted(_overrides(now).keys() ^ self.overrides.keys()) or '(others)'}"
+        if overridden_methods(now) != self.overrides:
+            return (
+                f"has overridden methods {sorted(overridden_methods(now).keys() ^ self.overrides.keys()) or '(others)'}"
+            )
         before, attributes = self.attributes, vars(now)
         for name in [*before, *(k for k in _attributes(now) if k not in before and hasattr(type(now), k))]:
             value, at_load = attributes.get(name, _ABSENT), before.get(name, _ABSENT)
@@ -335,12 +338,14 @@ def _identical(one: Iterable[object], other: Iterable[object]) -> bool:
 class Fingerprint:
     """Remembers a model's tensors, modules and hooks as they are now."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.hash = content_hash(model)
+    def __init__(self, model: nn.Module, original: Fingerprint | None = None) -> None:
+        """`original` is the fingerprint of the model that this one is a replica of: what was read of the weights is
+        not read again."""
+        self.hash = content_hash(model) if original is None else original.hash
         # Aliases keep the memory in use, so that no other tensor can come to lie at a remembered address.
         self._aliases = {name: tensor.detach() for name, tensor in state_tensors(model).items()}
         self._identities = {name: _identity(tensor) for name, tensor in state_tensors(model).items()}
-        self._samples = SampledBytes(self._aliases)
+        self._samples: SampledBytes = SampledBytes(self._aliases) if original is None else copy.copy(original._samples)
         self._records = {name: _ModuleRecord.of(m) for name, m in model.named_modules(remove_duplicate=False)}
         self._global = _global_hooks()
         self._model = model

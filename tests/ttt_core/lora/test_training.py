@@ -156,7 +156,7 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(training, "clock", SimpleNamespace(monotonic=lambda: now[0]))
 
     def step(optimizer: BatchedAdamW, rates: list[float]) -> None:
         now[0] += 10.0 if now[0] == 1.0 else 1.0  # the second step is slow
@@ -345,7 +345,7 @@ def test_the_time_of_a_step_is_estimated_from_its_largest_pass(
         return real(loaded, rows, loss)
 
     monkeypatch.setattr(gradients, "_loss_batch", counted)
-    monkeypatch.setattr(gradients, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(gradients, "clock", SimpleNamespace(reader=lambda: lambda: now[0]))
     recipes = [replace(RECIPE, batch_size=batch) for batch in batches]
     rows = [examples[:1] * batch for batch in batches]
     with GradientEngine(loaded, recipes, workers) as engine:
