@@ -65,9 +65,8 @@ class Learner:
         inference; None: a share of what is free. The model itself is not counted.
         """
         self.loaded = loaded
-        self.guarded: GuardedModel = GuardedModel(
-            loaded, verify, memory_bytes, None if original is None else original.guarded
-        )
+        guard_of_original = None if original is None else original.guarded
+        self.guarded: GuardedModel = GuardedModel(loaded, verify, memory_bytes, guard_of_original)
         self.window = ContextWindow(loaded, self.guarded.raise_if_stopped)
         answers = AnswerPrefetch(self.guarded, self.window)
         self.answerer = Answerer(self.guarded, self.window, answers)
@@ -179,8 +178,8 @@ class Learner:
         """Trains one adapter on tasks whose answers are known. The base is not touched.
 
         `deadline` is a time of `ttt_core.clock.monotonic`; `start` is an adapter of the recipe's rank, alpha and
-        modules to start from, which stays as it is. Raises `AdaptationError` (a loss that is not finite, no memory, nothing to train
-        on); whatever is raised, the model is as it was.
+        modules to start from, which stays as it is. Raises `AdaptationError` (a loss that is not finite, no memory,
+        nothing to train on); whatever is raised, the model is as it was.
         """
         (adapter,) = self.trainer.adapt_many(
             [examples], [recipe], [seed], deadline=deadline, on_step=on_step, start=start,

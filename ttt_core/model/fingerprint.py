@@ -341,7 +341,7 @@ class Fingerprint:
     def __init__(self, model: nn.Module, original: Fingerprint | None = None) -> None:
         """`original` is the fingerprint of the model that this one is a replica of: what was read of the weights is
         not read again."""
-        self.hash = content_hash(model) if original is None else original.hash
+        self.hash: str = content_hash(model) if original is None else original.hash
         # Aliases keep the memory in use, so that no other tensor can come to lie at a remembered address.
         self._aliases = {name: tensor.detach() for name, tensor in state_tensors(model).items()}
         self._identities = {name: _identity(tensor) for name, tensor in state_tensors(model).items()}
