@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .controller.budget import Budget as Budget
     from .controller.controller import Controller as Controller
+    from .controller.integrations.langchain import ChatAutottt as ChatAutottt
     from .controller.results import Result as Result
     from .policies.policy import Decision as Decision
     from .policies.policy import FixedPolicy as FixedPolicy
@@ -40,6 +41,7 @@ _HOMES = {
     "BaseChangedError": "ttt_core.errors",
     "Budget": "controller.budget",
     "Cancelled": "ttt_core.errors",
+    "ChatAutottt": "controller.integrations.langchain",
     "Controller": "controller.controller",
     "Cost": "strategies.base",
     "Decision": "policies.policy",

@@ -6,6 +6,7 @@ Knows nothing about requests. No message quotes a path of the file system, a tra
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,16 @@ def without_paths(text: str) -> str:
 def unsupported(field: str, why: str) -> ApiError:
     """The error for a field that would change the answer, and that this server does not implement."""
     return ApiError(400, f"{field}: is not supported: {why}", field, "unsupported_parameter")
+
+
+def invalid_request(error: Mapping[str, Any], place: Sequence[int | str]) -> ApiError:
+    """The error for a field that its schema refuses: one of the errors that Pydantic lists, and where the field is."""
+    parts = [part for part in place if isinstance(part, int) or part.isidentifier()]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return ApiError(400, f"{field}: is no field of this request", field or None, "unknown_parameter")
+    message = f"{field or 'body'}: {error['msg'].removeprefix('Value error, ')}"
+    return ApiError(400, message, field or None, "invalid_value")
 
 
 def api_error(error: BaseException) -> ApiError:

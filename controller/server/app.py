@@ -21,7 +21,7 @@ from ...ttt_core.tasks.task import Task
 from ..background import Publish, aiterate
 from . import streaming
 from .answers import Answers
-from .api_errors import ApiError, api_error
+from .api_errors import ApiError, api_error, invalid_request
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
 from .chat_answers import ChatAnswer, solve_events
 from .engine import Engine, Event
@@ -325,13 +325,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     """A request that its schema refuses: 400 that names the first invalid field."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        message = f"{field}: is no field of this request"
-        return _response(ApiError(400, message, field or None, "unknown_parameter"))
-    message = f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}"
-    return _response(ApiError(400, message, field or None, "invalid_value"))
+    return _response(invalid_request(first, first["loc"][1:]))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -69,7 +69,7 @@ async def answer_few_shot(
     """The answer to a few-shot task, with `progress` after the events of its run."""
     async with aclosing(solve_events(controller, chat.task, how, progress=progress)) as events:
         async for event in events:
-            yield event if isinstance(event, dict) else await asyncio.to_thread(_of_result, controller, chat, event)
+            yield event if isinstance(event, dict) else await asyncio.to_thread(answer_of, controller, chat, event)
 
 
 async def answer_conversation(controller: Controller, chat: ChatTask) -> AsyncGenerator[Any, None]:
@@ -77,14 +77,14 @@ async def answer_conversation(controller: Controller, chat: ChatTask) -> AsyncGe
     stop = threading.Event()
 
     def work(publish: Publish[Any]) -> None:
-        publish(_complete(controller, chat, stop, publish))
+        publish(complete(controller, chat, stop, publish))
 
     async with aclosing(aiterate(work, stop)) as events:
         async for event in events:
             yield event
 
 
-def _of_result(controller: Controller, chat: ChatTask, result: Result) -> ChatAnswer:
+def answer_of(controller: Controller, chat: ChatTask, result: Result) -> ChatAnswer:
     """The answer of a solved task."""
     formatted = replace(chat.task, prompt_format=str(result.format_choice.get("name", "")))
     return content_of(controller, chat, result, len(controller.learner.window.encode(formatted).ids))
@@ -109,8 +109,8 @@ def _first_tokens(controller: Controller, text: str, limit: int) -> tuple[str, i
     return str(tokenizer.decode(ids[:limit])), limit, True
 
 
-def _complete(controller: Controller, chat: ChatTask, stop: threading.Event, publish: Publish[Any]) -> ChatAnswer:
-    """What the base model writes, with the proof that it is unchanged."""
+def complete(controller: Controller, chat: ChatTask, stop: threading.Event, publish: Publish[Any]) -> ChatAnswer:
+    """What the base model writes, with the proof that it is unchanged; `publish` receives the text so far."""
     learner = controller.learner
 
     def raise_if_cancelled() -> None:
