@@ -91,7 +91,7 @@ class Controller:
             self.budget = DEFAULT_BUDGET
             _LOG.warning(
                 "%s: no policy was trained for this model; decisions follow a rule of thumb, with the budget %s per "
-                "query unless another is given. `autottt collect` and `autottt train-policy` train one",
+                "query unless another is given. `autottt policy fit` trains one",
                 learner.loaded.name, DEFAULT_BUDGET,
             )  # fmt: skip
         self.seed = check_seed(seed)
@@ -144,6 +144,8 @@ class Controller:
         seed: int = 0,
         adapters: str | os.PathLike[str] | None = None,
         memory_bytes: int | None = None,
+        starting_adapter: str | os.PathLike[str] | None = None,
+        read_with_adapter: bool = False,
         shadow: str | os.PathLike[str] | None = None,
         explore: float = 0.0,
         ignore_mismatch: bool = False,
@@ -155,7 +157,9 @@ class Controller:
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
-        bounds what training and answering take beside the model; batches are split to fit. `shadow` is the bundle of a
+        bounds what training and answering take beside the model; batches are split to fit. `starting_adapter` is the
+        folder of an adapter, as `autottt prepare` or PEFT writes it, from which every training starts; with
+        `read_with_adapter` it answers in context as well. `shadow` is the bundle of a
         second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
         drawn. With `ignore_mismatch` a policy of another model or other recipes is used as it is. `cost_weight` is the
         accuracy that one in-context cost is worth, in place of that which the policy was trained with; `langsmith` and
@@ -167,7 +171,7 @@ class Controller:
         cache = AdapterCache(folder=None if adapters is None else Path(adapters))
         learner = Learner.load(
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
-            memory_bytes=memory_bytes,
+            memory_bytes=memory_bytes, starting_adapter=starting_adapter, read_with_adapter=read_with_adapter,
         )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
         if cost_weight is not None:
@@ -586,5 +590,5 @@ def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, i
 
     return load_policy(
         source, base_hash=learner.base_hash, prompt_format=learner.loaded.prompt_format, recipe_of=recipe_of,
-        ignore_mismatch=ignore_mismatch and source is not None,
+        starting_adapter=learner.starting_digest, ignore_mismatch=ignore_mismatch and source is not None,
     )  # fmt: skip

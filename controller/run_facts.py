@@ -59,7 +59,7 @@ class RunFacts:
     """What the answers of a run depend on, except for tasks and seeds."""
 
     model: Mapping[str, str]
-    """Name, content hash, device, precision and prompt format."""
+    """Name, content hash, device, precision and prompt format, and the starting adapter where there is one."""
     policy: Mapping[str, Any]
     """Name, version of the bundle's format (None without a bundle), digest of the policy's card, the thresholds that
     the card has, and the strategy of a policy that always chooses the same."""
@@ -74,6 +74,7 @@ class RunFacts:
             model={
                 "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
                 "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
+                **({"starting_adapter": learner.starting_digest} if learner.starting_digest else {}),
             },
             policy={
                 "name": policy.name, "version": card.get("format_version"),

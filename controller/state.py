@@ -175,7 +175,7 @@ class Basis:
     """What the numbers in a state depend on. A run that is continued from a checkpoint has the same."""
 
     model: str
-    """Content hash of the base model, and its precision."""
+    """Content hash of the base model, its precision, and the adapter that training starts from."""
     prompt_format: str
     """Of the model; `auto` where it is chosen for each task."""
     policy: str
@@ -188,8 +188,9 @@ class Basis:
     def of(cls, context: Context, query: Query) -> Basis:
         """The basis of a run of a query."""
         learner, policy = context.learner, context.policy
+        start = f" from {learner.starting_digest}" if learner.starting_digest else ""
         return cls(
-            f"{learner.base_hash[:16]} in {learner.guarded.precision}", learner.loaded.prompt_format,
+            f"{learner.base_hash[:16]} in {learner.guarded.precision}{start}", learner.loaded.prompt_format,
             f"{policy.name} ({policy_digest(policy)})", f"{query.task.digest} {query.task.prompt_format}".strip(),
             query.seed,
         )  # fmt: skip

@@ -93,6 +93,13 @@ class TrainedFor(NamedTuple):
     prompt_format: str
     recipes: Mapping[str, str]
     """`NAME/KIND` -> digest of the strategy's recipe."""
+    starting_adapter: str = ""
+    """Digest of the adapter that training started from; empty if it started from zero."""
+
+    @classmethod
+    def of(cls, policy: TrainedPolicy) -> TrainedFor:
+        """What a policy was trained for."""
+        return cls(policy.base_hash, policy.prompt_format, policy.recipes, policy.starting_adapter)
 
     @classmethod
     def of_card(cls, folder: str | os.PathLike[str]) -> TrainedFor:
@@ -180,6 +187,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "keep_threshold": policy.keep_threshold,
         "risk": policy.risk,
         "prompt_format": policy.prompt_format,
+        "starting_adapter": policy.starting_adapter,
         "recipes": policy.recipes,
         "released": policy.released,
         "versions": {"scikit-learn": lazy.sklearn.__version__, "skops": lazy.skops.__version__},

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_data_path
+
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
 from .versions import BUNDLE_VERSION
@@ -21,11 +23,18 @@ BUNDLES = Path(__file__).parent / "bundles"
 """The shipped bundles, each in a folder of its name."""
 
 
+def policies_folder() -> Path:
+    """Where the policies of this user are."""
+    return user_data_path("autottt") / "policies"
+
+
 def bundle_folder(source: str | os.PathLike[str], bundles: Path = BUNDLES) -> Path:
-    """The folder of a bundle: a path, or the name of a shipped bundle (`bundled`, `public`)."""
+    """The folder of a bundle: a path, the name of one of the user's policies, or that of a shipped one (`bundled`,
+    `public`)."""
     path = Path(source)
-    shipped = bundles / path
-    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_dir() else path
+    if len(path.parts) != 1 or path.exists():
+        return path
+    return next((folder / path for folder in (policies_folder(), bundles) if (folder / path).is_dir()), path)
 
 
 def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:

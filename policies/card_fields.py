@@ -66,6 +66,10 @@ def _two_numbers(value: object) -> tuple[float, ...]:
     return numbers
 
 
+def _optional_text(value: object) -> str:
+    return "" if value is MISSING else _text(value)
+
+
 def _risk(value: object) -> float | None:
     return None if value is None else _number(value)
 
@@ -100,6 +104,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "keep_threshold": ("a number", _number),
     "risk": ("a number or null", _risk),
     "prompt_format": ("a text", _text),
+    "starting_adapter": ("a text", _optional_text),
     "recipes": ("an object of texts", _object_of(_text)),
     "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),
 }

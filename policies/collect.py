@@ -44,10 +44,15 @@ class ModelIdentity(NamedTuple):
     base_hash: str
     prompt_format: str
     recipes: Mapping[str, Recipe]
+    starting_adapter: str = ""
+    """Digest of the adapter that training starts from; empty if it starts from zero."""
 
     @classmethod
     def of(cls, learner: Learner) -> ModelIdentity:
-        return cls(learner.base_hash, learner.loaded.prompt_format, dict(learner.loaded.recipes))
+        """What the outcomes of a learner depend on."""
+        return cls(
+            learner.base_hash, learner.loaded.prompt_format, dict(learner.loaded.recipes), learner.starting_digest
+        )
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,11 @@ def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strateg
                 f"the store holds outcomes with the prompt format {outcome.prompt_format!r}, and the model is prompted "
                 f"in {identity.prompt_format!r} now; collect into another folder"
             )
+        if outcome.starting_adapter != identity.starting_adapter:
+            raise PolicyError(
+                f"the store holds outcomes with the starting adapter {outcome.starting_adapter or 'none'}, and now it "
+                f"is {identity.starting_adapter or 'none'}; collect into another folder"
+            )
         strategy = by_name.get(outcome.strategy)
         if strategy is None or not outcome.recipe:
             continue
@@ -246,7 +256,7 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
         held_out_gain=_finite(attempt.cross_validation.gain) if attempt and attempt.cross_validation else 1.0,
         losses=finite(attempt.training_record.losses if attempt and attempt.training_record else ()),
         vote_shares={content_digest(c.value): _finite(c.share) for c in attempt.candidates} if attempt else {},
-        prompt_format=learner.loaded.prompt_format,
+        prompt_format=learner.loaded.prompt_format, starting_adapter=learner.starting_digest,
     )  # fmt: skip
 
 

@@ -88,6 +88,8 @@ class OutcomeTable:
     """[N, S], whether there is no answer that can be parsed: then another strategy is tried."""
     prompt_format: str = ""
     """Format of the prompts; empty if unknown."""
+    starting_adapter: str = ""
+    """Digest of the adapter that training started from; empty if it started from zero."""
     excluded_strategies: tuple[str, ...] = ()
     """Strategies that were tried on too few of the queries that others were tried on."""
     recipes: Mapping[str, str] = field(default_factory=dict)
@@ -183,6 +185,7 @@ def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
         recipes={place: digest for place, digest in recipes.items() if place.split("/")[0] in strategies},
         over_long=len(long),
         prompt_format=prompt_format,
+        starting_adapter=_common_starting_adapter(rows),
         unmeasured=len(by_query) - len(measured) - len(long),
         excluded_strategies=tuple(sorted({o.strategy for o in rows} - strategies)),
     )
@@ -211,6 +214,15 @@ def _common_prompt_format(outcomes: Sequence[Outcome]) -> str:
     if len(formats) > 1:
         raise PolicyError(f"outcomes of {len(formats)} prompt formats ({', '.join(formats)}); keep a store for each")
     return "".join(formats)
+
+
+def _common_starting_adapter(outcomes: Sequence[Outcome]) -> str:
+    """The one adapter that training started from; empty if it started from zero."""
+    adapters = sorted({o.starting_adapter for o in outcomes})
+    if len(adapters) > 1:
+        names = ", ".join(adapter[:12] or "none" for adapter in adapters)
+        raise PolicyError(f"outcomes of {len(adapters)} starting adapters ({names}); keep a store for each")
+    return "".join(adapters)
 
 
 def _common_recipes(outcomes: Sequence[Outcome]) -> dict[str, str]:

@@ -108,6 +108,8 @@ class Outcome:
     """Content digest of each answer -> its share of the votes; empty for strategies that do not vote."""
     prompt_format: str = ""
     """Format of the prompts (see `load_model`); empty if unknown, which matches every format."""
+    starting_adapter: str = ""
+    """Digest of the adapter that training started from (`LoraWeights.digest`); empty if it started from zero."""
     policy: str = ""
     """Name and digest of the policy that chose the strategy in serving; empty if it was collected."""
     time: str = ""

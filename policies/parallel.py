@@ -38,10 +38,15 @@ class Source:
     device: str | None = None
     dtype: str | None = None
     prompt_format: str | None = None
+    starting_adapter: str | None = None
+    read_with_adapter: bool = False
 
     def load(self) -> Learner:
         """Loads the learner."""
-        return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
+        return Learner.load(
+            self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format,
+            starting_adapter=self.starting_adapter, read_with_adapter=self.read_with_adapter,
+        )  # fmt: skip
 
 
 def collect_with_workers(

@@ -12,15 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..ttt_core.errors import PolicyError
 from .bundle import TrainedFor, card_of, load_bundle
-from .bundle_card import BUNDLES, bundle_folder
+from .bundle_card import BUNDLES, CARD, bundle_folder
 from .fast_inference import Floats
 from .features import NAMES, Features
+from .installed import installed_folder
 from .outcomes import BASE
 from .trained_policy import TrainedPolicy
 
@@ -256,60 +258,100 @@ class HeuristicPolicy:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """What a policy has to fit: the model that answers, and how it is prompted and trained."""
+
+    base_hash: str
+    prompt_format: str = ""
+    """Name of the prompt format; empty fits every policy."""
+    recipe_of: Callable[[str, str], str | None] | None = None
+    """Digest of the recipe for a strategy and a kind of task, None for an unknown strategy; without the function,
+    recipes are not compared."""
+    starting_adapter: str = ""
+    """Digest of the adapter that training starts from; empty if it starts from zero."""
+
+    def mismatch(self, trained: TrainedFor) -> str:
+        """What a policy was trained for, if that differs from this model; else empty."""
+        if trained.base_hash != self.base_hash:
+            return f"another model, {trained.base_hash}; this model is {self.base_hash}"
+        if trained.prompt_format and self.prompt_format and trained.prompt_format != self.prompt_format:
+            return f"the prompt format {trained.prompt_format!r}; this model is prompted in {self.prompt_format!r}"
+        if trained.starting_adapter != self.starting_adapter:
+            return (
+                f"training that starts from {_adapter_text(trained.starting_adapter)}; here it starts from "
+                f"{_adapter_text(self.starting_adapter)}"
+            )
+        if self.recipe_of is None:
+            return ""
+        for place, digest in trained.recipes.items():
+            name, _, kind = place.partition("/")
+            if (now := self.recipe_of(name, kind)) is None:
+                return f"the strategy {name} too, which is not registered here: load its file with --plugin"
+            if now != digest:
+                return f"another recipe of {name}: its accuracy and cost on {kind} tasks have changed"
+        return ""
+
+
+def _adapter_text(digest: str) -> str:
+    return f"the adapter {digest}" if digest else "new weights"
+
+
 def load_policy(
     source: str | os.PathLike[str] | None = None,
     *,
     base_hash: str,
     prompt_format: str = "",
     recipe_of: Callable[[str, str], str | None] | None = None,
+    starting_adapter: str = "",
     ignore_mismatch: bool = False,
 ) -> Policy:
-    """Loads the policy in a folder, or a shipped one by its name (see `bundle_folder`).
+    """Loads the policy in a folder, or one by its name (see `bundle_folder`). See `ServedModel` for the model.
 
-    Without `source`: the shipped policy, or `HeuristicPolicy` if it was trained for another model. A shipped policy
-    that does not beat the best fixed strategy significantly is not used: `FixedPolicy` with that strategy is.
-    `prompt_format` and `recipe_of` (digest of the recipe for a strategy and a kind of task, None for an unknown
-    strategy) are compared with those of the policy's training. `ignore_mismatch` loads a policy of another model,
-    prompt format, recipe or features version all the same. Raises `PolicyError` for a folder that cannot be used.
+    Without `source`: the user's own policy for the model, which `autottt policy fit` installs, else the shipped one
+    for it, else `HeuristicPolicy`. A policy that does not beat the best fixed strategy significantly is not used then:
+    `FixedPolicy` with that strategy is. `ignore_mismatch` loads a policy of another model, prompt format, starting
+    adapter, recipe or features version all the same. Raises `PolicyError` for a folder that cannot be used.
     """
-    if source is None and not BUNDLED.exists():
-        return HeuristicPolicy(note="no policy was trained")
-    folder = BUNDLED if source is None else bundle_folder(source, BUNDLED.parent)
+    served = ServedModel(base_hash, prompt_format, recipe_of, starting_adapter)
     if source is None and not ignore_mismatch:
-        mismatch = _mismatch(TrainedFor.of_card(folder), base_hash, prompt_format, recipe_of)
-        if mismatch:
-            return HeuristicPolicy(note=f"the shipped policy was trained for {mismatch.split(',')[0].split(';')[0]}")
+        return _own_policy(served)
+    folder = BUNDLED if source is None else bundle_folder(source, BUNDLED.parent)
     trained = load_bundle(folder, ignore_mismatch)
-    if source is None:
-        if not trained.released:
-            return FixedPolicy(trained.ranking[0], "the shipped policy does not beat it significantly")
-        return LearnedPolicy(trained)
-    trained_for = TrainedFor(trained.base_hash, trained.prompt_format, trained.recipes)
-    if not ignore_mismatch and (mismatch := _mismatch(trained_for, base_hash, prompt_format, recipe_of)):
+    if not ignore_mismatch and (mismatch := served.mismatch(TrainedFor.of(trained))):
         raise PolicyError(
-            f"{os.fspath(source)}: this policy was trained for {mismatch}. Train a new one with `autottt collect` and "
-            "`autottt train-policy`, or use this one all the same with --ignore-mismatch (ignore_mismatch=True)"
+            f"{os.fspath(folder)}: this policy was trained for {mismatch}. Train a new one with `autottt policy fit`, "
+            "or use this one all the same with --ignore-mismatch (ignore_mismatch=True)"
         )
+    return LearnedPolicy(trained) if source is not None else _if_released(trained, "the shipped policy")
+
+
+def _own_policy(served: ServedModel) -> Policy:
+    """The user's policy for a model, else the shipped one, else `HeuristicPolicy`."""
+    own = installed_folder(served.base_hash, served.prompt_format, served.starting_adapter)
+    places = [(own, "your policy for this model")] if (own / CARD).is_file() else []
+    places += [(folder, "the shipped policy") for folder in _shipped()]
+    notes = []
+    for folder, what in places:
+        if not (mismatch := served.mismatch(TrainedFor.of_card(folder))):
+            return _if_released(load_bundle(folder), what)
+        notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
+    return HeuristicPolicy(note=notes[0] if notes else "no policy was trained")
+
+
+def _shipped() -> list[Path]:
+    """Folders of the shipped policies that may be defaults, that of the bundled model first; `public` is one for the
+    same model, used on request only."""
+    if not BUNDLED.exists():
+        return []
+    others = (card.parent for card in sorted(BUNDLED.parent.glob(f"*/{CARD}")))
+    return [BUNDLED, *(folder for folder in others if folder.name not in (BUNDLED.name, "public"))]
+
+
+def _if_released(trained: TrainedPolicy, what: str) -> Policy:
+    if not trained.released:
+        return FixedPolicy(trained.ranking[0], f"{what} does not beat it significantly")
     return LearnedPolicy(trained)
-
-
-def _mismatch(
-    trained: TrainedFor, base_hash: str, prompt_format: str, recipe_of: Callable[[str, str], str | None] | None
-) -> str:
-    """What the policy was trained for, if that differs from what it is to be used for; else empty."""
-    if trained.base_hash != base_hash:
-        return f"another model, {trained.base_hash}; this model is {base_hash}"
-    if trained.prompt_format and prompt_format and trained.prompt_format != prompt_format:
-        return f"the prompt format {trained.prompt_format!r}; this model is prompted in {prompt_format!r}"
-    if recipe_of is None:
-        return ""
-    for place, digest in trained.recipes.items():
-        name, _, kind = place.partition("/")
-        if (now := recipe_of(name, kind)) is None:
-            return f"the strategy {name} too, which is not registered here: load its file with --plugin"
-        if now != digest:
-            return f"another recipe of {name}: its accuracy and cost on {kind} tasks have changed"
-    return ""
 
 
 def untried_strategies(allowed: Sequence[str], tried: Sequence[str]) -> list[str]:

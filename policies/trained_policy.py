@@ -82,6 +82,8 @@ class TrainedPolicy:
     """Relative cost of each other strategy from the free features; empty if the means of the kind are used."""
     prompt_format: str = ""
     """Prompt format of the outcomes; empty if unknown."""
+    starting_adapter: str = ""
+    """Digest of the adapter that training started from in the outcomes; empty if it started from zero."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe of the outcomes, where known."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)

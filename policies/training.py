@@ -248,6 +248,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         seed=settings.seed,
         cost_models=cost_models,
         prompt_format=table.prompt_format,
+        starting_adapter=table.starting_adapter,
         recipes=dict(table.recipes),
         feature_names=dict(table.feature_names),
     )

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ IMPORTED_ONCE = (
 
 os.environ.setdefault("AUTOTTT_TRACE", "off")
 """No test writes to the user's store of traces."""
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="autottt-data-")
+"""No test reads or writes the user's policies."""
 collect_ignore = [] if os.environ.get("AUTOTTT_REAL_MODELS") else ["real"]
 """The tests of real models run with `make test-real` only."""
 MakeLearner = Callable[..., "Learner"]

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +21,10 @@ from .engine.answering import Answer, Answerer, PromptScores, require_single
 from .engine.format_choice import FormatChooser
 from .engine.guarded_model import GuardedModel
 from .engine.prefetch import AnswerPrefetch
+from .errors import ModelError
 from .lora.adapter import Adapter
 from .lora.gradients import forget_measurements
+from .lora.starting_adapter import refuse_other_base
 from .lora.training import OnStep
 from .model.context_window import ContextWindow
 from .model.fingerprint import RevertProof
@@ -57,12 +60,16 @@ class Learner:
         adapters: AdapterCache | None = None,
         memory_bytes: int | None = None,
         original: Learner | None = None,
+        starting_adapter: str | os.PathLike[str] | None = None,
+        read_with_adapter: bool = False,
     ) -> None:
         """`verify` is the method of `Learner.verify`; `adapters` is where trained adapters are cached; `original` is
         the learner around the model that `loaded` has a replica of, see `replica`.
 
         `memory_bytes` bounds the memory of training (activations, adapters, gradients, moments) and of batched
-        inference; None: a share of what is free. The model itself is not counted.
+        inference; None: a share of what is free. The model itself is not counted. `starting_adapter` is a PEFT folder
+        with the adapter that every training starts from, in its rank and modules; with `read_with_adapter` it also
+        answers in context. Raises `ModelError` for a folder that does not fit the model.
         """
         self.loaded = loaded
         guard_of_original = None if original is None else original.guarded
@@ -73,6 +80,25 @@ class Learner:
         self.formats = FormatChooser(self.guarded, self.window, self.answerer)
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)
         self.adapters = AdapterProvider(self.guarded, self.trainer, self.answerer, answers, adapters or AdapterCache())
+        self._start_from(starting_adapter, read_with_adapter)
+
+    def _start_from(self, folder: str | os.PathLike[str] | None, read_with_adapter: bool) -> None:
+        if folder is None:
+            if read_with_adapter:
+                raise ModelError("read_with_adapter: expected a starting_adapter as well, the folder of the adapter")
+            return
+        refuse_other_base(Path(folder), self.base_hash)
+        self.adapters.starting = self.import_peft(folder)
+        self.answerer.reading = self.adapters.starting if read_with_adapter else None
+
+    @cached_property
+    def starting_digest(self) -> str:
+        """What identifies the adapter that training starts from, and whether it also answers in context; empty without
+        one."""
+        if self.adapters.starting is None:
+            return ""
+        digest = self.adapters.starting.weights.digest()
+        return digest if self.answerer.reading is None else f"{digest}+read"
 
     @classmethod
     def load(
@@ -85,10 +111,15 @@ class Learner:
         verify: Literal["pointers", "full"] = "pointers",
         adapters: AdapterCache | None = None,
         memory_bytes: int | None = None,
+        starting_adapter: str | os.PathLike[str] | None = None,
+        read_with_adapter: bool = False,
     ) -> Learner:
         """A learner around a local folder, a hub id, or the bundled model; see `ttt_core.model.loading.load_model`."""
         loaded = load_model(source, device=device, dtype=dtype, prompt_format=prompt_format)
-        return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
+        return cls(
+            loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes, starting_adapter=starting_adapter,
+            read_with_adapter=read_with_adapter,
+        )  # fmt: skip
 
     @classmethod
     def wrap(
@@ -100,10 +131,15 @@ class Learner:
         verify: Literal["pointers", "full"] = "pointers",
         adapters: AdapterCache | None = None,
         memory_bytes: int | None = None,
+        starting_adapter: str | os.PathLike[str] | None = None,
+        read_with_adapter: bool = False,
     ) -> Learner:
         """A learner around a model that a program already holds. Every call leaves the model as it was."""
         loaded = wrap_model(model, tokenizer, prompt_format=prompt_format)
-        return cls(loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes)
+        return cls(
+            loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes, starting_adapter=starting_adapter,
+            read_with_adapter=read_with_adapter,
+        )  # fmt: skip
 
     def replica(self) -> Learner | None:
         """A learner that computes at the same time as this one, in another thread: around a replica of the model, which
@@ -115,10 +151,12 @@ class Learner:
             model = replica_of(self.loaded.model)
             if model is None:
                 return None
-            return Learner(
+            copy = Learner(
                 replace(self.loaded, model=model), verify=self.guarded.verification, adapters=self.adapters.cache,
                 memory_bytes=self.guarded.memory_bytes, original=self,
             )  # fmt: skip
+            copy.adapters.starting, copy.answerer.reading = self.adapters.starting, self.answerer.reading
+            return copy
 
     @property
     def base_hash(self) -> str:

@@ -33,6 +33,7 @@ from .options import (
 )
 from .outcomes import collect, outcomes_app
 from .policies import policy_app
+from .policy_fit import fit as _fit  # noqa: F401 - registers the command
 from .serve import serve
 from .settings import read_config
 from .solve import solve

@@ -141,12 +141,24 @@ class ModelOptions:
             callback=_one_of(FORMATS),
         ),
     ] = None  # fmt: skip
+    starting_adapter: Annotated[
+        Path | None,
+        _setting(
+            "starting_adapter", "Folder of the adapter that training starts from, as `autottt prepare` writes it."
+        ),
+    ] = None
+    read_with_adapter: Annotated[
+        bool, typer.Option("--read-with-adapter", help="Answer in context with the starting adapter as well.")
+    ] = False
 
     def load_learner(self) -> Learner:
         """The model, without a policy."""
         from ...ttt_core.learner import Learner
 
-        return Learner.load(self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format)
+        return Learner.load(
+            self.model, device=self.device, dtype=self.dtype, prompt_format=self.prompt_format,
+            starting_adapter=self.starting_adapter, read_with_adapter=self.read_with_adapter,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -272,7 +284,7 @@ def load_controller(
     return Controller.from_pretrained(
         model=model.model, policy=policy.policy, device=model.device, dtype=model.dtype,
         prompt_format=model.prompt_format, ignore_mismatch=policy.ignore_mismatch, cost_weight=policy.cost_weight,
-        trace=trace, **more,
+        trace=trace, starting_adapter=model.starting_adapter, read_with_adapter=model.read_with_adapter, **more,
     )  # fmt: skip
 
 

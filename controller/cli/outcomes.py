@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,7 +81,7 @@ def collect(
     if not set(names) - {BASE}:
         also = f"{BASE} is run anyway, and a policy chooses between it and others; name some"
         raise TaskError(f"--strategies {strategies!r}: {also}")
-    strategy_seeds = _seeds(seeds) if seeds else [tasks.seed]
+    strategy_seeds = parse_seeds(seeds) if seeds else [tasks.seed]
     if not files and not generated.generated:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
     make_folders(store=store)
@@ -88,11 +89,11 @@ def collect(
     all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
     if max_tokens or dry_run:
         learner = model.load_learner()
-        all_tasks = _short_enough(learner, all_tasks, max_tokens)
+        all_tasks = choose_tasks(learner, all_tasks, max_tokens)
         if dry_run:
             return _show_estimate(learner, all_tasks, names, strategy_seeds, store, workers.workers)
     with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
-        stored = _collect(all_tasks, names, strategy_seeds, store, model, workers)
+        stored = collect_into(store, all_tasks, names, strategy_seeds, model, workers)
     line(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...")
     if len(models := {o.base_hash for o in stored}) > 1:
         warn(
@@ -103,10 +104,17 @@ def collect(
         raise typer.Exit(1)
 
 
-def _collect(
-    tasks: list[Task], names: list[str], seeds: list[int], folder: Path, model: ModelOptions, options: WorkerOptions
+def collect_into(
+    folder: Path,
+    tasks: Sequence[Task],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    model: ModelOptions,
+    options: WorkerOptions,
+    learner: Learner | None = None,
 ) -> list[Outcome]:
-    """Collects what a store lacks, in this process or in workers, and returns what it then holds."""
+    """Collects what a store lacks, in this process or in workers, and returns what it then holds. `learner` is the
+    model, where it is loaded already."""
     from ...policies.collect import collect
     from ...policies.outcomes import OutcomeStore
     from ...policies.parallel import Source, collect_with_workers
@@ -115,21 +123,22 @@ def _collect(
     store, chosen = OutcomeStore(folder), [get_strategy(name) for name in names]
     with reporting("collecting") as on_progress:
         if options.workers == 1 and options.ray is None:
-            collect(model.load_learner(), tasks, chosen, seeds, store, on_progress)
+            collect(learner or model.load_learner(), tasks, chosen, seeds, store, on_progress)
         else:
-            source = Source(model.model, model.device, model.dtype, model.prompt_format)
+            start = None if model.starting_adapter is None else str(model.starting_adapter)
+            source = Source(model.model, model.device, model.dtype, model.prompt_format, start, model.read_with_adapter)
             collect_with_workers(
-                source, tasks, chosen, seeds, store, workers=options.workers, ray_address=options.ray,
+                source, list(tasks), chosen, seeds, store, workers=options.workers, ray_address=options.ray,
                 on_progress=on_progress,
             )  # fmt: skip
     return store.read()
 
 
-def _short_enough(learner: Learner, tasks: list[Task], max_tokens: int | None) -> list[Task]:
+def choose_tasks(learner: Learner, tasks: Sequence[Task], max_tokens: int | None) -> list[Task]:
     """The tasks whose prompts have at most `max_tokens` tokens; says how many have more. Raises `TaskError` where all
     have."""
     if max_tokens is None:
-        return tasks
+        return list(tasks)
     short = [task for task in tasks if _length(learner, task) <= max_tokens]
     if tasks and not short:
         raise TaskError(f"--max-tokens {max_tokens}: each of the {len(tasks)} tasks has a longer prompt; allow more")
@@ -165,7 +174,8 @@ def _show_estimate(
     )
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """The seeds in an option. Raises `TaskError` for another text."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

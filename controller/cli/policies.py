@@ -1,4 +1,4 @@
-"""The commands of `autottt policy`: show, explain, compare and monitor policies."""
+"""The commands of `autottt policy`, except `fit`: list, show, explain, compare, monitor and remove policies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.markdown import Markdown
 from rich.text import Text
 
+from ...policies.bundle_card import read_card
 from ...ttt_core.errors import PolicyError, TooLongError
 from ...ttt_core.standard_json import dumps
 from .console import line, screen, warn
@@ -25,7 +26,7 @@ from .options import (
     load_controller,
 )
 
-policy_app = typer.Typer(no_args_is_help=True, help="Show, explain, compare and monitor policies.")
+policy_app = typer.Typer(no_args_is_help=True, help="Fit, list, show, explain, compare and monitor policies.")
 Logs = Annotated[list[Path], typer.Argument(help="Files that `autottt solve --trace` wrote.")]
 OptionalLogs = Annotated[list[Path] | None, typer.Argument(help="Files that `autottt solve --trace` wrote.")]
 AnswerFiles = Annotated[
@@ -49,6 +50,55 @@ def show(policy: PolicyOptions, model: ModelOptions, as_json: AsJson = False) ->
         print_json({"policy": chosen.name, **chosen.card()})
     else:
         print_markdown(as_markdown(chosen.trained))
+
+
+@command(policy_app, "list", plugins=False)
+def list_(as_json: AsJson = False) -> None:
+    """Show the policies on this machine: yours, which `policy fit` installed, and the shipped ones. Each name works as
+    --policy NAME.
+
+    Example: `autottt policy list`
+    """
+    from ...policies.bundle_card import policies_folder
+    from ...policies.installed import bundles
+
+    rows = [_listed(name, folder, folder.parent == policies_folder()) for name, folder in bundles()]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        line(f"{row['name']}  {row['origin']}, model {row['model'][:12]}, {row['state']}\n    {row['folder']}")
+
+
+def _listed(name: str, folder: Path, own: bool) -> dict[str, Any]:
+    """What a list shows of a policy, from its card alone."""
+    row = {"name": name, "folder": str(folder), "origin": "yours" if own else "shipped"}
+    try:
+        card = read_card(folder)
+        families = len(card["families"])
+        released = "released" if card["released"] else "not released, so not used by default"
+        return {
+            **row, "model": str(card["base_hash"]), "prompt_format": card["prompt_format"],
+            "starting_adapter": card.get("starting_adapter", ""), "families": families,
+            "strategies": card["strategies"], "released": card["released"], "state": f"{families} families, {released}",
+        }  # fmt: skip
+    except (PolicyError, LookupError, TypeError) as error:
+        return {**row, "model": "unknown", "state": f"damaged: {error}"}
+
+
+@command(policy_app, plugins=False)
+def remove(name: Annotated[str, typer.Argument(help="Name of one of your policies, as in `policy list`.")]) -> None:
+    """Delete one of your policies. Its outcomes stay, so `policy fit` trains it again in minutes.
+
+    Example: `autottt policy remove a4b5ca0a954061f8-auto`
+    """
+    from ...policies.bundle_card import policies_folder
+    from ...policies.installed import bundles, remove_policy
+
+    if not remove_policy(name):
+        own = [known for known, folder in bundles() if folder.parent == policies_folder()]
+        raise PolicyError(f"{name}: expected the name of one of your policies: {', '.join(own) or 'there are none'}")
+    line(f"{name}: deleted")
 
 
 @command(policy_app)
@@ -90,19 +140,18 @@ def explain(files: Files, policy: PolicyOptions, model: ModelOptions, tasks: Tas
 
 @command(policy_app, plugins=False)
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of a policy bundle.")],
-    second: Annotated[Path, typer.Argument(help="Folder of another policy bundle.")],
+    policies: Annotated[list[Path], typer.Argument(help="Folders or names of policies, of one model or of several.")],
 ) -> None:
-    """Show two policies' scorecards side by side.
+    """Show the scorecards of policies side by side.
 
     Example: `autottt policy compare runs/policy runs/other`
     """
-    check_bundle(first, second)
+    check_bundle(*policies)
     from ...policies.bundle import load_bundle
     from ...policies.bundle_card import bundle_folder
     from .display import show_comparison
 
-    screen.print(show_comparison([(str(folder), load_bundle(bundle_folder(folder))) for folder in (first, second)]))
+    screen.print(show_comparison([(str(folder), load_bundle(bundle_folder(folder))) for folder in policies]))
 
 
 @command(policy_app, plugins=False)

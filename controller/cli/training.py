@@ -73,7 +73,7 @@ def train_policy(
         raise TaskError(f"--model-hash {model_hash}: the outcomes in {', '.join(map(str, stores))} are of {models}")
     training.make_folders()
     with exclusive(training.out):
-        _train(outcomes, stores, training, workers)
+        train_and_write(outcomes, stores, training, workers)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ def retrain(
         new = add_outcomes(outcome_store, logged)
         line(f"{len(logged)} outcomes of them can be learned from, {len(new)} new")
         if new or not (training.out / CARD).exists():
-            _train([o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training)
+            train_and_write(
+                [o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training
+            )
         else:
             warn(
                 f"nothing new to learn, so {training.out} is unchanged; `autottt train-policy {store} --out "
@@ -173,7 +175,9 @@ def _report_rows(
         line(f"{chosen_by_caller} teach about in_context only: the caller forced the strategy (--forced uses them)")
 
 
-def _train(outcomes: Sequence[Outcome], stores: Sequence[Path], training: TrainingOptions, workers: int = 1) -> None:
+def train_and_write(
+    outcomes: Sequence[Outcome], stores: Sequence[Path], training: TrainingOptions, workers: int = 1
+) -> None:
     """Trains, writes the bundle and the record of the run, and prints how good the policy is."""
     from ...policies.bundle import save_bundle
     from ...policies.report import REPORT, as_markdown, write_report

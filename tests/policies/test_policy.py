@@ -182,7 +182,7 @@ def test_a_policy_for_this_model_is_loaded(learned, tmp_path):
 
 def test_a_requested_policy_for_another_model_is_refused(learned, tmp_path):
     save_bundle(learned.trained, tmp_path)
-    with pytest.raises(PolicyError, match=r"trained for another model, base; this model is other\..*train-policy"):
+    with pytest.raises(PolicyError, match=r"trained for another model, base; this model is other\..*policy fit"):
         load_policy(tmp_path, base_hash="other")
 
 
@@ -198,7 +198,7 @@ def test_without_a_shipped_policy_for_the_model_the_rule_of_thumb_gives_the_reas
 
 
 def test_only_a_policy_that_beats_fixed_strategies_significantly_is_the_default(learned, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundled")
     sure = {"strategy": "x", "value": 0.05, "interval_90": [0.01, 0.1]}
     names = ("gain_over_sbs", "gain_over_best_fixed")
     cases = [(low, name, low > 0) for name in names for low in (0.01, 0.0, -0.1)]
@@ -206,10 +206,10 @@ def test_only_a_policy_that_beats_fixed_strategies_significantly_is_the_default(
         gains = dict.fromkeys(names, sure) | {name: sure | {"interval_90": [low, 0.1]}}
         one = dataclasses.replace(learned.trained, scorecard={**learned.trained.scorecard, **gains})
         assert one.released == released
-        save_bundle(one, tmp_path, over_released=True)
+        save_bundle(one, tmp_path / "bundled", over_released=True)
         policy = load_policy(base_hash="base")
         assert isinstance(policy, LearnedPolicy if released else FixedPolicy)
-        assert isinstance(load_policy(tmp_path, base_hash="base"), LearnedPolicy), "asked for by name"
+        assert isinstance(load_policy(tmp_path / "bundled", base_hash="base"), LearnedPolicy), "asked for by name"
     assert policy.strategy == learned.trained.ranking[0]
     assert "does not beat it significantly" in policy.decide(at(0.0), ALL).reason
 
@@ -276,8 +276,8 @@ def test_a_policy_of_other_recipes_is_refused_unless_ignored(learned, tmp_path) 
 
 
 def test_the_estimators_of_a_shipped_policy_for_another_model_are_not_read(learned, tmp_path, monkeypatch) -> None:
-    save_bundle(dataclasses.replace(learned.trained, recipes={"ttt_in_context/list": "a"}), tmp_path)
-    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path)
+    save_bundle(dataclasses.replace(learned.trained, recipes={"ttt_in_context/list": "a"}), tmp_path / "bundled")
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundled")
     read = []
     monkeypatch.setattr(bundle_module, "_read_estimators", lambda *_: read.append("estimators"))
     assert isinstance(load_policy(base_hash="other"), HeuristicPolicy)

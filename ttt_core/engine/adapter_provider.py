@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from ..errors import BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
@@ -19,7 +20,7 @@ from ..recipes import Recipe
 from ..spans import NoSpan, Span, span
 from ..tasks.task import Task
 from .adapter_cache import AdapterCache
-from .adapter_plan import AdapterPlan
+from .adapter_plan import AdapterPlan, TrainingExamples
 from .adapter_trainer import AdapterTrainer
 from .answering import Answerer
 from .guarded_model import GuardedModel
@@ -91,6 +92,8 @@ class AdapterProvider:
         """Answers of prefetched adapters."""
         self.cache = cache
         """Adapters that were trained before."""
+        self.starting: Adapter | None = None
+        """The adapter that training starts from; None: new weights. Set before the first use."""
         self.scope = ""
         """Whose adapters are trained and reused now; see `scoped`."""
         self._prefetched: dict[object, Adapter] = {}
@@ -127,7 +130,7 @@ class AdapterProvider:
             if cached is not None:
                 return _recorded(step, "cached", cached), True
             with span("examples") as building:
-                examples, recipe = plan.fitted_examples(self._trainer.window)
+                examples, recipe = self._fitted(plan)
                 tokens = examples.training_tokens(recipe, self._trainer.window)
                 building.set(
                     examples=[len(fold) for fold in examples.folds], held_out=[len(fold) for fold in examples.held_out],
@@ -136,10 +139,11 @@ class AdapterProvider:
             self._guarded.begin_phase("training", tokens)
             if plan.cross_validates:
                 adapter = self._trainer.cross_validate(
-                    examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step
-                )
+                    examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step,
+                    start=self.starting,
+                )  # fmt: skip
             else:
-                start = self._warm_start(plan) if plan.warm_start_candidates else None
+                start = self._warm_start(plan) or self.starting
                 (adapter,) = self._trainer.adapt_many(
                     examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
                     prefetched_bytes=self.prefetched_bytes,
@@ -172,7 +176,7 @@ class AdapterProvider:
             batches: dict[object, list[_Planned]] = {}
             for same in new.values():
                 with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
-                    examples, recipe = same[0].fitted_examples(self._trainer.window)
+                    examples, recipe = self._fitted(same[0])
                     batches.setdefault(recipe.batching_key, []).append(_Planned(same, examples.folds[0], recipe))
             trained = [adapter for batch in batches.values() for adapter in self._train_batch(batch, on_step)]
             if self._guarded.batches_adapters:
@@ -240,7 +244,21 @@ class AdapterProvider:
             return adapters[likelihoods.index(max(likelihoods))]
 
     def _warm_start(self, plan: AdapterPlan) -> Adapter | None:
-        return self.nearest(plan.task, plan.recipe, plan.warm_start_candidates)
+        if not plan.warm_start_candidates:
+            return None
+        return self.nearest(plan.task, self._shaped(plan.recipe), plan.warm_start_candidates)
+
+    def _fitted(self, plan: AdapterPlan) -> tuple[TrainingExamples, Recipe]:
+        """See `AdapterPlan.fitted_examples`; the recipe has the shape of the starting adapter."""
+        examples, recipe = plan.fitted_examples(self._trainer.window)
+        return examples, self._shaped(recipe)
+
+    def _shaped(self, recipe: Recipe) -> Recipe:
+        """The recipe with the rank, alpha and modules of the starting adapter, where there is one."""
+        if self.starting is None:
+            return recipe
+        start = self.starting.recipe
+        return replace(recipe, rank=start.rank, alpha=start.alpha, target_modules=start.target_modules)
 
     def _train_batch(self, batch: Sequence[_Planned], on_step: OnPrefetchStep | None) -> list[Prefetched]:
         """Trains adapters whose recipes share a batching key, as many at once as fit in memory."""
@@ -256,6 +274,7 @@ class AdapterProvider:
                     [planned.examples for planned in some], [planned.recipe for planned in some],
                     [planned.plans[0].seed for planned in some], charged=False, prefetched_bytes=self.prefetched_bytes,
                     on_batch_step=None if on_step is None else _with_plans(some, on_step, raised),
+                    start=self.starting,
                 )  # fmt: skip
             except (BaseChangedError, Cancelled):
                 raise
@@ -273,13 +292,19 @@ class AdapterProvider:
 
     def _full_key(self, plan: AdapterPlan) -> object:
         """The plan's key with everything else that decides an adapter: prompt format, tokenizer and precision; and the
-        scope, unless it is empty."""
+        adapter that training starts from and the scope, where there are some."""
         loaded = self._guarded.loaded
         chosen = loaded.format_of(plan.task)
         if chosen.name not in self._prompt_digests:
             self._prompt_digests[chosen.name] = prompt_digest(loaded, chosen)
-        key = plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
+        key: tuple[object, ...] = plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
+        if self.starting is not None:
+            key = (*key, "start", self._starting_digest)
         return (*key, "scope", self.scope) if self.scope else key
+
+    @cached_property
+    def _starting_digest(self) -> str:
+        return "" if self.starting is None else self.starting.weights.digest()
 
     def _cached(self, key: object) -> Adapter | None:
         """The cached adapter of a full key, if there is one."""

@@ -53,7 +53,7 @@ class AdapterTrainer:
         """
         recipes = recipes_for_each(recipes, len(examples))
         if start is not None:
-            self._refuse_start(start, recipes[0], len(seeds))
+            self._refuse_start(start, recipes[0])
         adapters: list[Adapter] = []
         with (
             memory_errors(f"training (batch {max((r.batch_size for r in recipes), default=0)})"),
@@ -87,8 +87,11 @@ class AdapterTrainer:
     def cross_validate(
         self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int = 0,
         eval_steps: int | None = None, patience: int = 4, deadline: float = math.inf, on_step: OnStep | None = None,
+        start: Adapter | None = None,
     ) -> Adapter:  # fmt: skip
         """As `Learner.cross_validate`."""
+        if start is not None:
+            self._refuse_start(start, recipe)
         with memory_errors(f"training (batch {recipe.batch_size})"), self._guarded.compute(None):
             learned, judged = self._encoded(examples), self._encoded(held_out)
             aside = self._reserved_bytes(len(held_out), recipe)
@@ -107,7 +110,7 @@ class AdapterTrainer:
             weights, trainings = train(
                 self._loaded, learned, recipe, seeds, deadline=deadline - looking, on_step=on_step, monitor=watch,
                 charge=self._guarded.charge, memory=None if bound is None else bound - aside,
-                step_limit=None if limit is None else limit.steps,
+                step_limit=None if limit is None else limit.steps, start=None if start is None else start.weights,
             )  # fmt: skip
             training = merge_records(trainings)
             if training.error and watch.best is None:
@@ -116,9 +119,16 @@ class AdapterTrainer:
             in_time = in_time if limit is None else limit.evaluated
             if training.steps and not training.error and in_time:
                 watch.evaluate(training.steps, weights)
-            best = watch.best or LoraWeights.initial(self._loaded.model, recipe, seeds)
+            best = watch.best or self._untrained(recipe, seeds)
             training = replace(training, zero_update=all(best.zero_updates()))
             return Adapter(best, recipe, training, self._guarded.base_hash, watch.result(), examples[0][0].kind)
+
+    def _untrained(self, recipe: Recipe, seeds: Sequence[int]) -> LoraWeights:
+        """Adapters, one per seed, that answer as if nothing had been trained."""
+        reading = self._answerer.reading
+        if reading is None:
+            return LoraWeights.initial(self._loaded.model, recipe, seeds)
+        return LoraWeights.stacked([reading.weights] * len(seeds))
 
     def max_batched_adapters(self, recipes: Sequence[Recipe], prefetched_bytes: int) -> int:
         """How many adapters of these recipes may be trained side by side: weights, gradients, moments and copies of
@@ -137,12 +147,12 @@ class AdapterTrainer:
         """The tasks' prompts with their answers."""
         return [[self.window.encode(t, require_answer(t)) for t in some] for some in tasks]
 
-    def _refuse_start(self, start: Adapter, recipe: Recipe, count: int) -> None:
+    def _refuse_start(self, start: Adapter, recipe: Recipe) -> None:
         """Raises `AdaptationError` where adapters of a recipe cannot start from the given adapter."""
         self._guarded.refuse_other_base(start)
-        if not start.matches(recipe) or count != 1:
+        if not start.matches(recipe):
             raise AdaptationError(
-                f"one adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot start "
+                f"an adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot start "
                 f"from {start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
                 f"{start.recipe.target_modules}"
             )

@@ -75,9 +75,12 @@ class Answerer:
         self._max_prefixes = 1
         self._base_answers: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
+        self.reading: Adapter | None = None
+        """The adapter that answers and scores where none is given; None: the base does. Set before the first use."""
 
     def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
         """Scores the demonstrations' answers in one pass over the prompt."""
+        adapter = adapter or self.reading
         computing = self._guarded.compute(require_single(adapter))
         with memory_errors("reading the demonstrations"), computing, span("read") as step:
             prompt, charged = self._window.encode(task), self._guarded.charged
@@ -91,6 +94,7 @@ class Answerer:
         drafts: Sequence[Value | None] = (),
     ) -> list[list[Answer]]:  # fmt: skip
         """As `Learner.answers`: prefetched answers, or decoded ones."""
+        given, adapter = adapter, adapter or self.reading
         count = 1 if adapter is None else adapter.weights.adapter_count
         if not tasks:
             return [[] for _ in range(count)]
@@ -99,14 +103,10 @@ class Answerer:
             step.set(answers=len(tasks), adapters=count, temperature=temperature, seed=seed)
             requests = [self._window.request(t) for t in tasks]
             prompts = [request.prompt for request in requests]
-            if (
-                adapter is not None
-                and temperature == 0
-                and (prefetched := self._prefetch.take(adapter.weights, prompts))
-            ):
+            if given is not None and temperature == 0 and (prefetched := self._prefetch.take(given.weights, prompts)):
                 self._record(step, requests, prefetched, prefetched=True)
                 return [[self._as_answer(t, g) for t, g in zip(tasks, prefetched, strict=True)]]
-            draft_ids = self._drafts(tasks, prompts, adapter, drafts)
+            draft_ids = self._drafts(tasks, prompts, given, drafts)
             whole = len(prompts) == 1 and not draft_ids[0]
             prefix = self._prefix_of(prompts[0], adapter, whole) if _have_one_prefix(prompts) else None
             # Sampled tokens depend on the seed alone, not on the free memory.
@@ -117,7 +117,7 @@ class Answerer:
                 drafts=draft_ids, prefix_filters=[request.prefix_filter for request in requests], max_tokens=max_tokens,
                 should_stop=self._guarded.should_stop,
             )  # fmt: skip
-            if adapter is None and temperature == 0:
+            if given is None and temperature == 0:
                 self._remember_answers({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
             self._guarded.charge(forward=sum(g.prompt_tokens + len(g.ids) + g.rejected for g in generated))
             self._record(step, requests, generated, draft_tokens=[len(ids) for ids in draft_ids])
@@ -134,7 +134,7 @@ class Answerer:
         `on_text` receives the text so far, without what could still become the beginning of an end. Raises
         `TooLongError`.
         """
-        with memory_errors("answering"), self._guarded.compute(None), span("decode") as step:
+        with memory_errors("answering"), self._guarded.compute(self.reading), span("decode") as step:
             prompt, prompt_format = self._window.encode(task), self._loaded.format_of(task)
             prompt = replace(prompt, ends=(*prompt.ends, *stops))
             limit = min(max_new_tokens, self._loaded.context_length - len(prompt.ids))
@@ -150,7 +150,7 @@ class Answerer:
                 return True
 
             (generated,) = decode(
-                self._loaded, [prompt], [limit], prefix=self._prefix_of(prompt, None, whole=True),
+                self._loaded, [prompt], [limit], prefix=self._prefix_of(prompt, self.reading, whole=True),
                 temperature=temperature, generator=torch.Generator().manual_seed(seed), prefix_filters=[publish],
                 should_stop=self._guarded.should_stop,
             )  # fmt: skip
@@ -171,18 +171,19 @@ class Answerer:
             return None
 
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
-        """Scores of the answers in each prompt; those of the base are cached."""
+        """Scores of the answers in each prompt; those without an adapter are cached."""
+        given, adapter = adapter, adapter or self.reading
         computing = self._guarded.compute(require_single(adapter))
         with memory_errors("scoring answers"), computing, span("score") as step:
             prompts = [self._window.encode(t, require_answer(t)) for t in tasks]
-            cached = self._base_scores if adapter is None else {}
+            cached = self._base_scores if given is None else {}
             scores = {p: cached[p] for p in prompts if p in cached}
             new = [p for p in dict.fromkeys(prompts) if p not in scores]
             tokens = sum(len(p.ids) for p in new)
             step.set(prompts_scored=len(new), cached=len(prompts) - len(new), tokens=tokens)
             self._guarded.charge(forward=tokens)
             scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
-            if adapter is None:
+            if given is None:
                 self._base_scores |= scores
                 _evict_oldest(self._base_scores, MAX_CACHED_SCORES)
             return [scores[p] for p in prompts]

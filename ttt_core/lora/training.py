@@ -203,6 +203,8 @@ class _TrainingLoop:
         recipes = [run.recipe for run in self._active]
         if start is None:
             start = LoraWeights.initial(loaded.model, runs[0].recipe, [run.seed for run in self._active])
+        elif len(runs) > 1:
+            start = LoraWeights.stacked([start] * len(runs))
         self._optimizer = BatchedAdamW(start, recipes, engine.shards(len(self._active)))
 
     def run(

@@ -1,0 +1,154 @@
+"""The command `autottt policy fit`: collects outcomes of a model, trains its policy and installs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...strategies.registry import check_names
+from ...ttt_core.errors import PolicyError, TaskError
+from .console import in_words, interruptible, line, note, warn
+from .evaluate import split_names
+from .locks import exclusive
+from .options import ModelOptions, TaskOptions, command
+from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds
+from .policies import policy_app
+from .training import TrainingOptions, train_and_write
+
+if TYPE_CHECKING:
+    from ...policies.collect import Batch
+    from ...ttt_core.learner import Learner
+    from ...ttt_core.tasks.task import Task
+
+FITTED_STRATEGIES = "in_context,in_context_vote,ttt_in_context,ttt_augmented"
+FEW_FAMILIES = 30
+"""Families below which a policy is rarely better than a fixed strategy."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a policy is fitted for."""
+
+    training_cost_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--cost-weight",
+            help="Accuracy that one in-context cost is worth; default: the most expensive strategy costs 0.1.",
+        ),
+    ] = None
+    risk: Annotated[
+        float | None,
+        typer.Option(help="At most this share of the answers kept in context is wrong, with 90% confidence."),
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", help="Begin without a question.")] = False
+
+
+@command(policy_app, "fit")
+def fit(
+    tasks: Annotated[list[Path], typer.Option("--tasks", help="Task file or folder; may be repeated.")],
+    options: FitOptions,
+    workers: WorkerOptions,
+    model: ModelOptions,
+    selection: TaskOptions,
+    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = FITTED_STRATEGIES,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the strategies, such as 0,1,2; default: --seed.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
+) -> None:
+    """Make a policy for a model: run every strategy on tasks with known answers, train on the outcomes, and install the
+    policy, which that model then gets by default.
+
+    Example: `autottt policy fit --model smollm2-135m --tasks tasks.jsonl`
+
+    The expected time is printed first, with a question where there is a terminal. It can be interrupted: the same
+    command continues where it stopped. `autottt policy list` shows the installed policies.
+    """
+    names = split_names(strategies)
+    check_names(names)
+    strategy_seeds = parse_seeds(seeds) if seeds else [selection.seed]
+    loaded = selection.read(tasks)
+    from ...policies.bundle_card import CARD
+    from ...policies.collect import ModelIdentity
+    from ...policies.installed import installed_folder, outcomes_folder
+
+    learner = model.load_learner()
+    chosen = choose_tasks(learner, loaded.tasks, max_tokens)
+    _check_families(chosen)
+    identity = ModelIdentity.of(learner)
+    place = identity.base_hash, identity.prompt_format, identity.starting_adapter
+    out, store = installed_folder(*place), outcomes_folder(*place)
+    for folder in (out.parent, store):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(out):
+        if _announce(learner, chosen, names, strategy_seeds, store, workers.workers):
+            _require_consent(options.yes)
+        with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
+            outcomes = collect_into(store, chosen, names, strategy_seeds, model, workers, learner)
+        if not outcomes:
+            raise PolicyError(f"{store} holds no outcomes of these tasks")
+        settings = TrainingOptions(
+            out, out.parent.parent / "runs", options.training_cost_weight, options.risk, selection.seed
+        )
+        train_and_write(outcomes, [store], settings, workers.workers)
+    if (out / CARD).is_file():
+        line(f"installed: {out.name} is the policy of this model from now on; `autottt policy show` prints it")
+    if loaded.problems:
+        raise typer.Exit(1)
+
+
+def _check_families(tasks: Sequence[Task]) -> None:
+    """Raises `TaskError` for too few families to hold some out; warns of few."""
+    from ...policies.outcome_table import MIN_FAMILIES
+
+    families = len({task.family or task.group for task in tasks})
+    if families < MIN_FAMILIES:
+        raise TaskError(
+            f"--tasks: expected tasks of at least {MIN_FAMILIES} families, so that some can be held out; received "
+            f"{families}: give more tasks, with the field `family` in each"
+        )
+    if families < FEW_FAMILIES:
+        warn(
+            f"{families} families of tasks: below {FEW_FAMILIES}, a policy is rarely significantly better than a fixed "
+            "strategy"
+        )
+
+
+def _announce(
+    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path, workers: int
+) -> bool:
+    """Prints what the command will take; false where no outcome is missing."""
+    from ...policies.collection_cost import estimate
+
+    batches, total = _missing(learner, tasks, names, seeds, store)
+    expected = estimate(learner, batches)
+    if not expected.outcomes:
+        note(f"all {total} outcomes are in {store}; the policy is trained on them")
+        return False
+    note(
+        f"{expected.outcomes} of {total} outcomes are missing: {in_words(expected.seconds / workers)} at the speed of "
+        "a few answers just now, then minutes of training"
+    )
+    return True
+
+
+def _missing(
+    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path
+) -> tuple[list[Batch], int]:
+    from ...policies.collect import ModelIdentity, missing
+    from ...policies.outcomes import OutcomeStore
+    from ...strategies.registry import get_strategy
+
+    chosen = [get_strategy(name) for name in names]
+    return missing(ModelIdentity.of(learner), tasks, chosen, seeds, OutcomeStore(store))
+
+
+def _require_consent(yes: bool) -> None:
+    """Ends the command unless the user agrees. Where nobody can be asked, or with `--yes`, nobody is."""
+    if yes or not sys.stdin.isatty() or typer.confirm("Begin?"):
+        return
+    warn("nothing was measured")
+    raise typer.Exit(1)
