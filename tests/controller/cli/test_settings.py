@@ -32,6 +32,7 @@ SAMPLES = {
     "dtype": ("bf16", "fp32", "bf16"),
     "prompt_format": ("auto", "standard", "compact"),
     "policy": (Path("arg"), Path("env"), Path("file")),
+    "starting_adapter": (Path("arg"), Path("env"), Path("file")),
     "cost_weight": (0.1, 0.2, 0.3),
     "budget": ("1s", "2s", "3x"),
     "adapters": (Path("arg"), Path("env"), Path("file")),
