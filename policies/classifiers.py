@@ -28,6 +28,8 @@ Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 MIN_CLASS_COUNT = 4
 """Cases of the rarer class below which a classifier is a constant."""
+TREES = 60
+"""Trees of a random forest."""
 
 
 def _logistic(C: float) -> Pipeline:
@@ -38,7 +40,7 @@ def _logistic(C: float) -> Pipeline:
 
 def _forest(seed: int) -> RandomForestClassifier:
     return lazy.ensemble.RandomForestClassifier(
-        60, min_samples_leaf=10, max_features="sqrt", random_state=seed, n_jobs=1
+        TREES, min_samples_leaf=10, max_features="sqrt", random_state=seed, n_jobs=1
     )
 
 
@@ -144,7 +146,7 @@ def fit_cost_regressor(
 
     def fitted(train: NDArray[np.int64]) -> RandomForestRegressor:
         forest = lazy.ensemble.RandomForestRegressor(
-            60, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1
+            TREES, min_samples_leaf=10, max_features=0.4, random_state=seed, n_jobs=1
         )
         return forest.fit(X[train], costs[train])
 

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 
 IMPORTED_ONCE = (
     "autottt.controller.cli.main",
+    "autottt.controller.controller",
+    "autottt.controller.server.app",
+    "autottt.controller.server.serving",
+    "autottt.controller.task_graph",
+    "autottt.controller.tracing.recorder",
     "autottt.policies.parallel",
     "autottt.ttt_core.engine.adapter_trainer",
     "autottt.ttt_core.engine.adapter_cache",
     "autottt.ttt_core.pretraining.pretrain",
     "autottt.ttt_core.testing",
+    "langgraph.checkpoint.memory",
+    "langsmith.run_helpers",
+    "transformers.models.llama.modeling_llama",
 )
 """Modules that processes of the `forkserver` have imported when they start."""
 

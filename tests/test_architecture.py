@@ -268,7 +268,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_importing_the_package_takes_less_than_half_a_second():
     code = "import time; began = time.perf_counter(); import autottt; print(time.perf_counter() - began)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(5)]
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(3)]
     assert min(float(run.stdout) for run in runs) < 0.5
 
 

@@ -679,7 +679,10 @@ def test_a_kill_loses_and_doubles_no_row(workers, folder, alone, tmp_path, forks
         for t in TASKS
     ]  # fmt: skip
     tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    program = "import sys; from autottt.controller.cli.main import main; sys.argv = command; main()"
+    program = (
+        "import multiprocessing, sys; from autottt.controller.cli.main import main; sys.argv = command\n"
+        "forked = multiprocessing.get_context('fork'); multiprocessing.get_context = lambda method: forked; main()"
+    )
     command = [
         "autottt", "collect", str(tasks), "--store", str(tmp_path / "store"),
         "--strategies", "in_context,zero_shot,in_context_vote", "--seeds", "0,1", "--model", str(folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -30,3 +31,9 @@ def no_settings(monkeypatch, tmp_path_factory) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch) -> None:
+    """Policies are trained without a tracking server, whose import takes seconds."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)

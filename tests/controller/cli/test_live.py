@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ from autottt.controller.cli import live
 from autottt.controller.cli.console import SafeConsole
 from autottt.controller.cli.live import LiveProgress
 from autottt.strategies.registry import strategies
-from tests.controller.cli.commands import task, tasks_file
-from tests.controller.cli.test_solve import MAIN, on_a_terminal, plain
+from tests.controller.cli.commands import on_a_terminal, piped, task, tasks_file
+from tests.controller.cli.test_solve import plain
 
 STEPS = 150
 WORDS = ["--strategy", "ttt_in_context"]
@@ -39,40 +39,48 @@ def other(number: int) -> dict[str, object]:
     return task(f"t{number}", demonstrations=pairs)
 
 
-def test_the_steps_of_a_training_move_on_a_terminal(tmp_path: Path, slow_model: str) -> None:
+def test_the_steps_of_a_training_move_on_a_terminal(
+    tmp_path: Path, slow_model: str, forkserver: ForkServerContext
+) -> None:
     file = tasks_file(tmp_path, task("swap"))
-    printed = plain(on_a_terminal(["solve", file, "--model", slow_model, *WORDS], columns=150))
+    printed = plain(on_a_terminal(forkserver, ["solve", file, "--model", slow_model, *WORDS], columns=150))
     steps = [int(step) for step in TRAINING.findall(printed)]
     assert len(set(steps)) > 1
     assert steps == sorted(steps)
     assert "swap: ttt_in_context: training" in printed
 
 
-def test_a_training_of_several_tasks_says_of_how_many(tmp_path: Path, slow_model: str) -> None:
+def test_a_training_of_several_tasks_says_of_how_many(
+    tmp_path: Path, slow_model: str, forkserver: ForkServerContext
+) -> None:
     file = tasks_file(tmp_path, other(5), other(6))
-    printed = plain(on_a_terminal(["solve", file, "--model", slow_model, *WORDS], columns=150))
+    printed = plain(on_a_terminal(forkserver, ["solve", file, "--model", slow_model, *WORDS], columns=150))
     assert re.search(r"ttt_in_context: training for 2 tasks.*?/150.*?loss \d", printed)
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_quiet_and_json_show_no_progress_on_a_terminal(tmp_path: Path, model: str, option: str) -> None:
+def test_quiet_and_json_show_no_progress_on_a_terminal(
+    tmp_path: Path, model: str, option: str, forkserver: ForkServerContext
+) -> None:
     file = tasks_file(tmp_path, task("swap"))
-    printed = plain(on_a_terminal(["solve", file, "--model", model, *WORDS, option], columns=150))
+    printed = plain(on_a_terminal(forkserver, ["solve", file, "--model", model, *WORDS, option], columns=150))
     assert "solving" not in printed
     assert not any(shown in printed for shown in (": training", ": measuring", "s left"))
 
 
-def test_off_a_terminal_nothing_is_shown(tmp_path: Path, model: str) -> None:
+def test_off_a_terminal_nothing_is_shown(tmp_path: Path, model: str, forkserver: ForkServerContext) -> None:
     file = tasks_file(tmp_path, task("swap"))
     words = ["solve", file, "--model", model, *WORDS]
-    finished = subprocess.run([*MAIN, *words], capture_output=True, text=True, check=True)
-    assert finished.stderr == ""
+    code, _, errors = piped(forkserver, words)
+    assert (code, errors) == (0, "")
 
 
-def test_an_evaluation_shows_the_steps_of_each_strategy(tmp_path: Path, slow_model: str) -> None:
+def test_an_evaluation_shows_the_steps_of_each_strategy(
+    tmp_path: Path, slow_model: str, forkserver: ForkServerContext
+) -> None:
     file = tasks_file(tmp_path, task("swap"))
     words = ["evaluate", file, "--model", slow_model, "--strategies", "ttt_in_context"]
-    printed = plain(on_a_terminal(words, columns=150))
+    printed = plain(on_a_terminal(forkserver, words, columns=150))
     assert len(set(TRAINING.findall(printed))) > 1
     assert "evaluating" in printed
 

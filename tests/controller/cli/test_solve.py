@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import subprocess
 import sys
 import time
 from datetime import datetime
@@ -19,39 +17,21 @@ from autottt.controller.cli.locks import exclusive
 from autottt.policies.serving_logs import read_log
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.learner import Learner
-from tests.controller.cli.commands import call, task, tasks_file
+from tests.controller.cli.commands import call, on_a_terminal, piped, program, task, tasks_file
 
-MAIN = [sys.executable, "-c", "from autottt.controller.cli.main import main; main()"]
 GRID = {
     "id": "mirror", "kind": "grid", "demonstrations": [{"input": [[1, 2]], "output": [[2, 1]]}] * 2,
     "queries": [{"input": [[3, 4]], "output": [[4, 3]]}],
 }  # fmt: skip
 
 
-def on_a_terminal(words: list[str], columns: int = 60) -> str:
-    """What a command prints on a terminal of that width."""
-    master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    process = subprocess.Popen([*MAIN, *words], stdin=slave, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    printed = b""
-    try:
-        while chunk := os.read(master, 65536):
-            printed += chunk
-    except OSError:  # Linux reports the end of the other side so
-        pass
-    os.close(master)
-    assert process.wait() == 0, printed
-    return printed.decode()
-
-
 def plain(printed: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed)
 
 
-def test_a_terminal_shows_tasks_answers_and_reasons(tmp_path, model):
+def test_a_terminal_shows_tasks_answers_and_reasons(tmp_path, model, forkserver):
     file = tasks_file(tmp_path, GRID)
-    printed = on_a_terminal(["solve", file, "--model", model, "--strategy", "in_context"])
+    printed = on_a_terminal(forkserver, ["solve", file, "--model", model, "--strategy", "in_context"])
     text = plain(printed)
     assert "1/1  mirror (grid)" in text
     assert "query" in text
@@ -63,40 +43,38 @@ def test_a_terminal_shows_tasks_answers_and_reasons(tmp_path, model):
 
 
 @pytest.mark.parametrize("option", ["--json", "--trace"])
-def test_a_terminal_gets_json_lines_where_they_are_wanted(tmp_path, model, option):
+def test_a_terminal_gets_json_lines_where_they_are_wanted(tmp_path, model, option, forkserver):
     file = tasks_file(tmp_path, task("a"))
-    text = plain(on_a_terminal(["solve", file, "--model", model, "--strategy", "in_context", option]))
+    text = plain(on_a_terminal(forkserver, ["solve", file, "--model", model, "--strategy", "in_context", option]))
     (line,) = [line for line in re.split(r"[\r\n]+", text) if line.startswith("{")]
     assert json.loads(line)["id"] == "a"
 
 
-def test_a_pipe_gets_one_line_a_task_however_long_it_is(tmp_path, model):
+def test_a_pipe_gets_one_line_a_task_however_long_it_is(tmp_path, model, forkserver):
     file = tasks_file(tmp_path, task("a" * 500), task("b"))
     words = ["solve", file, "--model", model, "--strategy", "in_context"]
-    ran = subprocess.run(
-        [*MAIN, *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}, check=True
-    )
-    assert [json.loads(line)["id"] for line in ran.stdout.splitlines()] == ["a" * 500, "b"]
-    assert ran.stderr == ""
+    code, out, err = piped(forkserver, words, COLUMNS="40")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["a" * 500, "b"]
 
 
-def test_two_runs_do_not_write_one_file(tmp_path, model):
+def test_two_runs_do_not_write_one_file(tmp_path, model, forkserver):
     file, out = tasks_file(tmp_path, task("a")), tmp_path / "out.jsonl"
     words = ["--model", model, "--strategy", "in_context", "--out", str(out)]
-    holder = subprocess.Popen([*MAIN, "solve", "-", *words], stdin=subprocess.PIPE)
-    try:
-        assert holder.stdin is not None
-        holder.stdin.write(json.dumps(task("first")).encode() + b"\n")
-        holder.stdin.flush()
-        while holder.poll() is None and not (out.exists() and out.read_text().endswith("\n")):
+    given, giver = os.pipe()
+    with program(forkserver, ["solve", "-", *words], (given, 1, 2)) as holder, open(giver, "wb") as tasks:
+        os.close(given)
+        tasks.write(json.dumps(task("first")).encode() + b"\n")
+        tasks.flush()
+        while holder.is_alive() and not (out.exists() and out.read_text().endswith("\n")):
             time.sleep(0.05)  # until the first answer shows that it holds the lock
         code, printed, err = call("solve", file, *words, "--resume")
         assert (code, printed) == (2, "")
         assert "another autottt process is writing it" in err
         assert err.count("\n") == 1
-    finally:
-        holder.communicate(timeout=120)
-    assert holder.returncode == 0
+        tasks.close()
+        holder.join(120)
+    assert holder.exitcode == 0
     assert call("solve", file, *words, "--resume")[0] == 0, "the lock ends with its holder"
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["first", "a"]
 

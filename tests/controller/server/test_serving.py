@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
+from multiprocessing.context import ForkServerContext
 
 import pytest
 
@@ -20,7 +20,7 @@ from autottt.controller.server.serving import bind, is_loopback, url_of
 from autottt.ttt_core.errors import ModelError, SettingsError
 from autottt.ttt_core.model.source_check import check_source
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
-from tests.controller.cli.commands import call
+from tests.controller.cli.commands import call, program
 from tests.controller.server.conftest import TASK
 
 
@@ -38,14 +38,19 @@ def model(tmp_path_factory) -> str:
 class Server:
     """A server in a process of its own, on a free port."""
 
-    def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
-        variables = {**os.environ, "AUTOTTT_CONFIG": "", "OMP_NUM_THREADS": "1", **(environment or {})}
-        command = [sys.executable, "-m", "autottt", "serve", "--port", "0", "--trace-store", "off", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
+    def __init__(self, forkserver: ForkServerContext, *options: str, **variables: str) -> None:
+        words = ["serve", "--port", "0", "--trace-store", "off", *options]
         self.lines: list[str] = []
         self.url = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        self.ended = ExitStack()
+        output, other_end = os.pipe()
+        streams = (os.open(os.devnull, os.O_RDONLY), other_end, other_end)
+        variables = {"AUTOTTT_CONFIG": "", "OMP_NUM_THREADS": "1", **variables}
+        self.process = self.ended.enter_context(program(forkserver, words, streams, **variables))
+        os.close(streams[0])
+        os.close(other_end)
+        self.output = self.ended.enter_context(os.fdopen(output))
+        for line in self.output:
             self.lines.append(line)
             if "listening on " in line:
                 self.url = line.split("listening on ")[1].split(";")[0]
@@ -54,8 +59,7 @@ class Server:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(self.process.stderr)
+        self.lines.extend(self.output)
 
     def get(self, path: str, body: object = None) -> tuple[int, dict]:
         content = None if body is None else json.dumps(body).encode()
@@ -73,14 +77,18 @@ class Server:
             assert time.monotonic() < ends, self.lines
             time.sleep(0.05)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
+    def send(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int | None:
+        self.send(number)
         return self.end()
 
-    def end(self) -> int:
-        code = self.process.wait(60)
+    def end(self) -> int | None:
+        self.process.join(60)
         self._reader.join(10)
-        return code
+        return self.process.exitcode
 
     @property
     def log(self) -> str:
@@ -88,21 +96,16 @@ class Server:
 
 
 @pytest.fixture
-def start(model):
+def start(model, forkserver):
     """A function that starts a server, which is ended after the test."""
-    servers: list[Server] = []
+    with ExitStack() as servers:
 
-    def make(*options: str, source: str = model, **more) -> Server:
-        servers.append(Server("--model", source, "--budget", "1000s", *options, **more))
-        return servers[-1]
+        def make(*options: str, source: str = model, **variables: str) -> Server:
+            server = Server(forkserver, "--model", source, "--budget", "1000s", *options, **variables)
+            servers.push(server.ended.__exit__)
+            return server
 
-    yield make
-    for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.end()
-        assert server.process.stderr is not None
-        server.process.stderr.close()
+        yield make
 
 
 def test_a_server_listens_at_once_answers_when_loaded_and_stops_with_success(start):
@@ -136,7 +139,7 @@ def test_a_stop_lets_requests_finish_refuses_new_ones_and_cancels_what_takes_too
 
     slow = ask("ttt_in_context")
     time.sleep(0.7)
-    server.process.send_signal(signal.SIGTERM)
+    server.send(signal.SIGTERM)
     time.sleep(0.5)
     assert server.get("/readyz")[0] == 503
     status, body = server.get("/v1/solve", TASK)
