@@ -8,6 +8,7 @@ is built. Knows nothing about how policies are trained.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -272,38 +273,59 @@ def _check_features(path: Path, card: Mapping[str, Any], ignore_mismatch: bool) 
         )
 
 
+_READ: dict[tuple[str, tuple[tuple[int, int], ...]], Mapping[str, Any]] = {}
+"""The estimators of the last bundles, by the SHA-256 of their file and the numbers of features."""
+MAX_READ = 4
+"""How many bundles' estimators are held."""
+
+
 def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> Mapping[str, Any]:
-    """The estimators of a bundle; `counts` is the number of features of each stage."""
+    """The estimators of a bundle; `counts` is the number of features of each stage.
+
+    Those of the last bundles are held: reading a thousand trees takes seconds, and they are never changed.
+    """
     file = path / ESTIMATORS
     try:
         if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
             file.stat()  # raises for a file that is missing
             raise ValueError(f"expected a file of at most {MAX_FILE_BYTES >> 20} MiB")
-        with zipfile.ZipFile(file) as archive:
-            sizes = {one.filename: one.file_size for one in archive.infolist()}
-            if sizes["schema.json"] > MAX_SCHEMA_BYTES or sum(sizes.values()) > MAX_UNPACKED_BYTES:
-                raise ValueError(
-                    f"expected at most {MAX_UNPACKED_BYTES >> 20} MiB of content and {MAX_SCHEMA_BYTES >> 20} MiB of "
-                    "schema.json"
-                )
-            nodes = list(_nodes(json.loads(archive.read("schema.json"))))
-        foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
-        foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS
-        if foreign:
-            raise unusable_bundle(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
-        if _sha256(file) != sha256:
+        content = file.read_bytes()
+        key = hashlib.sha256(content).hexdigest(), tuple(sorted(counts.items()))
+        if key[0] == sha256 and key in _READ:
+            return _READ[key]
+        _refuse_foreign_types(path, content)
+        if key[0] != sha256:
             raise unusable_bundle(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
-        estimators: Mapping[str, Any] = lazy.io.load(file, trusted=list(TRUSTED))
+        estimators: Mapping[str, Any] = lazy.io.loads(content, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
                 _check_estimator(one, counts[0 if name.startswith("0/") else 1])
-        return estimators
     except OSError as error:
         raise unusable_bundle(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
     except PolicyError:
         raise
     except Exception as error:  # whatever zipfile, json and skops raise on a damaged archive
         raise unusable_bundle(path, f"{ESTIMATORS} is damaged ({type(error).__name__}: {error})") from error
+    while len(_READ) >= MAX_READ:
+        _READ.pop(next(iter(_READ)), None)
+    _READ[key] = estimators
+    return estimators
+
+
+def _refuse_foreign_types(path: Path, content: bytes) -> None:
+    """Raises `PolicyError` for an archive with types that no policy has, `ValueError` for one that is too large."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sizes = {one.filename: one.file_size for one in archive.infolist()}
+        if sizes["schema.json"] > MAX_SCHEMA_BYTES or sum(sizes.values()) > MAX_UNPACKED_BYTES:
+            raise ValueError(
+                f"expected at most {MAX_UNPACKED_BYTES >> 20} MiB of content and {MAX_SCHEMA_BYTES >> 20} MiB of "
+                "schema.json"
+            )
+        nodes = list(_nodes(json.loads(archive.read("schema.json"))))
+    foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
+    foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS
+    if foreign:
+        raise unusable_bundle(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
 
 
 def _check_estimator(estimator: Any, features: int) -> None:
