@@ -255,7 +255,7 @@ def store_rows(folder: Path, count: int) -> list[Row]:
     listed = store.summaries(Filter(strategy=names[0], since=(now - timedelta(days=10)).timestamp()), 20)
     list_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    runs = statistics_of(store.summaries()).runs
+    runs = statistics_of(store).runs
     stats_seconds = time.perf_counter() - began
     assert (len(listed), runs, stored) == (20, count, count)
     bounded = TraceStore(folder / "bounded.sqlite", max_bytes=4 << 20)

@@ -127,7 +127,7 @@ def stats(
     from ..tracing.statistics import statistics_of
     from .trace_display import show_statistics
 
-    statistics = statistics_of(store_of(trace).summaries(runs.filter()))
+    statistics = statistics_of(store_of(trace), runs.filter())
     if as_json:
         line(dumps(asdict(statistics)))
     else:

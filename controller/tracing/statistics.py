@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
-from .store import Summary
+from .store import Filter, TraceStore
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,30 @@ class Statistics:
     """Runs with an attempt that was not accepted."""
 
 
-def statistics_of(summaries: Sequence[Summary]) -> Statistics:
-    """The statistics of runs."""
-    by_strategy: dict[str, list[Summary]] = {}
-    stages: Counter[str] = Counter()
-    for summary in summaries:
-        by_strategy.setdefault(summary.strategy or "(none)", []).append(summary)
-        stages.update(summary.stages)
+def statistics_of(store: TraceStore, which: Filter | None = None) -> Statistics:
+    """The statistics of the stored runs, or of some. Raises `TraceError` for a store that cannot be read."""
+    names = ("strategy", "status", "is_right", "seconds", "fallbacks", "adaptation")
+    rows = store.columns(names, which)
+    by_strategy: dict[str, list[tuple[int | None, float]]] = {}
+    for strategy, _, is_right, seconds, _, _ in rows:
+        by_strategy.setdefault(strategy or "(none)", []).append((is_right, seconds))
     ordered = sorted(by_strategy.items(), key=lambda item: (-len(item[1]), item[0]))
+    adaptations = Counter(row[5] for row in rows)
     return Statistics(
-        runs=len(summaries),
-        statuses=dict(Counter(summary.status for summary in summaries).most_common()),
+        runs=len(rows),
+        statuses=dict(Counter(row[1] for row in rows).most_common()),
         strategies=tuple(_of_strategy(name, runs) for name, runs in ordered),
-        stages={name: seconds for name, seconds in stages.most_common() if seconds > 0},
-        accepted=sum(summary.adaptation == "accepted" for summary in summaries),
-        rejected=sum(summary.adaptation == "rejected" for summary in summaries),
-        fallbacks=sum(summary.fallbacks > 0 for summary in summaries),
+        stages={name: seconds for name, seconds in store.stage_seconds(which).items() if seconds > 0},
+        accepted=adaptations["accepted"],
+        rejected=adaptations["rejected"],
+        fallbacks=sum(row[4] > 0 for row in rows),
     )
 
 
-def _of_strategy(name: str, runs: Sequence[Summary]) -> StrategyStatistics:
-    known: list[Any] = [run.is_right for run in runs if run.is_right is not None]
-    seconds = [run.seconds for run in runs]
+def _of_strategy(name: str, runs: Sequence[tuple[int | None, float]]) -> StrategyStatistics:
+    """The statistics of runs, given whether each is right (1, 0 or None) and its seconds."""
+    known = [is_right for is_right, _ in runs if is_right is not None]
+    seconds = [seconds for _, seconds in runs]
     return StrategyStatistics(
         name, len(runs), len(known), fmean(known) if known else None, median(seconds), fmean(seconds)
     )

@@ -168,6 +168,24 @@ class TraceStore:
             rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM traces {condition} {order}", values)
             return [_summary(row) for row in rows.fetchall()]
 
+    def columns(self, names: Sequence[str], which: Filter | None = None) -> list[tuple[Any, ...]]:
+        """Columns of the summaries of traces as they are stored, in no order: much faster than `summaries`."""
+        if unknown := set(names) - set(_COLUMNS):
+            raise ValueError(f"expected fields of a Summary; received {', '.join(sorted(unknown))}")
+        condition, values = (which or Filter()).condition()
+        with self._lock, self._reading() as connection:
+            return connection.execute(f"SELECT {', '.join(names)} FROM traces {condition}", values).fetchall()
+
+    def stage_seconds(self, which: Filter | None = None) -> dict[str, float]:
+        """Seconds of all runs by stage, the largest first."""
+        condition, values = (which or Filter()).condition()
+        query = (
+            f"SELECT stage.key, sum(stage.value) FROM traces, json_each(traces.stages) AS stage {condition} "
+            "GROUP BY stage.key ORDER BY sum(stage.value) DESC"
+        )
+        with self._lock, self._reading() as connection:
+            return dict(connection.execute(query, values).fetchall())
+
     def get(self, id: str) -> Trace:
         """The trace of an id, of the beginning of one, or of `last`. Raises `TraceError` where there is none, or
         several."""

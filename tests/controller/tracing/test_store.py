@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from autottt.controller.tracing.statistics import statistics_of
 from autottt.controller.tracing.store import Filter, TraceStore
 from autottt.controller.tracing.trace import TRACE_VERSION, Trace
 from autottt.ttt_core.errors import TraceError
@@ -179,3 +180,18 @@ def test_reading_logs_nothing(store, caplog):
     with caplog.at_level(logging.DEBUG, "autottt"):
         store.summaries()
     assert not caplog.records
+
+
+def test_statistics_are_those_of_the_runs_that_a_filter_selects(store):
+    for number in range(5):
+        store.write(trace_of(number, seconds=number, strategy="in_context" if number else "zero_shot"))
+    everything, slow = statistics_of(store), statistics_of(store, Filter(slower_than=2.5))
+    assert (everything.runs, everything.statuses, everything.accepted) == (5, {"answered": 5}, 0)
+    assert everything.stages["measure"] == pytest.approx(10.0)
+    first, second = everything.strategies
+    assert (first.strategy, first.runs, first.accuracy, first.median_seconds) == ("in_context", 4, 0.5, 2.5)
+    assert (second.strategy, second.with_known_answer, second.accuracy) == ("zero_shot", 1, 1.0)
+    assert (slow.runs, slow.stages["measure"]) == (2, pytest.approx(7.0))
+    assert statistics_of(store, Filter(fallbacks=True)).strategies == ()
+    with pytest.raises(ValueError, match="body"):
+        store.columns(["body"])
