@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real test-browser check-clients bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
+.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -41,6 +41,9 @@ test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS
 
 check-clients: $(STAMP)  ## Run lm-eval, inspect-ai and llm against a server, in an environment of their own (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_clients.py
+
+check-integrations: $(STAMP)  ## Run LangChain's standard tests and `langgraph dev`, in environments of their own (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_integrations.py
 
 # Playwright and axe-core are installed into an environment of their own that sees the packages of $(VENV).
 BROWSER := .venv-browser

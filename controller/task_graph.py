@@ -93,9 +93,10 @@ class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):
             closed.set()
             finish(error)
 
-    def _context_of_run(self, context: Context | None, closed: threading.Event, modes: Any) -> Context | None:
-        """The context of one run: what the caller gave, else `context_of`, else that of the parent graph."""
-        if context is None:
+    def _context_of_run(self, context: Any, closed: threading.Event, modes: Any) -> Any:
+        """The context of one run: what the caller gave, else `context_of`, else that of the parent graph. Servers of
+        LangGraph give an empty mapping where there is none."""
+        if not context:
             context = self.context_of() if self.context_of is not None else parent_context()
         if not isinstance(context, Context):
             return context
@@ -137,7 +138,7 @@ def parent_stream_writer() -> Callable[[Any], None] | None:
     `no_parent_run`: LangGraph's own writer reads the surrounding run's configuration at every call."""
     try:
         write = get_stream_writer()
-    except (RuntimeError, KeyError):
+    except (RuntimeError, KeyError, AttributeError):  # the last in servers of LangGraph, whose runtime has no writer
         return None
     surrounding = copy_context()
     return lambda event: surrounding.copy().run(write, event)

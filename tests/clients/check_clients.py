@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import tempfile
 import urllib.request
-import venv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from environments import Environment, running_server
 
 PACKAGES = ("lm-eval[api]==0.4.13", "inspect-ai==0.3.285", "llm==0.36", "openai==3.57.0")
 MODEL = "autottt-bundled"
@@ -64,8 +61,8 @@ print(json.dumps({"status": log.status, "errors": errors, "tokens": usage, "mean
 class Clients:
     """The clients, in a folder with a task: reverse a list of digits."""
 
-    def __init__(self, url: str, binaries: Path, folder: Path) -> None:
-        self.url, self.binaries, self.folder = url, binaries, folder
+    def __init__(self, url: str, environment: Environment, folder: Path) -> None:
+        self.url, self.environment, self.folder = url, environment, folder
         rng = random.Random(0)
         for name, count in (("train", SHOTS), ("test", TESTS)):
             rows = [[rng.randrange(10) for _ in range(rng.randrange(2, 6))] for _ in range(count)]
@@ -75,13 +72,7 @@ class Clients:
 
     def run(self, program: str, *arguments: str, expect: int = 0, **variables: str) -> str:
         """What a client prints. Raises `AssertionError` for another exit code."""
-        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
-        done = subprocess.run(
-            [str(self.binaries / program), *arguments], cwd=self.folder, capture_output=True, text=True, check=False,
-            env={**os.environ, **offline, **variables}, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == expect, f"{program} exited with {done.returncode}: {done.stderr[-2000:]}"
-        return done.stdout + done.stderr
+        return self.environment.run(program, *arguments, folder=self.folder, expect=expect, variables=variables)
 
     def decisions(self) -> dict[str, int]:
         """How often the server has decided on each strategy so far."""
@@ -158,20 +149,6 @@ CHECKS: dict[str, Callable[[Clients], str]] = {
 }
 
 
-@contextmanager
-def running_server() -> Iterator[str]:
-    """The address of a server with the bundled model."""
-    command = [sys.executable, "-m", "autottt", "serve", "--port", "0", "--trace-store", "off"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        try:
-            assert "listening on " in line, line + server.stderr.read()
-            yield line.split()[2].rstrip(";")
-        finally:
-            server.send_signal(signal.SIGTERM)
-
-
 def main() -> int:
     """Prints what each client saw; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -180,13 +157,8 @@ def main() -> int:
     failures = 0
     with tempfile.TemporaryDirectory() as temporary, running_server() as url:
         folder = Path(temporary)
-        environment = (given or folder / "environment").resolve()
-        if not environment.exists():
-            venv.create(environment, with_pip=True)
-        binaries = environment / "bin"
-        install = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, *PACKAGES], check=True, stderr=subprocess.DEVNULL)
-        clients = Clients(url, binaries, folder)
+        environment = Environment((given or folder / "environment").resolve(), PACKAGES)
+        clients = Clients(url, environment, folder)
         for name, check in CHECKS.items():
             try:
                 print(f"ok      {name}: {check(clients)}", flush=True)

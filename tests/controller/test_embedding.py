@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypedDict
 from unittest.mock import Mock
 
 import pytest
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
@@ -25,6 +26,7 @@ from autottt.controller.controller import DEFAULT_BUDGET, Controller
 from autottt.controller.graph import build_graph
 from autottt.controller.results import Result
 from autottt.controller.state import checked_task, task_to_plain
+from autottt.controller.task_graph import parent_stream_writer
 from autottt.policies.features import Features
 from autottt.policies.policy import BUNDLED, FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
@@ -205,6 +207,21 @@ def test_a_node_is_a_tool(learner: Learner, seed: dict[str, int]) -> None:
 def test_a_copy_of_a_node_keeps_its_model(learner: Learner) -> None:
     node = Controller(learner, FixedPolicy("in_context")).as_node().with_config(tags=["copy"])
     assert Result.from_plain(node.invoke({"task": TASK})["result"]).strategy == "in_context"
+
+
+def test_an_empty_context_as_servers_of_langgraph_give_it_is_none(learner: Learner) -> None:
+    node = Controller(learner, FixedPolicy("in_context")).as_node()
+    empty: Any = {}
+    assert node.invoke({"task": TASK}, context=empty)["result"]["strategy"] == "in_context"
+    assert asyncio.run(node.ainvoke({"task": TASK}, context=empty))["result"]["strategy"] == "in_context"
+
+
+def test_a_server_of_langgraph_whose_runtime_has_no_writer_is_no_parent() -> None:
+    token = var_child_runnable_config.set({"configurable": {"__pregel_runtime": object()}})
+    try:
+        assert parent_stream_writer() is None
+    finally:
+        var_child_runnable_config.reset(token)
 
 
 def test_a_seed_of_more_than_64_bits_is_refused(learner: Learner) -> None:

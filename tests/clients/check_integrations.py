@@ -1,0 +1,114 @@
+"""Programs that call the package in their own process: LangChain's standard tests, `langgraph dev`.
+
+    python tests/clients/check_integrations.py [NAME ...] [--environments FOLDER]
+
+Not part of the tests: each program is installed into an environment of its own, which sees the packages of this one.
+All are pinned, run unchanged and offline with the bundled model, and the exit status is 1 when one sees something else
+than it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from environments import ROOT, Environment, running
+
+sys.path.insert(0, str(ROOT / "examples"))
+import agent
+
+PORT = 8123
+
+
+def call(url: str, body: object = None) -> Any:
+    """What a server answers to a GET, or to a POST with a body."""
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return json.load(response)
+
+
+def wait_for(url: str, log: Path, seconds: float = 120) -> None:
+    """Waits until a server answers. Raises `AssertionError` with its log."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        try:
+            call(url)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+def check_langchain(environment: Environment, folder: Path) -> str:
+    tests = str(ROOT / "tests" / "clients" / "langchain_standard.py")
+    options = ("-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "--rootdir", str(folder), "-c", "/dev/null")
+    printed = environment.run("python", "-m", "pytest", *options, tests, folder=folder)
+    return next(line for line in reversed(printed.splitlines()) if " passed" in line)
+
+
+def check_langgraph(environment: Environment, folder: Path) -> str:
+    log, url = folder / "langgraph.log", f"http://127.0.0.1:{PORT}"
+    shutil.copy(ROOT / "langgraph.json", folder)  # a copy: the server writes files beside it
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    options = ("dev", "--port", str(PORT), "--no-browser", "--no-reload")
+    with running([str(environment.binaries / "langgraph"), *options], folder, log):
+        wait_for(f"{url}/ok", log)
+        graphs = {each["graph_id"]: each["assistant_id"] for each in call(f"{url}/assistants/search", {})}
+        assert graphs.keys() == {"agent", "solve"}, graphs
+        nodes = {node["id"] for node in call(f"{url}/assistants/{graphs['solve']}/graph")["nodes"]}
+        assert {"measure", "decide", "judge", "revert"} <= nodes, nodes
+        task = {"kind": "text", **agent.EASY}
+        solved = call(f"{url}/runs/wait", {"assistant_id": "solve", "input": {"task": task}})
+        assert solved.get("answer") == "xof", solved
+        thread = f"{url}/threads/{call(f'{url}/threads', {})['thread_id']}/runs/wait"
+        asked = call(thread, {"assistant_id": "agent", "input": {"puzzle": agent.HARD}})
+        question = asked["__interrupt__"][0]["value"]
+        trained = call(thread, {"assistant_id": "agent", "command": {"resume": True}})
+        assert trained["result"]["strategy"] == question["strategy"], trained["result"]["reason"]
+        assert trained["result"]["proof"], trained["result"]
+    return f"graphs {sorted(graphs)}; waits for a person, then {question['strategy']} answers {trained['answer']}"
+
+
+CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Environment, Path], str]]] = {
+    "langchain": (("langchain-tests==1.1.9",), check_langchain),
+    "langgraph": (("langgraph-cli[inmem]==0.4.40",), check_langgraph),
+}
+"""By name: the packages of the environment, and the check."""
+
+
+def main() -> int:
+    """Prints what each program saw; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"checks to run, of {', '.join(CHECKS)}; default: all")
+    parser.add_argument("--environments", type=Path, help="folder of the environments, which are kept and used again")
+    arguments = parser.parse_args()
+    failures = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        environments = (arguments.environments or Path(temporary) / "environments").resolve()
+        environments.mkdir(parents=True, exist_ok=True)
+        for name in arguments.names or CHECKS:
+            packages, check = CHECKS[name]
+            folder = Path(temporary) / name
+            folder.mkdir()
+            try:
+                environment = Environment(environments / name, packages, inherit=True)
+                print(f"ok      {name} ({', '.join(packages)}): {check(environment, folder)}", flush=True)
+            except (AssertionError, urllib.error.HTTPError, subprocess.SubprocessError) as error:
+                failures += 1
+                print(f"FAILED  {name}: {error}", flush=True)
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

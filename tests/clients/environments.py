@@ -1,0 +1,79 @@
+"""Environments of their own for programs that the tests do not install, and servers that the checks start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import site
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LANGSMITH_TRACING": "false", "OPENAI_API_KEY": "none",
+    "AUTOTTT_TRACE": "off", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+class Environment:
+    """A virtual environment with packages; with `inherit` it also has those of this interpreter, and this package."""
+
+    def __init__(self, folder: Path, packages: Sequence[str], *, inherit: bool = False) -> None:
+        self.binaries = folder / "bin"
+        if folder.exists():
+            return
+        venv.create(folder, with_pip=True)
+        if inherit:
+            (packages_folder,) = folder.glob("lib/python3*/site-packages")
+            here = [*site.getsitepackages(), str(ROOT)]
+            (packages_folder / "packages_of_the_tests.pth").write_text("\n".join(here))
+        install = [str(self.binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, *packages], check=True, stderr=subprocess.DEVNULL)
+
+    def run(
+        self, program: str, *arguments: str, folder: Path, expect: int = 0, seconds: float = 600,
+        variables: Mapping[str, str] | None = None,
+    ) -> str:  # fmt: skip
+        """What a program prints. Raises `AssertionError` for another exit code."""
+        done = subprocess.run(
+            [str(self.binaries / program), *arguments], cwd=folder, capture_output=True, text=True, check=False,
+            env={**os.environ, **OFFLINE, **(variables or {})}, timeout=seconds,
+        )  # fmt: skip
+        assert done.returncode == expect, f"{program} exited with {done.returncode}: {done.stderr[-2000:]}"
+        return done.stdout + done.stderr
+
+
+@contextmanager
+def running(command: Sequence[str], folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped at the end, as Ctrl-C does. What it prints goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(command), cwd=folder, env={**os.environ, **OFFLINE}, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def running_server(*options: str) -> Iterator[str]:
+    """The address of `autottt serve` with the bundled model."""
+    command = [sys.executable, "-m", "autottt", "serve", "--port", "0", "--trace-store", "off", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        try:
+            assert "listening on " in line, line + server.stderr.read()
+            yield line.split()[2].rstrip(";")
+        finally:
+            server.send_signal(signal.SIGTERM)
