@@ -34,6 +34,7 @@ def no_settings(monkeypatch, tmp_path_factory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_mlflow(monkeypatch) -> None:
-    """Policies are trained without a tracking server, whose import takes seconds."""
+def quick_training(monkeypatch) -> None:
+    """Policies are trained with few bootstrap resamples and without a tracking server, whose import takes seconds."""
+    monkeypatch.setattr("autottt.policies.scorecard.INTERVAL_RESAMPLES", 40)
     monkeypatch.setitem(sys.modules, "mlflow", None)

@@ -631,55 +631,69 @@ def test_every_command_has_help_with_an_example(command):
     assert "Example:" in result.output
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--help"], "Usage"),
-        (["solve", "no_such_file.jsonl"], "no_such_file.jsonl"),
-        (["solve", "tasks.jsonl", "--budget", "soon"], "such as 10s"),
-        (["solve", "tasks.jsonl", "--out", "no_such_folder/answers.jsonl"], "no folder no_such_folder"),
-        (["solve", "tasks.jsonl", "--out", "."], "is a folder"),
-        (["solve", "tasks.jsonl", "--out", "tasks.jsonl"], "read from"),
-        (["solve", "tasks.jsonl", "--out", "old.jsonl"], "old.jsonl exists"),
-        (["solve", "tasks.jsonl", "--strategy", "in_contxt"], "did you mean 'in_context'"),
-        (["solve", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
-        (["solve", "tasks.jsonl", "--policy", "empty"], "card.json cannot be read"),
-        (["solve", "tasks.jsonl", "--policy", "older"], "not in version"),
-        (["solve", "tasks.jsonl", "--policy", "tasks.jsonl"], "card.json cannot be read"),
-        (["solve", "tasks.jsonl", "--shadow", "none"], "card.json cannot be read"),
-        (["solve", "tasks.jsonl", "--device", "abacus"], "expected one of cpu"),
-        (["solve", "tasks.jsonl", "--device", "cpu:one"], "expected one of cpu"),
-        (["solve", "tasks.jsonl", "--dtype", "fp99"], "expected one of bf16, fp32"),
-        (["solve", "tasks.jsonl", "--prompt-format", "xml"], "expected one of auto, chat, standard, compact"),
-        (["solve", "tasks.jsonl", "--plugin", "none.py"], "no such file"),
-        (["solve", "tasks.jsonl", "--plugin", "no.such.module"], "no such module"),
-        (["solve", "tasks.jsonl", "--memory", "-1"], "at least 0"),
-        (["solve", "tasks.jsonl", "--no-such-option"], "No such option"),
-        (["evaluate", "nofile.jsonl"], "nofile.jsonl"),
-        (["evaluate", "tasks.jsonl", "--strategies", "in_context,controler"], "no strategy is called 'controler'"),
-        (["evaluate", "tasks.jsonl", "--json", "nowhere/report.json"], "no folder nowhere"),
-        (["evaluate", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
-        (["policy", "show", "--policy", "none"], "card.json cannot be read"),
-        (["policy", "compare", "older", "none"], "not in version"),
-        (["policy", "explain", "nofile.jsonl"], "nofile.jsonl"),
-        (["policy", "monitor", "log.jsonl", "--policy", "none"], "card.json cannot be read"),
-        (["collect", "--store", "store", "--strategies", "ttt_direkt", "tasks.jsonl"], "did you mean 'ttt_direct'"),
-        (["collect", "--store", "store", "nofile.jsonl"], "nofile.jsonl"),
-        (["collect", "--store", "store"], "--generated"),
-        (["doctor", "--policy", "none"], "card.json cannot be read"),
-        (["strategies", "in_contxt"], "did you mean 'in_context'"),
-    ],
-)
-def test_an_error_that_needs_no_model_comes_without_importing_torch(words, says, tmp_path):
-    tasks_file(tmp_path, task("a"))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "older").mkdir()
-    (tmp_path / "older" / "card.json").write_text('{"format_version": 1}')
-    (tmp_path / "old.jsonl").touch()
-    code = (
-        "import sys; from autottt.controller.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    print('exit', end.code, 'torch' in sys.modules)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert says in ran.stdout + ran.stderr
-    assert ran.stdout.endswith(f"exit {0 if words == ['--help'] else 2} False\n")
+EARLY = [
+    (["--help"], "Usage"),
+    (["solve", "no_such_file.jsonl"], "no_such_file.jsonl"),
+    (["solve", "tasks.jsonl", "--budget", "soon"], "such as 10s"),
+    (["solve", "tasks.jsonl", "--out", "no_such_folder/answers.jsonl"], "no folder no_such_folder"),
+    (["solve", "tasks.jsonl", "--out", "."], "is a folder"),
+    (["solve", "tasks.jsonl", "--out", "tasks.jsonl"], "read from"),
+    (["solve", "tasks.jsonl", "--out", "old.jsonl"], "old.jsonl exists"),
+    (["solve", "tasks.jsonl", "--strategy", "in_contxt"], "did you mean 'in_context'"),
+    (["solve", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
+    (["solve", "tasks.jsonl", "--policy", "empty"], "card.json cannot be read"),
+    (["solve", "tasks.jsonl", "--policy", "older"], "not in version"),
+    (["solve", "tasks.jsonl", "--policy", "tasks.jsonl"], "card.json cannot be read"),
+    (["solve", "tasks.jsonl", "--shadow", "none"], "card.json cannot be read"),
+    (["solve", "tasks.jsonl", "--device", "abacus"], "expected one of cpu"),
+    (["solve", "tasks.jsonl", "--device", "cpu:one"], "expected one of cpu"),
+    (["solve", "tasks.jsonl", "--dtype", "fp99"], "expected one of bf16, fp32"),
+    (["solve", "tasks.jsonl", "--prompt-format", "xml"], "expected one of auto, chat, standard, compact"),
+    (["solve", "tasks.jsonl", "--plugin", "none.py"], "no such file"),
+    (["solve", "tasks.jsonl", "--plugin", "no.such.module"], "no such module"),
+    (["solve", "tasks.jsonl", "--memory", "-1"], "at least 0"),
+    (["solve", "tasks.jsonl", "--no-such-option"], "No such option"),
+    (["evaluate", "nofile.jsonl"], "nofile.jsonl"),
+    (["evaluate", "tasks.jsonl", "--strategies", "in_context,controler"], "no strategy is called 'controler'"),
+    (["evaluate", "tasks.jsonl", "--json", "nowhere/report.json"], "no folder nowhere"),
+    (["evaluate", "tasks.jsonl", "--policy", "none"], "card.json cannot be read"),
+    (["policy", "show", "--policy", "none"], "card.json cannot be read"),
+    (["policy", "compare", "older", "none"], "not in version"),
+    (["policy", "explain", "nofile.jsonl"], "nofile.jsonl"),
+    (["policy", "monitor", "log.jsonl", "--policy", "none"], "card.json cannot be read"),
+    (["collect", "--store", "store", "--strategies", "ttt_direkt", "tasks.jsonl"], "did you mean 'ttt_direct'"),
+    (["collect", "--store", "store", "nofile.jsonl"], "nofile.jsonl"),
+    (["collect", "--store", "store"], "--generated"),
+    (["doctor", "--policy", "none"], "card.json cannot be read"),
+    (["strategies", "in_contxt"], "did you mean 'in_context'"),
+]
+"""Commands that need no model, and what they say."""
+EARLY_PROGRAM = """
+import json, sys
+from tests.controller.cli.commands import call
+for words in json.loads(sys.argv[1]):
+    code, out, err = call(*words)
+    print(json.dumps([code, out + err, "torch" in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory) -> list[tuple[int, str, bool]]:
+    """Of each of `EARLY` the exit code, what it printed, and whether torch was imported by then, in a new process."""
+    folder = tmp_path_factory.mktemp("early")
+    tasks_file(folder, task("a"))
+    (folder / "empty").mkdir()
+    (folder / "older").mkdir()
+    (folder / "older" / "card.json").write_text('{"format_version": 1}')
+    (folder / "old.jsonl").touch()
+    command = [sys.executable, "-c", EARLY_PROGRAM, json.dumps([words for words, _ in EARLY])]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ran = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=True)
+    return [tuple(json.loads(row)) for row in ran.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("place", "words", "says"), [(n, *case) for n, case in enumerate(EARLY)])
+def test_an_error_that_needs_no_model_comes_without_importing_torch(place, words, says, early):
+    code, printed, imported = early[place]
+    assert says in printed
+    assert (code, imported) == (0 if words == ["--help"] else 2, False)

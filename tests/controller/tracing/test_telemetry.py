@@ -706,15 +706,19 @@ def test_a_missing_library_is_named_with_the_remedy(learner, monkeypatch):
         Controller(learner, FixedPolicy("in_context"), trace="otlp")
 
 
-def test_opentelemetry_is_imported_only_where_a_target_needs_it(tmp_path):
+def test_what_records_is_imported_where_a_trace_is_wanted_and_opentelemetry_where_a_target_needs_it(tmp_path):
     code = (
         "import sys; from autottt import Controller, FixedPolicy, Learner, make_task\n"
         "from autottt.ttt_core.testing import tiny_model, tiny_tokenizer\n"
         "learner = Learner.wrap(tiny_model('llama'), tiny_tokenizer(), prompt_format='compact')\n"
         "task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])\n"
+        "place = 'autottt.controller.tracing.'\n"
+        "recording = lambda: [m for m in sys.modules if m.startswith(place) and 'lazy' not in m]\n"
         "for trace in ('off', sys.argv[1]):\n"
+        "    assert not recording()\n"
         "    Controller(learner, FixedPolicy('in_context'), trace=trace).solve(task)\n"
         "    assert 'opentelemetry.exporter.otlp.proto.http' not in sys.modules, trace\n"
         "    assert 'autottt.controller.tracing.telemetry' not in sys.modules, trace\n"
+        "assert recording()\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "traces.sqlite")], check=True)

@@ -94,7 +94,7 @@ def test_gradients_of_batched_and_sequential_passes_equal_those_of_single_adapte
     loaded, rows = setting(architecture, dtype, task)
     exact = dtype == torch.float32
     alone = [losses_and_gradient(loaded, [mine], first=seed) for seed, mine in enumerate(rows)]
-    for workers, stacked in ((1, False), (2, False), (3, False), (1, True)):
+    for workers, stacked in ((1, False), (2, False), (3, False), (1, True)) if exact else ((2, False), (1, True)):
         losses, gradient = losses_and_gradient(loaded, rows, workers, stacked)
         assert losses == pytest.approx([one[0][0] for one in alone], rel=1e-5 if exact else 3e-2)
         for mine, (_, expected) in zip(gradient, alone, strict=True):
