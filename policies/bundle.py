@@ -12,7 +12,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,7 +27,7 @@ from .card_fields import FIELDS, read_field
 from .classifiers import CalibratedClassifier, CostRegressor
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
-from .trained_policy import Change, TrainedPolicy
+from .trained_policy import Change, Familiarity, TrainedPolicy
 from .versions import BUNDLE_VERSION
 
 ESTIMATORS = "estimators.skops"
@@ -190,6 +191,10 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "prompt_format": policy.prompt_format,
         "starting_adapter": policy.starting_adapter,
         "recipes": policy.recipes,
+        "familiarity": None if policy.familiarity is None else asdict(policy.familiarity),
+        "evidence": None if policy.evidence is None else asdict(policy.evidence),
+        "accurate": policy.accurate,
+        "accuracy_margin": policy.accuracy_margin,
         "released": policy.released,
         "versions": {"scikit-learn": lazy.sklearn.__version__, "skops": lazy.skops.__version__},
         "scorecard": policy.scorecard,
@@ -217,6 +222,9 @@ def _check(policy: TrainedPolicy) -> None:
         "risk": policy.risk is not None and not 0 < policy.risk < 1,
         "cost_weight": policy.cost_weight < 0,
         "cost_models": len(policy.cost_models) not in (0, len(names) - 1),
+        "accurate": bool(policy.accurate) and policy.accurate not in names,
+        "familiarity": policy.familiarity is not None and not _fits(policy.familiarity, policy.feature_names[0]),
+        "evidence": policy.evidence is not None and not _fits_evidence(policy),
     }
     numbers: dict[str, Iterable[float]] = {
         "cost_weight": [policy.cost_weight],
@@ -227,12 +235,38 @@ def _check(policy: TrainedPolicy) -> None:
         "feature_max": policy.feature_max,
         "deciles": chain(*policy.deciles),
         "cdf": chain(*policy.cdf),
+        "accuracy_margin": [policy.accuracy_margin],
         "calibration": chain(*((c.slope, c.intercept) for c in _classifiers(policy).values())),
     }
     keys = [name for name, is_invalid in invalid.items() if is_invalid]
     keys += [name for name, values in numbers.items() if not np.isfinite(list(values)).all()]
     if keys:
         raise ValueError(f"{', '.join(dict.fromkeys(keys))}: invalid for a policy of {len(names)} strategies")
+
+
+def _fits(familiarity: Familiarity, free: Sequence[str]) -> bool:
+    """Whether a familiarity is one of these free features."""
+    count, rows = len(familiarity.names), familiarity.precision
+    lengths = [len(familiarity.mean), len(familiarity.scale), len(rows), *map(len, rows)]
+    numbers = [*familiarity.mean, *familiarity.scale, *chain(*rows), familiarity.threshold]
+    return (
+        set(familiarity.names) <= set(free) and set(lengths) == {count} and bool(np.isfinite(numbers).all())
+        and min(familiarity.scale) > 0
+    )  # fmt: skip
+
+
+def _fits_evidence(policy: TrainedPolicy) -> bool:
+    """Whether a policy's evidence is of its features and strategies."""
+    evidence = policy.evidence
+    if evidence is None:
+        return True
+    shares = [*evidence.fixes, *evidence.breaks, evidence.sure]
+    lengths = len(evidence.fixes), len(evidence.breaks), len(evidence.weights)
+    others = len(policy.strategies) - 1
+    return (
+        set(evidence.names) <= set(policy.feature_names[1]) and lengths == (others, others, len(evidence.names))
+        and bool(np.isfinite([*evidence.weights, evidence.intercept]).all()) and all(0 <= x <= 1 for x in shares)
+    )  # fmt: skip
 
 
 def _released(path: Path, base_hash: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..ttt_core.errors import shortened
 from ..ttt_core.tasks.fields import MISSING
+from .trained_policy import Evidence, Familiarity
 
 Reader = Callable[[Any], Any]
 """Returns the value of a field; raises `TypeError` or `ValueError` for a value of another form."""
@@ -84,6 +85,35 @@ def _scorecard(value: object) -> dict[str, Any]:
     return card
 
 
+def _optional_number(value: object) -> float:
+    return 0.0 if value is MISSING else _number(value)
+
+
+def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
+    """Reads an object with exactly these fields as a value of `kind`; null, or a field that is missing, as None."""
+
+    def read_record(value: object) -> Any:
+        if value is MISSING or value is None:
+            return None
+        if not isinstance(value, dict) or value.keys() != read.keys():
+            raise TypeError
+        return kind(**{name: each(value[name]) for name, each in read.items()})
+
+    return read_record
+
+
+_numbers, _texts = _list_of(_number), _list_of(_text)
+_familiarity = _optional_record(
+    Familiarity,
+    {"names": _texts, "mean": _numbers, "scale": _numbers, "precision": _list_of(_numbers), "threshold": _number},
+)
+_evidence = _optional_record(
+    Evidence,
+    {
+        "names": _texts, "weights": _numbers, "intercept": _number, "fixes": _numbers, "breaks": _numbers,
+        "sure": _number,
+    },
+)  # fmt: skip
 _TEXTS, _NUMBERS = ("a list of texts", _list_of(_text)), ("a list of numbers", _list_of(_number))
 _NINE = ("a list of lists of numbers", _list_of(_list_of(_number)))
 FIELDS: Mapping[str, tuple[str, Reader]] = {
@@ -106,6 +136,10 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "prompt_format": ("a text", _text),
     "starting_adapter": ("a text", _optional_text),
     "recipes": ("an object of texts", _object_of(_text)),
+    "familiarity": ("an object of names, means, scales, precisions and a threshold, or null", _familiarity),
+    "evidence": ("an object of names, weights, an intercept and shares, or null", _evidence),
+    "accurate": ("a text", _optional_text),
+    "accuracy_margin": ("a number", _optional_number),
     "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),
 }
 """Field -> what it has to be, in words and as a function; all but `calibration` are fields of `TrainedPolicy`."""

@@ -10,14 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from .features import Features
 from .outcomes import BASE
-from .policy import Decision, LearnedPolicy
-
-By = Literal["estimates", "fallback"]
-"""What determined the choice: the estimates for the query, or the fallback for queries out of distribution."""
+from .policy import Basis, Decision, LearnedPolicy
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Explanation:
     """A decision and what determined it."""
 
     decision: Decision
-    by: By
+    by: Basis
     preferences: tuple[tuple[str, float], ...]
     """The available strategies and their preferences, highest first, in accuracy; minus infinity for an in-context
     answer below the keep threshold. Empty for a fallback."""
@@ -61,12 +57,12 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
     """Explains the decision among the allowed strategies."""
     trained, decision = policy.trained, policy.decide(features, allowed)
     known = [s for s in trained.strategies if s in allowed]
-    by: By = "fallback" if policy.is_out_of_distribution(features) else "estimates"
-    preferences = policy.preferences(features, known) if by == "estimates" else {}
+    by = policy.basis(features)
+    preferences = policy.preferences(features, known) if by != "fallback" else {}
     ranked = tuple(sorted(preferences.items(), key=lambda item: -item[1]))
     explanation = Explanation(decision, by, ranked, (), (), trained.cost_weight)
     contributions = _contributions(policy, features, allowed, known, explanation)
-    cost_weights = _cost_weights(policy, explanation, known) if by == "estimates" else ()
+    cost_weights = _cost_weights(policy, explanation, known) if by != "fallback" else ()
     return replace(explanation, contributions=contributions, cost_weights=cost_weights)
 
 
@@ -75,7 +71,9 @@ def _contributions(
 ) -> tuple[Contribution, ...]:
     names = policy.trained.feature_names
     medians = dict(zip(names[1], policy.trained.feature_medians, strict=True))
-    finite = LearnedPolicy(replace(policy.trained, keep_threshold=0.0))  # without minus infinity below the threshold
+    finite = LearnedPolicy(
+        replace(policy.trained, keep_threshold=0.0, risk=None)
+    )  # without minus infinity below the threshold
     decision = explanation.decision
 
     def lead(of: Features) -> float:
@@ -125,6 +123,7 @@ def _cost_weights(
 _NO_CHANGE = {
     "fallback": "the query is out of distribution, and no cost weight changes the fallback",
     "estimates": "no other cost weight changes the choice",
+    "evidence": "no other cost weight changes the choice",
 }
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -86,21 +86,28 @@ class Policy(Protocol):
         ...
 
 
+Basis = Literal["estimates", "evidence", "fallback"]
+"""What a choice is based on: estimates from all features; for a query unlike the training set, evidence of the task
+alone; where that is not measured, the strategy that was best on average in training."""
+
+
 @dataclass(frozen=True)
 class LearnedPolicy:
-    """Chooses the highest utility: probability of a right answer minus weighted cost. Queries out of distribution get
-    the strategy that was best on average in training."""
+    """Chooses the highest utility: probability of a right answer minus weighted cost. For queries out of distribution,
+    evidence of the task itself decides in place of extrapolation."""
 
     trained: TrainedPolicy
     name: str = "learned"
 
     def needs_more(self, features: Features) -> bool:
-        if features.stage > 0 or self.is_out_of_distribution(features):
+        if features.stage > 0:
             return False
+        if self.is_out_of_distribution(features):
+            return self.trained.evidence is not None
         return not bool(self.trained.can_skip_probe(*self._predict(features))[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
-        remaining, trained = untried_strategies(allowed, tried), self.trained
+        remaining, trained, basis = untried_strategies(allowed, tried), self.trained, self.basis(features)
         probabilities, costs = self._predict(features)
         scores = self._by_name(probabilities[0].tolist())
         decision = Decision(
@@ -108,41 +115,64 @@ class LearnedPolicy:
             utilities=self._by_name(trained.utilities(probabilities, costs)[0].tolist()), reason="",
             stage=features.stage,
         )  # fmt: skip
-        unusual = self.is_out_of_distribution(features)
         threshold = trained.effective_keep_threshold(features.stage == max(NAMES))
-        may_keep = trained.risk is None or (scores[BASE] >= threshold and not unusual)
+        may_keep = trained.risk is None or (scores[BASE] >= threshold and basis == "estimates")
         known = [s for s in trained.strategies if s in remaining]
         if not known:
             choice, reason = remaining[0], f"only {remaining[0]} is left, and the policy was not trained on it"
-        elif unusual:
+        elif basis == "fallback":
             choice = trained.fallback(known)
             reason = f"the query is out of distribution; fallback to {choice}, the best strategy on average in training"
         else:
-            preferences = self._preferences(probabilities, costs, features.stage, known)
+            preferences = self._preferences(probabilities, costs, features, known)
             choice = max(known, key=lambda s: preferences[s])
-            reason = _reason(choice, decision, known)
-            if (
-                preferences.get(BASE) == -np.inf
-                and choice != BASE
-                and decision.utilities[BASE] > decision.utilities[choice]
-            ):
+            reason = self._reason(choice, decision, known, basis)
+            if preferences.get(BASE) == -np.inf and _is_better(BASE, choice, decision):
                 reason += f"; the risk guarantee requires probability {threshold:.2f} to keep an in-context answer"
                 reason += " without the probe" if threshold > trained.keep_threshold else ""
         if choice == BASE and not may_keep:
             reason += f"; no other strategy is possible, and the in-context answer is {OUTSIDE_GUARANTEE}"
         return replace(decision, strategy=choice, reason=reason, may_keep=may_keep)
 
+    def basis(self, features: Features) -> Basis:
+        """What decides on a query."""
+        if not self.is_out_of_distribution(features):
+            return "estimates"
+        has_evidence = self.trained.evidence is not None and features.stage == max(NAMES)
+        return "evidence" if has_evidence else "fallback"
+
     def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
         """What the choice between these strategies maximises: utilities, minus infinity for an in-context answer below
         the keep threshold."""
-        return self._preferences(*self._predict(features), features.stage, among)
+        return self._preferences(*self._predict(features), features, among)
 
-    def _preferences(self, probabilities: Floats, costs: Floats, stage: int, among: Sequence[str]) -> dict[str, float]:
-        values = self.trained.preferences(probabilities, costs, measured=stage == max(NAMES))[0]
+    def _preferences(
+        self, probabilities: Floats, costs: Floats, features: Features, among: Sequence[str]
+    ) -> dict[str, float]:
+        if self.basis(features) == "evidence":
+            values = self.trained.evidence_preferences(probabilities, costs)[0]
+        else:
+            values = self.trained.preferences(probabilities, costs, measured=features.stage == max(NAMES))[0]
         return {name: value for name, value in self._by_name(values.tolist()).items() if name in among}
 
+    def _reason(self, choice: str, estimates: Decision, known: Sequence[str], basis: Basis) -> str:
+        """Why a strategy was chosen, with the numbers."""
+        best = max(known, key=lambda s: estimates.utilities[s])
+        if self.trained.cost_weight == 0 and choice == self.trained.accurate and choice != best:
+            lead = estimates.scores[best] - estimates.scores[choice]
+            reason = (
+                f"accuracy comes first: {choice} was the most accurate in training, and the lead of {best} "
+                f"({lead:+.2f} in probability) is not certain enough"
+            )
+        else:
+            reason = _reason(choice, estimates, known)
+        if basis == "evidence":
+            return f"the query is out of distribution, so evidence of the task itself decides: {reason}"
+        return reason
+
     def with_cost_weight(self, cost_weight: float) -> LearnedPolicy:
-        """The same estimates with another cost weight (accuracy per one in-context cost).
+        """The same estimates with another cost weight (accuracy per one in-context cost). With 0, accuracy comes first:
+        the strategy that was most accurate in training is used unless another one is certain to be better.
 
         The scorecard and the risk guarantee hold for the cost weight of training. Raises `PolicyError` for a negative
         or infinite cost weight.
@@ -152,7 +182,11 @@ class LearnedPolicy:
                 f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight}"
             )
         name = f"{self.name} with cost weight {cost_weight:.2g}"
-        return LearnedPolicy(replace(self.trained, cost_weight=cost_weight), name)
+        trained = replace(self.trained, cost_weight=cost_weight)
+        if cost_weight == 0 and trained.accurate:
+            others = [s for s in trained.ranking if s != trained.accurate]
+            trained = replace(trained, ranking=(trained.accurate, *others))
+        return LearnedPolicy(trained, name)
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
@@ -160,7 +194,10 @@ class LearnedPolicy:
     def _predict(self, features: Features) -> tuple[Floats, Floats]:
         """Probabilities and costs, [1, S] each."""
         costs = self.trained.expected_costs([features.kind], self._row(features, 0))
-        return self.trained.probabilities(features.stage, self._row(features, features.stage)), costs
+        row = self._row(features, features.stage)
+        if self.basis(features) == "evidence":
+            return self.trained.evidence_probabilities(row), costs
+        return self.trained.probabilities(features.stage, row), costs
 
     def is_out_of_distribution(self, features: Features) -> bool:
         """Whether a query is unlike the training tasks."""
@@ -172,6 +209,11 @@ class LearnedPolicy:
 
     def _by_name(self, numbers: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.trained.strategies, numbers, strict=True))
+
+
+def _is_better(one: str, other: str, decision: Decision) -> bool:
+    """Whether a strategy is another one of higher utility."""
+    return one != other and decision.utilities[one] > decision.utilities[other]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ NEVER = 2.0
 """A threshold above every probability."""
 MARGIN = 0.25
 """A feature is out of range if it is further from the training range than this share of the range."""
+MAX_DEVIATIONS = 4.0
+"""Standard deviations that one feature counts at most in the distance from the training set."""
+LAST_RESORT = 1e9
+"""Utility that an in-context answer outside the risk guarantee lacks, so that every other strategy precedes it."""
 OUTSIDE_SHARE = 0.1
 """A query is out of distribution if more than this share of its free features is out of range."""
 
@@ -40,6 +44,62 @@ class Change:
     """Probability that the strategy is right, given that the in-context answer is wrong."""
     breaks: CalibratedClassifier
     """Probability that the strategy is wrong, given that the in-context answer is right."""
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How far the free features of a query are from those of training: the squared Mahalanobis distance."""
+
+    names: tuple[str, ...]
+    """The free features that it reads."""
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    """Standard deviations."""
+    precision: tuple[tuple[float, ...], ...]
+    """[F, F], inverse of the correlation matrix, with a ridge."""
+    threshold: float
+    """Distance above which a query is unfamiliar."""
+
+    def scores(self, rows: Floats) -> Floats:
+        """The distance of each query [N, F], each standardised feature limited to `MAX_DEVIATIONS`."""
+        deviations = (rows - self._mean) / self._scale
+        Z = np.clip(deviations, -MAX_DEVIATIONS, MAX_DEVIATIONS)
+        distances: Floats = np.einsum("ij,jk,ik->i", Z, self._precision, Z)
+        return distances
+
+    @cached_property
+    def _mean(self) -> Floats:
+        return np.array(self.mean)
+
+    @cached_property
+    def _scale(self) -> Floats:
+        return np.array(self.scale)
+
+    @cached_property
+    def _precision(self) -> Floats:
+        return np.array(self.precision)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a task's own demonstrations say: a linear model that holds on families unlike those of training."""
+
+    names: tuple[str, ...]
+    """Features of all stages that it reads."""
+    weights: tuple[float, ...]
+    """Of the features, in log-odds."""
+    intercept: float
+    fixes: tuple[float, ...]
+    """Share of wrong in-context answers in training that each other strategy made right [S - 1]."""
+    breaks: tuple[float, ...]
+    """Share of right in-context answers in training that each other strategy made wrong [S - 1]."""
+    sure: float = 1.0
+    """Probability from which an in-context answer was as accurate as the best fixed strategy, on kinds held out."""
+
+    def probabilities(self, rows: Floats) -> Floats:
+        """Probability of a right in-context answer, from rows of `names` [N, F] -> [N]."""
+        odds: Floats = np.clip(rows @ np.array(self.weights) + self.intercept, -30, 30)
+        return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -86,6 +146,14 @@ class TrainedPolicy:
     """Digest of the adapter that training started from in the outcomes; empty if it started from zero."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe of the outcomes, where known."""
+    familiarity: Familiarity | None = None
+    """Recognises queries unlike the training set; None: only their ranges and kinds do."""
+    evidence: Evidence | None = None
+    """Decides for those; None: they get the fallback."""
+    accurate: str = ""
+    """The fixed strategy with the highest accuracy in training; empty if unknown."""
+    accuracy_margin: float = 0.0
+    """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
     """Evaluation on held-out families; plain JSON."""
     feature_names: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: dict(NAMES))
@@ -139,6 +207,8 @@ class TrainedPolicy:
         """Utilities [N, S], minus infinity for in-context answers below the keep threshold. `measured` says whether the
         probe was run."""
         utilities = self.utilities(probabilities, costs)
+        if self.cost_weight == 0 and self.accurate in self.strategies:
+            utilities[:, self.strategies.index(self.accurate)] += self.accuracy_margin
         rejected = probabilities[:, 0] < self.effective_keep_threshold(measured)
         utilities[:, 0] = np.where(rejected, -np.inf, utilities[:, 0])
         return utilities
@@ -168,10 +238,44 @@ class TrainedPolicy:
         """Whether queries [N] are unlike the training tasks, from their free features [N, F] and kinds."""
         low, high = np.array(self.feature_min), np.array(self.feature_max)
         slack = MARGIN * (high - low) + 1e-9
+        strange = np.zeros(len(free), dtype=bool)
+        if self.familiarity is not None:
+            strange = self.familiarity.scores(free[:, self._familiar_columns]) > self.familiarity.threshold
         outside = (free < low - slack) | (free > high + slack)
         unknown = np.array([not kind or kind not in self.mean_costs for kind in kinds])
-        result: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown
+        result: Booleans = (outside.mean(axis=1) > OUTSIDE_SHARE) | unknown | strange
         return result
+
+    @cached_property
+    def _familiar_columns(self) -> list[int]:
+        return [self.feature_names[0].index(name) for name in self.familiarity.names] if self.familiarity else []
+
+    @cached_property
+    def _evidence_columns(self) -> list[int]:
+        return [self.feature_names[1].index(name) for name in self.evidence.names] if self.evidence else []
+
+    def evidence_probabilities(self, rows: Floats) -> Floats:
+        """Probability that each strategy is right [N, S] by the evidence of the tasks alone, from the features of all
+        stages [N, F]. Raises `ValueError` for a policy without evidence."""
+        if self.evidence is None:
+            raise ValueError("this policy has no estimates from evidence")
+        right = self.evidence.probabilities(rows[:, self._evidence_columns])
+        fixes, breaks = (np.tile(shares, (len(rows), 1)) for shares in (self.evidence.fixes, self.evidence.breaks))
+        return compose_probabilities(right, fixes, breaks)
+
+    def evidence_preferences(self, probabilities: Floats, costs: Floats) -> Floats:
+        """What the choice for unfamiliar queries maximises [N, S]: utilities by the evidence. Where accuracy comes
+        first (cost weight 0), an in-context answer has to be sure, and `accurate` takes its place. With a risk
+        guarantee, which does not cover these queries, in-context answers are the last resort."""
+        if self.evidence is None:
+            raise ValueError("this policy has no estimates from evidence")
+        preferences = self.utilities(probabilities, costs)
+        if self.cost_weight == 0 and self.accurate in self.strategies:
+            preferences[:, self.strategies.index(self.accurate)] += 1.0
+            preferences[:, 0] = np.where(probabilities[:, 0] >= self.evidence.sure, 3.0, preferences[:, 0])
+        if self.risk is not None:
+            preferences[:, 0] = -LAST_RESORT
+        return preferences
 
 
 def compose_probabilities(base: Floats, fixes: Floats, breaks: Floats) -> Floats:

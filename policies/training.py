@@ -39,6 +39,7 @@ from .policy import HeuristicPolicy
 from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
 from .simulation import run_attempts, simulate
 from .trained_policy import NEVER, Change, TrainedPolicy, compose_probabilities
+from .unfamiliar import accuracy_margin, fit_evidence, fit_familiarity, most_accurate
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs with the default cost weight."""
@@ -251,6 +252,8 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         starting_adapter=table.starting_adapter,
         recipes=dict(table.recipes),
         feature_names=dict(table.feature_names),
+        familiarity=fit_familiarity(table, settings.fold_count, settings.seed),
+        evidence=fit_evidence(table, settings.fold_count, settings.seed),
     )
     observed = table.fully_observed
     probabilities = {stage: held_out[observed] for stage, (_, _, held_out) in fitted.items()}
@@ -259,6 +262,10 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     else:
         costs = held_out_costs[observed]
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
+    policy = replace(
+        policy, accurate=table.strategies[most_accurate(whole)],
+        accuracy_margin=accuracy_margin(probabilities[max(probabilities)], whole),
+    )  # fmt: skip
     if settings.risk is None:
         return policy
     threshold = _select_keep_threshold(policy, whole, probabilities, costs, settings.risk)
@@ -324,33 +331,41 @@ def _choose(
     policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats
 ) -> RoutedCases:
     """What is done with each case, as `LearnedPolicy` and the graph do it; `simulate`, vectorised."""
-    skipped = policy.can_skip_probe(probabilities[0], costs)
     unusual = policy.is_out_of_distribution(table.stage(0), table.kinds)
-    measured = ~skipped & ~unusual
+    skipped = policy.can_skip_probe(probabilities[0], costs) & ~unusual
+    measured = ~skipped & (~unusual | (policy.evidence is not None))
     utilities = policy.utilities(np.where(measured[:, None], probabilities[1], probabilities[0]), costs)
     preferences = np.where(
         measured[:, None],
         policy.preferences(probabilities[1], costs, measured=True),
         policy.preferences(probabilities[0], costs, measured=False),
     )
-    kept, preferences = preferences[:, 0] > -np.inf, np.where(table.applicable, preferences, -np.inf)
-    next_best = partial(_next_best, policy, table, preferences, utilities, unusual)
+    kept = preferences[:, 0] > -np.inf
+    if policy.evidence is not None and unusual.any():
+        by_evidence = policy.evidence_probabilities(table.X[unusual])
+        utilities[unusual] = policy.utilities(by_evidence, costs[unusual])
+        preferences[unusual] = policy.evidence_preferences(by_evidence, costs[unusual])
+    preferences = np.where(table.applicable, preferences, -np.inf)
+    fallback = unusual & (policy.evidence is None)
+    next_best = partial(_next_best, policy, table, preferences, utilities, fallback)
     choice, wasted = np.where(skipped, 0, preferences.argmax(axis=1)), np.zeros(len(table))
-    choice[unusual] = [next_best(case, []) for case in np.flatnonzero(unusual).tolist()]
+    choice[fallback] = [next_best(case, []) for case in np.flatnonzero(fallback).tolist()]
     for case in np.flatnonzero(table.unparsed[np.arange(len(table)), choice]).tolist():
         choice[case], wasted[case] = run_attempts(table, case, int(choice[case]), partial(next_best, case))
-    return RoutedCases(choice, measured, wasted, kept & (choice == 0) & ~unusual & ~table.unparsed[:, 0])
+    may_keep = kept & ~(unusual & (policy.risk is not None))
+    return RoutedCases(choice, measured, wasted, may_keep & (choice == 0) & ~table.unparsed[:, 0])
 
 
 def _next_best(
-    policy: TrainedPolicy, table: OutcomeTable, preferences: Floats, utilities: Floats, unusual: Booleans,
+    policy: TrainedPolicy, table: OutcomeTable, preferences: Floats, utilities: Floats, fallback: Booleans,
     case: int, tried: Sequence[int],
 ) -> int | None:  # fmt: skip
-    """The strategy that is tried on a case after others, or None if none is left or worthwhile."""
+    """The strategy that is tried on a case after others, or None if none is left or worthwhile. Cases of `fallback` get
+    the best strategy on average."""
     remaining = [n for n in range(len(policy.strategies)) if table.applicable[case, n] and n not in tried]
     if not remaining:
         return None
-    if unusual[case]:
+    if fallback[case]:
         best = policy.strategies.index(policy.fallback([policy.strategies[n] for n in remaining]))
     else:
         best = max(remaining, key=lambda n: float(preferences[case, n]))

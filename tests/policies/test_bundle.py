@@ -32,6 +32,7 @@ from autottt.policies.features import NAMES, Features
 from autottt.policies.policy import LearnedPolicy
 from autottt.policies.trained_policy import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
+from tests.policies.synthetic import trained_small
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(120, len(NAMES[1])))
@@ -294,9 +295,23 @@ def test_a_field_of_another_type_is_refused_unless_a_policy_may_have_it(folder):
             assert not reason or "not a usable policy" in reason
             assert len(reason) < 1000
             loaded += [] if reason else [(name, value)]
-    assert sorted(loaded) == [
-        ("cost_weight", 1.5), ("keep_threshold", 1.5), ("risk", None), ("skip_probe_threshold", 1.5)
+    assert sorted(loaded, key=str) == [
+        ("accuracy_margin", 1.5), ("cost_weight", 1.5), ("evidence", None), ("familiarity", None),
+        ("keep_threshold", 1.5), ("risk", None), ("skip_probe_threshold", 1.5),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["familiarity", "evidence"])
+def test_numbers_that_do_not_fit_the_features_are_refused(tmp_path, name):
+    folder = save_bundle(trained_small(), tmp_path / "small")
+    card = json.loads((folder / CARD).read_text())
+    assert reason_of(folder) == ""
+    for key, value in card[name].items():
+        for wrong in (None, value[:-1] if isinstance(value, list) else "text"):
+            edit_card(folder, **card | {name: {**card[name], key: wrong}})
+            assert "not a usable policy" in reason_of(folder), (key, wrong)
+    edit_card(folder, **card | {name: {**card[name], "names": ["no_feature"] * len(card[name]["names"])}})
+    assert "not a usable policy" in reason_of(folder)
 
 
 @pytest.mark.parametrize("name", ["strategies", "mean_costs", "risk", "scorecard", "calibration", "seed"])

@@ -37,7 +37,8 @@ def test_contributions_are_differences_of_the_policys_own_estimates(learned):
 
 
 def test_a_query_out_of_distribution_is_explained_by_the_fallback(learned):
-    explanation = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
+    without = LearnedPolicy(dataclasses.replace(learned.trained, evidence=None))
+    explanation = explain(without, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
     assert (explanation.by, explanation.preferences, explanation.cost_weights, explanation.runner_up) == (
         "fallback",
         (),
@@ -47,6 +48,16 @@ def test_a_query_out_of_distribution_is_explained_by_the_fallback(learned):
     assert {push.lead for push in explanation.contributions} == {0.0}
     assert "no cost weight changes the fallback" in as_text(explanation)
     assert "to the lead of" not in as_text(explanation)
+
+
+def test_evidence_that_decides_is_explained(learned):
+    explanation = explain(learned, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)
+    assert explanation.by == "evidence"
+    assert explanation.preferences[0][0] == explanation.decision.strategy
+    assert "evidence of the task itself decides" in as_text(explanation)
+    risky = LearnedPolicy(dataclasses.replace(learned.trained, risk=0.1))
+    contributions = explain(risky, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL).contributions
+    assert max(abs(one.lead) for one in contributions) < 10
 
 
 def test_an_answer_outside_the_risk_guarantee_is_no_runner_up(learned):

@@ -74,12 +74,16 @@ def test_the_probe_is_skipped_if_the_free_features_suffice(learned):
     assert 0 < learned.trained.scorecard["probe_share"] < 1
 
 
-def test_a_query_out_of_distribution_gets_the_fallback(learned):
+def test_a_query_out_of_distribution_gets_the_fallback_where_no_evidence_decides(learned):
     far = at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0))
-    decision = learned.decide(far, ALL)
-    assert decision.strategy == learned.trained.ranking[0] == "ttt_in_context"
-    assert "out of distribution" in decision.reason
-    assert not learned.needs_more(Features(0, {name: far.values[name] for name in STAGE_0}))
+    without = LearnedPolicy(dataclasses.replace(learned.trained, evidence=None))
+    free = Features(0, {name: far.values[name] for name in STAGE_0})
+    for policy, features in ((without, far), (without, free), (learned, free)):
+        decision = policy.decide(features, ALL)
+        assert decision.strategy == learned.trained.ranking[0] == "ttt_in_context"
+        assert "out of distribution; fallback" in decision.reason
+    assert not without.needs_more(free)
+    assert learned.needs_more(free), "the evidence is not measured yet"
 
 
 def test_a_kind_without_training_data_is_out_of_distribution(learned):

@@ -75,8 +75,23 @@ def test_queries_out_of_distribution_are_simulated_as_served() -> None:
     able, unread = np.ones((3, 3), bool), np.zeros((3, 3), bool)
     able[1, 2], unread[2, 2] = False, True
     cases = dataclasses.replace(cases, X=strange, applicable=able, unparsed=unread)
-    policy = LearnedPolicy(dataclasses.replace(trained_small(), ranking=tuple(ALL[::-1])))
+    policy = LearnedPolicy(dataclasses.replace(trained_small(), ranking=tuple(ALL[::-1]), evidence=None))
     served = simulate(policy, cases)
     assert served.choice.tolist() == [2, 1, 1]
     assert served.wasted_cost.tolist() == [0, 0, cases.costs[2, 2]]
+    assert_training_does_the_same(policy, cases, served)
+
+
+@pytest.mark.parametrize("cost_weight", [None, 0.0, 0.01])
+@pytest.mark.parametrize("risk", [None, 0.2])
+def test_queries_that_evidence_decides_on_are_simulated_as_served(cost_weight, risk) -> None:
+    cases = build_outcome_table(OUTCOMES)
+    X, rng = cases.X.copy(), np.random.default_rng(0)
+    X[::3, 4:12] = 1e4
+    cases = dataclasses.replace(cases, X=X, unparsed=rng.uniform(size=cases.correct.shape) < 0.1)
+    policy = LearnedPolicy(dataclasses.replace(trained_small(), risk=risk, keep_threshold=0.0))
+    policy = policy if cost_weight is None else policy.with_cost_weight(cost_weight)
+    served = simulate(policy, cases)
+    assert len(set(served.choice[::3].tolist())) > 1
+    assert served.measured[::3].all()
     assert_training_does_the_same(policy, cases, served)
