@@ -59,16 +59,22 @@ class TttCrossfit:
         return with_training(attempt, adapter, from_cache)
 
     def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
-        """The plan, and the transformations that its prompts are shown under."""
         recipe = recipe_for(self, learner.loaded.recipes, task.kind)
-        rng = random.Random(f"{self.name}-{seed}")
-        transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
+        return crossfit_plan(self.name, learner, task, recipe, seed, self.folds)
 
-        def make_examples() -> TrainingExamples:
-            folds = split_folds(task, self.folds, rng)
-            orders = [leave_one_out_orders(fold.training_task, example_count(recipe), rng) for fold in folds]
-            return TrainingExamples([transformed(o, transformations) for o in orders], [f.held_out for f in folds])
 
-        key = adapter_key(self.name, task, recipe, seed, self.folds)
-        plan = AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True, strategy=self.name)
-        return plan, transformations
+def crossfit_plan(
+    name: str, learner: Learner, task: Task, recipe: Recipe, seed: int, folds: int
+) -> tuple[AdapterPlan, list[Transformation]]:
+    """The plan of an adapter per fold, and the transformations that its prompts are shown under."""
+    rng = random.Random(f"{name}-{seed}")
+    transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
+
+    def make_examples() -> TrainingExamples:
+        parts = split_folds(task, folds, rng)
+        orders = [leave_one_out_orders(part.training_task, example_count(recipe), rng) for part in parts]
+        return TrainingExamples([transformed(o, transformations) for o in orders], [part.held_out for part in parts])
+
+    key = adapter_key(name, task, recipe, seed, folds)
+    plan = AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True, strategy=name)
+    return plan, transformations

@@ -399,3 +399,24 @@ def test_a_name_that_is_taken_is_refused_when_a_strategy_registers():
             default_recipe: None = None
             answers_per_query: None = None
             attempt: None = None
+
+
+# --- racing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1e-12, 3), (3e-2, 12)])
+def test_a_race_gives_up_after_a_quarter_of_the_steps_where_training_does_not_pay(
+    rate: float, steps: int, learner: Learner, unchanged: Any
+) -> None:
+    """At a rate of nearly 0 nothing improves; at a high one the likelihood of the held-out demonstrations rises."""
+    recipe = replace(QUICK, learning_rate=rate, max_steps=12, warmup_ratio=0.0, dropout=0.0)
+    pairs: list[tuple[object, object]] = [([n, n + 1], [1, 1]) for n in range(6)]
+    race = replace(get_strategy("ttt_race"), recipe=recipe)  # type: ignore[type-var]
+    with unchanged(learner.loaded.model):
+        attempt = run(race, learner, make_task(pairs, [7, 8]))
+    assert attempt.training_record is not None
+    assert attempt.cross_validation is not None
+    assert attempt.training_record.steps <= steps
+    assert (attempt.training_record.steps == 3) == (rate < 1e-6)
+    assert (attempt.cross_validation.steps == 0) == (rate < 1e-6)
+    assert attempt.cross_validation.gain >= 0

@@ -236,9 +236,11 @@ class Learner:
         patience: int = 4,
         deadline: float = math.inf,
         on_step: OnStep | None = None,
+        trial_steps: int = 0,
     ) -> Adapter:
         """Trains an adapter per fold in one batch: on its `examples`, evaluated on its `held_out` tasks every
-        `eval_steps` steps (None: about twelve times in all).
+        `eval_steps` steps (None: about twelve times in all). After `trial_steps` steps, unless 0, training is given up
+        where no evaluation was better than the base.
 
         Keeps all adapters as they were when the held-out tasks were answered best (see
         `lora.cross_validation.HeldOutMonitor`). Raises as `adapt`, and `AdaptationError` where the adapters of all
@@ -246,7 +248,7 @@ class Learner:
         """
         return self.trainer.cross_validate(
             examples, held_out, recipe, seed=seed, eval_steps=eval_steps, patience=patience, deadline=deadline,
-            on_step=on_step,
+            on_step=on_step, trial_steps=trial_steps,
         )  # fmt: skip
 
     def verify(self, *, full: bool | None = None) -> RevertProof:

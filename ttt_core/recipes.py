@@ -126,7 +126,7 @@ _SMALL = Recipe(
 _SMALL_VOTE = replace(_SMALL, transformations=8, views=3)
 _SMALL_RECIPES: Mapping[str, Recipe] = {
     "ttt_direct": replace(_SMALL, loss="last"), "ttt_in_context": _SMALL, "ttt_warm": _SMALL,
-    "ttt_augmented": _SMALL_VOTE, "ttt_crossfit": _SMALL_VOTE,
+    "ttt_augmented": _SMALL_VOTE, "ttt_crossfit": _SMALL_VOTE, "ttt_race": _SMALL_VOTE,
 }  # fmt: skip
 
 

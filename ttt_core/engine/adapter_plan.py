@@ -44,6 +44,8 @@ class AdapterPlan:
     """Makes the prompts that the adapter will answer greedily, so that they can be answered ahead."""
     cross_validates: bool = False
     """Whether there is one adapter per fold, evaluated on `TrainingExamples.held_out`."""
+    trial_steps: int = 0
+    """Steps after which cross-validated training is given up unless it has beaten the base; 0: it is not given up."""
     warm_start_candidates: int = 0
     """How many cached adapters are compared as a starting point; 0: training starts from a new adapter."""
     strategy: str = ""

@@ -140,7 +140,7 @@ class AdapterProvider:
             if plan.cross_validates:
                 adapter = self._trainer.cross_validate(
                     examples.folds, examples.held_out, recipe, seed=plan.seed, deadline=deadline, on_step=on_step,
-                    start=self.starting,
+                    start=self.starting, trial_steps=plan.trial_steps,
                 )  # fmt: skip
             else:
                 start = self._warm_start(plan) or self.starting

@@ -87,7 +87,7 @@ class AdapterTrainer:
     def cross_validate(
         self, examples: Sequence[Sequence[Task]], held_out: Sequence[Sequence[Task]], recipe: Recipe, *, seed: int = 0,
         eval_steps: int | None = None, patience: int = 4, deadline: float = math.inf, on_step: OnStep | None = None,
-        start: Adapter | None = None,
+        start: Adapter | None = None, trial_steps: int = 0,
     ) -> Adapter:  # fmt: skip
         """As `Learner.cross_validate`."""
         if start is not None:
@@ -102,7 +102,7 @@ class AdapterTrainer:
             watch = HeldOutMonitor(
                 self._loaded, judged, before, eval_steps or max(1, recipe.max_steps // 12), patience,
                 self._guarded.charge,
-                self._guarded.max_batch_tokens(),
+                self._guarded.max_batch_tokens(), trial_steps,
             )  # fmt: skip
             looking = watch.estimate_seconds(scoring.seconds, scoring.forward_tokens) if deadline < math.inf else 0.0
             seeds = fold_seeds(seed, len(held_out))

@@ -111,6 +111,8 @@ class HeldOutMonitor:
     """Receives the numbers of forward and backward tokens before each pass."""
     max_tokens: int = MAX_BATCH_TOKENS
     """Largest number of tokens in a batch."""
+    trial_steps: int = 0
+    """Steps after which training is given up unless an evaluation was better than the base; 0: it is not given up."""
     best: LoraWeights | None = None
     """The adapters at the best evaluation so far; None while none was better than the base."""
     seconds: float = 0.0
@@ -123,6 +125,8 @@ class HeldOutMonitor:
 
     def __call__(self, step: int, current: Callable[[], LoraWeights]) -> bool:
         """As a `TrainingMonitor` of `train`."""
+        if step == self.trial_steps:
+            return self.evaluate(step, current()) or self.best is None
         return step % self.eval_steps == 0 and self.evaluate(step, current())
 
     def evaluate(self, step: int, weights: LoraWeights) -> bool:

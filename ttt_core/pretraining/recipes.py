@@ -19,6 +19,7 @@ _ANY_KIND: dict[str, Recipe] = {
     "ttt_warm": _SMALL,
     "ttt_augmented": replace(_SMALL, transformations=7, views=8),
     "ttt_crossfit": replace(_SMALL, transformations=7, views=4),
+    "ttt_race": replace(_SMALL, transformations=7, views=4),
 }
 
 BUNDLED_RECIPES: Mapping[str, Recipe] = _ANY_KIND | {
