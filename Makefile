@@ -42,7 +42,7 @@ test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS
 check-clients: $(STAMP)  ## Run lm-eval, inspect-ai and llm against a server, in an environment of their own (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_clients.py
 
-check-integrations: $(STAMP)  ## Run LangChain's standard tests and `langgraph dev`, in environments of their own (minutes)
+check-integrations: $(STAMP)  ## Run LangChain's tests, `langgraph dev`, lm-eval and inspect-ai in this package's process (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_integrations.py
 
 # Playwright and axe-core are installed into an environment of their own that sees the packages of $(VENV).

@@ -35,6 +35,8 @@ OWNERS = {
     "uvicorn": "controller",
     "prometheus_client": "controller",
     "httpx2": "controller",
+    "lm_eval": "controller",
+    "inspect_ai": "controller",
 }
 """Heavy dependencies, each with the one package that imports it."""
 HEAVY = {
@@ -54,6 +56,8 @@ HEAVY = {
     "uvicorn",
     "prometheus_client",
     "httpx2",
+    "lm_eval",
+    "inspect_ai",
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (

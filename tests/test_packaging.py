@@ -70,7 +70,9 @@ def imported() -> set[str]:
     owners = {root: {normal(name) for name in names} for root, names in packages_distributions().items()}
     owners |= {root: {name} for root, name in NAMESPACES.items()}
     owners["mlflow"] = {"mlflow"}  # the test extra installs mlflow-skinny, a part of it
-    owners["reasoning_gym"] = {"reasoning-gym"}  # which the test extra does not install
+    owners |= {
+        name: {normal(name)} for name in ("reasoning_gym", "lm_eval", "inspect_ai")
+    }  # which the test extra lacks
     third_party = {root: owners.get(root, {root}) for root in roots - set(sys.stdlib_module_names)}
     known = declared(PYPROJECT["project"]["dependencies"])
     return {min(names & known or names) for names in third_party.values()}

@@ -63,12 +63,7 @@ class Clients:
 
     def __init__(self, url: str, environment: Environment, folder: Path) -> None:
         self.url, self.environment, self.folder = url, environment, folder
-        rng = random.Random(0)
-        for name, count in (("train", SHOTS), ("test", TESTS)):
-            rows = [[rng.randrange(10) for _ in range(rng.randrange(2, 6))] for _ in range(count)]
-            lines = [json.dumps({"input": spaced(row), "output": spaced(row[::-1])}) for row in rows]
-            (folder / f"{name}.jsonl").write_text("\n".join(lines))
-        (folder / "reverse.yaml").write_text(TASK.format(folder=folder))
+        write_tasks(folder)
 
     def run(self, program: str, *arguments: str, expect: int = 0, **variables: str) -> str:
         """What a client prints. Raises `AssertionError` for another exit code."""
@@ -107,6 +102,16 @@ class Clients:
         entry = f'- model_id: local\n  model_name: {MODEL}\n  api_base: "{self.url}/v1"\n'
         (home / "extra-openai-models.yaml").write_text(entry)
         return self.run("llm", "-m", "local", "hello", *options, expect=expect, LLM_USER_PATH=str(home)).strip()
+
+
+def write_tasks(folder: Path) -> None:
+    """The task as files: reverse a list of digits."""
+    rng = random.Random(0)
+    for name, count in (("train", SHOTS), ("test", TESTS)):
+        rows = [[rng.randrange(10) for _ in range(rng.randrange(2, 6))] for _ in range(count)]
+        lines = [json.dumps({"input": spaced(row), "output": spaced(row[::-1])}) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / "reverse.yaml").write_text(TASK.format(folder=folder))
 
 
 def spaced(row: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Programs that call the package in their own process: LangChain's standard tests, `langgraph dev`.
+"""Programs that call the package in their own process: LangChain's standard tests, `langgraph dev`, harnesses.
 
     python tests/clients/check_integrations.py [NAME ...] [--environments FOLDER]
 
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from check_clients import INSPECT, SHOTS, write_tasks
 from environments import ROOT, Environment, running
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -80,8 +81,41 @@ def check_langgraph(environment: Environment, folder: Path) -> str:
     return f"graphs {sorted(graphs)}; waits for a person, then {question['strategy']} answers {trained['answer']}"
 
 
+def check_lm_eval(environment: Environment, folder: Path) -> str:
+    write_tasks(folder)
+    command = ("-m", "autottt.controller.integrations.lm_eval", "--model", "autottt", "--tasks", "reverse")
+    shots = ("--include_path", str(folder), "--num_fewshot", str(SHOTS), "--output_path")
+    scores = {}
+    for name, options in {"turns": ("--apply_chat_template", "--batch_size", "8"), "texts": ()}.items():
+        environment.run("python", *command, *shots, str(folder / name), *options, folder=folder)
+        (results,) = (folder / name).rglob("results_*.json")
+        scores[name] = json.loads(results.read_text())["results"]["reverse"]["exact_match,none"]
+    assert scores["turns"] == 1.0, scores
+    return f"exact match {scores['turns']} with examples as turns, {scores['texts']} with one text a request"
+
+
+def check_inspect(environment: Environment, folder: Path) -> str:
+    write_tasks(folder)
+    decisions = {}
+    for few_shot in (True, False):
+        arguments = json.dumps({"few_shot": few_shot})
+        code = INSPECT.replace('model="openai-api/autottt/MODEL"', 'model="autottt/bundled", model_args=ARGUMENTS')
+        (folder / "inspect_task.py").write_text(f"ARGUMENTS = {json.loads(arguments)}\n{code}\n{DECISIONS}")
+        *_, report, seen = environment.run("python", "inspect_task.py", folder=folder).splitlines()
+        assert json.loads(report)["status"] == "success", report
+        assert json.loads(report)["mean"] == 1.0, report
+        decisions[few_shot] = json.loads(seen)
+    assert "not_few_shot" not in decisions[True], decisions
+    assert set(decisions[False]) == {"not_few_shot"}, decisions
+    return f"accuracy 1.0; decisions {sorted(set(decisions[True]))} with few_shot, else not_few_shot"
+
+
+DECISIONS = "print(json.dumps([sample.output.metadata['decision'] for sample in log.samples]))"
+HARNESSES = ("lm-eval==0.4.13", "inspect-ai==0.3.285")
 CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Environment, Path], str]]] = {
     "langchain": (("langchain-tests==1.1.9",), check_langchain),
+    "lm-eval": (HARNESSES, check_lm_eval),
+    "inspect-ai": (HARNESSES, check_inspect),
     "langgraph": (("langgraph-cli[inmem]==0.4.40",), check_langgraph),
 }
 """By name: the packages of the environment, and the check."""
@@ -102,7 +136,7 @@ def main() -> int:
             folder = Path(temporary) / name
             folder.mkdir()
             try:
-                environment = Environment(environments / name, packages, inherit=True)
+                environment = Environment(environments / packages[0].partition("=")[0], packages, inherit=True)
                 print(f"ok      {name} ({', '.join(packages)}): {check(environment, folder)}", flush=True)
             except (AssertionError, urllib.error.HTTPError, subprocess.SubprocessError) as error:
                 failures += 1

@@ -29,10 +29,13 @@ class Environment:
         venv.create(folder, with_pip=True)
         if inherit:
             (packages_folder,) = folder.glob("lib/python3*/site-packages")
-            here = [*site.getsitepackages(), str(ROOT)]
+            here = site.getsitepackages()
             (packages_folder / "packages_of_the_tests.pth").write_text("\n".join(here))
         install = [str(self.binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, *packages], check=True, stderr=subprocess.DEVNULL)
+        if inherit:  # with its entry points
+            own = [*install, "--no-deps", "--editable", str(ROOT)]
+            subprocess.run(own, check=True, stderr=subprocess.DEVNULL)
 
     def run(
         self, program: str, *arguments: str, folder: Path, expect: int = 0, seconds: float = 600,
