@@ -66,7 +66,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
-        ("background", "budget", "run_facts", "session"), ("state",), ("results", "task_graph", "events"), ("nodes",),
+        ("background", "budget", "caller", "run_facts", "session"), ("state",), ("results", "task_graph", "events"),
+        ("nodes",),
         ("graph",), ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay", "server"),
         ("integrations",), ("cli",),
     ),

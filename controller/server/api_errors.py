@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ttt_core.errors import (
@@ -20,7 +20,10 @@ from ...ttt_core.errors import (
     TaskError,
     TooLongError,
 )
+from ..caller import trace_id_of
 
+TRACE_HEADER = "x-autottt-trace-id"
+"""Header with the id of a run's trace."""
 MAX_RETRY_AFTER = 120
 """Seconds; clients of OpenAI's API ignore a longer `Retry-After`."""
 _PATH = re.compile(r"(?<![\w/.])~?(?:/[\w.@+~-]+){2,}/?|(?<!\w)[A-Za-z]:\\[\w.\\@+~-]+")
@@ -40,17 +43,20 @@ class ApiError(Exception):
     code: str | None = None
     retry_after: float | None = None
     """Seconds after which the client may try again."""
+    trace_id: str = ""
+    """Identifies the trace of the run that has failed; empty where none is recorded."""
 
     def __str__(self) -> str:
         return self.message
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON body."""
+        """The JSON body; with the trace of a run that has failed, and where its client can read it."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = _TYPES.get(self.status, default)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        trace = {"trace_id": self.trace_id, "trace": f"/v1/traces/{self.trace_id}"}
+        return {"error": error, **({"autottt": trace} if self.trace_id else {})}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -58,7 +64,7 @@ class ApiError(Exception):
         headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, min(MAX_RETRY_AFTER, round(self.retry_after))))
-        return headers
+        return headers if not self.trace_id else {**headers, TRACE_HEADER: self.trace_id}
 
 
 def without_paths(text: str) -> str:
@@ -86,6 +92,11 @@ def api_error(error: BaseException) -> ApiError:
 
     Only messages of errors that name a mistake of the request are passed on.
     """
+    answer = _without_trace(error)
+    return replace(answer, trace_id=answer.trace_id or trace_id_of(error))
+
+
+def _without_trace(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, TooLongError):

@@ -19,9 +19,10 @@ from ...ttt_core.errors import AutotttError, Cancelled
 from ...ttt_core.tasks.kinds import make_task
 from ...ttt_core.tasks.task import Task
 from ..background import Publish, aiterate
+from ..caller import trace_id_of
 from . import streaming
 from .answers import Answers
-from .api_errors import ApiError, api_error, invalid_request
+from .api_errors import TRACE_HEADER, ApiError, api_error, invalid_request
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
 from .chat_answers import ChatAnswer, solve_events
 from .engine import Engine, Event
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 
 DISCONNECT_SECONDS = 0.5
 """How often it is checked whether the client of an answer that is not streamed has left."""
-TRACE_HEADER, STRATEGY_HEADER = "x-autottt-trace-id", "x-autottt-strategy"
-"""Headers of answers."""
+STRATEGY_HEADER = "x-autottt-strategy"
+"""Header with the strategy of an answer."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
 }
@@ -159,8 +160,10 @@ class _Routes:
                 yield self._solved(client, *event).model_dump()
 
         if body.stream:
-            return await self._stream(self._answers.task(client, work, streaming.POLL_SECONDS), to_data)
-        events = self._answers.task(client, work, DISCONNECT_SECONDS)
+            return await self._stream(
+                self._readable(client, self._answers.task(client, work, streaming.POLL_SECONDS)), to_data
+            )
+        events = self._readable(client, self._answers.task(client, work, DISCONNECT_SECONDS))
         answer = self._solved(client, *await self._result(events, request))
         return JSONResponse(answer.model_dump(), headers=_headers(answer.autottt))
 
@@ -182,8 +185,9 @@ class _Routes:
                 return chunks.of_event(event, lambda answer: _usage(answer).model_dump())
 
             events = self._answers.chat(client_of(request), chat, body, streaming.POLL_SECONDS)
-            return await self._stream(events, to_data)
+            return await self._stream(self._readable(client_of(request), events), to_data)
         events = self._answers.chat(client_of(request), chat, body, DISCONNECT_SECONDS)
+        events = self._readable(client_of(request), events)
         answer: ChatAnswer = await self._result(events, request)
         self._note(client_of(request), answer)
         choice = Choice(message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
@@ -271,6 +275,16 @@ class _Routes:
                 if event is not None and not isinstance(event, dict):
                     return event
         raise AssertionError("work ends with its result")
+
+    async def _readable(self, client: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """The events; where they end with an error, its client may read the trace of the run."""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        except Exception as error:
+            self._live_page.remember(client, trace_id_of(error))
+            raise
 
     async def _stream(
         self, events: AsyncGenerator[Event, None], to_data: Callable[[Event], Iterator[object]]

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...ttt_core.errors import SettingsError
+from ..caller import remote_caller
 from .api_errors import ApiError, api_error
 from .limits import Limits
 from .metrics import Metrics
@@ -136,7 +137,8 @@ class _GuardMiddleware:
         try:
             scope["autottt_client"] = self._guard.client_of(request)
             self._guard.check_length(request)
-            await self._app(scope, self._limited(receive), counted)
+            with remote_caller(request.headers.get("traceparent"), request.headers.get("tracestate")):
+                await self._app(scope, self._limited(receive), counted)
         except ApiError as error:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, counted)
         except Exception as error:
@@ -144,7 +146,7 @@ class _GuardMiddleware:
             _LOG.debug("the error, which may quote the request", exc_info=True)
             if not began:
                 unexpected = api_error(error)
-                await JSONResponse(unexpected.body, unexpected.status)(scope, receive, counted)
+                await JSONResponse(unexpected.body, unexpected.status, unexpected.headers)(scope, receive, counted)
 
     def _limited(self, receive: Receive) -> Receive:
         """Receives the body within the limits of time and bytes. Raises `HTTPException`, which FastAPI passes on."""

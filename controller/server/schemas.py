@@ -400,7 +400,15 @@ class ErrorBody(BaseModel):
     code: str | None
 
 
+class ErrorTrace(BaseModel):
+    """The trace of a run that has failed."""
+
+    trace_id: str
+    trace: str = Field(description="Path of its page, where traces are stored with content.")
+
+
 class ErrorResponse(BaseModel):
     """An error in the shape of OpenAI's API."""
 
     error: ErrorBody
+    autottt: ErrorTrace | None = None

@@ -16,6 +16,7 @@ from ...policies.policy import Policy
 from ...ttt_core.errors import AutotttError, SettingsError
 from ...ttt_core.learner import Learner
 from ...ttt_core.spans import Span
+from ..caller import name_trace, remote_carrier
 from ..run_facts import RunFacts
 from ..state import Context, task_from_plain
 from . import OTLP, named_targets
@@ -69,8 +70,10 @@ class TraceRecorder:
         root = Span("run")
         time = datetime.now(UTC).isoformat(timespec="microseconds")
         root.set(id=os.urandom(6).hex(), time=time, budget=str(context.budget), edges=[])
+        if carrier := remote_carrier():
+            root.set(caller=dict(carrier))
         for target in self._caller_targets:
-            root.set(**target.of_caller())
+            root.set(**target.of_caller())  # a span of this process is nearer than one of another
         if context.session:
             root.set(session=context.session)
         root.set(**self._facts_of(context.learner, context.policy))
@@ -82,6 +85,8 @@ class TraceRecorder:
         if root is None or root.seconds is not None:
             return
         root.end(error)
+        if error is not None:
+            name_trace(error, context.trace_id)
         try:
             root.set(peak_bytes=context.learner.guarded.peak_bytes, sizes=_sizes(root))
             trace = Trace.of(root)

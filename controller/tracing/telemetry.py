@@ -113,14 +113,15 @@ def _current_span() -> otel.Span:
 
 
 def _caller_of(trace: Trace) -> context.Context:
-    """The context in which the root of a trace begins: that of the caller's span, which is of this process."""
-    carrier: Mapping[str, str] = trace.attributes.get("caller", {})
+    """The context in which the root of a trace begins: that of the caller's span, of this process or of another."""
+    carrier: Mapping[str, Any] = trace.attributes.get("caller", {})
     extracted = TraceContextTextMapPropagator().extract(carrier, context.Context())
     parent = otel.get_current_span(extracted).get_span_context()
     if not parent.is_valid:
         return context.Context()
-    local = otel.SpanContext(parent.trace_id, parent.span_id, False, parent.trace_flags, parent.trace_state)
-    return otel.set_span_in_context(otel.NonRecordingSpan(local), context.Context())
+    is_remote = bool(carrier.get("remote"))
+    caller = otel.SpanContext(parent.trace_id, parent.span_id, is_remote, parent.trace_flags, parent.trace_state)
+    return otel.set_span_in_context(otel.NonRecordingSpan(caller), context.Context())
 
 
 def _emit(tracer: otel.Tracer, record: SpanRecord, parent: context.Context) -> None:

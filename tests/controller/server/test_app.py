@@ -8,11 +8,16 @@ import subprocess
 import sys
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from autottt import Controller, FixedPolicy
+from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.labels import _Answers
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
+from autottt.controller.tracing.telemetry import TelemetryTarget
 from tests.controller.server.conftest import MODEL, TASK
 
 
@@ -329,6 +334,73 @@ def test_feedback_that_cannot_be_stored_is_refused(serve, traced, feedback, stat
 
 def test_feedback_needs_stored_traces(serve):
     assert_is_error(serve().post("/v1/feedback", json={"trace_id": "0" * 12, "right": True}), 400, code="no_traces")
+
+
+# --- the trace of the caller, and of a run that fails ----------------------------------------------------------------
+
+PARENT = f"00-{'a1' * 16}-{'b2' * 8}-01"
+
+
+@pytest.mark.parametrize("path", ["/v1/solve", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_span_of_the_client_is_the_parent_of_the_run(serve, make_learner, tmp_path, path, stream):
+    store, spans = TraceStore(tmp_path / "traces.sqlite"), InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    recorder = TraceRecorder([store, TelemetryTarget(provider=provider)], content=False)
+    client = serve(Controller(make_learner(), FixedPolicy("in_context"), trace=recorder))
+    pairs = [{"input": text, "output": text[::-1]} for text in ("cat", "dog")]
+    chat = {"messages": [{"role": "user", "content": "hen"}], "model": MODEL, "demonstrations": pairs}
+    body = {**(TASK if path == "/v1/solve" else chat), "stream": stream}
+    client.post(path, json=body, headers={"traceparent": PARENT, "tracestate": "vendor=1"})
+    (root,) = [span for span in spans.get_finished_spans() if span.name == "solve"]
+    assert f"{root.context.trace_id:032x}" == "a1" * 16
+    assert f"{root.parent.span_id:016x}" == "b2" * 8
+    assert root.parent.is_remote
+    assert root.parent.trace_state.get("vendor") == "1"
+    assert store.get("last").attributes["caller"]["traceparent"] == PARENT
+    client.post(path, json=body)
+    assert "caller" not in store.get("last").attributes
+    assert spans.get_finished_spans()[-1].context.trace_id != root.context.trace_id
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "nonsense", PARENT.replace("a", "A"), f"{PARENT}-more", f"ff{PARENT[2:]}", f"00-{'0' * 32}-{'b2' * 8}-01",
+     f"00-{'a1' * 16}-{'0' * 16}-01"],
+)  # fmt: skip
+def test_an_invalid_traceparent_counts_as_none(serve, traced, header):
+    controller, store = traced(content=False)
+    assert serve(controller).post("/v1/solve", json=TASK, headers={"traceparent": header}).status_code == 200
+    assert "caller" not in store.get("last").attributes
+
+
+def test_a_run_that_fails_names_its_trace_and_its_client_can_read_it(serve, traced, monkeypatch):
+    controller, store = traced(content=True)
+    client = serve(controller, keys=ApiKeys({"key-of-the-first-client": "one", "key-of-another-client": "other"}))
+    mine, others = ({"authorization": f"Bearer {key}"} for key in ("key-of-the-first-client", "key-of-another-client"))
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(type(controller.learner), "verify", broken)
+    for stream in (False, True):
+        response = client.post("/v1/solve", json={**TASK, "stream": stream}, headers=mine)
+        error = events_of(response)[-1] if stream else response.json()
+        assert error["error"]["code"] == "internal_error"
+        trace_id = error["autottt"]["trace_id"]
+        assert store.get(trace_id).attributes["task"]["query"] == TASK["query"]
+        page = client.get(error["autottt"]["trace"], headers=mine)
+        assert page.status_code == 200
+        assert "<html" in page.text
+        assert_is_error(client.get(error["autottt"]["trace"], headers=others), 404, code="trace_not_found")
+        if not stream:
+            assert response.headers["x-autottt-trace-id"] == trace_id
+
+
+def test_an_error_of_a_run_that_is_not_recorded_names_no_trace(serve):
+    long = {**TASK, "query": [1] * 2000}
+    assert serve().post("/v1/solve", json=long).json().keys() == {"error"}
 
 
 def test_the_application_is_made_without_importing_a_model_library():
