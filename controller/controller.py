@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
@@ -24,15 +25,15 @@ from ..ttt_core.engine.adapter_provider import Prefetched
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.fingerprint import RevertProof
-from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
-from .session import session_of
-from .state import Context, Recorder, State, task_from_plain, task_to_plain
+from .runs import PausedRun, input_of, recorded, require_task
+from .scheduler.scheduler import Scheduler
+from .state import Context, Recorder, State
 from .tracing import lazy as lazy_tracing
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Controller:
         self.scope = ""
         """Whose trained adapters are reused; see `for_scope`."""
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
+        self._schedulers: list[Scheduler] = []
         lazy.import_all()
 
     def for_scope(self, scope: str) -> Controller:
@@ -117,6 +119,31 @@ class Controller:
         if self._graphs is None or self._graphs[0] != names:
             self._graphs = names, lazy.graph.build_graph()
         return self._graphs[1]
+
+    def scheduler(self, *, queue: int = 64, batch: int = 16) -> Scheduler:
+        """A scheduler for queries of many threads and coroutines: `queue` may wait, and the adapters of up to `batch`
+        are trained together. `close` ends its threads, or a `with` block. Raises `ValueError` for numbers below 1."""
+        scheduler = Scheduler(self, queue=queue, batch=batch)
+        self._schedulers[:] = [*(other for other in self._schedulers if not other.is_closed), scheduler]
+        return scheduler
+
+    def close(self) -> None:
+        """Closes the schedulers that this controller made, once they have finished the queries that they took, and
+        drops what the learner caches in memory. The model stays as it is, and the controller can be used again."""
+        for scheduler in self._schedulers:
+            scheduler.close()
+        self.learner.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for scheduler in self._schedulers:
+                scheduler.close(cancel=True)
+        self.close()
 
     def as_node(self, *, budget: Budget | str | float | None = None, strategy: str | None = None) -> TaskGraph:
         """The graph as a node of another LangGraph graph: it brings its model and policy along.
@@ -275,7 +302,7 @@ class Controller:
         remaining = iter(tasks)
         while batch := list(islice(remaining, size)):
             for task in batch:
-                _require_task(task)
+                require_task(task)
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 together = len(batch) > 1
                 batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None
@@ -291,9 +318,9 @@ class Controller:
         """The results of tasks whose adapters are trained in batches."""
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         refusals: dict[int, Result] = {}
-        chosen: list[tuple[PlansAdapter, Task, _PausedRun]] = []
+        chosen: list[tuple[PlansAdapter, Task, PausedRun]] = []
         with self._verified_on_failure(), self._isolated(context) as context:
-            runs = [_PausedRun(graph, task, context, seed, str(number), on_event) for number, task in enumerate(tasks)]
+            runs = [PausedRun(graph, task, context, seed, str(number), on_event) for number, task in enumerate(tasks)]
             for index, run in enumerate(runs):
                 decided = self._or_refused(run.task, run.to_the_decision)
                 if isinstance(decided, Result):
@@ -312,7 +339,7 @@ class Controller:
                 with plugin_proofs(self.learner):
                     self.learner.adapters.release_prefetched()
 
-    def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task, _PausedRun]], context: Context, seed: int) -> None:
+    def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task, PausedRun]], context: Context, seed: int) -> None:
         """Trains the adapters that strategies plan for tasks. Raises `BaseChangedError` if a plug-in wrote to the base
         while it planned: nothing that was trained since is kept."""
         planned: list[PlannedRun] = []
@@ -347,10 +374,10 @@ class Controller:
         """
         seed = self.seed if seed is None else seed
         with (
-            _recorded(context, task, seed) as context,
+            recorded(context, task, seed) as context,
             context.learner.guarded.lock.exclusive(context.raise_if_cancelled),
         ):
-            start = _input_of(self.learner, task, seed)
+            start = input_of(self.learner, task, seed)
             with self._verified_on_failure(), self._isolated(context) as context:
                 yield self.graph.stream(start, context=context, stream_mode=mode)
 
@@ -481,104 +508,12 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
     return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
 
 
-@contextmanager
-def _recorded(context: Context, task: object, seed: object) -> Iterator[Context]:
-    """The context of a run whose trace ends with the body."""
-    if context.recorder is None:
-        yield context
-        return
-    recorder, error = context.recorder, None
-    context = _begun(context, task, seed)
-    try:
-        with inside(context.root):
-            yield context
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        recorder.finish(context, error)
-
-
-def _begun(context: Context, task: object, seed: object) -> Context:
-    """The context of a run that begins now, with its task in the root of its trace."""
-    if context.recorder is not None:
-        session = session_of(lazy.task_graph.parent_config())
-        context = context.recorder.begin(replace(context, session=session))
-    if context.root is not None and isinstance(task, Task):
-        context.root.set(task=task_to_plain(task), seed=seed)
-    return context
-
-
-def _input_of(learner: Learner, task: Task, seed: int) -> State:
-    """The input of the graph. Raises `TypeError` for anything but a task, and `TooLongError`."""
-    _require_task(task)
-    learner.window.refuse_oversized(task)
-    return {"task": task_to_plain(task), "seed": seed}
-
-
-def _require_task(task: object) -> None:
-    """Raises `TypeError` for anything but a task."""
-    if not isinstance(task, Task):
-        raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
-
-
 def _budget(budget: Budget | str | float | None) -> Budget:
     if budget is None or isinstance(budget, Budget):
         return budget or Budget()
     if isinstance(budget, (int, float)) and not isinstance(budget, bool):
         return Budget(seconds=budget)
     return Budget.parse(str(budget))
-
-
-class _PausedRun:
-    """One task's run of the graph, paused between the decision and the strategy's node."""
-
-    def __init__(
-        self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str, on_event: OnEvent | None
-    ) -> None:
-        self.task = task
-        self._graph, self._context = graph, watched(_begun(context, task, seed), [task], on_event)
-        self._seed, self._on_event = seed, on_event
-        self._config: Any = {"configurable": {"thread_id": thread}}
-
-    @property
-    def root(self) -> Span | None:
-        """The root of the run's trace; None where none is recorded."""
-        return self._context.root
-
-    def to_the_decision(self) -> tuple[str, Task]:
-        """Measures and decides; returns the name of the strategy, and the task with its prompt format."""
-        with self._recorded():
-            start = _input_of(self._context.learner, self.task, self._seed)
-            state = self._advance(start, list(strategies()))
-        return state["decision"]["strategy"], task_from_plain(state["task"])
-
-    def to_the_end(self) -> Result:
-        """Runs the strategy and everything after it."""
-        with self._recorded():
-            state = self._advance(None, None)
-            self.end()
-        return result_of(self.task, state)
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Ends the trace of the run, unless it has ended."""
-        if self._context.recorder is not None:
-            self._context.recorder.finish(self._context, error)
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """A part of the run, with which its trace ends where it raises."""
-        try:
-            with inside(self._context.root):
-                yield
-        except BaseException as error:
-            self.end(error)
-            raise
-
-    def _advance(self, start: State | None, stops: list[str] | None) -> State:
-        mode: Any = "values" if self._on_event is None else ["updates", "values"]
-        parts = self._graph.stream(start, self._config, context=self._context, stream_mode=mode, interrupt_before=stops)
-        return last_state(parts, self.task, self._on_event)
 
 
 def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, ignore_mismatch: bool = False) -> Policy:

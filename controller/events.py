@@ -86,6 +86,8 @@ class PlannedRun:
     task: Task
     root: Span | None
     """Of the run's trace; None where none is recorded."""
+    publish: OnEvent | None = None
+    """Receives the steps of this run's adapter alone."""
 
 
 @dataclass(eq=False)
@@ -95,7 +97,7 @@ class PrefetchProgress:
 
     runs: Sequence[PlannedRun]
     publish: OnEvent | None
-    """Receives each step."""
+    """Receives each step, with the ids of all tasks whose adapters were trained in it."""
     _began: tuple[float, float] = field(default_factory=_now)
     """When the batch began, in the times of spans and of `clock.monotonic`."""
     _last_step: tuple[float, float] = field(default_factory=_now)
@@ -110,6 +112,9 @@ class PrefetchProgress:
         for each in losses:
             for run in self._runs_of(each.plans):
                 self._span_of(run).event(step=step, loss=each.loss)
+                if run.publish is not None:
+                    steps = each.recipe.max_steps
+                    run.publish(step_facts(run.plan.strategy, step, each.loss, steps, self._began[1]))
         runs = self._runs_of([plan for each in losses for plan in each.plans])
         loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
         names = ", ".join(run.task.id for run in runs)

@@ -67,9 +67,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
         ("background", "budget", "caller", "run_facts", "session"), ("state",), ("results", "task_graph", "events"),
-        ("nodes",),
-        ("graph",), ("tracing",), ("lazy",), ("controller",), ("evaluation", "replay", "server"),
-        ("integrations",), ("cli",),
+        ("nodes",), ("graph",), ("tracing",), ("lazy",), ("runs",), ("scheduler",), ("controller",),
+        ("evaluation", "replay", "server"), ("integrations",), ("cli",),
     ),
 }  # fmt: skip
 """The import order inside a package, from the bottom up: its modules and sub-packages, each of which may import those

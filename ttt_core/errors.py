@@ -42,6 +42,18 @@ class DeadlineError(AutotttError, TimeoutError):
     """The deadline passed before the work was complete. The model is unchanged."""
 
 
+class QueueFullError(AutotttError, RuntimeError):
+    """As many queries wait as may wait; `retry_after` seconds later there may be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ClosedError(AutotttError, RuntimeError):
+    """A scheduler or controller was closed, and takes no more queries."""
+
+
 class StateError(AutotttError, ValueError):
     """A state of the graph cannot be continued, since its numbers are of another model, policy, task or seed."""
 

@@ -50,6 +50,8 @@ class AdapterPlan:
     """How many cached adapters are compared as a starting point; 0: training starts from a new adapter."""
     strategy: str = ""
     """Name of the strategy that plans it, for lists of cached adapters."""
+    scope: str | None = None
+    """Whose adapter it is; None: of the scope in which it is trained, see `AdapterProvider.scoped`."""
 
     @property
     def can_be_prefetched(self) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from ..errors import BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
@@ -75,6 +75,11 @@ def _with_plans(planned: Sequence[_Planned], on_step: OnPrefetchStep, raised: li
             raise
 
     return on_batch_step
+
+
+def _is_any_wanted(planned: Sequence[_Planned], is_wanted: Callable[[AdapterPlan], bool], place: int) -> bool:
+    """Whether one of the plans that share the adapter of a place in the batch is still wanted."""
+    return any(map(is_wanted, planned[place].plans))
 
 
 class AdapterProvider:
@@ -148,7 +153,7 @@ class AdapterProvider:
                     examples.folds, [recipe], [plan.seed], deadline=deadline, on_step=on_step, start=start,
                     prefetched_bytes=self.prefetched_bytes,
                 )  # fmt: skip
-            adapter = replace(adapter, strategy=plan.strategy, scope=self.scope)
+            adapter = replace(adapter, strategy=plan.strategy, scope=self._scope_of(plan))
             self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
             if adapter.training.stop_reason not in ("deadline", "failed"):
                 self.cache.put(key, adapter)
@@ -160,13 +165,17 @@ class AdapterProvider:
             key = self._full_key(plan)
             return key in self._prefetched or self._cached(key) is not None
 
-    def prefetch(self, plans: Sequence[AdapterPlan], on_step: OnPrefetchStep | None = None) -> list[Prefetched]:
+    def prefetch(
+        self, plans: Sequence[AdapterPlan], on_step: OnPrefetchStep | None = None,
+        is_wanted: Callable[[AdapterPlan], bool] = lambda plan: True,
+    ) -> list[Prefetched]:  # fmt: skip
         """Trains the adapters of plans that have none yet, in batches that fit in memory; where the device batches
         adapters, they also answer their prompts in batches. Nothing is charged yet. Returns the adapters that were
         trained.
 
         Each plan's `get_or_train` then finds its adapter. A plan that fails here is left to its `get_or_train`, which
-        raises. What `on_step` raises is raised.
+        raises. What `on_step` raises is raised. Before each step an adapter leaves its batch, and is dropped, where
+        `is_wanted` is false for all its plans.
         """
         with self._guarded.lock.compute:
             missing = [plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)]
@@ -178,7 +187,7 @@ class AdapterProvider:
                 with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
                     examples, recipe = self._fitted(same[0])
                     batches.setdefault(recipe.batching_key, []).append(_Planned(same, examples.folds[0], recipe))
-            trained = [adapter for batch in batches.values() for adapter in self._train_batch(batch, on_step)]
+            trained = [each for batch in batches.values() for each in self._train_batch(batch, on_step, is_wanted)]
             if self._guarded.batches_adapters:
                 self.prefetch_answers(plans)
             return trained
@@ -260,7 +269,9 @@ class AdapterProvider:
         start = self.starting.recipe
         return replace(recipe, rank=start.rank, alpha=start.alpha, target_modules=start.target_modules)
 
-    def _train_batch(self, batch: Sequence[_Planned], on_step: OnPrefetchStep | None) -> list[Prefetched]:
+    def _train_batch(
+        self, batch: Sequence[_Planned], on_step: OnPrefetchStep | None, is_wanted: Callable[[AdapterPlan], bool]
+    ) -> list[Prefetched]:
         """Trains adapters whose recipes share a batching key, as many at once as fit in memory."""
         recipes = [planned.recipe for planned in batch]
         trained: list[Prefetched] = []
@@ -275,6 +286,7 @@ class AdapterProvider:
                     [planned.plans[0].seed for planned in some], charged=False, prefetched_bytes=self.prefetched_bytes,
                     on_batch_step=None if on_step is None else _with_plans(some, on_step, raised),
                     start=self.starting,
+                    is_wanted=partial(_is_any_wanted, some, is_wanted),
                 )  # fmt: skip
             except (BaseChangedError, Cancelled):
                 raise
@@ -284,9 +296,9 @@ class AdapterProvider:
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
             for planned, adapter in zip(some, adapters, strict=True):
                 trained.append(Prefetched(planned.plans, planned.recipe, adapter.training, len(adapters)))
-                if adapter.training.stop_reason != "failed":
+                if adapter.training.stop_reason not in ("failed", "cancelled"):
                     plan = planned.plans[0]
-                    scoped = replace(adapter, strategy=plan.strategy, scope=self.scope)
+                    scoped = replace(adapter, strategy=plan.strategy, scope=self._scope_of(plan))
                     self._prefetched[self._full_key(plan)] = scoped
         return trained
 
@@ -300,7 +312,10 @@ class AdapterProvider:
         key: tuple[object, ...] = plan.key, chosen.name, self._prompt_digests[chosen.name], self._guarded.precision
         if self.starting is not None:
             key = (*key, "start", self._starting_digest)
-        return (*key, "scope", self.scope) if self.scope else key
+        return (*key, "scope", scope) if (scope := self._scope_of(plan)) else key
+
+    def _scope_of(self, plan: AdapterPlan) -> str:
+        return self.scope if plan.scope is None else plan.scope
 
     @cached_property
     def _starting_digest(self) -> str:

@@ -6,8 +6,9 @@ Knows nothing about cached adapters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from .. import clock
 from ..errors import AdaptationError
@@ -44,12 +45,14 @@ class AdapterTrainer:
         self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *,
         deadline: float = math.inf, on_step: OnStep | None = None, charged: bool = True, start: Adapter | None = None,
         prefetched_bytes: int = 0, on_batch_step: OnBatchStep | None = None,
+        is_wanted: Callable[[int], bool] = lambda place: True,
     ) -> list[Adapter]:  # fmt: skip
         """Trains an adapter for each list of examples, as many in one batch as fit in memory beside prefetched adapters
         of `prefetched_bytes`; each gets what it would have got alone. The recipes share one batching key.
 
         With `charged=False` the cost is charged when an adapter is used, and a failed adapter says so in its record
-        instead of raising. Raises `AdaptationError`; then all that was trained is lost.
+        instead of raising. Before each step an adapter leaves the batch where `is_wanted` is false for its place.
+        Raises `AdaptationError`; then all that was trained is lost.
         """
         recipes = recipes_for_each(recipes, len(examples))
         if start is not None:
@@ -70,6 +73,7 @@ class AdapterTrainer:
                     charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
                     start=None if start is None else start.weights.copied(),
                     step_limit=None if limit is None else limit.steps,
+                    is_wanted=partial(_is_wanted_from, at, is_wanted),
                 )  # fmt: skip
                 if charged:
                     _refuse_failed(trainings)
@@ -179,6 +183,11 @@ class AdapterTrainer:
         """Largest number of copies of their weights that training these adapters in one batch holds."""
         workers = 1 if self._guarded.batches_adapters else min(self._guarded.threads, adapters * recipe.batch_size)
         return COPIES - 1 + shard_count(adapters, recipe.batch_size, workers)
+
+
+def _is_wanted_from(first: int, is_wanted: Callable[[int], bool], place: int) -> bool:
+    """`is_wanted` for a batch whose first adapter has the place `first` among all adapters."""
+    return is_wanted(first + place)
 
 
 def _from_place(first: int, on_batch_step: OnBatchStep | None) -> OnBatchStep | None:

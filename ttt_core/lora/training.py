@@ -37,7 +37,7 @@ class TrainingRecord:
     """Tokens of the training examples, each read forward and backward."""
     stop_reason: str
     """`finished` after all steps, `converged` at the recipe's `early_stop_loss`, `monitor` when the monitor stopped
-    training, `deadline` when the time was up, or `failed`."""
+    training, `deadline` when the time was up, `cancelled` when nobody wanted the adapter any more, or `failed`."""
     error: str = ""
     """Why training failed."""
     zero_update: bool = False
@@ -91,6 +91,7 @@ def train(
     memory: int | None = None,
     charge: Callable[[int, int], None] | None = None,
     start: LoraWeights | None = None,
+    is_wanted: Callable[[int], bool] = lambda place: True,
 ) -> tuple[LoraWeights, list[TrainingRecord]]:
     """Trains one adapter for each list of `examples`, all in one batch; each gets the weights that it would get alone.
 
@@ -99,7 +100,8 @@ def train(
     a step that would exceed it, and weights without a step change nothing. `step_limit` is the number of steps after
     which a deadline stopped the training that is repeated: it stops there again, with the same stop reason. `workers`
     is the number of threads on a CPU and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the
-    numbers of forward and backward tokens before each pass.
+    numbers of forward and backward tokens before each pass. Before each step an adapter is taken out of the batch where
+    `is_wanted` is false for its place.
 
     An adapter whose loss or weights become non-finite fails, and its record says so; the others continue, unless there
     is a monitor. Raises `AdaptationError` where there are no examples, `ModelError` for different batching keys.
@@ -114,7 +116,8 @@ def train(
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
         loop = _TrainingLoop(loaded, runs, engine, start)
-        loop.run(deadline, step_limit, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge)
+        on_step = _recorded(step, recipes[0], on_step)
+        loop.run(deadline, step_limit, on_step, on_batch_step, monitor, charge, is_wanted)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):
@@ -215,6 +218,7 @@ class _TrainingLoop:
         on_batch_step: OnBatchStep | None,
         monitor: TrainingMonitor | None,
         charge: Callable[[int, int], None] | None,
+        is_wanted: Callable[[int], bool],
     ) -> None:
         """Trains until all adapters have stopped, the monitor returns True, or the deadline is near."""
         self._engine.measure_memory(self._optimizer, max((r.longest for r in self._runs), key=lambda e: len(e.ids)))
@@ -226,6 +230,9 @@ class _TrainingLoop:
             began = clock.monotonic()
             if began + slowest > deadline or step == step_limit:
                 return self._stop_all("deadline")
+            self._drop_unwanted(is_wanted)
+            if not self._active:
+                return None
             rows, tokens = self._next_batches(charge)
             try:
                 losses = self._engine.losses(self._optimizer, rows, [run.dropout_seed(step) for run in self._active])
@@ -263,10 +270,20 @@ class _TrainingLoop:
         for run, loss, count in zip(self._active, losses, tokens, strict=True):
             run.add_step(step, loss, count)
 
+    def _drop_unwanted(self, is_wanted: Callable[[int], bool]) -> None:
+        """Takes the adapters that nobody wants any more out of the batch."""
+        for run in self._active:
+            if not is_wanted(self._runs.index(run)):
+                run.stop_reason = "cancelled"
+        self._remove_stopped()
+
     def _drop_stopped(self, steps: int) -> None:
-        """Takes the adapters that have stopped out of the batch."""
+        """Takes the adapters that are done after this number of steps out of the batch."""
         for run in self._active:
             run.stop_if_done(steps)
+        self._remove_stopped()
+
+    def _remove_stopped(self) -> None:
         remaining = [i for i, run in enumerate(self._active) if not run.stop_reason]
         if len(remaining) == len(self._active):
             return
