@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,12 +21,14 @@ from .options import AnswerOptions, ModelOptions, PolicyOptions, Seed, TraceOpti
 
 if TYPE_CHECKING:
     from ..controller import Controller
-    from ..server.guard import ApiKeys
+    from ..server.guard import ApiKeys, Guard
     from ..server.limits import Limits
     from ..server.upstream import Upstream
 
 KEYS_VARIABLE = "AUTOTTT_API_KEYS"
 """Environment variable with API keys, in place of a file."""
+_RAY_LIBRARIES = ("ray", "aiohttp", "grpc", "watchfiles")
+"""Ray, and what Ray Serve imports."""
 _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
 
@@ -111,6 +114,27 @@ class OtherServerOptions:
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Several processes or machines behind one address."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that runs the replicas; `local` starts one on this machine."),
+    ] = None
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --ray: processes with the model, 1 unless given; --adapters shares adapters."),
+    ] = None
+
+    def check(self) -> None:
+        """Raises `SettingsError` where the libraries are missing, or replicas have no cluster."""
+        if self.ray is not None:
+            _require_libraries(_RAY_LIBRARIES, "ray")
+        elif self.replicas is not None:
+            raise SettingsError(f"--replicas {self.replicas}: replicas run on Ray; add --ray local, or an address")
+
+
+@dataclass(frozen=True)
 class ServiceOptions:
     """How tasks are answered, and what is stored of them."""
 
@@ -133,6 +157,7 @@ def serve(
     service: ServiceOptions,
     resources: AnswerOptions,
     other: OtherServerOptions,
+    cluster: ClusterOptions,
     policy: PolicyOptions,
     model: ModelOptions,
     tracing: TraceOptions,
@@ -143,7 +168,8 @@ def serve(
 
     Listens at once; `/readyz` answers 200 when the model is loaded. Ctrl-C or SIGTERM lets requests under way finish.
     """
-    _require_libraries()
+    _require_libraries(_LIBRARIES, "serve")
+    cluster.check()
     from ..server.app import make_app
     from ..server.engine import Engine
     from ..server.guard import Guard
@@ -157,11 +183,18 @@ def serve(
     policy.check()
     check_source(model.model)
     name = service.served_name or _model_name(model.model)
-    engine = Engine(limits.limits(), Metrics(), share_adapters=service.share_adapters)
-    app = make_app(engine, model_name=name, guard=guard, upstream=other.upstream())
+    upstream = other.upstream()
     bound = bind(address.host, address.port)
+    load = partial(_load, service, resources, policy, model, tracing)
+    if cluster.ray is not None:
+        port = bound.getsockname()[1]
+        bound.close()  # Ray's own process listens there
+        _serve_on_ray(cluster, load, guard, name, service, other, device=model.device, host=address.host, port=port)
+        return
+    engine = Engine(limits.limits(), Metrics(), share_adapters=service.share_adapters)
+    app = make_app(engine, model_name=name, guard=guard, upstream=upstream)
     run_server(
-        app, engine, bound, partial(_load, service, resources, policy, model, tracing),
+        app, engine, bound, load,
         on_start=lambda: note(f"listening on {url_of(bound)}; loading the model {name}"),
         on_ready=lambda: note(f"ready after {time.monotonic() - began:.1f} s"),
     )  # fmt: skip
@@ -182,11 +215,32 @@ def _load(
     )  # fmt: skip
 
 
-def _require_libraries() -> None:
-    """Raises `SettingsError` where the extra is not installed."""
-    missing = [name.replace("_", "-") for name in _LIBRARIES if find_spec(name) is None]
+def _serve_on_ray(
+    cluster: ClusterOptions, load: partial[Controller], guard: Guard, name: str, service: ServiceOptions,
+    other: OtherServerOptions, *, device: str | None, host: str, port: int,
+) -> None:  # fmt: skip
+    """Serves with replicas on a Ray cluster, until a signal stops the process."""
+    from ..server.ray_serving import ReplicaSettings, run_replicas
+
+    began, replicas = time.monotonic(), cluster.replicas or 1
+    settings = ReplicaSettings(
+        load, name, guard.limits, guard.keys, service.share_adapters, partial(OtherServerOptions.upstream, other)
+    )
+    note(f"{replicas} replicas on Ray ({cluster.ray}) load the model {name}")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    run_replicas(
+        settings, address=str(cluster.ray), replicas=replicas, host=host, port=port,
+        gpus=1.0 if (device or "").startswith("cuda") else 0.0,
+        on_ready=lambda: note(f"listening on {url}; ready after {time.monotonic() - began:.1f} s"),
+    )  # fmt: skip
+    note("stopped")
+
+
+def _require_libraries(names: Sequence[str], extra: str) -> None:
+    """Raises `SettingsError` where the libraries of an extra are not installed."""
+    missing = [name.replace("_", "-") for name in names if find_spec(name) is None]
     if missing:
-        raise SettingsError(f"the server needs {', '.join(missing)}: run `pip install 'autottt[serve]'`")
+        raise SettingsError(f"the server needs {', '.join(missing)}: run `pip install 'autottt[{extra}]'`")
 
 
 def _model_name(source: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Programs that call the package in their own process: LangChain's standard tests, `langgraph dev`, harnesses.
+"""Programs that call the package in their own process: LangChain's standard tests, `langgraph dev`, harnesses, Ray.
 
     python tests/clients/check_integrations.py [NAME ...] [--environments FOLDER]
 
@@ -28,15 +28,26 @@ from environments import ROOT, Environment, running
 sys.path.insert(0, str(ROOT / "examples"))
 import agent
 
-PORT = 8123
+PORT, RAY_PORT = 8123, 8124
+TASK = {
+    "demonstrations": [
+        {"input": [3, 1, 4], "output": [4, 1, 3]},
+        {"input": [2, 7], "output": [7, 2]},
+        {"input": [5, 0, 8], "output": [8, 0, 5]},
+    ],
+    "query": [1, 6, 8],
+}
 
 
 def call(url: str, body: object = None) -> Any:
     """What a server answers to a GET, or to a POST with a body."""
-    content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as response:
+    with urllib.request.urlopen(request_of(url, body), timeout=300) as response:
         return json.load(response)
+
+
+def request_of(url: str, body: object = None) -> urllib.request.Request:
+    content = None if body is None else json.dumps(body).encode()
+    return urllib.request.Request(url, content, {"content-type": "application/json"})
 
 
 def wait_for(url: str, log: Path, seconds: float = 120) -> None:
@@ -110,12 +121,49 @@ def check_inspect(environment: Environment, folder: Path) -> str:
     return f"accuracy 1.0; decisions {sorted(set(decisions[True]))} with few_shot, else not_few_shot"
 
 
+def check_ray(environment: Environment, folder: Path) -> str:
+    log, task = folder / "ray.log", {**TASK, "strategy": "ttt_direct"}
+    options = ("--ray", "local", "--replicas", "2", "--port", str(RAY_PORT), "--trace-store", "off")
+    command = [str(environment.binaries / "autottt"), "serve", *options, "--adapters", str(folder / "adapters")]
+    url = f"http://127.0.0.1:{RAY_PORT}"
+    with running(command, folder, log) as process:
+        wait_for(f"{url}/readyz", log)
+        answers = [call(f"{url}/v1/solve", task) for _ in range(12)]
+        assert {str(answer["answer"]) for answer in answers} == {"[8, 6, 1]"}, answers
+        trained = [answer["autottt"]["adaptation"]["from_cache"] for answer in answers].count(False)
+        counts = {served_by(url) for _ in range(24)}
+        assert len(counts - {0}) > 0, counts
+        assert trained == 1, f"{trained} replicas have trained, though the folder of adapters is shared"
+        with urllib.request.urlopen(request_of(f"{url}/v1/solve", {**task, "stream": True}), timeout=300) as response:
+            events = response.read().decode()
+        assert '"autottt.progress"' in events, events
+        assert events.endswith("data: [DONE]\n\n"), events
+        refusal = subprocess.run([*command[:-2], "--replicas", "1"], capture_output=True, text=True, check=False)
+        assert refusal.returncode == 2, refusal
+        assert "cannot listen there" in refusal.stderr, refusal
+        lost = [*command[:3], "127.0.0.1:1", "--port", "0"]
+        nowhere = subprocess.run(lost, capture_output=True, text=True, check=False)
+        assert nowhere.returncode == 2, nowhere
+        assert "nothing answers there" in nowhere.stderr, nowhere
+        process.terminate()
+        assert process.wait(120) == 0, log.read_text(errors="replace")[-2000:]
+    return f"2 replicas, decisions by replica {sorted(counts)}, one adapter trained and shared, streams, stops with 0"
+
+
+def served_by(url: str) -> int:
+    """How many decisions the replica has made that answers this time."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("autottt_decisions_total{"))
+
+
 DECISIONS = "print(json.dumps([sample.output.metadata['decision'] for sample in log.samples]))"
 HARNESSES = ("lm-eval==0.4.13", "inspect-ai==0.3.285")
 CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Environment, Path], str]]] = {
     "langchain": (("langchain-tests==1.1.9",), check_langchain),
     "lm-eval": (HARNESSES, check_lm_eval),
     "inspect-ai": (HARNESSES, check_inspect),
+    "ray": (("ray[serve]==2.60.0",), check_ray),
     "langgraph": (("langgraph-cli[inmem]==0.4.40",), check_langgraph),
 }
 """By name: the packages of the environment, and the check."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from multiprocessing.context import ForkServerContext
 
 import pytest
 
+from autottt.controller.cli import serve as serve_command
 from autottt.controller.server.serving import bind, is_loopback, url_of
 from autottt.ttt_core.errors import ModelError, SettingsError
 from autottt.ttt_core.model.source_check import check_source
@@ -178,6 +180,7 @@ def test_a_busy_port_is_an_error_before_anything_is_loaded():
         (("--policy", "no/such/policy"), "no/such/policy"),
         (("--strategy", "magic"), "magic"),
         (("--host", "0.0.0.0"), "needs keys"),
+        (("--replicas", "2"), "add --ray local"),
         (("--host", "203.0.113.9", "--allow-no-key"), "cannot listen there"),
     ],
 )
@@ -187,6 +190,16 @@ def test_a_mistake_is_an_error_before_the_server_listens(options, message, monke
     assert code == 2
     assert message in err
     assert "listening" not in err
+
+
+def test_replicas_need_the_libraries_of_their_extra(monkeypatch):
+    def find_spec(name):
+        return None if name in ("ray", "aiohttp") else importlib.util.find_spec("json")
+
+    monkeypatch.setattr(serve_command, "find_spec", find_spec)
+    code, _, err = call("serve", "--ray", "local")
+    assert code == 2
+    assert "pip install 'autottt[ray]'" in err
 
 
 def test_keys_are_read_from_the_environment_and_never_shown(monkeypatch):
