@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
+from ..policies.calibration import Calibrates
 from ..policies.exploration import ExploringPolicy
-from ..policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
+from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.adapter_training import PlansAdapter
-from ..strategies.base import recipe_digest_for
+from ..strategies.base import nominal_cost, recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_provider import Prefetched
@@ -202,7 +203,7 @@ class Controller:
         )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
         if cost_weight is not None:
-            if not isinstance(chosen, LearnedPolicy):
+            if not isinstance(chosen, (LearnedPolicy, AnyModelPolicy)):
                 raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {chosen.name}")
             chosen = chosen.with_cost_weight(cost_weight)
         if shadow is not None or explore:
@@ -219,6 +220,7 @@ class Controller:
         """What the graph's nodes work with. `strategy` forces one, in place of the policy."""
         limit = self.budget if budget is None else _budget(budget)
         policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
+        policy = policy.snapshot() if isinstance(policy, Calibrates) else policy
         if not isinstance(cancel, (threading.Event, type(None))):
             raise TypeError(f"cancel: expected a threading.Event; received {cancel!r}")
         stops = () if cancel is None else (cancel,)
@@ -523,7 +525,11 @@ def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, i
         known = strategies().get(strategy)
         return None if known is None else recipe_digest_for(known, learner.loaded.recipes, kind)
 
+    def cost_of(strategy: str) -> float:
+        return nominal_cost(learner.loaded.recipes, get_strategy(strategy))
+
     return load_policy(
         source, base_hash=learner.base_hash, prompt_format=learner.loaded.prompt_format, recipe_of=recipe_of,
-        starting_adapter=learner.starting_digest, ignore_mismatch=ignore_mismatch and source is not None,
+        starting_adapter=learner.starting_digest, nominal_cost=cost_of,
+        ignore_mismatch=ignore_mismatch and source is not None,
     )  # fmt: skip

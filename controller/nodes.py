@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from langgraph.runtime import Runtime
 
 from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
+from ..policies.calibration import Calibrates
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
@@ -140,6 +141,8 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
 def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
     """Asks the policy which strategy to use, of those that the task allows and the budget pays for."""
     context, verdict = runtime.context, progress.verdict
+    if verdict is None and isinstance(context.policy, Calibrates):
+        context.policy.observe(progress.features)
     if verdict is not None and verdict.action == "fall_back":
         decision = context.policy.decide(progress.features, ["in_context"], tried=[])
         reason = verdict.reason if decision.may_keep else f"{verdict.reason}; {OUTSIDE_GUARANTEE}"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..policies.calibration import Calibration
 from ..policies.features import Features
-from ..policies.policy import Decision, FixedPolicy, Policy
+from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, Policy
 from ..ttt_core.engine.guarded_model import StepLimit
 from ..ttt_core.errors import TraceError
 from .budget import UNLIMITED, Budget
@@ -65,6 +66,8 @@ def replay(
     policy: Policy = FixedPolicy(strategy) if strategy is not None else controller.policy
     if strategy is None and not other_policy and forced and not _has_policy(controller, trace):
         policy = FixedPolicy(forced)
+    if trace.decisions and isinstance(policy, AnyModelPolicy) and trace.decisions[0].get("calibration"):
+        policy = policy.with_calibration(Calibration.from_plain(trace.decisions[0]["calibration"]))
     limit: Budget | str | float = budget if budget is not None else UNLIMITED
     if not what_if:
         policy = _RepeatedPolicy(policy, trace.decisions, [verdict["action"] for verdict in trace.verdicts])

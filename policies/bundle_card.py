@@ -19,6 +19,8 @@ MAX_CARD_BYTES = 16 << 20
 """Largest card that is read; that of 600 families has 64 KiB."""
 MAX_DEPTH = 16
 """Levels of lists and objects in a card at most; those that training writes have 6."""
+ANY_MODEL = "any_model"
+"""In place of a model's hash, and as the name of its folder: the policy for models without one of their own."""
 BUNDLES = Path(__file__).parent / "bundles"
 """The shipped bundles, each in a folder of its name."""
 

@@ -78,7 +78,7 @@ def _risk(value: object) -> float | None:
 def _scorecard(value: object) -> dict[str, Any]:
     """The scorecard, with the gains on which a release depends checked."""
     card: dict[str, Any] = _object_of(lambda item: item)(value)
-    for gain in (card.get("gain_over_sbs"), card.get("gain_over_best_fixed")):
+    for gain in (card.get("gain_over_sbs"), card.get("gain_over_best_fixed"), card.get("gain_over_rule_of_thumb")):
         interval = None if gain is None else _object_of(lambda item: item)(gain).get("interval_90")
         if interval is not None and not all(map(math.isfinite, _two_numbers(interval))):
             raise ValueError
@@ -100,6 +100,10 @@ def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
         return kind(**{name: each(value[name]) for name, each in read.items()})
 
     return read_record
+
+
+def _optional_texts(value: object) -> tuple[str, ...]:
+    return () if value is MISSING else _texts(value)
 
 
 _numbers, _texts = _list_of(_number), _list_of(_text)
@@ -138,6 +142,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "recipes": ("an object of texts", _object_of(_text)),
     "familiarity": ("an object of names, means, scales, precisions and a threshold, or null", _familiarity),
     "evidence": ("an object of names, weights, an intercept and shares, or null", _evidence),
+    "models": ("a list of texts", _optional_texts),
     "accurate": ("a text", _optional_text),
     "accuracy_margin": ("a number", _optional_number),
     "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ttt_core.errors import PolicyError
+from .calibration import Calibrates
 from .features import STAGE_0, Features
 from .outcomes import BASE
 from .policy import Decision, Policy, untried_strategies
@@ -39,6 +40,15 @@ class ExploringPolicy:
     @property
     def name(self) -> str:
         return self.policy.name
+
+    def snapshot(self) -> ExploringPolicy:
+        """See `Calibrates`."""
+        return replace(self, policy=self.policy.snapshot()) if isinstance(self.policy, Calibrates) else self
+
+    def observe(self, features: Features) -> None:
+        """See `Calibrates`."""
+        if isinstance(self.policy, Calibrates):
+            self.policy.observe(features)
 
     def needs_more(self, features: Features) -> bool:
         return (features.stage == 0 and self._draw(features) is not None) or self.policy.needs_more(features)

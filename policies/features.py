@@ -62,6 +62,14 @@ STAGE_1: tuple[str, ...] = (
 """Names of the features that the probe adds, in order."""
 NAMES: Mapping[int, tuple[str, ...]] = {0: STAGE_0, 1: STAGE_0 + STAGE_1}
 """Stage -> every feature name that is available after it; the names of stage 0 come first."""
+COMPARABLE = (
+    *SHAPE, "answer_total", "answer_readable", "answer_ended", "answer_beyond", "answer_is_query", "answer_is_shown",
+    "reading_hits", "reading_hits_late", "reading_hit_last", "answer_tokens", "answer_mean_normalised",
+    "answer_entropy_normalised", "reading_mean_normalised", "reading_rank", "loo_possible", "loo_hits", "orders_hits",
+    "turns_hits", "loo_mean_normalised", "loo_rank",
+)  # fmt: skip
+"""Names of features that mean the same for every model. Sizes of models are not among them: with the outcomes of a few
+models they would only tell these apart."""
 REQUIRED = (
     "kind_grid", "kind_grid1d", "kind_list", "kind_text", "answer_total", "reading_hits_late", "loo_possible",
     "loo_hits", "orders_hits",

@@ -3,6 +3,7 @@
 | policy | decides by |
 |---|---|
 | `LearnedPolicy` | the estimated probability of a right answer and the cost of each strategy, trained offline |
+| `AnyModelPolicy` | the same, trained on the outcomes of several models and calibrated on the one that answers |
 | `HeuristicPolicy` | a rule of thumb, for models without a trained policy |
 | `FixedPolicy` | nothing: one strategy for every task |
 """
@@ -19,7 +20,8 @@ import numpy as np
 
 from ..ttt_core.errors import PolicyError
 from .bundle import TrainedFor, card_of, load_bundle
-from .bundle_card import BUNDLES, CARD, bundle_folder
+from .bundle_card import ANY_MODEL, BUNDLES, CARD, bundle_folder, policies_folder
+from .calibration import Calibration, CalibrationState
 from .fast_inference import Floats
 from .features import NAMES, Features
 from .installed import installed_folder
@@ -58,6 +60,9 @@ class Decision:
     """Whether the shadow policy would not have measured more features than were measured."""
     may_keep: bool = True
     """Whether the in-context answer may be kept: false if it is outside the risk guarantee."""
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    """What the model's own answers to demonstrations said until this run began (`Calibration.to_plain`), of a policy
+    that calibrates itself; empty for others."""
     exclusive: bool = False
     """Whether no other strategy may be tried after this one; the in-context answer, which is there, may replace it."""
 
@@ -98,6 +103,8 @@ class LearnedPolicy:
 
     trained: TrainedPolicy
     name: str = "learned"
+    shift: float = 0.0
+    """Added to the log-odds of a right in-context answer."""
 
     def needs_more(self, features: Features) -> bool:
         if features.stage > 0:
@@ -186,7 +193,7 @@ class LearnedPolicy:
         if cost_weight == 0 and trained.accurate:
             others = [s for s in trained.ranking if s != trained.accurate]
             trained = replace(trained, ranking=(trained.accurate, *others))
-        return LearnedPolicy(trained, name)
+        return replace(self, trained=trained, name=name)
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
@@ -196,8 +203,8 @@ class LearnedPolicy:
         costs = self.trained.expected_costs([features.kind], self._row(features, 0))
         row = self._row(features, features.stage)
         if self.basis(features) == "evidence":
-            return self.trained.evidence_probabilities(row), costs
-        return self.trained.probabilities(features.stage, row), costs
+            return self.trained.evidence_probabilities(row, self.shift), costs
+        return self.trained.probabilities(features.stage, row, self.shift), costs
 
     def is_out_of_distribution(self, features: Features) -> bool:
         """Whether a query is unlike the training tasks."""
@@ -214,6 +221,61 @@ class LearnedPolicy:
 def _is_better(one: str, other: str, decision: Decision) -> bool:
     """Whether a strategy is another one of higher utility."""
     return one != other and decision.utilities[one] > decision.utilities[other]
+
+
+@dataclass(frozen=True)
+class AnyModelPolicy:
+    """The learned policy for models without one of their own. It calibrates itself on the model: whether it answers
+    the demonstrations of each query right from the others is known without labels.
+
+    A run decides by the calibration with which it began, and its decisions record it.
+    """
+
+    learned: LearnedPolicy
+    state: CalibrationState = field(default_factory=CalibrationState)
+    """What was observed so far; shared by all snapshots."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """The snapshot by which this value decides."""
+
+    @property
+    def name(self) -> str:
+        return "learned for any model"
+
+    def snapshot(self) -> AnyModelPolicy:
+        """The policy with what was observed until now, for one run."""
+        return replace(self, calibration=self.state.current)
+
+    def with_calibration(self, calibration: Calibration) -> AnyModelPolicy:
+        """The policy with a recorded calibration, to repeat a run."""
+        return replace(self, calibration=calibration)
+
+    def observe(self, features: Features) -> None:
+        """Notes the answers to the demonstrations of a query; later snapshots count them."""
+        if features.values.get("loo_possible"):
+            estimated = self.learned.decide(features, [BASE]).scores[BASE]
+            self.state.observe(estimated, features.values["loo_hits"])
+
+    def needs_more(self, features: Features) -> bool:
+        return self._calibrated.needs_more(features)
+
+    def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
+        decision = self._calibrated.decide(features, allowed, tried=tried)
+        count = len(self.learned.trained.models)
+        note = f"no policy was trained for this model; this one was trained on {count} others"
+        if self.calibration.queries:
+            note += f" and calibrated on the demonstrations of {self.calibration.queries} queries"
+        return replace(decision, reason=f"{decision.reason}; {note}", calibration=self.calibration.to_plain())
+
+    def with_cost_weight(self, cost_weight: float) -> AnyModelPolicy:
+        """See `LearnedPolicy.with_cost_weight`."""
+        return replace(self, learned=self.learned.with_cost_weight(cost_weight))
+
+    def card(self) -> Mapping[str, Any]:
+        return self.learned.card()
+
+    @property
+    def _calibrated(self) -> LearnedPolicy:
+        return replace(self.learned, shift=self.calibration.shift)
 
 
 @dataclass(frozen=True)
@@ -312,9 +374,13 @@ class ServedModel:
     recipes are not compared."""
     starting_adapter: str = ""
     """Digest of the adapter that training starts from; empty if it starts from zero."""
+    nominal_cost: Callable[[str], float] | None = None
+    """Relative cost of a strategy by its recipe; without the function, a policy for any model is not used."""
 
     def mismatch(self, trained: TrainedFor) -> str:
         """What a policy was trained for, if that differs from this model; else empty."""
+        if trained.base_hash == ANY_MODEL:
+            return ""
         if trained.base_hash != self.base_hash:
             return f"another model, {trained.base_hash}; this model is {self.base_hash}"
         if trained.prompt_format and self.prompt_format and trained.prompt_format != self.prompt_format:
@@ -346,6 +412,7 @@ def load_policy(
     prompt_format: str = "",
     recipe_of: Callable[[str, str], str | None] | None = None,
     starting_adapter: str = "",
+    nominal_cost: Callable[[str], float] | None = None,
     ignore_mismatch: bool = False,
 ) -> Policy:
     """Loads the policy in a folder, or one by its name (see `bundle_folder`). See `ServedModel` for the model.
@@ -355,7 +422,7 @@ def load_policy(
     `FixedPolicy` with that strategy is. `ignore_mismatch` loads a policy of another model, prompt format, starting
     adapter, recipe or features version all the same. Raises `PolicyError` for a folder that cannot be used.
     """
-    served = ServedModel(base_hash, prompt_format, recipe_of, starting_adapter)
+    served = ServedModel(base_hash, prompt_format, recipe_of, starting_adapter, nominal_cost)
     if source is None and not ignore_mismatch:
         return _own_policy(served)
     folder = BUNDLED if source is None else bundle_folder(source, BUNDLED.parent)
@@ -365,6 +432,8 @@ def load_policy(
             f"{os.fspath(folder)}: this policy was trained for {mismatch}. Train a new one with `autottt policy fit`, "
             "or use this one all the same with --ignore-mismatch (ignore_mismatch=True)"
         )
+    if trained.models:
+        return _for_any_model(trained, served)
     return LearnedPolicy(trained) if source is not None else _if_released(trained, "the shipped policy")
 
 
@@ -378,7 +447,24 @@ def _own_policy(served: ServedModel) -> Policy:
         if not (mismatch := served.mismatch(TrainedFor.of_card(folder))):
             return _if_released(load_bundle(folder), what)
         notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
-    return HeuristicPolicy(note=notes[0] if notes else "no policy was trained")
+    for folder in (policies_folder() / ANY_MODEL, BUNDLED.parent / ANY_MODEL):
+        if served.nominal_cost is not None and (folder / CARD).is_file():
+            trained = load_bundle(folder)
+            if trained.released:
+                return _for_any_model(trained, served)
+            notes.append("the policy for any model does not beat this rule significantly")
+    return HeuristicPolicy(note="; ".join(dict.fromkeys([*notes[:1], *notes[-1:]])) or "no policy was trained")
+
+
+def _for_any_model(trained: TrainedPolicy, served: ServedModel) -> AnyModelPolicy:
+    """The policy for any model with the costs of this one, by its recipes."""
+    if served.nominal_cost is None:
+        raise PolicyError("a policy for any model needs the costs of the strategies by the recipes of the model")
+    scale = max(map(served.nominal_cost, trained.strategies)) / 100
+    costs = {kind: tuple(scale * cost for cost in means) for kind, means in trained.mean_costs.items()}
+    return AnyModelPolicy(
+        LearnedPolicy(replace(trained, mean_costs=costs, cost_models=(), cost_weight=trained.cost_weight / scale))
+    )
 
 
 def _shipped() -> list[Path]:
@@ -387,7 +473,7 @@ def _shipped() -> list[Path]:
     if not BUNDLED.exists():
         return []
     others = (card.parent for card in sorted(BUNDLED.parent.glob(f"*/{CARD}")))
-    return [BUNDLED, *(folder for folder in others if folder.name not in (BUNDLED.name, "public"))]
+    return [BUNDLED, *(folder for folder in others if folder.name not in (BUNDLED.name, "public", ANY_MODEL))]
 
 
 def _if_released(trained: TrainedPolicy, what: str) -> Policy:

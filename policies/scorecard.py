@@ -198,6 +198,7 @@ def _utilities(table: OutcomeTable, arms: Mapping[str, Arm], cost_weight: float,
         },
         "gain_over_sbs": bootstrap.gain("sbs"),
         "gain_over_best_fixed": {"strategy": best, **(bootstrap.gain(best) or {})},
+        "gain_over_rule_of_thumb": bootstrap.gain("rule_of_thumb"),
         "gap_closed_per_task": bootstrap.gain("sbs", "vbs_per_task"),
         "gap_closed_per_query": bootstrap.gain("sbs", "vbs_per_query"),
     }

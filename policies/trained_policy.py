@@ -154,6 +154,9 @@ class TrainedPolicy:
     """The fixed strategy with the highest accuracy in training; empty if unknown."""
     accuracy_margin: float = 0.0
     """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
+    models: tuple[str, ...] = ()
+    """Content hashes of the models of the outcomes, for a policy for any model; empty for a policy of one model. Its
+    costs are percentages of the mean cost of the most expensive strategy."""
     scorecard: Mapping[str, Any] = field(default_factory=dict)
     """Evaluation on held-out families; plain JSON."""
     feature_names: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: dict(NAMES))
@@ -162,14 +165,18 @@ class TrainedPolicy:
     @property
     def released(self) -> bool:
         """Whether the policy beats fixed strategies significantly: the 90% intervals of its gains over the SBS, and
-        over the fixed strategy that is best on all families, are above 0."""
-        gains = [self.scorecard.get(name) or {} for name in ("gain_over_sbs", "gain_over_best_fixed")]
+        over the fixed strategy that is best on all families, are above 0. For a policy for any model: that of its gain
+        over the rule of thumb, on models and families that it was not trained on."""
+        names = ("gain_over_rule_of_thumb",) if self.models else ("gain_over_sbs", "gain_over_best_fixed")
+        gains = [self.scorecard.get(name) or {} for name in names]
         return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
 
-    def probabilities(self, stage: int, rows: Floats) -> Floats:
-        """Probability that each strategy is right [N, S] from the features of a stage [N, F]."""
+    def probabilities(self, stage: int, rows: Floats, shift: float = 0.0) -> Floats:
+        """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift` is added to the
+        log-odds of a right in-context answer."""
         estimates = self._stage_classifiers[stage](rows)
-        return compose_probabilities(estimates[:, 0], estimates[:, 1::2], estimates[:, 2::2])
+        base = estimates[:, 0] if shift == 0 else shifted(estimates[:, 0], shift)
+        return compose_probabilities(base, estimates[:, 1::2], estimates[:, 2::2])
 
     @cached_property
     def _stage_classifiers(self) -> Mapping[int, Callable[[Floats], Floats]]:
@@ -254,12 +261,12 @@ class TrainedPolicy:
     def _evidence_columns(self) -> list[int]:
         return [self.feature_names[1].index(name) for name in self.evidence.names] if self.evidence else []
 
-    def evidence_probabilities(self, rows: Floats) -> Floats:
+    def evidence_probabilities(self, rows: Floats, shift: float = 0.0) -> Floats:
         """Probability that each strategy is right [N, S] by the evidence of the tasks alone, from the features of all
-        stages [N, F]. Raises `ValueError` for a policy without evidence."""
+        stages [N, F]. `shift` is as in `probabilities`. Raises `ValueError` for a policy without evidence."""
         if self.evidence is None:
             raise ValueError("this policy has no estimates from evidence")
-        right = self.evidence.probabilities(rows[:, self._evidence_columns])
+        right = shifted(self.evidence.probabilities(rows[:, self._evidence_columns]), shift)
         fixes, breaks = (np.tile(shares, (len(rows), 1)) for shares in (self.evidence.fixes, self.evidence.breaks))
         return compose_probabilities(right, fixes, breaks)
 
@@ -276,6 +283,13 @@ class TrainedPolicy:
         if self.risk is not None:
             preferences[:, 0] = -LAST_RESORT
         return preferences
+
+
+def shifted(probabilities: Floats, shift: float) -> Floats:
+    """Probabilities with a number added to their log-odds."""
+    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    result: Floats = 1 / (1 + (1 - clipped) / clipped * np.exp(-shift))
+    return result
 
 
 def compose_probabilities(base: Floats, fixes: Floats, breaks: Floats) -> Floats:

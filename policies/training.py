@@ -171,12 +171,12 @@ def _cross_validate(table: OutcomeTable, settings: TrainingSettings, by_family: 
         unseen = whole.take(held_out)
         others = partial_cases[~np.isin(families[partial_cases], unseen.families)]
         policy = fit(table.take(np.concatenate([place[train], others])), settings)
-        _record_policy(results, held_out, policy, unseen, settings.seed)
-        _record_baselines(results, held_out, whole.take(train), unseen, settings.cost_weight)
+        record_policy(results, held_out, policy, unseen, settings.seed)
+        record_baselines(results, held_out, whole.take(train), unseen, settings.cost_weight)
     return results
 
 
-def _record_policy(
+def record_policy(
     results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int
 ) -> None:
     """Decisions and estimates of a policy on held-out cases."""
@@ -189,7 +189,7 @@ def _record_policy(
     results.permuted[:, held_out] = _permuted(policy, unseen, seed)
 
 
-def _record_baselines(
+def record_baselines(
     results: OutOfFoldDecisions, held_out: NDArray[np.int64], train: OutcomeTable, unseen: OutcomeTable, weight: float
 ) -> None:
     """Decisions of the baselines, selected on the training cases, on held-out cases."""

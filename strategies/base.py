@@ -120,6 +120,15 @@ def recipe_digest_for(strategy: Strategy, recipes: Mapping[str, Recipe], kind: s
     return recipe_digest(recipe_for(strategy, recipes, kind)) if strategy.default_recipe is not None else ""
 
 
+def nominal_cost(recipes: Mapping[str, Recipe], strategy: Strategy) -> float:
+    """The cost of a strategy in multiples of an in-context answer, by its recipe alone: its answers, and three times
+    its training prompts, since a backward pass counts as two forward passes. Each fold has an adapter."""
+    recipe = recipe_for(strategy, recipes, "")
+    answers = strategy.answers_per_query(recipe)
+    adapters = max(1, answers // recipe.views) if strategy.cost_class == "train" else 0
+    return answers + 3.0 * adapters * recipe.max_steps * recipe.batch_size
+
+
 def is_plugin(strategy: Strategy) -> bool:
     """Whether a strategy's class is not part of this package."""
     return not type(strategy).__module__.startswith(f"{__name__.rpartition('.')[0]}.")

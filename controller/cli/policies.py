@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +152,15 @@ def compare(
     from ...policies.bundle_card import bundle_folder
     from .display import show_comparison
 
-    screen.print(show_comparison([(str(folder), load_bundle(bundle_folder(folder))) for folder in policies]))
+    columns = []
+    for folder in policies:
+        trained = load_bundle(bundle_folder(folder))
+        if not trained.models:
+            columns.append((str(folder), trained))
+        for model in trained.models:
+            card = trained.scorecard["models"][model]
+            columns.append((f"{folder}, model held out", replace(trained, base_hash=model, scorecard=card)))
+    screen.print(show_comparison(columns))
 
 
 @command(policy_app, plugins=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...policies.bundle_card import ANY_MODEL, policies_folder
 from ...ttt_core.errors import PolicyError, SettingsError, TaskError
 from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
@@ -59,6 +60,12 @@ def train_policy(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the folds of the scorecard.")] = 1,
+    any_model: Annotated[
+        bool,
+        typer.Option(
+            "--any-model", help="Train a policy for models without one of their own, on the outcomes of several models."
+        ),
+    ] = False,
 ) -> None:
     """Train a policy on outcomes, and evaluate it on families that were held out.
 
@@ -73,7 +80,10 @@ def train_policy(
         raise TaskError(f"--model-hash {model_hash}: the outcomes in {', '.join(map(str, stores))} are of {models}")
     training.make_folders()
     with exclusive(training.out):
-        train_and_write(outcomes, stores, training, workers)
+        if any_model:
+            _train_any_model(outcomes, training)
+        else:
+            train_and_write(outcomes, stores, training, workers)
 
 
 @dataclass(frozen=True)
@@ -205,6 +215,30 @@ def train_and_write(
     )  # fmt: skip
     note(f"the policy is in {written}, with {REPORT}; the run is recorded in {record}")
     _report_release(trained, written, training.out)
+
+
+def _train_any_model(outcomes: Sequence[Outcome], training: TrainingOptions) -> None:
+    """Trains a policy for any model, writes it, and prints what it gains on each model when that was held out."""
+    from ...policies.any_model import bundled_vocabulary, train_any_model
+    from ...policies.bundle import save_bundle
+
+    trained = train_any_model(outcomes, bundled_vocabulary(), seed=training.seed)
+    if training.as_json:
+        print_json(trained.scorecard)
+    for model, card in trained.scorecard["models"].items():
+        policy, thumb = card["arms"]["policy"], card["arms"]["rule_of_thumb"]
+        line(
+            f"{model[:12]}, held out with its families ({card['families']}): accuracy {policy['accuracy']:.1%} at "
+            f"{policy['cost']:.0f}% of the most expensive strategy; rule of thumb {thumb['accuracy']:.1%} at "
+            f"{thumb['cost']:.0f}%"
+        )
+    gain = trained.scorecard["gain_over_rule_of_thumb"]
+    low, high = gain["interval_90"]
+    line(f"gain in utility over the rule of thumb: {gain['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})")
+    written = save_bundle(trained, training.out, over_released=True)
+    note(f"the policy for any model is in {written}; in `{policies_folder() / ANY_MODEL}` it becomes the default")
+    if not trained.released:
+        warn("it does not beat the rule of thumb significantly, so it is no default; collect outcomes of more models")
 
 
 def _warn_of_weaknesses(trained: TrainedPolicy, outcomes: Sequence[Outcome]) -> None:

@@ -1,0 +1,158 @@
+"""A policy for models without one of their own: trained on several, judged on models held out, and self-calibrating."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+
+import pytest
+
+from autottt.policies import policy as policy_module
+from autottt.policies.any_model import completed, tables_by_model, train_any_model
+from autottt.policies.bundle import load_bundle, save_bundle
+from autottt.policies.bundle_card import policies_folder
+from autottt.policies.calibration import DECAY, MAX_SHIFT, Calibration
+from autottt.policies.exploration import ExploringPolicy
+from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
+from autottt.policies.outcomes import Outcome
+from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPolicy, load_policy
+from autottt.policies.trained_policy import TrainedPolicy
+from autottt.ttt_core.errors import PolicyError
+from tests.policies.synthetic import ALL, at, made, thumb
+
+NOMINAL = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 300.0}
+
+
+def of_model(name: str, seed: int, scale: float = 1.0) -> list[Outcome]:
+    return [
+        dataclasses.replace(o, base_hash=name, relative_cost=o.relative_cost * (scale if o.relative_cost > 1 else 1))
+        for o in made(12, 8, seed)
+    ]
+
+
+OUTCOMES = [*of_model("first", 0), *of_model("second", 1, 4.0), *of_model("third", 2, 0.5)]
+
+
+@cache
+def trained() -> TrainedPolicy:
+    return train_any_model(OUTCOMES, fold_count=3)
+
+
+@pytest.fixture
+def policy(tmp_path, monkeypatch) -> AnyModelPolicy:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    sure = {"value": 0.1, "interval_90": [0.05, 0.2]}
+    released = dataclasses.replace(trained(), scorecard={**trained().scorecard, "gain_over_rule_of_thumb": sure})
+    save_bundle(released, policies_folder() / "any_model")
+    loaded = load_policy(base_hash="unknown", nominal_cost=NOMINAL.__getitem__)
+    assert isinstance(loaded, AnyModelPolicy)
+    return loaded
+
+
+def measured(level: float, right: float, stage: int = 1) -> Features:
+    return at(level, stage, **({"loo_hits": right} if stage else {}))
+
+
+def test_features_and_costs_mean_the_same_for_every_model() -> None:
+    tables = tables_by_model(OUTCOMES, {})
+    assert len({table.feature_names[1] for table in tables.values()}) == 1
+    names = set(tables["first"].feature_names[1])
+    assert names <= {*COMPARABLE, *REQUIRED}
+    assert not names & {"model_parameters", "model_vocabulary", "answer_mean", "loo_mean"}
+    for table in tables.values():
+        assert table.costs.mean(axis=0).max() == pytest.approx(100)
+
+
+def test_outcomes_of_older_features_are_completed_with_what_follows_from_them() -> None:
+    values = {"answer_mean": -2.0, "answer_total": -6.0, "reading_mean": -1.0, "loo_mean": -1.0}
+    old = dataclasses.replace(OUTCOMES[0], features=values)
+    new = completed(old, 100).features
+    assert new["answer_mean_normalised"] == pytest.approx(-2 / 4.605, rel=1e-3)
+    assert new["answer_tokens"] == pytest.approx(1.386, rel=1e-3)
+    assert completed(dataclasses.replace(old, features={**values, "answer_tokens": 7.0}), 100).features[
+        "answer_tokens"
+    ] == (7.0)
+    assert completed(dataclasses.replace(old, features={}), 100).features == {}
+
+
+def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(monkeypatch) -> None:
+    from autottt.policies import any_model
+
+    seen = []
+
+    def spied(table, settings):
+        seen.append({d.partition(":")[0] for d in table.datasets})
+        return fitted(table, settings)
+
+    fitted = any_model.fit
+    monkeypatch.setattr(any_model, "fit", spied)
+    judged = train_any_model(OUTCOMES, fold_count=3)
+    assert [len(models) for models in seen] == [2] * 9 + [3]
+    assert set(judged.scorecard["models"]) == {"first", "second", "third"} == set(judged.models)
+    for card in judged.scorecard["models"].values():
+        assert card["arms"]["policy"]["utility"] > card["arms"]["in_context"]["utility"]
+        assert card["difficulty"]["auroc"] > 0.7
+    with pytest.raises(PolicyError, match="outcomes of at least 2 models; received 1"):
+        train_any_model(of_model("first", 0))
+
+
+def test_it_is_the_default_only_where_it_beats_the_rule_of_thumb_and_says_so(policy, monkeypatch) -> None:
+    decision = policy.decide(at(1.0), ALL)
+    assert "no policy was trained for this model; this one was trained on 3 others" in decision.reason
+    assert decision.costs["ttt_in_context"] == pytest.approx(300, rel=0.3), "costs are those of this model's recipes"
+    worse = {"value": 0.1, "interval_90": [-0.05, 0.2]}
+    card = {**trained().scorecard, "gain_over_rule_of_thumb": worse}
+    save_bundle(dataclasses.replace(trained(), scorecard=card), policies_folder() / "any_model", over_released=True)
+    rule = load_policy(base_hash="unknown", nominal_cost=NOMINAL.__getitem__)
+    assert isinstance(rule, HeuristicPolicy)
+    assert "the policy for any model does not beat this rule significantly" in rule.decide(thumb(0.5), ALL).reason
+    assert isinstance(load_policy("any_model", base_hash="x", nominal_cost=NOMINAL.__getitem__), AnyModelPolicy)
+    assert isinstance(load_policy(base_hash="unknown"), HeuristicPolicy)
+    bundled = json.loads((policy_module.BUNDLED / "card.json").read_text())["base_hash"]
+    assert isinstance(load_policy(base_hash=bundled, nominal_cost=NOMINAL.__getitem__), LearnedPolicy)
+
+
+def test_a_bundle_of_it_survives(tmp_path) -> None:
+    save_bundle(trained(), tmp_path / "b")
+    loaded = load_bundle(tmp_path / "b")
+    assert (loaded.models, loaded.feature_names) == (trained().models, trained().feature_names)
+    assert set(loaded.feature_names[1]) < set(NAMES[1])
+
+
+def test_answers_to_demonstrations_shift_later_estimates_and_no_earlier_snapshot(policy) -> None:
+    before = policy.snapshot()
+    first = before.decide(at(0.0), ALL)
+    for _ in range(30):
+        policy.observe(measured(0.0, 0.0))
+    after = policy.snapshot().decide(at(0.0), ALL)
+    assert before.decide(at(0.0), ALL) == first, "a run decides by the snapshot with which it began"
+    assert after.scores["in_context"] < first.scores["in_context"]
+    assert "calibrated on the demonstrations of 30 queries" in after.reason
+    assert after.calibration["queries"] == 30
+    repeated = policy.with_calibration(Calibration.from_plain(after.calibration))
+    assert repeated.decide(at(0.0), ALL) == after
+    policy.observe(measured(0.0, 0.0, stage=0))
+    assert policy.snapshot().calibration.queries == 30, "a query without the probe has no such label"
+    assert policy.card() == before.card()
+
+
+def test_the_shift_is_bounded_and_forgets() -> None:
+    wrong = Calibration()
+    for _ in range(1000):
+        wrong = wrong.updated(0.95, 0.0)
+    assert wrong.shift == -MAX_SHIFT
+    assert wrong.weight == pytest.approx(1 / (1 - DECAY), rel=1e-3)
+    for _ in range(1000):
+        wrong = wrong.updated(0.95, 1.0)
+    assert wrong.shift > 0
+    assert Calibration().shift == 0.0
+    assert abs(Calibration().updated(0.5, 0.0).shift) < 0.5
+
+
+def test_an_exploring_policy_passes_snapshots_on(policy) -> None:
+    exploring = ExploringPolicy(policy)
+    before = exploring.snapshot()
+    exploring.observe(measured(0.0, 1.0))
+    assert before.policy.calibration.queries == 0
+    assert exploring.snapshot().policy.calibration.queries == 1
