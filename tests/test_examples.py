@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from autottt import Controller
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -34,6 +36,67 @@ def load(monkeypatch) -> Callable[[str], Any]:
         return module
 
     return module_of
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Controller:
+    return Controller.from_pretrained()
+
+
+@pytest.fixture(autouse=True)
+def load_once(bundled, monkeypatch) -> None:
+    """Examples that run in this process share the bundled model; they start with an empty cache of adapters."""
+
+    def from_pretrained(model=None, *, budget=None) -> Controller:
+        assert model is None
+        bundled.learner.clear()
+        return Controller(bundled.learner, bundled.policy, budget=budget)
+
+    monkeypatch.setattr(Controller, "from_pretrained", from_pretrained)
+
+
+def test_a_batch_job_that_was_killed_continues_where_it_stopped(load, tmp_path, capsys):
+    shown = [{"input": [a, b], "output": [b, a]} for a, b in [(1, 2), (3, 4), (5, 6)]]
+    queries = {"one": [7, 8, 9], "two": [2, 5], "three": [4, 4, 1], "too long": [1] * 5000}
+    lines = [{"id": name, "kind": "list", "demonstrations": shown, "query": query} for name, query in queries.items()]
+    tasks, answers = tmp_path / "tasks.jsonl", tmp_path / "answers.jsonl"
+    tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = load("batch")
+    job.main([str(tasks), str(answers)])
+    assert "0 of 4 tasks were answered before" in capsys.readouterr().out
+    whole = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [each["status"] for each in whole][3] == "refused"
+    first, second, *_ = answers.read_bytes().splitlines(keepends=True)
+    answers.write_bytes(first + second[:20])  # as a kill leaves it
+    job.main([str(tasks), str(answers), "--batch-size", "2"])
+    assert "1 of 4 tasks were answered before" in capsys.readouterr().out
+    again = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(each["key"], each["answer"]) for each in again] == [(each["key"], each["answer"]) for each in whole]
+    job.main([str(tasks), str(answers)])
+    assert "4 of 4 tasks" in capsys.readouterr().out
+    answers.write_bytes(first)
+    tasks.write_text(json.dumps(lines[1]) + "\n")
+    with pytest.raises(SystemExit, match="other tasks"):
+        job.main([str(tasks), str(answers)])
+    tasks.write_text(json.dumps(lines[1]) + '\n{"id": "no task"}\n')
+    with pytest.raises(SystemExit, match=r"tasks\.jsonl:2: "):
+        job.main([str(tasks), str(answers)])
+
+
+def test_the_tour_runs_with_the_bundled_model(load, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["notebook.py", "bundled"])
+    load("notebook")
+    printed = capsys.readouterr().out
+    assert "in_context: 'the garden!', right: True" in printed
+    assert "ttt_direct: 'the garden!', right: True" in printed
+    first, *_, last = printed.split(" steps: ")[1].splitlines()[0].split()
+    assert float(last) < float(first)
+    assert printed.splitlines()[-1] == "not_few_shot"
+
+
+def test_every_example_is_run():
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"agent", "batch", "notebook", "serve_and_ask"}
 
 
 @pytest.mark.filterwarnings("ignore:This API is in beta")
