@@ -34,6 +34,7 @@ from .options import (
 from .outcomes import collect, outcomes_app
 from .policies import policy_app
 from .policy_fit import fit as _fit  # noqa: F401 - registers the command
+from .prepare import prepare
 from .serve import serve
 from .settings import read_config
 from .solve import solve
@@ -116,6 +117,7 @@ command(app)(strategies)
 command(app)(collect)
 command(app, "train-policy", plugins=False)(train_policy)
 command(app, plugins=False)(retrain)
+command(app, plugins=False)(prepare)
 command(app)(doctor)
 app.add_typer(policy_app, name="policy")
 app.add_typer(outcomes_app, name="outcomes")

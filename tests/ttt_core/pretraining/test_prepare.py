@@ -1,0 +1,108 @@
+"""A starting adapter is trained on some families, judged on others, and a killed training continues."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autottt.ttt_core.errors import ModelError, TaskError
+from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora.starting_adapter import read_card
+from autottt.ttt_core.pretraining.prepare import LAST, RECIPE, Preparation, Round, prepare
+from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import Task
+
+SETTINGS = Preparation(
+    replace(RECIPE, rank=4, alpha=4.0, max_steps=3, batch_size=2, learning_rate=3e-2, target_modules=("all-linear",)),
+    rounds=4, patience=4,
+)  # fmt: skip
+
+
+def tasks_of(*families: int) -> list[Task]:
+    """Families that all answer with 1, 1: learning one helps on the others."""
+    return [
+        make_task(
+            [([n, n + 1 + k], [1, 1]) for n in range(family, family + 4)], [k, family], answer=[1, 1],
+            id=f"{family}-{k}", family=f"f{family}",
+        )
+        for family in families
+        for k in range(2)
+    ]  # fmt: skip
+
+
+def test_the_adapter_helps_on_families_that_it_never_saw_and_the_base_is_untouched(make_learner, tmp_path, unchanged):
+    learner, reports = make_learner(), []
+    with unchanged(learner.loaded.model):
+        result = prepare(
+            learner,
+            tasks_of(1, 2, 3),
+            tasks_of(5, 6),
+            tmp_path / "adapter",
+            SETTINGS,
+            lambda so_far: reports.append(so_far),
+        )
+    assert [len(report.curve) for report in reports] == [1, 2, 3, 4, 5]
+    assert result.curve[result.best].log_prob > result.curve[0].log_prob
+    card = read_card(tmp_path / "adapter")
+    assert card["base_hash"] == learner.base_hash
+    assert (card["families"], card["held_out_families"]) == (["f1", "f2", "f3"], ["f5", "f6"])
+    assert card["best_round"] == result.best
+    started = Learner.wrap(
+        learner.loaded.model, learner.loaded.tokenizer, prompt_format="standard",
+        starting_adapter=tmp_path / "adapter", read_with_adapter=True,
+    )  # fmt: skip
+    scores = [rows[-1].total for rows in started.score(tasks_of(5, 6))]
+    assert sum(scores) / len(scores) == pytest.approx(result.curve[result.best].log_prob, abs=1e-3)
+
+
+def test_a_killed_run_continues_after_its_last_round_with_the_same_result(make_learner, tmp_path):
+    sides = tasks_of(1, 2), tasks_of(5)
+    whole = prepare(make_learner(), *sides, tmp_path / "whole", SETTINGS)
+
+    def kill(so_far: Preparation) -> None:
+        if len(so_far.curve) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(make_learner(), *sides, tmp_path / "killed", SETTINGS, kill)
+    assert not (tmp_path / "killed").exists()
+    rounds: list[int] = []
+    again = prepare(
+        make_learner(), *sides, tmp_path / "killed", SETTINGS, lambda so_far: rounds.append(len(so_far.curve))
+    )
+    assert rounds == [3, 4, 5]
+    assert [one.steps for one in again.curve] == [one.steps for one in whole.curve]
+    logs = [[one.log_prob for one in run.curve] for run in (again, whole)]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+    (tmp_path / ".killed.state" / LAST).write_bytes(b"torn")
+    rounds.clear()
+    prepare(make_learner(), *sides, tmp_path / "killed", SETTINGS, lambda so_far: rounds.append(len(so_far.curve)))
+    assert rounds[0] == 1, "a damaged state is no state"
+    rounds.clear()
+    other = replace(SETTINGS, seed=1)
+    prepare(make_learner(), *sides, tmp_path / "killed", other, lambda so_far: rounds.append(len(so_far.curve)))
+    assert rounds[0] == 1, "another run does not continue this one"
+
+
+def test_training_stops_after_rounds_without_improvement_and_the_best_counts():
+    def after(*right: int) -> Preparation:
+        return replace(SETTINGS, rounds=9, patience=2, curve=tuple(Round(n, 0.0, r, 0.0) for n, r in enumerate(right)))
+
+    assert not after(1).is_finished
+    assert not after(1, 0).is_finished
+    assert after(1, 0, 0).is_finished
+    assert not after(1, 2, 1).is_finished
+    assert after(1, 2, 1, 2).best == 1
+    assert after(*range(10)).is_finished
+
+
+def test_what_cannot_be_prepared_is_refused(make_learner, tmp_path):
+    with pytest.raises(TaskError, match="received 0 and 1 families"):
+        prepare(make_learner(), [], tasks_of(1), tmp_path / "a", SETTINGS)
+    with pytest.raises(TaskError, match="f1: this family is both"):
+        prepare(make_learner(), tasks_of(1), tasks_of(1), tmp_path / "a", SETTINGS)
+    useless = replace(SETTINGS, recipe=replace(SETTINGS.recipe, alpha=0.0), rounds=1)
+    with pytest.raises(ModelError, match="no round of 3 steps was better on held-out families"):
+        prepare(make_learner(), tasks_of(1), tasks_of(5), tmp_path / "a", useless)
+    assert not (tmp_path / "a").exists()
