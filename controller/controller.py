@@ -123,7 +123,7 @@ class Controller:
 
     def scheduler(self, *, queue: int = 64, batch: int = 16) -> Scheduler:
         """A scheduler for queries of many threads and coroutines: `queue` may wait, and the adapters of up to `batch`
-        are trained together. `close` ends its threads, or a `with` block. Raises `ValueError` for numbers below 1."""
+        are trained together. `close` ends its threads, or a `with` block. Raises `ValueError` as `Scheduler` does."""
         scheduler = Scheduler(self, queue=queue, batch=batch)
         self._schedulers[:] = [*(other for other in self._schedulers if not other.is_closed), scheduler]
         return scheduler

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context as Variables
@@ -50,6 +51,7 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends the work on it before its next step or token."""
+    arrived: float = field(default_factory=time.monotonic)
     variables: Variables = field(default_factory=copy_context)
     """Of the caller; the work is done with them."""
     phase: Phase = "waits_for_reading"

@@ -73,6 +73,8 @@ class Lanes:
         """Why no job is taken any more."""
         self._process = os.getpid()
         self._numbers, self._next_sweep = count(), 0.0
+        self.on_wait: Callable[[float], None] = lambda seconds: None
+        """Receives the seconds that each job waited before the work on it began."""
         self._in_a_row = 0
         """Jobs that were read while training was paused, since it last continued."""
         self._seconds_per_job, self._last_end = 1.0, 0.0
@@ -134,7 +136,8 @@ class Lanes:
             raise ClosedError("this process was forked from the one with the scheduler; create another one here")
         if self._error is not None:
             raise type(self._error)(*self._error.args)
-        if self.waiting >= self._limit:
+        taken_at_once = not any(job.phase == "reading" for job in self._jobs)
+        if self.waiting + 1 - taken_at_once > self._limit:
             seconds = self.expected_seconds
             raise QueueFullError(
                 f"{self.waiting} queries wait, which is the limit; try again in about {seconds:.0f} seconds", seconds
@@ -454,6 +457,8 @@ class Lanes:
         try:
             self.sweep()
             if job.phase != "done":
+                if job.run is None:
+                    self.on_wait(time.monotonic() - job.arrived)
                 job.variables.run(work, job)
         except BaseException as error:
             self._on_error(job, learner, error)
@@ -473,11 +478,17 @@ class Lanes:
                     raise _too_late() from None
                 job.variables.run(self._finish_in_context, job, learner)
             else:
-                self._settle(job, error=error)
+                self._settle_with_trace(job, error)
         except BaseChangedError as changed:
             self._fail(changed, job)
         except BaseException as other:
-            self._settle(job, error=other)
+            self._settle_with_trace(job, other)
+
+    def _settle_with_trace(self, job: Job, error: BaseException) -> None:
+        """Ends a job with an error that names the trace of its run: the trace ends first."""
+        if job.run is not None:
+            job.run.end(error)
+        self._settle(job, error=error)
 
     def _fail(self, error: BaseChangedError, job: Job | None = None) -> None:
         """Ends all jobs, and refuses those to come; one job, where the caller can set back what was changed."""

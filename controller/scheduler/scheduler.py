@@ -70,11 +70,12 @@ class Scheduler:
     """
 
     def __init__(self, controller: Solver, *, queue: int = 64, batch: int = 16) -> None:
-        """`queue` is how many queries may wait, `batch` how many adapters are trained at once at most. Starts threads:
-        `close` ends them. Raises `ValueError` for numbers below 1."""
-        for name, value in (("queue", queue), ("batch", batch)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1; received {value!r}")
+        """`queue` is how many queries may wait; with 0 a query is taken only if it can be read at once. `batch` is how
+        many adapters are trained at once at most. Starts threads: `close` ends them. Raises `ValueError` for a
+        negative `queue`, and a `batch` below 1."""
+        for name, value, least in (("queue", queue, 0), ("batch", batch, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}; received {value!r}")
         lazy.import_all()
         self.controller = controller
         self.lanes = Lanes(controller.learner, limit=queue, batch=batch, langsmith=controller.langsmith)

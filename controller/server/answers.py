@@ -19,7 +19,7 @@ from .schemas import ChatRequest, Source
 from .upstream import Upstream, UpstreamError
 
 if TYPE_CHECKING:
-    from ..controller import Controller
+    from ..scheduler.scheduler import Scheduler
 
 
 class Answers:
@@ -62,11 +62,11 @@ class Answers:
                     raise ApiError(503, f"{error}, after a part of its text was sent", code="other_server") from None
                 fallback = str(error)
 
-        def work(controller: Controller) -> AsyncGenerator[Event, None]:
+        def work(scheduler: Scheduler) -> AsyncGenerator[Event, None]:
             if chat.few_shot:
                 how = {"strategy": body.strategy, "budget": body.budget, "seed": body.seed}
-                return answer_few_shot(controller, chat, how, progress=bool(body.stream))
-            return answer_conversation(controller, chat)
+                return answer_few_shot(scheduler, chat, how, progress=bool(body.stream))
+            return answer_conversation(scheduler, chat)
 
         async with aclosing(self._engine.run(client, work, idle_seconds)) as events:
             async for event in events:
@@ -91,7 +91,7 @@ class Answers:
         """What the other server is asked for, without the model here; a `Source` with the reason where it cannot be
         asked."""
 
-        async def work(_: Controller) -> AsyncGenerator[Event, None]:
+        async def work(_: Scheduler) -> AsyncGenerator[Event, None]:
             yield await ask()
 
         try:

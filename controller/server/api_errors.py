@@ -15,7 +15,9 @@ from ...ttt_core.errors import (
     BaseChangedError,
     BudgetError,
     Cancelled,
+    ClosedError,
     ParseError,
+    QueueFullError,
     StrategyError,
     TaskError,
     TooLongError,
@@ -87,6 +89,11 @@ def invalid_request(error: Mapping[str, Any], place: Sequence[int | str]) -> Api
     return ApiError(400, message, field or None, "invalid_value")
 
 
+def shutting_down() -> ApiError:
+    """The error for requests that arrive while the server stops."""
+    return ApiError(503, "the server is shutting down; try another one", code="shutting_down", retry_after=30)
+
+
 def api_error(error: BaseException) -> ApiError:
     """What a client receives of an error that was raised while its request was answered.
 
@@ -106,6 +113,10 @@ def _without_trace(error: BaseException) -> ApiError:
         return ApiError(400, without_paths(str(error)), field[0] if field else None)
     if isinstance(error, Cancelled):
         return ApiError(503, "the request was cancelled before it had an answer", code="cancelled", retry_after=5)
+    if isinstance(error, QueueFullError):
+        return ApiError(503, str(error), code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, ClosedError):
+        return shutting_down()
     if isinstance(error, BaseChangedError):
         message = "the model is not what was loaded, so this server answers no more; restart it"
         return ApiError(503, message, code="base_changed")

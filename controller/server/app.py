@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -18,7 +17,6 @@ from starlette.exceptions import HTTPException
 from ...ttt_core.errors import AutotttError, Cancelled
 from ...ttt_core.tasks.kinds import make_task
 from ...ttt_core.tasks.task import Task
-from ..background import Publish, aiterate
 from ..caller import trace_id_of
 from . import streaming
 from .answers import Answers
@@ -53,8 +51,8 @@ from .schemas import (
 from .upstream import Upstream
 
 if TYPE_CHECKING:
-    from ..controller import Controller
     from ..results import Result
+    from ..scheduler.scheduler import Scheduler
 
 DISCONNECT_SECONDS = 0.5
 """How often it is checked whether the client of an answer that is not streamed has left."""
@@ -149,9 +147,9 @@ class _Routes:
         """Answers a task of any kind; with `stream`, progress comes first, as server-sent events."""
         task, client = self._task(body), client_of(request)
 
-        def work(controller: Controller) -> AsyncGenerator[Event, None]:
+        def work(scheduler: Scheduler) -> AsyncGenerator[Event, None]:
             how = {"strategy": body.strategy, "budget": body.budget, "seed": body.seed}
-            return solve_events(controller, task, how, progress=body.stream)
+            return solve_events(scheduler, task, how, progress=body.stream)
 
         def to_data(event: Event) -> Iterator[object]:
             if isinstance(event, dict):
@@ -198,14 +196,8 @@ class _Routes:
         """The decision on a task and its scores. The task is measured, and not answered."""
         task = self._task(body)
 
-        async def work(controller: Controller) -> AsyncGenerator[Event, None]:
-            def decide(publish: Publish[Event]) -> None:
-                publish(controller.decide(task, budget=body.budget, seed=body.seed, cancel=stop))
-
-            stop = threading.Event()
-            async with aclosing(aiterate(decide, stop)) as decisions:
-                async for decided in decisions:
-                    yield decided
+        async def work(scheduler: Scheduler) -> AsyncGenerator[Event, None]:
+            yield await scheduler.adecide(task, budget=body.budget, seed=body.seed)
 
         events = self._engine.run(client_of(request), work, DISCONNECT_SECONDS)
         decision, proof = await self._result(events, request)

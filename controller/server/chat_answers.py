@@ -12,7 +12,8 @@ import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...ttt_core.errors import Cancelled
 from ...ttt_core.tasks.task import Task
@@ -22,11 +23,19 @@ from .facts import facts_of
 from .schemas import Cost, Facts, Proof, Source
 
 if TYPE_CHECKING:
-    from ..controller import Controller
+    from ...ttt_core.learner import Learner
     from ..results import Result
+    from ..scheduler.scheduler import Scheduler
 
 NOT_FEW_SHOT, BASE_MODEL = "not_few_shot", "base_model"
 """The decision on a conversation, and what answers it."""
+
+
+class HasLearner(Protocol):
+    """A controller, or a scheduler."""
+
+    @property
+    def learner(self) -> Learner: ...
 
 
 @dataclass(frozen=True)
@@ -52,45 +61,45 @@ def text_event(text: str) -> dict[str, Any]:
 
 
 async def solve_events(
-    controller: Controller, task: Task, how: Mapping[str, Any], *, progress: bool
+    scheduler: Scheduler, task: Task, how: Mapping[str, Any], *, progress: bool
 ) -> AsyncGenerator[Any, None]:
     """The result of a task, with `progress` after the events of its run; `how` are arguments of `Controller.solve`."""
     if not progress:
-        yield await controller.asolve(task, **how)
+        yield await scheduler.asolve(task, **how)
         return
-    async with aclosing(controller.astream(task, **how)) as events:
+    async with aclosing(scheduler.astream(task, **how)) as events:
         async for event in events:
             yield event
 
 
 async def answer_few_shot(
-    controller: Controller, chat: ChatTask, how: Mapping[str, Any], *, progress: bool
+    scheduler: Scheduler, chat: ChatTask, how: Mapping[str, Any], *, progress: bool
 ) -> AsyncGenerator[Any, None]:
     """The answer to a few-shot task, with `progress` after the events of its run."""
-    async with aclosing(solve_events(controller, chat.task, how, progress=progress)) as events:
+    async with aclosing(solve_events(scheduler, chat.task, how, progress=progress)) as events:
         async for event in events:
-            yield event if isinstance(event, dict) else await asyncio.to_thread(answer_of, controller, chat, event)
+            yield event if isinstance(event, dict) else await asyncio.to_thread(answer_of, scheduler, chat, event)
 
 
-async def answer_conversation(controller: Controller, chat: ChatTask) -> AsyncGenerator[Any, None]:
+async def answer_conversation(scheduler: Scheduler, chat: ChatTask) -> AsyncGenerator[Any, None]:
     """The text of the base model as it is written, and the answer."""
     stop = threading.Event()
 
     def work(publish: Publish[Any]) -> None:
-        publish(complete(controller, chat, stop, publish))
+        publish(scheduler.call(partial(complete, scheduler, chat, stop, publish), cancel=stop).result())
 
     async with aclosing(aiterate(work, stop)) as events:
         async for event in events:
             yield event
 
 
-def answer_of(controller: Controller, chat: ChatTask, result: Result) -> ChatAnswer:
+def answer_of(controller: HasLearner, chat: ChatTask, result: Result) -> ChatAnswer:
     """The answer of a solved task."""
     formatted = replace(chat.task, prompt_format=str(result.format_choice.get("name", "")))
     return content_of(controller, chat, result, len(controller.learner.window.encode(formatted).ids))
 
 
-def content_of(controller: Controller, chat: ChatTask, result: Result, prompt_tokens: int) -> ChatAnswer:
+def content_of(controller: HasLearner, chat: ChatTask, result: Result, prompt_tokens: int) -> ChatAnswer:
     """The answer of a solved task: its value as text, cut where the request says so."""
     if result.answer is None:
         text = result.text
@@ -100,7 +109,7 @@ def content_of(controller: Controller, chat: ChatTask, result: Result, prompt_to
     return ChatAnswer(text, "length" if cut else "stop", prompt_tokens, count, facts_of(result), result)
 
 
-def _first_tokens(controller: Controller, text: str, limit: int) -> tuple[str, int, bool]:
+def _first_tokens(controller: HasLearner, text: str, limit: int) -> tuple[str, int, bool]:
     """The first tokens of a text, how many those are, and whether there are more."""
     tokenizer = controller.learner.loaded.tokenizer
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -109,7 +118,7 @@ def _first_tokens(controller: Controller, text: str, limit: int) -> tuple[str, i
     return str(tokenizer.decode(ids[:limit])), limit, True
 
 
-def complete(controller: Controller, chat: ChatTask, stop: threading.Event, publish: Publish[Any]) -> ChatAnswer:
+def complete(controller: HasLearner, chat: ChatTask, stop: threading.Event, publish: Publish[Any]) -> ChatAnswer:
     """What the base model writes, with the proof that it is unchanged; `publish` receives the text so far."""
     learner = controller.learner
 

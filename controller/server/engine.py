@@ -1,4 +1,4 @@
-"""The engine of the server: the controller, loaded in a thread, and the runs of requests, one after the other.
+"""The engine of the server: the controller, loaded in a thread, and the scheduler that solves what requests ask.
 
 What the HTTP side calls is `run`: it hands over work and receives its events. Imports no model library itself.
 """
@@ -9,24 +9,27 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ...ttt_core.errors import BaseChangedError, Cancelled
-from .api_errors import ApiError
+from .api_errors import ApiError, shutting_down
 from .limits import Limits
 from .metrics import Metrics
 from .work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from ..controller import Controller
+    from ..scheduler.scheduler import Scheduler
 
 Event: TypeAlias = Any
 """A dictionary for progress; anything else is the result, which is the last event."""
-Work: TypeAlias = "Callable[[Controller], AsyncGenerator[Event, None]]"
+Work: TypeAlias = "Callable[[Scheduler], AsyncGenerator[Event, None]]"
 State = Literal["loading", "ready", "failed", "stopping", "stopped"]
 LOAD_RETRY_SECONDS = 5
 """Seconds after which a client may ask again while the model is being loaded."""
+BATCH = 16
+"""Adapters that are trained at once."""
 _LOG = logging.getLogger("autottt.server")
 
 
@@ -41,22 +44,27 @@ class Engine:
         self.state: State = "loading"
         self.error: BaseException | None = None
         """Why the controller could not be loaded."""
-        self.queue = WorkQueue(limits, metrics.waited)
+        self.queue = WorkQueue(limits)
+        self.scheduler: Scheduler | None = None
+        """Of the loaded controller."""
         self._controller: Controller | None = None
         self._runs: set[asyncio.Task[None]] = set()
-        metrics.watch(lambda: self.queue.waiting, lambda: self.queue.running)
+        metrics.watch(
+            lambda: 0 if self.scheduler is None else self.scheduler.waiting,
+            lambda: 0 if self.scheduler is None else self.scheduler.running,
+        )
 
     async def load(self, load: Callable[[], Controller]) -> None:
         """Loads the controller in a thread, and is ready for work afterwards."""
         try:
-            controller = await _in_daemon_thread(load)
+            await _in_daemon_thread(lambda: self.use(load()))
         except Exception as error:
             self.state, self.error = "failed", error
-            return
-        self.use(controller)
 
     def use(self, controller: Controller) -> None:
         """Takes a loaded controller."""
+        self.scheduler = controller.scheduler(queue=self.limits.queue, batch=BATCH)
+        self.scheduler.lanes.on_wait = self.metrics.waited
         self._controller = controller
         cache = controller.learner.adapters.cache
         cache.per_scope = self.limits.adapters_per_client
@@ -73,7 +81,7 @@ class Engine:
     def controller(self) -> Controller:
         """The loaded controller. Raises `ApiError` while there is none, and once the server stops."""
         if self.state == "stopping" or self.state == "stopped":
-            raise ApiError(503, "the server is shutting down; try another one", code="shutting_down", retry_after=30)
+            raise shutting_down()
         if self.state == "failed":
             raise ApiError(503, "the model could not be loaded, or is not what was loaded", code="not_ready")
         if self._controller is None:
@@ -84,15 +92,17 @@ class Engine:
     async def run(
         self, client: str, work: Work, idle_seconds: float, *, uses_model: bool = True
     ) -> AsyncGenerator[Event, None]:
-        """The events of work that waits for its turn, and None whenever there is none for `idle_seconds`.
+        """The events of work, and None whenever there is none for `idle_seconds`.
 
-        Work that does not use the model waits for no turn. Closing the iterator cancels the work. Raises what the work
+        Closing the iterator cancels the work. Raises what the work
         raises, and `ApiError` where a limit is reached.
         """
-        controller = self.controller.for_scope("" if self.share_adapters else client)
+        _ = self.controller  # raises where there is none
+        assert self.scheduler is not None
+        scheduler = self.scheduler.for_scope("" if self.share_adapters else client)
         events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
-        turn = self.queue.turn(client) if uses_model else self.queue.beside()
-        task = asyncio.create_task(self._work(turn, work(controller), events))
+        place = self.queue.place_of(client) if uses_model else self.queue.beside(self._expected_seconds())
+        task = asyncio.create_task(self._work(place, work(scheduler), events))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
         has_result = False
@@ -114,14 +124,15 @@ class Engine:
                 task.cancel()  # it gives the model back by itself; a cancelled request cannot wait for that
 
     async def _work(
-        self, turn: AbstractAsyncContextManager[None], work: AsyncGenerator[Event, None],
+        self, place: AbstractContextManager[None], work: AsyncGenerator[Event, None],
         events: asyncio.Queue[tuple[str, Event]],
     ) -> None:  # fmt: skip
-        """Does the work in its turn and publishes its events, then `end` or `error`."""
+        """Does the work and publishes its events, then `end` or `error`."""
         try:
-            async with asyncio.timeout(self.limits.seconds), turn, aclosing(work) as running:
-                async for event in running:
-                    events.put_nowait(("event", event))
+            with place:
+                async with asyncio.timeout(self.limits.seconds), aclosing(work) as running:
+                    async for event in running:
+                        events.put_nowait(("event", event))
             events.put_nowait(("end", None))
         except asyncio.CancelledError:
             self.metrics.failed(Cancelled())
@@ -130,7 +141,7 @@ class Engine:
         except TimeoutError as error:
             self.metrics.failed(error)
             message = f"there was no answer within {self.limits.seconds:g} seconds, the limit of this server"
-            refusal = ApiError(503, message, code="timeout", retry_after=self.queue.expected_seconds())
+            refusal = ApiError(503, message, code="timeout", retry_after=self._expected_seconds())
             events.put_nowait(("error", refusal))
         except Exception as error:
             self.metrics.failed(error)
@@ -138,6 +149,10 @@ class Engine:
                 self.metrics.reverted(False)
                 self.state = "failed"
             events.put_nowait(("error", error))
+
+    def _expected_seconds(self) -> float:
+        """Seconds until a request that came now would be answered."""
+        return 0.0 if self.scheduler is None else self.scheduler.expected_seconds
 
     async def stop(self) -> None:
         """Refuses new work, lets what runs or waits finish within the limit, cancels the rest, and proves the base."""
@@ -151,7 +166,8 @@ class Engine:
         if self._runs:
             _LOG.warning("%d requests were cancelled: they did not finish in time", len(self._runs))
             await asyncio.wait(set(self._runs))
-        if self._controller is not None:
+        if self._controller is not None and self.scheduler is not None:
+            await asyncio.to_thread(self.scheduler.close, cancel=True)
             try:
                 proof = await asyncio.to_thread(self._controller.learner.verify, full=True)
                 _LOG.info("the base model is what was loaded (%d tensors, %s)", proof.tensors, proof.hash[:12])
@@ -161,10 +177,10 @@ class Engine:
         self.state = "stopped"
 
 
-async def _in_daemon_thread(work: Callable[[], Controller]) -> Controller:
-    """What `work` returns, from a thread that does not keep the process alive."""
+async def _in_daemon_thread(work: Callable[[], None]) -> None:
+    """Does work in a thread that does not keep the process alive. Raises what it raises."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Controller] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
     def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
         if not done.cancelled():
@@ -172,11 +188,12 @@ async def _in_daemon_thread(work: Callable[[], Controller]) -> Controller:
 
     def run() -> None:
         try:
-            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, work())
+            work()
+            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, None)
         except BaseException as error:
             outcome = (done.set_exception, error)
         with suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, name="autottt-load", daemon=True).start()
-    return await done
+    await done

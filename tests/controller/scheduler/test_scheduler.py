@@ -312,6 +312,18 @@ def test_queries_of_a_lower_priority_go_first(controller):
     assert order == ["a", "b", "c", "d"]
 
 
+def test_without_a_queue_a_query_is_taken_only_if_it_is_read_at_once(controller):
+    hold = Hold()
+    with controller.scheduler(queue=0) as scheduler:
+        assert [scheduler.solve(EASY).task for _ in range(3)] == [EASY] * 3
+        held = scheduler.submit(EASY, on_event=hold)
+        hold.wait()
+        with pytest.raises(QueueFullError):
+            scheduler.submit(EASY)
+        hold.released.set()
+        held.result(SECONDS)
+
+
 def test_a_full_queue_refuses_and_says_when_to_try_again(controller):
     hold = Hold()
     with controller.scheduler(queue=2) as scheduler:
@@ -582,8 +594,10 @@ def test_an_invalid_argument_is_named(controller, settings, error, says):
 
 
 def test_invalid_sizes_are_named(controller):
-    with pytest.raises(ValueError, match="queue: expected a whole number of at least 1; received 0"):
-        controller.scheduler(queue=0)
+    with pytest.raises(ValueError, match="queue: expected a whole number of at least 0; received -1"):
+        controller.scheduler(queue=-1)
+    with pytest.raises(ValueError, match="batch: expected a whole number of at least 1; received 0"):
+        controller.scheduler(batch=0)
     with pytest.raises(TypeError, match="expected a Task"), controller.scheduler() as scheduler:
         scheduler.submit("a task")
 

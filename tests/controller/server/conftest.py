@@ -57,12 +57,14 @@ def serve(controller) -> Iterator[Serve]:
     yield make
     for client in clients:
         client.__exit__(None, None, None)
+        if client.engine.scheduler is not None:  # type: ignore[attr-defined]
+            client.engine.scheduler.close(cancel=True)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def live(controller) -> Iterator[Callable[..., str]]:
     """A function that serves a controller on a free port, for real clients, and returns the address."""
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+    servers: list[tuple[uvicorn.Server, threading.Thread, Engine]] = []
 
     def make(
         served: Controller = controller, *, limits: Limits | None = None, keys: Any = None, **settings: Any
@@ -75,10 +77,12 @@ def live(controller) -> Iterator[Callable[..., str]]:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
-        servers.append((server, thread))
+        servers.append((server, thread, engine))
         return url_of(bound)
 
     yield make
-    for server, thread in servers:
+    for server, thread, engine in servers:
         server.should_exit = True
         thread.join()
+        assert engine.scheduler is not None
+        engine.scheduler.close(cancel=True)

@@ -6,6 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -13,11 +16,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from autottt import Controller, FixedPolicy
+from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.labels import _Answers
+from autottt.controller.server.limits import Limits
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from autottt.controller.tracing.telemetry import TelemetryTarget
+from autottt.ttt_core.recipes import Recipe
 from tests.controller.server.conftest import MODEL, TASK
 
 
@@ -191,7 +197,7 @@ def test_an_unexpected_error_is_a_500_that_quotes_nothing(serve, controller, mon
     def broken(*arguments, **options):
         raise RuntimeError("secret in /etc/secret/file")
 
-    monkeypatch.setattr(type(controller), "asolve", broken)
+    monkeypatch.setattr(Scheduler, "asolve", broken)
     response = serve().post("/v1/solve", json=TASK)
     assert_is_error(response, 500)
     assert "secret" not in response.text
@@ -408,3 +414,37 @@ def test_the_application_is_made_without_importing_a_model_library():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "fastapi" in loaded
     assert not {"torch", "transformers", "langgraph", "numpy", "sklearn"} & set(loaded)
+
+
+# --- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def test_an_easy_request_is_answered_while_others_train(serve, controller):
+    recipe = Recipe(rank=2, alpha=2, max_steps=100_000, batch_size=2, early_stop_loss=0.0)
+    controller.learner.loaded = replace(controller.learner.loaded, recipes={"ttt_direct": recipe})
+    client = serve(limits=Limits(seconds=600))
+    trained = []
+
+    def train():
+        trained.append(client.post("/v1/solve", json={**TASK, "strategy": "ttt_direct", "budget": "1000s"}))
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    scheduler = client.engine.scheduler
+    while scheduler.lanes.learner.guarded.charged.forward_tokens == 0 or len(scheduler.lanes._to_read):
+        time.sleep(0.01)
+    while not any(job.phase == "answering" for job in list(scheduler.lanes._jobs)):
+        time.sleep(0.01)
+    assert client.post("/v1/solve", json=TASK).json()["autottt"]["strategy"] == "in_context"
+    assert client.post("/v1/decide", json=TASK).json()["strategy"] == "in_context"
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    assert client.post("/v1/chat/completions", json=chat).status_code == 200
+    assert not trained
+    page = client.get("/metrics").text
+    assert "autottt_queue_length 1.0" in page
+    assert "autottt_running 1.0" in page
+    scheduler.close(cancel=True)
+    for thread in threads:
+        thread.join()
+    assert [response.status_code for response in trained] == [503, 503]

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server import streaming
 from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.limits import Limits
@@ -100,7 +101,7 @@ def test_an_error_in_a_stream_is_raised_by_the_openai_client(live, connect, cont
         yield {"event": "phase", "phase": "measure", "tasks": []}
         raise TaskError("query: is wrong")
 
-    monkeypatch.setattr(type(controller), "astream", broken)
+    monkeypatch.setattr(Scheduler, "astream", broken)
     with pytest.raises(openai.APIError, match="query: is wrong"):
         list(connect(live()).chat.completions.create(model=FEW_SHOT_MODEL, messages=MESSAGES, stream=True))
 

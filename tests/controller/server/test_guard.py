@@ -227,24 +227,28 @@ def test_one_client_leaves_the_queue_to_others(serve, controller, keys):
     assert second[0].status_code == 200
 
 
-def test_turns_come_in_order_and_one_that_is_cancelled_gives_its_place_back():
+def test_a_request_that_is_cancelled_gives_its_place_back():
     async def run():
-        queue, order = WorkQueue(Limits()), []
+        queue, began, done = WorkQueue(Limits(requests_per_client=2)), [], []
 
         async def work(number):
-            async with queue.turn("client"):
-                order.append(number)
-                await asyncio.sleep(0)
+            with queue.place_of("client"):
+                began.append(number)
+                await asyncio.sleep(0.05)
+                done.append(number)
 
-        tasks = [asyncio.create_task(work(number)) for number in range(4)]
+        tasks = [asyncio.create_task(work(number)) for number in range(3)]
         await asyncio.sleep(0)
-        tasks[2].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return order, queue
+        assert queue.under_way == 2
+        tasks[1].cancel()
+        raised = await asyncio.gather(*tasks, return_exceptions=True)
+        await work(3)
+        return began, done, raised[2], queue
 
-    order, queue = asyncio.run(run())
-    assert order == [0, 1, 3]
-    assert (queue.waiting, queue.running, dict(queue._of_client)) == (0, 0, {})
+    began, done, refused, queue = asyncio.run(run())
+    assert (began, done) == ([0, 1, 3], [0, 3])
+    assert refused.status == 429
+    assert (queue.under_way, dict(queue._of_client)) == (0, {})
 
 
 def test_a_client_that_leaves_cancels_its_request(serve, controller):
@@ -276,10 +280,9 @@ def test_a_client_that_leaves_cancels_its_request(serve, controller):
         await asyncio.sleep(0.3)
 
     with held(controller):
-        client.engine.queue = WorkQueue(Limits())
         asyncio.run(ask())
         assert cancelled in client.get("/metrics").text
-    assert client.engine.queue.waiting == client.engine.queue.running == 0
+    wait_for(lambda: client.engine.scheduler.waiting == client.engine.scheduler.running == 0)
 
 
 # --- what is shown and logged ----------------------------------------------------------------------------------------
