@@ -92,7 +92,8 @@ class Clients:
         """What inspect-ai's provider for servers with OpenAI's API has logged."""
         (self.folder / "inspect_task.py").write_text(INSPECT.replace("MODEL", f"{MODEL}-fewshot"))
         variables = {"AUTOTTT_API_KEY": "none", "AUTOTTT_BASE_URL": f"{self.url}/v1"}
-        report: dict[str, object] = json.loads(self.run("python", "inspect_task.py", **variables).splitlines()[-1])
+        printed = self.run("python", "inspect_task.py", **variables).splitlines()
+        report: dict[str, object] = json.loads(next(line for line in printed if line.startswith('{"status"')))
         return report
 
     def llm(self, *options: str, expect: int = 0) -> str:
