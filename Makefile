@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
+.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-policy-real bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -82,6 +82,12 @@ OUTCOMES ?= benchmarks/outcomes
 bench-policy: $(STAMP)  ## Train a policy on outcomes of generated families and judge it (DATA=folder, QUICK=1 for a few)
 	@$(BIN)/python benchmarks/policy.py $(DATA) --outcomes $(if $(QUICK),runs/outcomes_quick,$(OUTCOMES)) \
 		--bundle runs/policy$(if $(QUICK),_quick) --json $(if $(QUICK),runs,benchmarks/results)/policy.json $(if $(QUICK),--quick)
+
+# STORES are folders of outcomes, or folders of such folders, of any models. Interrupted, it continues.
+STORES ?= benchmarks/outcomes
+bench-policy-real: $(STAMP)  ## Judge policies per model, over models, and on domains held out (STORES="folders", QUICK=1)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/policy_real.py $(STORES) \
+		--json $(if $(QUICK),runs,benchmarks/results)/policy_real.json $(if $(QUICK),--quick)
 
 bench-startup: $(STAMP)  ## Measure the time until the package is imported, and until an early error is shown (QUICK=1)
 	@$(BIN)/python benchmarks/startup.py --json $(if $(QUICK),runs,benchmarks/results)/startup.json $(if $(QUICK),--quick)

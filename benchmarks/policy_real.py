@@ -1,0 +1,195 @@
+"""Judges policies of all models whose outcomes there are, and one for unknown models; run by `make bench-policy-real`.
+
+    python benchmarks/policy_real.py STORE... --json benchmarks/results/policy_real.json [--quick] [--picture FILE]
+
+STORE is a folder of outcomes, or a folder of such folders. Each measurement is stored in --rows under the digest of its
+outcomes: an interrupted run continues there. Models with fewer than MIN_FAMILIES families are named and left out.
+Intervals are 90% bootstrap intervals over families. Nothing is collected: `autottt collect` does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from row_files import read_rows
+
+from autottt.policies.any_model import bundled_vocabulary, train_any_model
+from autottt.policies.held_out_domains import at_cost_weights, domains_held_out
+from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
+from autottt.policies.outcomes import BASE, Outcome, OutcomeStore
+from autottt.policies.training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, train_policy
+
+MIN_FAMILIES = 20
+LINEAR = ("logistic", "logistic_free", "nearest_families")
+"""Candidates for domains held out, of which many policies are fitted."""
+COST_SHARES = (0.3, 0.2, 0.1, 0.05, 0.02)
+"""Accuracy that the most expensive strategy costs, for the curve on domains held out."""
+RACE, RIVAL = "ttt_race", "ttt_augmented"
+
+
+def outcomes_in(stores: Sequence[Path]) -> dict[str, list[Outcome]]:
+    """The outcomes by model; of a key that occurs again, the first."""
+    by_key = {}
+    for folder in stores:
+        inner = [p for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+        for store in inner or [folder]:
+            for outcome in OutcomeStore(store).read():
+                by_key.setdefault(outcome.key, outcome)
+    by_model: dict[str, list[Outcome]] = {}
+    for outcome in by_key.values():
+        by_model.setdefault(outcome.base_hash, []).append(outcome)
+    return by_model
+
+
+class Rows:
+    """Measurements in a file of JSON lines; one that is there is not repeated."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._known = file, {row["key"]: row for row in read_rows(file)}
+
+    def measured(self, name: str, outcomes: Sequence[Outcome], measure: Callable[[], Any], *settings: object) -> Any:
+        """The stored or new value of a measurement on these outcomes."""
+        facts = repr((name, settings, sorted((*o.key, o.correct, o.relative_cost) for o in outcomes)))
+        key = f"{name} {hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+        if key not in self._known:
+            self._known[key] = {"key": key, "value": measure()}
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a") as file:
+                file.write(json.dumps(self._known[key]) + "\n")
+        print(f"{name}: done", flush=True)
+        return self._known[key]["value"]
+
+
+def own_policy(outcomes: Sequence[Outcome], repeats: int, workers: int) -> dict[str, Any]:
+    """The scorecard of a policy for one model, in short."""
+    card = train_policy(outcomes, repeats=repeats, workers=workers).scorecard
+    return short_card(card) | {"repeats": card["repeats"], "cost_weight_curve": card["cost_weight_curve"]}
+
+
+def short_card(card: dict[str, Any]) -> dict[str, Any]:
+    """What is compared over models: arms, gains with intervals, routing, estimates and harm."""
+    fixed = {name: arm for name, arm in card["arms"].items() if name in card["shares"]}
+    best = max(fixed, key=lambda name: fixed[name]["accuracy"])
+    policy, difficulty = card["arms"]["policy"], card["difficulty"]
+    return {
+        "families": card["families"], "cases": card["cases"], "arms": card["arms"], "strategies": list(fixed),
+        "best_fixed": best, "accuracy_beyond_best_fixed": policy["accuracy"] - fixed[best]["accuracy"],
+        "cost_of_best_fixed": policy["cost"] / fixed[best]["cost"],
+        "gap_closed_per_task": card["gap_closed_per_task"], "gain_over_sbs": card["gain_over_sbs"],
+        "gain_over_rule_of_thumb": card["gain_over_rule_of_thumb"], "routing": card["routing"],
+        "auroc": difficulty["auroc"], "ece": difficulty["ece"], "harm_share": card["harm_share"],
+        "intervals_90": card["intervals_90"],
+    }  # fmt: skip
+
+
+def held_out(outcomes: Sequence[Outcome], quick: bool) -> dict[str, Any]:
+    """Domains held out whole, and the curve over cost weights."""
+    table = build_outcome_table(outcomes)
+    weight = DEFAULT_ACCURACY_PER_MAX_COST / float(np.nanmean(table.costs, axis=0).max())
+    settings = TrainingSettings(weight, 0, 5, LINEAR)
+    result = domains_held_out(table, settings)
+    return {"held_out": result, "curve": {} if quick else at_cost_weights(table, settings, COST_SHARES)}
+
+
+def race(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Racing beside one-shot training, on the queries that both were tried on; an answer of the race gives way to the
+    in-context answer as in serving."""
+    queries: dict[tuple[str, str, int], set[str]] = {}
+    for outcome in outcomes:
+        queries.setdefault((outcome.dataset, outcome.task_id, outcome.seed), set()).add(outcome.strategy)
+    both = {query for query, tried in queries.items() if {BASE, RACE, RIVAL} <= tried}
+    names = (BASE, RACE, RIVAL)
+    some = [o for o in outcomes if (o.dataset, o.task_id, o.seed) in both and o.strategy in names]
+    if not some:
+        return {"cases": 0}
+    table: OutcomeTable = build_outcome_table(some).complete()
+    arms = {
+        name: {
+            "accuracy": float(table.correct[:, s].mean()), "cost": float(table.costs[:, s].mean()),
+            "harm_share": float((table.correct[:, s] < table.correct[:, 0]).mean()),
+        }
+        for s, name in enumerate(table.strategies)
+    }  # fmt: skip
+    return {"cases": len(table), "families": len(set(table.families)), "arms": arms}
+
+
+def any_model(by_model: dict[str, list[Outcome]]) -> dict[str, Any]:
+    """The policy for unknown models: each model in turn held out with its families."""
+    card = train_any_model([o for some in by_model.values() for o in some], bundled_vocabulary()).scorecard
+    return {
+        "gain_over_rule_of_thumb": card["gain_over_rule_of_thumb"], "families": card["families"],
+        "models": {model: short_card(one) for model, one in card["models"].items()},
+    }  # fmt: skip
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Cost against accuracy for each model: fixed strategies, the policy, and the VBS."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "autottt", "svg.fonttype": "none", "font.size": 10}):
+        cards = {model: part["own_policy"] for model, part in results.items() if part.get("own_policy")}
+        figure = Figure(figsize=(5.2 * max(1, len(cards)), 3.9), layout="constrained")
+        for axes, (model, card) in zip(np.ravel(figure.subplots(1, max(1, len(cards)))), cards.items(), strict=False):
+            for name, arm in card["arms"].items():
+                if name in card["strategies"] or name in ("policy", "vbs_per_task"):
+                    axes.plot(arm["cost"], arm["accuracy"], "*" if name == "policy" else "o", markersize=9)
+                    axes.annotate(name, (arm["cost"], arm["accuracy"]), fontsize="x-small")
+            axes.set(title=model[:12], xlabel="cost (multiples of in-context)", ylabel="accuracy", xscale="symlog")
+        figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stores", type=Path, nargs="+")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, default=Path("runs/policy_real.rows.jsonl"))
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    by_model, rows = outcomes_in(options.stores), Rows(options.rows)
+    enough = {m: some for m, some in by_model.items() if len({o.family for o in some}) >= MIN_FAMILIES}
+    left_out = {m: len({o.family for o in some}) for m, some in by_model.items() if m not in enough}
+    results: dict[str, Any] = {}
+    repeats = 1 if options.quick else 5
+    for model, outcomes in enough.items():
+        collected = [o for o in outcomes if o.strategy != RACE]
+        results[model] = {
+            "domains": rows.measured(
+                f"domains {model[:12]}", collected, lambda o=collected: held_out(o, options.quick), options.quick
+            ),
+            "race": rows.measured(f"race {model[:12]}", outcomes, lambda o=outcomes: race(o)),
+            "own_policy": rows.measured(
+                f"own {model[:12]}", collected, lambda o=collected: own_policy(o, repeats, options.workers), repeats
+            ),
+        }
+    every = [o for some in enough.values() for o in some]
+    unknown = rows.measured("any model", every, lambda: any_model(enough)) if len(enough) > 1 else None
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {
+        "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": options.quick,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {n: version(n) for n in ("autottt", "torch", "scikit-learn")},
+        "families_of_models_left_out": left_out, "models": results, "any_model": unknown,
+    }  # fmt: skip
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if options.picture is not None:
+        draw(results, options.picture)
+
+
+if __name__ == "__main__":
+    main()
