@@ -104,11 +104,11 @@ const barNode = (share, text) => html("span", { class: "bar", "--share": `${100 
 function drawCandidates(node, candidates) {
   const rows = candidates.map((row) => ({ marked: row.chosen, cells: [
     html("span", {}, row.strategy, row.chosen ? html("span", { class: "tag" }, "chosen") : null),
-    row.probability === null ? NONE : barNode(row.probability, fixed(row.probability, 2)),
+    row.probability === null ? NONE : barNode(row.probability, fixed(row.probability, 3)),
     fixed(row.cost, 0, "x"), fixed(row.utility, 3), signed(row.gain), fixed(row.measured_cost, 1, "x"),
     row.answered || "not attempted",
   ] }));
-  const heads = ["candidate", "P(right), estimated", "cost, estimated", "utility", "utility over in_context", "cost, measured", "attempt"];
+  const heads = ["candidate", "P(right), estimated", "further cost, estimated", "utility", "utility over in_context", "cost, measured", "attempt"];
   node.replaceChildren(tableNode(heads, rows, "candidates"));
 }
 
@@ -232,7 +232,9 @@ function drawCurve(node, { name, points, unit = "", low = null, high = null, mar
   parts.push(svg("polyline", { points: shown.map(([x, y]) => `${across(x).toFixed(1)},${up(y).toFixed(1)}`).join(" ") }));
   if (points.length <= 60) parts.push(...points.map(([x, y]) => svg("circle", { cx: across(x), cy: up(y), r: 3 })));
   const [first, last] = [points[0], points[points.length - 1]];
-  const label = `${name}: ${number(first[1])} at step ${first[0]}` + (points.length > 1 ? ` to ${number(last[1])} at step ${last[0]}` : "");
+  const [markX, markY] = points.find(([x]) => x === mark) ?? [null, null];
+  const marked = markX === null || markX === last[0] ? "" : `, ${markText} ${number(markY)} at step ${markX}`;
+  const label = `${name}: ${number(first[1])} at step ${first[0]}` + (points.length > 1 ? `${marked} to ${number(last[1])} at step ${last[0]}` : "");
   node.replaceChildren(html("figure", {}, svg("svg", { class: "curve", role: "img", "aria-label": label, viewBox: `0 0 ${size.width} ${size.height}` }, parts),
     html("figcaption", {}, label)));
 }
@@ -247,7 +249,8 @@ function drawHeldOut(node, { before, after, steps }) {
   const table = html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "held-out demonstrations" },
     tableNode(heads, [cells("before training", before), cells("after training", after)], "held-out demonstrations"));
   table.firstChild.classList.add("compact");
-  node.replaceChildren(table, html("p", {}, best));
+  const unlike = "The chart has the scores of all folds at each step. In the table each demonstration is scored at the step that the other folds choose, so that it does not choose its own; the two may differ.";
+  node.replaceChildren(table, html("p", {}, best), html("p", { class: "dim" }, unlike));
 }
 
 // --- steps ---

@@ -19,10 +19,19 @@ const card = (title, body, className = "") => html("figure", { class: `card ${cl
 function answerCard(row) {
   const label = html("span", {}, row.strategy, row.final ? html("span", { class: "tag" }, "answer of the run") : null, " ", markNode(row.right));
   const wrong = row.right === false && kind.startsWith("grid") ? data.task.answer : null;
-  const votes = row.candidates.length > 1 ? row.candidates.map((each) => `${(100 * each.share).toFixed(0)}%`).join(", ") : "";
-  const certain = votes ? `shares of votes ${votes}` : `probability ${fixed(row.confidence, 2)}`;
+  const isVote = row.candidates.length > 1;
+  const certain = isVote ? `${percent(row.candidates[0].share)} of the votes` : `probability ${fixed(row.confidence, 2)} by the model itself`;
   const body = [row.error ? html("p", { class: "bad" }, row.error) : valueNode(kind, row.value, wrong), html("p", { class: "dim" }, row.error ? "" : certain)];
-  return card(label, html("div", {}, body), row.final ? "final" : "");
+  return card(label, html("div", {}, body, isVote ? votesNode(row.candidates) : null), row.final ? "final" : "");
+}
+const percent = (share) => `${(100 * share).toFixed(0)}%`;
+
+// All answers of a vote, and which place the right one has.
+function votesNode(candidates) {
+  const place = candidates.findIndex((each) => each.right);
+  const said = place < 0 ? "" : `: the right answer has place ${place + 1}`;
+  const rows = candidates.map((each) => html("li", {}, `${percent(each.share)} `, markNode(each.right), " ", valueNode(kind, each.value)));
+  return html("details", { open: place > 0 ? "" : null }, html("summary", {}, `${candidates.length} answers had votes${said}`), html("ol", { class: "votes" }, rows));
 }
 const facts = data.summary.map((fact) => html("div", { class: `fact tone-${fact.tone}` },
   html("h3", {}, fact.name), html("p", { class: "headline" }, fact.headline), html("p", {}, fact.text)));
@@ -31,14 +40,16 @@ const cards = kind ? [
   data.task.answer === null ? null : card("right answer", valueNode(kind, data.task.answer)),
   ...data.answers.map(answerCard),
 ] : [];
-section("summary", "Summary", html("div", { class: "glance" }, facts), html("div", { class: "cards" }, cards));
+const crosses = kind?.startsWith("grid") && data.answers.some((row) => row.right === false) && data.task.answer !== null
+  ? html("p", { class: "dim" }, "A cross marks a cell that differs from the right answer.") : null;
+section("summary", "Summary", html("div", { class: "glance" }, facts), html("div", { class: "cards" }, cards), crosses);
 
 // --- the path, the timeline, and the step that is chosen ---
 
 const details = html("div", { id: "details", "aria-live": "polite" });
 const graph = html("div", { class: "scroll" }), timeline = html("div");
 const path = section("path", "Path through the graph", graph, html("h3", {}, "Timeline"),
-  html("p", { class: "dim" }, "A click, Enter or the arrow keys choose a step. Numbers give the order of the path."), timeline);
+  html("p", { class: "dim" }, "A click, Enter or the arrow keys choose a step. Numbers give the order of the path; grey nodes were not visited. The in-context answer is made in measure."), timeline);
 section("chosen", "Chosen step", details).tabIndex = 0;
 let chosen = 0;
 function choose(index, scroll = true) {
@@ -72,7 +83,12 @@ function adapterNode(adapter) {
   return html("div", {}, html("h3", {}, adapter.strategy), html("p", {}, `${adapter.steps} training steps, ${adapter.stopped}.`),
     html("div", { class: "curves" }, drawn(drawCurve, loss), drawn(drawCurve, heldOut)),
     adapter.cross_validation ? drawn(drawHeldOut, adapter.cross_validation) : null,
-    html("details", {}, html("summary", {}, "the adapter"), factsNode({ ...adapter.identity, modules: adapter.modules })));
+    html("details", {}, html("summary", {}, adapterLine(adapter)), factsNode({ ...adapter.identity, "modules, and how many of each": adapter.modules })));
+}
+function adapterLine({ identity, modules }) {
+  const adapters = identity.folds > 1 ? `${identity.folds} LoRA adapters` : "the LoRA adapter";
+  const size = identity.bytes ? `, ${(identity.bytes / 1e6).toFixed(1)} MB` : "";
+  return `${adapters}: rank ${identity.rank ?? NONE} on ${Object.keys(modules).length} kinds of modules${size}`;
 }
 section("training", "Training", data.training.length ? data.training.map(adapterNode) : html("p", { class: "dim" }, "No adapter was trained or used."));
 
@@ -80,7 +96,8 @@ section("training", "Training", data.training.length ? data.training.map(adapter
 
 const total = data.stages.reduce((sum, [, time]) => sum + time, 0) || 1;
 const stages = data.stages.map(([name, time]) => ({ cells: [name, seconds(time), barNode(time / total, `${(100 * time / total).toFixed(1)}%`)] }));
-section("stages", "Time by stage", tableNode(["stage", "seconds", "share"], stages, "time by stage"));
+section("stages", "Time by stage", html("p", { class: "dim" }, "Each stage without the stages inside it; graph is what lies between them."),
+  tableNode(["stage", "seconds", "share"], stages, "time by stage"));
 
 if (kind) {
   const demonstrations = data.task.demonstrations.map((each, index) => ({ cells: [String(index + 1), valueNode(kind, each.input), valueNode(kind, each.output)] }));

@@ -15,9 +15,10 @@ from .trace import Trace, find_spans
 Tone = Literal["good", "bad", "plain"]
 STOP_REASONS = {
     "finished": "all steps of the recipe were done",
-    "converged": "the loss reached the recipe's limit",
-    "monitor": "the monitor of held-out demonstrations ended it: all were right, or no further gain",
+    "converged": "the loss of two steps in a row was below the recipe's limit",
+    "monitor": "held-out demonstrations were all right, or gained no more",
     "deadline": "the time limit was reached",
+    "cancelled": "the caller no longer waited for it",
     "failed": "training failed",
 }
 """The stop reasons of `TrainingRecord` in words."""
@@ -109,21 +110,34 @@ def _training(trace: Trace) -> Fact:
         if find_spans(trace.root, "adapter"):
             return Fact("Training", "Not finished", "The run ended while an adapter was trained.", "bad")
         return Fact("Training", "None", "No adapter was trained or used.")
-    headline = {"accepted": "Adapter accepted", "rejected": "Adapter rejected"}.get(trace.adaptation, "Adapter trained")
-    text = " ".join(sentence for attempt in adapted for sentence in _adaptation(attempt))
+    text = " ".join(sentence for attempt in adapted for sentence in _adaptation(trace, attempt))
     if trace.adaptation == "rejected":
         text += f" The adapted answer gave way to that of {trace.strategy}; the decision says why."
-    return Fact("Training", headline, text)
+        return Fact("Training", "Adapter rejected", text)
+    if trace.adaptation == "accepted":
+        text += " The adapted answer was accepted because it is well-formed, which does not say that it is right."
+    return Fact("Training", _measured_gain(adapted[-1]["cross_validation"]), text)
 
 
-def _adaptation(attempt: Mapping[str, Any]) -> Iterator[str]:
+def _measured_gain(held_out: Mapping[str, Any] | None) -> str:
+    """What training did to held-out demonstrations, as a headline."""
+    if not held_out:
+        return "Trained, gain not measured"
+    gain = sum(held_out["after"]) - sum(held_out["before"])
+    return (
+        "Trained, gain measured" if gain > 0 else "Trained, harm measured" if gain < 0 else "Trained, no gain measured"
+    )
+
+
+def _adaptation(trace: Trace, attempt: Mapping[str, Any]) -> Iterator[str]:
     """What training did, and what it did to held-out demonstrations."""
     record = attempt["training_record"]
     steps = f"{record['steps']} training step{'' if record['steps'] == 1 else 's'}"
     source = " (adapter from the cache)" if attempt["from_cache"] else ""
     losses = [loss for loss in record["losses"] if loss is not None]
     loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
-    yield f"{attempt['strategy']}{source}: {steps}{loss}; {how_it_stopped(record['stop_reason'])}."
+    stopped = how_it_stopped(record["stop_reason"], last_evaluation(trace, attempt["strategy"]))
+    yield f"{attempt['strategy']}{source}: {steps}{loss}; {stopped}."
     if held_out := attempt["cross_validation"]:
         count, before, after = len(held_out["before"]), sum(held_out["before"]), sum(held_out["after"])
         change = "training helped" if after > before else "training harmed" if after < before else "no gain"
@@ -132,8 +146,19 @@ def _adaptation(attempt: Mapping[str, Any]) -> Iterator[str]:
         yield "No demonstrations were held out, so this run does not measure whether training helped on them."
 
 
-def how_it_stopped(reason: str) -> str:
-    """The stop reason of a training, in words."""
+def last_evaluation(trace: Trace, strategy: str) -> Mapping[str, Any]:
+    """What the last evaluation of held-out demonstrations gave in the training of a strategy; empty without one."""
+    adapters = [a for a in find_spans(trace.root, "adapter") if a.get("attributes", {}).get("strategy") == strategy]
+    spans = [span for adapter in adapters for span in find_spans(adapter, "evaluate")]
+    evaluations = [span["attributes"] for span in spans if "right" in span.get("attributes", {})]
+    return evaluations[-1] if evaluations else {}
+
+
+def how_it_stopped(reason: str, evaluation: Mapping[str, Any]) -> str:
+    """The stop reason of a training in words, given its last evaluation of held-out demonstrations."""
+    if reason == "monitor" and evaluation:
+        all_right = evaluation["right"] == evaluation["of"]
+        return f"stopped because held-out demonstrations {'were all right' if all_right else 'gained no more'}"
     return f"stopped because {STOP_REASONS.get(reason, reason)}"
 
 

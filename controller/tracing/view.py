@@ -9,7 +9,7 @@ from typing import Any
 from ...policies.outcomes import BASE
 from ...ttt_core.standard_json import dumps, finite_or_none
 from .explanation import candidates_of, explanation
-from .summary import estimates_note, how_it_stopped, is_right_in, summary_of
+from .summary import estimates_note, how_it_stopped, is_right_in, last_evaluation, summary_of
 from .trace import Plain, SpanPlain, Trace, find_spans, walk
 
 MOST_TEXT = 1_200_000
@@ -74,7 +74,8 @@ def _answers(trace: Trace) -> list[Plain]:
     return [
         {
             "strategy": name, "value": attempt["value"], "text": attempt["text"], "error": attempt["error"],
-            "confidence": attempt["confidence"], "candidates": attempt["candidates"],
+            "confidence": attempt["confidence"],
+            "candidates": [{**each, "right": is_right_in(trace, each)} for each in attempt["candidates"]],
             "right": is_right_in(trace, attempt), "final": name == final,
         }
         for name, attempt in attempts.items()
@@ -116,7 +117,9 @@ def _adapter(trace: Trace, adapter: SpanPlain) -> Plain:
         "identity": {name: facts[name] for name in _ADAPTER if name in facts},
         "modules": facts.get("modules", {}),
         "steps": record.get("steps", len(losses)),
-        "stopped": how_it_stopped(record["stop_reason"]) if record else "ended by an error",
+        "stopped": how_it_stopped(record["stop_reason"], last_evaluation(trace, strategy))
+        if record
+        else "ended by an error",
         "losses": losses,
         "held_out": [(e["step"], 100 * e["right"] / max(1, e["of"])) for e in evaluations if "right" in e],
         "cross_validation": attempt.get("cross_validation"),

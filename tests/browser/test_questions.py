@@ -11,7 +11,7 @@ import pytest
 
 from autottt.controller.controller import Controller
 from autottt.controller.tracing.recorder import TraceRecorder
-from autottt.controller.tracing.summary import STOP_REASONS
+from autottt.controller.tracing.summary import how_it_stopped, last_evaluation
 from autottt.controller.tracing.trace import Trace
 from autottt.ttt_core.tasks.kinds import make_task
 from tests.controller.tracing.sample_traces import page
@@ -41,18 +41,20 @@ def alternatives(trace: Trace) -> list[str]:
     if not decision["utilities"]:
         return ["did not estimate the other strategies"]
     return [
-        f"{score:.2f} {decision['costs'][name]:.0f}x {decision['utilities'][name]:.3f}"
+        f"{score:.3f} {decision['costs'][name]:.0f}x {decision['utilities'][name]:.3f}"
         for name, score in decision["scores"].items()
     ]
 
 
 def training(trace: Trace) -> list[str]:
-    records = [a["training_record"] for a in trace.attempts if a["training_record"]]
-    if not records:
+    trained = [attempt for attempt in trace.attempts if attempt["training_record"]]
+    if not trained:
         return ["No adapter was trained or used."]
-    (record,) = records
+    (attempt,) = trained
+    record = attempt["training_record"]
     losses = f"loss {record['losses'][0]:.3f} to {record['losses'][-1]:.3f}"
-    return [f"{record['steps']} training steps", STOP_REASONS[record["stop_reason"]], losses]
+    stopped = how_it_stopped(record["stop_reason"], last_evaluation(trace, attempt["strategy"]))
+    return [f"{record['steps']} training steps", stopped, losses]
 
 
 def held_out(trace: Trace) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from autottt.controller.tracing.summary import STOP_REASONS, seconds_text, summary_of
+from autottt.controller.tracing.summary import STOP_REASONS, how_it_stopped, seconds_text, summary_of
 from autottt.controller.tracing.trace import Trace
 from autottt.ttt_core.lora.training import TrainingRecord
 from autottt.ttt_core.tasks.kinds import make_task
@@ -74,7 +74,20 @@ def test_training_says_what_it_did_to_held_out_demonstrations(crossfit):
     fact = facts(crossfit)["Training"]
     held_out = crossfit.attempts[0]["cross_validation"]
     assert f"{sum(held_out['before'])}/3 before training, {sum(held_out['after'])}/3 after" in fact.text
-    assert fact.headline == {"accepted": "Adapter accepted", "rejected": "Adapter rejected"}[crossfit.adaptation]
+    gain = sum(held_out["after"]) - sum(held_out["before"])
+    measured = (
+        "Trained, gain measured" if gain > 0 else "Trained, no gain measured" if gain == 0 else "Trained, harm measured"
+    )
+    assert fact.headline == {"accepted": measured, "rejected": "Adapter rejected"}[crossfit.adaptation]
+    assert ("does not say that it is right" in fact.text) == (crossfit.adaptation == "accepted")
+
+
+@pytest.mark.parametrize(
+    ("right", "words"), [(3, "held-out demonstrations were all right"), (1, "held-out demonstrations gained no more")]
+)
+def test_a_monitor_that_stopped_training_says_which_of_its_reasons_held(right, words):
+    assert how_it_stopped("monitor", {"right": right, "of": 3}) == f"stopped because {words}"
+    assert how_it_stopped("finished", {"right": right, "of": 3}) == "stopped because all steps of the recipe were done"
 
 
 @pytest.mark.parametrize(
