@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-policy-real bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace pretrain docs clean
+.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-policy-real bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace bench-serve pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -115,6 +115,11 @@ bench-trace: $(STAMP)  ## Measure what tracing adds, pages, stores and replays (
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tracing.py --json $(if $(QUICK),runs,benchmarks/results)/trace.json \
 		--rows runs/trace$(if $(QUICK),_quick).rows.jsonl --model "$(REPLAY_MODEL)" --chromium "$(CHROMIUM)" \
 		$(if $(QUICK),--quick)
+
+# SERVE_MODEL=name of a model that was fetched measures its latencies as well. Interrupted, it continues.
+bench-serve: $(STAMP)  ## Measure the server and its scheduler under load (two hours; SERVE_MODEL=name, QUICK=1)
+	@$(BIN)/python benchmarks/serving.py --json $(if $(QUICK),runs,benchmarks/results)/serve.json \
+		--rows runs/serve$(if $(QUICK),_quick).rows.jsonl --model "$(SERVE_MODEL)" $(if $(QUICK),--quick)
 
 # Resumes from the counters in runs/soak; MINUTES bounds each part.
 bench-soak: $(STAMP)  ## Solve with faults, kill processes and damage inputs for hours (MINUTES=60 for each part)

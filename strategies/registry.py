@@ -11,6 +11,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -35,6 +36,9 @@ PLUGINS = "AUTOTTT_PLUGINS"
 _PACKAGE = __name__.rpartition(".")[0]
 _REGISTRY: dict[str, Strategy] = {}
 _DISCOVERED: list[bool] = []
+_DISCOVERING = threading.Lock()
+_DISCOVERING_THREAD: list[int] = []
+"""The thread that imports the strategies now."""
 
 
 def register(cls: type[S]) -> type[S]:
@@ -44,7 +48,7 @@ def register(cls: type[S]) -> type[S]:
     demonstrations is invalid, or when another class has the name.
     """
     if not cls.__module__.startswith(f"{_PACKAGE}."):
-        _discover()  # so that the names of this folder are taken
+        _discover(wait=False)  # so that the names of this folder are taken; waiting in an import could block for ever
     strategy: Strategy = cls()  # type: ignore[assignment]
     where = f"{cls.__module__}.{cls.__qualname__}"
     _check(strategy, where)
@@ -77,8 +81,22 @@ def _check(strategy: Strategy, where: str) -> None:
         )
 
 
-def _discover() -> None:
-    """Imports the modules of this folder, then those of installed packages and of `PLUGINS`, once."""
+def _discover(*, wait: bool = True) -> None:
+    """Imports the modules of this folder, then those of installed packages and of `PLUGINS`, once. While another thread
+    does so, this one waits: the registry is not complete yet."""
+    if _DISCOVERED and not _DISCOVERING.locked():
+        return
+    if not _DISCOVERING.acquire(blocking=wait and [threading.get_ident()] != _DISCOVERING_THREAD):
+        return
+    _DISCOVERING_THREAD[:] = [threading.get_ident()]
+    try:
+        _import_all()
+    finally:
+        _DISCOVERING_THREAD.clear()
+        _DISCOVERING.release()
+
+
+def _import_all() -> None:
     if _DISCOVERED:
         return
     _DISCOVERED.append(True)  # first: what is imported registers strategies, and comes here again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -420,3 +421,21 @@ def test_a_race_gives_up_after_a_quarter_of_the_steps_where_training_does_not_pa
     assert (attempt.training_record.steps == 3) == (rate < 1e-6)
     assert (attempt.cross_validation.steps == 0) == (rate < 1e-6)
     assert attempt.cross_validation.gain >= 0
+
+
+def test_threads_that_ask_for_strategies_while_they_are_imported_get_all_of_them():
+    program = """
+import threading
+from autottt.strategies.registry import strategies
+counts, gate = [], threading.Barrier(8)
+def ask():
+    gate.wait()
+    counts.append(len(strategies()))
+threads = [threading.Thread(target=ask) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert counts == [len(strategies())] * 8, counts
+assert counts[0] > 4
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
