@@ -20,7 +20,9 @@ EVIDENCE = (
     "reading_hits_late", "reading_hit_last", "answer_total", "answer_entropy_max", "answer_margin_min",
     "answer_readable", "answer_ended", "answer_is_query", "answer_is_shown",
 )  # fmt: skip
-"""The features that count as evidence of a task itself."""
+"""The features that count as evidence of a task itself; outcomes may lack some."""
+ESSENTIAL = {"loo_hits", "orders_hits", "reading_hits_late"}
+"""Those without which there is no evidence."""
 FALSE_ALARMS = 0.05
 """Share of the queries of held-out families that are called unfamiliar."""
 RIDGE = 0.05
@@ -61,7 +63,7 @@ def _distances(X: Floats, names: tuple[str, ...]) -> Familiarity:
 def fit_evidence(table: OutcomeTable, fold_count: int, seed: int) -> Evidence | None:
     """The estimates from evidence alone. None where the outcomes lack features of it, or where in-context answers are
     nearly all right or nearly all wrong."""
-    if not set(EVIDENCE) <= set(table.feature_names[1]) or _degenerate(table.correct[:, 0]):
+    if not set(table.feature_names[1]) >= ESSENTIAL or _degenerate(table.correct[:, 0]):
         return None
     kinds = sorted(set(table.kinds))
     groups = table.kinds if len(kinds) > 1 else table.families
@@ -83,8 +85,12 @@ def _degenerate(right: Floats) -> bool:
     return bool(min(right.sum(), len(right) - right.sum()) < MIN_CLASS_COUNT)
 
 
+def _names(table: OutcomeTable) -> tuple[str, ...]:
+    return tuple(name for name in EVIDENCE if name in table.feature_names[1])
+
+
 def _columns(table: OutcomeTable) -> Floats:
-    return table.X[:, [table.feature_names[1].index(name) for name in EVIDENCE]]
+    return table.X[:, [table.feature_names[1].index(name) for name in _names(table)]]
 
 
 def _fit_linear(table: OutcomeTable) -> Evidence:
@@ -96,7 +102,7 @@ def _fit_linear(table: OutcomeTable) -> Evidence:
     weights = model.coef_[0] / scale
     others = np.where(table.applicable, table.correct, np.nan)
     return Evidence(
-        EVIDENCE, tuple(weights.tolist()), float(model.intercept_[0] - weights @ mean),
+        _names(table), tuple(weights.tolist()), float(model.intercept_[0] - weights @ mean),
         fixes=tuple(_shares(others[right == 0])), breaks=tuple(_shares(1 - others[right == 1])),
     )  # fmt: skip
 
