@@ -2,7 +2,8 @@
 
 `card.json` describes the policy for people and programs; `estimators.skops` holds the fitted estimators. The types that
 the latter may contain are a literal list here: a file that names any other type or loader is refused before any object
-is built. Knows nothing about how policies are trained.
+is built. Where all estimators have a fast form, `estimators.npz` holds their arrays, and a policy is loaded from these
+without scikit-learn. Knows nothing about how policies are trained.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from . import lazy
 from .bundle_card import CARD, read_card, unusable_bundle
 from .card_fields import FIELDS, read_field
 from .classifiers import CalibratedClassifier, CostRegressor
+from .fast_inference import fast_form
 from .features import FEATURES_VERSION, NAMES
 from .outcomes import BASE
+from .packed_estimators import read_packed, write_packed
 from .trained_policy import Change, Familiarity, TrainedPolicy
 from .versions import BUNDLE_VERSION
 
 ESTIMATORS = "estimators.skops"
+PACKED = "estimators.npz"
 MAX_FILE_BYTES, MAX_UNPACKED_BYTES, MAX_SCHEMA_BYTES = 256 << 20, 1 << 30, 128 << 20
 """Largest file of estimators, its content and its schema; those of the shipped policies have 4, 27 and 19 MiB."""
 COST = "0/cost/"
@@ -71,21 +75,45 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
         path = path.parent / f"{path.name or 'policy'}-unreleased"
     path.mkdir(parents=True, exist_ok=True)
     named = _classifiers(policy)
+    fitted: dict[str, Any] = {name: classifier.estimator for name, classifier in named.items()}
+    costs = zip(policy.strategies[1:], policy.cost_models, strict=False)
+    fitted |= {f"{COST}{name}": model.estimator for name, model in costs}
     estimators = path / f"_{ESTIMATORS}.partial"
-    lazy.io.dump(
-        {name: classifier.estimator for name, classifier in named.items()}
-        | {f"{COST}{n}": model.estimator for n, model in zip(policy.strategies[1:], policy.cost_models, strict=False)},
-        estimators, compression=zipfile.ZIP_DEFLATED, compresslevel=9,
-    )  # fmt: skip
+    lazy.io.dump(fitted, estimators, compression=zipfile.ZIP_DEFLATED, compresslevel=9)
     card = card_of(policy) | {
         "calibration": {name: [c.slope, c.intercept] for name, c in named.items()},
         "estimators_sha256": _sha256(estimators),
     }
+    packed = write_packed_estimators(path, fitted, {stage: len(names) for stage, names in policy.feature_names.items()})
+    if packed:
+        card["packed_sha256"] = packed
     partial = path / f"_{CARD}.partial"
     partial.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
     estimators.replace(path / ESTIMATORS)
     partial.replace(path / CARD)
     return path
+
+
+def write_packed_estimators(path: Path, fitted: Mapping[str, Any], counts: Mapping[int, int]) -> str:
+    """Writes the arrays of fitted estimators into a bundle's folder and returns their SHA-256; empty, and no file,
+    where one of them has no fast form. `counts` is the number of features of each stage."""
+    parts = {
+        name: [fast_form(part, counts[_stage_of(name)]) for part in (one if isinstance(one, list) else [one])]
+        for name, one in fitted.items()
+    }
+    file = path / PACKED
+    if any(part is None for some in parts.values() for part in some):
+        file.unlink(missing_ok=True)
+        return ""
+    partial = path / f"_{PACKED}.partial"
+    write_packed(partial, {name: [part for part in some if part is not None] for name, some in parts.items()})
+    partial.replace(file)
+    return _sha256(file)
+
+
+def _stage_of(name: str) -> int:
+    """The stage whose features an estimator reads."""
+    return 0 if name.startswith("0/") else 1
 
 
 class TrainedFor(NamedTuple):
@@ -127,7 +155,11 @@ def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -
     try:
         names = {stage: tuple(card["feature_names"][str(stage)]) for stage in NAMES}
         values = {name: read_field(card, name) for name in FIELDS}
-        estimators = _read_estimators(path, card.get("estimators_sha256"), {s: len(n) for s, n in names.items()})
+        counts = {stage: len(some) for stage, some in names.items()}
+        if "packed_sha256" in card and (path / PACKED).is_file():
+            estimators = _read_packed_estimators(path, card, counts)
+        else:
+            estimators = _read_estimators(path, card.get("estimators_sha256"), counts)
         policy = _from_card(values, names, estimators)
         _check(policy)
         return policy
@@ -334,7 +366,7 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
         estimators: Mapping[str, Any] = lazy.io.loads(content, trusted=list(TRUSTED))
         for name, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
-                _check_estimator(one, counts[0 if name.startswith("0/") else 1])
+                _check_estimator(one, counts[_stage_of(name)])
     except OSError as error:
         raise unusable_bundle(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
     except PolicyError:
@@ -345,6 +377,21 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
         _READ.pop(next(iter(_READ)), None)
     _READ[key] = estimators
     return estimators
+
+
+def _read_packed_estimators(path: Path, card: Mapping[str, Any], counts: Mapping[int, int]) -> Mapping[str, Any]:
+    """The fast forms of a bundle's estimators. The file of the estimators themselves must be the card's too."""
+    try:
+        for name, key in ((ESTIMATORS, "estimators_sha256"), (PACKED, "packed_sha256")):
+            if (path / name).stat().st_size > MAX_FILE_BYTES or _sha256(path / name) != card.get(key):
+                raise unusable_bundle(path, f"{name} is not the file that {CARD} describes (its SHA-256 differs)")
+        return read_packed((path / PACKED).read_bytes(), lambda name: counts[_stage_of(name)])
+    except OSError as error:
+        raise unusable_bundle(path, f"the estimators cannot be read ({error.strerror})") from None
+    except PolicyError:
+        raise
+    except Exception as error:  # whatever zipfile and numpy raise on a damaged archive
+        raise unusable_bundle(path, f"{PACKED} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _refuse_foreign_types(path: Path, content: bytes) -> None:

@@ -77,8 +77,8 @@ class CalibratedClassifier:
     """A fitted classifier and the sigmoid that calibrates it."""
 
     estimator: Any
-    """A fitted scikit-learn classifier of 0 and 1, a regressor of the share of 1, or a list of them, which is
-    averaged."""
+    """A fitted scikit-learn classifier of 0 and 1, a regressor of the share of 1, the fast form of one, or a list of
+    them, which is averaged."""
     slope: float = 1.0
     """Of the sigmoid, on the log-odds of the estimator."""
     intercept: float = 0.0
@@ -104,7 +104,7 @@ def batched_probabilities(classifiers: Sequence[CalibratedClassifier]) -> Callab
     estimators = [(n, one) for n, classifier in enumerate(classifiers) for one in classifier.estimators]
     forests = [(n, one) for n, one in estimators if _is_forest(one)]
     others = [(n, _fast_inference(one)) for n, one in estimators if not _is_forest(one)]
-    trees = PackedForest.concatenate([PackedForest.from_sklearn(one) for _, one in forests]) if forests else None
+    trees = PackedForest.concatenate([_packed(one) for _, one in forests]) if forests else None
     counts = np.array([len(c.estimators) for c in classifiers])
     slopes, intercepts = (np.array([getattr(c, name) for c in classifiers]) for name in ("slope", "intercept"))
 
@@ -121,19 +121,25 @@ def batched_probabilities(classifiers: Sequence[CalibratedClassifier]) -> Callab
 
 
 def _is_forest(estimator: Any) -> bool:
+    if isinstance(estimator, (PackedForest, LinearModel)):  # scikit-learn is not imported for these
+        return isinstance(estimator, PackedForest)
     return isinstance(estimator, lazy.ensemble.RandomForestClassifier)
+
+
+def _packed(forest: Any) -> PackedForest:
+    return forest if isinstance(forest, PackedForest) else PackedForest.from_sklearn(forest)
 
 
 @dataclass(frozen=True)
 class CostRegressor:
     """A fitted forest that predicts a relative cost."""
 
-    estimator: RandomForestRegressor
+    estimator: RandomForestRegressor | PackedForest
 
 
 def cost_predictor(regressors: Sequence[CostRegressor]) -> Callable[[Floats], Floats]:
     """A function from rows [N, F] to the predictions of all regressors [N, number of regressors]."""
-    trees = PackedForest.concatenate([PackedForest.from_sklearn(regressor.estimator) for regressor in regressors])
+    trees = PackedForest.concatenate([_packed(regressor.estimator) for regressor in regressors])
     return lambda rows: trees.means_of_each(rows, len(regressors))
 
 
@@ -323,8 +329,10 @@ def _calibration(probabilities: Floats, target: BinaryTarget) -> tuple[float, fl
 
 def _fast_inference(estimator: Any) -> Callable[[Floats], Floats]:
     """The fastest prediction function for a fitted estimator, from rows [N, F] to probabilities [N]."""
+    if isinstance(estimator, LinearModel):
+        return estimator.probabilities
     if _is_forest(estimator):
-        return PackedForest.from_sklearn(estimator).means
+        return _packed(estimator).means
     if isinstance(estimator, lazy.pipeline.Pipeline) and isinstance(
         estimator.steps[-1][1], lazy.linear_model.LogisticRegression
     ):

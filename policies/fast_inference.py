@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,5 +103,27 @@ class LinearModel:
 
     def probabilities(self, rows: Floats) -> Floats:
         """Probability of the positive class for each row [N, F] -> [N]."""
-        probabilities: Floats = lazy.special.expit(rows @ self.weights + self.bias)
+        probabilities: Floats = 0.5 + 0.5 * np.tanh(0.5 * (rows @ self.weights + self.bias))
         return probabilities
+
+
+FastEstimator: TypeAlias = PackedForest | LinearModel
+
+
+def fast_form(estimator: Any, features: int) -> FastEstimator | None:
+    """The fast form of a fitted estimator of so many features; None where there is none.
+
+    A constant is a linear model without weights.
+    """
+    if isinstance(estimator, (PackedForest, LinearModel)):
+        return estimator
+    if isinstance(estimator, lazy.ensemble.RandomForestClassifier | lazy.ensemble.RandomForestRegressor):
+        return PackedForest.from_sklearn(estimator)
+    if isinstance(estimator, lazy.dummy.DummyClassifier):
+        share = float(estimator.class_prior_[1])
+        return LinearModel(np.zeros(features), float(np.log(share / (1 - share)))) if 0 < share < 1 else None
+    if isinstance(estimator, lazy.pipeline.Pipeline) and isinstance(
+        estimator.steps[-1][1], lazy.linear_model.LogisticRegression
+    ):
+        return LinearModel.from_sklearn(estimator)
+    return None

@@ -12,7 +12,6 @@ from ..ttt_core.lazy_modules import import_on_first_use
 if TYPE_CHECKING:
     import sklearn as sklearn
     import skops as skops
-    from scipy import special as special
     from scipy import stats as stats
     from sklearn import base as base
     from sklearn import dummy as dummy
@@ -38,7 +37,6 @@ _MODULES = {
     "sklearn": "sklearn",
     "skops": "skops",
     "io": "skops.io",
-    "special": "scipy.special",
     "stats": "scipy.stats",
 }
 __getattr__ = import_on_first_use(_MODULES, globals())
