@@ -15,6 +15,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -229,7 +230,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "accurate": policy.accurate,
         "accuracy_margin": policy.accuracy_margin,
         "released": policy.released,
-        "versions": {"scikit-learn": lazy.sklearn.__version__, "skops": lazy.skops.__version__},
+        "versions": {name: version(name) for name in ("scikit-learn", "skops")},
         "scorecard": policy.scorecard,
         "datasets": policy.datasets,
         "families": policy.families,

@@ -32,7 +32,7 @@ def write_packed(file: Path, estimators: Mapping[str, Sequence[FastEstimator]]) 
     parts = [(place, part) for place, some in enumerate(estimators.values()) for part in some]
     linear = [(place, part) for place, part in parts if isinstance(part, LinearModel)]
     forests = [(place, part) for place, part in parts if isinstance(part, PackedForest)]
-    arrays = {
+    arrays: dict[str, Any] = {
         "names": np.array(list(estimators)),
         "linear": np.array([[place, len(part.weights)] for place, part in linear], dtype=np.int64).reshape(-1, 2),
         "weights": np.concatenate([part.weights for _, part in linear] or [np.zeros(0)]),
@@ -105,19 +105,17 @@ def _checked(number: int, end: int) -> int:
 
 def _check_forest(forest: PackedForest, trees: int, nodes: int, features: int) -> None:
     """Raises `ValueError` unless every node leads further down in its forest, or is a leaf and leads to itself."""
+    sizes = {len(each) for each in (forest.feature, forest.threshold, forest.left, forest.right, forest.value)}
+    complete = trees > 0 and nodes > 0 and len(forest.roots) == trees and sizes == {nodes}
+    if not (complete and 0 <= forest.depth <= nodes and _leads_down(forest, features)):
+        raise ValueError("a tree with child or feature indices out of range")
+
+
+def _leads_down(forest: PackedForest, features: int) -> bool:
+    nodes = len(forest.value)
     index = np.arange(nodes)
     inner = (forest.left > index) & (forest.right > index) & (forest.left < nodes) & (forest.right < nodes)
     leaf = (forest.left == index) & (forest.right == index)
-    sizes = {len(each) for each in (forest.feature, forest.threshold, forest.left, forest.right, forest.value)}
-    sound = (
-        trees > 0
-        and nodes > 0
-        and len(forest.roots) == trees
-        and sizes == {nodes}
-        and 0 <= forest.depth <= nodes
-        and ((forest.roots >= 0) & (forest.roots < nodes)).all()
-        and (inner | leaf).all()
-        and ((forest.feature >= 0) & (forest.feature < features)).all()
-    )
-    if not sound:
-        raise ValueError("a tree with child or feature indices out of range")
+    roots = (forest.roots >= 0) & (forest.roots < nodes)
+    read = (forest.feature >= 0) & (forest.feature < features)
+    return bool((inner | leaf).all() and roots.all() and read.all())

@@ -252,6 +252,7 @@ def test_the_first_solve_of_a_process_does_not_wait_for_an_import_that_cannot_be
     code = (
         "import sys; from autottt import Controller, make_task; controller = Controller.from_pretrained()\n"
         "before = set(sys.modules); task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])\n"
+        "controller.solve(task); assert not {'sklearn', 'skops'} & set(sys.modules), 'to decide'\n"
         "controller.solve(task, strategy='ttt_direct'); controller.solve_many([task, task], strategy='ttt_direct')\n"
         "print(*sorted(m for m in set(sys.modules) - before if m.count('.') < 2))"
     )
