@@ -187,12 +187,11 @@ class Controller:
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
         bounds what training and answering take beside the model; batches are split to fit. `starting_adapter` is the
         folder of an adapter, as `autottt prepare` or PEFT writes it, from which every training starts; with
-        `read_with_adapter` it answers in context as well. `shadow` is the bundle of a
-        second policy, asked for the record only, and `explore` a share of tasks, 0 to 1, for which the strategy is
-        drawn. With `ignore_mismatch` a policy of another model or other recipes is used as it is. `cost_weight` is the
-        accuracy that one in-context cost is worth, in place of that which the policy was trained with; `langsmith` and
-        `trace` are as in `Controller`. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with
-        the remedy.
+        `read_with_adapter` it answers in context as well. `shadow` is the bundle of a second policy, asked for the
+        record only, and `explore` a share of tasks, 0 to 1, for which the strategy is drawn. With `ignore_mismatch` a
+        policy of another model or other recipes is used as it is. `cost_weight` is the accuracy that one in-context
+        cost is worth, in place of that which the policy was trained with; `langsmith` and `trace` are as in
+        `Controller`. Raises `ModelError`, `PolicyError`, `StrategyError` or `BudgetError`, each with the remedy.
         """
         if strategy is not None:
             get_strategy(strategy)
@@ -202,10 +201,7 @@ class Controller:
             memory_bytes=memory_bytes, starting_adapter=starting_adapter, read_with_adapter=read_with_adapter,
         )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
-        if cost_weight is not None:
-            if not isinstance(chosen, (LearnedPolicy, AnyModelPolicy)):
-                raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {chosen.name}")
-            chosen = chosen.with_cost_weight(cost_weight)
+        chosen = chosen if cost_weight is None else _weighted(chosen, cost_weight)
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)
             chosen = ExploringPolicy(chosen, other, explore, seed)
@@ -510,6 +506,13 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
     return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
 
 
+def _weighted(policy: Policy, cost_weight: float) -> Policy:
+    """The policy with another cost weight. Raises `PolicyError` for one that weighs no costs."""
+    if not isinstance(policy, (LearnedPolicy, AnyModelPolicy)):
+        raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {policy.name}")
+    return policy.with_cost_weight(cost_weight)
+
+
 def _budget(budget: Budget | str | float | None) -> Budget:
     if budget is None or isinstance(budget, Budget):
         return budget or Budget()
@@ -530,6 +533,6 @@ def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, i
 
     return load_policy(
         source, base_hash=learner.base_hash, prompt_format=learner.loaded.prompt_format, recipe_of=recipe_of,
-        starting_adapter=learner.starting_digest, nominal_cost=cost_of,
+        starting_adapter=learner.adapters.starting_digest, nominal_cost=cost_of,
         ignore_mismatch=ignore_mismatch and source is not None,
     )  # fmt: skip

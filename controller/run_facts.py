@@ -74,7 +74,7 @@ class RunFacts:
             model={
                 "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
                 "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
-                **({"starting_adapter": learner.starting_digest} if learner.starting_digest else {}),
+                **({"starting_adapter": learner.adapters.starting_digest} if learner.adapters.starting_digest else {}),
             },
             policy={
                 "name": policy.name, "version": card.get("format_version"),

@@ -188,7 +188,7 @@ class Basis:
     def of(cls, context: Context, query: Query) -> Basis:
         """The basis of a run of a query."""
         learner, policy = context.learner, context.policy
-        start = f" from {learner.starting_digest}" if learner.starting_digest else ""
+        start = f" from {learner.adapters.starting_digest}" if learner.adapters.starting_digest else ""
         return cls(
             f"{learner.base_hash[:16]} in {learner.guarded.precision}{start}", learner.loaded.prompt_format,
             f"{policy.name} ({policy_digest(policy)})", f"{query.task.digest} {query.task.prompt_format}".strip(),

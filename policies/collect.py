@@ -51,7 +51,10 @@ class ModelIdentity(NamedTuple):
     def of(cls, learner: Learner) -> ModelIdentity:
         """What the outcomes of a learner depend on."""
         return cls(
-            learner.base_hash, learner.loaded.prompt_format, dict(learner.loaded.recipes), learner.starting_digest
+            learner.base_hash,
+            learner.loaded.prompt_format,
+            dict(learner.loaded.recipes),
+            learner.adapters.starting_digest,
         )
 
 
@@ -256,7 +259,7 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
         held_out_gain=_finite(attempt.cross_validation.gain) if attempt and attempt.cross_validation else 1.0,
         losses=finite(attempt.training_record.losses if attempt and attempt.training_record else ()),
         vote_shares={content_digest(c.value): _finite(c.share) for c in attempt.candidates} if attempt else {},
-        prompt_format=learner.loaded.prompt_format, starting_adapter=learner.starting_digest,
+        prompt_format=learner.loaded.prompt_format, starting_adapter=learner.adapters.starting_digest,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ OUTCOMES = "outcomes"
 
 def policy_name(base_hash: str, prompt_format: str, starting_adapter: str = "") -> str:
     """The name of the policy for a model, by the content hash of its base, its prompt format, and the adapter that
-    training starts from (`Learner.starting_digest`)."""
+    training starts from (`AdapterProvider.starting_digest`)."""
     return "-".join(part for part in (base_hash[:16], prompt_format, starting_adapter) if part)
 
 

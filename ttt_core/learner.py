@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,7 +63,7 @@ class Learner:
         read_with_adapter: bool = False,
     ) -> None:
         """`verify` is the method of `Learner.verify`; `adapters` is where trained adapters are cached; `original` is
-        the learner around the model that `loaded` has a replica of, see `replica`.
+        the learner around the model that `loaded` has a replica of, see `learner_of_replica`.
 
         `memory_bytes` bounds the memory of training (activations, adapters, gradients, moments) and of batched
         inference; None: a share of what is free. The model itself is not counted. `starting_adapter` is a PEFT folder
@@ -90,15 +89,6 @@ class Learner:
         refuse_other_base(Path(folder), self.base_hash)
         self.adapters.starting = self.import_peft(folder)
         self.answerer.reading = self.adapters.starting if read_with_adapter else None
-
-    @cached_property
-    def starting_digest(self) -> str:
-        """What identifies the adapter that training starts from, and whether it also answers in context; empty without
-        one."""
-        if self.adapters.starting is None:
-            return ""
-        digest = self.adapters.starting.weights.digest()
-        return digest if self.answerer.reading is None else f"{digest}+read"
 
     @classmethod
     def load(
@@ -140,23 +130,6 @@ class Learner:
             loaded, verify=verify, adapters=adapters, memory_bytes=memory_bytes, starting_adapter=starting_adapter,
             read_with_adapter=read_with_adapter,
         )  # fmt: skip
-
-    def replica(self) -> Learner | None:
-        """A learner that computes at the same time as this one, in another thread: around a replica of the model, which
-        shares the weights, with the same cache of adapters. None where the model has no replica; see
-        `model.replica.replica_of`. Raises `BaseChangedError` where the base is not what was loaded.
-        """
-        with self.guarded.compute(None):
-            self.verify()
-            model = replica_of(self.loaded.model)
-            if model is None:
-                return None
-            copy = Learner(
-                replace(self.loaded, model=model), verify=self.guarded.verification, adapters=self.adapters.cache,
-                memory_bytes=self.guarded.memory_bytes, original=self,
-            )  # fmt: skip
-            copy.adapters.starting, copy.answerer.reading = self.adapters.starting, self.answerer.reading
-            return copy
 
     @property
     def base_hash(self) -> str:
@@ -283,3 +256,21 @@ class Learner:
             self.answerer.clear()
             self.formats.clear()
             self.adapters.reset_charges()
+
+
+def learner_of_replica(learner: Learner) -> Learner | None:
+    """A learner that computes at the same time as the given one, in another thread: around a replica of its model,
+    which shares the weights, with the same cache of adapters. None where the model has no replica; see
+    `model.replica.replica_of`. Raises `BaseChangedError` where the base is not what was loaded.
+    """
+    with learner.guarded.compute(None):
+        learner.verify()
+        model = replica_of(learner.loaded.model)
+        if model is None:
+            return None
+        copy = Learner(
+            replace(learner.loaded, model=model), verify=learner.guarded.verification, adapters=learner.adapters.cache,
+            memory_bytes=learner.guarded.memory_bytes, original=learner,
+        )  # fmt: skip
+        copy.adapters.starting, copy.answerer.reading = learner.adapters.starting, learner.answerer.reading
+        return copy

@@ -25,7 +25,7 @@ from ...ttt_core import clock
 from ...ttt_core.engine.adapter_plan import AdapterPlan
 from ...ttt_core.engine.adapter_provider import Prefetched
 from ...ttt_core.errors import BaseChangedError, Cancelled, ClosedError, DeadlineError, QueueFullError
-from ...ttt_core.learner import Learner
+from ...ttt_core.learner import Learner, learner_of_replica
 from ...ttt_core.model.fingerprint import RevocableChangeError
 from .. import lazy
 from ..events import PlannedRun, PrefetchProgress
@@ -89,7 +89,7 @@ class Lanes:
 
     def _training_learner(self) -> Learner:
         """The learner of the training lane."""
-        replica = self.learner.replica()
+        replica = learner_of_replica(self.learner)
         if replica is None:
             _LOG.warning(
                 "%s has no replica, so it trains and answers in turns: a query may wait for the training of others",

@@ -56,7 +56,7 @@ class Echo:
     """A learner that answers with the query; every answer takes ten tokens, every scored task one."""
 
     base_hash = "base"
-    starting_digest = ""
+    adapters = SimpleNamespace(starting_digest="")
     loaded = SimpleNamespace(
         recipes={"fake": Recipe(max_steps=2)}, prompt_format="compact", parameter_count=100, vocabulary_size=10
     )

@@ -317,6 +317,12 @@ class AdapterProvider:
     def _scope_of(self, plan: AdapterPlan) -> str:
         return self.scope if plan.scope is None else plan.scope
 
+    @property
+    def starting_digest(self) -> str:
+        """What identifies the adapter that training starts from, and whether it also answers in context; empty without
+        one."""
+        return self._starting_digest if self._answerer.reading is None else f"{self._starting_digest}+read"
+
     @cached_property
     def _starting_digest(self) -> str:
         return "" if self.starting is None else self.starting.weights.digest()

@@ -116,8 +116,7 @@ def train(
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
         loop = _TrainingLoop(loaded, runs, engine, start)
-        on_step = _recorded(step, recipes[0], on_step)
-        loop.run(deadline, step_limit, on_step, on_batch_step, monitor, charge, is_wanted)
+        loop.run(deadline, step_limit, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge, is_wanted)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):

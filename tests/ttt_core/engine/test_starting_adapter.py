@@ -44,7 +44,7 @@ def test_every_training_starts_from_it_in_its_shape_and_leaves_the_base(folder, 
     before = learner.adapters.starting.weights.digest()
     attempt = run(get_strategy(strategy), learner, task)
     assert attempt.error == ""
-    assert attempt.training_record.started_from == learner.starting_digest == before
+    assert attempt.training_record.started_from == learner.adapters.starting_digest == before
     assert {name for name, _ in attempt.training_record.modules} <= {
         "model.layers.*.self_attn.q_proj", "model.layers.*.mlp.up_proj"
     }  # fmt: skip
@@ -59,7 +59,7 @@ def test_adapters_that_are_trained_in_one_batch_start_from_it_too(folder, task):
     learner = learner_with(folder)
     plans = [strategy.plan(learner, task, seed) for seed in (0, 1)]
     trained = learner.adapters.prefetch(plans)
-    assert [one.training.started_from for one in trained] == [learner.starting_digest] * 2
+    assert [one.training.started_from for one in trained] == [learner.adapters.starting_digest] * 2
     together = learner.adapters.get_or_train(plans[0])[0]
     for name, pair in alone.weights.pairs.items():
         for one, other in zip(pair, together.weights.pairs[name], strict=True):
@@ -74,8 +74,8 @@ def test_it_answers_in_context_only_where_that_is_wanted(folder, task):
     assert scores[2] == pytest.approx(base.score([task], adapter)[0][-1].log_probs)
     assert reads.answer([task])[0].text == base.answer([task], adapter)[0].text
     assert reads.read(task).answers[-1].log_probs == pytest.approx(base.read(task, adapter).answers[-1].log_probs)
-    assert start.starting_digest != reads.starting_digest.partition("+")[2]
-    assert reads.starting_digest == f"{start.starting_digest}+read"
+    assert start.adapters.starting_digest != reads.adapters.starting_digest.partition("+")[2]
+    assert reads.adapters.starting_digest == f"{start.adapters.starting_digest}+read"
     assert reads.verify(full=True)
 
 
@@ -96,7 +96,7 @@ def test_an_adapter_of_another_base_is_refused(folder):
         learner_with(folder)
     (folder / CARD).unlink()
     assert read_card(folder) == {}
-    assert learner_with(folder).starting_digest
+    assert learner_with(folder).adapters.starting_digest
 
 
 def test_reading_needs_an_adapter(one_thread):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from autottt import BaseChangedError
+from autottt.ttt_core.learner import learner_of_replica
 from autottt.ttt_core.lora.training import train
 from autottt.ttt_core.model.fingerprint import state_tensors
 from autottt.ttt_core.model.replica import replica_of
@@ -26,7 +27,7 @@ RECIPE = Recipe(rank=2, alpha=2, max_steps=3, batch_size=2, early_stop_loss=0.0)
 def test_a_replica_answers_and_trains_as_the_model_does(make_learner, architecture, task, unchanged):
     learner = make_learner(architecture)
     with unchanged(learner.loaded.model):
-        replica = learner.replica()
+        replica = learner_of_replica(learner)
         assert replica.answer([task]) == learner.answer([task])
         one, other = (some.adapt(leave_one_out(task), RECIPE) for some in (learner, replica))
     assert other.weights.digest() == one.weights.digest()
@@ -99,7 +100,7 @@ def test_a_model_whose_copies_would_not_stand_for_themselves_has_no_replica(make
 @pytest.mark.parametrize("writes_to", ["model", "replica"])
 def test_a_write_to_the_weights_is_found_from_both_sides(make_learner, writes_to):
     learner = make_learner()
-    replica = learner.replica()
+    replica = learner_of_replica(learner)
     written = (learner if writes_to == "model" else replica).loaded.model
     with torch.no_grad():
         written.lm_head.weight.add_(1.0)
@@ -110,7 +111,7 @@ def test_a_write_to_the_weights_is_found_from_both_sides(make_learner, writes_to
 
 def test_a_write_that_no_version_counts_is_found_by_full_proofs_of_both(make_learner):
     learner = make_learner()
-    replica = learner.replica()
+    replica = learner_of_replica(learner)
     replica.loaded.model.lm_head.weight.data.add_(1.0)
     for each in (learner, replica):
         with pytest.raises(BaseChangedError):
@@ -119,7 +120,7 @@ def test_a_write_that_no_version_counts_is_found_by_full_proofs_of_both(make_lea
 
 def test_a_replica_leaves_nothing_behind(make_learner):
     learner = make_learner()
-    replica = learner.replica()
+    replica = learner_of_replica(learner)
     gone = weakref.ref(replica.loaded.model)
     del replica
     gc.collect()
@@ -140,7 +141,7 @@ def test_every_thread_of_a_training_pauses(make_learner, task, workers):
 def test_two_threads_use_the_model_and_its_replica_at_a_time(make_learner, task):
     learner = make_learner()
     alone = learner.answer([task])
-    replica, rounds, done = learner.replica(), 6, threading.Event()
+    replica, rounds, done = learner_of_replica(learner), 6, threading.Event()
     adapters = []
 
     def train_again() -> None:
