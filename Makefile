@@ -20,8 +20,9 @@ demo: $(STAMP)  ## Solve the tasks that ship with the package and show every dec
 	@$(BIN)/autottt demo
 
 # mypy runs beside the tests; with -k each of them reports, whatever the other finds. Every test process uses one thread:
-# the models of the tests are so small that a second one costs more than it saves.
-TEST_PROCESSES ?= auto
+# the models of the tests are so small that a second one costs more than it saves. Some tests wait, for processes or for
+# time, so there is one process more than there are cores.
+TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test: $(STAMP)  ## Lint, check the formatting and the types, run the tests
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .

@@ -100,6 +100,7 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("AUTOTTT_TRACE", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setitem(sys.modules, "mlflow", None)  # its database takes longer to create than a policy to train
+    monkeypatch.setattr("autottt.policies.scorecard.INTERVAL_RESAMPLES", 40)
     monkeypatch.setattr(registry, "_REGISTRY", {name: registry.get_strategy(name) for name in registry.strategies()})
     return tmp_path
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from autottt.policies import classifiers
+from autottt.policies import classifiers, scorecard
 from autottt.policies.policy import LearnedPolicy
 from tests.policies.synthetic import trained
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_forests() -> Iterator[None]:
-    """Forests of few trees: what the tests state holds for any number, and training takes a fifth of the time."""
+def quick_training() -> Iterator[None]:
+    """Few trees and few bootstrap resamples: what the tests state holds for any number, and training takes a fifth of
+    the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifiers, "TREES", 12)
+        patch.setattr(scorecard, "INTERVAL_RESAMPLES", 40)
         yield
 
 
