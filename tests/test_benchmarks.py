@@ -280,6 +280,13 @@ class TestPolicy:
         assert all(policy.OMITTED.values())
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of few bootstrap draws."""
+    monkeypatch.setattr(crossfit.interval, "__defaults__", (50,))
+
+
+@pytest.mark.usefixtures("few_draws")
 class TestCrossfit:
     def case(
         self, family: int, in_context: bool, voted: bool, before: float, after: float, sure: float = 0.4
@@ -376,6 +383,7 @@ class TestEngine:
         assert nbytes > 0
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_tables_of_the_documents_are_written_from_the_results(tmp_path: Path) -> None:
     measured = script("result_tables")
     facts = {"commit": "c0ffee", "date": "2026-01-02", "machine": {"cores": 2}, "versions": {"torch": "2"}}

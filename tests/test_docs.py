@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -75,7 +77,14 @@ def same_output(printed, expected):
     return same_words and all(map(close, NUMBER.findall(printed), NUMBER.findall(expected)))
 
 
-def run_console(block, monkeypatch):
+def run_module(name, arguments, folder):
+    """Runs a module as `python -m` does, in a process that has imported the libraries."""
+    os.chdir(folder)
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def run_console(block, monkeypatch, forkserver):
     from autottt.controller.cli import main as cli
 
     for line in block.text.replace("\\\n", " ").splitlines():
@@ -87,6 +96,11 @@ def run_console(block, monkeypatch):
             with pytest.raises(SystemExit) as exit_info:
                 cli.main()
             assert exit_info.value.code in (None, 0), line
+        elif program == "python" and arguments[0] == "-m":
+            process = forkserver.Process(target=run_module, args=(arguments[1], arguments[2:], os.getcwd()))
+            process.start()
+            process.join()
+            assert process.exitcode == 0, line
         elif program == "python":
             subprocess.run([sys.executable, *arguments], check=True)
         else:
@@ -106,7 +120,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
-def test_every_example_runs(document, empty_folder, monkeypatch, capsys):
+def test_every_example_runs(document, empty_folder, monkeypatch, capsys, forkserver):
     namespace = {"__name__": "__main__"}
     printed = ""
     for block in blocks(document):
@@ -122,7 +136,7 @@ def test_every_example_runs(document, empty_folder, monkeypatch, capsys):
             run_python(document, block, namespace)
             printed = capsys.readouterr().out
         elif block.language == "console":
-            run_console(block, monkeypatch)
+            run_console(block, monkeypatch, forkserver)
         else:
             assert block.language in ("", "mermaid", "json"), f"{document.name}:{block.line}: who checks this block?"
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from autottt.policies.training import train_policy
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
@@ -35,6 +36,9 @@ def no_settings(monkeypatch, tmp_path_factory) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_training(monkeypatch) -> None:
-    """Policies are trained with few bootstrap resamples and without a tracking server, whose import takes seconds."""
+    """Policies are trained with few draws of the folds, few bootstrap resamples, and without a tracking server, whose
+    import takes seconds."""
+    defaults = train_policy.__kwdefaults__ or {}
+    monkeypatch.setattr(train_policy, "__kwdefaults__", {**defaults, "repeats": 1})
     monkeypatch.setattr("autottt.policies.scorecard.INTERVAL_RESAMPLES", 40)
     monkeypatch.setitem(sys.modules, "mlflow", None)
