@@ -1,11 +1,18 @@
-"""Rows of benchmarks as JSON lines, and intervals over families. Knows nothing about what was measured."""
+"""Rows of benchmarks as JSON lines, files of results, and intervals over families. Knows nothing about what was
+measured."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +28,33 @@ def read_rows(file: Path) -> list[Row]:
         except ValueError:
             continue
     return rows
+
+
+def resumed(file: Path, part: str, work: Callable[[], list[Row]]) -> list[Row]:
+    """The rows of a part: those in the file, or measured and added to it."""
+    rows = [{k: v for k, v in row.items() if k != "part"} for row in read_rows(file) if row.get("part") == part]
+    if not rows:
+        rows = work()
+        with file.open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps({"part": part, **row}) + "\n" for row in rows)
+    print(json.dumps(rows, indent=1), file=sys.stderr)
+    return rows
+
+
+def write_results(file: Path, rows: Sequence[Row], packages: Sequence[str]) -> None:
+    """Prints the rows and writes them with the commit, the date, the machine and the versions of packages."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {
+        "rows": rows, "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
+        "machine": {
+            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+        },
+        "versions": {package: version(package) for package in packages},
+    }  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(rows, indent=1))
 
 
 def percent_interval(families: Mapping[str, Sequence[float]], repeats: int = 1000) -> list[float]:

@@ -24,7 +24,6 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -37,14 +36,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from row_files import Row, read_rows
+from row_files import Row, resumed, write_results
 
 from autottt import Controller, FixedPolicy, Learner
 from autottt.controller.server.app import make_app
@@ -348,17 +345,6 @@ def controller_of(model: str) -> Controller:
     return Controller(learner, FixedPolicy("in_context"))
 
 
-def resumed(file: Path, part: str, work: Callable[[], list[Row]]) -> list[Row]:
-    """The rows of a part: those in the file, or measured and added to it."""
-    rows = [{k: v for k, v in each.items() if k != "part"} for each in read_rows(file) if each.get("part") == part]
-    if not rows:
-        rows = work()
-        with file.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps({"part": part, **each}) + "\n" for each in rows)
-    print(json.dumps(rows, indent=1), file=sys.stderr)
-    return rows
-
-
 def measured(options: argparse.Namespace) -> list[Row]:
     """The rows of all parts that are asked for."""
     quick, model = options.quick, options.model
@@ -388,15 +374,7 @@ def main() -> None:
     options = parser.parse_args()
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     rows = measured(options)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    facts = {
-        "rows": rows, "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "uvicorn", "autottt")},
-    }  # fmt: skip
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
+    write_results(options.json, rows, ("torch", "transformers", "uvicorn", "autottt"))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import argparse
 import copy
 import itertools
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,12 +26,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from row_files import Row, read_rows
+from row_files import Row, read_rows, resumed, write_results
 
 from autottt import Controller, FixedPolicy, Learner
 from autottt.controller.replay import replay
@@ -328,17 +325,6 @@ def replayed(learner: Learner, strategy: str, task: Task) -> Row:
 # --- everything ------------------------------------------------------------------------------------------------------
 
 
-def resumed(file: Path, part: str, work: Callable[[], list[Row]]) -> list[Row]:
-    """The rows of a part: those in the file, or measured and added to it."""
-    rows = [{k: v for k, v in row.items() if k != "part"} for row in read_rows(file) if row.get("part") == part]
-    if not rows:
-        rows = work()
-        with file.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps({"part": part, **row}) + "\n" for row in rows)
-    print(json.dumps(rows, indent=1), file=sys.stderr)
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
@@ -359,19 +345,7 @@ def main() -> None:
     rows += replay_rows(options.rows, "", runs)
     if options.model:
         rows += replay_rows(options.rows, options.model, min(runs, options.model_runs))
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    packages = ("torch", "transformers", "opentelemetry-sdk", "autottt")
-    facts = {
-        "rows": rows, "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
-        "machine": {
-            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 1),
-        },
-        "versions": {package: version(package) for package in packages},
-    }  # fmt: skip
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
+    write_results(options.json, rows, ("torch", "transformers", "opentelemetry-sdk", "autottt"))
 
 
 if __name__ == "__main__":

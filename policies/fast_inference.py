@@ -111,7 +111,7 @@ FastEstimator: TypeAlias = PackedForest | LinearModel
 
 
 def fast_form(estimator: Any, features: int) -> FastEstimator | None:
-    """The fast form of a fitted estimator of so many features; None where there is none.
+    """The arrays of a fitted estimator that reads this many features; None for an estimator that has no such form.
 
     A constant is a linear model without weights.
     """

@@ -18,7 +18,7 @@ from .locks import exclusive
 from .options import ModelOptions, TaskOptions, command
 from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds
 from .policies import policy_app
-from .training import TrainingOptions, train_and_write
+from .training import Risk, TrainingCostWeight, TrainingOptions, train_and_write
 
 if TYPE_CHECKING:
     from ...policies.collect import Batch
@@ -34,17 +34,8 @@ FEW_FAMILIES = 30
 class FitOptions:
     """What a policy is fitted for."""
 
-    training_cost_weight: Annotated[
-        float | None,
-        typer.Option(
-            "--cost-weight",
-            help="Accuracy that one in-context cost is worth; default: the most expensive strategy costs 0.1.",
-        ),
-    ] = None
-    risk: Annotated[
-        float | None,
-        typer.Option(help="At most this share of the answers kept in context is wrong, with 90% confidence."),
-    ] = None
+    training_cost_weight: TrainingCostWeight = None
+    risk: Risk = None
     yes: Annotated[bool, typer.Option("--yes", help="Begin without a question.")] = False
 
 

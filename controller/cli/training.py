@@ -25,23 +25,27 @@ if TYPE_CHECKING:
     from ...policies.trained_policy import TrainedPolicy
 
 
+TrainingCostWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--cost-weight",
+        help="Accuracy that one in-context cost is worth; default: the most expensive strategy costs 0.1.",
+    ),
+]
+Risk = Annotated[
+    float | None,
+    typer.Option(help="At most this share of the answers kept in context is wrong, with 90% confidence."),
+]
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a policy is trained, and where the result is written."""
 
     out: Annotated[Path, typer.Option(help="Folder that the policy bundle is written to.")]
     runs: Annotated[Path, typer.Option(help="Folder with a record of every training run.")] = Path("runs/policies")
-    training_cost_weight: Annotated[
-        float | None,
-        typer.Option(
-            "--cost-weight",
-            help="Accuracy that one in-context cost is worth; default: the most expensive strategy costs 0.1.",
-        ),
-    ] = None
-    risk: Annotated[
-        float | None,
-        typer.Option(help="At most this share of the answers kept in context is wrong, with 90% confidence."),
-    ] = None
+    training_cost_weight: TrainingCostWeight = None
+    risk: Risk = None
     seed: Seed = 0
     as_json: AsJson = False
 

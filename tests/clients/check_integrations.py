@@ -71,7 +71,7 @@ def check_langchain(environment: Environment, folder: Path) -> str:
 
 def check_langgraph(environment: Environment, folder: Path) -> str:
     log, url = folder / "langgraph.log", f"http://127.0.0.1:{PORT}"
-    shutil.copy(ROOT / "langgraph.json", folder)  # a copy: the server writes files beside it
+    shutil.copy(ROOT / "langgraph.json", folder)  # a copy: the server writes into its folder
     shutil.copytree(ROOT / "examples", folder / "examples")
     options = ("dev", "--port", str(PORT), "--no-browser", "--no-reload")
     with running([str(environment.binaries / "langgraph"), *options], folder, log):

@@ -515,6 +515,7 @@ def test_a_stream_that_is_closed_cancels_its_query(endless):
     with endless.scheduler() as scheduler:
         asyncio.run(read_one(scheduler))
         until(lambda: scheduler.running == 0)
+        assert scheduler.solve(EASY).task is EASY, "the lanes are free"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
