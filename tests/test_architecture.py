@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -88,11 +89,18 @@ MODULES = {
 TOP = {"autottt." + p.stem if p.stem != "__init__" else "autottt": p for p in sorted((ROOT / "autottt").glob("*.py"))}
 
 
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    """Never changed: every test of a module reads the same one."""
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
 def imports(name: str, path: Path) -> set[str]:
     """Full names of the modules that a module imports, anywhere in it; relative ones resolved, with a leading dot."""
     names: set[str] = set()
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -104,12 +112,13 @@ def imports(name: str, path: Path) -> set[str]:
     return names
 
 
+@cache
 def imported_modules(name: str) -> set[str]:
     """The modules of this package that a module imports, anywhere in it: also inside functions and for types only."""
     path = MODULES[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.ImportFrom) and node.level > 0:
             parent = package[: len(package) - node.level + 1]
             source = ".".join([*parent, *filter(None, [node.module])])
@@ -208,7 +217,7 @@ LAZY = {name: path for name, path in MODULES.items() if path.name == "lazy.py"}
 @pytest.mark.parametrize("name", LAZY)
 def test_a_lazy_module_imports_on_first_use_what_its_type_checking_imports_name(name):
     """So that the tests of import direction and ownership, which read import statements, see lazy imports too."""
-    tree = ast.parse(LAZY[name].read_text("utf-8"))
+    tree = syntax_tree(LAZY[name])
     tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "_MODULES"]
     package = name.rpartition(".")[0]
     table = {f".{package}{m}" if m.startswith(".") else m for m in ast.literal_eval(tables[0]).values()}
@@ -232,7 +241,7 @@ def test_libraries_are_imported_on_first_use_in_lazy_modules_only(name):
     """Elsewhere imports stand at the top; commands import the packages that they call, and no library."""
     if name in LAZY:
         return
-    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    tree = syntax_tree(MODULES[name])
     inside = [
         node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
     ]
@@ -290,7 +299,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 @pytest.mark.parametrize("name", {**TOP, **MODULES})
 def test_every_module_says_what_it_does(name):
-    assert ast.get_docstring(ast.parse({**TOP, **MODULES}[name].read_text("utf-8")))
+    assert ast.get_docstring(syntax_tree({**TOP, **MODULES}[name]))
 
 
 def test_links_stand_for_the_folders_of_the_same_name():
