@@ -18,7 +18,7 @@ from ..ttt_core.learner import Learner
 
 PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
 """Packages whose versions an answer may depend on."""
-_THRESHOLDS = ("cost_weight", "skip_probe_threshold", "keep_threshold", "risk")
+_THRESHOLDS = ("cost_weight", "skip_probe_threshold", "probe_margin", "keep_threshold", "risk")
 """Settings of a policy's card by which it decides."""
 
 

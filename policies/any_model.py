@@ -121,7 +121,7 @@ def train_any_model(
     """A policy for any model. Its scorecard has one of each model (`models`), whose policy saw neither the model nor
     the families, and the gain over the rule of thumb of all. Raises `PolicyError` for too few models or families."""
     tables = tables_by_model(outcomes, vocabularies or {})
-    settings = TrainingSettings(COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False)
+    settings = TrainingSettings(COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False, by_free_features=False)
     cards = {model: _judged(model, tables, settings) for model in tables}
     whole = joined(list(tables.values()))
     policies = [cards[model][1] for model in tables]

@@ -217,6 +217,8 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "mean_costs": policy.mean_costs,
         "cost_weight": policy.cost_weight,
         "skip_probe_threshold": policy.skip_probe_threshold,
+        "probe_margin": policy.probe_margin,
+        "probe_cost": policy.probe_cost,
         "ranking": policy.ranking,
         "seed": policy.seed,
         "keep_threshold": policy.keep_threshold,
@@ -263,6 +265,7 @@ def _check(policy: TrainedPolicy) -> None:
     numbers: dict[str, Iterable[float]] = {
         "cost_weight": [policy.cost_weight],
         "skip_probe_threshold": [policy.skip_probe_threshold],
+        "probe_margin": [policy.probe_margin or 0.0, policy.probe_cost],
         "keep_threshold": [policy.keep_threshold],
         "mean_costs": chain(*policy.mean_costs.values()),
         "feature_min": policy.feature_min,

@@ -89,6 +89,10 @@ def _optional_number(value: object) -> float:
     return 0.0 if value is MISSING else _number(value)
 
 
+def _optional_margin(value: object) -> float | None:
+    return None if value is MISSING or value is None else _number(value)
+
+
 def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
     """Reads an object with exactly these fields as a value of `kind`; null, or a field that is missing, as None."""
 
@@ -127,6 +131,8 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "mean_costs": ("an object of lists of numbers", _object_of(_list_of(_number))),
     "cost_weight": ("a number", _number),
     "skip_probe_threshold": ("a number", _number),
+    "probe_margin": ("a number or null", _optional_margin),
+    "probe_cost": ("a number", _optional_number),
     "ranking": _TEXTS,
     "feature_min": _NUMBERS,
     "feature_max": _NUMBERS,

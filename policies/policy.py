@@ -190,6 +190,8 @@ class LearnedPolicy:
             )
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)
+        if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
+            trained = replace(trained, probe_margin=None)
         if cost_weight == 0 and trained.accurate:
             others = [s for s in trained.ranking if s != trained.accurate]
             trained = replace(trained, ranking=(trained.accurate, *others))

@@ -154,6 +154,11 @@ class TrainedPolicy:
     """The fixed strategy with the highest accuracy in training; empty if unknown."""
     accuracy_margin: float = 0.0
     """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
+    probe_margin: float | None = None
+    """Lead in utility, estimated from the free features (`leads`), from which a strategy is chosen without the probe;
+    None where only `skip_probe_threshold` skips it."""
+    probe_cost: float = 0.0
+    """Mean relative cost of the probe in training."""
     models: tuple[str, ...] = ()
     """Content hashes of the models of the outcomes, for a policy for any model; empty for a policy of one model. Its
     costs are percentages of the mean cost of the most expensive strategy."""
@@ -236,10 +241,25 @@ class TrainedPolicy:
         return next((s for s in remaining if s != self.strategies[0] or self.risk is None), remaining[0])
 
     def can_skip_probe(self, probabilities: Floats, costs: Floats) -> Booleans:
-        """Whether stage 0 suffices [N]: the in-context answer is preferred, and above the skip-probe threshold."""
-        best = self.preferences(probabilities, costs, measured=False).argmax(axis=1) == 0
-        skipped: Booleans = best & (probabilities[:, 0] >= self.skip_probe_threshold)
+        """Whether stage 0 suffices [N]: the in-context answer is preferred and above the skip-probe threshold, or the
+        preferred strategy leads by the probe margin."""
+        best = self.preferences(probabilities, costs, measured=False).argmax(axis=1)
+        skipped: Booleans = (best == 0) & (probabilities[:, 0] >= self.skip_probe_threshold)
+        if self.probe_margin is not None:
+            skipped |= self.leads(probabilities, costs) >= self.probe_margin
         return skipped
+
+    def leads(self, probabilities: Floats, costs: Floats) -> Floats:
+        """By how much the utility of the strategy that is preferred without the probe exceeds that of the best one on
+        the other side [N]; the sides are strategies that cost more than the probe, and the others. Which of a side is
+        chosen matters less than a probe costs. Negative where the risk guarantee rules the best strategy out."""
+        preferences = self.preferences(probabilities, costs, measured=False)
+        best, utilities = preferences.argmax(axis=1), self.utilities(probabilities, costs)
+        index, is_dear = np.arange(len(best)), costs > self.probe_cost
+        is_rival = (is_dear != is_dear[index, best][:, None]) | (preferences == -np.inf)
+        others = np.where(is_rival, utilities, -np.inf)
+        leads: Floats = utilities[index, best] - others.max(axis=1)
+        return leads
 
     def is_out_of_distribution(self, free: Floats, kinds: Sequence[str]) -> Booleans:
         """Whether queries [N] are unlike the training tasks, from their free features [N, F] and kinds."""

@@ -44,7 +44,9 @@ from .unfamiliar import accuracy_margin, fit_evidence, fit_familiarity, most_acc
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs with the default cost weight."""
 PROBE_ACCURACY_TOLERANCE = 0.005
-"""Accuracy that skipping the probe may lose."""
+"""Accuracy that skipping the probe may lose where the in-context answer is kept."""
+PROBE_MARGINS = np.linspace(0, 0.95, 20)
+"""Quantiles of the leads by free features, the probe margins to choose from."""
 CONFIDENCE = 0.9
 """Confidence of the risk guarantee."""
 MIN_FAMILIES_FOR_COST_MODELS = 100
@@ -64,6 +66,8 @@ class TrainingSettings:
     risk: float | None = None
     predict_costs: bool = True
     """Whether costs are predicted per query; else the means of the kind are used."""
+    by_free_features: bool = True
+    """Whether any strategy may be chosen without the probe (`TrainedPolicy.probe_margin`)."""
 
     def for_families(self, count: int) -> TrainingSettings:
         """These settings without the parts that need more families. Determined once, from the smallest training split,
@@ -239,6 +243,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         mean_costs=_mean_costs(table),
         cost_weight=settings.cost_weight,
         skip_probe_threshold=1.0,
+        probe_cost=float(table.probe_cost.mean()),
         ranking=tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable")),
         feature_min=tuple(free.min(axis=0).tolist()),
         feature_max=tuple(free.max(axis=0).tolist()),
@@ -262,6 +267,8 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     else:
         costs = held_out_costs[observed]
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
+    if settings.by_free_features:
+        policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
     policy = replace(
         policy, accurate=table.strategies[most_accurate(whole)],
         accuracy_margin=accuracy_margin(probabilities[max(probabilities)], whole),
@@ -348,7 +355,7 @@ def _choose(
     preferences = np.where(table.applicable, preferences, -np.inf)
     fallback = unusual & (policy.evidence is None)
     next_best = partial(_next_best, policy, table, preferences, utilities, fallback)
-    choice, wasted = np.where(skipped, 0, preferences.argmax(axis=1)), np.zeros(len(table))
+    choice, wasted = preferences.argmax(axis=1), np.zeros(len(table))
     choice[fallback] = [next_best(case, []) for case in np.flatnonzero(fallback).tolist()]
     for case in np.flatnonzero(table.unparsed[np.arange(len(table)), choice]).tolist():
         choice[case], wasted[case] = run_attempts(table, case, int(choice[case]), partial(next_best, case))
@@ -389,6 +396,27 @@ def _select_skip_probe_threshold(
             break
         lowest = threshold
     return lowest
+
+
+def _select_probe_margin(
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats
+) -> float | None:
+    """The probe margin with the highest utility, cost of the probe included, from held-out probabilities; None where
+    the probe pays for every query that `skip_probe_threshold` leaves."""
+
+    def utility(margin: float | None) -> float:
+        candidate = replace(policy, probe_margin=margin)
+        right, cost = table.score_routing(_choose(candidate, table, probabilities, costs))
+        return float((right - policy.cost_weight * cost).mean())
+
+    leads = policy.leads(probabilities[0], costs)
+    finite = leads[np.isfinite(leads)]
+    margins = np.quantile(finite, PROBE_MARGINS).clip(0).round(4).tolist() if len(finite) else [0.0]
+    best, highest = None, utility(None)
+    for margin in reversed(margins):
+        if (reached := utility(margin)) > highest + 1e-9:
+            best, highest = margin, reached
+    return best
 
 
 def _select_keep_threshold(

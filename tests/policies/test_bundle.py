@@ -257,6 +257,7 @@ def test_a_damaged_file_is_refused(folder, name):
         ({"cost_weight": float("nan")}, "cost_weight: invalid"),
         ({"cost_weight": -0.1}, "cost_weight: invalid"),
         ({"skip_probe_threshold": float("inf")}, "skip_probe_threshold: invalid"),
+        ({"probe_margin": float("nan")}, "probe_margin: invalid"),
         ({"mean_costs": {"": [1.0]}}, "mean_costs: invalid"),
         ({"mean_costs": {"list": [1.0, 50.0, 7.0]}}, "mean_costs: invalid"),
         ({"ranking": ["nope"]}, "ranking: invalid"),
@@ -297,7 +298,8 @@ def test_a_field_of_another_type_is_refused_unless_a_policy_may_have_it(folder):
             loaded += [] if reason else [(name, value)]
     assert sorted(loaded, key=str) == [
         ("accuracy_margin", 1.5), ("cost_weight", 1.5), ("evidence", None), ("familiarity", None),
-        ("keep_threshold", 1.5), ("risk", None), ("skip_probe_threshold", 1.5),
+        ("keep_threshold", 1.5), ("probe_cost", 1.5), ("probe_margin", 1.5), ("probe_margin", None),
+        ("risk", None), ("skip_probe_threshold", 1.5),
     ]  # fmt: skip
 
 

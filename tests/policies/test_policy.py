@@ -69,9 +69,42 @@ def test_a_strategy_without_training_data_is_the_last_resort(learned):
 def test_the_probe_is_skipped_if_the_free_features_suffice(learned):
     assert 0 < learned.trained.skip_probe_threshold < 1
     assert not learned.needs_more(at(3.0, stage=0))
-    assert learned.needs_more(at(-0.25, stage=0))
-    assert not learned.needs_more(at(-0.25))
+    uncertain = [level for level in np.linspace(-1, 1, 41) if learned.needs_more(at(level, stage=0))]
+    assert uncertain, "where the choice is open, more is measured"
+    assert not learned.needs_more(at(uncertain[0]))
     assert 0 < learned.trained.scorecard["probe_share"] < 1
+
+
+def test_a_strategy_that_leads_by_the_probe_margin_is_chosen_without_the_probe(learned):
+    policy = LearnedPolicy(
+        dataclasses.replace(learned.trained, skip_probe_threshold=1.0, probe_margin=0.05, probe_cost=10.0)
+    )
+    chosen = set()
+    for level in np.linspace(-1, 3, 41):
+        decision = policy.decide(at(level, stage=0), ALL)
+        training = decision.utilities["ttt_in_context"]
+        others = max(decision.utilities["in_context"], decision.utilities["in_context_vote"])
+        lead = abs(training - others)
+        assert policy.needs_more(at(level, stage=0)) == (lead < 0.05)
+        chosen.add(decision.strategy if lead >= 0.05 else "undecided")
+    assert chosen >= {"undecided", "in_context", "ttt_in_context"}
+    easy = next(features for features in (at(level, stage=0) for level in (1, 2, 3)) if not policy.needs_more(features))
+    assert LearnedPolicy(dataclasses.replace(policy.trained, probe_margin=None)).needs_more(easy)
+    assert not policy.with_cost_weight(2 * policy.trained.cost_weight).needs_more(easy)
+    assert policy.with_cost_weight(policy.trained.cost_weight / 2).needs_more(easy), "accuracy is worth more"
+
+
+def test_the_probe_margin_keeps_no_answer_outside_the_risk_guarantee(learned):
+    strict = dataclasses.replace(learned.trained, keep_threshold=0.99, risk=0.1, probe_margin=0.0)
+    policy = LearnedPolicy(strict)
+    sure = dataclasses.replace(strict, keep_threshold=0.0, skip_probe_threshold=0.0)
+    easy = at(1.0, stage=0)
+    assert LearnedPolicy(sure).decide(easy, ALL).strategy == "in_context"
+    assert not LearnedPolicy(sure).needs_more(easy)
+    assert policy.decide(easy, ALL).strategy != "in_context"
+    assert policy.needs_more(easy), "the probe may show that the answer can be kept"
+    free = dataclasses.replace(strict, mean_costs={"": (1.0, 0, 0), "list": (1.0, 0, 0)}, cost_models=())
+    assert LearnedPolicy(free).needs_more(easy), "also where no strategy costs more than the probe"
 
 
 def test_a_query_out_of_distribution_gets_the_fallback_where_no_evidence_decides(learned):

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from autottt.policies import training
 from autottt.policies.features import NAMES
-from autottt.policies.outcome_table import build_outcome_table
+from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
 from autottt.policies.policy import (
     LearnedPolicy,
 )
@@ -125,7 +125,7 @@ def test_the_risk_guarantee_covers_only_in_context_answers_that_are_returned() -
     for kept_right in (True, False):
         right = np.stack([half == kept_right, np.zeros(200), np.zeros(200)], axis=1).astype(float)
         some = dataclasses.replace(cases, correct=right, unparsed=unread)
-        policy = dataclasses.replace(trained_small(), cost_weight=0.002)
+        policy = dataclasses.replace(trained_small(), cost_weight=0.002, probe_margin=None)
         costs = np.tile([0.0, 8.0, 60.0], (200, 1))
         keep = _select_keep_threshold(policy, some, dict.fromkeys(NAMES, chances), costs, 0.3)
         assert (0.2 < keep < 0.9) == kept_right
@@ -226,6 +226,34 @@ def test_the_risk_guarantee_holds_in_nine_of_ten_trainings(learned):
         thresholds.append(_select_keep_threshold(policy, cases, dict.fromkeys(NAMES, chances), np.zeros((300, 3)), 0.2))
     assert sum(keep < 0.6 for keep in thresholds) <= 10
     assert np.median(thresholds) < 0.8, "a promise that keeps next to nothing is easily kept"
+
+
+@pytest.mark.parametrize(("probe_cost", "is_worth_it"), [(0.05, True), (40.0, None), (120.0, False)])
+def test_the_probe_is_run_where_it_pays(probe_cost, is_worth_it):
+    """The free features say little here, the probe much."""
+
+    def cases(seed: int) -> OutcomeTable:
+        rng = np.random.default_rng(seed)
+        outcomes = made(60, 10, seed=seed)
+        for n, outcome in enumerate(outcomes):
+            if outcome.features:
+                noisy = dict(outcome.features) | {"answer_mean": rng.normal(), "reading_hits": rng.normal()}
+                outcomes[n] = dataclasses.replace(outcome, features=noisy, probe_cost=probe_cost)
+        return build_outcome_table(outcomes)
+
+    settings, new = TrainingSettings(0.1 / 60, 0, 3, ("logistic",)), cases(99)
+    policy = fit(cases(1), settings)
+    routed, always = (
+        simulate(LearnedPolicy(one), new) for one in (policy, dataclasses.replace(policy, probe_margin=None))
+    )
+    (right, cost), (right_always, cost_always) = new.score_routing(routed), new.score_routing(always)
+    gain = (right - right_always - settings.cost_weight * (cost - cost_always)).mean()
+    familiar = ~policy.is_out_of_distribution(new.stage(0), new.kinds)
+    assert always.measured[familiar].mean() > 0.8
+    assert gain > -0.005
+    if is_worth_it is not None:
+        assert (routed.measured[familiar].mean() > 0.8) == is_worth_it
+        assert (gain > 0.02) == (not is_worth_it)
 
 
 def test_the_risk_guarantee_holds_on_new_tasks():
