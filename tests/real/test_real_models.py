@@ -30,7 +30,7 @@ from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.catalogue import CATALOGUE, resolve
 from autottt.ttt_core.model.gguf_files import GgufFile, converted_folder
 from autottt.ttt_core.model.loading import load_model
-from autottt.ttt_core.recipes import Recipe, recipes_for_size
+from autottt.ttt_core.recipes import Recipe, recipes_for_model
 from autottt.ttt_core.sources.english import draw_from, pairs_of
 from autottt.ttt_core.tasks.augmentation import leave_one_out
 from autottt.ttt_core.tasks.kinds import make_task
@@ -126,7 +126,11 @@ def test_the_sizes_of_the_catalogue_are_those_of_the_model(name: str, learner: L
     if name not in CATALOGUE:
         pytest.skip("not in the catalogue")
     assert sum(p.numel() for p in learner.loaded.model.parameters()) == CATALOGUE[name].parameters
-    assert learner.loaded.recipes == recipes_for_size(CATALOGUE[name].parameters) != {}
+    assert (
+        learner.loaded.recipes
+        == recipes_for_model(CATALOGUE[name].parameters, learner.loaded.model.config.model_type)
+        != {}
+    )
 
 
 # --- prompts and answers ----------------------------------------------------------------------------------------------

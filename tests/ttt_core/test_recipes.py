@@ -16,7 +16,7 @@ from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.model import loading
 from autottt.ttt_core.pretraining.recipes import BUNDLED_RECIPES
-from autottt.ttt_core.recipes import Recipe, recipe_digest, recipes_for_size
+from autottt.ttt_core.recipes import Recipe, recipe_digest, recipes_for_model
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 CARD = Path(__file__).parents[2] / "policies" / "bundles" / "bundled" / "card.json"
@@ -108,7 +108,7 @@ def test_settings_that_are_no_settings_are_refused_in_few_words(settings: Any) -
     ("parameters", "small"), [(4_600_000, False), (10**8, True), (135 * 10**6, True), (10**9 - 1, True), (10**9, False)]
 )
 def test_models_of_a_tenth_to_one_billion_parameters_have_recipes_of_their_own(parameters: int, small: bool) -> None:
-    recipes = recipes_for_size(parameters)
+    recipes = recipes_for_model(parameters, "llama")
     assert bool(recipes) == small
     if small:
         trained = [name for name, strategy in strategies().items() if strategy.cost_class == "train"]
@@ -117,7 +117,23 @@ def test_models_of_a_tenth_to_one_billion_parameters_have_recipes_of_their_own(p
         assert (one.max_steps, one.batch_size, one.learning_rate, one.rank) == (2, 3, 2e-3, 16)
 
 
+@pytest.mark.parametrize(("model_type", "rate"), [("llama", 2e-3), ("gemma3_text", 5e-4), ("qwen3", 5e-4), ("", 5e-4)])
+def test_the_learning_rate_is_that_of_the_architecture(model_type: str, rate: float) -> None:
+    recipes = recipes_for_model(270 * 10**6, model_type)
+    assert {recipe.learning_rate for recipe in recipes.values()} == {rate}
+    assert set(recipes) == set(recipes_for_model(135 * 10**6, "llama"))
+
+
+def test_a_loaded_model_gets_the_recipes_of_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(loading, "recipes_for_model", lambda *model: calls.append(model) or {})
+    model = tiny_model("llama")
+    loading.wrap_model(model, tiny_tokenizer())
+    assert calls == [(sum(p.numel() for p in model.parameters()), "llama")]
+
+
 def test_a_recipe_of_the_folder_precedes_that_of_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "recipes_for_size", lambda parameters: {"a": Recipe(rank=1), "b": Recipe(rank=1)})
+    ones = {"a": Recipe(rank=1), "b": Recipe(rank=1)}
+    monkeypatch.setattr(loading, "recipes_for_model", lambda parameters, model_type: ones)
     loaded = loading.wrap_model(tiny_model("llama"), tiny_tokenizer(), recipes={"b": Recipe(rank=2)})
     assert {name: recipe.rank for name, recipe in loaded.recipes.items()} == {"a": 1, "b": 2}

@@ -26,7 +26,7 @@ from transformers.utils import logging as bars
 
 from .. import lazy as libraries
 from ..errors import ModelError
-from ..recipes import Recipe, recipes_for_size
+from ..recipes import Recipe, recipes_for_model
 from ..tasks.kinds import shortened
 from ..tasks.prompts import COMPACT_FORMAT, PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
 from ..tasks.task import Task
@@ -305,7 +305,8 @@ def wrap_model(
     _check_tokenizer(model, tokenizer)
     formats, reason = _formats(model, tokenizer, name or type(model).__name__, prompt_format)
     ends = [turn_end_ids(chat, tokenizer) for chat in formats if isinstance(chat, ChatFormat)]
-    every_recipe = {**recipes_for_size(sum(p.numel() for p in model.parameters())), **recipes}
+    parameters = sum(p.numel() for p in model.parameters())
+    every_recipe = {**recipes_for_model(parameters, getattr(model.config, "model_type", "")), **recipes}
     return LoadedModel(
         name or type(model).__name__, model, tokenizer, formats[0], every_recipe, supports_padding, reason,
         frozenset().union(*ends), {f.name: f for f in formats} if len(formats) > 1 else {},
