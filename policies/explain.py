@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .cost_weights import change_text, cost_weight_changes
 from .features import Features
 from .outcomes import BASE
 from .policy import Basis, Decision, LearnedPolicy
@@ -103,21 +104,8 @@ def _cost_weights(
     """The nearest cost weights below and above the current one at which another strategy has the highest utility."""
     decision, current = explanation.decision, policy.trained.cost_weight
     options = [s for s in known if decision.may_keep or s != BASE]
-    scores, costs = decision.scores, decision.costs
-    pairs = [(a, b) for a in options for b in options if costs[a] != costs[b]]
-    crossings = {(scores[a] - scores[b]) / (costs[a] - costs[b]) for a, b in pairs}
-    changes = []
-    for side in (
-        sorted((c for c in crossings if 0 < c < current), reverse=True),
-        sorted(c for c in crossings if c > current),
-    ):
-        for crossing in side:
-            beyond = crossing * (1.0001 if crossing > current else 0.9999)
-            best = max(options, key=lambda s: scores[s] - beyond * costs[s])
-            if best != decision.strategy:
-                changes.append((crossing, best))
-                break
-    return tuple(changes)
+    scores = {name: decision.scores[name] for name in options}
+    return cost_weight_changes(scores, decision.costs, decision.strategy, current)
 
 
 _NO_CHANGE = {
@@ -146,7 +134,7 @@ def as_text(explanation: Explanation, most: int = 6) -> str:
         lead = f"  {one.lead:+.3f}" if explanation.runner_up else ""
         instead = "" if one.instead == decision.strategy else f"  -> {one.instead} with the median"
         lines.append(f"  {one.feature:<18} {one.value:8.2f} {one.median:8.2f}  {one.difficulty:+.3f}{lead}{instead}")
-    lines += ["", f"cost weight (accuracy per one in-context cost): {explanation.cost_weight:.2g}"]
-    changes = [f"at {weight:.2g} the choice is {name}" for weight, name in explanation.cost_weights]
+    lines += ["", f"cost weight (accuracy per one in-context cost): {explanation.cost_weight:.3g}"]
+    changes = [change_text(weight, name, explanation.cost_weight) for weight, name in explanation.cost_weights]
     lines.append("  " + ("; ".join(changes) or _NO_CHANGE[explanation.by]))
     return "\n".join(lines)

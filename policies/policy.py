@@ -535,7 +535,9 @@ def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
             return f"{start}; no other strategy is left"
         best = max(others, key=lambda s: utilities[s])
         estimate = f"right with probability {scores[best]:.2f}, cost {costs[best]:.0f}x"
-        return f"{start}; {best} ({estimate}) is not worth its cost"
+        lead = utilities[BASE] - utilities[best]
+        kept = "kept all the same: " if estimates.difficulty >= 0.5 and lead >= 0 else ""
+        return f"{start}; {kept}{best} ({estimate}) is not worth its cost"
     gain = utilities[choice] - utilities[BASE]
     estimate = f"right with probability {scores[choice]:.2f} at cost {costs[choice]:.0f}x"
     return f"{start}; {choice} is {estimate}: gain in utility {gain:+.2f}"

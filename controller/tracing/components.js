@@ -60,7 +60,7 @@ function gridNode(grid, expected = null, most = 200) {
 function valueNode(kind, value, expected = null) {
   if (value === null || value === undefined) return html("em", {}, "none");
   if (kind === "grid" || kind === "grid1d") return gridNode(value, expected);
-  return typeof value === "string" ? textNode(value) : html("code", {}, value.join(", "));
+  return typeof value === "string" ? textNode(value) : html("code", {}, value.join(", ") || "(empty list)");
 }
 
 // Anything that JSON holds, as a table in which texts are collapsed.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...policies.cost_weights import change_text, cost_weight_changes
 from ...policies.outcomes import BASE
 from .trace import Trace, find_spans
 
@@ -147,28 +148,24 @@ def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
         yield f"Candidate {row.strategy} ({mark}): estimated right at {row.probability:.2f}{cost}{utility}{measured}."
     if thresholds:
         yield f"Thresholds: {', '.join(f'{name} {value}' for name, value in thresholds.items() if value is not None)}."
-    weight = thresholds.get("cost_weight")
-    if weight is not None:
-        yield from _other_cost_weights(rows, float(weight))
+    yield from other_cost_weights(trace)
     if trace.decisions and trace.decisions[0].get("exclusive"):
         yield "No estimate changes this choice, only another --strategy or --policy."
 
 
-def _other_cost_weights(rows: Sequence[CandidateRow], weight: float) -> Iterator[str]:
-    """The nearest cost weights at which another candidate has the highest utility."""
-    options = [(r.strategy, r.probability, r.cost) for r in rows if r.probability is not None and r.cost is not None]
-    chosen = next((r.strategy for r in rows if r.chosen), "")
-    crossings = {(p - q) / (c - d) for _, p, c in options for _, q, d in options if c != d}
-    for side in (
-        sorted((x for x in crossings if 0 < x < weight), reverse=True),
-        sorted(x for x in crossings if x > weight),
-    ):
-        for crossing in side:
-            beyond = crossing * (1.0001 if crossing > weight else 0.9999)
-            best = max(options, key=lambda option: option[1] - beyond * option[2])[0]
-            if best != chosen:
-                yield f"At cost weight {crossing:.2g} in place of {weight:.2g} the choice would be {best}."
-                break
+def other_cost_weights(trace: Trace) -> Iterator[str]:
+    """The nearest cost weights at which another candidate has the highest utility, one sentence each."""
+    weight = trace.attributes.get("policy", {}).get("thresholds", {}).get("cost_weight")
+    if weight is None:
+        return
+    rows = [row for row in candidates_of(trace) if row.probability is not None and row.cost is not None]
+    scores = {row.strategy: row.probability for row in rows if row.probability is not None}
+    costs = {row.strategy: row.cost for row in rows if row.cost is not None}
+    chosen = next((row.strategy for row in rows if row.chosen), "")
+    if not chosen or any(scores[s] - weight * costs[s] > scores[chosen] - weight * costs[chosen] for s in scores):
+        return  # the choice does not maximise the utility, so that no cost weight follows from the estimates
+    for crossing, best in cost_weight_changes(scores, costs, chosen, weight):
+        yield f"{change_text(crossing, best, weight)}."
 
 
 def _attempted(trace: Trace) -> Iterator[str]:

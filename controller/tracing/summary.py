@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ...policies.outcomes import BASE
 from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.task import as_tuples
+from .explanation import other_cost_weights
 from .trace import Trace, find_spans
 
 Tone = Literal["good", "bad", "plain"]
@@ -23,7 +24,7 @@ STOP_REASONS = {
 }
 """The stop reasons of `TrainingRecord` in words."""
 _METHODS = {
-    "pointers": "identity and version of each tensor, and sampled bytes",
+    "pointers": "identity and version of each tensor, and sampled bytes; not every byte was compared, and the hash is that of loading",
     "full": "the content hash, computed again",
 }
 
@@ -193,10 +194,10 @@ def estimates_note(trace: Trace) -> str:
     if not trace.decisions[0]["utilities"]:
         return f"The policy ({policy.get('name')}) did not estimate the other strategies."
     weight = policy.get("thresholds", {}).get("cost_weight")
-    formula = "P(right) − cost weight × cost" if weight is None else f"P(right) − {weight:.2g} × cost"
+    formula = "P(right) − cost weight × cost" if weight is None else f"P(right) − {weight:.3g} × cost"
     tokens = trace.result.get("in_context_tokens")
     unit = f" ({tokens} tokens)" if tokens else ""
     return (
         f"Estimates of the policy ({policy.get('name')}) before the choice. Utility is {formula}. Estimated costs are "
-        f"those after the in-context answer, as multiples of its tokens{unit}."
-    )
+        f"those after the in-context answer, as multiples of its tokens{unit}. " + " ".join(other_cost_weights(trace))
+    ).rstrip()
