@@ -24,7 +24,10 @@ STOP_REASONS = {
 }
 """The stop reasons of `TrainingRecord` in words."""
 _METHODS = {
-    "pointers": "identity and version of each tensor, and sampled bytes; not every byte was compared, and the hash is that of loading",
+    "pointers": (
+        "identity and version of each tensor, and sampled bytes; not every byte was compared, and the hash is that of "
+        "loading"
+    ),
     "full": "the content hash, computed again",
 }
 

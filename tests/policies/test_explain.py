@@ -89,6 +89,6 @@ def test_beyond_a_cost_weight_the_choice_changes(learned):
 def test_the_text_has_the_numbers(learned):
     text = as_text(explain(learned, at(-0.25), ALL))
     assert text.startswith("ttt_in_context: the in-context answer is likely wrong")
-    assert "at " in text.splitlines()[-1]
+    assert "cost weight " in text.splitlines()[-1]
     only = as_text(explain(learned, at(-0.25), ["in_context"]))
     assert "no other cost weight changes the choice" in only
