@@ -71,7 +71,7 @@ def _optional_text(value: object) -> str:
     return "" if value is MISSING else _text(value)
 
 
-def _risk(value: object) -> float | None:
+def _number_or_null(value: object) -> float | None:
     return None if value is None else _number(value)
 
 
@@ -89,8 +89,8 @@ def _optional_number(value: object) -> float:
     return 0.0 if value is MISSING else _number(value)
 
 
-def _optional_margin(value: object) -> float | None:
-    return None if value is MISSING or value is None else _number(value)
+def _optional_number_or_null(value: object) -> float | None:
+    return None if value is MISSING else _number_or_null(value)
 
 
 def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
@@ -131,7 +131,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "mean_costs": ("an object of lists of numbers", _object_of(_list_of(_number))),
     "cost_weight": ("a number", _number),
     "skip_probe_threshold": ("a number", _number),
-    "probe_margin": ("a number or null", _optional_margin),
+    "probe_margin": ("a number or null", _optional_number_or_null),
     "probe_cost": ("a number", _optional_number),
     "ranking": _TEXTS,
     "feature_min": _NUMBERS,
@@ -142,7 +142,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "datasets": _TEXTS,
     "seed": ("an integer", _integer),
     "keep_threshold": ("a number", _number),
-    "risk": ("a number or null", _risk),
+    "risk": ("a number or null", _number_or_null),
     "prompt_format": ("a text", _text),
     "starting_adapter": ("a text", _optional_text),
     "recipes": ("an object of texts", _object_of(_text)),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .cost_weights import change_text, cost_weight_changes
+from .cost_weights import CostWeightRange, cost_weight_ranges
 from .features import Features
 from .outcomes import BASE
 from .policy import Basis, Decision, LearnedPolicy
@@ -44,8 +44,8 @@ class Explanation:
     answer below the keep threshold. Empty for a fallback."""
     contributions: tuple[Contribution, ...]
     """Sorted by the size of `lead`, then of `difficulty`."""
-    cost_weights: tuple[tuple[float, str], ...]
-    """The nearest cost weights below and above at which another strategy is chosen, with that strategy."""
+    cost_weights: tuple[CostWeightRange, ...]
+    """The nearest ranges of cost weights below and above in which another strategy is chosen."""
     cost_weight: float
 
     @property
@@ -98,14 +98,12 @@ def _contributions(
     return tuple(sorted(contributions, key=lambda one: (-abs(one.lead), -abs(one.difficulty))))
 
 
-def _cost_weights(
-    policy: LearnedPolicy, explanation: Explanation, known: Sequence[str]
-) -> tuple[tuple[float, str], ...]:
-    """The nearest cost weights below and above the current one at which another strategy has the highest utility."""
+def _cost_weights(policy: LearnedPolicy, explanation: Explanation, known: Sequence[str]) -> tuple[CostWeightRange, ...]:
+    """The nearest ranges of cost weights in which another strategy has the highest utility."""
     decision, current = explanation.decision, policy.trained.cost_weight
     options = [s for s in known if decision.may_keep or s != BASE]
     scores = {name: decision.scores[name] for name in options}
-    return cost_weight_changes(scores, decision.costs, decision.strategy, current)
+    return cost_weight_ranges(scores, decision.costs, decision.strategy, current)
 
 
 _NO_CHANGE = {
@@ -135,6 +133,6 @@ def as_text(explanation: Explanation, most: int = 6) -> str:
         instead = "" if one.instead == decision.strategy else f"  -> {one.instead} with the median"
         lines.append(f"  {one.feature:<18} {one.value:8.2f} {one.median:8.2f}  {one.difficulty:+.3f}{lead}{instead}")
     lines += ["", f"cost weight (accuracy per one in-context cost): {explanation.cost_weight:.3g}"]
-    changes = [change_text(weight, name, explanation.cost_weight) for weight, name in explanation.cost_weights]
+    changes = [one.text(explanation.cost_weight) for one in explanation.cost_weights]
     lines.append("  " + ("; ".join(changes) or _NO_CHANGE[explanation.by]))
     return "\n".join(lines)

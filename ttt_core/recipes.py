@@ -126,8 +126,8 @@ _SMALL = Recipe(
     target_modules=("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "o_proj"),
 )  # fmt: skip
 MEASURED_RATES: Mapping[str, float] = {"llama": 2e-3, "gemma3_text": 5e-4}
-"""Architecture (`model_type` of transformers) -> the learning rate that its models of these sizes learn most at; other
-ones get the lowest, at which none of the measured models loses what it reads right."""
+"""Architecture (`model_type` of transformers) -> the learning rate for its models of these sizes, searched on one each;
+other ones get the lowest, at which both of these models gain (docs/models.md)."""
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...policies.cost_weights import change_text, cost_weight_changes
+from ...policies.cost_weights import cost_weight_ranges
 from ...policies.outcomes import BASE
 from .trace import Trace, find_spans
 
@@ -154,7 +154,7 @@ def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
 
 
 def other_cost_weights(trace: Trace) -> Iterator[str]:
-    """The nearest cost weights at which another candidate has the highest utility, one sentence each."""
+    """The nearest ranges of cost weights in which another candidate has the highest utility, one sentence each."""
     weight = trace.attributes.get("policy", {}).get("thresholds", {}).get("cost_weight")
     if weight is None:
         return
@@ -164,8 +164,8 @@ def other_cost_weights(trace: Trace) -> Iterator[str]:
     chosen = next((row.strategy for row in rows if row.chosen), "")
     if not chosen or any(scores[s] - weight * costs[s] > scores[chosen] - weight * costs[chosen] for s in scores):
         return  # the choice does not maximise the utility, so that no cost weight follows from the estimates
-    for crossing, best in cost_weight_changes(scores, costs, chosen, weight):
-        yield f"{change_text(crossing, best, weight)}."
+    for one in cost_weight_ranges(scores, costs, chosen, weight):
+        yield f"{one.text(weight)}."
 
 
 def _attempted(trace: Trace) -> Iterator[str]:

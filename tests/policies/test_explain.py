@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_beyond_a_cost_weight_the_choice_changes(learned):
     explanation = explain(learned, at(-0.25), ALL)
     assert explanation.decision.strategy == "ttt_in_context"
     assert explanation.cost_weights
-    for price, name in explanation.cost_weights:
+    for price, name in ((one.nearest, one.strategy) for one in explanation.cost_weights):
         beyond = price * (1.001 if price > explanation.cost_weight else 0.999)
         other = LearnedPolicy(dataclasses.replace(learned.trained, cost_weight=beyond))
         assert other.decide(at(-0.25), ALL).strategy == name
@@ -89,6 +90,6 @@ def test_beyond_a_cost_weight_the_choice_changes(learned):
 def test_the_text_has_the_numbers(learned):
     text = as_text(explain(learned, at(-0.25), ALL))
     assert text.startswith("ttt_in_context: the in-context answer is likely wrong")
-    assert "cost weight " in text.splitlines()[-1]
+    assert re.search(r"(Below|Above|Between) cost weights? \d.* these estimates choose \w+", text.splitlines()[-1])
     only = as_text(explain(learned, at(-0.25), ["in_context"]))
     assert "no other cost weight changes the choice" in only
