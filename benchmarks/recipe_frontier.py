@@ -40,7 +40,7 @@ from autottt.ttt_core.lora.adapter import Adapter
 from autottt.ttt_core.model.encoding import pad_id_of
 from autottt.ttt_core.model.fingerprint import restoring
 from autottt.ttt_core.model.loading import load_model
-from autottt.ttt_core.recipes import Recipe, recipes_for_model
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.augmentation import leave_one_out_orders
 from autottt.ttt_core.tasks.readers import read_tasks
@@ -173,9 +173,9 @@ def draw(results: Sequence[Row], model: str, file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def default_recipes(parameters: int, model_type: str) -> dict[str, Recipe | None]:
-    """What is judged when no file of recipes is given."""
-    recipe = recipes_for_model(parameters, model_type).get("ttt_in_context", BIG_BENCH_RECIPE)
+def default_recipes(recipes: Mapping[str, Recipe]) -> dict[str, Recipe | None]:
+    """What is judged of a model with these recipes when no file of recipes is given."""
+    recipe = recipes.get("ttt_in_context", BIG_BENCH_RECIPE)
     fewer = replace(recipe, batch_size=max(1, recipe.batch_size - 1))
     return {
         IN_CONTEXT: None, TRAINER: PUBLISHED, "published": PUBLISHED, "default": recipe,
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     learner = Learner(load_model(options.model))
-    recipes = default_recipes(learner.loaded.parameter_count, learner.loaded.model.config.model_type)
+    recipes = default_recipes(learner.loaded.recipes)
     if options.recipes:
         given = json.loads(options.recipes.read_text("utf-8"))
         recipes = {IN_CONTEXT: None} | {n: None if s is None else Recipe.from_settings(s) for n, s in given.items()}
