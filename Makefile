@@ -96,10 +96,12 @@ bench-startup: $(STAMP)  ## Measure the time until the package is imported, and 
 bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 for fewer runs)
 	@$(BIN)/python benchmarks/proof.py --json $(if $(QUICK),runs,benchmarks/results)/proof.json $(if $(QUICK),--quick)
 
-# MODELS are names that `autottt models fetch` has fetched, folders or GGUF files. Interrupted, it continues.
+# MODELS are names that `autottt models fetch` has fetched, folders or GGUF files. Interrupted, it continues;
+# ROWS=benchmarks/results/real.rows.jsonl goes on with the rows behind the published numbers, instead of from nothing.
+ROWS ?= runs/real$(if $(QUICK),_quick).rows.jsonl
 bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, QUICK=1)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_models.py $(DATA) $(MODELS) \
-		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows runs/real$(if $(QUICK),_quick).rows.jsonl $(if $(QUICK),--quick)
+		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows $(ROWS) $(if $(QUICK),--quick)
 
 # TASKS are files of `autottt tasks export`; MODEL was fetched before. Interrupted, it continues.
 MODEL ?= smollm2-135m

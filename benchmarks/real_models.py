@@ -4,10 +4,11 @@
 
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
-accuracy of the chosen formats. Then each strategy answers all queries in the chosen format. --quick takes three tasks
-of each set. Rows are appended to --rows task by task, so that an interrupted run continues; where a file lacks the rows
-of the format `choice`, only the formats are chosen again. Writes the rows {"name", "value", "unit", "against", "goal",
-"holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals over families.
+accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format. The tasks
+of all sets come in one random order, of which --limit takes the first ones; --quick takes three tasks of each set.
+Rows are appended to --rows task by task, so that an interrupted run continues. Writes the rows {"name", "value",
+"unit", "against", "goal", "holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals
+over families.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -27,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_strategies import ORDER, measure_strategies, strategy_rows
+from real_strategies import ORDER, strategy_row, strategy_rows
 from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
 from autottt.policies.policy import FixedPolicy
+from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.catalogue import resolve
@@ -94,24 +97,34 @@ def rows_of(
     learner.clear()
 
 
-def measure(learner: Learner, data: Path, sets: Sequence[str], rows: Path, quick: bool) -> None:
-    """Appends the rows that the file lacks."""
+def shuffled_tasks(sets: Sequence[str], data: Path, quick: bool, limit: int | None) -> list[tuple[str, list[Task]]]:
+    """Each task with its set, in one random order over all sets: the first tasks are a sample of all of them."""
+    tasks = [(name, queries) for name in sets for queries in tasks_of(name, data, quick)]
+    random.Random(0).shuffle(tasks)
+    return tasks[:limit]
+
+
+def measure(learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategies: Sequence[str], rows: Path) -> None:
+    """Appends the rows that the file lacks, task by task: those of the formats, then those of the strategies."""
     loaded = learner.loaded
     fixed = {
         name: Learner(wrap_model(loaded.model, loaded.tokenizer, name=loaded.name, prompt_format=name))
         for name in loaded.formats
     }
-    done: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for row in (r for r in read_rows(rows) if "strategy" not in r):
-        done[row["model"], row["set"], row["group"]].add(row["format"])
-    for name in sets:
-        formats = {t[0].group: done[learner.base_hash, name, t[0].group] for t in tasks_of(name, data, quick)}
-        tasks = [t for t in tasks_of(name, data, quick) if "choice" not in formats[t[0].group]]
-        for number, queries in enumerate(tasks, 1):
-            lines = [json.dumps(row) for row in rows_of(learner, fixed, name, queries, formats[queries[0].group])]
+    done: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in read_rows(rows):
+        if row["model"] == learner.base_hash:
+            done[row["set"], row["group"]].add(row.get("strategy") or row["format"])
+    for number, (name, queries) in enumerate(tasks, 1):
+        known = done[name, queries[0].group]
+        lines = [] if "choice" in known else list(rows_of(learner, fixed, name, queries, known))
+        longest = MAX_TOKENS if name == "bbh" else None
+        for strategy in (s for s in strategies if s not in known):
+            lines.append(strategy_row(learner, get_strategy(strategy), name, queries, longest))
+        if lines:
             with rows.open("a") as file:
-                file.write("".join(f"{line}\n" for line in lines))
-            print(f"{loaded.name}: {name}, {number} of {len(tasks)} tasks", file=sys.stderr, flush=True)
+                file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+            print(f"{loaded.name}: {number} of {len(tasks)} tasks, {name}", file=sys.stderr, flush=True)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -325,6 +338,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="file for the measured rows")
     parser.add_argument("--sets", default=",".join(SETS), help="sets, separated by commas")
     parser.add_argument("--strategies", default=",".join(ORDER), help="strategies, separated by commas")
+    parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order over all sets")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
     options = parser.parse_args()
     sets = options.sets.split(",")
@@ -333,11 +347,8 @@ def main() -> None:
     results: list[Row] = []
     for name in options.models:
         learner, label = Learner(load_model(name)), Path(name).name
-        measure(learner, options.data, sets, options.rows, options.quick)
-        measure_strategies(
-            learner, {s: tasks_of(s, options.data, options.quick) for s in sets}, options.strategies.split(","),
-            options.rows, {"bbh": MAX_TOKENS},
-        )  # fmt: skip
+        tasks = shuffled_tasks(sets, options.data, options.quick, options.limit)
+        measure(learner, tasks, options.strategies.split(","), options.rows)
         rows = read_rows(options.rows)
         answers = [r for r in rows if "strategy" in r]
         numbers = [n for s in sets for n in accuracy_rows(rows, label, learner.base_hash, [s], s)]

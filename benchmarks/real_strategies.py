@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from row_files import Row, percent_interval, read_rows
+from row_files import Row, percent_interval
 
 from autottt.strategies.base import Strategy, run
-from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import StrategyError, TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.tasks.answers import is_right
@@ -27,28 +23,11 @@ GOALS = {"smollm2-135m": 15.0, "gemma3-270m": 5.0}
 """Points that the best strategy that trains is to gain on both sets of the goals."""
 
 
-def measure_strategies(
-    learner: Learner, tasks: Mapping[str, Sequence[Sequence[Task]]], strategies: Sequence[str], rows: Path,
-    max_tokens: Mapping[str, int],
-) -> None:  # fmt: skip
-    """Appends the rows that the file lacks: for each strategy, set and task the answers to all queries, which share
-    an adapter. A task of a set in `max_tokens` whose prompt is longer is left out: its row has no answers."""
-    done = {(r["model"], r["set"], r["group"], r["strategy"]) for r in read_rows(rows) if "strategy" in r}
-    for name in strategies:
-        for dataset, groups in tasks.items():
-            missing = [q for q in groups if (learner.base_hash, dataset, q[0].group, name) not in done]
-            for number, queries in enumerate(missing, 1):
-                row = _measured(learner, get_strategy(name), dataset, queries, max_tokens.get(dataset))
-                with rows.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                label = f"{learner.loaded.name}: {name}, {dataset}"
-                print(f"{label}, {number} of {len(missing)} tasks", file=sys.stderr, flush=True)
-
-
-def _measured(
+def strategy_row(
     learner: Learner, strategy: Strategy, dataset: str, queries: Sequence[Task], max_tokens: int | None
 ) -> Row:
-    """The row of a strategy on the queries of a task, in the format that is chosen for the task."""
+    """The row of a strategy on the queries of a task, which share an adapter, in the format that is chosen for the
+    task. Where the prompt is longer than `max_tokens`, the row has no answers."""
     first = queries[0]
     row: Row = {
         "model": learner.base_hash, "set": dataset, "group": first.group, "family": first.family,
