@@ -5,7 +5,8 @@
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
 accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format. The tasks
-of all sets come in one random order, of which --limit takes the first ones; --quick takes three tasks of each set.
+of the goals' sets come first, then those of the others, each in a random order, of which --limit takes the first ones;
+--quick takes three tasks of each set.
 Rows are appended to --rows task by task, so that an interrupted run continues. Writes the rows {"name", "value",
 "unit", "against", "goal", "holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals
 over families.
@@ -98,10 +99,11 @@ def rows_of(
 
 
 def shuffled_tasks(sets: Sequence[str], data: Path, quick: bool, limit: int | None) -> list[tuple[str, list[Task]]]:
-    """Each task with its set, in one random order over all sets: the first tasks are a sample of all of them."""
+    """Each task with its set: those of the goals' sets in one random order, then those of the others in another one,
+    so that the first tasks are a sample."""
     tasks = [(name, queries) for name in sets for queries in tasks_of(name, data, quick)]
     random.Random(0).shuffle(tasks)
-    return tasks[:limit]
+    return sorted(tasks, key=lambda task: task[0] not in HEADLINE)[:limit]
 
 
 def measure(learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategies: Sequence[str], rows: Path) -> None:
@@ -338,7 +340,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="file for the measured rows")
     parser.add_argument("--sets", default=",".join(SETS), help="sets, separated by commas")
     parser.add_argument("--strategies", default=",".join(ORDER), help="strategies, separated by commas")
-    parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order over all sets")
+    parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
     options = parser.parse_args()
     sets = options.sets.split(",")
