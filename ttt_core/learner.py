@@ -260,8 +260,8 @@ class Learner:
 
 def learner_of_replica(learner: Learner) -> Learner | None:
     """A learner that computes at the same time as the given one, in another thread: around a replica of its model,
-    which shares the weights, with the same cache of adapters. None where the model has no replica; see
-    `model.replica.replica_of`. Raises `BaseChangedError` where the base is not what was loaded.
+    which shares the weights, with the same caches of adapters and of the base's answers. None where the model has no
+    replica; see `model.replica.replica_of`. Raises `BaseChangedError` where the base is not what was loaded.
     """
     with learner.guarded.compute(None):
         learner.verify()
@@ -273,4 +273,5 @@ def learner_of_replica(learner: Learner) -> Learner | None:
             memory_bytes=learner.guarded.memory_bytes, original=learner,
         )  # fmt: skip
         copy.adapters.starting, copy.answerer.reading = learner.adapters.starting, learner.answerer.reading
+        copy.answerer.base_answers = learner.answerer.base_answers
         return copy

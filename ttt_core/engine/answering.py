@@ -5,7 +5,7 @@ Knows nothing about how adapters are trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from ..errors import AdaptationError, ParseError, TooLongError
 from ..lora.adapter import Adapter
 from ..lora.weights import LoraWeights
+from ..model.bounded_cache import ENTRY_BYTES, BoundedCache
 from ..model.context_window import ContextWindow, GenerationRequest
 from ..model.encoding import Encoded
 from ..model.generation import MAX_BATCH_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
@@ -24,8 +25,8 @@ from ..tasks.task import Task, Value
 from .guarded_model import GuardedModel, memory_errors
 from .prefetch import AnswerPrefetch
 
-MAX_CACHED_ANSWERS = 256
-"""Answers of the base that are cached as drafts for adapters."""
+ANSWERS_BYTES = 16 << 20
+"""Of the base's answers that are cached as drafts for adapters."""
 MAX_CACHED_SCORES = 256
 """Prompts whose scores by the base are cached."""
 
@@ -73,7 +74,8 @@ class Answerer:
         self._prefixes: list[tuple[LoraWeights | None, Prefix]] = []
         """The adapter and the cached prefix of the last prompts, the last one used at the end."""
         self._max_prefixes = 1
-        self._base_answers: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.base_answers = BoundedCache[tuple[int, ...], tuple[int, ...]](ANSWERS_BYTES, _draft_bytes)
+        """Tokens of the base's greedy answers by those of their prompts; the drafts of what adapters answer."""
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
         self.reading: Adapter | None = None
         """The adapter that answers and scores where none is given; None: the base does. Set before the first use."""
@@ -118,7 +120,9 @@ class Answerer:
                 should_stop=self._guarded.should_stop,
             )  # fmt: skip
             if given is None and temperature == 0:
-                self._remember_answers({p.ids: g.ids for p, g in zip(prompts, generated, strict=True) if g.ids})
+                for prompt, answer in zip(prompts, generated, strict=True):
+                    if answer.ids:
+                        self.base_answers.put(prompt.ids, answer.ids)
             self._guarded.charge(forward=sum(g.prompt_tokens + len(g.ids) + g.rejected for g in generated))
             self._record(step, requests, generated, draft_tokens=[len(ids) for ids in draft_ids])
             answers = [self._as_answer(t, g) for t, g in zip(list(tasks) * count, generated, strict=True)]
@@ -159,7 +163,7 @@ class Answerer:
 
     def cached_answer(self, task: Task) -> Value | None:
         """The base's cached answer to the task; None if there is none or it cannot be parsed."""
-        ids = self._base_answers.get(self._window.encode(task).ids)
+        ids = self.base_answers.get(self._window.encode(task).ids)
         if ids is None:
             return None
         text = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
@@ -185,14 +189,15 @@ class Answerer:
             scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
             if given is None:
                 self._base_scores |= scores
-                _evict_oldest(self._base_scores, MAX_CACHED_SCORES)
+                while len(self._base_scores) > MAX_CACHED_SCORES:
+                    del self._base_scores[next(iter(self._base_scores))]
             return [scores[p] for p in prompts]
 
     def clear(self) -> None:
         """Drops the cached prefix, answers and scores."""
         with self._guarded.lock.compute:
             self.clear_prefix()
-            self._base_answers.clear()
+            self.base_answers.clear()
             self.clear_scores()
 
     def clear_prefix(self) -> None:
@@ -243,7 +248,7 @@ class Answerer:
         values = drafts or [None] * len(tasks)
         ids = [self._draft_ids(t, p, v) for t, p, v in zip(tasks, prompts, values, strict=True)]
         if adapter is not None and len(prompts) == 1 and not ids[0]:
-            return [self._base_answers.get(prompts[0].ids, ())]
+            return [self.base_answers.get(prompts[0].ids) or ()]
         return ids
 
     def _draft_ids(self, task: Task, prompt: Encoded, value: Value | None) -> tuple[int, ...]:
@@ -254,11 +259,6 @@ class Answerer:
             return self._window.encode(task, value).ids[len(prompt.ids) :]
         except TooLongError:
             return ()
-
-    def _remember_answers(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Caches the base's answers to prompts as drafts for adapters."""
-        self._base_answers.update(answers)
-        _evict_oldest(self._base_answers, MAX_CACHED_ANSWERS)
 
     def _prefix_of(self, prompt: Encoded, adapter: Adapter | None, whole: bool) -> Prefix:
         """The shared prefix of a prompt, cached or from a pass now; with `whole`, that pass includes the rest."""
@@ -302,10 +302,9 @@ def _have_one_prefix(prompts: Sequence[Encoded]) -> bool:
     return all(p.shared_prefix_length == length and p.ids[:length] == prefix for p in prompts)
 
 
-def _evict_oldest(cache: dict[Any, Any], max_entries: int) -> None:
-    """Removes the oldest entries beyond `max_entries`."""
-    while len(cache) > max_entries:
-        del cache[next(iter(cache))]
+def _draft_bytes(prompt: tuple[int, ...], answer: tuple[int, ...]) -> int:
+    """Bytes of a cached answer with its prompt: integers, and their places in tuples."""
+    return ENTRY_BYTES + (28 + 8) * (len(prompt) + len(answer))
 
 
 def require_single(adapter: Adapter | None) -> Adapter | None:

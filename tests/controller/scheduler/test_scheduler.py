@@ -122,7 +122,7 @@ def test_an_answer_alone_and_among_others_has_the_same_tokens_and_log_probabilit
         trained = [result.adaptation.steps if result.adaptation else 0 for result in (one, other)]
         assert trained[0] == trained[1]
         if strategy != "ttt_warm":
-            assert other.cost.backward_tokens == one.cost.backward_tokens
+            assert other.cost.token_equivalents == one.cost.token_equivalents
 
 
 def test_threads_and_coroutines_share_a_scheduler(controller, unchanged):
