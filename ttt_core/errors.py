@@ -89,6 +89,13 @@ def shortened(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, with the type where that alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0][:500]
+    plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and line
+    return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
 def is_exception(text: str) -> bool:
     """Whether a text is the class and the message of an exception, such as `ValueError: no such key`."""
     name, separator, _ = text.partition(": ")

@@ -37,12 +37,16 @@ def standard(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.fixture(scope="module")
-def learner() -> Learner:
+def damaged_model() -> Any:
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = math.nan
-    learner = Learner.wrap(model, tiny_tokenizer(), prompt_format="compact")
+    return model
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    learner = Learner.wrap(damaged_model(), tiny_tokenizer(), prompt_format="compact")
     learner.loaded = replace(learner.loaded, recipes=dict.fromkeys(strategies(), QUICK))
     return learner
 
@@ -62,6 +66,13 @@ def test_lines_are_standard_json_with_the_status_and_null(results: dict[str, Res
         assert whole["status"] == "no_answer"
         assert whole["features"]["answer_mean"] is None
         assert whole["features"]["demonstrations"] == 3.0
+
+
+def test_the_prompt_format_is_the_default_where_it_would_be_chosen() -> None:
+    learner = Learner.wrap(damaged_model(), tiny_tokenizer())
+    result = Controller(learner, FixedPolicy("in_context")).solve(TASK)
+    assert (result.status, learner.formats.choose(TASK).name) == ("no_answer", "standard")
+    assert standard(line_of(result, RunFacts.of(learner, FixedPolicy("in_context")), content=True))
 
 
 def test_a_result_comes_back_from_json(results: dict[str, Result]) -> None:

@@ -31,7 +31,8 @@ MIN_DEMONSTRATIONS = 3
 MAX_CACHED_CHOICES = 256
 """Sets of demonstrations whose choice is cached."""
 LOG_PROB_FLOOR = -20.0
-"""Log-probabilities of tokens are clipped here: one impossible token must not outweigh all others."""
+"""Log-probabilities of tokens are clipped here: one impossible token must not outweigh all others. Also what those of
+a model that computes NaN count as."""
 SMALLEST_ERROR = 1e-3
 """Standard errors, in nats, are at least this: a few equal differences are no certainty."""
 
@@ -144,7 +145,7 @@ class FormatReading:
     @classmethod
     def of(cls, answers: Sequence[TokenScores]) -> FormatReading:
         """Of the scores of all demonstrations' answers."""
-        likelihoods = [sum(max(x, LOG_PROB_FLOOR) for x in answer.log_probs) for answer in answers[1:]]
+        likelihoods = [sum(max(LOG_PROB_FLOOR, x) for x in answer.log_probs) for answer in answers[1:]]
         return cls(tuple(likelihoods), sum(answer.all_hit for answer in answers[1:]))
 
 

@@ -27,10 +27,11 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from tokenizers import Regex, pre_tokenizers
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .file_hashes import recorded_sha256, remove_stale_records, sha256_of
+from .source_check import GGUF_SUFFIX, gguf_files_in
 
-CONVERSION = 1
+CONVERSION = 2
 """Changes with what a conversion writes; part of the key."""
 MAX_CACHE_BYTES = 20 << 30
 """Of converted models; the least recently used ones are removed."""
@@ -49,6 +50,8 @@ _SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2"
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 """Names of pre-tokenizers that split every digit off and then split as GPT-2 does."""
 _GPT2 = ("gpt-2", "gpt2")
+_WHOLE_TOKENS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
+"""Names of pre-tokenizers whose parts are single tokens where the vocabulary has them, whatever the merges give."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,12 @@ class GgufFile:
 
     @classmethod
     def of(cls, source: Path) -> GgufFile | None:
-        """The GGUF file that a path names: the file itself, or the only one of a folder without a config.json. None
-        for any other path. Raises `ModelError` for a folder with several."""
-        if source.suffix.lower() == ".gguf":
+        """The GGUF file that a path names: the file itself, whatever its name, or the only one of a folder without a
+        config.json. None for any other path. Raises `ModelError` for a folder with several."""
+        if source.is_file() or source.suffix.lower() == GGUF_SUFFIX:
             path = source
         elif source.is_dir() and not (source / "config.json").is_file():
-            candidates = sorted(source.glob("*.gguf"))
+            candidates = gguf_files_in(source)
             if len(candidates) > 1:
                 names = ", ".join(c.name for c in candidates[:5])
                 raise ModelError(f"{source} holds {len(candidates)} GGUF files ({names}); name one of them")
@@ -151,14 +154,7 @@ def _convert(file: GgufFile, folder: Path) -> None:
     _LOG.warning("%s: converting to safetensors, once; this may take a minute", file.path.name)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as place:
         partial = Path(place) / "model"
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                file.path.parent, gguf_file=file.path.name, dtype=torch.float32, trust_remote_code=False
-            )
-            tokenizer, warnings = _tokenizer_of(file, metadata)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{file.path}: cannot be read as a causal language model: {reason}") from error
+        model, tokenizer, warnings = _read(file, metadata, Path(place))
         remove_quantization_marks(model)
         model.to(precision).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -171,6 +167,30 @@ def _convert(file: GgufFile, folder: Path) -> None:
         (partial / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+
+
+def _read(file: GgufFile, metadata: Mapping[str, Any], place: Path) -> tuple[Any, Any, list[str]]:
+    """The model in fp32, the tokenizer, and what the user must know about it. `place` is an empty folder.
+
+    Raises `ModelError`, also where the file lacks tensors of the model, which transformers fills with random numbers.
+    """
+    source = file.path
+    if source.suffix != GGUF_SUFFIX:  # transformers reads no other name
+        source = place / f"model{GGUF_SUFFIX}"
+        source.symlink_to(file.path.resolve())
+    try:
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer, warnings = _tokenizer_of(file, source, metadata)
+    except Exception as error:
+        raise ModelError(f"{file.path}: cannot be read as a causal language model: {first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{file.path}: this file lacks {len(missing)} tensors of the model, {missing[0]!r} among them, which would "
+            "be random: it is incomplete, or a part of a split model"
+        )
+    return model, tokenizer, warnings
 
 
 _SHOWN = {"name": "general.name", "architecture": "general.architecture", "license": "general.license"}
@@ -193,6 +213,11 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], torch.dtype, int]:
         count = sum(int(tensor.n_elements) for tensor in reader.tensors)
     except Exception as error:
         raise ModelError(f"{path}: a damaged GGUF file ({type(error).__name__}: {error}); download it again") from error
+    if (parts := int(metadata.get("split.count") or 1)) > 1:
+        raise ModelError(
+            f"{path}: this file is one of {parts} parts of a model; merge them into one file, as `llama-gguf-split "
+            "--merge` does"
+        )
     if not matrices:
         raise ModelError(f"{path}: this GGUF file holds no weights")
     precision = torch.float32 if "F32" in matrices else torch.float16 if matrices == {"F16"} else torch.bfloat16
@@ -250,23 +275,26 @@ def remove_quantization_marks(model: Any) -> None:
             del config.quantization_config
 
 
-def _tokenizer_of(file: GgufFile, metadata: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The tokenizer, and what the user must know about it."""
+def _tokenizer_of(file: GgufFile, source: Path, metadata: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The tokenizer, and what the user must know about it. `source` is the file by a name that transformers reads."""
     if file.tokenizer is not None:
         return transformers.AutoTokenizer.from_pretrained(file.tokenizer, trust_remote_code=False), []
     tokenizer = transformers.AutoTokenizer.from_pretrained(
-        file.path.parent, gguf_file=file.path.name, trust_remote_code=False
+        source.parent, gguf_file=source.name, trust_remote_code=False
     )
     if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece splits nothing before its merges
         return tokenizer, []
-    name = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    name = metadata.get("tokenizer.ggml.pre") or ("gpt-2" if metadata.get("general.architecture") == "gpt2" else "")
     backend = tokenizer.backend_tokenizer
+    if name in _WHOLE_TOKENS:
+        backend.model.ignore_merges = True
     if (pre_tokenizer := _pre_tokenizer(name)) is not None:
         backend.pre_tokenizer = pre_tokenizer
     elif isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # the default: transformers set none by this name
+        problem = f"its pre-tokenizer {name!r} is unknown" if name else "it names no pre-tokenizer"
         return tokenizer, [
-            f"its pre-tokenizer {name!r} is unknown, so text may be split otherwise than the model was trained on; put "
-            "the model's original tokenizer.json beside the file"
+            f"{problem}, so text may be split otherwise than the model was trained on; put the model's original "
+            "tokenizer.json beside the file"
         ]
     return tokenizer, []
 

@@ -25,7 +25,7 @@ from torch import nn
 from transformers.utils import logging as bars
 
 from .. import lazy as libraries
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..recipes import Recipe, recipes_for_model
 from ..tasks.kinds import shortened
 from ..tasks.prompts import COMPACT_FORMAT, PLAIN_FORMATS, STANDARD_FORMAT, ChatFormat, PromptFormat
@@ -195,10 +195,17 @@ def load_model(
         return replace(load_model(file, device=device, dtype=dtype, prompt_format=prompt_format), name=where)
     if (gguf := GgufFile.of(Path(where))) is not None:
         with _quietly():
-            loaded = load_model(converted_folder(gguf), device=device, dtype=dtype, prompt_format=prompt_format)
-        return replace(loaded, name=str(gguf.path))
+            converted = os.fspath(converted_folder(gguf))
+        return _load_folder(converted, str(gguf.path), device, dtype, prompt_format)
     if _looks_like_a_path(str(source or BUNDLED)) and not os.path.isdir(where):
         raise _not_loaded(str(source), "there is no such folder")
+    return _load_folder(where, "bundled" if source is None else where, device, dtype, prompt_format)
+
+
+def _load_folder(
+    where: str, name: str, device: str | None, dtype: str | None, prompt_format: str | None
+) -> LoadedModel:
+    """The model of a folder or hub id, under a name for people."""
     chosen = choose_device(device)
     precision = choose_dtype(chosen, dtype)
     model, tokenizer = _read_folder(where, precision)
@@ -206,7 +213,6 @@ def load_model(
         lazy.attention.use_cpu_attention(model)
     settings = _settings(Path(where))
     recipes = {n: Recipe.from_settings(r) for n, r in settings.get("recipes", {}).items()}
-    name = "bundled" if source is None else where
     return wrap_model(
         model.to(chosen).requires_grad_(False),
         tokenizer,
@@ -232,7 +238,7 @@ def _read_folder(where: str, precision: torch.dtype) -> tuple[PreTrainedModel, P
                 output_loading_info=True,
             )
     except Exception as error:
-        raise _not_loaded(where, _first_line(error)) from error
+        raise _not_loaded(where, first_line(error)) from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"the weights of {where!r} lack {len(missing)} tensors, {missing[0]!r} among them, which would be random: "
@@ -249,13 +255,6 @@ def _looks_like_a_path(name: str) -> bool:
 def _not_loaded(where: str, reason: str) -> ModelError:
     expected = "expected a folder or hub id with config.json, a tokenizer and safetensors weights"
     return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected})")
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says, with the type where that alone says little."""
-    line = (str(error).strip().splitlines() or [""])[0][:500]
-    plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and line
-    return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def check_no_adapters(model: nn.Module) -> None:
@@ -301,7 +300,7 @@ def wrap_model(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({_first_line(error)})") from error
+        raise ModelError(f"{name or type(model).__name__} cannot read a dozen tokens ({first_line(error)})") from error
     _check_tokenizer(model, tokenizer)
     formats, reason = _formats(model, tokenizer, name or type(model).__name__, prompt_format)
     ends = [turn_end_ids(chat, tokenizer) for chat in formats if isinstance(chat, ChatFormat)]
@@ -338,7 +337,7 @@ def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         tokenizer.decode(tokenizer.encode("a 1\n", add_special_tokens=False))
         end_of_sequence_ids(model, tokenizer)
     except Exception as error:
-        raise ModelError(f"the tokenizer, or the model's eos_token_id, is invalid ({_first_line(error)})") from error
+        raise ModelError(f"the tokenizer, or the model's eos_token_id, is invalid ({first_line(error)})") from error
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -15,7 +15,13 @@ from .catalogue import resolve
 
 _HUB_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+GGUF_SUFFIX = ".gguf"
 _EXPECTED = "expected a folder with config.json, a tokenizer and safetensors weights, or a GGUF file"
+
+
+def gguf_files_in(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, by their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == GGUF_SUFFIX)
 
 
 def check_source(source: str | os.PathLike[str] | None) -> None:
@@ -35,7 +41,7 @@ def check_source(source: str | os.PathLike[str] | None) -> None:
 
 def _check_folder(folder: Path) -> None:
     if not (config := folder / "config.json").is_file():
-        files = sorted(folder.glob("*.gguf"))
+        files = gguf_files_in(folder)
         if len(files) != 1:
             raise ModelError(f"model: {folder} has no config.json and {len(files)} GGUF files: {_EXPECTED}")
         _check_gguf(files[0])

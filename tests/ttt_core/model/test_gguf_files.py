@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,17 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write(path: Path, model: Any, pre: str = "gpt-2", architecture: str = "llama", halved: bool = False) -> Path:
-    """The model as a GGUF file."""
+def write(
+    path: Path,
+    model: Any,
+    pre: str = "gpt-2",
+    architecture: str = "llama",
+    halved: bool = False,
+    without: str = "",
+    parts: int = 0,
+    template: str = "",
+) -> Path:
+    """The model as a GGUF file, without the tensors whose name begins with `without`; with `parts`, as one of them."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -58,7 +68,12 @@ def write(path: Path, model: Any, pre: str = "gpt-2", architecture: str = "llama
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    if template:
+        writer.add_chat_template(template)
+    if parts:
+        writer.add_uint16("split.count", parts)
     writer.add_token_list(TOKENS)
     writer.add_token_types([3 if token.startswith("<") and len(token) > 1 else 1 for token in TOKENS])
     writer.add_token_merges(["1 2"])
@@ -69,7 +84,8 @@ def write(path: Path, model: Any, pre: str = "gpt-2", architecture: str = "llama
 
     def add(name: str, array: np.ndarray) -> None:
         matrix = array.ndim > 1
-        writer.add_tensor(f"{name}.weight", array.astype(np.float16 if halved and matrix else np.float32))
+        if not without or not name.startswith(without):
+            writer.add_tensor(f"{name}.weight", array.astype(np.float16 if halved and matrix else np.float32))
 
     add("token_embd", state["model.embed_tokens.weight"])
     add("output_norm", state["model.norm.weight"])
@@ -114,6 +130,14 @@ def test_a_file_or_its_folder_is_a_model(file: Path, model: Any, by: str) -> Non
     assert learner.loaded.tokens("a12b") == tuple(map(TOKENS.index, ("a", "12", "b")))
     task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])
     assert Controller(learner, FixedPolicy("ttt_in_context")).solve(task, budget="1000s").adapted
+
+
+@pytest.mark.parametrize("name", ["tiny.GGUF", "sha256-0a1b"])
+def test_the_name_of_a_file_does_not_matter(file: Path, model: Any, name: str) -> None:
+    renamed = file.rename(file.with_name(name))
+    assert same_logits(Learner.load(renamed, dtype="fp32").loaded.model, model)
+    if name.endswith("GGUF"):
+        assert Learner.load(renamed.parent).loaded.name == str(renamed)
 
 
 def test_a_file_is_converted_once(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +205,23 @@ def test_an_unknown_way_to_split_is_a_warning_at_every_load(
         assert "'nobody-knows' is unknown" in caplog.text
 
 
+def test_a_byte_level_file_that_names_no_way_to_split_is_a_warning(
+    tmp_path: Path, model: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    converted_folder(GgufFile(write(tmp_path / "x.gguf", model, pre="")))
+    assert "it names no pre-tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("gpt-2", False)])
+def test_tokens_that_no_merge_gives_are_found_where_the_model_was_trained_so(
+    tmp_path: Path, model: Any, cache: Path, pre: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [{"<w>": "abc", "<z>": "ab"}.get(token, token) for token in TOKENS]
+    monkeypatch.setattr(sys.modules[__name__], "TOKENS", tokens)
+    learner = Learner.load(write(tmp_path / "x.gguf", model, pre=pre))
+    assert learner.loaded.tokens("abc") == tuple(map(tokens.index, ["abc"] if whole else "abc"))
+
+
 def test_the_original_tokenizer_in_the_folder_of_the_file_is_used(file: Path, model: Any, cache: Path) -> None:
     first = converted_folder(GgufFile(file))
     tokenizer = transformers.AutoTokenizer.from_pretrained(first)
@@ -229,6 +270,27 @@ def test_a_file_of_another_format_is_a_model_error(tmp_path: Path, cache: Path) 
 def test_an_unsupported_architecture_is_a_model_error(tmp_path: Path, model: Any, cache: Path) -> None:
     with pytest.raises(ModelError, match="not supported"):
         Learner.load(write(tmp_path / "x.gguf", model, architecture="unheard-of"))
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_up", "token_embd", "output_norm"])
+def test_missing_tensors_are_a_model_error(tmp_path: Path, model: Any, cache: Path, name: str) -> None:
+    file = write(tmp_path / "x.gguf", model, without=name)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"lacks 1 tensors of the model.*which would be random"):
+            Learner.load(file)
+
+
+def test_warnings_of_loading_name_the_file(
+    tmp_path: Path, model: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "x.gguf", model, template="{{ raise_exception('no') }}")
+    Learner.load(file)
+    assert f"{file}: the tokenizer's chat template refuses these messages" in caplog.text
+
+
+def test_a_part_of_a_split_model_is_a_model_error(tmp_path: Path, model: Any, cache: Path) -> None:
+    with pytest.raises(ModelError, match="one of 3 parts of a model"):
+        Learner.load(write(tmp_path / "x.gguf", model, parts=3))
 
 
 def test_several_files_in_a_folder_are_a_model_error(file: Path) -> None:
