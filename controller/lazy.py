@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from langsmith import run_helpers as run_helpers
 
     from . import graph as graph
+    from . import nodes as nodes
     from . import task_graph as task_graph
 
 _MODULES = {
     "memory": "langgraph.checkpoint.memory",
     "run_helpers": "langsmith.run_helpers",
     "graph": ".graph",
+    "nodes": ".nodes",
     "task_graph": ".task_graph",
 }
 __getattr__ = import_on_first_use(_MODULES, globals())

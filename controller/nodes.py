@@ -220,6 +220,12 @@ def answering_seconds(strategy: Strategy, learner: Learner, kind: str, in_contex
     return in_context_seconds * strategy.answers_per_query(recipe)
 
 
+def training_seconds(strategy: Strategy, learner: Learner, progress: Progress, left: float) -> float:
+    """Seconds that training may take of those that are left: the rest, at most half, is for the answers."""
+    in_context_seconds = progress.in_context.cost.seconds
+    return left - min(answering_seconds(strategy, learner, progress.query.task.kind, in_context_seconds), left / 2)
+
+
 def strategy_node(strategy: Strategy) -> Node:
     """The node of one strategy: adapts, answers and reverts inside."""
 
@@ -239,24 +245,25 @@ def strategy_node(strategy: Strategy) -> Node:
         publish = context.on_event or runtime.stream_writer
         max_steps = recipe_for(strategy, context.learner.loaded.recipes, query.task.kind).max_steps
         left = progress.seconds_left(context.budget)
+        for_training = training_seconds(strategy, context.learner, progress, left)
         now = clock.reader()  # training calls `time_is_up` from threads of its own
         began = now()
         ends = began + left
-        answering = answering_seconds(strategy, context.learner, query.task.kind, progress.in_context.cost.seconds)
+        guarded, limit = context.learner.guarded, context.step_limits.get(strategy.name)
+        charged = guarded.charged.seconds
 
         def time_is_up() -> bool:
             context.raise_if_cancelled()
-            return now() >= ends
+            prefetched = guarded.charged.seconds - charged  # of training in a batch with others, before this node
+            return now() + min(prefetched, max(0.0, for_training)) >= ends
 
         def begin_phase(name: str, tokens: int) -> None:
             context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))
 
-        guarded, limit = context.learner.guarded, context.step_limits.get(strategy.name)
         with guarded.stop_when(time_is_up), guarded.reporting_phases(begin_phase), guarded.limiting_steps(limit):
             finished = run(
-                strategy, context.learner, query.task, seed=query.seed, deadline=ends - min(answering, left / 2),
-                on_step=on_step,
-            )  # fmt: skip
+                strategy, context.learner, query.task, seed=query.seed, deadline=began + for_training, on_step=on_step
+            )
         return StrategyRun((*progress.attempts, finished), tuple(steps))
 
     return attempt

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from ..strategies.registry import strategies
+from ..strategies.registry import get_strategy, strategies
 from ..ttt_core.learner import Learner
 from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.task import Task
@@ -18,7 +18,7 @@ from . import lazy
 from .events import OnEvent, last_state, watched
 from .results import Result, result_of
 from .session import session_of
-from .state import Context, State, task_from_plain, task_to_plain
+from .state import Context, Progress, State, task_from_plain, task_to_plain
 
 if TYPE_CHECKING:
     from .task_graph import TaskGraph
@@ -94,6 +94,13 @@ class PausedRun:
     def formatted_task(self) -> Task:
         """The task with its prompt format; only after the decision."""
         return task_from_plain(self.state["task"])
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of the budget that training may take; only after the decision."""
+        progress, strategy = Progress.of(self.state), get_strategy(self.strategy)
+        left = progress.seconds_left(self.context.budget)
+        return lazy.nodes.training_seconds(strategy, self.context.learner, progress, left)
 
     @property
     def is_finished(self) -> bool:

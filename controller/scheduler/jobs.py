@@ -74,11 +74,6 @@ class Job:
         """Whether the adapter that a batch trains for it is still of use."""
         return self.phase == "training" and not self.stop.is_set()
 
-    @property
-    def can_share_a_batch(self) -> bool:
-        """Whether its adapter may be trained with those of others: a budget is of its own work alone."""
-        return isinstance(self.work, Query) and self.work.context.budget.total(1.0) == math.inf
-
     def begin(self, graph: TaskGraph, learner: Learner, thread: str) -> PausedRun:
         """Begins the run of a query."""
         assert isinstance(self.work, Query)

@@ -328,9 +328,7 @@ class Lanes:
                 if self._is_over:
                     return []
                 self._changed.wait()
-            jobs = self._to_train.take_while(
-                self._batch, lambda job, first: job.can_share_a_batch and first[0].can_share_a_batch
-            )
+            jobs = self._to_train.take_up_to(self._batch)
             for job in jobs:
                 job.phase = "training"
             return jobs
@@ -404,7 +402,7 @@ class Lanes:
             if isinstance(strategy, PlansAdapter):
                 with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
                     plan = strategy.plan(self._trainer, run.formatted_task, run.seed)
-                    plan = replace(plan, scope=run.context.scope)
+                    plan = replace(plan, scope=run.context.scope, max_seconds=run.training_seconds)
                     planned.append((PlannedRun(plan, run.task, run.root, self._publisher(job, run)), job))
                     run.context.begin_phase("training")
         return planned

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ...ttt_core.errors import Cancelled
@@ -40,16 +39,10 @@ class PriorityQueue(Generic[T]):
         """Removes and returns the first entry; None where there is none."""
         return self._entries.pop(0)[2] if self._entries else None
 
-    def take_while(self, limit: int, suits: Callable[[T, list[T]], bool]) -> list[T]:
-        """Removes and returns up to `limit` entries in order: the first, and those after it for which `suits` is true,
-        given the entry and those before it that are returned."""
-        taken: list[T] = []
-        for _, _, item in self._entries:
-            if len(taken) < limit and (not taken or suits(item, taken)):
-                taken.append(item)
-        for item in taken:
-            self.remove(item)
-        return taken
+    def take_up_to(self, limit: int) -> list[T]:
+        """Removes and returns the first entries, at most `limit`."""
+        taken, self._entries = self._entries[:limit], self._entries[limit:]
+        return [item for _, _, item in taken]
 
     def remove(self, item: T) -> bool:
         """Removes an entry; false where there is none."""

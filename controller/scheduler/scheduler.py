@@ -128,7 +128,8 @@ class Scheduler:
         `strategy`, `budget`, `seed` and `on_event` are as in `Controller.solve`; `on_event` is called by the threads of
         the scheduler and must be quick. A query of a lower `priority` goes first, and none waits for ever: each level
         is worth sixteen places in the queue. The `budget` bounds the query's own work; waiting, and pauses of its
-        training, do not count.
+        training, do not count, and of the seconds of a batch its share, in proportion to tokens. Where the next step of
+        the batch might exceed it, the query's training ends and the others continue.
 
         `deadline` is seconds from now, all waiting included. When they have passed, the query's in-context answer is
         its result at once, and `reason` says so; a query that has none yet raises `DeadlineError`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -52,6 +53,9 @@ class AdapterPlan:
     """Name of the strategy that plans it, for lists of cached adapters."""
     scope: str | None = None
     """Whose adapter it is; None: of the scope in which it is trained, see `AdapterProvider.scoped`."""
+    max_seconds: float = math.inf
+    """Seconds that its training may take in a batch with others, where the seconds of the batch are divided in
+    proportion to tokens. The training of an adapter by itself has a deadline."""
 
     @property
     def can_be_prefetched(self) -> bool:

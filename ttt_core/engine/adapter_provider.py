@@ -155,8 +155,7 @@ class AdapterProvider:
                 )  # fmt: skip
             adapter = replace(adapter, strategy=plan.strategy, scope=self._scope_of(plan))
             self._guarded.verify()  # an adapter of a changed base is neither cached nor returned
-            if adapter.training.stop_reason not in ("deadline", "failed"):
-                self.cache.put(key, adapter)
+            self._cache_complete(key, adapter)
             return _recorded(step, "trained", adapter), False
 
     def has_adapter(self, plan: AdapterPlan) -> bool:
@@ -174,14 +173,17 @@ class AdapterProvider:
         trained.
 
         Each plan's `get_or_train` then finds its adapter. A plan that fails here is left to its `get_or_train`, which
-        raises. What `on_step` raises is raised. Before each step an adapter leaves its batch, and is dropped, where
-        `is_wanted` is false for all its plans.
+        raises; so is one that shares its adapter with an earlier plan of other `max_seconds`, which it will find cached
+        unless that time was too short. What `on_step` raises is raised. Before each step an adapter leaves its batch,
+        and is dropped, where `is_wanted` is false for all its plans.
         """
         with self._guarded.lock.compute:
             missing = [plan for plan in plans if plan.can_be_prefetched and not self.has_adapter(plan)]
             new: dict[object, list[AdapterPlan]] = {}
             for plan in missing:
-                new.setdefault(self._full_key(plan), []).append(plan)
+                same = new.setdefault(self._full_key(plan), [])
+                if not same or same[0].max_seconds == plan.max_seconds:
+                    same.append(plan)
             batches: dict[object, list[_Planned]] = {}
             for same in new.values():
                 with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
@@ -285,7 +287,7 @@ class AdapterProvider:
                     [planned.examples for planned in some], [planned.recipe for planned in some],
                     [planned.plans[0].seed for planned in some], charged=False, prefetched_bytes=self.prefetched_bytes,
                     on_batch_step=None if on_step is None else _with_plans(some, on_step, raised),
-                    start=self.starting,
+                    start=self.starting, max_seconds=[planned.plans[0].max_seconds for planned in some],
                     is_wanted=partial(_is_any_wanted, some, is_wanted),
                 )  # fmt: skip
             except (BaseChangedError, Cancelled):
@@ -332,14 +334,20 @@ class AdapterProvider:
         return self.cache.get(key, self._guarded.base_hash, self._guarded.loaded.model.device)
 
     def _release(self, key: object) -> Adapter:
-        """The prefetched adapter of a full key, now charged and cached. Raises `BaseChangedError` where the base is
-        not what was loaded."""
+        """The prefetched adapter of a full key, now charged, and cached unless its training was cut short. Raises
+        `BaseChangedError` where the base is not what was loaded."""
         self._guarded.verify()
         adapter = self._prefetched.pop(key)
         training = adapter.training
-        self._guarded.charge(training.tokens, training.tokens, prefetch_seconds=training.seconds)
-        self.cache.put(key, adapter)
+        read = training.tokens + training.estimate_tokens
+        self._guarded.charge(read, training.tokens, prefetch_seconds=training.seconds)
+        self._cache_complete(key, adapter)
         return adapter
+
+    def _cache_complete(self, key: object, adapter: Adapter) -> None:
+        """Caches an adapter whose training was not cut short."""
+        if adapter.training.stop_reason not in ("deadline", "failed"):
+            self.cache.put(key, adapter)
 
 
 def _recorded(step: Span | NoSpan, source: str, adapter: Adapter) -> Adapter:

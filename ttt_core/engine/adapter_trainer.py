@@ -45,14 +45,15 @@ class AdapterTrainer:
         self, examples: Sequence[Sequence[Task]], recipes: Sequence[Recipe], seeds: Sequence[int], *,
         deadline: float = math.inf, on_step: OnStep | None = None, charged: bool = True, start: Adapter | None = None,
         prefetched_bytes: int = 0, on_batch_step: OnBatchStep | None = None,
-        is_wanted: Callable[[int], bool] = lambda place: True,
+        is_wanted: Callable[[int], bool] = lambda place: True, max_seconds: Sequence[float] = (),
     ) -> list[Adapter]:  # fmt: skip
         """Trains an adapter for each list of examples, as many in one batch as fit in memory beside prefetched adapters
         of `prefetched_bytes`; each gets what it would have got alone. The recipes share one batching key.
 
         With `charged=False` the cost is charged when an adapter is used, and a failed adapter says so in its record
-        instead of raising. Before each step an adapter leaves the batch where `is_wanted` is false for its place.
-        Raises `AdaptationError`; then all that was trained is lost.
+        instead of raising. Before each step an adapter leaves the batch where `is_wanted` is false for its place, or
+        where its share of the batch's seconds would exceed its entry in `max_seconds`. Raises `AdaptationError`; then
+        all that was trained is lost.
         """
         recipes = recipes_for_each(recipes, len(examples))
         if start is not None:
@@ -69,7 +70,8 @@ class AdapterTrainer:
                 share = min(1.0, beside / max(1, len(examples) - at))
                 weights, trainings = train(
                     self._loaded, encoded[some], recipes[some], seeds[some],
-                    deadline=now + share * (deadline - now), on_step=on_step, memory=self._guarded.memory_bytes,
+                    deadline=now + share * (deadline - now), max_seconds=max_seconds[some], on_step=on_step,
+                    memory=self._guarded.memory_bytes,
                     charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
                     start=None if start is None else start.weights.copied(),
                     step_limit=None if limit is None else limit.steps,
@@ -77,14 +79,12 @@ class AdapterTrainer:
                 )  # fmt: skip
                 if charged:
                     _refuse_failed(trainings)
-                read = max(1, sum(t.tokens for t in trainings))
                 adapters += [
-                    Adapter(
-                        weights.select(a), recipe, replace(t, seconds=t.seconds * t.tokens / read),
-                        self._guarded.base_hash, kind=mine[0].kind,
+                    Adapter(weights.select(a), recipe, record, self._guarded.base_hash, kind=mine[0].kind)
+                    for a, (record, recipe, mine) in enumerate(
+                        zip(trainings, recipes[some], examples[some], strict=True)
                     )
-                    for a, (t, recipe, mine) in enumerate(zip(trainings, recipes[some], examples[some], strict=True))
-                ]  # fmt: skip
+                ]
                 del weights  # before the next are trained
         return adapters
 

@@ -32,12 +32,13 @@ class TrainingRecord:
     losses: tuple[float, ...]
     """Mean loss over the loss positions at each step, in nats."""
     seconds: float
-    """Of a batch of adapters that are used separately: this adapter's share."""
+    """Of a batch of adapters: this adapter's share, in proportion to the tokens of each step."""
     tokens: int
     """Tokens of the training examples, each read forward and backward."""
     stop_reason: str
     """`finished` after all steps, `converged` at the recipe's `early_stop_loss`, `monitor` when the monitor stopped
-    training, `deadline` when the time was up, `cancelled` when nobody wanted the adapter any more, or `failed`."""
+    training, `deadline` when the time, or this adapter's share of it, was up, `cancelled` when nobody wanted the
+    adapter any more, or `failed`."""
     error: str = ""
     """Why training failed."""
     zero_update: bool = False
@@ -50,6 +51,8 @@ class TrainingRecord:
     """Parts of the model's layers without an adapted module, of attention, MLP, experts and recurrent."""
     started_from: str = ""
     """Digest of the adapter that training started from, as `LoraWeights.digest` returns it; empty for new weights."""
+    estimate_tokens: int = 0
+    """Tokens that were read forward to estimate the seconds of the first step: this adapter's share."""
 
 
 OnStep = Callable[[int, float], None]
@@ -62,7 +65,7 @@ TrainingMonitor = Callable[[int, Callable[[], LoraWeights]], bool]
 
 
 def merge_records(records: Sequence[TrainingRecord]) -> TrainingRecord:
-    """One record for adapters that were trained as a batch: mean losses, sum of tokens."""
+    """One record for adapters that were trained as a batch: mean losses, sums of seconds and tokens."""
     longest = max(records, key=lambda r: r.steps)
     losses = zip_longest(*(r.losses for r in records))
     means = tuple(fmean(loss for loss in step if loss is not None) for step in losses)
@@ -71,7 +74,8 @@ def merge_records(records: Sequence[TrainingRecord]) -> TrainingRecord:
     error = next((r.error for r in records if r.error), "")
     zero_update = all(r.zero_update for r in records)
     return replace(
-        longest, losses=means, tokens=sum(r.tokens for r in records), stop_reason=stop_reason, error=error,
+        longest, losses=means, seconds=sum(r.seconds for r in records), tokens=sum(r.tokens for r in records),
+        estimate_tokens=sum(r.estimate_tokens for r in records), stop_reason=stop_reason, error=error,
         zero_update=zero_update,
     )  # fmt: skip
 
@@ -83,6 +87,7 @@ def train(
     seeds: Sequence[int],
     *,
     deadline: float = math.inf,
+    max_seconds: Sequence[float] = (),
     step_limit: int | None = None,
     on_step: OnStep | None = None,
     on_batch_step: OnBatchStep | None = None,
@@ -97,11 +102,12 @@ def train(
 
     `recipe` is one for all adapters, or one for each, with equal batching keys. The adapters start from `start` (the
     weights of a single adapter), or from new weights. `deadline` is a time of `clock.monotonic`; training stops before
-    a step that would exceed it, and weights without a step change nothing. `step_limit` is the number of steps after
-    which a deadline stopped the training that is repeated: it stops there again, with the same stop reason. `workers`
-    is the number of threads on a CPU and `memory` a bound in bytes (see `GradientEngine`). `charge` receives the
-    numbers of forward and backward tokens before each pass. Before each step an adapter is taken out of the batch where
-    `is_wanted` is false for its place.
+    a step that would exceed it, and weights without a step change nothing. `max_seconds`, one for each adapter, bounds
+    its share of the batch's seconds: an adapter stops before a step whose share would exceed it, and the others
+    continue. `step_limit` is the number of steps after which a deadline stopped the training that is repeated: it stops
+    there again, with the same stop reason. `workers` is the number of threads on a CPU and `memory` a bound in bytes
+    (see `GradientEngine`). `charge` receives the numbers of forward and backward tokens before each pass. Before each
+    step an adapter is taken out of the batch where `is_wanted` is false for its place.
 
     An adapter whose loss or weights become non-finite fails, and its record says so; the others continue, unless there
     is a monitor. Raises `AdaptationError` where there are no examples, `ModelError` for different batching keys.
@@ -112,19 +118,21 @@ def train(
     began = clock.monotonic()
     started_from = "" if start is None else start.digest()
     warn_of_checkpointing(loaded.model)
-    runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, strict=True)]
+    bounds = max_seconds or [math.inf] * len(seeds)
+    runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, bounds, strict=True)]
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
-        loop = _TrainingLoop(loaded, runs, engine, start)
+        loop = _TrainingLoop(loaded, runs, engine, start, began)
         loop.run(deadline, step_limit, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge, is_wanted)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
     for run, finite in zip(runs, weights.finite(), strict=True):
         if not finite and not run.error:
             run.error = f"the adapter's weights are not finite after {len(run.losses)} steps"
-    seconds = clock.monotonic() - began
     covered = coverage(loaded.model, weights.pairs)._asdict()
-    records = [run.record(seconds, zero) for run, zero in zip(runs, weights.zero_updates(), strict=True)]
+    zero_updates = weights.zero_updates()
+    loop.divide_seconds(runs)
+    records = [run.record(zero) for run, zero in zip(runs, zero_updates, strict=True)]
     return weights, [replace(record, **covered, started_from=started_from) for record in records]
 
 
@@ -149,8 +157,15 @@ class _AdapterRun:
     examples: Sequence[Encoded]
     recipe: Recipe
     seed: int
+    max_seconds: float
+    """How many seconds may be charged to it; infinite: as many as there are."""
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+    seconds: float = 0.0
+    """What has been charged to it of the batch's seconds."""
+    slowest: float = 0.0
+    """Its share of the slowest step, in seconds; before the first step an estimate."""
+    estimate_tokens: int = 0
     stop_reason: str = ""
     """Empty while it is trained."""
     error: str = ""
@@ -160,6 +175,11 @@ class _AdapterRun:
     def __post_init__(self) -> None:
         self._order = _ShuffledRounds(len(self.examples), random.Random(self.seed))
         self.longest = max(self.examples, key=lambda e: len(e.ids))
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens of a step in which all examples are as long as the longest."""
+        return len(self.longest.ids) * self.recipe.batch_size
 
     def next_batch(self) -> list[Encoded]:
         """The examples of the next step."""
@@ -186,20 +206,26 @@ class _AdapterRun:
         elif steps == self.recipe.max_steps:
             self.stop_reason = "finished"
 
-    def record(self, seconds: float, zero_update: bool) -> TrainingRecord:
+    def record(self, zero_update: bool) -> TrainingRecord:
         """The record of the whole training."""
         reason = "failed" if self.error else self.stop_reason
         error = f"{self.error}; a lower learning rate may help" if self.error else ""
-        return TrainingRecord(len(self.losses), tuple(self.losses), seconds, self.tokens, reason, error, zero_update)
+        return TrainingRecord(
+            len(self.losses), tuple(self.losses), self.seconds, self.tokens, reason, error, zero_update,
+            estimate_tokens=self.estimate_tokens,
+        )  # fmt: skip
 
 
 class _TrainingLoop:
     """The training of several adapters in one batch."""
 
     def __init__(
-        self, loaded: LoadedModel, runs: Sequence[_AdapterRun], engine: GradientEngine, start: LoraWeights | None
-    ) -> None:
+        self, loaded: LoadedModel, runs: Sequence[_AdapterRun], engine: GradientEngine, start: LoraWeights | None,
+        began: float,
+    ) -> None:  # fmt: skip
         self._runs, self._engine = runs, engine
+        self._divided_until = began
+        """Time of `clock.monotonic` up to which the seconds are divided among the adapters."""
         # Neighbours share a micro-batch: sorted by batch size and length, they need little padding.
         self._active = sorted(runs, key=lambda run: (-run.recipe.batch_size, len(run.longest.ids)))
         recipes = [run.recipe for run in self._active]
@@ -221,15 +247,12 @@ class _TrainingLoop:
     ) -> None:
         """Trains until all adapters have stopped, the monitor returns True, or the deadline is near."""
         self._engine.measure_memory(self._optimizer, max((r.longest for r in self._runs), key=lambda e: len(e.ids)))
-        slowest = 0.0
-        if clock.monotonic() < deadline < math.inf:
-            batches = [[run.longest] * run.recipe.batch_size for run in self._active]
-            slowest = self._engine.estimate_seconds(self._optimizer, batches, charge)
+        slowest = self._estimated_seconds(deadline, charge)
         for step in range(max(run.recipe.max_steps for run in self._runs)):
             began = clock.monotonic()
             if began + slowest > deadline or step == step_limit:
                 return self._stop_all("deadline")
-            self._drop_unwanted(is_wanted)
+            self._drop_before_step(is_wanted)
             if not self._active:
                 return None
             rows, tokens = self._next_batches(charge)
@@ -244,11 +267,47 @@ class _TrainingLoop:
                 on_batch_step(step + 1, {self._runs.index(run): run.losses[-1] for run in self._active if run.losses})
             if monitor is not None and (any(run.error for run in self._runs) or monitor(step + 1, self.weights)):
                 return self._stop_all("monitor")
-            self._drop_stopped(step + 1)
+            self._end_step(step, tokens)
             if not self._active:
                 return None
             slowest = clock.monotonic() - began if step == 0 else max(slowest, clock.monotonic() - began)
         return None
+
+    def divide_seconds(self, runs: Sequence[_AdapterRun], tokens: Sequence[int] = ()) -> list[float]:
+        """Charges the seconds since the last call to adapters, in proportion to their tokens; without these, to the
+        tokens of their largest steps. Returns the shares."""
+        now = clock.monotonic()
+        seconds, self._divided_until = now - self._divided_until, now
+        weights = tokens or [run.max_step_tokens for run in runs]
+        shares = [seconds * weight / sum(weights) for weight in weights]
+        for run, share in zip(runs, shares, strict=True):
+            run.seconds += share
+        return shares
+
+    def _estimated_seconds(self, deadline: float, charge: Callable[[int, int], None] | None) -> float:
+        """Estimated seconds of the first step, where time is bounded and not up yet; else 0. The adapters with a bound
+        pay for the estimate, and each gets its share as that of its slowest step."""
+        self.divide_seconds(self._active)
+        bounds = [(run, min(deadline, run.max_seconds)) for run in self._active]
+        bounded = [run for run, bound in bounds if bound < math.inf and run.seconds < run.max_seconds]
+        if not bounded or clock.monotonic() >= deadline:
+            return 0.0
+        read = 0
+
+        def count(forward: int, backward: int) -> None:
+            nonlocal read
+            read += forward
+            if charge is not None:
+                charge(forward, backward)
+
+        batches = [[run.longest] * run.recipe.batch_size for run in self._active]
+        seconds = self._engine.estimate_seconds(self._optimizer, batches, count)
+        self.divide_seconds(bounded)
+        every, paying = (sum(run.max_step_tokens for run in runs) for runs in (self._active, bounded))
+        for run in bounded:
+            run.slowest = seconds * run.max_step_tokens / every
+            run.estimate_tokens = round(read * run.max_step_tokens / paying)
+        return seconds
 
     def weights(self) -> LoraWeights:
         """The current weights of all adapters, in the order of the runs."""
@@ -269,17 +328,22 @@ class _TrainingLoop:
         for run, loss, count in zip(self._active, losses, tokens, strict=True):
             run.add_step(step, loss, count)
 
-    def _drop_unwanted(self, is_wanted: Callable[[int], bool]) -> None:
-        """Takes the adapters that nobody wants any more out of the batch."""
+    def _drop_before_step(self, is_wanted: Callable[[int], bool]) -> None:
+        """Takes the adapters that nobody wants any more, and those whose share of the next step may exceed what they
+        may take, out of the batch."""
         for run in self._active:
             if not is_wanted(self._runs.index(run)):
                 run.stop_reason = "cancelled"
+            elif run.seconds + run.slowest > run.max_seconds:
+                run.stop_reason = "deadline"
         self._remove_stopped()
 
-    def _drop_stopped(self, steps: int) -> None:
-        """Takes the adapters that are done after this number of steps out of the batch."""
-        for run in self._active:
-            run.stop_if_done(steps)
+    def _end_step(self, step: int, tokens: Sequence[int]) -> None:
+        """Charges a step (from 0) to the active adapters, whose tokens in it are given, and takes those that are done
+        out of the batch."""
+        for run, share in zip(self._active, self.divide_seconds(self._active, tokens), strict=True):
+            run.slowest = share if step == 0 else max(run.slowest, share)
+            run.stop_if_done(step + 1)
         self._remove_stopped()
 
     def _remove_stopped(self) -> None:

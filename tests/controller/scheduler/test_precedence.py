@@ -36,15 +36,16 @@ def test_an_entry_is_overtaken_by_so_many_later_ones_and_no_more(levels):
     assert len(order) - 1 <= levels * AGEING < len(overtook)
 
 
-def test_entries_that_suit_the_first_are_taken_with_it():
+def test_the_first_entries_are_taken_together():
     queue = PriorityQueue()
     for item in (3, 4, 5, 7, 9):
         queue.put(item)
-    assert queue.take_while(3, lambda item, taken: (item - taken[0]) % 2 == 0) == [3, 5, 7]
-    assert queue.items() == [4, 9]
+    assert queue.take_up_to(3) == [3, 4, 5]
+    assert queue.items() == [7, 9]
     assert not queue.remove(3)
     assert queue.remove(9)
-    assert len(queue) == 1
+    assert queue.take_up_to(3) == [7]
+    assert queue.take_up_to(3) == []
 
 
 def test_training_pauses_while_there_is_something_to_read_and_the_clock_stands_still():

@@ -24,6 +24,7 @@ from autottt.controller.scheduler.lanes import ANSWERS_BEFORE_TRAINING
 from autottt.strategies import registry
 from autottt.strategies.base import Attempt, CostClass
 from autottt.strategies.registry import strategies
+from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.engine.answering import Answerer
 from autottt.ttt_core.errors import ClosedError, DeadlineError, QueueFullError
 from autottt.ttt_core.learner import Learner
@@ -101,15 +102,23 @@ def decoded(monkeypatch) -> dict[tuple[str, str], list[Any]]:
 # --- the same answers as alone ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["in_context", "in_context_vote", *(n for n in strategies() if n[:3] == "ttt")])
-def test_an_answer_alone_and_among_others_has_the_same_tokens_and_log_probabilities(controller, decoded, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "budget"),
+    [
+        *((name, None) for name in ["in_context", "in_context_vote", *(n for n in strategies() if n[:3] == "ttt")]),
+        *((name, "1000s") for name in ["in_context", "ttt_direct", "ttt_in_context", "ttt_crossfit"]),
+    ],
+)
+def test_an_answer_alone_and_among_others_has_the_same_tokens_and_log_probabilities(
+    controller, decoded, strategy, budget
+):
     tasks = [hard(number) for number in range(5)]
-    alone = [controller.solve(task, strategy=strategy) for task in tasks]
+    alone = [controller.solve(task, strategy=strategy, budget=budget) for task in tasks]
     answers_alone = dict(decoded)
     decoded.clear()
     controller.learner.clear()
     with controller.scheduler(batch=4) as scheduler:
-        futures = [scheduler.submit(task, strategy=strategy) for task in tasks]
+        futures = [scheduler.submit(task, strategy=strategy, budget=budget) for task in tasks]
         together = [future.result(SECONDS) for future in futures]
     assert decoded.keys() == answers_alone.keys()
     for key, answers in answers_alone.items():
@@ -122,7 +131,9 @@ def test_an_answer_alone_and_among_others_has_the_same_tokens_and_log_probabilit
         trained = [result.adaptation.steps if result.adaptation else 0 for result in (one, other)]
         assert trained[0] == trained[1]
         if strategy != "ttt_warm":
-            assert other.cost.token_equivalents == one.cost.token_equivalents
+            assert other.cost.backward_tokens == one.cost.backward_tokens
+            if budget is None:  # else a batch estimates the seconds of a step once
+                assert other.cost.forward_tokens == one.cost.forward_tokens
 
 
 def test_threads_and_coroutines_share_a_scheduler(controller, unchanged):
@@ -145,17 +156,29 @@ def test_threads_and_coroutines_share_a_scheduler(controller, unchanged):
     assert all(result.proof is not None for result in results)
 
 
-def test_the_adapters_of_a_batch_are_trained_together(controller, monkeypatch):
-    batches, hold = [], Hold()
-    real = type(controller.learner.trainer).adapt_many
-    monkeypatch.setattr(
-        type(controller.learner.trainer), "adapt_many",
-        lambda self, examples, *a, **k: batches.append(len(examples)) or real(self, examples, *a, **k),
-    )  # fmt: skip
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """How many adapters were trained together, one number for each training."""
+    sizes, real = [], AdapterTrainer.adapt_many
+
+    def adapt_many(self: AdapterTrainer, examples: Any, *given: Any, **more: Any) -> Any:
+        sizes.append(len(examples))
+        return real(self, examples, *given, **more)
+
+    monkeypatch.setattr(AdapterTrainer, "adapt_many", adapt_many)
+    return sizes
+
+
+@pytest.mark.parametrize("budget", [None, "1000s"])
+def test_the_adapters_of_a_batch_are_trained_together(controller, batches, budget):
+    hold = Hold()
     with controller.scheduler(batch=4) as scheduler:
         first = scheduler.submit(hard(9), strategy="ttt_direct", on_event=hold_at_training(hold))
         hold.wait()
-        others = [scheduler.submit(hard(number), strategy="ttt_direct") for number in range(6)]
+        others = [
+            scheduler.submit(hard(number), strategy="ttt_direct", budget=budget if number % 3 else None)
+            for number in range(6)
+        ]
         until(lambda: len(scheduler.lanes._to_train) == 6)
         hold.released.set()
         results = [future.result(SECONDS) for future in [first, *others]]
@@ -392,7 +415,8 @@ def test_a_query_cancelled_while_it_is_trained_ends_and_harms_no_other(endless, 
     assert not scheduler.lanes._memory.storage
 
 
-def test_one_of_a_batch_leaves_it_and_the_others_get_the_same_adapters(controller):
+@pytest.mark.parametrize("budget", [None, "1000s"])
+def test_one_of_a_batch_leaves_it_and_the_others_get_the_same_adapters(controller, budget):
     recipe = replace(QUICK, max_steps=30, early_stop_loss=0.0)
     controller.learner.loaded = replace(controller.learner.loaded, recipes=dict.fromkeys(strategies(), recipe))
     alone = [controller.solve(hard(n), strategy="ttt_direct") for n in range(3)]
@@ -410,7 +434,9 @@ def test_one_of_a_batch_leaves_it_and_the_others_get_the_same_adapters(controlle
         hold = Hold()
         first = scheduler.submit(hard(9), strategy="ttt_direct", on_event=hold_at_training(hold))
         hold.wait()
-        futures += [scheduler.submit(hard(n), strategy="ttt_direct", on_event=on_event) for n in range(3)]
+        futures += [
+            scheduler.submit(hard(n), strategy="ttt_direct", on_event=on_event, budget=budget) for n in range(3)
+        ]
         until(lambda: len(scheduler.lanes._to_train) == 3)
         hold.released.set()
         first.result(SECONDS)
@@ -421,6 +447,53 @@ def test_one_of_a_batch_leaves_it_and_the_others_get_the_same_adapters(controlle
     for result, expected in zip(results, (alone[0], alone[2]), strict=True):
         assert result.answer == expected.answer
         assert result.adaptation.losses == pytest.approx(expected.adaptation.losses, abs=1e-4)
+
+
+def test_a_query_of_a_batch_whose_budget_is_used_up_stops_training_and_the_others_continue(endless, batches):
+    alone = [endless.solve(hard(n), strategy="ttt_direct") for n in range(2)]
+    endless.learner.clear()
+    batches.clear()
+    with endless.scheduler() as scheduler:
+        hold = Hold()
+        first = scheduler.submit(hard(9), strategy="ttt_direct", on_event=hold_at_training(hold))
+        hold.wait()
+        bounded = scheduler.submit(hard(5), strategy="ttt_in_context", budget="60x")
+        others = [scheduler.submit(hard(n), strategy="ttt_direct", budget="1000s") for n in range(2)]
+        until(lambda: len(scheduler.lanes._to_train) == 3)
+        hold.released.set()
+        first.result(SECONDS)
+        cut, results = bounded.result(SECONDS), [future.result(SECONDS) for future in others]
+        again = scheduler.solve(hard(5), strategy="ttt_in_context", budget="60x")
+    assert batches == [1, 3, 1]
+    assert cut.adaptation.stop_reason == again.adaptation.stop_reason == "deadline"
+    assert not again.attempts[-1].from_cache
+    assert cut.strategy == "ttt_in_context"
+    assert cut.cost.seconds >= cut.adaptation.seconds > 0
+    for result, expected in zip(results, alone, strict=True):
+        assert (result.answer, result.adaptation.stop_reason) == (expected.answer, "finished")
+        assert result.adaptation.losses == pytest.approx(expected.adaptation.losses, abs=1e-4)
+
+
+def test_seconds_of_training_in_a_batch_are_no_longer_left_for_the_answer(controller, monkeypatch):
+    learner, task = controller.learner, hard(1)
+    formatted = learner.formats.formatted(task)
+    provider = learner.adapters
+    provider.prefetch([strategies()["ttt_direct"].plan(learner, formatted, 0)])
+    (key,) = provider._prefetched
+    adapter = provider._prefetched[key]
+    provider._prefetched[key] = replace(adapter, training=replace(adapter.training, seconds=1e6))
+    real, stopped = Answerer.answers, []
+
+    def answers(self: Answerer, tasks: Any, adapter: Any = None, *given: Any) -> Any:
+        if adapter is not None:
+            until(self._guarded.should_stop)
+            stopped.append(True)
+        return real(self, tasks, adapter, *given)
+
+    monkeypatch.setattr(Answerer, "answers", answers)
+    result = controller.solve(task, strategy="ttt_direct", budget="100000s")
+    assert stopped == [True]
+    assert result.cost.seconds > 1e6
 
 
 def test_a_deadline_before_the_in_context_answer_is_an_error(controller):
@@ -521,7 +594,8 @@ def test_a_stream_that_is_closed_cancels_its_query(endless):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_query_that_raises_harms_no_other(controller):
+@pytest.mark.parametrize("budget", [None, "1000s"])
+def test_a_query_that_raises_harms_no_other(controller, budget):
     def raises(event: dict[str, Any]) -> None:
         if event["event"] == "step":
             raise KeyError("of the caller")
@@ -531,8 +605,8 @@ def test_a_query_that_raises_harms_no_other(controller):
         first = scheduler.submit(hard(9), strategy="ttt_direct", on_event=hold_at_training(hold))
         hold.wait()
         too_long = scheduler.submit(LONG)
-        broken = scheduler.submit(hard(1), strategy="ttt_direct", on_event=raises)
-        sound = scheduler.submit(hard(2), strategy="ttt_direct")
+        broken = scheduler.submit(hard(1), strategy="ttt_direct", on_event=raises, budget=budget)
+        sound = scheduler.submit(hard(2), strategy="ttt_direct", budget=budget)
         until(lambda: len(scheduler.lanes._to_train) == 2)
         hold.released.set()
         with pytest.raises(TooLongError):

@@ -255,7 +255,7 @@ def test_a_joint_account_of_trainings() -> None:
         TrainingRecord(2, (4.0, 2.0), 1.0, 10, "converged"),
         TrainingRecord(3, (2.0, 2.0, 1.0), 1.0, 20, "finished"),
     )
-    assert merge_records([one, two]) == TrainingRecord(3, (3.0, 2.0, 1.0), 1.0, 30, "finished")
+    assert merge_records([one, two]) == TrainingRecord(3, (3.0, 2.0, 1.0), 2.0, 30, "finished")
     zero = replace(one, zero_update=True)
     assert (merge_records([zero, zero]).zero_update, merge_records([one, zero]).zero_update) == (True, False)
     assert merge_records([one, replace(one, stop_reason="deadline")]).stop_reason == "deadline", (

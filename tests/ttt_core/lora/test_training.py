@@ -173,6 +173,70 @@ def test_a_deadline_stops_before_the_step_that_would_pass_it(
     assert trained(-1.0) == (0, "deadline")
 
 
+@pytest.fixture
+def one_second_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only training steps advance, by a second each."""
+    now, real = [0.0], BatchedAdamW.step
+
+    def step(optimizer: BatchedAdamW, rates: list[float]) -> None:
+        now[0] += 1.0
+        real(optimizer, rates)
+
+    monkeypatch.setattr(training, "clock", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(BatchedAdamW, "step", step)
+    monkeypatch.setattr(GradientEngine, "estimate_seconds", lambda *_: 0.0)
+
+
+@pytest.mark.usefixtures("one_second_steps")
+def test_an_adapter_whose_share_of_the_seconds_is_used_up_stops_and_the_others_continue(
+    loaded: LoadedModel, examples: list[Encoded]
+) -> None:
+    recipe = replace(RECIPE, max_steps=6, batch_size=3)
+    both, (short, long) = train(loaded, [examples] * 2, recipe, [0, 1], max_seconds=[1.4, 100.0])
+    assert (short.steps, short.stop_reason, short.seconds) == (2, "deadline", 1.0), "a third step would end at 1.5"
+    assert (long.steps, long.stop_reason, long.seconds) == (6, "finished", 5.0)
+    alone, (one,) = train(loaded, [examples], recipe, [0], max_seconds=[2.9])
+    other, _ = train(loaded, [examples], recipe, [1])
+    assert (one.steps, one.stop_reason, one.losses) == (2, "deadline", pytest.approx(short.losses, abs=1e-5))
+    for index, single in enumerate((alone, other)):
+        for name, pair in single.pairs.items():
+            for mine, batched in zip(pair, both.pairs[name], strict=True):
+                torch.testing.assert_close(mine[0], batched[index], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("one_second_steps")
+def test_the_seconds_of_each_step_are_divided_by_tokens(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    recipes = [replace(RECIPE, batch_size=batch, max_steps=steps) for batch, steps in ((1, 3), (3, 2))]
+    _, records = train(loaded, [examples[:1], examples[:1]], recipes, [0, 1])
+    assert [record.seconds for record in records] == pytest.approx([2 / 4 + 1, 2 * 3 / 4])
+
+
+def test_whether_training_begins_is_estimated_for_each_adapter(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GradientEngine, "estimate_seconds", lambda *_: 4000.0)
+    recipes = [replace(RECIPE, batch_size=batch) for batch in (1, 3)]
+    _, (small, large) = train(loaded, [examples[:1]] * 2, recipes, [0, 1], max_seconds=[2000.0, 2000.0])
+    assert (small.steps, small.stop_reason) == (3, "finished"), "its share of the first step is 1000 seconds"
+    assert (large.steps, large.stop_reason, large.zero_update) == (0, "deadline", True)
+    _, records = train(loaded, [examples[:1]] * 2, recipes, [0, 1], max_seconds=[-1.0, 5000.0])
+    assert [record.steps for record in records] == [0, 3]
+
+
+def test_the_adapters_that_have_a_bound_pay_for_the_estimate(loaded: LoadedModel, examples: list[Encoded]) -> None:
+    charged: list[tuple[int, int]] = []
+    _, records = train(
+        loaded, [examples] * 3, RECIPE, [0, 1, 2], max_seconds=[1000.0, math.inf, 1000.0],
+        charge=lambda *tokens: charged.append(tokens),
+    )  # fmt: skip
+    assert {record.stop_reason for record in records} == {"finished"}
+    read, backward = (sum(tokens) for tokens in zip(*charged, strict=True))
+    assert sum(record.tokens for record in records) == backward
+    assert sum(record.estimate_tokens for record in records) == pytest.approx(read - backward, abs=1)
+    assert read > backward
+    assert records[0].estimate_tokens == records[2].estimate_tokens > records[1].estimate_tokens == 0
+
+
 def test_an_adapter_that_has_converged_stops_and_the_others_continue(
     loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
