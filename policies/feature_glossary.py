@@ -72,7 +72,9 @@ GLOSSARY: Mapping[str, FeatureMeaning] = {
     "answer_entropy_max": FeatureMeaning(
         "largest entropy of the distributions that the answer's tokens were chosen from, in nats", 0.0, math.inf
     ),
-    "answer_entropy_mean": FeatureMeaning("mean of these entropies, in nats", 0.0, math.inf),
+    "answer_entropy_mean": FeatureMeaning(
+        "mean entropy of the distributions that the answer's tokens were chosen from, in nats", 0.0, math.inf
+    ),
     "answer_margin_min": FeatureMeaning(
         "smallest lead of a token of the answer over the second likeliest, in nats", 0.0, -LOG_PROB_FLOOR
     ),
@@ -82,12 +84,14 @@ GLOSSARY: Mapping[str, FeatureMeaning] = {
     "answer_is_query": _flag("whether the answer repeats the query"),
     "answer_is_shown": _flag("whether the answer is the output of a demonstration"),
     "reading_hits": _flag("share of demonstrations that greedy decoding would answer right from those before them"),
-    "reading_hits_late": _flag("the same share for the second half of the demonstrations"),
+    "reading_hits_late": _flag(
+        "share of the second half of the demonstrations that greedy decoding would answer right from those before them"
+    ),
     "reading_hit_last": _flag("whether the last demonstration would be answered right"),
     "reading_mean": _likelihood("mean log-probability of the demonstrations' outputs given those before them"),
-    "reading_last": _likelihood("the same for the last demonstration"),
+    "reading_last": _likelihood("mean log-probability of the last demonstration's output given those before it"),
     "reading_slope": FeatureMeaning(
-        "slope of these log-probabilities from the first demonstration to the last: above 0 where each one helps",
+        "slope of the outputs' log-probabilities from the first demonstration to the last: above 0 where each helps",
         1.5 * LOG_PROB_FLOOR, -1.5 * LOG_PROB_FLOOR,
     ),
     "model_parameters": FeatureMeaning("parameters of the model; decimal logarithm", 0.0, math.inf),
@@ -102,7 +106,9 @@ GLOSSARY: Mapping[str, FeatureMeaning] = {
         "chance", _NORMALISED, 0.0,
     ),
     "answer_entropy_normalised": _flag("`answer_entropy_mean` as a share of that of a uniform distribution"),
-    "reading_mean_normalised": FeatureMeaning("`reading_mean` as such a share", _NORMALISED, 0.0),
+    "reading_mean_normalised": FeatureMeaning(
+        "`reading_mean` as a share of the log-probability of a uniform choice", _NORMALISED, 0.0
+    ),
     "reading_rank": FeatureMeaning(
         "mean logarithm of the rank of the demonstrations' output tokens after the first demonstration; 0: all are the "
         "likeliest", 0.0, math.inf,
@@ -110,7 +116,9 @@ GLOSSARY: Mapping[str, FeatureMeaning] = {
     "loo_possible": _flag("whether there are two demonstrations, so that one can be left out"),
     "loo_hits": _flag("leave-one-out accuracy: share of demonstrations answered right from all others", LEFT_OUT),
     "loo_mean": _likelihood("mean log-probability of the demonstrations' outputs from all others", LEFT_OUT),
-    "loo_min": _likelihood("the same for the least likely demonstration", LEFT_OUT),
+    "loo_min": _likelihood(
+        "log-probability of the least likely demonstration's output from all others", LEFT_OUT
+    ),
     "shots_gain": FeatureMeaning(
         "`loo_mean` minus the log-probability without any demonstration: what the demonstrations are worth, in nats "
         "per token", LOG_PROB_FLOOR, -LOG_PROB_FLOOR, ALONE,
@@ -118,13 +126,18 @@ GLOSSARY: Mapping[str, FeatureMeaning] = {
     "orders_hits": _flag(
         "share of other orders of the demonstrations under which greedy decoding gives the same answer", REPEATED
     ),
-    "orders_mean": _likelihood("mean log-probability of the answer under these orders", REPEATED),
-    "orders_min": _likelihood("the same for the least favourable order", REPEATED),
-    "turns_hits": _flag(
-        "the same share under invertible transformations (of orders, where the kind has none)", REPEATED
+    "orders_mean": _likelihood("mean log-probability of the answer under other orders of the demonstrations", REPEATED),
+    "orders_min": _likelihood(
+        "log-probability of the answer under the least favourable order of the demonstrations", REPEATED
     ),
-    "turns_mean": _likelihood("mean log-probability of the answer under these transformations", REPEATED),
-    "turns_min": _likelihood("the same for the least favourable transformation", REPEATED),
+    "turns_hits": _flag(
+        "share of invertible transformations of the task (of orders, where the kind has none) under which greedy "
+        "decoding gives the same answer", REPEATED,
+    ),
+    "turns_mean": _likelihood(
+        "mean log-probability of the answer under invertible transformations of the task", REPEATED
+    ),
+    "turns_min": _likelihood("log-probability of the answer under the least favourable transformation", REPEATED),
     "loo_mean_normalised": FeatureMeaning(
         "`loo_mean` as a share of the log-probability of a uniform choice", _NORMALISED, 0.0, LEFT_OUT
     ),

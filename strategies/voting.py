@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..ttt_core.engine.answering import Answer
 from ..ttt_core.learner import Learner
@@ -61,8 +61,15 @@ def vote(
             value = None if answer.value is None else sources[index].invert(answer.value)
             groups[index].append(replace(answer, value=value))
     with span("vote", views=len(prompts), transformations=len(transformations)) as step:
-        candidates = hierarchical_vote(groups)
-        step.set(candidates=[{"value": c.value, "share": c.share} for c in candidates])
+        tally = _tally(groups)
+        candidates = _ranked(tally)
+        step.set(
+            answers=sum(map(len, groups)),
+            candidates=[
+                {"value": c.value, "share": c.share, "votes": tally[c.value].votes, "log_prob": tally[c.value].log_prob}
+                for c in candidates
+            ],
+        )
     if not candidates:
         return Attempt(name, None, answers[0][0].text, 0.0)
     best = candidates[0]
@@ -130,7 +137,21 @@ def hierarchical_vote(groups: Sequence[Sequence[Answer]], top: int = 3) -> tuple
     Each group holds the answers from one view of a task under several orders, mapped back to the task's own
     representation (Akyürek et al. 2025, section 4.2).
     """
-    votes: dict[Value, float] = {}
+    return _ranked(_tally(groups, top))
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What speaks for one answer."""
+
+    votes: int
+    log_prob: float
+    """The highest log-probability with which a view gave it, in nats."""
+
+
+def _tally(groups: Sequence[Sequence[Answer]], top: int = 3) -> dict[Value, _Tally]:
+    """The votes of each answer that is among the first `top` of a group."""
+    votes: dict[Value, int] = {}
     likelihood: dict[Value, float] = {}
     for group in groups:
         counts: dict[Value, int] = {}
@@ -140,7 +161,12 @@ def hierarchical_vote(groups: Sequence[Sequence[Answer]], top: int = 3) -> tuple
                 likelihood[answer.value] = max(likelihood.get(answer.value, -math.inf), answer.scores.total)
         best = sorted(counts, key=lambda v: (-counts[v], -likelihood[v]))[:top]
         for value in best:
-            votes[value] = votes.get(value, 0.0) + counts[value]
-    total = sum(votes.values())
-    ranked = sorted(votes, key=lambda v: (-votes[v], -likelihood[v]))
-    return tuple(Candidate(v, votes[v] / total) for v in ranked)
+            votes[value] = votes.get(value, 0) + counts[value]
+    return {value: _Tally(count, likelihood[value]) for value, count in votes.items()}
+
+
+def _ranked(tally: Mapping[Value, _Tally]) -> tuple[Candidate, ...]:
+    """The answers by their votes, the likeliest first among equals."""
+    total = sum(each.votes for each in tally.values())
+    ranked = sorted(tally, key=lambda v: (-tally[v].votes, -tally[v].log_prob))
+    return tuple(Candidate(v, tally[v].votes / total) for v in ranked)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...ttt_core.tasks.task import as_tuples
-from ..tracing.explanation import candidates_of
+from ..tracing.candidates import candidates_of
 from ..tracing.statistics import Statistics
 from ..tracing.store import Summary
 from ..tracing.trace import Trace, find_spans, walk

@@ -20,6 +20,7 @@ from .api_errors import ApiError
 from .engine import Engine
 
 if TYPE_CHECKING:
+    from ...policies.policy import Policy
     from ..tracing.trace import Trace
 
 MAX_RUNS = 4096
@@ -101,13 +102,13 @@ class LivePage:
         client = str(request.scope.get("autottt_client", ""))
         if not isinstance(recorder, TraceReader) or (client, trace_id) not in self._runs:
             raise ApiError(404, f"there is no trace {trace_id} of a run of yours", code="trace_not_found")
-        page = await asyncio.to_thread(_trace_page, recorder, trace_id)
+        page = await asyncio.to_thread(_trace_page, recorder, trace_id, self._engine.controller.policy)
         policy = page_policy(TRACE_FILES)
         headers = {**_HEADERS, "content-security-policy": f"{policy}; frame-ancestors 'none'"}
         return HTMLResponse(page, headers=headers)
 
 
-def _trace_page(recorder: TraceReader, trace_id: str) -> str:
+def _trace_page(recorder: TraceReader, trace_id: str, policy: Policy) -> str:
     """The page of a stored trace. Raises `ApiError` where there is none, or where it has no content."""
     from ..tracing.page import page_of
 
@@ -120,7 +121,7 @@ def _trace_page(recorder: TraceReader, trace_id: str) -> str:
     if not trace.has_content:
         message = "the trace has no content: start the server with --trace-content"
         raise ApiError(404, message, code="trace_without_content")
-    return page_of(trace, _strategies())
+    return page_of(trace, _strategies(), policy)
 
 
 def _strategies() -> list[str]:

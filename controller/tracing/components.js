@@ -95,7 +95,7 @@ function tableNode(heads, rows, label) {
   const row = ({ cells, marked }) => html("tr", { class: marked ? "marked" : null }, cells.map((cell, index) =>
     html(index ? "td" : "th", index ? { "data-head": heads[index] } : { scope: "row" }, cell)));
   const head = html("tr", {}, heads.map((text) => html("th", { scope: "col" }, text)));
-  return html("table", { "aria-label": label }, html("thead", {}, head), html("tbody", {}, rows.map(row)));
+  return html("table", { "aria-label": label, class: heads.length > 4 ? "wide" : null }, html("thead", {}, head), html("tbody", {}, rows.map(row)));
 }
 
 const barNode = (share, text) => html("span", { class: "bar", "--share": `${100 * Math.max(0, Math.min(1, share || 0))}%` }, html("span", {}, text));
@@ -248,7 +248,7 @@ function drawHeldOut(node, { before, after, steps }) {
   const best = steps ? `The weights of step ${steps} were the best on them; the adapter has those.` : "No step was better on them than the untrained adapter (step 0), whose weights were used.";
   const table = html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "held-out demonstrations" },
     tableNode(heads, [cells("before training", before), cells("after training", after)], "held-out demonstrations"));
-  table.firstChild.classList.add("compact");
+  table.firstChild.className = "compact";
   const unlike = "The chart has the scores of all folds at each step. In the table each demonstration is scored at the step that the other folds choose, so that it does not choose its own; the two may differ.";
   node.replaceChildren(table, html("p", {}, best), html("p", { class: "dim" }, unlike));
 }

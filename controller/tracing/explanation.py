@@ -3,63 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...policies.cost_weights import cost_weight_ranges
-from ...policies.outcomes import BASE
+from ...strategies.registry import strategies
+from .adapters import adapter_sentence
+from .candidates import candidates_of
+from .choice import margin_sentences, not_compared
+from .cost_parts import cost_sentence, missed_estimates
+from .proof import proof_sentence
 from .trace import Trace, find_spans
-
-
-@dataclass(frozen=True)
-class CandidateRow:
-    """What is known of one strategy for the task of a run."""
-
-    strategy: str
-    chosen: bool
-    """Whether the first decision chose it."""
-    probability: float | None
-    """Estimated probability of a right answer; None where it was not estimated."""
-    cost: float | None
-    """Expected cost in multiples of the in-context cost; None where it was not estimated."""
-    utility: float | None
-    """Probability minus weighted cost."""
-    measured_cost: float | None
-    """Cost of its attempt in multiples of an in-context answer of which nothing is cached; None where it was not
-    attempted."""
-    answered: str
-    """`answered`, `no answer`, `failed`, or empty where it was not attempted."""
-
-
-def candidates_of(trace: Trace) -> list[CandidateRow]:
-    """Every strategy that a decision estimated or that was attempted; the chosen one first, then by utility."""
-    if not trace.decisions:
-        return []
-    first = trace.decisions[0]
-    attempts = {attempt["strategy"]: attempt for attempt in trace.attempts}
-    if trace.in_context:
-        attempts[BASE] = trace.in_context
-    names = dict.fromkeys([first["strategy"], *first["scores"], *attempts])
-    rows = [_candidate(name, first, attempts.get(name), trace) for name in names]
-    return sorted(rows, key=lambda row: (not row.chosen, -(row.utility if row.utility is not None else -9e9)))
-
-
-def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:
-    measured, answered = None, ""
-    if attempt is not None:
-        base = trace.result.get("in_context_tokens") or (trace.in_context and _token_equivalents(trace.in_context))
-        measured = _token_equivalents(attempt) / base if base else None
-        valid = attempt.get("value") is not None or "value" not in attempt
-        answered = "failed" if attempt["error"] else "answered" if valid else "no answer"
-    return CandidateRow(
-        name, name == decision["strategy"], decision["scores"].get(name), decision["costs"].get(name),
-        decision["utilities"].get(name), measured, answered,
-    )  # fmt: skip
-
-
-def _token_equivalents(attempt: Mapping[str, Any]) -> int:
-    cost = attempt["cost"]
-    return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
+from .votes import vote_sentence, votes_of
 
 
 def explanation(trace: Trace) -> str:
@@ -86,6 +40,10 @@ def _statements(trace: Trace) -> Iterator[str]:
     yield from _attempted(trace)
     for verdict in trace.verdicts:
         yield f"Verdict: {verdict['action']}, because {verdict['reason']}."
+    if cost := cost_sentence(trace):
+        yield f"Cost: {cost}."
+    for sentence in missed_estimates(trace):
+        yield f"{sentence}."
     yield from _cached(trace)
     yield from _stages(trace)
     yield from _ending(trace)
@@ -146,6 +104,8 @@ def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
         measured = "" if row.measured_cost is None else f"; measured cost {row.measured_cost:.1f}x"
         mark = "chosen" if row.chosen else "not chosen"
         yield f"Candidate {row.strategy} ({mark}): estimated right at {row.probability:.2f}{cost}{utility}{measured}."
+    for sentence in (*margin_sentences(trace), *not_compared(trace, list(strategies()))):
+        yield f"{sentence}."
     if thresholds:
         yield f"Thresholds: {', '.join(f'{name} {value}' for name, value in thresholds.items() if value is not None)}."
     yield from other_cost_weights(trace)
@@ -181,6 +141,18 @@ def _attempted(trace: Trace) -> Iterator[str]:
             text += f"; held-out demonstrations right {sum(held_out['before'])}/{count} before training"
             text += f", {sum(held_out['after'])}/{count} after"
         yield f"{text}{'; failed: ' + attempt['error'] if attempt['error'] else ''}."
+        for adapter in _adapters(trace, attempt["strategy"]):
+            yield f"Adapter of {attempt['strategy']}: {adapter[0].lower()}{adapter[1:]}"
+        if voted := vote_sentence(votes_of(trace, attempt["strategy"])):
+            yield f"Votes for the answer of {attempt['strategy']}: {voted}"
+
+
+def _adapters(trace: Trace, strategy: str) -> Iterator[str]:
+    """What the adapters of an attempt are."""
+    for span in find_spans(trace.root, "adapter"):
+        facts = span.get("attributes", {})
+        if facts.get("strategy") == strategy and (sentence := adapter_sentence(facts)):
+            yield sentence
 
 
 def _ending(trace: Trace) -> Iterator[str]:
@@ -188,8 +160,7 @@ def _ending(trace: Trace) -> Iterator[str]:
         right = {True: "right", False: "wrong", None: "of unknown correctness"}[result["right"]]
         yield f"The answer is {right}; it came from {result['strategy']} after {trace.seconds:.2f} s."
         if proof := result["proof"]:
-            how = f"{proof['tensors']} tensors, method {proof['method']}, hash {proof['hash']}"
-            yield f"The weights are unchanged: {how}."
+            yield f"The weights are unchanged: {proof_sentence(proof)}."
     elif trace.error:
         proofs = [s for s in trace.root.get("children", ()) if s["name"] == "verify" and s["status"] == "ok"]
         yield f"The run ended with {trace.error}."

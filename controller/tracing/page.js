@@ -19,25 +19,30 @@ const card = (title, body, className = "") => html("figure", { class: `card ${cl
 function answerCard(row) {
   const label = html("span", {}, row.strategy, row.final ? html("span", { class: "tag" }, "answer of the run") : null, " ", markNode(row.right));
   const wrong = row.right === false && kind.startsWith("grid") ? data.task.answer : null;
-  const isVote = row.candidates.length > 1;
-  const certain = isVote ? `${percent(row.candidates[0].share)} of the votes` : `probability ${fixed(row.confidence, 2)} by the model itself`;
-  const body = [row.error ? html("p", { class: "bad" }, row.error) : valueNode(kind, row.value, wrong), html("p", { class: "dim" }, row.error ? "" : certain)];
-  return card(label, html("div", {}, body, isVote ? votesNode(row.candidates) : null), row.final ? "final" : "");
+  const isVote = row.candidates.length > 0;
+  const certain = !isVote ? `probability ${fixed(row.confidence, 2)} by the model itself` : row.votes ? "" : `${percent(row.candidates[0].share)} of the votes`;
+  const estimated = row.estimated === null ? "" : `${row.by_rule ? "a rule of thumb, calibrated on no model," : "the policy"} estimated before the choice that it is right with probability ${fixed(row.estimated, 2)}`;
+  const body = row.error ? html("p", { class: "bad" }, row.error) : valueNode(kind, row.value, wrong);
+  const said = row.error ? [] : [row.difference, row.votes, certain, estimated].filter(Boolean).map((text) => html("p", { class: "dim" }, text));
+  return card(label, html("div", {}, body, said, row.candidates.length > 1 ? votesNode(row.candidates) : null), row.final ? "final" : "");
 }
+const sized = (value, size) => html("div", {}, valueNode(kind, value), size ? html("p", { class: "dim" }, size) : null);
+const FEW = 5; // answers with votes that are shown at once
 const percent = (share) => `${(100 * share).toFixed(0)}%`;
 
 // All answers of a vote, and which place the right one has.
 function votesNode(candidates) {
   const place = candidates.findIndex((each) => each.right);
   const said = place < 0 ? "" : `: the right answer has place ${place + 1}`;
-  const rows = candidates.map((each) => html("li", {}, `${percent(each.share)} `, markNode(each.right), " ", valueNode(kind, each.value)));
-  return html("details", { open: place > 0 ? "" : null }, html("summary", {}, `${candidates.length} answers had votes${said}`), html("ol", { class: "votes" }, rows));
+  const count = ({ votes, share }) => (votes === undefined ? `${percent(share)} ` : `${votes} ${votes === 1 ? "vote" : "votes"} (${percent(share)}) `);
+  const rows = candidates.map((each) => html("li", {}, count(each), markNode(each.right), " ", valueNode(kind, each.value)));
+  return html("details", { open: place > 0 || candidates.length <= FEW ? "" : null }, html("summary", {}, `${candidates.length} answers had votes${said}`), html("ol", { class: "votes" }, rows));
 }
 const facts = data.summary.map((fact) => html("div", { class: `fact tone-${fact.tone}` },
   html("h3", {}, fact.name), html("p", { class: "headline" }, fact.headline), html("p", {}, fact.text)));
 const cards = kind ? [
-  card("query", valueNode(kind, data.task.query)),
-  data.task.answer === null ? null : card("right answer", valueNode(kind, data.task.answer)),
+  card("query", sized(data.task.query, data.task.query_size)),
+  data.task.answer === null ? null : card("right answer", sized(data.task.answer, data.task.size)),
   ...data.answers.map(answerCard),
 ] : [];
 const crosses = kind?.startsWith("grid") && data.answers.some((row) => row.right === false) && data.task.answer !== null
@@ -70,9 +75,37 @@ choose(data.first_step, false);
 
 // --- why this one ---
 
-const features = Object.keys(data.features).length
-  ? html("details", {}, html("summary", {}, `${Object.keys(data.features).length} features that the policy saw`), factsNode(data.features)) : null;
-section("candidates", "Why this one", data.candidates.length ? drawn(drawCandidates, data.candidates) : null, html("p", { class: "dim" }, data.note), features);
+const lines = (texts) => texts.map((text) => html("p", {}, text));
+section("candidates", "Why this one", data.candidates.length ? drawn(drawCandidates, data.candidates) : null, lines(data.why), html("p", { class: "dim" }, data.note));
+
+// --- features ---
+
+const MOST_DRIVING = 8; // features that are shown at once
+function featureTable(rows, label) {
+  const known = rows.some((row) => row.difficulty !== null);
+  const value = (number) => (number === null ? NONE : short(number));
+  const cells = rows.map((row) => ({ cells: [row.name, row.meaning, value(row.value),
+    ...(known ? [value(row.median), signed(row.difficulty), ...(data.runner_up ? [signed(row.lead)] : []), row.instead || ""] : [])] }));
+  const heads = ["feature", "meaning", "value", "median in training", "contribution to “in-context is wrong”",
+    ...(data.runner_up ? [`contribution to the lead over ${data.runner_up}`] : []), "choice with the median"];
+  return tableNode(known ? heads : heads.slice(0, 3), cells, label);
+}
+if (data.features.length) {
+  const driving = data.features.filter((row) => row.difficulty !== null).slice(0, MOST_DRIVING);
+  const first = driving.length ? driving : data.features.slice(0, MOST_DRIVING), rest = data.features.slice(first.length);
+  const title = driving.length ? "Features that drove the decision" : "Features that the policy saw";
+  section("features", title, featureTable(first, title), html("p", { class: "dim" }, data.features_note),
+    rest.length ? html("details", {}, html("summary", {}, `${rest.length} further features`), featureTable(rest, "further features")) : null);
+}
+
+// --- cost ---
+
+if (data.costs.length) {
+  const parts = data.costs.map((part) => ({ marked: part.name === "total",
+    cells: [part.name, fixed(part.multiple, 1, "x"), part.tokens.toLocaleString("en"), seconds(part.seconds)] }));
+  const unit = `1x is one in-context answer of which nothing is cached: ${data.in_context_tokens ?? NONE} tokens, prompt and answer. Tokens that are read backward count twice. The parts add up to the total.`;
+  section("costs", "Cost", tableNode(["part", "in-context answers", "tokens", "time"], parts, "cost"), html("p", { class: "dim" }, unit), lines(data.missed));
+}
 
 // --- training ---
 
@@ -83,12 +116,8 @@ function adapterNode(adapter) {
   return html("div", {}, html("h3", {}, adapter.strategy), html("p", {}, `${adapter.steps} training steps, ${adapter.stopped}.`),
     html("div", { class: "curves" }, drawn(drawCurve, loss), drawn(drawCurve, heldOut)),
     adapter.cross_validation ? drawn(drawHeldOut, adapter.cross_validation) : null,
-    html("details", {}, html("summary", {}, adapterLine(adapter)), factsNode({ ...adapter.identity, "modules, and how many of each": adapter.modules })));
-}
-function adapterLine({ identity, modules }) {
-  const adapters = identity.folds > 1 ? `${identity.folds} LoRA adapters` : "the LoRA adapter";
-  const size = identity.bytes ? `, ${(identity.bytes / 1e6).toFixed(1)} MB` : "";
-  return `${adapters}: rank ${identity.rank ?? NONE} on ${Object.keys(modules).length} kinds of modules${size}`;
+    adapter.sentence ? html("p", {}, adapter.sentence) : null,
+    html("details", {}, html("summary", {}, "all facts of the adapter"), factsNode({ ...adapter.identity, "modules, and how many of each": adapter.modules })));
 }
 section("training", "Training", data.training.length ? data.training.map(adapterNode) : html("p", { class: "dim" }, "No adapter was trained or used."));
 

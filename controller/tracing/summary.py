@@ -10,7 +10,10 @@ from typing import Any, Literal
 from ...policies.outcomes import BASE
 from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.task import as_tuples
+from .choice import margin_sentences
+from .cost_parts import cost_sentence
 from .explanation import other_cost_weights
+from .proof import proof_sentence
 from .trace import Trace, find_spans
 
 Tone = Literal["good", "bad", "plain"]
@@ -23,13 +26,6 @@ STOP_REASONS = {
     "failed": "training failed",
 }
 """The stop reasons of `TrainingRecord` in words."""
-_METHODS = {
-    "pointers": (
-        "identity and version of each tensor, and sampled bytes; not every byte was compared, and the hash is that of "
-        "loading"
-    ),
-    "full": "the content hash, computed again",
-}
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ def _decision(trace: Trace) -> Fact:
         return Fact("Decision", "None", "The run ended before the first decision.", "bad")
     first, *others = trace.decisions
     text = f"{first['strategy']} was chosen: {first['reason']}."
+    text += "".join(f" {sentence}." for sentence in margin_sentences(trace))
     reasons = [first["reason"]]
     for decision in others:
         if decision["reason"] not in reasons:
@@ -90,13 +87,10 @@ def _cost(trace: Trace) -> Fact:
     cost = trace.result.get("cost")
     if not cost:
         return Fact("Cost", seconds_text(trace.seconds), "The run ended before its cost was summed.")
-    parts = []
+    parts = [part] if (part := cost_sentence(trace)) else []
     if multiple := trace.result.get("relative_seconds"):
         parts.append(f"{multiple:.1f}x the seconds of the in-context answer")
     parts.append(f"{cost['forward_tokens']:,} tokens read forward and {cost['backward_tokens']:,} backward")
-    if base := trace.result.get("in_context_tokens"):
-        tokens = cost["forward_tokens"] + 2 * cost["backward_tokens"]
-        parts[-1] += f" ({tokens / base:.1f}x an in-context answer, backward counted twice)"
     parts.append(f"budget {trace.attributes.get('budget')}")
     if peak := trace.attributes.get("peak_bytes"):
         parts.append(f"peak memory of the process {peak / 2**20:,.0f} MiB")
@@ -174,12 +168,9 @@ def _weights(trace: Trace) -> Fact:
     if not proof:
         text = "The run ended without a proof that the weights of the base model are those that were loaded."
         return Fact("Base weights", "Not verified", text, "bad")
-    how = _METHODS.get(proof["method"], "")
-    text = (
-        f"The base model is the one that was loaded: {proof['tensors']} tensors were compared (method "
-        f"{proof['method']}{': ' if how else ''}{how}); content hash {proof['hash']}."
+    return Fact(
+        "Base weights", "Unchanged", f"The base model is the one that was loaded. {proof_sentence(proof)}.", "good"
     )
-    return Fact("Base weights", "Unchanged", text, "good")
 
 
 def _proof_of_failed_run(trace: Trace) -> Mapping[str, Any]:
@@ -201,6 +192,7 @@ def estimates_note(trace: Trace) -> str:
     tokens = trace.result.get("in_context_tokens")
     unit = f" ({tokens} tokens)" if tokens else ""
     return (
-        f"Estimates of the policy ({policy.get('name')}) before the choice. Utility is {formula}. Estimated costs are "
+        f"Estimates of the policy ({policy.get('name')}) before the choice; difficulty is the estimated probability "
+        f"that the in-context answer is wrong. Utility is {formula}. Estimated costs are "
         f"those after the in-context answer, as multiples of its tokens{unit}. " + " ".join(other_cost_weights(trace))
     ).rstrip()

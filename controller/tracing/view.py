@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ...policies.explain import Explanation
 from ...policies.outcomes import BASE
 from ...ttt_core.standard_json import dumps, finite_or_none
-from .explanation import candidates_of, explanation
+from .adapters import adapter_sentence
+from .candidates import candidates_of
+from .choice import margin_sentences, not_compared
+from .cost_parts import cost_parts, missed_estimates
+from .differences import difference_text, size_text
+from .explanation import explanation
+from .feature_rows import feature_rows, features_note
 from .summary import estimates_note, how_it_stopped, is_right_in, last_evaluation, summary_of
 from .trace import Plain, SpanPlain, Trace, find_spans, walk
+from .votes import vote_sentence, votes_of
 
 MOST_TEXT = 1_200_000
 """Bytes of long texts that a view holds; of those after them it holds the beginning and the end."""
@@ -26,9 +34,9 @@ _LEFT_OUT = ("result", "task", "edges", "ids", "log_probs")
 _ADAPTER = ("source", "rank", "alpha", "folds", "bytes", "hash", "weight_share")
 
 
-def view_of(trace: Trace, strategies: Sequence[str]) -> Plain:
-    """What the page of a trace shows; `strategies` are the nodes that the graph could choose. Raises `TraceError` for a
-    trace without content."""
+def view_of(trace: Trace, strategies: Sequence[str], explained: Explanation | None = None) -> Plain:
+    """What the page of a trace shows; `strategies` are the nodes that the graph could choose, `explained` is the first
+    decision as its policy explains it. Raises `TraceError` for a trace without content."""
     trace.require_content("the page")
     spans = [span for span, _ in walk(trace.root)]
     texts = _Texts(MOST_TEXT)
@@ -41,8 +49,14 @@ def view_of(trace: Trace, strategies: Sequence[str]) -> Plain:
         "answers": _answers(trace),
         "graph": _graph(trace, spans, strategies),
         "candidates": _candidates(trace),
+        "why": [f"{sentence}." for sentence in (*margin_sentences(trace), *not_compared(trace, strategies))],
         "note": estimates_note(trace),
-        "features": dict(trace.features),
+        "features": [asdict(row) for row in feature_rows(trace, explained)],
+        "features_note": features_note(explained, trace),
+        "runner_up": explained.runner_up if explained else "",
+        "costs": [asdict(part) for part in cost_parts(trace)],
+        "in_context_tokens": trace.result.get("in_context_tokens"),
+        "missed": [f"{sentence}." for sentence in missed_estimates(trace)],
         "training": [_adapter(trace, adapter) for adapter in find_spans(trace.root, "adapter")],
         "first_step": _first_step(trace, spans),
         "steps": [_step(span, depth, texts) for span, depth in walk(trace.root)],
@@ -64,22 +78,41 @@ def _title(trace: Trace) -> str:
 def _task(trace: Trace) -> Plain:
     """The task; empty where the run ended before it received one."""
     names = ("kind", "instruction", "demonstrations", "query", "answer")
-    return {name: trace.task_facts.get(name) for name in names} if trace.task_facts else {}
+    if not trace.task_facts:
+        return {}
+    task: Plain = {name: trace.task_facts.get(name) for name in names}
+    return {
+        **task,
+        "query_size": size_text(task["kind"], task["query"]),
+        "size": size_text(task["kind"], task["answer"]),
+    }
 
 
 def _answers(trace: Trace) -> list[Plain]:
     """One row for each attempt, the in-context one first: its value, and whether that is right."""
     final = trace.result.get("strategy") if trace.status == "answered" else None
     attempts = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
+    kind, right = trace.task_facts.get("kind", "text"), trace.task_facts.get("answer")
+    first = trace.decisions[0] if trace.decisions else {}
+    scores, by_rule = first.get("scores", {}), not first.get("utilities")
     return [
         {
             "strategy": name, "value": attempt["value"], "text": attempt["text"], "error": attempt["error"],
-            "confidence": attempt["confidence"],
-            "candidates": [{**each, "right": is_right_in(trace, each)} for each in attempt["candidates"]],
+            "confidence": attempt["confidence"], "estimated": scores.get(name), "by_rule": by_rule,
+            "difference": difference_text(kind, attempt["value"], right) or size_text(kind, attempt["value"]),
+            "votes": vote_sentence(votes_of(trace, name)), "candidates": _voted(trace, attempt),
             "right": is_right_in(trace, attempt), "final": name == final,
         }
         for name, attempt in attempts.items()
     ]  # fmt: skip
+
+
+def _voted(trace: Trace, attempt: Mapping[str, Any]) -> list[Plain]:
+    """The answers that had votes, each with whether it is right, and the number of its votes where that is known."""
+    counted = votes_of(trace, attempt["strategy"]).get("candidates", [])
+    votes = [each["votes"] for each in counted] if len(counted) == len(attempt["candidates"]) else []
+    rows = [{**each, "right": is_right_in(trace, each)} for each in attempt["candidates"]]
+    return [{**row, "votes": count} for row, count in zip(rows, votes, strict=True)] if votes else rows
 
 
 def _graph(trace: Trace, spans: Sequence[SpanPlain], strategies: Sequence[str]) -> Plain:
@@ -115,6 +148,7 @@ def _adapter(trace: Trace, adapter: SpanPlain) -> Plain:
     return {
         "strategy": strategy,
         "identity": {name: facts[name] for name in _ADAPTER if name in facts},
+        "sentence": adapter_sentence(facts),
         "modules": facts.get("modules", {}),
         "steps": record.get("steps", len(losses)),
         "stopped": how_it_stopped(record["stop_reason"], last_evaluation(trace, strategy))

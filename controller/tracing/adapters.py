@@ -1,0 +1,45 @@
+"""What an adapter of a run is, in words: its rank, modules, size, digest, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SOURCES = {
+    "trained": "It was trained in this run and did not come from the cache",
+    "cached": "It came from the cache: an earlier run with the same demonstrations trained it",
+    "prefetched": "It was trained before this run began, in one batch with those of other tasks, and is charged here",
+}
+
+
+def adapter_sentence(facts: Mapping[str, Any]) -> str:
+    """What the span of an adapter says of it; empty where training ended before that was known."""
+    modules: Mapping[str, int] = facts.get("modules") or {}
+    if not modules or "rank" not in facts:
+        return ""
+    several = facts.get("folds", 1) > 1
+    kinds = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in modules))
+    what = (
+        f"{facts['folds']} LoRA adapters (one for each fold of the demonstrations)" if several else "One LoRA adapter"
+    )
+    text = (
+        f"{what} of rank {facts['rank']} (alpha {_number(facts.get('alpha'))}) on {sum(modules.values())} modules of "
+        f"{len(modules)} kinds: {kinds}"
+    )
+    if share := facts.get("weight_share"):
+        text += f". These modules hold {share:.1%} of the model's weights, which stay frozen"
+    if size := facts.get("bytes"):
+        text += f". {'Together they have' if several else 'The adapter has'} {size:,} bytes"
+    if digest := facts.get("hash"):
+        text += f" and the digest {digest}"
+    source = _SOURCES.get(str(facts.get("source")), "")
+    if several and source:
+        source = (
+            source.replace("It was", "They were").replace("It came", "They came").replace("trained it", "trained them")
+        )
+        source = source.replace("and is charged", "and are charged")
+    return f"{text}. {source}." if source else f"{text}."
+
+
+def _number(value: Any) -> str:
+    return "not recorded" if value is None else f"{value:g}"

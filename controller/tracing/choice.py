@@ -1,0 +1,82 @@
+"""How the first decision was made: by how much the choice led, what lost by its cost alone, and what was not compared.
+Knows nothing about pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...policies.outcomes import BASE
+from ...strategies.registry import strategies as registered
+from .candidates import CandidateRow, candidates_of
+from .trace import Trace
+
+
+def margin_sentences(trace: Trace) -> Iterator[str]:
+    """By how much the chosen strategy led the second in expected utility, and whether a strategy that is likelier to be
+    right lost by its cost; nothing where utilities were not estimated."""
+    usable = [row for row in candidates_of(trace) if row.utility is not None and not unusable(trace, row.strategy)]
+    chosen = next((row for row in usable if row.chosen), None)
+    others = sorted((row for row in usable if not row.chosen), key=lambda row: -(row.utility or 0.0))
+    if chosen is None or chosen.utility is None or not others:
+        return
+    second = others[0]
+    lead = chosen.utility - (second.utility or 0.0)
+    numbers = f"{chosen.utility:.3f} against {second.utility:.3f}"
+    if lead < 0:
+        yield (
+            f"{second.strategy} had a higher expected utility than {chosen.strategy} ({second.utility:.3f} against "
+            f"{chosen.utility:.3f}), but utility alone did not decide; see the reason"
+        )
+        return
+    yield f"{chosen.strategy} led the second, {second.strategy}, by {lead:.3f} in expected utility ({numbers})"
+    yield from _lost_by_cost(trace, chosen, others)
+
+
+def _lost_by_cost(trace: Trace, chosen: CandidateRow, others: Sequence[CandidateRow]) -> Iterator[str]:
+    """Whether the strategy with the highest probability of a right answer was not chosen because of its cost."""
+    likeliest = max(others, key=lambda row: row.probability or 0.0)
+    weight = trace.attributes.get("policy", {}).get("thresholds", {}).get("cost_weight")
+    known = (likeliest.probability, chosen.probability, likeliest.cost, chosen.cost, weight)
+    if None in known or (lead := (likeliest.probability or 0.0) - (chosen.probability or 0.0)) <= 0:
+        if None not in known:
+            yield f"No candidate was likelier to be right than {chosen.strategy}"
+        return
+    cost = (likeliest.cost or 0.0) - (chosen.cost or 0.0)
+    yield (
+        f"{likeliest.strategy} was likelier to be right ({likeliest.probability:.3f} against {chosen.probability:.3f}) "
+        f"and lost only because of its cost: its lead of {lead:.3f} in probability is worth less than the "
+        f"{weight * cost:.3f} that its further cost takes ({cost:.0f}x at cost weight {weight:.3g})"
+    )
+
+
+def unusable(trace: Trace, strategy: str) -> str:
+    """Why the task does not allow a strategy; empty where it does."""
+    known = registered().get(strategy)
+    count = trace.attributes.get("sizes", {}).get("demonstration_count")
+    if known is None or count is None or known.min_demonstrations <= count:
+        return ""
+    return f"needs at least {known.min_demonstrations} demonstrations, and the task has {count}"
+
+
+def not_compared(trace: Trace, names: Sequence[str]) -> Iterator[str]:
+    """Which of the strategies `names` were no candidates, and why: one sentence for each reason."""
+    if not trace.decisions:
+        return
+    first = trace.decisions[0]
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        if why := unusable(trace, name):
+            reasons.setdefault(f"not usable here: it {why}", []).append(name)
+        elif name not in first["scores"] and name != first["strategy"]:
+            reasons.setdefault(_why_not_estimated(trace), []).append(name)
+    for reason, listed in reasons.items():
+        yield f"No candidates: {', '.join(listed)} ({reason})"
+
+
+def _why_not_estimated(trace: Trace) -> str:
+    first, policy = trace.decisions[0], trace.attributes.get("policy", {})
+    if first.get("exclusive"):
+        return f"the policy, {policy.get('name')}, compares no others"
+    if not first["utilities"]:
+        return f"the policy, {policy.get('name')}, decides by a rule and estimates no strategy but {BASE}"
+    return "registered, but the policy was not trained on them, so it estimates and chooses none of them"

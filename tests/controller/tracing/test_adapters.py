@@ -1,0 +1,39 @@
+"""What an adapter is, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from autottt.controller.tracing.adapters import adapter_sentence
+
+FACTS = {
+    "rank": 16, "alpha": 16.0, "folds": 1, "bytes": 1818624, "hash": "339933d378ee", "weight_share": 0.9793,
+    "modules": {"model.layers.*.self_attn.q_proj": 6, "model.layers.*.mlp.up_proj": 6}, "source": "trained",
+}  # fmt: skip
+
+
+def test_an_adapter_has_rank_modules_bytes_and_digest():
+    assert adapter_sentence(FACTS) == (
+        "One LoRA adapter of rank 16 (alpha 16) on 12 modules of 2 kinds: q_proj, up_proj. These modules hold 97.9% of "
+        "the model's weights, which stay frozen. The adapter has 1,818,624 bytes and the digest 339933d378ee. It was "
+        "trained in this run and did not come from the cache."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("cached", "It came from the cache"), ("prefetched", "in one batch with those of other tasks")],
+)
+def test_an_adapter_says_where_it_came_from(source, words):
+    assert words in adapter_sentence({**FACTS, "source": source})
+
+
+def test_folds_are_several_adapters():
+    text = adapter_sentence({**FACTS, "folds": 4})
+    assert text.startswith("4 LoRA adapters (one for each fold of the demonstrations) of rank 16")
+    assert "Together they have 1,818,624 bytes" in text
+    assert "They were trained in this run and did not come" in text
+
+
+def test_a_training_that_failed_has_no_adapter():
+    assert adapter_sentence({"strategy": "ttt_direct"}) == ""

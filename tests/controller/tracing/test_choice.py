@@ -1,0 +1,64 @@
+"""By how much a choice led, what lost by its cost, and which strategies were not compared."""
+
+from __future__ import annotations
+
+from autottt.controller.tracing.choice import margin_sentences, not_compared
+from autottt.controller.tracing.trace import Trace
+from autottt.strategies.registry import strategies
+from tests.controller.tracing.sample_traces import LIST, span, trace_of, trace_with
+
+
+def decided(scores: dict[str, float], costs: dict[str, float], chosen: str, demonstrations: int = 3) -> Trace:
+    """A run whose policy estimated these scores and costs, at a cost weight of 0.001."""
+    utilities = {name: scores[name] - 0.001 * costs[name] for name in scores}
+    decision = {"strategy": chosen, "reason": "r", "scores": scores, "costs": costs, "utilities": utilities}
+    node = span("decide", attributes={"node": "decide", "decision": decision})
+    policy = {"name": "p", "thresholds": {"cost_weight": 0.001}}
+    facts = {"edges": [], "policy": policy, "sizes": {"demonstration_count": demonstrations}}
+    return trace_with(span("run", attributes=facts, children=[node]))
+
+
+SCORES = {"in_context": 0.5, "in_context_vote": 0.52, "ttt_in_context": 0.6}
+COSTS = {"in_context": 0.0, "in_context_vote": 30.0, "ttt_in_context": 150.0}
+
+
+def test_the_lead_over_the_second_is_in_utility():
+    lead, _ = margin_sentences(decided(SCORES, COSTS, "in_context"))
+    assert lead == "in_context led the second, in_context_vote, by 0.010 in expected utility (0.500 against 0.490)"
+
+
+def test_a_strategy_that_lost_by_its_cost_alone_is_named():
+    _, lost = margin_sentences(decided(SCORES, COSTS, "in_context"))
+    assert lost.startswith("ttt_in_context was likelier to be right (0.600 against 0.500) and lost only because of its")
+    assert "its lead of 0.100 in probability is worth less than the 0.150" in lost
+
+
+def test_a_choice_that_is_the_likeliest_to_be_right_lost_nothing_to_cost():
+    _, text = margin_sentences(decided(SCORES, {**COSTS, "ttt_in_context": 10.0}, "ttt_in_context"))
+    assert text == "No candidate was likelier to be right than ttt_in_context"
+
+
+def test_a_choice_against_the_utilities_is_called_so():
+    (text,) = margin_sentences(decided(SCORES, COSTS, "in_context_vote"))
+    assert text.startswith("in_context had a higher expected utility than in_context_vote")
+
+
+def test_a_strategy_that_the_task_does_not_allow_is_no_second():
+    scores, costs = {"in_context": 0.5, "ttt_crossfit": 0.5}, {"in_context": 0.0, "ttt_crossfit": 1.0}
+    trace = decided(scores, costs, "in_context", demonstrations=1)
+    assert list(margin_sentences(trace)) == []
+    assert "needs at least 3 demonstrations, and the task has 1" in " ".join(not_compared(trace, ["ttt_crossfit"]))
+
+
+def test_every_strategy_is_a_candidate_or_is_named_with_the_reason():
+    trace = decided(SCORES, COSTS, "in_context")
+    text = " ".join(not_compared(trace, list(strategies())))
+    assert {name for name in strategies() if name in text.replace(",", "").split()} == set(strategies()) - set(SCORES)
+    assert "the policy was not trained on them" in text
+
+
+def test_a_policy_that_compares_nothing_is_named():
+    trace = trace_of("in_context", LIST)
+    assert list(margin_sentences(trace)) == []
+    assert "the policy, always in_context, compares no others" in " ".join(not_compared(trace, ["ttt_direct"]))
+    assert "decides by a rule" in " ".join(not_compared(trace_of("heuristic", LIST), ["ttt_race"]))

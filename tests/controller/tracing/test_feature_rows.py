@@ -1,0 +1,61 @@
+"""Features with their meanings and contributions."""
+
+from __future__ import annotations
+
+import pytest
+
+from autottt.controller.tracing.feature_rows import explained_decision, feature_rows, features_note
+from autottt.controller.tracing.trace import Trace
+from autottt.policies.bundle import load_bundle
+from autottt.policies.feature_glossary import GLOSSARY
+from autottt.policies.policy import BUNDLED, LearnedPolicy
+from tests.controller.tracing.sample_traces import LIST, small_learner, trace_of, traces_of
+
+
+@pytest.fixture(scope="module")
+def learned() -> Trace:
+    """A run that the shipped policy decided, although it is that of another model."""
+    return traces_of(small_learner(), LearnedPolicy(load_bundle(BUNDLED)), [LIST])[0]
+
+
+def test_every_feature_has_its_meaning(learned):
+    rows = feature_rows(learned, None)
+    assert [row.name for row in rows] == list(learned.features)
+    assert all(row.meaning == GLOSSARY[row.name].meaning.replace("`", "") for row in rows)
+    assert all(row.difficulty is None for row in rows)
+
+
+def test_the_policy_of_a_run_is_found_by_its_digest_and_explains_it(learned):
+    explained = explained_decision(learned)
+    assert explained is not None
+    assert explained.decision.strategy == learned.decisions[0]["strategy"]
+    rows = feature_rows(learned, explained)
+    known = [row for row in rows if row.lead is not None]
+    assert {row.name for row in known} == {one.feature for one in explained.contributions}
+    assert [row.name for row in rows[: len(known)]] == [one.feature for one in explained.contributions]
+    assert "speaks for wrong" in features_note(explained, learned)
+
+
+def test_a_run_at_another_cost_weight_is_explained_by_the_policy_at_that_weight():
+    policy = LearnedPolicy(load_bundle(BUNDLED)).with_cost_weight(0.01)
+    trace = traces_of(small_learner(), policy, [LIST])[0]
+    explained = explained_decision(trace)
+    assert explained is not None
+    assert explained.cost_weight == 0.01
+
+
+def test_a_policy_that_is_not_here_leaves_the_features_without_contributions(learned):
+    trace = learned.as_stored()
+    trace.attributes["policy"]["digest"] = "other"
+    assert explained_decision(trace) is None
+    assert "is not a learned policy that is installed here" in features_note(None, trace)
+
+
+def test_a_fixed_policy_says_that_no_feature_decided():
+    trace = trace_of("in_context", LIST)
+    assert explained_decision(trace) is None
+    assert features_note(None, trace).startswith("No feature had a part in the decision")
+
+
+def test_a_rule_of_thumb_has_no_contributions():
+    assert explained_decision(trace_of("heuristic", LIST)) is None
