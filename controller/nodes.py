@@ -306,7 +306,7 @@ def judged(
     problem = (
         f"{attempt.strategy} failed ({attempt.error})"
         if attempt.error
-        else f"the answer of {attempt.strategy} cannot be parsed"
+        else f"the answer of {attempt.strategy} is incomplete or cannot be parsed"
     )
     may_continue = alternatives and left > 0 and attempts < MAX_ATTEMPTS
     if may_continue and worthwhile():

@@ -772,7 +772,7 @@ def test_a_forced_strategy_is_the_only_one(learner: Learner, forced: str) -> Non
         result = Controller(learner, FixedPolicy("in_context")).solve(TASK)
     assert [a.strategy for a in result.attempts] == ["in_context"]
     assert result.status == "no_answer"
-    assert "cannot be parsed; no other strategy can be tried" in result.reason
+    assert "is incomplete or cannot be parsed; no other strategy can be tried" in result.reason
 
 
 @pytest.mark.usefixtures("unparsed")

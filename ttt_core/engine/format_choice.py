@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
-from ..errors import ModelError
+from ..errors import ModelError, TaskError
 from ..model.context_window import ContextWindow
 from ..model.generation import TokenScores
 from ..spans import span
@@ -99,13 +99,15 @@ class FormatChooser:
         self._choices.clear()
 
     def _compare(self, task: Task) -> FormatChoice:
-        if len(task.demonstrations) < MIN_DEMONSTRATIONS:
-            name = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
-            return FormatChoice(name, reason=f"{len(task.demonstrations)} demonstrations are no evidence")
         versions = [replace(task, prompt_format=name) for name in self._loaded.formats]
+        if len(task.demonstrations) < MIN_DEMONSTRATIONS:
+            default = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
+            versions.sort(key=lambda version: version.prompt_format != default)
+            name = next((version.prompt_format for version in versions if self._usable(version)), default)
+            return FormatChoice(name, reason=f"{len(task.demonstrations)} demonstrations are no evidence")
         fitting = [version for version in versions if self._usable(version)]
         if not fitting:
-            return FormatChoice(self._loaded.format.name, reason="the prompt fits in the context in no format")
+            return FormatChoice(self._loaded.format.name, reason="the task can be written in no format")
         readings: dict[str, FormatReading] = {}
         costs: dict[str, Cost] = {}
         with self._answerer.caching_prefixes(len(fitting)):
@@ -120,10 +122,13 @@ class FormatChooser:
         return FormatChoice(name, scores, right, cost=sum((c for n, c in costs.items() if n != name), Cost()))
 
     def _usable(self, version: Task) -> bool:
-        """Whether the task fits in the context in its format. False, with a warning, where the chat template changes
-        the prompt, or raises an error, for this number of turns."""
+        """Whether the task fits in the context in its format. False where an output contains what ends an answer in it,
+        and, with a warning, where the chat template changes the prompt, or raises an error, for this number of turns.
+        """
         try:
             return self._window.fits(version)
+        except TaskError:
+            return False
         except ModelError as error:
             if version.prompt_format == STANDARD_FORMAT.name:
                 raise

@@ -85,10 +85,17 @@ def _is_wrapped(text: str, opening: str, closing: str) -> bool:
 # --- when an answer is right -----------------------------------------------------------------------------------------
 
 
+def _folded(text: str) -> str:
+    """Lower case, white space as single spaces, accents in one encoding (NFC)."""
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+
+
 def _words(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated white space (Rajpurkar et al. 2016, SQuAD)."""
-    letters = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.casefold())
-    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+    """Lower case, without punctuation, articles and repeated white space (Rajpurkar et al. 2016, SQuAD); a text of
+    nothing else, such as `+`, in lower case."""
+    folded = _folded(text)
+    letters = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in folded)
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the")) or folded
 
 
 def _number(text: str) -> str:
@@ -103,7 +110,7 @@ def _number(text: str) -> str:
 
 COMPARISONS: Mapping[str, Callable[[str], str]] = {
     "exact": str,
-    "ignore_case": lambda text: " ".join(text.casefold().split()),
+    "ignore_case": _folded,
     "words": _words,
     "number": _number,
 }

@@ -140,6 +140,28 @@ def test_a_template_that_does_not_take_so_many_turns_leaves_the_other_formats(
     assert "the prompt format chat is not used: the tokenizer's chat template" in warning
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("output", "formats"), [("a\n\nb", {"chat", "compact"}), ("a", {"chat", "standard", "compact"})]
+)
+def test_a_format_whose_end_an_output_contains_is_not_used(count: int, output: str, formats: set[str]) -> None:
+    task = make_task([(str(n), output) for n in range(count)], "7")
+    learner = learner_of()
+    choice = learner.formats.choose(task)
+    assert choice.name in formats
+    assert set(choice.scores) == (formats if count > 2 else set())
+    assert Controller(learner, FixedPolicy("in_context")).solve(task).status != "refused"
+
+
+def test_a_task_that_no_format_can_write_is_refused() -> None:
+    end = learner_of().loaded.formats["chat"].ends[0].strip()
+    task = make_task([(str(n), f"a\n\nb{end}") for n in range(3)], "7")
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(chat=True))
+    learner.loaded.formats.pop("compact")
+    with pytest.raises(TaskError, match="which ends an answer in this prompt format"):
+        Controller(learner, FixedPolicy("in_context")).solve(task)
+
+
 @pytest.mark.parametrize(("count", "name"), [(0, "chat"), (1, "standard"), (2, "standard")])
 def test_fewer_than_three_demonstrations_are_no_evidence(count: int, name: str) -> None:
     choice = learner_of().formats.choose(task_of(count))

@@ -75,6 +75,11 @@ def test_an_output_has_one_form(kind, value, shown, expected):
         ("words", "The cat, sat!", "a cat sat", True),
         ("words", "the cats", "the cat", False),
         ("words", "$5", "5", True),
+        ("words", "+", "-", False),
+        ("words", "The", "a", False),
+        ("words", "!", "! ", True),
+        ("words", "caf\u00e9", "Cafe\u0301.", True),
+        ("ignore_case", "caf\u00e9", "Cafe\u0301", True),
         ("number", "1,000.0", "1000", True),
         ("number", "1e3", "1000", True),
         ("number", "-0", "0", True),
@@ -118,7 +123,7 @@ def test_an_unknown_comparison_is_refused(fields, message):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_comparison_form_is_stable(name):
     form = COMPARISONS[name]
-    for text in ("", " ", "The", "Cat sat.", "1,0", "\u0130", "-0", "1e999999999", "x" * 1000):
+    for text in ("", " ", "The", "Cat sat.", "1,0", "\u0130", "-0", "1e999999999", "x" * 1000, "+ ", "E\u0301"):
         assert form(form(text)) == form(text)
 
 
