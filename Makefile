@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --require-virtualenv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test types tests test-real test-browser check-clients check-integrations bench-model bench-engine bench-policy bench-policy-real bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace bench-serve pretrain docs clean
+.PHONY: help setup demo test types tests test-real test-browser check-clients check-openapi check-integrations bench-model bench-engine bench-policy bench-policy-real bench-startup bench-proof bench-soak bench-real bench-recipes bench-trace bench-serve pretrain docs clean
 .DELETE_ON_ERROR:
 unexport PYTHONPATH PYTHONHOME
 
@@ -42,6 +42,9 @@ test-real: $(STAMP)  ## Test real models that were fetched, minutes each (MODELS
 
 check-clients: $(STAMP)  ## Run lm-eval, inspect-ai and llm against a server, in an environment of their own (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_clients.py
+
+check-openapi: $(STAMP)  ## Send 10,000 requests that schemathesis makes from the OpenAPI document (a quarter of an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_openapi.py
 
 check-integrations: $(STAMP)  ## Run LangChain's tests, `langgraph dev`, lm-eval and inspect-ai in this package's process (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/clients/check_integrations.py

@@ -12,7 +12,7 @@ from typing import Any
 
 COMMANDS = {
     "model": "The bundled model", "engine": "The engine", "policy": "The policy", "real": "Real language models",
-    "trace": "Tracing",
+    "trace": "Tracing", "serve": "Serving",
 }  # fmt: skip
 """`make bench-NAME` -> what it measures."""
 NOTES = {
@@ -26,6 +26,8 @@ NOTES = {
     "trace": "Added to a query: the median of paired runs on the bundled model, of which the milliseconds of the "
     "thread's processor are in the file of results. A page is that of a real run whose training steps and prompts were "
     "multiplied.",
+    "serve": "Each latency and ratio is measured side by side in one process; the load of the machine stands with each "
+    "row in the file of results.",
     "policy": "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight, "
     "per query or per task (over all its queries). Gap closed: (U - U_SBS) / (U_VBS - U_SBS) with U the utility, "
     "accuracy minus cost weight times cost.",
@@ -85,6 +87,21 @@ def policy_table(folder: Path) -> str:
         if row["goal"] is not None:
             verdict = "reached" if row["holds"] else "not reached"
             lines.append(_line(row["name"], _value(row, ".3g"), _goal(row), verdict))
+    return "\n".join(lines)
+
+
+def real_strategies_table(folder: Path) -> str:
+    """A line for each model, set and strategy of real.json: accuracy, gain over in context, harm and cost."""
+    columns = "model, set", "strategy", "queries", "right, %", "gain over in context", "harmed, %", "cost", "seconds"
+    lines = [_line(*columns), _rule(len(columns))]
+    for row in read(folder, "real")["rows"]:
+        if "gain" not in row:
+            continue
+        label, _, strategy = row["name"].partition(": ")
+        reads = strategy == "in_context"
+        gain = "" if reads else "{:+g} [{:+g}, {:+g}]".format(row["gain"], *row["gain_interval_90"])
+        cells = f"{row['value']:g}", gain, "" if reads else f"{row['harmed']:g}", f"{row['relative_cost']:g}x"
+        lines.append(_line(label, f"`{strategy}`", row["queries"], *cells, f"{row['seconds_of_a_query']:g}"))
     return "\n".join(lines)
 
 

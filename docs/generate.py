@@ -97,6 +97,10 @@ def measured_page() -> str:
     return str(result_tables_module().measured(RESULTS))
 
 
+def real_strategies_table() -> str:
+    return str(result_tables_module().real_strategies_table(RESULTS))
+
+
 def result_tables_module() -> ModuleType:
     """benchmarks/result_tables.py, which is not part of the package."""
     spec = importlib.util.spec_from_file_location("benchmark_result_tables", ROOT / "benchmarks" / "result_tables.py")
@@ -214,6 +218,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "strategies.md", "strategies"): strategies_table,
     (DOCS / "policy.md", "policy"): policy_table,
     (DOCS / "settings.md", "settings"): api_reference.settings_table,
+    (DOCS / "models.md", "strategies"): real_strategies_table,
     (ROOT / "README.md", "measured"): measured_table,
 }
 
