@@ -8,7 +8,7 @@ measured is in the file of rows: an interrupted run continues with the next part
 
 | part | what is measured |
 |---|---|
-| `throughput` | 16 queries that need training: through the scheduler, and by calls of `solve` that take turns |
+| `throughput` | 16 queries that need training, without and with a budget: by the scheduler, and by `solve` in turns |
 | `latency` | an easy query through the scheduler: alone, and while 16 hard ones train |
 | `http` | an easy query over HTTP, and by `solve` |
 | `startup` | from the start of `autottt serve` to `/readyz`, and a process that only loads the model |
@@ -55,6 +55,8 @@ from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
 
 HARD, STRATEGY = 16, "ttt_in_context"
+LOOSE_BUDGET = "1000s"
+"""So long that no training is cut short."""
 LOADING = (
     "import torch, transformers; "
     f"transformers.AutoModelForCausalLM.from_pretrained({str(BUNDLED)!r}); "
@@ -91,26 +93,32 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def throughput(controller: Controller, rounds: int, label: str) -> list[Row]:
-    """Hard queries of 16 threads, by `solve` in turns and through the scheduler."""
-    turns, shared = list[float](), list[float]()
+    """Hard queries of 16 threads, by `solve` in turns and through the scheduler; a row for each budget."""
+    times: dict[tuple[str | None, bool], list[float]] = {}
     with controller.scheduler() as scheduler, ThreadPoolExecutor(HARD) as threads:
         for number in range(rounds):
             tasks = [task(100 * number + n) for n in range(HARD)]
-            for solver, times in ((controller, turns), (scheduler, shared)):
-                controller.learner.clear()
-                solve = partial(solver.solve, strategy=STRATEGY)
-                times.append(seconds_of(partial(all_results, threads, solve, tasks)))
-    medians = statistics.median(turns), statistics.median(shared)
-    return [row(
-        f"{HARD} concurrent hard queries, {label}", medians[0] / medians[1], "times the throughput",
-        "calls that take turns", 1.2, at_least=True, seconds=round(medians[1], 2),
-        seconds_in_turns=round(medians[0], 2),
-    )]  # fmt: skip
+            for budget in (None, LOOSE_BUDGET):
+                for solver in (controller, scheduler):
+                    controller.learner.clear()
+                    solve = partial(solver.solve, strategy=STRATEGY, budget=budget)
+                    seconds = seconds_of(partial(all_results, threads, solve, tasks))
+                    times.setdefault((budget, solver is scheduler), []).append(seconds)
+    rows = []
+    for budget, name in ((None, ""), (LOOSE_BUDGET, " with a budget that does not bind")):
+        turns, shared = (statistics.median(times[budget, is_shared]) for is_shared in (False, True))
+        rows.append(row(
+            f"{HARD} concurrent hard queries{name}, {label}", turns / shared, "times the throughput",
+            "calls that take turns", 1.2, at_least=True, seconds=round(shared, 2), seconds_in_turns=round(turns, 2),
+        ))  # fmt: skip
+    return rows
 
 
 def all_results(threads: ThreadPoolExecutor, solve: Callable[[Task], Any], tasks: Sequence[Task]) -> list[Any]:
-    """The results of tasks that are solved in threads, one each."""
-    return list(threads.map(solve, tasks))
+    """The results of tasks that are solved in threads, one each; none was cut short by its budget."""
+    results = list(threads.map(solve, tasks))
+    assert not any(result.adaptation and result.adaptation.stop_reason == "deadline" for result in results)
+    return results
 
 
 def latency(controller: Controller, count: int, label: str) -> list[Row]:
