@@ -37,7 +37,8 @@ def _lost_by_cost(trace: Trace, chosen: CandidateRow, others: Sequence[Candidate
     likeliest = max(others, key=lambda row: row.probability or 0.0)
     weight = trace.attributes.get("policy", {}).get("thresholds", {}).get("cost_weight")
     known = (likeliest.probability, chosen.probability, likeliest.cost, chosen.cost, weight)
-    if None in known or (lead := (likeliest.probability or 0.0) - (chosen.probability or 0.0)) <= 0:
+    lead = round(likeliest.probability or 0.0, 3) - round(chosen.probability or 0.0, 3)  # of the numbers as printed
+    if None in known or lead <= 0:
         if None not in known:
             yield f"No candidate was likelier to be right than {chosen.strategy}"
         return
@@ -70,7 +71,7 @@ def not_compared(trace: Trace, names: Sequence[str]) -> Iterator[str]:
         elif name not in first["scores"] and name != first["strategy"]:
             reasons.setdefault(_why_not_estimated(trace), []).append(name)
     for reason, listed in reasons.items():
-        yield f"No candidates: {', '.join(listed)} ({reason})"
+        yield f"Not candidates: {', '.join(listed)} ({reason})"
 
 
 def _why_not_estimated(trace: Trace) -> str:

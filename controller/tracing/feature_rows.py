@@ -65,9 +65,9 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
     second = explained.runner_up
     lead = f", and the lead of {explained.decision.strategy} over {second} in utility" if second else ""
     return (
-        "A contribution is the change when the feature is replaced by its median in the policy's training set and all "
-        "others stay: of the probability that the in-context answer is wrong (+ speaks for wrong, − for right)"
-        f"{lead}. Correlated features share credit, so contributions do not add up."
+        "The largest contributions come first. A contribution is the change when the feature is replaced by its median "
+        "in the policy's training set and all others stay: of the probability that the in-context answer is wrong "
+        f"(+ speaks for wrong, − for right){lead}. Correlated features share credit, so contributions do not add up."
     )
 
 

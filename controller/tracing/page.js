@@ -35,7 +35,7 @@ function votesNode(candidates) {
   const place = candidates.findIndex((each) => each.right);
   const said = place < 0 ? "" : `: the right answer has place ${place + 1}`;
   const count = ({ votes, share }) => (votes === undefined ? `${percent(share)} ` : `${votes} ${votes === 1 ? "vote" : "votes"} (${percent(share)}) `);
-  const rows = candidates.map((each) => html("li", {}, count(each), markNode(each.right), " ", valueNode(kind, each.value)));
+  const rows = candidates.map((each) => html("li", {}, count(each), markNode(each.right), " ", kind.startsWith("grid") && each.value ? gridNode(each.value, null, 80) : valueNode(kind, each.value)));
   return html("details", { open: place > 0 || candidates.length <= FEW ? "" : null }, html("summary", {}, `${candidates.length} answers had votes${said}`), html("ol", { class: "votes" }, rows));
 }
 const facts = data.summary.map((fact) => html("div", { class: `fact tone-${fact.tone}` },
@@ -85,7 +85,7 @@ function featureTable(rows, label) {
   const known = rows.some((row) => row.difficulty !== null);
   const value = (number) => (number === null ? NONE : short(number));
   const cells = rows.map((row) => ({ cells: [row.name, row.meaning, value(row.value),
-    ...(known ? [value(row.median), signed(row.difficulty), ...(data.runner_up ? [signed(row.lead)] : []), row.instead || ""] : [])] }));
+    ...(known ? [value(row.median), signed(row.difficulty), ...(data.runner_up ? [signed(row.lead)] : []), row.instead || "the same"] : [])] }));
   const heads = ["feature", "meaning", "value", "median in training", "contribution to “in-context is wrong”",
     ...(data.runner_up ? [`contribution to the lead over ${data.runner_up}`] : []), "choice with the median"];
   return tableNode(known ? heads : heads.slice(0, 3), cells, label);
@@ -103,7 +103,7 @@ if (data.features.length) {
 if (data.costs.length) {
   const parts = data.costs.map((part) => ({ marked: part.name === "total",
     cells: [part.name, fixed(part.multiple, 1, "x"), part.tokens.toLocaleString("en"), seconds(part.seconds)] }));
-  const unit = `1x is one in-context answer of which nothing is cached: ${data.in_context_tokens ?? NONE} tokens, prompt and answer. Tokens that are read backward count twice. The parts add up to the total.`;
+  const unit = `1x is one in-context answer of which nothing is cached: ${data.in_context_tokens ?? NONE} tokens, prompt and answer. A token that is read backward counts twice, so a token of a training step, read forward and backward, counts three times. The parts add up to the total.`;
   section("costs", "Cost", tableNode(["part", "in-context answers", "tokens", "time"], parts, "cost"), html("p", { class: "dim" }, unit), lines(data.missed));
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autottt.controller.tracing.trace import Trace
+from autottt.policies.feature_glossary import GLOSSARY
 from autottt.ttt_core.tasks.kinds import make_task
 from tests.controller.tracing.sample_traces import (
     GRID,
@@ -113,6 +114,26 @@ def test_held_out_demonstrations_are_shown_before_and_after_training(traces, ope
     rows = opened.tab.locator("table[aria-label='held-out demonstrations'] tbody tr").all_inner_texts()
     assert rows[0].split()[-1] == f"{sum(held_out['before'])}/3"
     assert rows[1].split()[-1] == f"{sum(held_out['after'])}/3"
+
+
+def test_the_cost_is_a_table_whose_parts_add_up(traces, opened):
+    rows = opened.tab.locator("#costs tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.children].map(cell => cell.innerText))"
+    )
+    tokens = [int(row[2].replace(",", "")) for row in rows]
+    cost = traces["crossfit"].result["cost"]
+    assert rows[-1][0] == "total"
+    assert sum(tokens[:-1]) == tokens[-1] == cost["forward_tokens"] + 2 * cost["backward_tokens"]
+
+
+def test_every_feature_has_its_meaning(traces, open_page):
+    opened = open_page(page(traces["crossfit"]))
+    opened.tab.locator("#features summary").click()
+    rows = opened.tab.locator("#features tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.children].slice(0, 2).map(cell => cell.innerText))"
+    )
+    assert {name for name, _ in rows} == set(traces["crossfit"].features)
+    assert all(meaning == GLOSSARY[name].meaning.replace("`", "") for name, meaning in rows)
 
 
 def test_a_cell_that_differs_from_the_right_answer_is_marked(opened):

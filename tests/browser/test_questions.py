@@ -40,10 +40,12 @@ def alternatives(trace: Trace) -> list[str]:
     decision = trace.decisions[0]
     if not decision["utilities"]:
         return ["did not estimate the other strategies"]
-    return [
+    estimates = [
         f"{score:.3f} {decision['costs'][name]:.0f}x {decision['utilities'][name]:.3f}"
         for name, score in decision["scores"].items()
     ]
+    best, second = sorted(decision["utilities"].values(), reverse=True)[:2]
+    return [*estimates, f"by {best - second:.3f} in expected utility"]
 
 
 def training(trace: Trace) -> list[str]:
