@@ -1,6 +1,6 @@
 """Explanations of a learned policy's decisions: contributions of features, and cost weights that change the choice.
 
-Knows nothing about models. Contribution of a feature: change of the score when it is replaced by its training median,
+Knows nothing about models. Contribution of a feature: the score with its value minus that with its training median,
 the others fixed. Correlated features share credit. The kind of a task has no contribution, since its indicator features
 are meaningless one by one.
 """

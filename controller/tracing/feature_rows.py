@@ -63,11 +63,17 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
             f"({policy.get('digest')}), is not a learned policy that is installed here."
         )
     second = explained.runner_up
-    lead = f", and the lead of {explained.decision.strategy} over {second} in utility" if second else ""
+    lead = (
+        f", and of the lead of {explained.decision.strategy} over {second} in utility (+ speaks for it)"
+        if second
+        else ""
+    )
     return (
-        "The largest contributions come first. A contribution is the change when the feature is replaced by its median "
-        "in the policy's training set and all others stay: of the probability that the in-context answer is wrong "
-        f"(+ speaks for wrong, − for right){lead}. Correlated features share credit, so contributions do not add up."
+        "A contribution is the estimate with the feature's value minus the estimate with its median in the policy's "
+        "training set, all other features as they are: of the probability that the in-context answer is wrong (+ "
+        f"speaks for wrong, − for right){lead}. The largest contributions to "
+        f"{'the lead' if second else 'that probability'} come first. Correlated features "
+        "share credit, so contributions do not add up."
     )
 
 

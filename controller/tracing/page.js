@@ -20,7 +20,7 @@ function answerCard(row) {
   const label = html("span", {}, row.strategy, row.final ? html("span", { class: "tag" }, "answer of the run") : null, " ", markNode(row.right));
   const wrong = row.right === false && kind.startsWith("grid") ? data.task.answer : null;
   const isVote = row.candidates.length > 0;
-  const certain = !isVote ? `probability ${fixed(row.confidence, 2)} by the model itself` : row.votes ? "" : `${percent(row.candidates[0].share)} of the votes`;
+  const certain = !isVote ? `the model gave all tokens of this answer together the probability ${fixed(row.confidence, 2)}; no vote` : row.votes ? "" : `${percent(row.candidates[0].share)} of the votes`;
   const estimated = row.estimated === null ? "" : `${row.by_rule ? "a rule of thumb, calibrated on no model," : "the policy"} estimated before the choice that it is right with probability ${fixed(row.estimated, 2)}`;
   const body = row.error ? html("p", { class: "bad" }, row.error) : valueNode(kind, row.value, wrong);
   const said = row.error ? [] : [row.difference, row.votes, certain, estimated].filter(Boolean).map((text) => html("p", { class: "dim" }, text));

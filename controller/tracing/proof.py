@@ -14,7 +14,7 @@ _POINTERS = (
 _METHODS = {
     "pointers": (
         f"Compared with the state at load (method pointers): {_POINTERS}; and all modules and hooks. All were equal. "
-        "Not every byte was compared: content hash {hash} is that of loading"
+        "Not every byte was compared: the content hash, {hash}, was computed at loading and not again"
     ),
     "full": (
         f"Compared with the state at load (method full): {_POINTERS}; all modules and hooks; and all bytes of all "

@@ -16,7 +16,10 @@ def test_a_block_has_the_bytes_that_a_proof_compares():
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ("pointers", "All were equal. Not every byte was compared: content hash 0bbf is that of loading"),
+        (
+            "pointers",
+            "All were equal. Not every byte was compared: the content hash, 0bbf, was computed at loading",
+        ),
         ("full", "all bytes of all tensors, by their content hash, computed again: 0bbf. All were equal"),
     ],
 )
