@@ -23,11 +23,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from model_folders import folder_of
 from row_files import Row, percent_interval, read_rows, write_results
 
 from autottt import Task, read_tasks
-from autottt.ttt_core.model.catalogue import resolve
-from autottt.ttt_core.model.gguf_files import GgufFile, converted_folder
 
 BUILDS = ("this checkout", "earlier checkout")
 WORKER = """
@@ -78,20 +77,13 @@ class Build:
         return json.loads(self._read() or '{"right": [], "seconds": 0}')
 
 
-def folder_of(model: str) -> str:
-    """The folder of a model with safetensors weights, which any checkout reads."""
-    source = Path(resolve(model) or model)
-    gguf = GgufFile.of(source)
-    return str(source if gguf is None else converted_folder(gguf))
-
-
 def measure(options: argparse.Namespace, tasks: Sequence[Sequence[Task]]) -> None:
     """Appends the rows that the file lacks."""
     done = {row["group"] for row in read_rows(options.rows) if row["model"] == options.model}
     missing = [queries for queries in tasks if queries[0].group not in done]
     if not missing:
         return
-    model, here = folder_of(options.model), Path(__file__).resolve().parent.parent
+    model, here = str(folder_of(options.model) or options.model), Path(__file__).resolve().parent.parent
     builds = [Build(folder.resolve(), model, options.strategy) for folder in (here, options.checkout)]
     for number, queries in enumerate(missing, 1):
         facts = {"model": options.model, "group": queries[0].group, "family": queries[0].family}

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from model_folders import folder_of
 from real_strategies import ORDER, strategy_row, strategy_rows
 from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
@@ -40,7 +41,6 @@ from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import TooLongError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.catalogue import resolve
-from autottt.ttt_core.model.gguf_files import GgufFile, converted_folder
 from autottt.ttt_core.model.loading import load_model, wrap_model
 from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.readers import read_tasks
@@ -280,14 +280,6 @@ def cost_rows(learner: Learner, name: str, source: str, tasks: Sequence[Task], r
     ours, theirs = easy_query(learner, tasks)
     rows.append(ratio(f"{name}: an easy query, format cached", ours, theirs, "generate on the same prompt", 1.2))
     return rows
-
-
-def folder_of(source: str) -> Path | None:
-    """The folder with the safetensors weights of a local model or a GGUF file."""
-    path = Path(source)
-    gguf = GgufFile.of(path)
-    folder = path if gguf is None else converted_folder(gguf)
-    return folder if folder.is_dir() else None
 
 
 def ratio(name: str, ours: float, theirs: float, against: str, goal: float | None) -> Row:

@@ -311,6 +311,16 @@ def test_no_file_is_too_large_for_the_repository():
     assert not [p for p in tracked() if p.stat().st_size > LARGEST]
 
 
+def test_no_package_of_others_is_in_the_repository():
+    assert not [p for p in tracked() if p.name.endswith((".whl", ".tar.gz", ".zip"))]
+
+
+def test_the_list_of_findings_names_every_script():
+    table = (ROOT / "findings" / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\| (\w+) \|", table, re.MULTILINE)[1:]
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "findings").glob("*.sh"))
+
+
 def test_no_file_names_a_path_of_this_machine():
     """Neither the path of this checkout nor a home folder."""
     places = re.compile(rf"{re.escape(str(ROOT))}\b|/(?:root|home|Users|work)/\w".encode())

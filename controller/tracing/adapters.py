@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 _SOURCES = {
-    "trained": "It was trained in this run and did not come from the cache",
-    "cached": "It came from the cache: an earlier run with the same demonstrations trained it",
-    "prefetched": "It was trained before this run began, in one batch with those of other tasks, and is charged here",
+    "trained": "{They} {were} trained in this run and did not come from the cache",
+    "cached": "{They} came from the cache: an earlier run with the same demonstrations trained {them}",
+    "prefetched": (
+        "{They} {were} trained before this run began, in one batch with those of other tasks, and {are} charged here"
+    ),
 }
+_ONE = {"They": "It", "were": "was", "them": "it", "are": "is"}
+_SEVERAL = {word: word for word in _ONE}
 
 
 def adapter_sentence(facts: Mapping[str, Any]) -> str:
@@ -32,12 +36,7 @@ def adapter_sentence(facts: Mapping[str, Any]) -> str:
         text += f". {'Together they have' if several else 'The adapter has'} {size:,} bytes"
     if digest := facts.get("hash"):
         text += f" and the digest {digest}"
-    source = _SOURCES.get(str(facts.get("source")), "")
-    if several and source:
-        source = (
-            source.replace("It was", "They were").replace("It came", "They came").replace("trained it", "trained them")
-        )
-        source = source.replace("and is charged", "and are charged")
+    source = _SOURCES.get(str(facts.get("source")), "").format(**(_SEVERAL if several else _ONE))
     return f"{text}. {source}." if source else f"{text}."
 
 

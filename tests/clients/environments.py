@@ -7,6 +7,7 @@ import signal
 import site
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,13 +71,21 @@ def running(command: Sequence[str], folder: Path, log: Path) -> Iterator[subproc
 
 @contextmanager
 def running_server(*options: str) -> Iterator[str]:
-    """The address of `autottt serve` with the bundled model."""
+    """The address of `autottt serve`, with the bundled model unless the options name one. Raises `AssertionError` where
+    it does not start, or does not end with success at the end."""
     command = [sys.executable, "-m", "autottt", "serve", "--port", "0", "--trace-store", "off", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **OFFLINE}) as server:
         assert server.stderr is not None
-        line = server.stderr.readline()
+        said = [""]
+        while "listening on " not in said[-1] and (line := server.stderr.readline()):
+            said.append(line)
+        reader = threading.Thread(target=server.stderr.read, daemon=True)  # a full pipe would hold the server
+        reader.start()
         try:
-            assert "listening on " in line, line + server.stderr.read()
-            yield line.split()[2].rstrip(";")
+            assert "listening on " in said[-1], "".join(said)
+            yield said[-1].split("listening on ")[1].split(";")[0].strip()
         finally:
             server.send_signal(signal.SIGTERM)
+            server.wait(120)
+            reader.join()
+        assert server.returncode == 0, f"the server exited with {server.returncode}"

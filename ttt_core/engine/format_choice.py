@@ -150,6 +150,7 @@ class FormatReading:
     @classmethod
     def of(cls, answers: Sequence[TokenScores]) -> FormatReading:
         """Of the scores of all demonstrations' answers."""
+        # in this order max() gives the floor for NaN
         likelihoods = [sum(max(LOG_PROB_FLOOR, x) for x in answer.log_probs) for answer in answers[1:]]
         return cls(tuple(likelihoods), sum(answer.all_hit for answer in answers[1:]))
 
