@@ -24,7 +24,8 @@ NOTES = {
     "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which "
     "are mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike. "
     "Gemma's easy query took 0.42 s where `generate` took 1.84 s; on another machine it took 1.78 times as long as "
-    "`generate`. Of the sets that are not listed only a few tasks have been measured (benchmarks/results/real.rows.jsonl).",
+    "`generate`. Of the sets that are not listed only a few tasks have been measured "
+    "(benchmarks/results/real.rows.jsonl).",
     "trace": "Added to a query: the median of paired runs on the bundled model, of which the milliseconds of the "
     "thread's processor are in the file of results. A page is that of a real run whose training steps and prompts were "
     "multiplied.",
