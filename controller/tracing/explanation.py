@@ -11,7 +11,7 @@ from .adapters import adapter_sentence
 from .candidates import candidates_of
 from .choice import margin_sentences, not_compared
 from .cost_parts import cost_sentence, missed_estimates
-from .proof import proof_sentence
+from .proof import weights_sentence
 from .trace import Trace, find_spans
 from .votes import vote_sentence, votes_of
 
@@ -159,8 +159,8 @@ def _ending(trace: Trace) -> Iterator[str]:
     if result := trace.result:
         right = {True: "right", False: "wrong", None: "of unknown correctness"}[result["right"]]
         yield f"The answer is {right}; it came from {result['strategy']} after {trace.seconds:.2f} s."
-        if proof := result["proof"]:
-            yield f"The weights are unchanged: {proof_sentence(proof)}."
+        if result["proof"]:
+            yield f"The weights are unchanged. {weights_sentence(trace)}."
     elif trace.error:
         proofs = [s for s in trace.root.get("children", ()) if s["name"] == "verify" and s["status"] == "ok"]
         yield f"The run ended with {trace.error}."

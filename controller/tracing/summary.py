@@ -13,7 +13,7 @@ from ...ttt_core.tasks.task import as_tuples
 from .choice import margin_sentences
 from .cost_parts import cost_sentence
 from .explanation import other_cost_weights
-from .proof import proof_sentence
+from .proof import proof_of, weights_sentence
 from .trace import Trace, find_spans
 
 Tone = Literal["good", "bad", "plain"]
@@ -164,20 +164,10 @@ def _weights(trace: Trace) -> Fact:
     verifications = find_spans(trace.root, "verify")
     if problem := next((span["error"] for span in verifications if span["status"] == "error"), ""):
         return Fact("Base weights", "Changed", f"The proof failed: {problem}.", "bad")
-    proof = trace.result.get("proof") or _proof_of_failed_run(trace)
-    if not proof:
+    if not proof_of(trace):
         text = "The run ended without a proof that the weights of the base model are those that were loaded."
         return Fact("Base weights", "Not verified", text, "bad")
-    return Fact(
-        "Base weights", "Unchanged", f"The base model is the one that was loaded. {proof_sentence(proof)}.", "good"
-    )
-
-
-def _proof_of_failed_run(trace: Trace) -> Mapping[str, Any]:
-    """The proof after a run that ended before its last node; empty without one."""
-    proofs = [s for s in trace.root.get("children", ()) if s["name"] == "verify" and s["status"] == "ok"]
-    attributes: Mapping[str, Any] = proofs[-1]["attributes"] if proofs else {}
-    return attributes
+    return Fact("Base weights", "Unchanged", f"{weights_sentence(trace)}.", "good")
 
 
 def estimates_note(trace: Trace) -> str:

@@ -82,7 +82,8 @@ QUESTIONS: dict[str, Key] = {
     ],
     "Did training help on held-out demonstrations?": held_out,
     "Did the weights come back, and how is that known?": lambda t: [
-        "Unchanged", f"{t.result['proof']['tensors']} tensors", "method pointers", t.result["proof"]["hash"],
+        "Unchanged", f"{t.result['proof']['tensors']} tensors", "bytes, ", t.result["proof"]["hash"],
+        "detached before the proof" if t.adaptation else "Nothing was trained in this run",
     ],
     "Is the answer right, and what is the right one?": lambda t: [
         "Right" if t.result["right"] else "Wrong", f"right answer {numbers(t.task.answer)}",

@@ -112,7 +112,10 @@ class GuardedModel:
                 full = self._full_proofs or self.verification == "full"
             try:
                 proof = self._fingerprint.verify(self.loaded.model, full=full)
-                step.set(method=proof.method, tensors=proof.tensors, hash=proof.hash)
+                step.set(
+                    method=proof.method, tensors=proof.tensors, hash=proof.hash, bytes=self._fingerprint.bytes,
+                    compared_bytes=self._fingerprint.compared_bytes(full=proof.method == "full"),
+                )  # fmt: skip
                 return proof
             except RevocableChangeError:
                 raise

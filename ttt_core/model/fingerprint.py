@@ -104,6 +104,8 @@ class SampledBytes:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._round = 0
+        self.bytes_per_check = 0
+        """Bytes that one check reads at most."""
         self._on_cpu: list[tuple[str, memoryview, array[int]]] = []
         self._on_devices: dict[torch.device, list[tuple[str, Tensor, array[int]]]] = {}
         for name, tensor in tensors.items():
@@ -111,6 +113,7 @@ class SampledBytes:
             if memory is None:
                 continue
             content = memory.cpu().numpy().data
+            self.bytes_per_check += min(BLOCK, len(content))
             checksums = array("I", (zlib.crc32(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)))
             if memory.device.type == "cpu":
                 self._on_cpu.append((name, content, checksums))
@@ -350,6 +353,12 @@ class Fingerprint:
         self._global = _global_hooks()
         self._model = model
         self._fast = _FastComparison(model)
+        self.bytes = sum(tensor.nbytes for tensor in self._aliases.values())
+        """Bytes of all tensors."""
+
+    def compared_bytes(self, *, full: bool) -> int:
+        """Bytes of the tensors that a proof compares, of a cheap proof at most."""
+        return self.bytes if full else self._samples.bytes_per_check
 
     def verify(self, model: nn.Module, *, full: bool = False) -> RevertProof:
         """Checks that the model is the one remembered. Raises `BaseChangedError`, which names what is not: a tensor, a

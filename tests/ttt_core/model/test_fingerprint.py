@@ -103,6 +103,14 @@ def test_a_proof_says_what_was_checked(small: Small) -> None:
         assert proof.seconds > 0
 
 
+def test_a_fingerprint_knows_how_many_bytes_a_proof_compares() -> None:
+    layer = nn.Linear(BLOCK, 4)
+    fingerprint = Fingerprint(layer)
+    assert fingerprint.bytes == 4 * (BLOCK * 4 + 4)
+    assert fingerprint.compared_bytes(full=True) == fingerprint.bytes
+    assert fingerprint.compared_bytes(full=False) == BLOCK + 4 * 4  # one block of the weight, and the whole bias
+
+
 def test_a_write_past_the_version_counter_is_seen_when_its_block_is_sampled() -> None:
     layer = nn.Linear(BLOCK, 4, bias=False)  # 16 blocks
     fingerprint = Fingerprint(layer)
