@@ -11,6 +11,7 @@ measured is in the file of rows: an interrupted run continues with the next part
 | `throughput` | 16 queries that need training, without and with a budget: by the scheduler, and by `solve` in turns |
 | `latency` | an easy query through the scheduler: alone, and while 16 hard ones train |
 | `http` | an easy query over HTTP, and by `solve` |
+| `capacity` | queries a second of one process and of two, easy, hard and mixed; their memory |
 | `startup` | from the start of `autottt serve` to `/readyz`, and a process that only loads the model |
 | `soak` | twice the requests that the server can answer: each is answered or refused, and memory does not grow |
 | `kill` | a server that is killed with SIGKILL under load and started again: answers and adapters stay right |
@@ -42,6 +43,8 @@ from typing import Any
 
 import uvicorn
 from row_files import Row, resumed, write_results
+from serving_capacity import capacity
+from serving_rows import HARD, HARD_EVERY, STRATEGY, row, seconds_of, task
 
 from autottt import Controller, FixedPolicy, Learner
 from autottt.controller.server.app import make_app
@@ -51,10 +54,8 @@ from autottt.controller.server.metrics import Metrics
 from autottt.controller.server.serving import bind, url_of
 from autottt.ttt_core.engine.adapter_cache import cached_files
 from autottt.ttt_core.model.loading import BUNDLED
-from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
 
-HARD, STRATEGY = 16, "ttt_in_context"
 LOOSE_BUDGET = "1000s"
 """So long that no training is cut short."""
 LOADING = (
@@ -63,30 +64,6 @@ LOADING = (
     f"transformers.AutoTokenizer.from_pretrained({str(BUNDLED)!r})"
 )
 """What start-up is compared with."""
-
-
-def task(seed: int) -> Task:
-    """Reverse a list: a task with demonstrations of its own, and so with an adapter of its own."""
-    rng = random.Random(seed)
-    rows = [[rng.randrange(10) for _ in range(3 + n % 3)] for n in range(5)]
-    pairs: list[tuple[object, object]] = [(row, row[::-1]) for row in rows[:4]]
-    return make_task(pairs, rows[4], answer=rows[4][::-1], id=f"reverse{seed}")
-
-
-def row(name: str, value: float, unit: str, against: str, goal: float, *, at_least: bool = False, **facts: Any) -> Row:
-    """A row of the results."""
-    holds = value >= goal if at_least else value <= goal
-    return {
-        "name": name, "value": round(value, 3), "unit": unit, "against": against, "goal": goal, "holds": holds,
-        "load": round(os.getloadavg()[0], 1), **facts,
-    }  # fmt: skip
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of a call."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
@@ -258,7 +235,7 @@ def startup(rounds: int) -> list[Row]:
 
 def mixed(number: int) -> tuple[Task, str]:
     """A request of a load: one in eight trains."""
-    return task(40_000 + number), "ttt_direct" if number % 8 == 0 else "in_context"
+    return task(40_000 + number), "ttt_direct" if number % HARD_EVERY == 0 else "in_context"
 
 
 def soak(minutes: float) -> list[Row]:
@@ -360,12 +337,14 @@ def measured(options: argparse.Namespace) -> list[Row]:
         "throughput": lambda: throughput(controller_of(""), 1 if quick else 5, "bundled model"),
         "latency": lambda: latency(controller_of(""), 20 if quick else 300, "bundled model"),
         "http": lambda: added_by_http(controller_of(""), 20 if quick else 300),
+        "capacity": lambda: capacity("", "bundled model", quick=quick),
         "startup": lambda: startup(2 if quick else 7),
         "kill": lambda: kill(2 if quick else options.kills),
         "soak": lambda: soak(0.5 if quick else options.minutes),
     }
     if model:
         parts[f"latency of {model}"] = lambda: latency(controller_of(model), 10 if quick else 60, model)
+        parts[f"capacity of {model}"] = lambda: capacity(model, model, quick=quick)
     chosen: Sequence[str] = options.only or list(parts)
     return [each for name in chosen for each in resumed(options.rows, name, parts[name])]
 

@@ -455,6 +455,45 @@ class TestRecipeFrontier:
         assert learner.verify(full=True).hash == learner.base_hash
 
 
+class TestServingCapacity:
+    """Rates of one process and of two, which take turns on tasks of their own."""
+
+    class Worker:
+        """Notes what it is asked, in place of a process."""
+
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, list[int], int]] = []
+
+        def begin(self, workload: str, seeds: list[int], callers: int) -> None:
+            self.asked.append((workload, list(seeds), callers))
+
+        def result(self) -> dict[str, float]:
+            return {"seconds": 1.0}
+
+    def test_tasks_are_new_but_for_those_whose_adapter_is_cached(self) -> None:
+        capacity = script("serving_capacity")
+        alone, pair = self.Worker(), [self.Worker(), self.Worker()]
+        found = capacity.rates(alone, pair, {"easy": 4, "hard": 4, "cached": 4, "mixed": 8}, 2)
+        assert found.keys() == set(capacity.WORKLOADS)
+        assert all(one > 0 and two > 0 for one, two in found.values())
+        for worker, callers in ((alone, 16), (pair[0], 8), (pair[1], 8)):
+            assert [(name, asked) for name, _, asked in worker.asked] == [(n, callers) for n in capacity.WORKLOADS] * 2
+            hard, cached = ([s for name, s, _ in worker.asked if name == which] for which in ("hard", "cached"))
+            assert hard == cached
+        seeds = [n for w in (alone, *pair) for name, asked, _ in w.asked if name != "cached" for n in asked]
+        assert len(seeds) == len(set(seeds)) == 2 * 2 * (4 + 4 + 8)
+
+    def test_the_mixture_stands_beside_the_rates_of_its_parts(self) -> None:
+        capacity = script("serving_capacity")
+        found = {"easy": (8.0, 10.0), "hard": (1.0, 1.5), "mixed": (4.0, 5.0)}
+        rows = capacity.rate_rows(found, dict.fromkeys(found, 16), {"model": "m", "rounds": 1})
+        (mixed,) = [row for row in rows if row["quantity"] == "mixed"]
+        assert mixed["against"].startswith("4.27 ")  # 1 / (7/8 / 8 + 1/8 / 1)
+        assert (mixed["value"], mixed["of_two_processes"], mixed["goal"], mixed["holds"]) == (4.0, 5.0, None, None)
+        (hard,) = [row for row in rows if row["quantity"] == "hard, two processes"]
+        assert hard["value"] == 1.5
+
+
 class TestTracing:
     def test_works_take_turns_on_the_same_tasks(self) -> None:
         tracing = script("tracing")
