@@ -122,7 +122,7 @@ bench-trace: $(STAMP)  ## Measure what tracing adds, pages, stores and replays (
 		--rows runs/trace$(if $(QUICK),_quick).rows.jsonl --model "$(REPLAY_MODEL)" --chromium "$(CHROMIUM)" \
 		$(if $(QUICK),--quick)
 
-# SERVE_MODEL=name of a model that was fetched measures its latencies as well. Interrupted, it continues.
+# SERVE_MODEL=name of a model that was fetched measures its latencies and capacity as well. Interrupted, it continues.
 bench-serve: $(STAMP)  ## Measure the server and its scheduler under load (two hours; SERVE_MODEL=name, QUICK=1)
 	@$(BIN)/python benchmarks/serving.py --json $(if $(QUICK),runs,benchmarks/results)/serve.json \
 		--rows runs/serve$(if $(QUICK),_quick).rows.jsonl --model "$(SERVE_MODEL)" $(if $(QUICK),--quick)

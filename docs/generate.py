@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -86,27 +87,32 @@ def strategies_table() -> str:
 
 
 def measured_table() -> str:
-    return str(result_tables_module().measured_table(RESULTS, set(registry.strategies())))
+    return str(benchmark("result_tables").measured_table(RESULTS, set(registry.strategies())))
 
 
 def policy_table() -> str:
-    return str(result_tables_module().policy_table(RESULTS))
+    return str(benchmark("result_tables").policy_table(RESULTS))
 
 
 def measured_page() -> str:
-    return str(result_tables_module().measured(RESULTS))
+    return str(benchmark("result_tables").measured(RESULTS))
 
 
 def real_strategies_table() -> str:
-    return str(result_tables_module().real_strategies_table(RESULTS))
+    return str(benchmark("result_tables").real_strategies_table(RESULTS))
 
 
-def result_tables_module() -> ModuleType:
-    """benchmarks/result_tables.py, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location("benchmark_result_tables", ROOT / "benchmarks" / "result_tables.py")
+def capacity_tables() -> str:
+    return str(benchmark("capacity_tables").capacity(RESULTS))
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of benchmarks/, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -219,6 +225,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "policy.md", "policy"): policy_table,
     (DOCS / "settings.md", "settings"): api_reference.settings_table,
     (DOCS / "models.md", "strategies"): real_strategies_table,
+    (DOCS / "capacity.md", "capacity"): capacity_tables,
     (ROOT / "README.md", "measured"): measured_table,
 }
 

@@ -493,6 +493,26 @@ class TestServingCapacity:
         (hard,) = [row for row in rows if row["quantity"] == "hard, two processes"]
         assert hard["value"] == 1.5
 
+    def test_the_page_of_capacity_follows_from_the_rows(self, tmp_path: Path) -> None:
+        tables, capacity = script("capacity_tables"), script("serving_capacity")
+        assert tables.capacity(tmp_path) == ""
+        facts = {"commit": "c0ffee", "date": "2026-01-02", "machine": {"cores": 2}, "versions": {"torch": "2"}}
+        found = {"easy": (8.0, 10.0), "hard": (1.0, 1.5), "cached": (6.0, 7.0), "mixed": (4.0, 5.0)}
+        rows = capacity.rate_rows(found, dict.fromkeys(found, 16), {"model": "m", "rounds": 1})
+        held = {"held": 500.0, "added": 300.0, "working": 800.0, "adapter": 2.0}
+        rows += [{"name": n, "quantity": n, "model": "m", "value": v, "file_megabytes": 4.0} for n, v in held.items()]
+        rows.append({"name": tables.HTTP, "value": 5.0})
+        (tmp_path / "serve.json").write_text(json.dumps(facts | {"rows": rows}))
+        page = tables.capacity(tmp_path).splitlines()
+        assert page[0] == "`make bench-serve`, 2026-01-02, commit c0ffee; cores 2, torch 2."
+        assert "| hard queries a second, 16 callers | 1; 1.5 (1.50 times) |" in page
+        assert "| one in eight hard, by the formula | 4.27 |" in page
+        assert "HTTP takes 5 ms of a query: alone it bounds a process at 200 a second." in "\n".join(page)
+        # ten hard queries: 10 (1 + 0.005) / 0.7 processes with two threads, 10 (2 / 1.5 + 0.005) / 0.7 with one
+        assert "| m | 10 | all | 15 (30) | 20 (20) | 16.0 | 40.0 | hard queries (100%) |" in page
+        # a thousand easy ones: 1000 (1 / 8 + 0.005) / 0.7, and 1000 (2 / 10 + 0.005) / 0.7
+        assert "| m | 1,000 | none | 186 (372) | 293 (293) | 146.5 | 0.0 | answers in context (96%) |" in page
+
 
 class TestTracing:
     def test_works_take_turns_on_the_same_tasks(self) -> None:
