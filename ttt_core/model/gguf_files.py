@@ -30,8 +30,9 @@ from tokenizers import Regex, pre_tokenizers
 from ..errors import ModelError, first_line
 from .file_hashes import recorded_sha256, remove_stale_records, sha256_of
 from .source_check import GGUF_SUFFIX, gguf_files_in
+from .tokenizer_files import save_tokenizer
 
-CONVERSION = 2
+CONVERSION = 3
 """Changes with what a conversion writes; part of the key."""
 MAX_CACHE_BYTES = 20 << 30
 """Of converted models; the least recently used ones are removed."""
@@ -157,7 +158,7 @@ def _convert(file: GgufFile, folder: Path) -> None:
         model, tokenizer, warnings = _read(file, metadata, Path(place))
         remove_quantization_marks(model)
         model.to(precision).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         facts: dict[str, Any] = {
             "file": file.path.name,
             "warnings": warnings,
