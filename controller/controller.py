@@ -404,7 +404,8 @@ class Controller:
         batch. A finished node adds `node`, its name, and `update`, the keys of the state that it changed; a step adds
         `strategy`, `step`, `loss`, `max_steps` and `seconds_left` (estimated); a phase that begins adds `phase`: the
         name of a node, or inside the node of a strategy `training` and `answering`; `training` adds `expected_seconds`,
-        what all its steps take at the speed of the in-context answer.
+        what all its steps take at the speed of the in-context answer: an upper bound, since that answer decodes one
+        token after another, and training may stop early.
 
         The work runs in a thread of its own and never waits for its reader: of more than 1,024 steps that were not read
         yet the oldest are dropped. Closed before its end, the stream cancels the work and waits until the model is

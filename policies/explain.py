@@ -31,6 +31,10 @@ class Contribution:
     """Increase of the preference of the chosen strategy over the runner-up; 0 without a runner-up."""
     instead: str
     """The strategy that would be chosen with the median."""
+    low: float
+    """The value that 10% of the training set is below."""
+    high: float
+    """The value that 10% of the training set is above."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Explanation:
     cost_weights: tuple[CostWeightRange, ...]
     """The nearest ranges of cost weights below and above in which another strategy is chosen."""
     cost_weight: float
+    difficulty_at_medians: float
+    """Estimated probability that the in-context answer is wrong with all features at their medians in training, the
+    kind of the task excepted."""
 
     @property
     def runner_up(self) -> str:
@@ -61,10 +68,18 @@ def explain(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -
     by = policy.basis(features)
     preferences = policy.preferences(features, known) if by != "fallback" else {}
     ranked = tuple(sorted(preferences.items(), key=lambda item: -item[1]))
-    explanation = Explanation(decision, by, ranked, (), (), trained.cost_weight)
+    explanation = Explanation(
+        decision, by, ranked, (), (), trained.cost_weight, _difficulty_at_medians(policy, features, allowed)
+    )
     contributions = _contributions(policy, features, allowed, known, explanation)
     cost_weights = _cost_weights(policy, explanation, known) if by != "fallback" else ()
     return replace(explanation, contributions=contributions, cost_weights=cost_weights)
+
+
+def _difficulty_at_medians(policy: LearnedPolicy, features: Features, allowed: Sequence[str]) -> float:
+    medians = zip(policy.trained.feature_names[1], policy.trained.feature_medians, strict=True)
+    usual = {name: median for name, median in medians if name in features.values and not name.startswith("kind_")}
+    return policy.decide(replace(features, values={**features.values, **usual}), allowed).difficulty
 
 
 def _contributions(
@@ -72,6 +87,7 @@ def _contributions(
 ) -> tuple[Contribution, ...]:
     names = policy.trained.feature_names
     medians = dict(zip(names[1], policy.trained.feature_medians, strict=True))
+    deciles = dict(zip(names[1], policy.trained.deciles, strict=True))
     finite = LearnedPolicy(
         replace(policy.trained, keep_threshold=0.0, risk=None)
     )  # without minus infinity below the threshold
@@ -92,7 +108,7 @@ def _contributions(
         contributions.append(
             Contribution(
                 name, features.values[name], medians[name], decision.difficulty - other_decision.difficulty,
-                actual - lead(other), other_decision.strategy,
+                actual - lead(other), other_decision.strategy, deciles[name][0], deciles[name][-1],
             )
         )  # fmt: skip
     return tuple(sorted(contributions, key=lambda one: (-abs(one.lead), -abs(one.difficulty))))

@@ -26,6 +26,7 @@ from .fast_inference import Floats
 from .features import NAMES, Features
 from .installed import installed_folder
 from .outcomes import BASE
+from .rounding import signed_text, told_apart
 from .trained_policy import TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
@@ -135,8 +136,10 @@ class LearnedPolicy:
             choice = max(known, key=lambda s: preferences[s])
             reason = self._reason(choice, decision, known, basis)
             if preferences.get(BASE) == -np.inf and _is_better(BASE, choice, decision):
-                reason += f"; the risk guarantee requires probability {threshold:.2f} to keep an in-context answer"
+                has, needs = told_apart(scores[BASE], threshold, 2)
+                reason += f"; the risk guarantee requires probability {needs} to keep an in-context answer"
                 reason += " without the probe" if threshold > trained.keep_threshold else ""
+                reason += f" (it has {has})"
         if choice == BASE and not may_keep:
             reason += f"; no other strategy is possible, and the in-context answer is {OUTSIDE_GUARANTEE}"
         return replace(decision, strategy=choice, reason=reason, may_keep=may_keep)
@@ -527,7 +530,7 @@ def _untrained_decision(choice: str, reason: str, features: Features) -> Decisio
 def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
     """Why a strategy was chosen among the known ones, with the estimates."""
     likely = "likely wrong" if estimates.difficulty >= 0.5 else "likely right"
-    start = f"the in-context answer is {likely} (difficulty {estimates.difficulty:.2f})"
+    start = f"the in-context answer is {likely} (difficulty {told_apart(estimates.difficulty, 0.5, 2)[0]})"
     scores, costs, utilities = estimates.scores, estimates.costs, estimates.utilities
     if choice == BASE:
         others = [s for s in known if s != BASE]
@@ -537,7 +540,10 @@ def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
         estimate = f"right with probability {scores[best]:.2f}, cost {costs[best]:.0f}x"
         lead = utilities[BASE] - utilities[best]
         kept = "kept all the same: " if estimates.difficulty >= 0.5 and lead >= 0 else ""
+        if scores[best] <= scores[BASE]:
+            second = f"the second, {best} ({estimate}), is no likelier to be right"
+            return f"{start}; {kept}no other strategy is worth its cost; {second}"
         return f"{start}; {kept}{best} ({estimate}) is not worth its cost"
     gain = utilities[choice] - utilities[BASE]
     estimate = f"right with probability {scores[choice]:.2f} at cost {costs[choice]:.0f}x"
-    return f"{start}; {choice} is {estimate}: gain in utility {gain:+.2f}"
+    return f"{start}; {choice} is {estimate}: gain in utility over {BASE} {signed_text(gain, 2)}"

@@ -68,7 +68,7 @@ class LiveProgress:
         if phase not in ("training", "answering"):
             self._strategy = "" if phase in _WORDS else phase
         text = _described(self._strategy, _WORDS.get(phase, phase if phase == "training" else "answering"), tasks)
-        note = "" if expected_seconds is None else f"about {in_words(expected_seconds)}"
+        note = "" if expected_seconds is None else f"at most about {in_words(expected_seconds)}"
         self._bars.reset(self._work, description=text, visible=True, total=None, note=note)
 
     @contextmanager

@@ -40,5 +40,21 @@ def adapter_sentence(facts: Mapping[str, Any]) -> str:
     return f"{text}. {source}." if source else f"{text}."
 
 
+def recipe_sentence(recipe: Mapping[str, Any]) -> str:
+    """How an adapter was trained; empty where its recipe is not known."""
+    if not recipe:
+        return ""
+    limit = recipe["early_stop_loss"]
+    early = (
+        f"training stops early once two steps in a row have a loss below {limit:g}" if limit else "no limit of the loss"
+    )
+    regularization = f"dropout {recipe['dropout']:g}, weight decay {recipe['weight_decay']:g}"
+    return (
+        f"Recipe: AdamW with learning rate {recipe['learning_rate']:g}, which rises over the first "
+        f"{recipe['warmup_ratio']:.0%} of the steps and then falls by a cosine to 0; at most {recipe['max_steps']} "
+        f"steps of {recipe['batch_size']} prompts; {regularization}; {early}."
+    )
+
+
 def _number(value: Any) -> str:
     return "not recorded" if value is None else f"{value:g}"

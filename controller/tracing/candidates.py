@@ -24,8 +24,8 @@ class CandidateRow:
     utility: float | None
     """Probability minus weighted cost."""
     measured_cost: float | None
-    """Cost of its attempt in multiples of an in-context answer of which nothing is cached; None where it was not
-    attempted."""
+    """Cost of its attempt in multiples of an in-context answer of which nothing is cached, 0 for the in-context answer
+    itself, which was there before the choice; None where it was not attempted."""
     answered: str
     """`answered`, `no answer`, `failed`, or empty where it was not attempted."""
 
@@ -47,7 +47,7 @@ def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any
     measured, answered = None, ""
     if attempt is not None:
         base = trace.result.get("in_context_tokens") or (trace.in_context and token_equivalents(trace.in_context))
-        measured = token_equivalents(attempt) / base if base else None
+        measured = 0.0 if name == BASE else token_equivalents(attempt) / base if base else None
         valid = attempt.get("value") is not None or "value" not in attempt
         answered = "failed" if attempt["error"] else "answered" if valid else "no answer"
     return CandidateRow(

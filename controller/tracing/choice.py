@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...policies.outcomes import BASE
+from ...policies.rounding import lead_text, told_apart
 from ...strategies.registry import strategies as registered
 from .candidates import CandidateRow, candidates_of
 from .trace import Trace
@@ -20,16 +21,35 @@ def margin_sentences(trace: Trace) -> Iterator[str]:
     if chosen is None or chosen.utility is None or not others:
         return
     second = others[0]
-    lead = chosen.utility - (second.utility or 0.0)
-    numbers = f"{chosen.utility:.3f} against {second.utility:.3f}"
-    if lead < 0:
+    first, other, lead = lead_text(chosen.utility, second.utility or 0.0, 3)
+    if chosen.utility < (second.utility or 0.0):
         yield (
-            f"{second.strategy} had a higher expected utility than {chosen.strategy} ({second.utility:.3f} against "
-            f"{chosen.utility:.3f}), but utility alone did not decide; see the reason"
+            f"{second.strategy} had a higher expected utility than {chosen.strategy} ({other} against {first}), but "
+            "utility alone did not decide; see the reason"
         )
         return
-    yield f"{chosen.strategy} led the second, {second.strategy}, by {lead:.3f} in expected utility ({numbers})"
+    numbers = f"{first} against {other}"
+    yield f"{chosen.strategy} led the second, {second.strategy}, by {lead} in expected utility ({numbers})"
     yield from _lost_by_cost(trace, chosen, others)
+
+
+def threshold_sentences(trace: Trace) -> Iterator[str]:
+    """The threshold from which the in-context answer may be kept, beside the estimate; nothing where the first decision
+    compared nothing."""
+    first = trace.decisions[0] if trace.decisions else {}
+    thresholds = trace.attributes.get("policy", {}).get("thresholds", {})
+    estimate, threshold = first.get("scores", {}).get(BASE), thresholds.get("keep_threshold")
+    if first.get("exclusive") or estimate is None or threshold is None:
+        return
+    has, needs = told_apart(estimate, threshold, 3)
+    if threshold > 0:
+        below = "" if estimate >= threshold else ", which is below it"
+        yield f"The in-context answer may be kept from an estimated probability of {needs} on; here it is {has}{below}"
+    else:
+        yield (
+            f"No threshold of probability decides: the highest expected utility does, whatever the probability of the "
+            f"in-context answer ({has} here)"
+        )
 
 
 def _lost_by_cost(trace: Trace, chosen: CandidateRow, others: Sequence[CandidateRow]) -> Iterator[str]:

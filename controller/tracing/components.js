@@ -40,6 +40,9 @@ function textNode(text) {
 // The colours of the cells 0-9 as the public viewers of ARC draw them.
 const ARC_COLOURS = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"];
 
+const DARK = new Set([0, 1, 9]); // colours on which a number is white
+const LEGIBLE = 16; // pixels of a cell from which its number is drawn
+
 // A grid as a picture; cells that differ from those of `expected` are marked.
 function gridNode(grid, expected = null, most = 200) {
   const height = grid.length, width = Math.max(0, ...grid.map((row) => row.length));
@@ -48,10 +51,12 @@ function gridNode(grid, expected = null, most = 200) {
   let marks = "";
   grid.forEach((row, y) => row.forEach((colour, x) => {
     cells.set(colour, `${cells.get(colour) || ""}M${x} ${y}h1v1h-1z`);
-    if (expected && expected[y]?.[x] !== colour) marks += `M${x + 0.25} ${y + 0.25}l.5 .5m0 -.5l-.5 .5`;
+    if (expected && expected[y]?.[x] !== colour) marks += cell < LEGIBLE ? `M${x + 0.25} ${y + 0.25}l.5 .5m0 -.5l-.5 .5` : `M${x + 0.7} ${y + 0.08}l.24 .24m0 -.24l-.24 .24`;
   }));
   const paths = [...cells].map(([colour, d]) => svg("path", { fill: ARC_COLOURS[colour % 10], stroke: "#555", "stroke-width": 0.04, d }));
   if (marks) paths.push(svg("path", { class: "halo", d: marks }), svg("path", { class: "cross", d: marks }));
+  if (cell >= LEGIBLE) paths.push(...grid.flatMap((row, y) => row.map((colour, x) =>
+    svg("text", { class: DARK.has(colour % 10) ? "digit light" : "digit", x: x + 0.5, y: y + 0.72, "text-anchor": "middle" }, String(colour)))));
   const label = `grid ${height} by ${width}: ${grid.map((row) => row.join(" ")).join(" / ")}`;
   const size = { viewBox: `0 0 ${width} ${height}`, width: width * cell, height: height * cell };
   return svg("svg", { class: "grid", role: "img", "aria-label": label, "shape-rendering": "crispEdges", ...size }, paths);
@@ -108,7 +113,7 @@ function drawCandidates(node, candidates) {
     fixed(row.cost, 0, "x"), fixed(row.utility, 3), signed(row.gain), fixed(row.measured_cost, 1, "x"),
     row.answered || "not attempted",
   ] }));
-  const heads = ["candidate", "P(right), estimated", "further cost, estimated", "utility", "utility over in_context", "cost, measured", "attempt"];
+  const heads = ["candidate", "P(right), estimated", "further cost, estimated", "utility", "utility over in_context", "further cost, measured", "attempt"];
   node.replaceChildren(tableNode(heads, rows, "candidates"));
 }
 

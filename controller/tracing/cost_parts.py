@@ -13,7 +13,7 @@ from typing import Any
 
 from ...policies.outcomes import BASE
 from .candidates import candidates_of, token_equivalents
-from .trace import SpanPlain, Trace, find_spans
+from .trace import SpanPlain, Trace, find_spans, walk
 
 MISSED = 1.25
 """Factor between estimate and measurement from which an estimate counts as missed."""
@@ -74,17 +74,37 @@ def cost_parts(trace: Trace) -> list[CostPart]:
     ]
 
 
+_WHILE_TRAINING = {
+    "evaluate": "answers to held-out demonstrations during training of",
+    "score": "scores of demonstrations before training of",
+}
+"""What reads tokens while an adapter is trained, by the name of its span."""
+
+
 def _of_attempt(node: SpanPlain) -> dict[str, _Spent]:
-    """The cost of the node of a strategy, divided into training and answering where it trained. Each token of a
-    training step is read forward and backward."""
+    """The cost of the node of a strategy: training, whose tokens are read forward and backward; where there was such
+    work, what was read forward meanwhile; and answering."""
     name, cost = str(node["name"]), node["attributes"]["cost"]
     whole = _Spent.of(cost)
     adapters = [a for a in find_spans(node, "adapter") if a.get("attributes")]
     if not adapters:
         return {f"answers of {name}": whole}
-    seconds = sum(_seconds_of_adapter(adapter) for adapter in adapters)
-    training = _Spent(min(whole.seconds, seconds), 3 * int(cost["backward_tokens"]))
-    return {f"training of {name}": training, f"answers of {name}, and checks while it trained": whole - training}
+    parts = {}
+    for kind, words in _WHILE_TRAINING.items():
+        spans = [span for adapter in adapters for span in find_spans(adapter, kind)]
+        if spans:
+            seconds = sum(float(span["seconds"] or 0.0) for span in spans)
+            parts[f"{words} {name}"] = _Spent(seconds, sum(map(_forward_tokens, spans)))
+    seconds = sum(_seconds_of_adapter(adapter) for adapter in adapters) - sum(p.seconds for p in parts.values())
+    seconds = min(whole.seconds, max(0.0, seconds))
+    parts = {f"training of {name}": _Spent(seconds, 3 * int(cost["backward_tokens"])), **parts}
+    return {**parts, f"answers of {name}": whole - sum(parts.values(), start=_Spent())}
+
+
+def _forward_tokens(span: SpanPlain) -> int:
+    """Tokens that a span and the spans inside it read forward, as far as they recorded them."""
+    inner = [each.get("attributes", {}) for each, _ in walk(span)]
+    return sum(int(values.get("tokens", 0)) for values in inner)
 
 
 def _seconds_of_adapter(adapter: SpanPlain) -> float:
@@ -106,24 +126,60 @@ def cost_sentence(trace: Trace) -> str:
 
 
 def missed_estimates(trace: Trace) -> Iterator[str]:
-    """What each attempt was expected to cost and what it cost, in tokens and in seconds, one sentence each."""
+    """What each attempt was estimated to cost and what it cost, in tokens and in seconds, one sentence each."""
     base = trace.in_context
-    sources = {a["strategy"]: a["from_cache"] for a in trace.attempts}
-    for row in candidates_of(trace):
-        if not row.cost or row.measured_cost is None or row.strategy == BASE:
+    rows = [row for row in candidates_of(trace) if row.cost is not None and row.measured_cost is not None]
+    if [row.strategy for row in rows] == [BASE]:
+        yield (
+            "No further cost was estimated or spent for the in-context answer, which was there before the choice, so "
+            "that no estimate could be missed"
+        )
+    for row in rows:
+        if row.strategy == BASE or not row.cost or row.measured_cost is None:
             continue
         attempt = next(a for a in trace.attempts if a["strategy"] == row.strategy)
+        yield (
+            f"The policy estimated {row.cost:.0f}x for {row.strategy}, and it cost {row.measured_cost:.1f}x, "
+            f"{_compared(row.measured_cost, row.cost)}{_cause(trace, attempt)}"
+        )
         expected, took = row.cost * base["cost"]["seconds"], attempt["cost"]["seconds"]
         yield (
-            f"{row.strategy} was expected to cost {row.cost:.0f}x and cost {row.measured_cost:.1f}x, "
-            f"{_compared(row.measured_cost, row.cost)}"
+            f"The policy estimates tokens and no seconds: at the speed of the in-context answer, which decodes one "
+            f"token after another, {row.cost:.0f}x would be {_short(expected)} s. That is a conversion, and usually an "
+            f"upper bound, since training and votes read many tokens at once. It took {_short(took)} s, "
+            f"{_share(took, expected)}"
         )
-        yield (
-            f"In time {row.cost:.0f}x are {_short(expected)} s at the speed of the in-context answer, and it took "
-            f"{_short(took)} s, {_compared(took, expected)}"
-        )
-        if sources[row.strategy]:
-            yield "Its adapter came from the cache, so that this is not the cost of the strategy"
+
+
+def _cause(trace: Trace, attempt: Mapping[str, Any]) -> str:
+    """Why an attempt cost less than all its training steps; empty where that is not known."""
+    if attempt["from_cache"]:
+        return "; its adapter came from the cache, so that this is not the cost of the strategy"
+    record, planned = attempt["training_record"], recipe_of(trace, attempt["strategy"]).get("max_steps")
+    if not record or not planned or record["steps"] >= planned:
+        return ""
+    return f"; training stopped after {record['steps']} of at most {planned} steps"
+
+
+def recipe_of(trace: Trace, strategy: str) -> Mapping[str, Any]:
+    """The recipe that the adapter of a strategy was trained with; empty where it was not trained in this run."""
+    adapters = [a for a in find_spans(trace.root, "adapter") if a.get("attributes", {}).get("strategy") == strategy]
+    trained = [span.get("attributes", {}) for adapter in adapters for span in find_spans(adapter, "train")]
+    recipes: list[Mapping[str, Any]] = [each["recipe"] for each in trained if "recipe" in each]
+    return recipes[-1] if recipes else {}
+
+
+def time_sentence(trace: Trace) -> str:
+    """Why the seconds of the cost differ from those of the timeline; empty for a run without a result."""
+    if not trace.result:
+        return ""
+    cost, run = float(trace.result["cost"]["seconds"]), float(trace.root["seconds"] or 0.0)
+    if cost > run:
+        return f"{cost - run:.2g} s of these {cost:.3g} s were spent before the run, in a batch with other tasks"
+    return (
+        f"The timeline shows {run:.3g} s: the {cost:.3g} s inside the nodes of the graph, and {run - cost:.2g} s "
+        "between them, in which the trace was recorded and states were passed on"
+    )
 
 
 def _compared(measured: float, expected: float) -> str:
@@ -134,6 +190,11 @@ def _compared(measured: float, expected: float) -> str:
     if ratio > 1:
         return f"{ratio:.1f} times the estimate"
     return f"only {100 * ratio:.0f}% of the estimate"
+
+
+def _share(measured: float, bound: float) -> str:
+    """A measured time beside the one that was converted from tokens."""
+    return f"{100 * measured / bound:.0f}% of it" if bound > 0 else "which has no conversion"
 
 
 def _short(seconds: float) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 from ...policies.cost_weights import cost_weight_ranges
 from ...strategies.registry import strategies
-from .adapters import adapter_sentence
+from .adapters import adapter_sentence, recipe_sentence
 from .candidates import candidates_of
-from .choice import margin_sentences, not_compared
-from .cost_parts import cost_sentence, missed_estimates
+from .choice import margin_sentences, not_compared, threshold_sentences
+from .cost_parts import cost_sentence, missed_estimates, recipe_of, time_sentence
 from .proof import weights_sentence
 from .trace import Trace, find_spans
-from .votes import vote_sentence, votes_of
+from .votes import views_sentence, vote_sentence, votes_of
 
 
 def explanation(trace: Trace) -> str:
@@ -44,6 +44,8 @@ def _statements(trace: Trace) -> Iterator[str]:
         yield f"Cost: {cost}."
     for sentence in missed_estimates(trace):
         yield f"{sentence}."
+    if seconds := time_sentence(trace):
+        yield f"{seconds}."
     yield from _cached(trace)
     yield from _stages(trace)
     yield from _ending(trace)
@@ -83,7 +85,8 @@ def _stages(trace: Trace) -> Iterator[str]:
 
 def _measured(trace: Trace) -> Iterator[str]:
     if attempt := trace.in_context:
-        given = f"answered with probability {attempt['confidence'] or 0:.2f}" if _valid(attempt) else "gave no answer"
+        probability = f"a token sequence of probability {attempt['confidence'] or 0:.2f}"
+        given = f"answered with {probability}" if _valid(attempt) else "gave no answer"
         yield f"The unadapted model {given} in {attempt['cost']['seconds']:.2f} s."
     probed = bool(find_spans(trace.root, "probe"))
     if trace.features:
@@ -99,12 +102,12 @@ def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
     for row in rows:
         if row.probability is None:
             continue
-        cost = "" if row.cost is None else f" at cost {row.cost:.0f}x"
+        cost = "" if row.cost is None else f" at further cost {row.cost:.0f}x"
         utility = "" if row.utility is None else f", utility {row.utility:+.3f}"
-        measured = "" if row.measured_cost is None else f"; measured cost {row.measured_cost:.1f}x"
+        measured = "" if row.measured_cost is None else f"; measured further cost {row.measured_cost:.1f}x"
         mark = "chosen" if row.chosen else "not chosen"
         yield f"Candidate {row.strategy} ({mark}): estimated right at {row.probability:.2f}{cost}{utility}{measured}."
-    for sentence in (*margin_sentences(trace), *not_compared(trace, list(strategies()))):
+    for sentence in (*margin_sentences(trace), *threshold_sentences(trace), *not_compared(trace, list(strategies()))):
         yield f"{sentence}."
     if thresholds:
         yield f"Thresholds: {', '.join(f'{name} {value}' for name, value in thresholds.items() if value is not None)}."
@@ -143,8 +146,11 @@ def _attempted(trace: Trace) -> Iterator[str]:
         yield f"{text}{'; failed: ' + attempt['error'] if attempt['error'] else ''}."
         for adapter in _adapters(trace, attempt["strategy"]):
             yield f"Adapter of {attempt['strategy']}: {adapter[0].lower()}{adapter[1:]}"
+        if recipe := recipe_sentence(recipe_of(trace, attempt["strategy"])):
+            yield recipe
         if voted := vote_sentence(votes_of(trace, attempt["strategy"])):
             yield f"Votes for the answer of {attempt['strategy']}: {voted}"
+            yield views_sentence(votes_of(trace, attempt["strategy"]))
 
 
 def _adapters(trace: Trace, strategy: str) -> Iterator[str]:

@@ -6,14 +6,16 @@ shipped ones, and one that is not here leaves the features without contributions
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...policies.bundle import load_bundle
-from ...policies.explain import Explanation, explain
+from ...policies.explain import Contribution, Explanation, explain
 from ...policies.feature_glossary import GLOSSARY
 from ...policies.features import Features
 from ...policies.installed import bundles
 from ...policies.policy import LearnedPolicy, Policy
+from ...policies.rounding import told_apart
 from ...ttt_core.errors import AutotttError
 from ..run_facts import policy_digest
 from .choice import unusable
@@ -35,21 +37,105 @@ class FeatureRow:
     """Its contribution to the lead of the chosen strategy over the second, in utility."""
     instead: str = ""
     """The strategy that would be chosen with the median, where that is another one."""
+    low: float | None = None
+    """The value that 10% of the training set is below."""
+    high: float | None = None
+    """The value that 10% of the training set is above."""
+    unused: str = ""
+    """Why a feature has no contribution where others have one."""
+    shown: bool = True
+    """Whether it is among the features that are shown first."""
+
+
+MOST_LEADING = 6
+"""Features with the largest contributions to the lead that are shown first."""
+MOST_ON_A_SIDE = 3
+"""Features that spoke most for a wrong in-context answer, and against it, that are shown first or named."""
 
 
 def feature_rows(trace: Trace, explained: Explanation | None) -> list[FeatureRow]:
     """The features in the order of their contributions, else in that of the policy."""
     contributions = {one.feature: one for one in explained.contributions} if explained else {}
+    first = _shown_first(explained) if explained else set(list(trace.features)[: MOST_LEADING + 2])
     rows = []
     for name, value in trace.features.items():
         meaning = GLOSSARY[name].meaning.replace("`", "") if name in GLOSSARY else ""
         if (one := contributions.get(name)) is None:
-            rows.append(FeatureRow(name, value, meaning))
+            unused = _unused(name) if explained else ""
+            rows.append(FeatureRow(name, value, meaning, unused=unused, shown=name in first))
             continue
         instead = "" if explained is None or one.instead == explained.decision.strategy else one.instead
-        rows.append(FeatureRow(name, value, meaning, one.median, one.difficulty, one.lead, instead))
+        rows.append(
+            FeatureRow(
+                name, value, meaning, one.median, one.difficulty, one.lead, instead, one.low, one.high,
+                shown=name in first,
+            )
+        )  # fmt: skip
     order = list(contributions)
     return sorted(rows, key=lambda row: order.index(row.name) if row.name in contributions else len(order))
+
+
+def _unused(name: str) -> str:
+    if name.startswith("kind_"):
+        return "no contribution: the kinds are one setting"
+    return "not used by this policy"
+
+
+def _shown_first(explained: Explanation) -> set[str]:
+    """The features that led, those that spoke most on either side, and those without which the choice would differ."""
+    by_lead = explained.contributions[:MOST_LEADING]
+    sides = [one for side in _sides(explained.contributions, "difficulty") for one in side]
+    decisive = [one for one in explained.contributions if one.instead != explained.decision.strategy]
+    return {one.feature for one in (*by_lead, *sides, *decisive)}
+
+
+def _sides(contributions: Sequence[Contribution], what: str) -> tuple[list[Contribution], list[Contribution]]:
+    """The contributions that were largest above 0, and those furthest below 0, as they are printed."""
+    ranked = sorted(contributions, key=lambda one: float(getattr(one, what)))
+    above = [one for one in reversed(ranked) if getattr(one, what) >= 0.0005][:MOST_ON_A_SIDE]
+    below = [one for one in ranked if getattr(one, what) <= -0.0005][:MOST_ON_A_SIDE]
+    return above, below
+
+
+def feature_sentences(explained: Explanation | None) -> Iterator[str]:
+    """What spoke for and against, what a usual task would give, and what was unusual; empty if unexplained."""
+    if explained is None:
+        return
+    decision = explained.decision
+    usual, here = told_apart(explained.difficulty_at_medians, decision.difficulty, 2)
+    yield (
+        f"With every feature at its median in the training set the estimated probability that the in-context answer is "
+        f"wrong (difficulty) would be {usual}; with those of this task it is {here}"
+    )
+    yield _for_and_against("the in-context answer being wrong", explained.contributions, "difficulty")
+    if explained.runner_up:
+        lead = f"the lead of {decision.strategy} over {explained.runner_up} in utility"
+        yield _for_and_against(lead, explained.contributions, "lead")
+    others = [one for one in explained.contributions if one.instead != decision.strategy]
+    decisive = ", ".join(f"{one.feature} ({one.instead})" for one in others)
+    yield (
+        f"With the median of one of these features alone another strategy would be chosen: {decisive}"
+        if decisive
+        else "The median of no single feature would change the choice"
+    )
+    odd = [
+        f"{one.feature} {one.value:.3g} (usual {one.low:.3g} to {one.high:.3g})"
+        for one in explained.contributions
+        if not one.low <= one.value <= one.high
+    ]
+    unlike = {"estimates": "was not called out of distribution"}.get(explained.by, "was called out of distribution")
+    yield (
+        f"Unusual on this task, beyond the middle 80% of the training set: {', '.join(odd) or 'no feature'}. As a "
+        f"whole the query {unlike}"
+    )
+
+
+def _for_and_against(what: str, contributions: Sequence[Contribution], field: str) -> str:
+    above, below = (
+        ", ".join(f"{one.feature} {getattr(one, field):+.3f}" for one in side) or "no feature"
+        for side in _sides(contributions, field)
+    )
+    return f"Most for {what}: {above}; most against it: {below}"
 
 
 def features_note(explained: Explanation | None, trace: Trace) -> str:
@@ -73,7 +159,7 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
         "training set, all other features as they are: of the probability that the in-context answer is wrong (+ "
         f"speaks for wrong, − for right){lead}. The largest contributions to "
         f"{'the lead' if second else 'that probability'} come first. Correlated features "
-        "share credit, so contributions do not add up."
+        "share credit, so contributions do not add up. The choice with the median is that among all candidates."
     )
 
 

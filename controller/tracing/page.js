@@ -17,25 +17,20 @@ document.querySelector("header").append(html("p", { class: "dim" }, `run ${data.
 
 const card = (title, body, className = "") => html("figure", { class: `card ${className}` }, html("figcaption", {}, title), body);
 function answerCard(row) {
-  const label = html("span", {}, row.strategy, row.final ? html("span", { class: "tag" }, "answer of the run") : null, " ", markNode(row.right));
+  const label = html("span", {}, `${row.strategy}, ${row.moment}`, row.final ? html("span", { class: "tag" }, "answer of the run") : null, " ", markNode(row.right));
   const wrong = row.right === false && kind.startsWith("grid") ? data.task.answer : null;
-  const isVote = row.candidates.length > 0;
-  const certain = !isVote ? `the model gave all tokens of this answer together the probability ${fixed(row.confidence, 2)}; no vote` : row.votes ? "" : `${percent(row.candidates[0].share)} of the votes`;
-  const estimated = row.estimated === null ? "" : `${row.by_rule ? "a rule of thumb, calibrated on no model," : "the policy"} estimated before the choice that it is right with probability ${fixed(row.estimated, 2)}`;
   const body = row.error ? html("p", { class: "bad" }, row.error) : valueNode(kind, row.value, wrong);
-  const said = row.error ? [] : [row.difference, row.votes, certain, estimated].filter(Boolean).map((text) => html("p", { class: "dim" }, text));
+  const said = row.error ? [] : row.said.map((text) => html("p", { class: "dim" }, text));
   return card(label, html("div", {}, body, said, row.candidates.length > 1 ? votesNode(row.candidates) : null), row.final ? "final" : "");
 }
 const sized = (value, size) => html("div", {}, valueNode(kind, value), size ? html("p", { class: "dim" }, size) : null);
 const FEW = 5; // answers with votes that are shown at once
-const percent = (share) => `${(100 * share).toFixed(0)}%`;
 
 // All answers of a vote, and which place the right one has.
 function votesNode(candidates) {
   const place = candidates.findIndex((each) => each.right);
   const said = place < 0 ? "" : `: the right answer has place ${place + 1}`;
-  const count = ({ votes, share }) => (votes === undefined ? `${percent(share)} ` : `${votes} ${votes === 1 ? "vote" : "votes"} (${percent(share)}) `);
-  const rows = candidates.map((each) => html("li", {}, count(each), markNode(each.right), " ", kind.startsWith("grid") && each.value ? gridNode(each.value, null, 80) : valueNode(kind, each.value)));
+  const rows = candidates.map((each) => html("li", {}, `${each.votes} `, markNode(each.right), " ", kind.startsWith("grid") && each.value ? gridNode(each.value, null, 80) : valueNode(kind, each.value)));
   return html("details", { open: place > 0 || candidates.length <= FEW ? "" : null }, html("summary", {}, `${candidates.length} answers had votes${said}`), html("ol", { class: "votes" }, rows));
 }
 const facts = data.summary.map((fact) => html("div", { class: `fact tone-${fact.tone}` },
@@ -45,9 +40,11 @@ const cards = kind ? [
   data.task.answer === null ? null : card("right answer", sized(data.task.answer, data.task.size)),
   ...data.answers.map(answerCard),
 ] : [];
-const crosses = kind?.startsWith("grid") && data.answers.some((row) => row.right === false) && data.task.answer !== null
+const isGrid = Boolean(kind?.startsWith("grid"));
+const crosses = isGrid && data.answers.some((row) => row.right === false) && data.task.answer !== null
   ? html("p", { class: "dim" }, "A cross marks a cell that differs from the right answer.") : null;
-section("summary", "Summary", html("div", { class: "glance" }, facts), html("div", { class: "cards" }, cards), crosses);
+const keyNode = () => (isGrid ? html("p", { class: "dim" }, "Colours of the numbers 0 to 9: ", gridNode([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]])) : null);
+section("summary", "Summary", html("div", { class: "glance" }, facts), html("div", { class: "cards" }, cards), crosses, keyNode());
 
 // --- the path, the timeline, and the step that is chosen ---
 
@@ -80,21 +77,19 @@ section("candidates", "Why this one", data.candidates.length ? drawn(drawCandida
 
 // --- features ---
 
-const MOST_DRIVING = 8; // features that are shown at once
 function featureTable(rows, label) {
   const known = rows.some((row) => row.difficulty !== null);
   const value = (number) => (number === null ? NONE : short(number));
   const cells = rows.map((row) => ({ cells: [row.name, row.meaning, value(row.value),
-    ...(known ? [value(row.median), signed(row.difficulty), ...(data.runner_up ? [signed(row.lead)] : []), row.instead || "the same"] : [])] }));
-  const heads = ["feature", "meaning", "value", "median in training", "contribution to “in-context is wrong”",
+    ...(known ? [row.median === null ? NONE : `${short(row.median)} (${short(row.low)} to ${short(row.high)})`, signed(row.difficulty), ...(data.runner_up ? [signed(row.lead)] : []), row.unused || row.instead || "the same"] : [])] }));
+  const heads = ["feature", "meaning", "value", "median in training (middle 80%)", "contribution to “in-context is wrong”",
     ...(data.runner_up ? [`contribution to the lead over ${data.runner_up}`] : []), "choice with the median"];
   return tableNode(known ? heads : heads.slice(0, 3), cells, label);
 }
 if (data.features.length) {
-  const driving = data.features.filter((row) => row.difficulty !== null).slice(0, MOST_DRIVING);
-  const first = driving.length ? driving : data.features.slice(0, MOST_DRIVING), rest = data.features.slice(first.length);
-  const title = driving.length ? "Features that drove the decision" : "Features that the policy saw";
-  section("features", title, featureTable(first, title), html("p", { class: "dim" }, data.features_note),
+  const first = data.features.filter((row) => row.shown), rest = data.features.filter((row) => !row.shown);
+  const title = first.some((row) => row.difficulty !== null) ? "Features that drove the decision" : "Features that the policy saw";
+  section("features", title, lines(data.features_said), featureTable(first, title), html("p", { class: "dim" }, data.features_note),
     rest.length ? html("details", {}, html("summary", {}, `${rest.length} further features`), featureTable(rest, "further features")) : null);
 }
 
@@ -116,7 +111,7 @@ function adapterNode(adapter) {
   return html("div", {}, html("h3", {}, adapter.strategy), html("p", {}, `${adapter.steps} training steps, ${adapter.stopped}.`),
     html("div", { class: "curves" }, drawn(drawCurve, loss), drawn(drawCurve, heldOut)),
     adapter.cross_validation ? drawn(drawHeldOut, adapter.cross_validation) : null,
-    adapter.sentence ? html("p", {}, adapter.sentence) : null,
+    [adapter.sentence, adapter.recipe].filter(Boolean).map((text) => html("p", {}, text)),
     html("details", {}, html("summary", {}, "all facts of the adapter"), factsNode({ ...adapter.identity, "modules, and how many of each": adapter.modules })));
 }
 section("training", "Training", data.training.length ? data.training.map(adapterNode) : html("p", { class: "dim" }, "No adapter was trained or used."));

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ...policies.outcomes import BASE
 from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.task import as_tuples
-from .choice import margin_sentences
-from .cost_parts import cost_sentence
+from .choice import margin_sentences, threshold_sentences
+from .cost_parts import cost_sentence, missed_estimates, recipe_of
 from .explanation import other_cost_weights
 from .proof import proof_of, weights_sentence
 from .trace import Trace, find_spans
@@ -26,6 +26,7 @@ STOP_REASONS = {
     "failed": "training failed",
 }
 """The stop reasons of `TrainingRecord` in words."""
+_STOPPED = "stopped because"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _decision(trace: Trace) -> Fact:
         return Fact("Decision", "None", "The run ended before the first decision.", "bad")
     first, *others = trace.decisions
     text = f"{first['strategy']} was chosen: {first['reason']}."
-    text += "".join(f" {sentence}." for sentence in margin_sentences(trace))
+    text += "".join(f" {sentence}." for sentence in (*margin_sentences(trace), *threshold_sentences(trace)))
     reasons = [first["reason"]]
     for decision in others:
         if decision["reason"] not in reasons:
@@ -94,7 +95,8 @@ def _cost(trace: Trace) -> Fact:
     parts.append(f"budget {trace.attributes.get('budget')}")
     if peak := trace.attributes.get("peak_bytes"):
         parts.append(f"peak memory of the process {peak / 2**20:,.0f} MiB")
-    return Fact("Cost", seconds_text(trace.seconds), f"{'; '.join(parts)}.")
+    estimates = "".join(f" {sentence}." for sentence in missed_estimates(trace))
+    return Fact("Cost", seconds_text(trace.seconds), f"{'; '.join(parts)}.{estimates}")
 
 
 def seconds_text(seconds: float) -> str:
@@ -134,7 +136,11 @@ def _adaptation(trace: Trace, attempt: Mapping[str, Any]) -> Iterator[str]:
     source = " (adapter from the cache)" if attempt["from_cache"] else ""
     losses = [loss for loss in record["losses"] if loss is not None]
     loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
-    stopped = how_it_stopped(record["stop_reason"], last_evaluation(trace, attempt["strategy"]))
+    if losses and (least := min(losses)) < losses[-1]:
+        loss += f" (lowest {least:.3f} at step {losses.index(least) + 1})"
+    planned = recipe_of(trace, attempt["strategy"]).get("max_steps")
+    steps += f" of at most {planned}" if planned else ""
+    stopped = stopped_in(trace, attempt["strategy"], record["stop_reason"])
     yield f"{attempt['strategy']}{source}: {steps}{loss}; {stopped}."
     if held_out := attempt["cross_validation"]:
         count, before, after = len(held_out["before"]), sum(held_out["before"]), sum(held_out["after"])
@@ -152,12 +158,19 @@ def last_evaluation(trace: Trace, strategy: str) -> Mapping[str, Any]:
     return evaluations[-1] if evaluations else {}
 
 
-def how_it_stopped(reason: str, evaluation: Mapping[str, Any]) -> str:
-    """The stop reason of a training in words, given its last evaluation of held-out demonstrations."""
+def stopped_in(trace: Trace, strategy: str, reason: str) -> str:
+    """The stop reason of the training of a strategy in words."""
+    return how_it_stopped(reason, last_evaluation(trace, strategy), recipe_of(trace, strategy))
+
+
+def how_it_stopped(reason: str, evaluation: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> str:
+    """The stop reason of a training in words, given its last evaluation of held-out demonstrations and its recipe."""
+    if reason == "converged" and recipe:
+        return f"{_STOPPED} {STOP_REASONS[reason]}, {recipe['early_stop_loss']:g}"
     if reason == "monitor" and evaluation:
         all_right = evaluation["right"] == evaluation["of"]
-        return f"stopped because held-out demonstrations {'were all right' if all_right else 'gained no more'}"
-    return f"stopped because {STOP_REASONS.get(reason, reason)}"
+        return f"{_STOPPED} held-out demonstrations {'were all right' if all_right else 'gained no more'}"
+    return f"{_STOPPED} {STOP_REASONS.get(reason, reason)}"
 
 
 def _weights(trace: Trace) -> Fact:
@@ -183,6 +196,7 @@ def estimates_note(trace: Trace) -> str:
     unit = f" ({tokens} tokens)" if tokens else ""
     return (
         f"Estimates of the policy ({policy.get('name')}) before the choice; difficulty is the estimated probability "
-        f"that the in-context answer is wrong. Utility is {formula}. Estimated costs are "
-        f"those after the in-context answer, as multiples of its tokens{unit}. " + " ".join(other_cost_weights(trace))
+        f"that the in-context answer is wrong. Utility is {formula}, in units of probability. Costs, estimated and "
+        f"measured, are further costs: those after the in-context answer, which every run pays, as multiples of its "
+        f"tokens{unit}. " + " ".join(other_cost_weights(trace))
     ).rstrip()

@@ -9,16 +9,17 @@ from typing import Any
 from ...policies.explain import Explanation
 from ...policies.outcomes import BASE
 from ...ttt_core.standard_json import dumps, finite_or_none
-from .adapters import adapter_sentence
+from .adapters import adapter_sentence, recipe_sentence
+from .answers import card_sentences, moment
 from .candidates import candidates_of
-from .choice import margin_sentences, not_compared
-from .cost_parts import cost_parts, missed_estimates
-from .differences import difference_text, size_text
+from .choice import margin_sentences, not_compared, threshold_sentences
+from .cost_parts import cost_parts, missed_estimates, recipe_of, time_sentence
+from .differences import size_text
 from .explanation import explanation
-from .feature_rows import feature_rows, features_note
-from .summary import estimates_note, how_it_stopped, is_right_in, last_evaluation, summary_of
+from .feature_rows import feature_rows, feature_sentences, features_note
+from .summary import estimates_note, is_right_in, stopped_in, summary_of
 from .trace import Plain, SpanPlain, Trace, find_spans, walk
-from .votes import vote_sentence, votes_of
+from .votes import percentages, votes_of
 
 MOST_TEXT = 1_200_000
 """Bytes of long texts that a view holds; of those after them it holds the beginning and the end."""
@@ -49,14 +50,15 @@ def view_of(trace: Trace, strategies: Sequence[str], explained: Explanation | No
         "answers": _answers(trace),
         "graph": _graph(trace, spans, strategies),
         "candidates": _candidates(trace),
-        "why": [f"{sentence}." for sentence in (*margin_sentences(trace), *not_compared(trace, strategies))],
+        "why": [f"{sentence}." for sentence in (*_compared(trace), *not_compared(trace, strategies))],
         "note": estimates_note(trace),
         "features": [asdict(row) for row in feature_rows(trace, explained)],
+        "features_said": [f"{sentence}." for sentence in feature_sentences(explained)],
         "features_note": features_note(explained, trace),
         "runner_up": explained.runner_up if explained else "",
         "costs": [asdict(part) for part in cost_parts(trace)],
         "in_context_tokens": trace.result.get("in_context_tokens"),
-        "missed": [f"{sentence}." for sentence in missed_estimates(trace)],
+        "missed": [f"{sentence}." for sentence in (*missed_estimates(trace), time_sentence(trace)) if sentence],
         "training": [_adapter(trace, adapter) for adapter in find_spans(trace.root, "adapter")],
         "first_step": _first_step(trace, spans),
         "steps": [_step(span, depth, texts) for span, depth in walk(trace.root)],
@@ -66,6 +68,10 @@ def view_of(trace: Trace, strategies: Sequence[str], explained: Explanation | No
     }
     plain: Plain = finite_or_none(view)
     return plain
+
+
+def _compared(trace: Trace) -> list[str]:
+    return [*margin_sentences(trace), *threshold_sentences(trace)]
 
 
 def _title(trace: Trace) -> str:
@@ -92,15 +98,10 @@ def _answers(trace: Trace) -> list[Plain]:
     """One row for each attempt, the in-context one first: its value, and whether that is right."""
     final = trace.result.get("strategy") if trace.status == "answered" else None
     attempts = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
-    kind, right = trace.task_facts.get("kind", "text"), trace.task_facts.get("answer")
-    first = trace.decisions[0] if trace.decisions else {}
-    scores, by_rule = first.get("scores", {}), not first.get("utilities")
     return [
         {
-            "strategy": name, "value": attempt["value"], "text": attempt["text"], "error": attempt["error"],
-            "confidence": attempt["confidence"], "estimated": scores.get(name), "by_rule": by_rule,
-            "difference": difference_text(kind, attempt["value"], right) or size_text(kind, attempt["value"]),
-            "votes": vote_sentence(votes_of(trace, name)), "candidates": _voted(trace, attempt),
+            "strategy": name, "moment": moment(trace, attempt), "value": attempt["value"], "error": attempt["error"],
+            "said": card_sentences(trace, attempt), "candidates": _voted(trace, attempt),
             "right": is_right_in(trace, attempt), "final": name == final,
         }
         for name, attempt in attempts.items()
@@ -108,11 +109,18 @@ def _answers(trace: Trace) -> list[Plain]:
 
 
 def _voted(trace: Trace, attempt: Mapping[str, Any]) -> list[Plain]:
-    """The answers that had votes, each with whether it is right, and the number of its votes where that is known."""
+    """The answers that had votes: their votes in words, and whether each is right."""
     counted = votes_of(trace, attempt["strategy"]).get("candidates", [])
-    votes = [each["votes"] for each in counted] if len(counted) == len(attempt["candidates"]) else []
-    rows = [{**each, "right": is_right_in(trace, each)} for each in attempt["candidates"]]
-    return [{**row, "votes": count} for row, count in zip(rows, votes, strict=True)] if votes else rows
+    candidates = attempt["candidates"]
+    shares = [f"{percent}%" for percent in percentages([each["share"] for each in candidates])]
+    if len(counted) == len(candidates):
+        votes = [each["votes"] for each in counted]
+        pairs = zip(votes, shares, strict=True)
+        shares = [f"{count} {'vote' if count == 1 else 'votes'} ({share})" for count, share in pairs]
+    return [
+        {"value": each["value"], "votes": share, "right": is_right_in(trace, each)}
+        for each, share in zip(candidates, shares, strict=True)
+    ]
 
 
 def _graph(trace: Trace, spans: Sequence[SpanPlain], strategies: Sequence[str]) -> Plain:
@@ -130,7 +138,7 @@ def _candidates(trace: Trace) -> list[Plain]:
     """The rows of `candidates_of`, each with `gain`: its utility minus that of the in-context answer."""
     rows = candidates_of(trace)
     base = next((row.utility for row in rows if row.strategy == BASE), None)
-    gains = [None if base is None or row.utility is None else row.utility - base for row in rows]
+    gains = [None if base is None or row.utility is None else round(row.utility, 3) - round(base, 3) for row in rows]
     return [{**asdict(row), "gain": gain} for row, gain in zip(rows, gains, strict=True)]
 
 
@@ -149,11 +157,10 @@ def _adapter(trace: Trace, adapter: SpanPlain) -> Plain:
         "strategy": strategy,
         "identity": {name: facts[name] for name in _ADAPTER if name in facts},
         "sentence": adapter_sentence(facts),
+        "recipe": recipe_sentence(recipe_of(trace, strategy)),
         "modules": facts.get("modules", {}),
         "steps": record.get("steps", len(losses)),
-        "stopped": how_it_stopped(record["stop_reason"], last_evaluation(trace, strategy))
-        if record
-        else "ended by an error",
+        "stopped": stopped_in(trace, strategy, record["stop_reason"]) if record else "ended by an error",
         "losses": losses,
         "held_out": [(e["step"], 100 * e["right"] / max(1, e["of"])) for e in evaluations if "right" in e],
         "cross_validation": attempt.get("cross_validation"),

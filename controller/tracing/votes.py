@@ -41,5 +41,29 @@ def vote_sentence(vote: Mapping[str, Any]) -> str:
     )
 
 
+def views_sentence(vote: Mapping[str, Any]) -> str:
+    """What the answers of a vote are answers to; empty without a vote."""
+    if not vote:
+        return ""
+    views, adapters = int(vote["views"]), max(1, round(vote["answers"] / max(1, vote["views"])))
+    text = (
+        f"{views} prompts were answered: the task as it is, and the same task with its demonstrations in other orders"
+    )
+    if kinds := vote["transformations"]:
+        text += f" and under {kinds} invertible transformation{'' if kinds == 1 else 's'}, undone in the answers"
+    if adapters > 1:
+        text += f"; each was answered by {adapters} adapters, one for each fold"
+    return f"{text}. Each answer is a vote."
+
+
+def percentages(shares: Sequence[float]) -> list[int]:
+    """Shares that sum to 1 as percentages that sum to 100: those with the largest remainders are rounded up."""
+    whole = [int(100 * share + 1e-9) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: (whole[i] - 100 * shares[i], i))
+    for index in order[: max(0, round(100 * sum(shares)) - sum(whole))]:
+        whole[index] += 1
+    return whole
+
+
 def _answers(count: int) -> str:
     return "answer" if count == 1 else f"{count} answers"

@@ -44,7 +44,7 @@ def alternatives(trace: Trace) -> list[str]:
         f"{score:.3f} {decision['costs'][name]:.0f}x {decision['utilities'][name]:.3f}"
         for name, score in decision["scores"].items()
     ]
-    best, second = sorted(decision["utilities"].values(), reverse=True)[:2]
+    best, second = (round(value, 3) for value in sorted(decision["utilities"].values(), reverse=True)[:2])
     return [*estimates, f"by {best - second:.3f} in expected utility"]
 
 
@@ -89,7 +89,8 @@ QUESTIONS: dict[str, Key] = {
         "Right" if t.result["right"] else "Wrong", f"right answer {numbers(t.task.answer)}",
     ],
     "What did the model answer without training, and how sure was it?": lambda t: [
-        numbers(t.in_context["value"]), f"probability {t.in_context['confidence']:.2f}",
+        numbers(t.in_context["value"]), f"token sequence probability {t.in_context['confidence']:.2f}",
+        f"right with probability {t.decisions[0]['scores']['in_context']:.3f}" if t.decisions[0]["utilities"] else "",
     ],
     "How long did training go on, and why did it stop?": training,
     "Where did the time go?": stage,

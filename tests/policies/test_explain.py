@@ -37,6 +37,16 @@ def test_contributions_are_differences_of_the_policys_own_estimates(learned):
     )
 
 
+def test_an_explanation_has_the_difficulty_of_a_usual_task_and_the_usual_range_of_each_feature(learned):
+    features = at(-0.25)
+    explanation = explain(learned, features, ALL)
+    medians = {one.feature: one.median for one in explanation.contributions}
+    usual = dataclasses.replace(features, values={**features.values, **medians})
+    assert explanation.difficulty_at_medians == learned.decide(usual, ALL).difficulty
+    assert explanation.difficulty_at_medians != explanation.decision.difficulty
+    assert all(one.low <= one.median <= one.high for one in explanation.contributions)
+
+
 def test_a_query_out_of_distribution_is_explained_by_the_fallback(learned):
     without = LearnedPolicy(dataclasses.replace(learned.trained, evidence=None))
     explanation = explain(without, at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0)), ALL)

@@ -32,7 +32,7 @@ def test_an_easy_query_keeps_its_in_context_answer(learned):
     assert decision.strategy == "in_context"
     assert decision.difficulty < 0.2
     assert "likely right" in decision.reason
-    assert "is not worth its cost" in decision.reason
+    assert "no other strategy is worth its cost" in decision.reason
 
 
 def test_a_query_that_training_helps_is_trained_on(learned):

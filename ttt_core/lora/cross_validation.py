@@ -119,6 +119,8 @@ class HeldOutMonitor:
     """Of the longest evaluation."""
     _evaluations: list[list[list[AnswerScore]]] = field(default_factory=list)
     _steps: list[int] = field(default_factory=lambda: [0])
+    _tokens: int = 0
+    """That the last evaluation read."""
 
     def __post_init__(self) -> None:
         self._evaluations.append([list(fold) for fold in self.base_scores])
@@ -137,7 +139,7 @@ class HeldOutMonitor:
         with span("evaluate", step=step) as evaluation:
             self._evaluations.append(self._scores(weights))
             right, likelihood = self._mean_score(len(self._evaluations) - 1, None)
-            evaluation.set(right=right, of=sum(map(len, self.prompts)), log_prob=likelihood)
+            evaluation.set(right=right, of=sum(map(len, self.prompts)), log_prob=likelihood, tokens=self._tokens)
         self.seconds = max(self.seconds, clock.monotonic() - began)
         self._steps.append(step)
         if self._best() == len(self._steps) - 1:
@@ -161,10 +163,12 @@ class HeldOutMonitor:
     @torch.no_grad()
     def _scores(self, weights: LoraWeights) -> list[list[AnswerScore]]:
         """Scores of the held-out demonstrations by their folds' adapters."""
-        scores = []
+        scores, self._tokens = [], 0
         for index, fold in enumerate(self.prompts):
             prompts = [replace(prompt, answers=prompt.answers[-1:]) for prompt in fold]
-            self.charge(sum(len(p.ids) for p in prompts), 0)
+            tokens = sum(len(p.ids) for p in prompts)
+            self.charge(tokens, 0)
+            self._tokens += tokens
             with weights.select(index).attached(self.loaded.model):
                 scores.append([score_of(row[-1]) for row in score_answers(self.loaded, prompts, self.max_tokens)])
         return scores

@@ -109,4 +109,4 @@ def test_phases_of_a_run_are_shown_in_words(monkeypatch: pytest.MonkeyPatch) -> 
             written.text = ""
             progress.refresh()
             assert f"one: {expected}" in plain(written.text)
-            assert "about 90 s" in plain(written.text)
+            assert "at most about 90 s" in plain(written.text)

@@ -103,7 +103,7 @@ QUESTIONS = {
     "what it cost": r"Attempt ttt_crossfit: \d+\.\d+ s",
     "whether training helped on held-out demonstrations":
         r"held-out demonstrations right \d/\d before training, \d/\d after",
-    "whether the weights came back": r"The weights are unchanged: \d+ tensors",
+    "whether the weights came back": r"The weights are unchanged\. .*detached before the proof.* \d+ tensors",
     "what would have changed the decision": r"only another --strategy or --policy",
     "the prompt format": r"Prompt format compact",
     "the seed": r"seed 0",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
-from autottt.controller.tracing.adapters import adapter_sentence
+from autottt.controller.tracing.adapters import adapter_sentence, recipe_sentence
+from autottt.ttt_core.recipes import Recipe
 
 FACTS = {
     "rank": 16, "alpha": 16.0, "folds": 1, "bytes": 1818624, "hash": "339933d378ee", "weight_share": 0.9793,
@@ -37,3 +40,11 @@ def test_folds_are_several_adapters():
 
 def test_a_training_that_failed_has_no_adapter():
     assert adapter_sentence({"strategy": "ttt_direct"}) == ""
+
+
+def test_a_recipe_has_learning_rate_planned_steps_and_the_limit_of_the_loss():
+    text = recipe_sentence(asdict(Recipe(learning_rate=0.003, max_steps=24, batch_size=6, early_stop_loss=0.01)))
+    assert "learning rate 0.003" in text
+    assert "at most 24 steps of 6 prompts" in text
+    assert "two steps in a row have a loss below 0.01" in text
+    assert recipe_sentence({}) == ""

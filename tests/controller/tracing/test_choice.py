@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autottt.controller.tracing.choice import margin_sentences, not_compared
+from autottt.controller.tracing.choice import margin_sentences, not_compared, threshold_sentences
 from autottt.controller.tracing.trace import Trace
 from autottt.strategies.registry import strategies
 from tests.controller.tracing.sample_traces import LIST, span, trace_of, trace_with
@@ -62,3 +62,21 @@ def test_a_policy_that_compares_nothing_is_named():
     assert list(margin_sentences(trace)) == []
     assert "the policy, always in_context, compares no others" in " ".join(not_compared(trace, ["ttt_direct"]))
     assert "decides by a rule" in " ".join(not_compared(trace_of("heuristic", LIST), ["ttt_race"]))
+
+
+def test_the_lead_is_that_of_the_printed_utilities():
+    lead, _ = margin_sentences(
+        decided({"in_context": 0.4006, "ttt_direct": 0.4514}, {"in_context": 0.0, "ttt_direct": 65.0}, "in_context")
+    )
+    assert "by 0.015 in expected utility (0.401 against 0.386)" in lead
+
+
+def test_the_threshold_stands_beside_the_estimate_and_looks_different_where_it_is():
+    trace = decided({**SCORES, "in_context": 0.59996}, COSTS, "ttt_in_context")
+    trace.attributes["policy"]["thresholds"]["keep_threshold"] = 0.6
+    (text,) = threshold_sentences(trace)
+    assert text.endswith("from an estimated probability of 0.60000 on; here it is 0.59996, which is below it")
+    trace.attributes["policy"]["thresholds"]["keep_threshold"] = 0.0
+    (text,) = threshold_sentences(trace)
+    assert "No threshold of probability decides" in text
+    assert list(threshold_sentences(trace_of("in_context", LIST))) == []

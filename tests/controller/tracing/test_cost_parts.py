@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates
+from autottt.controller.tracing.candidates import candidates_of
+from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates, time_sentence
 from autottt.controller.tracing.trace import Trace
 from tests.controller.tracing.sample_traces import GRID, LIST, failed_trace, trace_of
 
@@ -54,10 +55,45 @@ def test_an_estimate_is_compared_with_what_was_measured(runs, estimate, words):
     trace.in_context["cost"]["seconds"] = attempt["cost"]["seconds"] / measured
     tokens, seconds = missed_estimates(trace)
     assert tokens.endswith(words)
-    assert seconds.endswith(words)
+    assert seconds.endswith(f"{100 / estimate:.0f}% of it")
+    assert "a conversion" in seconds
 
 
 def test_nothing_is_summed_or_missed_where_nothing_was_estimated_or_finished(runs):
     assert list(missed_estimates(runs["crossfit"])) == []
     assert cost_parts(failed_trace()) == []
     assert cost_sentence(failed_trace()) == ""
+
+
+def test_a_training_that_stopped_early_is_the_cause_of_a_lower_cost(runs):
+    trace = runs["crossfit"].as_stored()
+    trace.decisions[0]["costs"]["ttt_crossfit"] = 1e6
+    trace.attempts[0]["training_record"]["steps"] = 2
+    text = next(missed_estimates(trace))
+    assert text.endswith("% of the estimate; training stopped after 2 of at most 3 steps")
+
+
+def test_an_in_context_answer_misses_no_estimate():
+    trace = trace_of("in_context", LIST)
+    trace.decisions[0]["costs"]["in_context"] = 0.0
+    (text,) = missed_estimates(trace)
+    assert "no estimate could be missed" in text
+    assert [row.measured_cost for row in candidates_of(trace)] == [0.0]
+
+
+def test_answers_to_held_out_demonstrations_are_a_part_of_their_own(runs):
+    parts = {part.name: part for part in cost_parts(runs["crossfit"])}
+    held_out = parts["answers to held-out demonstrations during training of ttt_crossfit"]
+    assert held_out.seconds > 0
+    assert held_out.tokens > 0
+    assert "answers of ttt_crossfit" in parts
+
+
+def test_the_seconds_of_the_timeline_are_those_of_the_cost_and_what_lies_between_the_nodes(runs):
+    trace = runs["vote"].as_stored()
+    cost = trace.result["cost"]["seconds"]
+    trace.root["seconds"] = cost + 0.25
+    assert "0.25 s between them" in time_sentence(trace)
+    trace.root["seconds"] = cost - 0.25
+    assert "0.25 s of these" in time_sentence(trace)
+    assert time_sentence(failed_trace()) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autottt.controller.tracing.feature_rows import explained_decision, feature_rows, features_note
+from autottt.controller.tracing.feature_rows import explained_decision, feature_rows, feature_sentences, features_note
 from autottt.controller.tracing.trace import Trace
 from autottt.policies.bundle import load_bundle
 from autottt.policies.feature_glossary import GLOSSARY
@@ -59,3 +59,30 @@ def test_a_fixed_policy_says_that_no_feature_decided():
 
 def test_a_rule_of_thumb_has_no_contributions():
     assert explained_decision(trace_of("heuristic", LIST)) is None
+
+
+def test_the_strongest_features_on_both_sides_are_shown_first_and_named(learned):
+    explained = explained_decision(learned)
+    assert explained is not None
+    shown = {row.name for row in feature_rows(learned, explained) if row.shown}
+    ranked = sorted(explained.contributions, key=lambda one: one.difficulty)
+    text = " ".join(feature_sentences(explained))
+    for one in (ranked[0], ranked[-1]):
+        assert one.feature in shown
+        assert f"{one.feature} {one.difficulty:+.3f}" in text
+    assert {one.feature for one in ranked if one.instead != explained.decision.strategy} <= shown
+    assert f"{explained.difficulty_at_medians:.2f}" in text
+
+
+def test_a_feature_without_a_contribution_says_why(learned):
+    rows = {row.name: row for row in feature_rows(learned, explained_decision(learned))}
+    assert rows["kind_list"].unused == "no contribution: the kinds are one setting"
+    assert all(bool(row.unused) == (row.lead is None) for row in rows.values())
+
+
+def test_values_beyond_the_middle_of_the_training_set_are_unusual(learned):
+    explained = explained_decision(learned)
+    text = list(feature_sentences(explained))[-1]
+    for one in explained.contributions:
+        assert (f"{one.feature} {one.value:.3g} (usual" in text) == (not one.low <= one.value <= one.high)
+    assert list(feature_sentences(None)) == []

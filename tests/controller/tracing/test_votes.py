@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autottt.controller.tracing.votes import vote_sentence, votes_of
+import pytest
+
+from autottt.controller.tracing.votes import percentages, views_sentence, vote_sentence, votes_of
 from autottt.ttt_core.engine.answering import Answer
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.generation import TokenScores
@@ -51,3 +53,20 @@ def test_the_recorded_votes_are_those_of_the_shares(monkeypatch):
 
 def test_an_attempt_without_a_vote_has_no_sentence():
     assert vote_sentence(votes_of(trace_of("in_context", LIST), "in_context")) == ""
+
+
+@pytest.mark.parametrize(
+    ("shares", "percents"), [([7 / 8, 1 / 8], [88, 12]), ([1 / 3] * 3, [34, 33, 33]), ([1.0], [100]), ([], [])]
+)
+def test_percentages_of_votes_sum_to_100(shares, percents):
+    assert percentages(shares) == percents
+
+
+def test_a_vote_says_which_prompts_were_answered():
+    counted = {"views": 8, "transformations": 3, "answers": 8, **vote((8, -0.1), answers=8)}
+    text = views_sentence(counted)
+    assert text.startswith("8 prompts were answered: the task as it is")
+    assert "3 invertible transformations, undone" in text
+    assert "adapters" not in text
+    assert "by 4 adapters" in views_sentence({**counted, "answers": 32})
+    assert views_sentence({}) == ""
