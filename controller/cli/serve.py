@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...strategies.registry import check_names
-from ...ttt_core.errors import SettingsError
+from ...ttt_core.errors import ClosedError, SettingsError
 from ...ttt_core.model.source_check import check_source
-from .console import note
+from .console import note, print_error
 from .options import AnswerOptions, ModelOptions, PolicyOptions, Seed, TraceOptions, load_controller
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEYS_VARIABLE = "AUTOTTT_API_KEYS"
 """Environment variable with API keys, in place of a file."""
+CLUSTER_LOST = 1
+"""Exit code where the cluster has ended before the replicas were stopped."""
 _RAY_LIBRARIES = ("ray", "aiohttp", "grpc", "watchfiles")
 """Ray, and what Ray Serve imports."""
 _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
@@ -228,11 +230,15 @@ def _serve_on_ray(
     )
     note(f"{replicas} replicas on Ray ({cluster.ray}) load the model {name}")
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    run_replicas(
-        settings, address=str(cluster.ray), replicas=replicas, host=host, port=port,
-        gpus=1.0 if (device or "").startswith("cuda") else 0.0,
-        on_ready=lambda: note(f"listening on {url}; ready after {time.monotonic() - began:.1f} s"),
-    )  # fmt: skip
+    try:
+        run_replicas(
+            settings, address=str(cluster.ray), replicas=replicas, host=host, port=port,
+            gpus=1.0 if (device or "").startswith("cuda") else 0.0,
+            on_ready=lambda: note(f"listening on {url}; ready after {time.monotonic() - began:.1f} s"),
+        )  # fmt: skip
+    except ClosedError as error:
+        print_error(error)
+        os._exit(CLUSTER_LOST)  # otherwise the threads of Ray would wait for its cluster
     note("stopped")
 
 

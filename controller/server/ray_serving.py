@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,12 +21,13 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from ...ttt_core.errors import SettingsError
+from ...ttt_core.errors import ClosedError, SettingsError
 from .app import make_app
 from .engine import Engine
 from .guard import ApiKeys, Guard
 from .limits import Limits
 from .metrics import Metrics
+from .process_ends import children_in_own_groups, finish
 from .upstream import Upstream
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ APPLICATION = "autottt"
 LOCAL = "local"
 """The address that starts a cluster on this machine."""
 CONNECT_SECONDS = 5.0
+STOP_SECONDS = 30.0
+"""Time to stop the replicas, beyond that of their requests, and again to stop the cluster."""
+_POLL_SECONDS = 0.5
 HEALTH_SECONDS = 10.0
 """How often Ray asks a replica whether its model is what was loaded; one that says no is replaced."""
 _LOG = logging.getLogger("autottt.server")
@@ -91,7 +96,8 @@ def run_replicas(
 ) -> None:  # fmt: skip
     """Serves with replicas on the cluster at an address, until a signal stops the process. `gpus` is for each replica;
     `on_ready` is called once all have loaded the model. Raises `SettingsError` where the cluster cannot be reached or
-    is too small, or with the text of what loading the model raised."""
+    is too small, or with the text of what loading the model raised, and `ClosedError` where the cluster has ended
+    before the replicas were stopped: the process should then end by `os._exit`, since Ray waits for the cluster."""
     with _cluster(address, replicas):
         _check_room(address, replicas, gpus)
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": None})
@@ -104,43 +110,90 @@ def run_replicas(
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
+        target = serve.RunTarget(deployment.bind(settings), name=APPLICATION, route_prefix="/")
         try:
-            serve.run(deployment.bind(settings), name=APPLICATION, route_prefix="/")
-            on_ready()
-            stopped.wait()
-        except RuntimeError as error:
-            reason = _why_not_running() or str(error)
-            raise SettingsError(f"--ray {address}: the replicas could not be started: {reason}") from None
+            serve.run_many([target], wait_for_applications_running=False)
+            if _wait_until_running(address, stopped):
+                on_ready()
+                stopped.wait()
         finally:
-            serve.delete(APPLICATION)
+            _stop(partial(serve.delete, APPLICATION), settings.limits.shutdown_seconds + STOP_SECONDS)
+
+
+def _wait_until_running(address: str, stopped: threading.Event) -> bool:
+    """Whether all replicas run; False where the process is to stop before. Raises `SettingsError` where they cannot be
+    started, and `ClosedError` where the cluster has ended."""
+    cluster = ray.get_runtime_context().gcs_address
+    while not stopped.wait(_POLL_SECONDS):
+        if _why_no_answer(cluster) is not None:
+            raise ClosedError(f"the cluster at {cluster} has ended before the replicas were started")
+        application = serve.status().applications[APPLICATION]
+        if application.status == "RUNNING":
+            return True
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reason = _why_not_running() or application.message
+            raise SettingsError(f"--ray {address}: the replicas could not be started: {reason}")
+    return False
+
+
+def _stop(work: Callable[[], object], seconds: float) -> None:
+    """Stops something of the cluster. Raises `ClosedError` where that takes too long or the cluster has ended."""
+    cluster = ray.get_runtime_context().gcs_address
+    if not finish(work, seconds=seconds, is_possible=lambda: _why_no_answer(cluster) is None):
+        raise ClosedError(
+            f"the cluster at {cluster} has ended, or took longer than {seconds:g} s, before the replicas were stopped: "
+            "requests under way may be lost"
+        )
 
 
 @contextmanager
 def _cluster(address: str, replicas: int) -> Iterator[None]:
-    """The connection to a cluster; one that was started here ends with the body. Raises `SettingsError`."""
+    """The connection to a cluster; one that was started here ends with the body. Raises `SettingsError`.
+
+    Signals to the process group of this process do not reach the processes of a cluster that is started here: they end
+    after the replicas have finished.
+    """
     _check_address(address)
     cpus = max(replicas, os.cpu_count() or 1) if address == LOCAL else None
     try:
-        ray.init(address, num_cpus=cpus, log_to_driver=False, **({"include_dashboard": False} if cpus else {}))
+        with children_in_own_groups():
+            ray.init(address, num_cpus=cpus, log_to_driver=False, **({"include_dashboard": False} if cpus else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(f"--ray {address}: the cluster cannot be reached: {error}") from None
     try:
         yield
-    finally:
-        if address == LOCAL:
-            serve.shutdown()
-        ray.shutdown()
+    except ClosedError:
+        raise
+    except BaseException:
+        _disconnect(address)
+        raise
+    _disconnect(address)
+
+
+def _disconnect(address: str) -> None:
+    """Ends the connection to a cluster, and a cluster that was started here."""
+    if address == LOCAL:
+        _stop(serve.shutdown, STOP_SECONDS)
+    ray.shutdown()
 
 
 def _check_address(address: str) -> None:
     """Raises `SettingsError` where nothing listens at an address with a port: Ray itself tries for minutes."""
+    error = None if address == LOCAL else _why_no_answer(address)
+    if error is not None:
+        raise SettingsError(f"--ray {address}: nothing answers there ({error}); `ray status` names a cluster")
+
+
+def _why_no_answer(address: str) -> OSError | None:
+    """The error of connecting to an address; None where something listens, or the address has no port."""
     url = urlsplit(address if "://" in address else f"//{address}")
-    if address == LOCAL or url.port is None:
-        return
+    if url.port is None:
+        return None
     try:
         socket.create_connection((url.hostname, url.port), CONNECT_SECONDS).close()
     except OSError as error:
-        raise SettingsError(f"--ray {address}: nothing answers there ({error}); `ray status` names a cluster") from None
+        return error
+    return None
 
 
 def _why_not_running() -> str:

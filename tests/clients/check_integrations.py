@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +148,45 @@ def check_ray(environment: Environment, folder: Path) -> str:
         nowhere = subprocess.run(lost, capture_output=True, text=True, check=False)
         assert nowhere.returncode == 2, nowhere
         assert "nothing answers there" in nowhere.stderr, nowhere
-        process.terminate()
-        assert process.wait(120) == 0, log.read_text(errors="replace")[-2000:]
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(50) == 0, log.read_text(errors="replace")[-2000:]
+        assert not (left := session_of(process.pid)), left
     return f"2 replicas, decisions by replica {sorted(counts)}, one adapter trained and shared, streams, stops with 0"
+
+
+def check_ray_signals(environment: Environment, folder: Path) -> str:
+    """SIGTERM to every process, also to Ray's: the cluster ends before the replicas are stopped."""
+    log = folder / "ray.log"
+    command = [str(environment.binaries / "autottt"), "serve", "--ray", "local", "--port", str(RAY_PORT)]
+    with running(command, folder, log) as process:
+        wait_for(f"http://127.0.0.1:{RAY_PORT}/readyz", log)
+        for each in session_of(process.pid):
+            os.kill(each, signal.SIGTERM)
+        assert process.wait(50) == 1, log.read_text(errors="replace")[-2000:]
+    assert "has ended" in log.read_text(errors="replace"), log.read_text(errors="replace")[-2000:]
+    assert not (left := session_of(process.pid)), left
+    return "exits with 1 and says why, nothing is left"
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes of a session that run, after those that are ending have had some seconds."""
+    found: list[int] = []
+    for _ in range(20):
+        found = [pid for pid, (state, _, session) in processes().items() if session == leader and state != "Z"]
+        if not found or leader in found:
+            break
+        time.sleep(0.5)
+    return found
+
+
+def processes() -> dict[int, tuple[str, int, int]]:
+    """Every process: its state, its parent and its session."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent, _, session = file.read_text().rpartition(")")[2].split()[:4]
+            found[int(file.parent.name)] = (state, int(parent), int(session))
+    return found
 
 
 def served_by(url: str) -> int:
@@ -158,12 +197,14 @@ def served_by(url: str) -> int:
 
 
 DECISIONS = "print(json.dumps([sample.output.metadata['decision'] for sample in log.samples]))"
+RAY = ("ray[serve]==2.60.0",)
 HARNESSES = ("lm-eval==0.4.13", "inspect-ai==0.3.285")
 CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Environment, Path], str]]] = {
     "langchain": (("langchain-tests==1.1.9",), check_langchain),
     "lm-eval": (HARNESSES, check_lm_eval),
     "inspect-ai": (HARNESSES, check_inspect),
-    "ray": (("ray[serve]==2.60.0",), check_ray),
+    "ray": (RAY, check_ray),
+    "ray-signals": (RAY, check_ray_signals),
     "langgraph": (("langgraph-cli[inmem]==0.4.40",), check_langgraph),
 }
 """By name: the packages of the environment, and the check."""

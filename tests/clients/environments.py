@@ -53,11 +53,12 @@ class Environment:
 
 @contextmanager
 def running(command: Sequence[str], folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is stopped at the end, as Ctrl-C does. What it prints goes to `log`."""
+    """A process, the leader of its group, that is stopped at the end as Ctrl-C does. What it prints goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            list(command), cwd=folder, env={**os.environ, **OFFLINE}, stdout=output, stderr=subprocess.STDOUT
-        )
+            list(command), cwd=folder, env={**os.environ, **OFFLINE}, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             yield process
         finally:
