@@ -315,7 +315,7 @@ function onResult(result, task) {
   const adapted = facts.adaptation, proof = facts.proof;
   const training = !adapted ? fact("Training", "None", "The answer is that of the unadapted model.", "plain")
     : fact("Training", `${adapted.steps} steps`, `Loss ${fixed(adapted.first_loss, 3)} to ${fixed(adapted.last_loss, 3)} in ${seconds(adapted.seconds)}${adapted.from_cache ? "; the adapter was cached" : ""}.`, "plain");
-  const weights = proof ? fact("Base weights", "Unchanged", `${proof.tensors} tensors were compared (method ${proof.method}); content hash ${proof.hash}.`, "good")
+  const weights = proof ? fact("Base weights", "Unchanged", `${proof.tensors} tensors were compared with the state at load ${proof.method === "full" ? "byte by byte" : "by address, version and one block of bytes each"}; all were equal. Content hash ${proof.hash}.`, "good")
     : fact("Base weights", "Not verified", "The run ended without a proof.", "bad");
   answerNode.replaceChildren(
     html("div", { class: "cards" }, card("query", task.query), card("in context, before training", facts.in_context_answer, false), card(html("span", {}, facts.strategy, html("span", { class: "tag" }, "answer of the run")), result.answer, true)),

@@ -142,6 +142,19 @@ def test_a_cell_that_differs_from_the_right_answer_is_marked(opened):
     assert opened.tab.evaluate(f"({crosses})([[1, 0], [0, 4]])") == 3
 
 
+def test_cells_have_their_numbers_where_they_are_large_enough_and_the_page_has_a_colour_key(opened):
+    key = opened.tab.locator("#summary svg.grid[aria-label='grid 1 by 10: 0 1 2 3 4 5 6 7 8 9'] text")
+    assert key.evaluate_all("texts => texts.map(text => text.textContent).join('')") == "0123456789"
+    numbers = "size => gridNode(Array(size).fill(Array(size).fill(3))).querySelectorAll('text').length"
+    assert [opened.tab.evaluate(numbers, size) for size in (2, 30)] == [4, 0]
+
+
+def test_cards_say_whether_an_answer_is_from_before_or_after_training(opened):
+    titles = " ".join(opened.tab.locator(".card figcaption").all_inner_texts())
+    assert "in_context, before training" in titles
+    assert "ttt_crossfit, after training" in titles
+
+
 # --- mouse and keyboard ----------------------------------------------------------------------------------------------
 
 
