@@ -171,8 +171,9 @@ def _cluster(address: str, replicas: int) -> Iterator[None]:
 
 
 def _disconnect(address: str) -> None:
-    """Ends the connection to a cluster, and a cluster that was started here."""
-    if address == LOCAL:
+    """Ends the connection to a cluster, and a cluster that was started here; Ray Serve, which listens on the port, ends
+    with its last application."""
+    if address == LOCAL or not serve.status().applications:
         _stop(serve.shutdown, STOP_SECONDS)
     ray.shutdown()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,17 +22,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from check_clients import INSPECT, SHOTS, write_tasks
-from environments import ROOT, Environment, running
+from environments import ROOT, Environment, running, running_server
 
 sys.path.insert(0, str(ROOT / "examples"))
 import agent
 
-PORT, RAY_PORT = 8123, 8124
+PORT, RAY_PORT, RAY_NODES_PORT = 8123, 8124, 8125
 TASK = {
     "demonstrations": [
         {"input": [3, 1, 4], "output": [4, 1, 3]},
@@ -168,6 +169,64 @@ def check_ray_signals(environment: Environment, folder: Path) -> str:
     return "exits with 1 and says why, nothing is left"
 
 
+def check_ray_nodes(environment: Environment, folder: Path) -> str:
+    """Two nodes of one CPU each, as two machines have them: each gets a replica."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    ray = [str(environment.binaries / "python"), "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+    options = ("--replicas", "2", "--port", str(RAY_PORT), "--trace-store", "off", "--adapters", str(folder / "shared"))
+    address, log, url = f"127.0.0.1:{RAY_NODES_PORT}", folder / "ray.log", f"http://127.0.0.1:{RAY_PORT}"
+    head = [*ray, "--head", "--port", str(RAY_NODES_PORT), "--include-dashboard=false", "--disable-usage-stats"]
+    serve = [str(environment.binaries / "autottt"), "serve", "--ray", address, *options]
+    tasks = [{**TASK, "strategy": strategy} for strategy in ("in_context", "ttt_direct")]
+    log.touch()
+    with running_server() as alone:
+        wait_for(f"{alone}/readyz", log)
+        expected = [str(call(f"{alone}/v1/solve", task)["answer"]) for task in tasks]
+    with ExitStack() as stack:
+        nodes = []
+        for name, command in (("head", head), ("other", [*ray, "--address", address])):
+            nodes.append(stack.enter_context(running(command, folder, folder / f"{name}.log", token)))
+            wait_for_text("Ray runtime started", folder / f"{name}.log")
+        process = stack.enter_context(running(serve, folder, log, token))
+        wait_for_text("listening on", log)
+        places = replicas_by_node([node.pid for node in nodes])
+        assert [len(replicas) for replicas in places] == [1, 1], places
+        answers = [[call(f"{url}/v1/solve", task) for task in tasks] for _ in range(8)]
+        assert all([str(each["answer"]) for each in both] == expected for both in answers), answers
+        trained = [both[1]["autottt"]["adaptation"]["from_cache"] for both in answers].count(False)
+        assert trained == 1, f"{trained} replicas have trained, though the folder of adapters is shared"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text(errors="replace")[-2000:]
+        assert not any(replicas_by_node([node.pid for node in nodes])), "replicas are left on the cluster"
+        with suppress(urllib.error.URLError):
+            raise AssertionError(f"{url} still answers: {call(f'{url}/healthz')}")
+        for node in reversed(nodes):
+            node.terminate()
+            node.wait(60)
+    return "a replica on each of two nodes, answers as without Ray, one adapter trained and shared, nothing is left"
+
+
+def replicas_by_node(nodes: list[int]) -> list[list[int]]:
+    """The replicas that run below each process of `ray start`."""
+    every = processes()
+    raylets = {pid: parent for pid, (_, parent, _) in every.items() if parent in nodes}
+    found: list[list[int]] = [[] for _ in nodes]
+    for pid, (state, parent, _) in every.items():
+        with suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if state != "Z" and parent in raylets and title.startswith(b"ray::ServeReplica"):
+                found[nodes.index(raylets[parent])].append(pid)
+    return found
+
+
+def wait_for_text(text: str, log: Path, seconds: float = 120) -> None:
+    """Waits until a program has printed a text. Raises `AssertionError` with its log."""
+    ends = time.monotonic() + seconds
+    while text not in log.read_text(errors="replace"):
+        assert time.monotonic() < ends, log.read_text(errors="replace")[-2000:]
+        time.sleep(0.5)
+
+
 def session_of(leader: int) -> list[int]:
     """The processes of a session that run, after those that are ending have had some seconds."""
     found: list[int] = []
@@ -205,6 +264,7 @@ CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Environment, Path], str]]] = 
     "inspect-ai": (HARNESSES, check_inspect),
     "ray": (RAY, check_ray),
     "ray-signals": (RAY, check_ray_signals),
+    "ray-nodes": (RAY, check_ray_nodes),
     "langgraph": (("langgraph-cli[inmem]==0.4.40",), check_langgraph),
 }
 """By name: the packages of the environment, and the check."""

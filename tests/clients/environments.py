@@ -52,12 +52,14 @@ class Environment:
 
 
 @contextmanager
-def running(command: Sequence[str], folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], folder: Path, log: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process, the leader of its group, that is stopped at the end as Ctrl-C does. What it prints goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            list(command), cwd=folder, env={**os.environ, **OFFLINE}, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            list(command), cwd=folder, env={**os.environ, **OFFLINE, **(variables or {})}, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             yield process
