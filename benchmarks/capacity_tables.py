@@ -91,7 +91,7 @@ def measured_table(models: Sequence[Capacity]) -> list[str]:
         return f"{one:.3g}; {two:.3g} ({each.ratios[name]:.2f} times)"
 
     def of_memory(name: str) -> list[str]:
-        return [f"{each.megabytes[name]:.3g} MB" for each in models]
+        return [_megabytes(each.megabytes[name]) for each in models]
 
     lines: dict[str, Iterable[str]] = {
         "easy queries a second": (cells("easy", each) for each in models),
@@ -152,3 +152,7 @@ def _line(*cells: object) -> str:
 
 def _rule(columns: int) -> str:
     return "|---" * columns + "|"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:,.0f} MB" if value >= 100 else f"{value:.3g} MB"
