@@ -64,6 +64,7 @@ def train_with_peft(learner: Learner, task: Task, recipe: Recipe, seed: int) -> 
     config = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout,
         target_modules=list(recipe.target_modules), task_type="CAUSAL_LM",
+        layers_to_transform=list(recipe.layers_to_transform) or None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, restoring(loaded.model):
         model = get_peft_model(loaded.model, config)

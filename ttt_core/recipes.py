@@ -67,6 +67,8 @@ class Recipe:
     """Largest norm of the gradient."""
     early_stop_loss: float = 0.0
     """Training stops early once two steps in a row had a loss below this, in nats; 0 takes every step."""
+    layers_to_transform: tuple[int, ...] = ()
+    """Numbers (from 0) of the layers whose modules get an adapter, as in PEFT; empty: all layers."""
 
     def __post_init__(self) -> None:
         """Raises `ModelError` for a setting that is not what it has to be. Numbers become `int` or `float`: equal
@@ -88,11 +90,20 @@ class Recipe:
         targets: object = self.target_modules
         if not isinstance(targets, tuple) or not targets or not all(isinstance(t, str) for t in targets):
             raise _refused("target_modules", "a tuple of names of modules, or ('all-linear',)", targets)
+        layers: object = self.layers_to_transform
+        if not isinstance(layers, tuple) or not all(type(n) is int and 0 <= n <= _LARGEST for n in layers):
+            raise _refused("layers_to_transform", "a tuple of numbers of layers, each at least 0", layers)
+        object.__setattr__(self, "layers_to_transform", tuple(sorted(set(layers))))
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What an adapter's weights depend on beside the model."""
+        return self.rank, self.alpha, self.target_modules, self.layers_to_transform
 
     @property
     def batching_key(self) -> tuple[object, ...]:
         """What the recipes of adapters that are trained side by side have in common."""
-        return self.rank, self.alpha, self.target_modules, self.dropout, self.loss
+        return *self.shape, self.dropout, self.loss
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
@@ -102,8 +113,9 @@ class Recipe:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(map(shortened, settings.keys() - known)):
             raise ModelError(f"unknown recipe settings [{', '.join(unknown[:5])}]; known are {sorted(known)}")
-        targets = settings.get("target_modules")
-        values = {**settings, "target_modules": tuple(targets)} if isinstance(targets, list) else settings
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
         return replace(cls(), **values)
 
 
@@ -163,12 +175,17 @@ def recipes_for_each(recipe: Recipe | Sequence[Recipe], count: int) -> list[Reci
     if len({one.batching_key for one in recipes}) > 1:
         forms = ", ".join(map(repr, dict.fromkeys(one.batching_key for one in recipes)))
         raise ModelError(
-            "adapters that are trained side by side have one rank, alpha, target_modules, dropout and loss; received "
+            "adapters that are trained side by side have one rank, alpha, target_modules, layers_to_transform, dropout "
+            f"and loss; received "
             f"{forms}: train them in groups"
         )
     return recipes
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """What tells a recipe from others: twelve hexadecimal digits."""
-    return hashlib.blake2b(repr(recipe).encode(), digest_size=6).hexdigest()
+    """What tells a recipe from others: twelve hexadecimal digits.
+
+    A recipe for all layers has the digest that it had before recipes could name layers: outcomes and policies keep it.
+    """
+    content = repr(recipe).replace(", layers_to_transform=()", "")
+    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()

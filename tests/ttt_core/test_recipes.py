@@ -62,6 +62,11 @@ def test_the_other_numbers_are_numbers(name: str, value: Any) -> None:
         ({"target_modules": "q_proj"}, r"target_modules: expected a tuple of names .*; received 'q_proj'"),
         ({"target_modules": []}, r"target_modules: expected a tuple of names"),
         ({"target_modules": [3]}, r"target_modules: expected a tuple of names .*; received \(3,\)"),
+        (
+            {"layers_to_transform": [-1]},
+            r"layers_to_transform: expected a tuple of numbers of layers.*received \(-1,\)",
+        ),
+        ({"layers_to_transform": 3}, r"layers_to_transform: expected a tuple of numbers of layers.*received 3"),
         ({"rnak": 3}, r"unknown recipe settings \['rnak'\]; known are .*'rank'"),
         ([], r"a recipe is an object of settings; received \[\]"),
     ],
@@ -79,6 +84,12 @@ def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
     settings = {**asdict(recipe), "target_modules": list(recipe.target_modules)}
     assert Recipe.from_settings(settings) == recipe
     assert recipe_digest(Recipe.from_settings(settings)) == recipe_digest(recipe)
+
+
+def test_recipes_for_other_layers_have_other_digests_whatever_the_order() -> None:
+    one, other, same = (Recipe.from_settings({"layers_to_transform": n}) for n in ([1, 2], [2], [2, 1, 2]))
+    assert one == same
+    assert len({recipe_digest(recipe) for recipe in (Recipe(), one, other)}) == 3
 
 
 def test_the_shipped_policy_knows_the_shipped_recipes_by_their_digests() -> None:

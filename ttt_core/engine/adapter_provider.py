@@ -265,11 +265,14 @@ class AdapterProvider:
         return examples, self._shaped(recipe)
 
     def _shaped(self, recipe: Recipe) -> Recipe:
-        """The recipe with the rank, alpha and modules of the starting adapter, where there is one."""
+        """The recipe with the rank, alpha, modules and layers of the starting adapter, where there is one."""
         if self.starting is None:
             return recipe
         start = self.starting.recipe
-        return replace(recipe, rank=start.rank, alpha=start.alpha, target_modules=start.target_modules)
+        return replace(
+            recipe, rank=start.rank, alpha=start.alpha, target_modules=start.target_modules,
+            layers_to_transform=start.layers_to_transform,
+        )  # fmt: skip
 
     def _train_batch(
         self, batch: Sequence[_Planned], on_step: OnPrefetchStep | None, is_wanted: Callable[[AdapterPlan], bool]

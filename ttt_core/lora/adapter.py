@@ -62,10 +62,8 @@ class Adapter:
     """Whose tasks it may be used for: adapters of other scopes are neither reused nor a start of training."""
 
     def matches(self, recipe: Recipe) -> bool:
-        """Whether this is a single adapter with the rank, alpha and target modules of the recipe."""
-        mine = self.recipe
-        same = (mine.rank, mine.alpha, mine.target_modules) == (recipe.rank, recipe.alpha, recipe.target_modules)
-        return self.weights.adapter_count == 1 and same
+        """Whether this is a single adapter with the rank, alpha, target modules and layers of the recipe."""
+        return self.weights.adapter_count == 1 and self.recipe.shape == recipe.shape
 
     def save(self, file: Path, name: str = "") -> None:
         """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that

@@ -34,6 +34,8 @@ from ..model.loading import LoadedModel
 from ..model.memory import free_memory, out_of_memory
 from ..recipes import Loss, Recipe
 from .dropout import Dropout
+from .lower_layers import MEMORY_SHARE as LOWER_SHARE
+from .lower_layers import LowerLayers
 from .optimizer import BatchedAdamW
 from .token_losses import token_losses
 
@@ -168,6 +170,8 @@ class GradientEngine:
         self.token_bytes: float | None = None
         """Bytes that a pass keeps of a padded token for its way back, once they are known."""
         self._on_cpu = on_cpu
+        self._lower: LowerLayers | None = None
+        """The layers below the lowest adapted one, once the memory is known."""
         self._now = clock.reader()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -245,6 +249,10 @@ class GradientEngine:
             self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
         else:
             self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
+        kept = LOWER_SHARE * self._memory
+        self._lower = LowerLayers.below(self._loaded.model, optimizer.weights().pairs, kept)
+        if self._lower is not None:
+            self._memory -= kept
 
     def _measurement_key(self, optimizer: BatchedAdamW) -> object:
         """What the bytes of a token depend on: the model's state, the layers, rank, dropout and loss, and what may be
@@ -422,8 +430,10 @@ class GradientEngine:
         each = one.end_row - one.first_row
         weights = optimizer.leaves(one.first_adapter, one.end_adapter, loaded.model.dtype)
         with torch.enable_grad(), weights.attached(loaded.model, dropout):
-            inputs = _loss_batch(loaded, [step.rows[a][n] for a, n in places], self._recipe.loss)
-            losses = inputs.losses(forward(loaded.model, inputs.batch, inputs.positions))
+            rows = [step.rows[a][n] for a, n in places]
+            inputs = _loss_batch(loaded, rows, self._recipe.loss)
+            read = forward if self._lower is None else partial(self._lower.logits, rows=rows)
+            losses = inputs.losses(read(loaded.model, inputs.batch, inputs.positions))
             counts = [sum(inputs.counts[at : at + each]) for at in range(0, len(places), each)]
             parts = torch.split(losses, counts)
             totals = torch.stack([part.sum() for part in parts])

@@ -73,8 +73,11 @@ class Coverage(NamedTuple):
     """Parts of the model's layers of which no module is adapted: see `PARTS`."""
 
 
-def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear layers that `targets` name; of a model that reads more than text, those of its text decoder.
+def target_modules(
+    model: PreTrainedModel, targets: Sequence[str], layers: Collection[int] = ()
+) -> dict[str, nn.Module]:
+    """The linear layers that `targets` name; of a model that reads more than text, those of its text decoder. `layers`
+    are the numbers of the decoder layers to choose from, as PEFT's `layers_to_transform`; empty: all.
 
     As in PEFT, a target is the end of a module's path, in whole components, and `all-linear` is every linear layer but
     the output head. A name of Llama's that the model does not have means the projection with the same role, possibly
@@ -82,24 +85,27 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, 
     left out (experts in parameters that PEFT does not adapt), one warning is logged for each model.
 
     Targets of which none has a meaning in this model mean `all-linear`, with a warning. Raises `ModelError` for
-    targets that match nothing beside some that do, and for Llama's names whose part cannot be adapted.
+    targets that match nothing beside some that do, for Llama's names whose part cannot be adapted, and for layers
+    without a target.
     """
-    chosen = _chosen(model, targets)
+    chosen = _chosen(model, targets, layers)
     return {n: m for n, m in linear_modules(model).items() if n in chosen}
 
 
-def target_parameters(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, TargetParameter]:
+def target_parameters(
+    model: PreTrainedModel, targets: Sequence[str], layers: Collection[int] = ()
+) -> dict[str, TargetParameter]:
     """The parameters that `targets` name although no linear layer holds them: experts, and for `all-linear` routers.
 
     They are among those that PEFT adapts for `all-linear`. Targets are matched as in `target_modules`: `gate_proj` and
     `up_proj` mean the fused projection of the experts. Raises as `target_modules` does.
     """
-    chosen = _chosen(model, targets)
+    chosen = _chosen(model, targets, layers)
     return {n: p for n, p in expert_parameters(model).items() if n in chosen}
 
 
-def _chosen(model: PreTrainedModel, targets: Sequence[str]) -> set[str]:
-    """Paths of the linear layers and parameters that targets name."""
+def _chosen(model: PreTrainedModel, targets: Sequence[str], layers: Collection[int]) -> set[str]:
+    """Paths of the linear layers and parameters that targets name, in all layers or those with the given numbers."""
     linear, parameters = linear_modules(model), expert_parameters(model)
     if not linear:
         raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
@@ -110,7 +116,25 @@ def _chosen(model: PreTrainedModel, targets: Sequence[str]) -> set[str]:
         matches = {target: _matches(roles, parameters, target) for target in targets}
         chosen = _without_misses(model, roles, matches)
     _warn_of_left_out(model, tuple(targets), chosen)
-    return chosen
+    return _in_layers(model, chosen, layers) if layers else chosen
+
+
+def _in_layers(model: PreTrainedModel, paths: Collection[str], layers: Collection[int]) -> set[str]:
+    """The paths in layers with the given numbers. Raises `ModelError` for a number without a path."""
+    numbers = {path: layer_number(path) for path in paths}
+    if unknown := sorted(set(layers) - set(numbers.values())):
+        known = sorted({number for number in numbers.values() if number is not None})
+        have = f"are in layers {known[0]} to {known[-1]}" if known else "are in no layer with a number"
+        raise ModelError(
+            f"layers_to_transform {unknown} hold no target of {type(model).__name__}, whose targets {have}"
+        )
+    return {path for path, number in numbers.items() if number in layers}
+
+
+def layer_number(path: str) -> int | None:
+    """The number of the layer that a module belongs to: the first in its path, as in PEFT; None without one."""
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", path)
+    return int(found[1]) if found else None
 
 
 def expert_parameters(model: PreTrainedModel) -> dict[str, TargetParameter]:

@@ -48,8 +48,8 @@ class LoraWeights:
         """New adapters, one per seed: down-projections Kaiming-uniform as in PEFT, up-projections zero."""
         pairs: dict[str, Pair] = {}
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        modules = target_modules(model, recipe.target_modules).items()
-        parameters = target_parameters(model, recipe.target_modules).items()
+        modules = target_modules(model, recipe.target_modules, recipe.layers_to_transform).items()
+        parameters = target_parameters(model, recipe.target_modules, recipe.layers_to_transform).items()
         shapes: dict[str, tuple[tuple[int, ...], int, int, int]]
         shapes = {n: ((), recipe.rank, *module_sizes(m)) for n, m in modules}
         shapes |= {n: (p.stack, recipe.rank * p.rank_factor, *p.sizes) for n, p in parameters}

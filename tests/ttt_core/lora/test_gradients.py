@@ -481,3 +481,24 @@ def test_file_cache_counts_as_free_memory_of_a_control_group(tmp_path: Any, monk
     assert memory.free_memory(torch.device("cpu")) == 610
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(torch.device("cpu")) > 610
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_gradient_flows_below_the_lowest_adapted_layer(architecture: str, task: Task) -> None:
+    loaded, rows = setting(architecture, torch.float32, task)
+    (layers,) = [m for m in loaded.model.modules() if isinstance(m, torch.nn.ModuleList)]
+    recorded: dict[int, list[bool]] = {0: [], 1: []}
+
+    def note(number: int, output: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            recorded[number].append(output.requires_grad)
+
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda m, args, out, n=number: note(n, out))
+    recipe = replace(RECIPE, layers_to_transform=(1,), max_steps=2)
+    weights, (done,) = train(loaded, rows[:1], recipe, [0])
+    assert recorded[0]
+    assert not any(recorded[0])
+    assert all(recorded[1])
+    assert all(".1." in name for name in weights.pairs)
+    assert done.losses[1] != done.losses[0]

@@ -224,3 +224,15 @@ def test_gradient_checkpointing_changes_nothing_and_the_log_says_so_once(
     assert adapters[0].weights.digest() == adapters[1].weights.digest() == expected.weights.digest()
     (message,) = [r.getMessage() for r in caplog.records if "checkpointing" in r.getMessage()]
     assert "has no effect here" in message
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
+def test_the_layers_of_a_recipe_are_those_that_peft_adapts(architecture: str) -> None:
+    model = tiny_model(architecture)
+    names = sorted({path.rpartition(".")[2] for path in target_modules(model, ("all-linear",))})
+    config = LoraConfig(r=2, target_modules=names, layers_to_transform=[1], task_type="CAUSAL_LM")
+    wrapped = get_peft_model(copy.deepcopy(model), config)
+    theirs = {n.removeprefix("base_model.model.") for n, m in wrapped.named_modules() if hasattr(m, "lora_A")}
+    assert target_modules(model, ("all-linear",), (1,)).keys() == theirs
+    with pytest.raises(ModelError, match=r"layers_to_transform \[7\] hold no target of .* are in layers 0 to 1"):
+        target_modules(model, ("all-linear",), (1, 7))
