@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,10 +27,12 @@ from autottt import make_task
 from autottt.strategies.adapter_training import BIG_BENCH_RECIPE
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.gradients import loss_positions
+from autottt.ttt_core.lora.lower_layers import LowerLayers
 from autottt.ttt_core.lora.training import train
 from autottt.ttt_core.model.encoding import Encoded, pad_id_of
 from autottt.ttt_core.model.fingerprint import restoring
 from autottt.ttt_core.model.loading import load_model
+from autottt.ttt_core.recipes import Recipe
 
 RECIPE = replace(BIG_BENCH_RECIPE, dropout=0.0, max_steps=4)
 RATE_TOKENS, MEMORY_TOKENS = 300, 288
@@ -61,7 +64,36 @@ def training_rows(name: str, source: str, learner: Learner, rounds: int) -> list
         {"name": f"{name}: memory that training adds, batch 2 of {MEMORY_TOKENS} tokens",
          "value": round(memory[0] / memory[1], 2), "unit": "times", "against": "Trainer + PEFT", "goal": 0.5,
          "holds": memory[0] <= 0.5 * memory[1], "seconds": None, "megabytes": [round(m / 1e6) for m in memory]},
+        upper_half_row(name, learner, rows, rounds),
     ]  # fmt: skip
+
+
+def upper_half_row(name: str, learner: Learner, rows: Sequence[Encoded], rounds: int) -> Row:
+    """Adapters on the upper half of the layers: what the lower ones gave is kept, or computed at each step."""
+    layers = learner.loaded.model.config.get_text_config().num_hidden_layers
+    recipe = replace(RECIPE, layers_to_transform=tuple(range(layers // 2, layers)))
+
+    def seconds(adapted: Recipe) -> float:
+        began = time.perf_counter()
+        with learner.guarded.compute(None):
+            train(learner.loaded, [rows], adapted, [0])
+        return time.perf_counter() - began
+
+    seconds(recipe)  # the model is tried once
+    kept, computed, whole = [], [], []
+    for _ in range(rounds):
+        kept.append(seconds(recipe))
+        with patch.object(LowerLayers, "below", return_value=None):
+            computed.append(seconds(recipe))
+        whole.append(seconds(RECIPE))
+    ratio, of_whole = (
+        statistics.median(b / a for a, b in zip(kept, other, strict=True)) for other in (computed, whole)
+    )
+    return {
+        "name": f"{name}: {RECIPE.max_steps} steps on the upper half of the layers, lower ones read once",
+        "value": round(ratio, 2), "unit": "times as fast", "against": "lower layers read at each step", "goal": None,
+        "holds": None, "seconds": round(statistics.median(kept), 2), "times_as_fast_as_all_layers": round(of_whole, 2),
+    }  # fmt: skip
 
 
 def _prompts(learner: Learner, tokens: int, count: int) -> list[Encoded]:
