@@ -43,6 +43,13 @@ def candidates_of(trace: Trace) -> list[CandidateRow]:
     return sorted(rows, key=lambda row: (not row.chosen, -(row.utility if row.utility is not None else -9e9)))
 
 
+def mark_of(trace: Trace, row: CandidateRow) -> str:
+    """What became of a candidate; empty for one that was not chosen."""
+    if row.chosen:
+        return "chosen" if trace.strategy in ("", row.strategy) else "chosen first, its answer was not used"
+    return "not chosen first, but the answer is its" if row.strategy == trace.strategy else ""
+
+
 def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:
     measured, answered = None, ""
     if attempt is not None:

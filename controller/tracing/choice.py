@@ -34,12 +34,39 @@ def margin_sentences(trace: Trace) -> Iterator[str]:
 
 
 def threshold_sentences(trace: Trace) -> Iterator[str]:
-    """The threshold from which the in-context answer may be kept, beside the estimate; nothing where the first decision
-    compared nothing."""
+    """The threshold from which the in-context answer may be kept, beside the estimate, and by what rule answers of
+    cross-validated adapters stand."""
+    yield from _keep_threshold(trace)
+    yield from _acceptance(trace)
+
+
+def _acceptance(trace: Trace) -> Iterator[str]:
+    """Whether the answers of cross-validated adapters stood, and what would have changed that."""
+    base = trace.in_context
+    for attempt in trace.attempts:
+        held_out = attempt["cross_validation"]
+        if not held_out or not base or attempt["confidence"] is None or base["confidence"] is None:
+            continue
+        before, after, count = sum(held_out["before"]), sum(held_out["after"]), len(held_out["before"])
+        share, likely = told_apart(attempt["confidence"], base["confidence"], 2)
+        yield (
+            f"The answer of {attempt['strategy']} stands where more held-out demonstrations are right after training "
+            f"than before ({after}/{count} against {before}/{count}), or else where its share of the votes is at least "
+            f"the token sequence probability of the in-context answer ({share} against {likely}); that comparison is a "
+            "rule of thumb, since the two measure different things"
+        )
+
+
+def _keep_threshold(trace: Trace) -> Iterator[str]:
+    """The threshold from which the in-context answer may be kept; or that nothing was compared."""
     first = trace.decisions[0] if trace.decisions else {}
     thresholds = trace.attributes.get("policy", {}).get("thresholds", {})
     estimate, threshold = first.get("scores", {}).get(BASE), thresholds.get("keep_threshold")
-    if first.get("exclusive") or estimate is None or threshold is None:
+    if first.get("exclusive"):
+        name = trace.attributes.get("policy", {}).get("name")
+        yield f"The policy, {name}, is fixed: it compared nothing, and no threshold was involved"
+        return
+    if estimate is None or threshold is None:
         return
     has, needs = told_apart(estimate, threshold, 3)
     if threshold > 0:

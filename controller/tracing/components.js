@@ -108,7 +108,7 @@ const barNode = (share, text) => html("span", { class: "bar", "--share": `${100 
 // Candidates with what was estimated of them and what was measured.
 function drawCandidates(node, candidates) {
   const rows = candidates.map((row) => ({ marked: row.chosen, cells: [
-    html("span", {}, row.strategy, row.chosen ? html("span", { class: "tag" }, "chosen") : null),
+    html("span", {}, row.strategy, row.mark || row.chosen ? html("span", { class: "tag" }, row.mark || "chosen") : null),
     row.probability === null ? NONE : barNode(row.probability, fixed(row.probability, 3)),
     fixed(row.cost, 0, "x"), fixed(row.utility, 3), signed(row.gain), fixed(row.measured_cost, 1, "x"),
     row.answered || "not attempted",

@@ -128,7 +128,13 @@ def cost_sentence(trace: Trace) -> str:
 def missed_estimates(trace: Trace) -> Iterator[str]:
     """What each attempt was estimated to cost and what it cost, in tokens and in seconds, one sentence each."""
     base = trace.in_context
-    rows = [row for row in candidates_of(trace) if row.cost is not None and row.measured_cost is not None]
+    measured = [row for row in candidates_of(trace) if row.measured_cost is not None]
+    rows = [row for row in measured if row.cost is not None]
+    if unknown := [row.strategy for row in measured if row.cost is None and row.strategy != BASE]:
+        yield (
+            f"The policy did not estimate the cost of {', '.join(unknown)} before the choice, so that it cannot be "
+            "said whether the cost was as expected"
+        )
     if [row.strategy for row in rows] == [BASE]:
         yield (
             "No further cost was estimated or spent for the in-context answer, which was there before the choice, so "
@@ -139,7 +145,8 @@ def missed_estimates(trace: Trace) -> Iterator[str]:
             continue
         attempt = next(a for a in trace.attempts if a["strategy"] == row.strategy)
         yield (
-            f"The policy estimated {row.cost:.0f}x for {row.strategy}, and it cost {row.measured_cost:.1f}x, "
+            f"The policy estimated {row.cost:.0f}x for training and answers of {row.strategy}, and they cost "
+            f"{row.measured_cost:.1f}x, "
             f"{_compared(row.measured_cost, row.cost)}{_cause(trace, attempt)}"
         )
         expected, took = row.cost * base["cost"]["seconds"], attempt["cost"]["seconds"]

@@ -8,7 +8,7 @@ from typing import Any
 from ...policies.cost_weights import cost_weight_ranges
 from ...strategies.registry import strategies
 from .adapters import adapter_sentence, recipe_sentence
-from .candidates import candidates_of
+from .candidates import candidates_of, mark_of
 from .choice import margin_sentences, not_compared, threshold_sentences
 from .cost_parts import cost_sentence, missed_estimates, recipe_of, time_sentence
 from .proof import weights_sentence
@@ -100,20 +100,22 @@ def _valid(attempt: Mapping[str, Any]) -> bool:
 def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
     rows = candidates_of(trace)
     for row in rows:
-        if row.probability is None:
+        if row.probability is None and not row.chosen:
             continue
+        estimated = "not estimated" if row.probability is None else f"estimated right at {row.probability:.2f}"
         cost = "" if row.cost is None else f" at further cost {row.cost:.0f}x"
         utility = "" if row.utility is None else f", utility {row.utility:+.3f}"
         measured = "" if row.measured_cost is None else f"; measured further cost {row.measured_cost:.1f}x"
-        mark = "chosen" if row.chosen else "not chosen"
-        yield f"Candidate {row.strategy} ({mark}): estimated right at {row.probability:.2f}{cost}{utility}{measured}."
+        yield f"Candidate {row.strategy} ({mark_of(trace, row) or 'not chosen'}): {estimated}{cost}{utility}{measured}."
     for sentence in (*margin_sentences(trace), *threshold_sentences(trace), *not_compared(trace, list(strategies()))):
         yield f"{sentence}."
     if thresholds:
-        yield f"Thresholds: {', '.join(f'{name} {value}' for name, value in thresholds.items() if value is not None)}."
+        known = [f"{name} {value:.3g}" for name, value in thresholds.items() if value]
+        unused = [name for name, value in thresholds.items() if not value]
+        yield f"Settings of the policy: {', '.join(known) or 'none'}; not used: {', '.join(unused) or 'none'}."
     yield from other_cost_weights(trace)
     if trace.decisions and trace.decisions[0].get("exclusive"):
-        yield "No estimate changes this choice, only another --strategy or --policy."
+        yield "No estimate changes the first decision, only another --strategy or --policy."
 
 
 def other_cost_weights(trace: Trace) -> Iterator[str]:

@@ -142,7 +142,10 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
     """What the contributions mean, or why there are none."""
     policy = trace.attributes.get("policy", {})
     if trace.decisions and trace.decisions[0].get("exclusive"):
-        return f"No feature had a part in the decision: the policy, {policy.get('name')}, is fixed."
+        return (
+            f"No feature had a part in the decision: the policy, {policy.get('name')}, is fixed. Whether this task is "
+            "unusual was not assessed: only a learned policy knows what is usual."
+        )
     if explained is None:
         return (
             f"Contributions of features are not known: the policy of the run, {policy.get('name')} "

@@ -189,7 +189,10 @@ def estimates_note(trace: Trace) -> str:
         return "The run ended before the candidates were compared."
     policy = trace.attributes.get("policy", {})
     if not trace.decisions[0]["utilities"]:
-        return f"The policy ({policy.get('name')}) did not estimate the other strategies."
+        return (
+            f"The policy ({policy.get('name')}) did not estimate the other strategies. A probability of {BASE} that "
+            "stands here all the same is that of the rule of thumb for models without a policy."
+        )
     weight = policy.get("thresholds", {}).get("cost_weight")
     formula = "P(right) − cost weight × cost" if weight is None else f"P(right) − {weight:.3g} × cost"
     tokens = trace.result.get("in_context_tokens")

@@ -11,7 +11,7 @@ from ...policies.outcomes import BASE
 from ...ttt_core.standard_json import dumps, finite_or_none
 from .adapters import adapter_sentence, recipe_sentence
 from .answers import card_sentences, moment
-from .candidates import candidates_of
+from .candidates import candidates_of, mark_of
 from .choice import margin_sentences, not_compared, threshold_sentences
 from .cost_parts import cost_parts, missed_estimates, recipe_of, time_sentence
 from .differences import size_text
@@ -135,11 +135,12 @@ def _graph(trace: Trace, spans: Sequence[SpanPlain], strategies: Sequence[str]) 
 
 
 def _candidates(trace: Trace) -> list[Plain]:
-    """The rows of `candidates_of`, each with `gain`: its utility minus that of the in-context answer."""
+    """The rows of `candidates_of`, each with `gain`, its utility minus that of the in-context answer, and `mark`, what
+    became of it."""
     rows = candidates_of(trace)
     base = next((row.utility for row in rows if row.strategy == BASE), None)
     gains = [None if base is None or row.utility is None else round(row.utility, 3) - round(base, 3) for row in rows]
-    return [{**asdict(row), "gain": gain} for row, gain in zip(rows, gains, strict=True)]
+    return [{**asdict(row), "gain": gain, "mark": mark_of(trace, row)} for row, gain in zip(rows, gains, strict=True)]
 
 
 def _adapter(trace: Trace, adapter: SpanPlain) -> Plain:

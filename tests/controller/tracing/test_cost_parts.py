@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autottt.controller.tracing.candidates import candidates_of
+from autottt.controller.tracing.candidates import candidates_of, mark_of
+from autottt.controller.tracing.choice import threshold_sentences
 from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates, time_sentence
 from autottt.controller.tracing.trace import Trace
 from tests.controller.tracing.sample_traces import GRID, LIST, failed_trace, trace_of
@@ -60,7 +61,8 @@ def test_an_estimate_is_compared_with_what_was_measured(runs, estimate, words):
 
 
 def test_nothing_is_summed_or_missed_where_nothing_was_estimated_or_finished(runs):
-    assert list(missed_estimates(runs["crossfit"])) == []
+    (text,) = missed_estimates(runs["crossfit"])
+    assert text.startswith("The policy did not estimate the cost of ttt_crossfit before the choice")
     assert cost_parts(failed_trace()) == []
     assert cost_sentence(failed_trace()) == ""
 
@@ -97,3 +99,21 @@ def test_the_seconds_of_the_timeline_are_those_of_the_cost_and_what_lies_between
     trace.root["seconds"] = cost - 0.25
     assert "0.25 s of these" in time_sentence(trace)
     assert time_sentence(failed_trace()) == ""
+
+
+def test_the_rule_by_which_the_answer_of_cross_validated_adapters_stands_is_told(runs):
+    trace = runs["crossfit"].as_stored()
+    attempt = trace.attempts[0]
+    attempt["cross_validation"] |= {"before": [True, False, False], "after": [True, True, False]}
+    attempt["confidence"], trace.in_context["confidence"] = 0.31, 0.45
+    _, text = threshold_sentences(trace)
+    assert "(2/3 against 1/3)" in text
+    assert "(0.31 against 0.45)" in text
+
+
+def test_a_strategy_whose_answer_was_not_used_says_so(runs):
+    trace = runs["crossfit"].as_stored()
+    assert [mark_of(trace, row) for row in candidates_of(trace)] == ["chosen", ""]
+    trace.result["strategy"] = "in_context"
+    marks = [mark_of(trace, row) for row in candidates_of(trace)]
+    assert marks == ["chosen first, its answer was not used", "not chosen first, but the answer is its"]
