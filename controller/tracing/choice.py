@@ -64,7 +64,7 @@ def _keep_threshold(trace: Trace) -> Iterator[str]:
     estimate, threshold = first.get("scores", {}).get(BASE), thresholds.get("keep_threshold")
     if first.get("exclusive"):
         name = trace.attributes.get("policy", {}).get("name")
-        yield f"The policy, {name}, is fixed: it compared nothing, and no threshold was involved"
+        yield f"The policy, {name}, is fixed: the first decision compared nothing and needed no threshold"
         return
     if estimate is None or threshold is None:
         return

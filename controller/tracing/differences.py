@@ -15,7 +15,8 @@ def size_text(kind: str, value: Any) -> str:
         return ""
     if kind == "list":
         return f"{len(value)} number{'' if len(value) == 1 else 's'}"
-    return f"{len(value)} rows x {max(map(len, value), default=0)} columns"
+    columns = max(map(len, value), default=0)
+    return f"{len(value)} row{'' if len(value) == 1 else 's'} x {columns} column{'' if columns == 1 else 's'}"
 
 
 def difference_text(kind: str, value: Any, right: Any) -> str:
