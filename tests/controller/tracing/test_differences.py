@@ -23,7 +23,7 @@ def test_cells_that_differ_are_named():
 
 def test_grids_of_other_sizes_have_both_sizes():
     text = difference_text("grid", [[1, 2]], [[1, 2], [3, 9]])
-    assert text == "1 rows x 2 columns; the right answer has 2 rows x 2 columns"
+    assert text == "1 row x 2 columns; the right answer has 2 rows x 2 columns"
 
 
 def test_of_many_differences_only_the_number_is_given():
