@@ -90,7 +90,15 @@ def _measured(trace: Trace) -> Iterator[str]:
         yield f"The unadapted model {given} in {attempt['cost']['seconds']:.2f} s."
     probed = bool(find_spans(trace.root, "probe"))
     if trace.features:
-        yield f"{len(trace.features)} features were measured{', with the probe' if probed else ', without the probe'}."
+        settled = "" if not trace.decisions or trace.decisions[0].get("exclusive") else _WHY_PROBED[probed]
+        yield f"{len(trace.features)} features were measured, {'with' if probed else 'without'} the probe{settled}."
+
+
+_WHY_PROBED = {
+    True: ": those that cost nothing did not settle the choice",
+    False: ": those that cost nothing settled the choice, or the policy uses no others",
+}
+"""Why features that need forward passes were measured, or not."""
 
 
 def _valid(attempt: Mapping[str, Any]) -> bool:

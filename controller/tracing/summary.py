@@ -135,7 +135,9 @@ def _adaptation(trace: Trace, attempt: Mapping[str, Any]) -> Iterator[str]:
     steps = f"{record['steps']} training step{'' if record['steps'] == 1 else 's'}"
     source = " (adapter from the cache)" if attempt["from_cache"] else ""
     losses = [loss for loss in record["losses"] if loss is not None]
-    loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+    folds = _folds(trace, attempt["strategy"])
+    of_folds = f", mean of {folds} adapters, one for each fold," if folds > 1 else ""
+    loss = f", loss{of_folds} {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
     if losses and (least := min(losses)) < losses[-1]:
         loss += f" (lowest {least:.3f} at step {losses.index(least) + 1})"
     planned = recipe_of(trace, attempt["strategy"]).get("max_steps")
@@ -148,6 +150,12 @@ def _adaptation(trace: Trace, attempt: Mapping[str, Any]) -> Iterator[str]:
         yield f"Held-out demonstrations right: {before}/{count} before training, {after}/{count} after ({change})."
     else:
         yield "No demonstrations were held out, so this run does not measure whether training helped on them."
+
+
+def _folds(trace: Trace, strategy: str) -> int:
+    """How many adapters of a strategy were trained side by side, one for each fold."""
+    adapters = [a.get("attributes", {}) for a in find_spans(trace.root, "adapter")]
+    return max((int(a.get("folds") or 1) for a in adapters if a.get("strategy") == strategy), default=1)
 
 
 def last_evaluation(trace: Trace, strategy: str) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 from autottt.controller.tracing.candidates import candidates_of, mark_of
 from autottt.controller.tracing.choice import threshold_sentences
 from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates, time_sentence
-from autottt.controller.tracing.trace import Trace
+from autottt.controller.tracing.summary import summary_of
+from autottt.controller.tracing.trace import Trace, find_spans
 from tests.controller.tracing.sample_traces import GRID, LIST, failed_trace, trace_of
 
 
@@ -117,3 +118,10 @@ def test_a_strategy_whose_answer_was_not_used_says_so(runs):
     trace.result["strategy"] = "in_context"
     marks = [mark_of(trace, row) for row in candidates_of(trace)]
     assert marks == ["chosen first, its answer was not used", "not chosen first, but the answer is its"]
+
+
+def test_the_losses_of_several_folds_are_called_a_mean(runs):
+    (training,) = [fact.text for fact in summary_of(runs["crossfit"]) if fact.name == "Training"]
+    folds = next(s["attributes"]["folds"] for s in find_spans(runs["crossfit"].root, "adapter"))
+    assert folds > 1
+    assert f"loss, mean of {folds} adapters, one for each fold, " in training
