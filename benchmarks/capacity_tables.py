@@ -58,10 +58,10 @@ class Capacity:
 def capacity(folder: Path) -> str:
     """Both tables; nothing where they have not been measured."""
     file = folder / "serve.json"
-    models = capacities(json.loads(file.read_text("utf-8"))["rows"]) if file.exists() else []
+    facts = json.loads(file.read_text("utf-8")) if file.exists() else {"rows": []}
+    models = capacities(facts["rows"])
     if not models:
         return ""
-    facts = json.loads(file.read_text("utf-8"))
     where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
     made = f"`make bench-serve`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}."
     return "\n".join([made, "", *measured_table(models), "", needed_heading(models), "", *needed_table(models)])

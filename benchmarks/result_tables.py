@@ -23,9 +23,8 @@ NOTES = {
     "task is out of reach: with eight queries that maximum owes much to luck, since a format chosen by the right "
     "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which "
     "are mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike. "
-    "Gemma's easy query took 0.42 s where `generate` took 1.84 s; on another machine it took 1.78 times as long as "
-    "`generate`. Of the sets that are not listed only a few tasks have been measured "
-    "(benchmarks/results/real.rows.jsonl).",
+    "Gemma's easy query took 1.78 times as long as `generate` on another machine. Of list_functions_rule and bbh only "
+    "the first tasks of a random order have been measured, and few with training; so has letter_string.",
     "trace": "Added to a query: the median of paired runs on the bundled model, of which the milliseconds of the "
     "thread's processor are in the file of results. A page is that of a real run whose training steps and prompts were "
     "multiplied.",
@@ -208,7 +207,8 @@ def _value(row: Mapping[str, Any], form: str) -> str:
     if row["unit"] == "yes/no":
         return "yes" if row["value"] else "no"
     separator = "" if row["unit"] in ("", "x") else " "
-    return f"{row['value']:{form}}{separator}{row['unit']}"
+    unit = row["unit"].replace("of queries", f"of {row['queries']} queries") if "queries" in row else row["unit"]
+    return f"{row['value']:{form}}{separator}{unit}"
 
 
 def _goal(row: Mapping[str, Any]) -> str:

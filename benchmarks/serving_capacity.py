@@ -33,7 +33,7 @@ WORKLOADS = {
     "cached": "queries whose adapter is cached",
     "mixed": f"queries of which one in {HARD_EVERY} is hard",
 }
-"""What is asked, by the name that rows and the page of capacity use."""
+"""Name of a workload in rows and in docs/capacity.md -> its queries in words."""
 FIRST_SEED = 50_000
 """Of tasks; each is asked once, but for those of `cached`."""
 
@@ -180,7 +180,8 @@ def capacity(model: str, label: str, *, quick: bool) -> list[Row]:
 
 
 def rate_rows(found: dict[str, tuple[float, float]], counts: dict[str, int], facts: dict[str, Any]) -> list[Row]:
-    """The rates of one process, and two processes beside it; the mixture also beside the rates of its parts."""
+    """The rates of one process, and those of two processes as multiples; that of the mixture with the rate that follows
+    from easy and hard queries."""
     rows = []
     label = facts["model"]
     predicted = 1 / ((1 - 1 / HARD_EVERY) / found["easy"][0] + 1 / HARD_EVERY / found["hard"][0])

@@ -15,7 +15,7 @@ from autottt.ttt_core.tasks.task import Task
 
 HARD, STRATEGY = 16, "ttt_in_context"
 HARD_EVERY = 8
-"""Of a mixture: one query in so many is hard."""
+"""In a mixture one query in eight is hard."""
 
 
 def task(seed: int) -> Task:

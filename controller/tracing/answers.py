@@ -1,5 +1,5 @@
-"""What the card of an answer says: when it was given, how it differs from the right one, its votes, and whose
-probabilities stand beside it. Knows nothing about pages."""
+"""What the card of an answer says: when it was given, how it differs from the right one, its votes, and its
+probabilities by the model and by the policy. Knows nothing about pages."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def mark_of(trace: Trace, row: CandidateRow) -> str:
     """What became of a candidate; empty for one that was not chosen."""
     if row.chosen:
         return "chosen" if trace.strategy in ("", row.strategy) else "chosen first, its answer was not used"
-    return "not chosen first, but the answer is its" if row.strategy == trace.strategy else ""
+    return "not chosen first, but gave the answer" if row.strategy == trace.strategy else ""
 
 
 def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:

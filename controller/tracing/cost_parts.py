@@ -146,8 +146,7 @@ def missed_estimates(trace: Trace) -> Iterator[str]:
         attempt = next(a for a in trace.attempts if a["strategy"] == row.strategy)
         yield (
             f"The policy estimated {row.cost:.0f}x for training and answers of {row.strategy}, and they cost "
-            f"{row.measured_cost:.1f}x, "
-            f"{_compared(row.measured_cost, row.cost)}{_cause(trace, attempt)}"
+            f"{row.measured_cost:.1f}x, {_compared(row.measured_cost, row.cost)}{_cause(trace, attempt)}"
         )
         expected, took = row.cost * base["cost"]["seconds"], attempt["cost"]["seconds"]
         yield (
@@ -170,8 +169,9 @@ def _cause(trace: Trace, attempt: Mapping[str, Any]) -> str:
 
 def recipe_of(trace: Trace, strategy: str) -> Mapping[str, Any]:
     """The recipe that the adapter of a strategy was trained with; empty where it was not trained in this run."""
-    adapters = [a for a in find_spans(trace.root, "adapter") if a.get("attributes", {}).get("strategy") == strategy]
-    trained = [span.get("attributes", {}) for adapter in adapters for span in find_spans(adapter, "train")]
+    trained = [
+        span.get("attributes", {}) for adapter in trace.adapters(strategy) for span in find_spans(adapter, "train")
+    ]
     recipes: list[Mapping[str, Any]] = [each["recipe"] for each in trained if "recipe" in each]
     return recipes[-1] if recipes else {}
 

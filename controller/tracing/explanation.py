@@ -165,9 +165,8 @@ def _attempted(trace: Trace) -> Iterator[str]:
 
 def _adapters(trace: Trace, strategy: str) -> Iterator[str]:
     """What the adapters of an attempt are."""
-    for span in find_spans(trace.root, "adapter"):
-        facts = span.get("attributes", {})
-        if facts.get("strategy") == strategy and (sentence := adapter_sentence(facts)):
+    for span in trace.adapters(strategy):
+        if sentence := adapter_sentence(span["attributes"]):
             yield sentence
 
 

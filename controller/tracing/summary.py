@@ -154,14 +154,12 @@ def _adaptation(trace: Trace, attempt: Mapping[str, Any]) -> Iterator[str]:
 
 def _folds(trace: Trace, strategy: str) -> int:
     """How many adapters of a strategy were trained side by side, one for each fold."""
-    adapters = [a.get("attributes", {}) for a in find_spans(trace.root, "adapter")]
-    return max((int(a.get("folds") or 1) for a in adapters if a.get("strategy") == strategy), default=1)
+    return max((int(span["attributes"].get("folds") or 1) for span in trace.adapters(strategy)), default=1)
 
 
 def last_evaluation(trace: Trace, strategy: str) -> Mapping[str, Any]:
     """What the last evaluation of held-out demonstrations gave in the training of a strategy; empty without one."""
-    adapters = [a for a in find_spans(trace.root, "adapter") if a.get("attributes", {}).get("strategy") == strategy]
-    spans = [span for adapter in adapters for span in find_spans(adapter, "evaluate")]
+    spans = [span for adapter in trace.adapters(strategy) for span in find_spans(adapter, "evaluate")]
     evaluations = [span["attributes"] for span in spans if "right" in span.get("attributes", {})]
     return evaluations[-1] if evaluations else {}
 
@@ -198,8 +196,8 @@ def estimates_note(trace: Trace) -> str:
     policy = trace.attributes.get("policy", {})
     if not trace.decisions[0]["utilities"]:
         return (
-            f"The policy ({policy.get('name')}) did not estimate the other strategies. A probability of {BASE} that "
-            "stands here all the same is that of the rule of thumb for models without a policy."
+            f"The policy ({policy.get('name')}) did not estimate the other strategies. Where {BASE} has a "
+            "probability, it is from the rule of thumb for models without a policy."
         )
     weight = policy.get("thresholds", {}).get("cost_weight")
     formula = "P(right) − cost weight × cost" if weight is None else f"P(right) − {weight:.3g} × cost"

@@ -194,6 +194,11 @@ class Trace:
         """Of the work, or of the whole run where that did not finish."""
         return float(self.result["cost"]["seconds"] if self.result else self.root["seconds"] or 0.0)
 
+    def adapters(self, strategy: str) -> list[SpanPlain]:
+        """The spans of the adapters of a strategy."""
+        spans = find_spans(self.root, "adapter")
+        return [span for span in spans if span.get("attributes", {}).get("strategy") == strategy]
+
     def stages(self) -> dict[str, float]:
         """Seconds by the name of the span, without those of its children; nodes of strategies count as `attempt`, and
         time between nodes as `graph`. Of a training in a batch each of its tasks counts an equal share."""

@@ -34,8 +34,7 @@ from ..model.loading import LoadedModel
 from ..model.memory import free_memory, out_of_memory
 from ..recipes import Loss, Recipe
 from .dropout import Dropout
-from .lower_layers import MEMORY_SHARE as LOWER_SHARE
-from .lower_layers import LowerLayers
+from .lower_layers import STATES_SHARE, LowerLayers
 from .optimizer import BatchedAdamW
 from .token_losses import token_losses
 
@@ -249,7 +248,7 @@ class GradientEngine:
             self._memory = MEMORY_SHARE * max(0, free_memory(self._loaded.model.device) - taken)
         else:
             self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
-        kept = LOWER_SHARE * self._memory
+        kept = STATES_SHARE * self._memory
         self._lower = LowerLayers.below(self._loaded.model, optimizer.weights().pairs, kept)
         if self._lower is not None:
             self._memory -= kept

@@ -23,7 +23,7 @@ from .modules import layer_number
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEMORY_SHARE = 0.1
+STATES_SHARE = 0.1
 """Of the memory that passes may take, what kept states may take."""
 ROUNDING = {torch.float32: 0.002, torch.float16: 0.05, torch.bfloat16: 0.1}
 """Largest rounding differences of logits, as a share of their standard deviation: rows are padded otherwise when they
@@ -50,11 +50,6 @@ class LowerLayers:
         lists = {name.partition(f".{number}.")[0] for name, number in numbers.items()}
         lowest = min((-1 if number is None else number for number in numbers.values()), default=-1)
         return cls(model, lists.pop(), lowest, max_bytes) if len(lists) == 1 and lowest > 0 else None
-
-    @property
-    def kept_rows(self) -> int:
-        """How many rows have been read."""
-        return len(self._states)
 
     def logits(self, model: PreTrainedModel, batch: PaddedBatch, positions: Tensor, rows: Sequence[Encoded]) -> Tensor:
         """Logits [N, V] at `positions`, as of `forward`. `batch` has the rows, padded on the right; `model` is
@@ -97,7 +92,7 @@ class LowerLayers:
             if size > self._room:
                 return False
             self._room -= size
-        for ids in missing:  # one by one: what a row gives does not depend on the rows beside it
+        for ids in missing:  # one by one: its states do not depend on other rows of a batch
             tokens = torch.tensor([ids], device=model.device)
             places = torch.arange(len(ids), device=model.device)[None]
             with torch.no_grad():

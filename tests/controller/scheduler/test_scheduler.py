@@ -457,14 +457,16 @@ def test_a_query_of_a_batch_whose_budget_is_used_up_stops_training_and_the_other
         hold = Hold()
         first = scheduler.submit(hard(9), strategy="ttt_direct", on_event=hold_at_training(hold))
         hold.wait()
-        bounded = scheduler.submit(hard(5), strategy="ttt_in_context", budget="200x")
+        bounded = scheduler.submit(hard(5), strategy="ttt_in_context", budget="3s")
         others = [scheduler.submit(hard(n), strategy="ttt_direct", budget="1000s") for n in range(2)]
         until(lambda: len(scheduler.lanes._to_train) == 3)
         hold.released.set()
         first.result(SECONDS)
         cut, results = bounded.result(SECONDS), [future.result(SECONDS) for future in others]
-        again = scheduler.solve(hard(5), strategy="ttt_in_context", budget="200x")
+        again = scheduler.solve(hard(5), strategy="ttt_in_context", budget="3s")
     assert batches == [1, 3, 1]
+    for result in (cut, again):
+        assert result.adaptation, (result.reason, result.attempts)
     assert cut.adaptation.stop_reason == again.adaptation.stop_reason == "deadline"
     assert not again.attempts[-1].from_cache
     assert cut.strategy == "ttt_in_context"

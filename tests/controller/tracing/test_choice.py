@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autottt.controller.tracing.candidates import candidates_of, mark_of
 from autottt.controller.tracing.choice import margin_sentences, not_compared, threshold_sentences
 from autottt.controller.tracing.trace import Trace
 from autottt.strategies.registry import strategies
@@ -81,3 +82,21 @@ def test_the_threshold_stands_beside_the_estimate_and_looks_different_where_it_i
     assert "No threshold of probability decides" in text
     (text,) = threshold_sentences(trace_of("in_context", LIST))
     assert text.endswith("always in_context, is fixed: the first decision compared nothing and needed no threshold")
+
+
+def test_the_rule_by_which_the_answer_of_cross_validated_adapters_stands_is_told(runs):
+    trace = runs["crossfit"].as_stored()
+    attempt = trace.attempts[0]
+    attempt["cross_validation"] |= {"before": [True, False, False], "after": [True, True, False]}
+    attempt["confidence"], trace.in_context["confidence"] = 0.31, 0.45
+    _, text = threshold_sentences(trace)
+    assert "(2/3 against 1/3)" in text
+    assert "(0.31 against 0.45)" in text
+
+
+def test_a_strategy_whose_answer_was_not_used_says_so(runs):
+    trace = runs["crossfit"].as_stored()
+    assert [mark_of(trace, row) for row in candidates_of(trace)] == ["chosen", ""]
+    trace.result["strategy"] = "in_context"
+    marks = [mark_of(trace, row) for row in candidates_of(trace)]
+    assert marks == ["chosen first, its answer was not used", "not chosen first, but gave the answer"]

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autottt.controller.tracing.candidates import candidates_of, mark_of
-from autottt.controller.tracing.choice import threshold_sentences
+from autottt.controller.tracing.candidates import candidates_of
 from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates, time_sentence
-from autottt.controller.tracing.summary import summary_of
-from autottt.controller.tracing.trace import Trace, find_spans
-from tests.controller.tracing.sample_traces import GRID, LIST, failed_trace, trace_of
-
-
-@pytest.fixture(scope="module")
-def runs() -> dict[str, Trace]:
-    return {
-        "crossfit": trace_of("ttt_crossfit", GRID), "vote": trace_of("in_context_vote", LIST),
-        "probed": trace_of("heuristic", LIST),
-    }  # fmt: skip
+from tests.controller.tracing.sample_traces import LIST, failed_trace, trace_of
 
 
 @pytest.mark.parametrize("name", ["crossfit", "vote", "probed"])
@@ -100,28 +89,3 @@ def test_the_seconds_of_the_timeline_are_those_of_the_cost_and_what_lies_between
     trace.root["seconds"] = cost - 0.25
     assert "0.25 s of these" in time_sentence(trace)
     assert time_sentence(failed_trace()) == ""
-
-
-def test_the_rule_by_which_the_answer_of_cross_validated_adapters_stands_is_told(runs):
-    trace = runs["crossfit"].as_stored()
-    attempt = trace.attempts[0]
-    attempt["cross_validation"] |= {"before": [True, False, False], "after": [True, True, False]}
-    attempt["confidence"], trace.in_context["confidence"] = 0.31, 0.45
-    _, text = threshold_sentences(trace)
-    assert "(2/3 against 1/3)" in text
-    assert "(0.31 against 0.45)" in text
-
-
-def test_a_strategy_whose_answer_was_not_used_says_so(runs):
-    trace = runs["crossfit"].as_stored()
-    assert [mark_of(trace, row) for row in candidates_of(trace)] == ["chosen", ""]
-    trace.result["strategy"] = "in_context"
-    marks = [mark_of(trace, row) for row in candidates_of(trace)]
-    assert marks == ["chosen first, its answer was not used", "not chosen first, but the answer is its"]
-
-
-def test_the_losses_of_several_folds_are_called_a_mean(runs):
-    (training,) = [fact.text for fact in summary_of(runs["crossfit"]) if fact.name == "Training"]
-    folds = next(s["attributes"]["folds"] for s in find_spans(runs["crossfit"].root, "adapter"))
-    assert folds > 1
-    assert f"loss, mean of {folds} adapters, one for each fold, " in training

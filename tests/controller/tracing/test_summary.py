@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from autottt.controller.tracing.summary import STOP_REASONS, how_it_stopped, seconds_text, summary_of
-from autottt.controller.tracing.trace import Trace
+from autottt.controller.tracing.trace import Trace, find_spans
 from autottt.ttt_core.lora.training import TrainingRecord
 from autottt.ttt_core.tasks.kinds import make_task
 from tests.controller.tracing.sample_traces import GRID, LIST, failed_trace, long_trace, span, trace_of, trace_with
@@ -148,3 +148,10 @@ def test_seconds_have_three_digits(seconds, text):
 def test_every_stop_reason_of_a_training_has_words():
     documented = inspect.getsource(TrainingRecord).partition("stop_reason: str")[2].partition("error: str")[0]
     assert set(re.findall("`([a-z]+)`", documented)) == set(STOP_REASONS)
+
+
+def test_the_losses_of_several_folds_are_called_a_mean(runs):
+    (training,) = [fact.text for fact in summary_of(runs["crossfit"]) if fact.name == "Training"]
+    folds = next(s["attributes"]["folds"] for s in find_spans(runs["crossfit"].root, "adapter"))
+    assert folds > 1
+    assert f"loss, mean of {folds} adapters, one for each fold, " in training

@@ -105,7 +105,7 @@ def test_a_method_that_was_replaced_is_put_back(task: Task) -> None:
 def test_states_without_room_are_computed_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, rows = setting("llama", task)
     expected = trained(loaded, rows)[1].losses
-    monkeypatch.setattr("autottt.ttt_core.lora.gradients.LOWER_SHARE", 0.0)
+    monkeypatch.setattr("autottt.ttt_core.lora.gradients.STATES_SHARE", 0.0)
     tokens = reads_of(loaded)
     assert trained(loaded, rows)[1].losses == pytest.approx(expected, rel=1e-4)
     assert sum(tokens) > 3 * sum(len(row.ids) for row in rows) / 2
