@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import clock
 from ..errors import AdaptationError
 from ..model.encoding import Encoded, PaddedBatch, forward, pad, pad_id_of
-from ..model.fingerprint import HOOKS
+from ..model.fingerprint import HOOKS, state_tensors
 from ..model.loading import LoadedModel
 from ..model.memory import free_memory, out_of_memory
 from ..recipes import Loss, Recipe
@@ -249,7 +249,7 @@ class GradientEngine:
         else:
             self._memory = max(0.0, self._memory - optimizer.nbytes - taken)
         kept = STATES_SHARE * self._memory
-        self._lower = LowerLayers.below(self._loaded.model, optimizer.weights().pairs, kept)
+        self._lower = LowerLayers.below(self._loaded.model, optimizer.weights().pairs, kept, row)
         if self._lower is not None:
             self._memory -= kept
 
@@ -481,8 +481,9 @@ def _loss_batch(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> _Lo
 
 def _copies_sharing_weights(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
     """Modules of their own over the same parameters and buffers, so that hooks on them are their own too; hooks that
-    are there already are called as they are. None where something in the model cannot be copied."""
-    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    are there already are called as they are. Rotary frequencies that follow the length of a prompt are each copy's own.
+    None where something in the model cannot be copied."""
+    shared: dict[int, Any] = {id(t): t for t in state_tensors(model).values()}
     shared |= {id(h): h for m in model.modules() for kind in HOOKS for h in getattr(m, kind).values()}
     try:
         return [copy.deepcopy(model, dict(shared)) for _ in range(count)]

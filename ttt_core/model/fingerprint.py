@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 import time
 import zlib
 from array import array
@@ -58,6 +59,19 @@ def _recomputes(module: nn.Module) -> bool:
     kinds = vars(module).get("rope_type", "")
     names = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(isinstance(n, str) and ("dynamic" in n or n == "longrope") for n in names)
+
+
+def fixed_rotary_length(model: nn.Module) -> int:
+    """Tokens of the longest row of a batch up to which the rotary frequencies are those of any shorter batch; without a
+    bound `sys.maxsize`. Beyond it, `dynamic` and `longrope` have others for all rows."""
+    lengths = [sys.maxsize]
+    for module in filter(_recomputes, _modules(model)):
+        parameters: object = getattr(getattr(module, "config", None), "rope_parameters", None)
+        kinds = [parameters, *parameters.values()] if isinstance(parameters, dict) else []
+        of_config = [kind.get("original_max_position_embeddings") for kind in kinds if isinstance(kind, dict)]
+        known = [n for n in (*of_config, vars(module).get("original_max_seq_len")) if isinstance(n, int)]
+        lengths.append(min(known, default=1) - 1)
+    return min(lengths)
 
 
 def content_hash(model: nn.Module) -> str:
