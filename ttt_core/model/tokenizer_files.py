@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import transformers
@@ -20,6 +21,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Saves a tokenizer. The class in its configuration is the general one of transformers
     where that is proven to read the same from the folder; else it is the tokenizer's own."""
     tokenizer.save_pretrained(folder)
+    if _own_methods(type(tokenizer)):
+        return
     config = folder / CONFIG
     own = config.read_text("utf-8")
     settings = json.loads(own) | {
@@ -33,6 +36,20 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     config.write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
     if not _reads_as(folder, tokenizer):
         config.write_text(own, "utf-8")
+
+
+def _own_methods(kind: type) -> set[str]:
+    """Methods and properties that a class adds to the general one, except for `__init__`: it may encode or decode in
+    Python what its backend does otherwise."""
+    general = transformers.PreTrainedTokenizerFast.__mro__
+    names = {
+        name
+        for one in kind.__mro__
+        if one not in general
+        for name, value in vars(one).items()
+        if isinstance(value, (FunctionType, classmethod, staticmethod, property))
+    }
+    return names - {"__init__"}
 
 
 _ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")

@@ -234,5 +234,19 @@ def test_the_layers_of_a_recipe_are_those_that_peft_adapts(architecture: str) ->
     wrapped = get_peft_model(copy.deepcopy(model), config)
     theirs = {n.removeprefix("base_model.model.") for n, m in wrapped.named_modules() if hasattr(m, "lora_A")}
     assert target_modules(model, ("all-linear",), (1,)).keys() == theirs
-    with pytest.raises(ModelError, match=r"layers_to_transform \[7\] hold no target of .* are in layers 0 to 1"):
+    with pytest.raises(
+        ModelError, match=r"layers_to_transform \[7\] hold no target of .* are in layers 0 to 1: name some of"
+    ):
         target_modules(model, ("all-linear",), (1, 7))
+
+
+def test_layers_without_a_target_are_refused_with_those_that_have_one() -> None:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.model.layers[1].self_attn.q_proj = torch.nn.Identity()
+    with pytest.raises(
+        ModelError, match=r"layers_to_transform \[1\] hold no target .* are in layers \[0, 2\]: name some"
+    ):
+        target_modules(model, ("q_proj",), (1,))

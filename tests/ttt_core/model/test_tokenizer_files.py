@@ -54,3 +54,24 @@ def test_a_class_that_the_general_one_does_not_replace_is_kept(tmp_path: Path) -
     settings = json.loads((tmp_path / CONFIG).read_text("utf-8"))
     assert settings["tokenizer_class"] == "GemmaTokenizer"
     assert "added_tokens_decoder" not in settings
+
+
+def seamless() -> Any:
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", *"▁abc"]
+    return transformers.SeamlessM4TTokenizer(vocab={token: place for place, token in enumerate(tokens)}, merges=[])
+
+
+def clip() -> Any:
+    tokens = ["<|startoftext|>", "<|endoftext|>", *"abc", "a</w>", "b</w>", "c</w>"]
+    return transformers.CLIPTokenizer(vocab={token: place for place, token in enumerate(tokens)}, merges=[])
+
+
+@pytest.mark.parametrize("make", [seamless, clip])
+def test_a_class_with_methods_of_its_own_is_kept(make: Any, tmp_path: Path) -> None:
+    tokenizer = make()
+    save_tokenizer(tokenizer, tmp_path)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(read) is type(tokenizer)
+    for text in ("a b", "ab c"):
+        assert read(text).input_ids == tokenizer(text).input_ids
+        assert read.decode(read.encode(text)) == tokenizer.decode(tokenizer.encode(text))
