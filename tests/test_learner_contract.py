@@ -362,7 +362,7 @@ def test_a_task_past_the_context_is_refused_with_the_lengths(architecture: str) 
 def test_an_answer_in_a_batch_never_exceeds_the_context(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContextWindow, "max_new_tokens", real_room)
     learner = Learner.wrap(tiny_model(architecture), tiny_tokenizer())
-    full = make_task([("a" * 40, "b")] * 6, "a" * 40)
+    full = make_task([("a" * 40, "b" * 20)] * 4, "a" * 40)
     filled = len(learner.window.encode(full).ids)
     # Its answer may take 2 x 40 + 16 tokens; with the other's room of 2 x 90 + 16 it would pass the context.
     assert filled + 96 <= CONTEXT < filled + 196

@@ -5,6 +5,7 @@ Knows nothing about how answers are decoded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,9 @@ from ..tasks.task import Task, Value
 from .encoding import Encoded, encode, refuse_oversized
 from .generation import PrefixFilter
 from .loading import LoadedModel
+
+LONGEST_BY_RATIO = 4
+"""How many times the largest ratio of output to input among the demonstrations an answer's own may be."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,15 @@ class ContextWindow:
         return len(self.encode(task, task.answer).ids)
 
     def max_new_tokens(self, task: Task) -> int:
-        """Tokens that an answer may take, where the prompt leaves as many."""
-        (query,) = self._token_counts(task, [task.query])
-        return 2 * max([*self._output_lengths(task), query]) + 16
+        """Tokens that an answer may take, where the prompt leaves as many: 16 more than twice the longest output shown
+        or, if that is more, the query's tokens times `LONGEST_BY_RATIO` times the largest ratio of an output's tokens
+        to its input's; this counts twice the query's tokens at most. An answer that does not end thus takes few tokens
+        where the outputs are words and the query is a long text."""
+        outputs = self._output_lengths(task)
+        *inputs, query = self._token_counts(task, [*(d.input for d in task.demonstrations), task.query])
+        ratios = [output / max(1, length) for output, length in zip(outputs, inputs, strict=True)]
+        share = min(2.0, LONGEST_BY_RATIO * max(ratios, default=2.0))
+        return max(2 * max(outputs, default=0), math.ceil(share * query)) + 16
 
     def available_tokens(self, task: Task, prompt: Encoded) -> int:
         """Tokens that the answer to a prompt may take."""

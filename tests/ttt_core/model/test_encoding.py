@@ -192,6 +192,24 @@ def test_the_length_of_a_prompt_within_reach_of_the_context_is_counted() -> None
         encode(loaded, make_task([], "a" * 600))
 
 
+@pytest.mark.parametrize(
+    ("pairs", "query", "limit"),
+    [
+        ([], "a" * 50, 2 * 50 + 16),
+        ([("a" * 50, "b" * 50), ("a" * 10, "b" * 10)], "a" * 50, 2 * 50 + 16),
+        ([("a" * 100, "b"), ("a" * 100, "b" * 3)], "a" * 200, 4 * 3 * 2 + 16),  # a word for a long text
+        ([("a" * 100, "b" * 10), ("a" * 10, "b" * 2)], "a" * 50, 4 * 10 + 16),  # the largest ratio counts
+        ([("a" * 100, "b" * 40)], "a" * 10, 2 * 40 + 16),
+        ([("", "b" * 5)], "a" * 10, 2 * 10 + 16),
+    ],
+)
+def test_an_answer_may_be_longer_than_shown_in_proportion_to_the_query(
+    pairs: list[tuple[str, str]], query: str, limit: int
+) -> None:
+    window = ContextWindow(loaded_with("bytes"))
+    assert window.max_new_tokens(make_task(pairs, query)) == limit
+
+
 def test_a_tokenizer_of_another_model_is_an_error_before_the_model_reads() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama")
