@@ -59,6 +59,18 @@ def test_padding_does_no_harm_to_models_that_go_by_positions(name: str, dtype: t
     assert can_pad(tiny_model(name).to(dtype))
 
 
+def test_rounding_in_many_layers_is_not_taken_for_an_effect_of_padding() -> None:
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**{**SMALL, "vocab_size": 2000, "num_hidden_layers": 16}, initializer_range=0.25)
+    assert can_pad(hf.LlamaForCausalLM(config).eval().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", COUNTS_PLACES)
+def test_models_that_count_places_are_told_apart_in_16_bits_too(name: str) -> None:
+    torch.manual_seed(0)
+    assert not can_pad(COUNTS_PLACES[name]().eval().to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("name", COUNTS_PLACES)
 def test_models_that_count_places_answer_in_batches_as_they_do_alone(name: str) -> None:
     torch.manual_seed(0)
