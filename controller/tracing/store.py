@@ -330,7 +330,7 @@ class TraceStore:
                 )
             if version == 0:
                 os.chmod(self.file, 0o600)
-                connection.execute("PRAGMA journal_mode = WAL")
+                _write_ahead(connection)
                 connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {STORE_VERSION}; COMMIT;")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA journal_size_limit = 4194304")
@@ -338,6 +338,20 @@ class TraceStore:
             connection.close()
             raise
         return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Sets the journal mode. SQLite does not wait for its busy timeout here where another process writes, so that two
+    that make one store at the same time need another attempt."""
+    ends = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= ends:
+                raise
+        time.sleep(0.01)
 
 
 def local_store() -> TraceStore:

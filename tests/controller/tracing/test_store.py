@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import stat
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -127,6 +128,18 @@ def test_several_processes_write_to_one_store(store, forkserver):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(store.summaries()) == 150
+
+
+def test_a_new_store_waits_for_another_process_that_makes_it_too(store):
+    store.file.parent.mkdir(parents=True, exist_ok=True)
+    other = sqlite3.connect(store.file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.2, other.execute, ["COMMIT"])
+    timer.start()
+    store.write(trace_of(1))
+    timer.join()
+    other.close()
+    assert [s.task for s in store.summaries()] == ["task 1"]
 
 
 def test_a_store_that_cannot_be_written_or_read_says_why(tmp_path):
