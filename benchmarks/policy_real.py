@@ -1,9 +1,10 @@
 """Judges policies of all models whose outcomes there are, and one for unknown models; run by `make bench-policy-real`.
 
-    python benchmarks/policy_real.py STORE... --json benchmarks/results/policy_real.json [--quick] [--picture FILE]
+    python benchmarks/policy_real.py STORE... --json benchmarks/results/policy_real.json [--quick]
 
 STORE is a folder of outcomes, or a folder of such folders. Each measurement is stored in --rows under the digest of its
 outcomes: an interrupted run continues there. Models with fewer than MIN_FAMILIES families are named and left out.
+A model is named by the folder that holds its outcomes alone.
 Intervals are 90% bootstrap intervals over families. Nothing is collected: `autottt collect` does that.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from policy_real_rows import BUNDLED, goal_rows
 from row_files import read_rows
 
 from autottt.policies.any_model import bundled_vocabulary, train_any_model
@@ -38,14 +40,21 @@ COST_SHARES = (0.3, 0.2, 0.1, 0.05, 0.02)
 RACE, RIVAL = "ttt_race", "ttt_augmented"
 
 
+def folders_of(stores: Sequence[Path]) -> list[Path]:
+    """The stores themselves: a folder of folders stands for these."""
+    found = []
+    for folder in stores:
+        inner = [p for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+        found += inner or [folder]
+    return found
+
+
 def outcomes_in(stores: Sequence[Path]) -> dict[str, list[Outcome]]:
     """The outcomes by model; of a key that occurs again, the first."""
     by_key = {}
-    for folder in stores:
-        inner = [p for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
-        for store in inner or [folder]:
-            for outcome in OutcomeStore(store).read():
-                by_key.setdefault(outcome.key, outcome)
+    for store in folders_of(stores):
+        for outcome in OutcomeStore(store).read():
+            by_key.setdefault(outcome.key, outcome)
     by_model: dict[str, list[Outcome]] = {}
     for outcome in by_key.values():
         by_model.setdefault(outcome.base_hash, []).append(outcome)
@@ -133,21 +142,15 @@ def any_model(by_model: dict[str, list[Outcome]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def draw(results: dict[str, Any], file: Path) -> None:
-    """Cost against accuracy for each model: fixed strategies, the policy, and the VBS."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "autottt", "svg.fonttype": "none", "font.size": 10}):
-        cards = {model: part["own_policy"] for model, part in results.items() if part.get("own_policy")}
-        figure = Figure(figsize=(5.2 * max(1, len(cards)), 3.9), layout="constrained")
-        for axes, (model, card) in zip(np.ravel(figure.subplots(1, max(1, len(cards)))), cards.items(), strict=False):
-            for name, arm in card["arms"].items():
-                if name in card["strategies"] or name in ("policy", "vbs_per_task"):
-                    axes.plot(arm["cost"], arm["accuracy"], "*" if name == "policy" else "o", markersize=9)
-                    axes.annotate(name, (arm["cost"], arm["accuracy"]), fontsize="x-small")
-            axes.set(title=model[:12], xlabel="cost (multiples of in-context)", ylabel="accuracy", xscale="symlog")
-        figure.savefig(file, metadata={"Date": None})
+def names_of(stores: Sequence[Path]) -> dict[str, str]:
+    """A name for each model, by its content hash: that of the bundled model, else of the folder that holds its outcomes
+    alone, else the beginning of the hash."""
+    names: dict[str, str] = {}
+    for folder in folders_of(stores):
+        models = {outcome.base_hash for outcome in OutcomeStore(folder).read()}
+        for model in models:
+            names[model] = folder.name if len(models) == 1 else names.get(model, model[:12])
+    return names | dict.fromkeys(bundled_vocabulary(), BUNDLED)
 
 
 def main() -> None:
@@ -156,7 +159,6 @@ def main() -> None:
     parser.add_argument("stores", type=Path, nargs="+")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path("runs/policy_real.rows.jsonl"))
-    parser.add_argument("--picture", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
@@ -176,19 +178,22 @@ def main() -> None:
                 f"own {model[:12]}", collected, lambda o=collected: own_policy(o, repeats, options.workers), repeats
             ),
         }
+    names = names_of(options.stores)
     every = [o for some in enough.values() for o in some]
     unknown = rows.measured("any model", every, lambda: any_model(enough)) if len(enough) > 1 else None
+    if unknown is not None:
+        unknown["models"] = {names[model]: card for model, card in unknown["models"].items()}
+    models = {names[model]: parts for model, parts in results.items()}
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     facts = {
         "commit": git.stdout.strip(), "date": datetime.now(UTC).date().isoformat(), "quick": options.quick,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("autottt", "torch", "scikit-learn")},
-        "families_of_models_left_out": left_out, "models": results, "any_model": unknown,
+        "families_of_models_left_out": {names[model]: count for model, count in left_out.items()},
+        "models": models, "any_model": unknown, "rows": goal_rows(models, unknown),
     }  # fmt: skip
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(facts, indent=1) + "\n")
-    if options.picture is not None:
-        draw(results, options.picture)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = DOCS / "accuracy_cost.svg"
+PICTURE_OF_MODELS = DOCS / "accuracy_cost_models.svg"
 PACKAGES = ("autottt", "controller", "strategies", "policies", "ttt_core")
 OTHER_FOLDERS = {
     "tests/": "mirror the packages; the contract tests (architecture, documents, packaging, strategies) stand on top",
@@ -104,6 +105,10 @@ def real_strategies_table() -> str:
 
 def capacity_tables() -> str:
     return str(benchmark("capacity_tables").capacity(RESULTS))
+
+
+def real_policies_table() -> str:
+    return str(benchmark("policy_real_rows").policies_table(RESULTS))
 
 
 def benchmark(name: str) -> ModuleType:
@@ -225,6 +230,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "policy.md", "policy"): policy_table,
     (DOCS / "settings.md", "settings"): api_reference.settings_table,
     (DOCS / "models.md", "strategies"): real_strategies_table,
+    (DOCS / "models.md", "policies"): real_policies_table,
     (DOCS / "capacity.md", "capacity"): capacity_tables,
     (ROOT / "README.md", "measured"): measured_table,
 }
@@ -239,8 +245,9 @@ def region(document: Path, name: str) -> str:
 
 
 def write() -> None:
-    """Writes the picture and every generated page and region."""
+    """Writes the pictures and every generated page and region."""
     accuracy_cost.draw(RESULTS, PICTURE)
+    accuracy_cost.draw_models(RESULTS, PICTURE_OF_MODELS)
     for page, make in PAGES.items():
         page.write_text(make(), "utf-8")
     for (document, name), make in REGIONS.items():

@@ -198,6 +198,8 @@ def test_generated_regions_are_up_to_date(document, name):
 def test_the_picture_of_accuracy_and_cost_shows_what_was_measured():
     numbers = generate.accuracy_cost.description(generate.RESULTS)
     assert numbers in generate.PICTURE.read_text("utf-8"), "run `make docs`"
+    numbers = generate.accuracy_cost.description_of_models(generate.RESULTS)
+    assert numbers in generate.PICTURE_OF_MODELS.read_text("utf-8"), "run `make docs`"
 
 
 def test_the_table_names_every_strategy_and_its_cost_class():
