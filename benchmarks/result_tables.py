@@ -127,7 +127,8 @@ def _benchmark_section(name: str, about: str, facts: Mapping[str, Any]) -> list[
     """The rows of a benchmark, and whether they reach their goals."""
     where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
     lines = ["", f"## {about}", ""]
-    lines += [f"`make bench-{name.replace('_', '-')}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
+    command = f"make bench-{name.replace('_', '-')}"
+    lines += [f"`{command}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
     lines += [NOTES[name], ""] if name in NOTES else []
     lines += [_line("measure", "value", "compared with", "goal"), _rule(4)]
     for row in facts["rows"]:
