@@ -6,7 +6,7 @@ DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
 accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format. The tasks
 of the goals' sets come first, then those of the others, each in a random order, of which --limit takes the first ones;
---quick takes three tasks of each set.
+--quick takes three tasks of each set. --accuracy-only leaves time and memory as they stand in --json.
 Rows are appended to --rows task by task, so that an interrupted run continues. Writes the rows {"name", "value",
 "unit", "against", "goal", "holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals
 over families.
@@ -324,6 +324,16 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def rows_kept(file: Path, results: Sequence[Row]) -> Row:
+    """The rows of time and memory in a file of results, with the date and the commit of their measurement; those of
+    accuracy, which tell their queries, and those that were measured anew are left out."""
+    if not file.exists():
+        return {"rows": []}
+    before, names = json.loads(file.read_text("utf-8")), {row["name"] for row in results}
+    rows = [row for row in before["rows"] if "queries" not in row and row["name"] not in names]
+    return {**before, **before.get("time_and_memory", {}), "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -333,6 +343,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="sets, separated by commas")
     parser.add_argument("--strategies", default=",".join(ORDER), help="strategies, separated by commas")
     parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order")
+    parser.add_argument("--accuracy-only", action="store_true", help="keep the file's rows of time and memory")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
     options = parser.parse_args()
     sets = options.sets.split(",")
@@ -350,17 +361,18 @@ def main() -> None:
         together = "both sets of the goals"
         strategies = [n for s in sets for n in strategy_rows(answers, label, learner.base_hash, [s], s)]
         strategies += strategy_rows(answers, label, learner.base_hash, HEADLINE, together)
-        easy = [queries[0] for queries in tasks_of(sets[0], options.data, options.quick)]
-        results += [
-            *numbers,
-            *goal_rows(numbers, label),
-            *strategies,
-            *training_rows(label, name, learner, 1 if options.quick else 3),
-            *cost_rows(learner, label, name, easy, 1 if options.quick else 3),
-        ]
+        results += [*numbers, *goal_rows(numbers, label), *strategies]
+        if not options.accuracy_only:
+            easy = [queries[0] for queries in tasks_of(sets[0], options.data, options.quick)]
+            rounds = 1 if options.quick else 3
+            results += training_rows(label, name, learner, rounds)
+            results += cost_rows(learner, label, name, easy, rounds)
+    kept = rows_kept(options.json, results) if options.accuracy_only else {"rows": []}
+    results += kept["rows"]
     options.json.write_text(json.dumps({
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
+        **({"time_and_memory": {k: kept[k] for k in ("date", "commit")}} if kept["rows"] else {}),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": {n: version(n) for n in ("autottt", "torch", "transformers", "gguf")},
         "rows": results,

@@ -541,3 +541,62 @@ class TestTracing:
         assert row["against"] == "2 identical, 2 different"
         monkeypatch.setattr(tracing, "replayed", None)
         assert tracing.replay_rows(tmp_path / "rows.jsonl", "", 6) == [row]
+
+
+class TestRealModels:
+    def test_rows_of_time_stay_with_the_commit_of_their_measurement(self, tmp_path: Path) -> None:
+        real = script("real_models")
+        file = tmp_path / "real.json"
+        assert real.rows_kept(file, []) == {"rows": []}
+        rows = [
+            {"name": "m, set: in_context, chat", "value": 1.0, "queries": 8},
+            {"name": "m: automatic minus chat", "value": 4.0},
+            {"name": "m: second load", "value": 0.2},
+        ]
+        file.write_text(json.dumps({"date": "2026-01-01", "commit": "c0ffee", "rows": rows}))
+        kept = real.rows_kept(file, [{"name": "m: automatic minus chat", "value": 5.0}])
+        assert (kept["rows"], kept["date"], kept["commit"]) == (rows[2:], "2026-01-01", "c0ffee")
+        before = {"time_and_memory": {"date": "2025-01-01", "commit": "beef"}}
+        file.write_text(json.dumps({"date": "2026-01-01", "commit": "c0ffee", "rows": rows, **before}))
+        assert real.rows_kept(file, [])["commit"] == "beef"
+
+
+class TestRealPolicies:
+    """Rows with goals and the table of policies for real models."""
+
+    @staticmethod
+    def card(policy: float, cost: float) -> dict[str, object]:
+        arms = {
+            "in_context": {"accuracy": 0.4, "cost": 1.0}, "ttt_in_context": {"accuracy": 0.5, "cost": 20.0},
+            "ttt_augmented": {"accuracy": 0.6, "cost": 50.0}, "policy": {"accuracy": policy, "cost": cost},
+            "vbs_per_task": {"accuracy": 0.7, "cost": 9.0},
+        }  # fmt: skip
+        return {
+            "arms": arms, "strategies": ["in_context", "ttt_in_context", "ttt_augmented"],
+            "best_fixed": "ttt_augmented", "accuracy_beyond_best_fixed": policy - 0.6, "cost_of_best_fixed": cost / 50,
+            "gap_closed_per_task": {"value": 0.4, "interval_90": [-0.1, 0.6]}, "harm_share": 0.01, "auroc": 0.9,
+            "ece": 0.05, "cases": 30, "families": 10,
+        }  # fmt: skip
+
+    def test_goals_hold_only_where_they_are_reached(self) -> None:
+        rows_of = script("policy_real_rows").goal_rows
+        race = {"cases": 0}
+        models = {"m": {"own_policy": self.card(0.61, 25.0), "domains": {"held_out": None}, "race": race}}
+        gain = {"value": 0.02, "interval_90": [0.01, 0.03]}
+        unknown = {"models": {"m": self.card(0.5, 5.0)}, "gain_over_rule_of_thumb": gain}
+        holds = {row["name"]: row["holds"] for row in rows_of(models, unknown)}
+        assert holds["m, own policy: accuracy beyond"]
+        assert not holds["m, own policy: cost of"]  # half, where 40% is the goal
+        assert holds["m, own policy: gap closed, SBS to VBS per task"]
+        assert not holds["m, own policy: gap closed, lower bound"]
+        assert holds["policy for unknown models, all models: utility beyond, lower bound"]
+        assert rows_of(models, None) == rows_of(models, unknown)[: len(rows_of(models, None))]
+
+    def test_the_table_has_a_line_for_each_policy(self, tmp_path: Path) -> None:
+        own = {"own_policy": self.card(0.61, 25.0)}
+        facts = {"models": {"m": own}, "any_model": {"models": {"m": self.card(0.5, 5.0)}}}
+        (tmp_path / "policy_real.json").write_text(json.dumps(facts))
+        lines = script("policy_real_rows").policies_table(tmp_path).splitlines()
+        assert lines[2].startswith("| m, own policy | 30, 10 | 40.0% | `ttt_augmented` 60.0% at 50.0x | 61.0% at 25.0x")
+        assert lines[3].startswith("| m, policy for unknown models | 30, 10 |")
+        assert len({line.count("|") for line in lines}) == 1
