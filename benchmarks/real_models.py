@@ -164,14 +164,27 @@ def accuracy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str
     values = {n: 100 * statistics.fmean(v for family in c.values() for v in family) for n, c in columns.items()}
     values["format chosen by the other queries' right answers"] = 100 * others_choice(list(tasks.values()), formats)
     count = sum(map(len, best.values()))
+    seconds = {f: seconds_of_a_query(list(tasks.values()), f) for f in (*formats, "automatic")}
     return [
         {
             "name": f"{name}, {label}: in_context, {column}", "value": round(value, 1), "unit": "% of queries",
             "interval_90": percent_interval(columns[column]) if column in columns else None, "queries": count,
+            **({"seconds_of_a_query": seconds[column]} if column in seconds else {}),
             "against": "", "goal": None, "holds": None,
         }
         for column, value in values.items()
     ]  # fmt: skip
+
+
+def seconds_of_a_query(tasks: Sequence[Mapping[str, Row]], column: str) -> float:
+    """Median over tasks of the seconds of a query in a format, or in the chosen one with the choice of it."""
+    shares = []
+    for task in tasks:
+        choice = task["choice"]
+        answered = task[choice["chosen"] if column == "automatic" else column]
+        seconds = answered["seconds"] + (choice["seconds"] if column == "automatic" else 0.0)
+        shares.append(seconds / max(1, len(answered["right"])))
+    return round(statistics.median(shares), 2)
 
 
 def others_choice(tasks: Sequence[Mapping[str, Row]], formats: Sequence[str]) -> float:

@@ -23,8 +23,8 @@ NOTES = {
     "task is out of reach: with eight queries that maximum owes much to luck, since a format chosen by the right "
     "answers of a task's other queries is hardly better than `standard`. Memory counts the pages of the weights, which "
     "are mapped from their file, and the code of transformers; the row of `AutoModelForCausalLM` is measured alike. "
-    "Gemma's easy query took 1.78 times as long as `generate` on another machine. Of list_functions_rule and bbh only "
-    "the first tasks of a random order have been measured, and few with training; so has letter_string.",
+    "Gemma's easy query took 1.78 times as long as `generate` on another machine. Few tasks of "
+    "letter_string, list_functions_rule and bbh have been measured with training.",
     "trace": "Added to a query: the median of paired runs on the bundled model, of which the milliseconds of the "
     "thread's processor are in the file of results. A page is that of a real run whose training steps and prompts were "
     "multiplied.",
@@ -107,6 +107,25 @@ def real_strategies_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def real_formats_table(folder: Path) -> str:
+    """A line for each model and set of real.json: accuracy in context under each prompt format and the chosen ones."""
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in read(folder, "real")["rows"]:
+        label, found, column = row["name"].partition(": in_context, ")
+        if found:
+            cells.setdefault(label, {})[column] = row
+    formats, best = ("chat", "standard", "compact"), "best format of each task, known afterwards"
+    columns = "model, set", "queries", *(f"`{f}`" for f in formats), "automatic", best, "seconds of a query"
+    lines = [_line(*columns), _rule(len(columns))]
+    for label, row in cells.items():
+        automatic = row["automatic"]
+        texts = [f"{row[f]['value']:g}" if f in row else "" for f in formats]
+        texts.append("{:g} [{:g}, {:g}]".format(automatic["value"], *automatic["interval_90"]))
+        texts += [f"{row[best]['value']:g}", f"{automatic['seconds_of_a_query']:g}"]
+        lines.append(_line(label, automatic["queries"], *texts))
+    return "\n".join(lines)
+
+
 def measured(folder: Path) -> str:
     """All of docs/measured.md."""
     lines = [
@@ -128,7 +147,10 @@ def _benchmark_section(name: str, about: str, facts: Mapping[str, Any]) -> list[
     where = [f"{k} {v}" for of in ("machine", "versions") for k, v in facts[of].items()]
     lines = ["", f"## {about}", ""]
     command = f"make bench-{name.replace('_', '-')}"
-    lines += [f"`{command}`, {facts['date']}, commit {facts['commit']}; {', '.join(where)}.", ""]
+    measured_at = f"{facts['date']}, commit {facts['commit']}"
+    if kept := facts.get("time_and_memory"):
+        measured_at += f" (time and memory: {kept['date']}, commit {kept['commit']})"
+    lines += [f"`{command}`, {measured_at}; {', '.join(where)}.", ""]
     lines += [NOTES[name], ""] if name in NOTES else []
     lines += [_line("measure", "value", "compared with", "goal"), _rule(4)]
     for row in facts["rows"]:

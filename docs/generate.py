@@ -103,6 +103,10 @@ def real_strategies_table() -> str:
     return str(benchmark("result_tables").real_strategies_table(RESULTS))
 
 
+def real_formats_table() -> str:
+    return str(benchmark("result_tables").real_formats_table(RESULTS))
+
+
 def capacity_tables() -> str:
     return str(benchmark("capacity_tables").capacity(RESULTS))
 
@@ -229,6 +233,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "strategies.md", "strategies"): strategies_table,
     (DOCS / "policy.md", "policy"): policy_table,
     (DOCS / "settings.md", "settings"): api_reference.settings_table,
+    (DOCS / "models.md", "formats"): real_formats_table,
     (DOCS / "models.md", "strategies"): real_strategies_table,
     (DOCS / "models.md", "policies"): real_policies_table,
     (DOCS / "capacity.md", "capacity"): capacity_tables,
