@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ EXIT_SECONDS = 2.0
 HIDING_VARIABLES = ("OPENINFERENCE_HIDE_INPUTS", "OPENINFERENCE_HIDE_OUTPUTS")
 """OpenInference's variables; where one of them is true, spans have no content."""
 _LOG = logging.getLogger("autottt")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STATUS = {"ok": otel.StatusCode.OK, "error": otel.StatusCode.ERROR, "unset": otel.StatusCode.UNSET}
 
 
@@ -126,17 +128,26 @@ def _caller_of(trace: Trace) -> context.Context:
 
 def _emit(tracer: otel.Tracer, record: SpanRecord, parent: context.Context) -> None:
     """Starts and ends a span with everything inside it; nothing where it is not sampled."""
-    span = tracer.start_span(record.name, parent, attributes=record.attributes, start_time=record.start)
+    attributes = {name: _as_utf8(value) for name, value in record.attributes.items()}
+    span = tracer.start_span(_as_utf8(record.name), parent, attributes=attributes, start_time=record.start)
     if not span.is_recording():
         return
     inner = otel.set_span_in_context(span, parent)
     for child in record.children:
         _emit(tracer, child, inner)
     for event in record.events:
-        span.add_event(event.name, event.attributes, event.time)
+        span.add_event(event.name, {name: _as_utf8(value) for name, value in event.attributes.items()}, event.time)
     if record.status != "unset":
-        span.set_status(_STATUS[record.status], record.description or None)
+        span.set_status(_STATUS[record.status], _as_utf8(record.description) or None)
     span.end(record.end)
+
+
+def _as_utf8(value: Any) -> Any:
+    """The value with U+FFFD in place of each half of a surrogate pair, as a file's name may hold one. The exporter
+    would lose all spans of a batch because of it, and the SDK the attribute."""
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
+    return [_as_utf8(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class _ExportingProvider(TracerProvider):

@@ -583,6 +583,25 @@ def test_the_variables_of_opentelemetry_name_endpoint_headers_service_and_sampli
     assert isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider), "the program's is not set"
 
 
+def test_text_that_utf8_cannot_hold_costs_no_span(learner, collector, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no file \udcff.gguf")
+
+    named = Learner.wrap(learner.loaded.model, learner.loaded.tokenizer, prompt_format="compact")
+    named.loaded = replace(named.loaded, name="model \udcfe")
+    controller = Controller(named, FixedPolicy("in_context"), trace=f"otlp:{collector.url}")
+    controller.solve(TASK)
+    monkeypatch.setattr("autottt.controller.nodes.judged", fail)
+    with pytest.raises(OSError, match="no file"):
+        controller.solve(TASK)
+    assert target_of(controller).flush()
+    assert [s.status.message for s in collector.spans if s.name == "solve"] == ["", "OSError: no file \ufffd.gguf"]
+    (decoded, _) = [s for s in collector.spans if s.name.startswith("text_completion")]
+    models = [a.value.string_value for a in decoded.attributes if a.key == "gen_ai.request.model"]
+    assert decoded.name.endswith("model \ufffd")
+    assert models == ["model \ufffd"]
+
+
 def test_several_targets_receive_the_same_trace(learner, collector, tmp_path):
     setting = f"{tmp_path}/traces.sqlite,otlp:{collector.url}/v1/traces"
     controller = Controller(learner, FixedPolicy("in_context"), trace=setting)
