@@ -228,6 +228,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "recipes": policy.recipes,
         "familiarity": None if policy.familiarity is None else asdict(policy.familiarity),
         "evidence": None if policy.evidence is None else asdict(policy.evidence),
+        "probes_unfamiliar": policy.probes_unfamiliar,
         "models": policy.models,
         "accurate": policy.accurate,
         "accuracy_margin": policy.accuracy_margin,

@@ -93,6 +93,14 @@ def _optional_number_or_null(value: object) -> float | None:
     return None if value is MISSING else _number_or_null(value)
 
 
+def _true_unless_false(value: object) -> bool:
+    if value is MISSING:
+        return True
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
     """Reads an object with exactly these fields as a value of `kind`; null, or a field that is missing, as None."""
 
@@ -148,6 +156,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "recipes": ("an object of texts", _object_of(_text)),
     "familiarity": ("an object of names, means, scales, precisions and a threshold, or null", _familiarity),
     "evidence": ("an object of names, weights, an intercept and shares, or null", _evidence),
+    "probes_unfamiliar": ("true or false", _true_unless_false),
     "models": ("a list of texts", _optional_texts),
     "accurate": ("a text", _optional_text),
     "accuracy_margin": ("a number", _optional_number),

@@ -111,7 +111,7 @@ class LearnedPolicy:
         if features.stage > 0:
             return False
         if self.is_out_of_distribution(features):
-            return self.trained.evidence is not None
+            return self.trained.by_evidence
         return not bool(self.trained.can_skip_probe(*self._predict(features))[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
@@ -148,7 +148,7 @@ class LearnedPolicy:
         """What decides on a query."""
         if not self.is_out_of_distribution(features):
             return "estimates"
-        has_evidence = self.trained.evidence is not None and features.stage == max(NAMES)
+        has_evidence = self.trained.by_evidence and features.stage == max(NAMES)
         return "evidence" if has_evidence else "fallback"
 
     def preferences(self, features: Features, among: Sequence[str]) -> dict[str, float]:
@@ -194,7 +194,7 @@ class LearnedPolicy:
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)
         if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
-            trained = replace(trained, probe_margin=None)
+            trained = replace(trained, probe_margin=None, probes_unfamiliar=True)
         if cost_weight == 0 and trained.accurate:
             others = [s for s in trained.ranking if s != trained.accurate]
             trained = replace(trained, ranking=(trained.accurate, *others))

@@ -149,7 +149,9 @@ class TrainedPolicy:
     familiarity: Familiarity | None = None
     """Recognises queries unlike the training set; None: only their ranges and kinds do."""
     evidence: Evidence | None = None
-    """Decides for those; None: they get the fallback."""
+    """Decides for those where `by_evidence`; None: they get the fallback."""
+    probes_unfamiliar: bool = True
+    """Whether the probe, which measures the evidence, pays for those."""
     accurate: str = ""
     """The fixed strategy with the highest accuracy in training; empty if unknown."""
     accuracy_margin: float = 0.0
@@ -260,6 +262,12 @@ class TrainedPolicy:
         others = np.where(is_rival, utilities, -np.inf)
         leads: Floats = utilities[index, best] - others.max(axis=1)
         return leads
+
+    @property
+    def by_evidence(self) -> bool:
+        """Whether evidence of the task is measured and decides for queries out of distribution; otherwise they get the
+        fallback."""
+        return self.evidence is not None and self.probes_unfamiliar
 
     def is_out_of_distribution(self, free: Floats, kinds: Sequence[str]) -> Booleans:
         """Whether queries [N] are unlike the training tasks, from their free features [N, F] and kinds."""

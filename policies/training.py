@@ -235,6 +235,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     utilities = whole.utilities(settings.cost_weight).mean(axis=0)
     free = table.stage(0)
     deciles = np.quantile(table.X, np.arange(1, 10) / 10, axis=0).T
+    evidence, pays = fit_evidence(table, settings.fold_count, settings.seed, settings.cost_weight)
     policy = TrainedPolicy(
         base_hash=table.base_hash,
         strategies=table.strategies,
@@ -258,7 +259,8 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         recipes=dict(table.recipes),
         feature_names=dict(table.feature_names),
         familiarity=fit_familiarity(table, settings.fold_count, settings.seed),
-        evidence=fit_evidence(table, settings.fold_count, settings.seed),
+        evidence=evidence,
+        probes_unfamiliar=pays,
     )
     observed = table.fully_observed
     probabilities = {stage: held_out[observed] for stage, (_, _, held_out) in fitted.items()}
@@ -340,7 +342,7 @@ def _choose(
     """What is done with each case, as `LearnedPolicy` and the graph do it; `simulate`, vectorised."""
     unusual = policy.is_out_of_distribution(table.stage(0), table.kinds)
     skipped = policy.can_skip_probe(probabilities[0], costs) & ~unusual
-    measured = ~skipped & (~unusual | (policy.evidence is not None))
+    measured = ~skipped & (~unusual | policy.by_evidence)
     utilities = policy.utilities(np.where(measured[:, None], probabilities[1], probabilities[0]), costs)
     preferences = np.where(
         measured[:, None],
@@ -348,12 +350,12 @@ def _choose(
         policy.preferences(probabilities[0], costs, measured=False),
     )
     kept = preferences[:, 0] > -np.inf
-    if policy.evidence is not None and unusual.any():
+    if policy.by_evidence and unusual.any():
         by_evidence = policy.evidence_probabilities(table.X[unusual])
         utilities[unusual] = policy.utilities(by_evidence, costs[unusual])
         preferences[unusual] = policy.evidence_preferences(by_evidence, costs[unusual])
     preferences = np.where(table.applicable, preferences, -np.inf)
-    fallback = unusual & (policy.evidence is None)
+    fallback = unusual & (not policy.by_evidence)
     next_best = partial(_next_best, policy, table, preferences, utilities, fallback)
     choice, wasted = preferences.argmax(axis=1), np.zeros(len(table))
     choice[fallback] = [next_best(case, []) for case in np.flatnonzero(fallback).tolist()]

@@ -7,6 +7,8 @@ nothing about files. Axes: N cases, S strategies, F features.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from . import lazy
@@ -60,11 +62,11 @@ def _distances(X: Floats, names: tuple[str, ...]) -> Familiarity:
     )  # fmt: skip
 
 
-def fit_evidence(table: OutcomeTable, fold_count: int, seed: int) -> Evidence | None:
-    """The estimates from evidence alone. None where the outcomes lack features of it, or where in-context answers are
-    nearly all right or nearly all wrong."""
+def fit_evidence(table: OutcomeTable, fold_count: int, seed: int, cost_weight: float) -> tuple[Evidence | None, bool]:
+    """The estimates from evidence alone, and whether the probe that measures it pays (`evidence_pays`). None where the
+    outcomes lack features of it, or where in-context answers are nearly all right or nearly all wrong."""
     if not set(table.feature_names[1]) >= ESSENTIAL or _degenerate(table.correct[:, 0]):
-        return None
+        return None, False
     kinds = sorted(set(table.kinds))
     groups = table.kinds if len(kinds) > 1 else table.families
     held_out = np.full(len(table), table.correct[:, 0].mean())
@@ -75,10 +77,22 @@ def fit_evidence(table: OutcomeTable, fold_count: int, seed: int) -> Evidence | 
         fitted = _fit_linear(table)
     whole = table.complete()
     observed = held_out[table.fully_observed]
-    return Evidence(
-        fitted.names, fitted.weights, fitted.intercept, fixes=fitted.fixes, breaks=fitted.breaks,
-        sure=_sure_threshold(observed, whole),
-    )  # fmt: skip
+    evidence = replace(fitted, sure=_sure_threshold(observed, whole))
+    return evidence, evidence_pays(evidence, observed, whole, cost_weight)
+
+
+def evidence_pays(evidence: Evidence, held_out: Floats, whole: OutcomeTable, cost_weight: float) -> bool:
+    """Whether choosing by the evidence, the probe included, has at least the utility of the best fixed strategy without
+    the probe, where `held_out` are the probabilities of right in-context answers on kinds of task that were held out.
+    Where training costs little more than the probe, it does not."""
+    right, index = held_out[:, None], np.arange(len(whole))
+    others = (1 - right) * np.array(evidence.fixes) + right * (1 - np.array(evidence.breaks))
+    expected = np.hstack([right, others]) - cost_weight * whole.costs
+    choice = np.where(whole.applicable, expected, -np.inf).argmax(axis=1)
+    utilities = whole.utilities(cost_weight)
+    utilities[:, 1:] -= cost_weight * whole.costs[:, :1]  # the in-context answer is there before the choice
+    chosen = utilities[index, choice] - cost_weight * whole.probe_cost
+    return bool(chosen.mean() >= utilities.mean(axis=0).max())
 
 
 def _degenerate(right: Floats) -> bool:

@@ -82,6 +82,17 @@ def test_queries_out_of_distribution_are_simulated_as_served() -> None:
     assert_training_does_the_same(policy, cases, served)
 
 
+def test_queries_whose_evidence_does_not_pay_are_simulated_as_served() -> None:
+    cases = build_outcome_table(OUTCOMES)
+    X = cases.X.copy()
+    X[::3, 4:12] = 1e4
+    cases = dataclasses.replace(cases, X=X)
+    policy = LearnedPolicy(dataclasses.replace(trained_small(), probes_unfamiliar=False))
+    served = simulate(policy, cases)
+    assert not served.measured[::3].any()
+    assert_training_does_the_same(policy, cases, served)
+
+
 @pytest.mark.parametrize("cost_weight", [None, 0.0, 0.01])
 @pytest.mark.parametrize("risk", [None, 0.2])
 def test_queries_that_evidence_decides_on_are_simulated_as_served(cost_weight, risk) -> None:

@@ -46,11 +46,32 @@ def test_evidence_survives_a_bundle(learned, tmp_path) -> None:
     assert loaded.decide(at(0.1, **STRANGE), ALL) == learned.decide(at(0.1, **STRANGE), ALL)
 
 
+def test_evidence_pays_where_the_probe_is_cheap_and_not_where_it_costs_as_much_as_training() -> None:
+    pays = {}
+    for factor in (0.01, 1000.0):
+        table = dataclasses.replace(TABLE, probe_cost=factor * TABLE.probe_cost)
+        evidence, pays[factor] = fit_evidence(table, 5, 0, 0.001)
+        assert evidence is not None
+    assert pays == {0.01: True, 1000.0: False}
+
+
+def test_where_the_probe_does_not_pay_an_unfamiliar_query_gets_the_fallback_without_it(learned, tmp_path) -> None:
+    policy = LearnedPolicy(dataclasses.replace(learned.trained, probes_unfamiliar=False))
+    save_bundle(policy.trained, tmp_path)
+    for each in (policy, LearnedPolicy(load_bundle(tmp_path))):
+        assert not each.needs_more(at(0.1, stage=0, **STRANGE))
+        decision = each.decide(at(0.1, stage=0, **STRANGE), ALL)
+        assert decision.strategy == learned.trained.fallback(ALL)
+        assert "fallback" in decision.reason
+    assert policy.with_cost_weight(0).needs_more(at(0.1, stage=0, **STRANGE)), "accuracy is worth the probe"
+    assert learned.needs_more(at(0.1, stage=0, **STRANGE))
+
+
 def test_outcomes_without_the_features_or_with_one_label_have_no_evidence() -> None:
-    assert fit_evidence(dataclasses.replace(TABLE, correct=np.ones_like(TABLE.correct)), 5, 0) is None
+    assert fit_evidence(dataclasses.replace(TABLE, correct=np.ones_like(TABLE.correct)), 5, 0, 0.001)[0] is None
     columns = [i for i, name in enumerate(TABLE.feature_names[1]) if name != EVIDENCE[0]]
     names = {0: TABLE.feature_names[0], 1: tuple(TABLE.feature_names[1][i] for i in columns)}
-    assert fit_evidence(dataclasses.replace(TABLE, X=TABLE.X[:, columns], feature_names=names), 5, 0) is None
+    assert fit_evidence(dataclasses.replace(TABLE, X=TABLE.X[:, columns], feature_names=names), 5, 0, 0.001)[0] is None
 
 
 @pytest.mark.parametrize("strange", [False, True])
