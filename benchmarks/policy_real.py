@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 from policy_real_rows import BUNDLED, goal_rows
-from row_files import read_rows
+from row_files import percent_interval, read_rows
 
 from autottt.policies.any_model import bundled_vocabulary, train_any_model
 from autottt.policies.held_out_domains import at_cost_weights, domains_held_out
@@ -133,6 +134,31 @@ def race(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"cases": len(table), "families": len(set(table.families)), "arms": arms}
 
 
+def strategy_numbers(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Accuracy, gain over the in-context answer, harm, cost and seconds of each strategy that was tried, on the queries
+    that it and `in_context` were tried on. Cost and seconds are those of a query alone, training included."""
+    by_strategy: dict[str, dict[tuple[str, str, int], Outcome]] = {}
+    for outcome in outcomes:
+        by_strategy.setdefault(outcome.strategy, {})[outcome.dataset, outcome.task_id, outcome.seed] = outcome
+    base = by_strategy.get(BASE, {})
+    numbers = {}
+    for name, tried in by_strategy.items():
+        pairs = [(base[query], outcome) for query, outcome in tried.items() if query in base]
+        gains: dict[str, list[float]] = {}
+        for before, after in pairs:
+            gains.setdefault(after.family, []).append(after.correct - before.correct)
+        numbers[name] = {
+            "cases": len(pairs), "families": len(gains),
+            "accuracy": fmean(after.correct for _, after in pairs),
+            "gain_interval_90": percent_interval(gains),
+            "gain": fmean(gain for some in gains.values() for gain in some),
+            "harm_share": fmean(before.correct > after.correct for before, after in pairs),
+            "cost": fmean(after.relative_cost for _, after in pairs),
+            "seconds": median(after.seconds for _, after in pairs),
+        }  # fmt: skip
+    return dict(sorted(numbers.items(), key=lambda item: item[1]["cost"]))
+
+
 def any_model(by_model: dict[str, list[Outcome]]) -> dict[str, Any]:
     """The policy for unknown models: each model in turn held out with its families."""
     card = train_any_model([o for some in by_model.values() for o in some], bundled_vocabulary()).scorecard
@@ -170,6 +196,7 @@ def main() -> None:
     for model, outcomes in enough.items():
         collected = [o for o in outcomes if o.strategy != RACE]
         results[model] = {
+            "strategies": strategy_numbers(outcomes),
             "domains": rows.measured(
                 f"domains {model[:12]}", collected, lambda o=collected: held_out(o, options.quick), options.quick
             ),

@@ -119,6 +119,35 @@ def policies_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def strategies_table(folder: Path) -> str:
+    """Each strategy of policy_real.json on the queries that it and the in-context answer were tried on, for the real
+    models."""
+    facts = json.loads((folder / "policy_real.json").read_text("utf-8"))
+    columns = (
+        "model",
+        "strategy",
+        "queries, families",
+        "right, %",
+        "gain over in context",
+        "harmed, %",
+        "cost",
+        "seconds",
+    )
+    lines = [_line(*columns), _line(*["---"] * len(columns))]
+    for model, parts in facts["models"].items():
+        for name, row in parts["strategies"].items() if model != BUNDLED else ():
+            low, high = row["gain_interval_90"]
+            gain, harm = f"{100 * row['gain']:+.1f} [{low:+.1f}, {high:+.1f}]", f"{100 * row['harm_share']:.1f}"
+            lines.append(
+                _line(
+                    model, f"`{name}`", f"{row['cases']}, {row['families']}", f"{100 * row['accuracy']:.1f}",
+                    *(("", "") if name == "in_context" else (gain, harm)), f"{row['cost']:.1f}x",
+                    f"{row['seconds']:.2f}",
+                )
+            )  # fmt: skip
+    return "\n".join(lines)
+
+
 def _cells(card: Mapping[str, Any]) -> Iterator[str]:
     arms, gap = card["arms"], card["gap_closed_per_task"]
     best = arms[card["best_fixed"]]

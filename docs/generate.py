@@ -115,6 +115,10 @@ def real_policies_table() -> str:
     return str(benchmark("policy_real_rows").policies_table(RESULTS))
 
 
+def outcome_strategies_table() -> str:
+    return str(benchmark("policy_real_rows").strategies_table(RESULTS))
+
+
 def benchmark(name: str) -> ModuleType:
     """A module of benchmarks/, which is not part of the package."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
@@ -235,6 +239,7 @@ REGIONS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (DOCS / "settings.md", "settings"): api_reference.settings_table,
     (DOCS / "models.md", "formats"): real_formats_table,
     (DOCS / "models.md", "strategies"): real_strategies_table,
+    (DOCS / "models.md", "outcomes"): outcome_strategies_table,
     (DOCS / "models.md", "policies"): real_policies_table,
     (DOCS / "capacity.md", "capacity"): capacity_tables,
     (ROOT / "README.md", "measured"): measured_table,

@@ -593,10 +593,28 @@ class TestRealPolicies:
         assert rows_of(models, None) == rows_of(models, unknown)[: len(rows_of(models, None))]
 
     def test_the_table_has_a_line_for_each_policy(self, tmp_path: Path) -> None:
-        own = {"own_policy": self.card(0.61, 25.0)}
+        numbers = {"cases": 3, "families": 1, "accuracy": 0.5, "gain": 0.25, "gain_interval_90": [-5.0, 30.0]}
+        numbers |= {"harm_share": 0.125, "cost": 20.0, "seconds": 1.5}
+        own = {"own_policy": self.card(0.61, 25.0), "strategies": {"ttt_in_context": numbers}}
         facts = {"models": {"m": own}, "any_model": {"models": {"m": self.card(0.5, 5.0)}}}
         (tmp_path / "policy_real.json").write_text(json.dumps(facts))
         lines = script("policy_real_rows").policies_table(tmp_path).splitlines()
         assert lines[2].startswith("| m, own policy | 30, 10 | 40.0% | `ttt_augmented` 60.0% at 50.0x | 61.0% at 25.0x")
         assert lines[3].startswith("| m, policy for unknown models | 30, 10 |")
         assert len({line.count("|") for line in lines}) == 1
+        (line,) = script("policy_real_rows").strategies_table(tmp_path).splitlines()[2:]
+        assert line == "| m | `ttt_in_context` | 3, 1 | 50.0 | +25.0 [-5.0, +30.0] | 12.5 | 20.0x | 1.50 |"
+
+    def test_a_strategy_is_compared_on_the_queries_that_it_was_tried_on(self) -> None:
+        def outcome(task: str, strategy: str, correct: float) -> Outcome:
+            return Outcome(
+                task_id=task, group=task, family=task, dataset="d", kind="text", strategy=strategy, seed=0,
+                status="answered", correct=correct, seconds=2.0, token_equivalents=10, relative_cost=3.0,
+                base_hash="m", features={}, features_version=FEATURES_VERSION, probe_cost=0.0,
+            )  # fmt: skip
+
+        outcomes = [outcome(str(n), "in_context", float(n < 2)) for n in range(4)]
+        outcomes += [outcome("0", "ttt_direct", 0.0), outcome("3", "ttt_direct", 1.0), outcome("9", "ttt_direct", 1.0)]
+        row = script("policy_real").strategy_numbers(outcomes)["ttt_direct"]
+        assert (row["cases"], row["accuracy"], row["gain"], row["harm_share"]) == (2, 0.5, 0.0, 0.5)
+        assert row["gain_interval_90"] == [-100.0, 100.0]
