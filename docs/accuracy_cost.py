@@ -105,7 +105,7 @@ def draw_models(results: Path, file: Path) -> None:
         for axes, (name, some) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
             _draw_points(axes, some)
             highest = max(point.cost for point in some)
-            axes.set(title=name, ylabel="queries right, %", xlim=(-0.03 * highest, 1.5 * highest))
+            axes.set(title=name, ylabel="queries right, %", xlim=(-0.03 * highest, 1.8 * highest))
             axes.margins(y=0.12)
         _save(figure, file, description_of_models(results))
 
