@@ -31,6 +31,9 @@ from .training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, reco
 
 CANDIDATES = ("logistic", "logistic_free", "nearest_families")
 """Estimators to select from: few models and dozens of families suffice for no others."""
+PROBE_COSTS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 100.0)
+"""Costs of the probe, in percent of the most expensive strategy's, at which it is found when the probe pays: it depends
+on the model and its recipes."""
 COST_WEIGHT = DEFAULT_ACCURACY_PER_MAX_COST / 100
 """Accuracy per percent of the most expensive strategy's cost."""
 
@@ -121,7 +124,9 @@ def train_any_model(
     """A policy for any model. Its scorecard has one of each model (`models`), whose policy saw neither the model nor
     the families, and the gain over the rule of thumb of all. Raises `PolicyError` for too few models or families."""
     tables = tables_by_model(outcomes, vocabularies or {})
-    settings = TrainingSettings(COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False, by_free_features=False)
+    settings = TrainingSettings(
+        COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False, by_free_features=False, probe_costs=PROBE_COSTS
+    )
     cards = {model: _judged(model, tables, settings) for model in tables}
     whole = joined(list(tables.values()))
     policies = [cards[model][1] for model in tables]
@@ -153,7 +158,9 @@ def _judged(
     for train, held_out in group_folds(own.families, settings.fold_count, settings.seed):
         unseen = own.take(held_out)
         elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
-        record_policy(results, held_out, fit(elsewhere, settings), unseen, settings.seed)
+        policy = fit(elsewhere, settings)
+        served = policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean()))
+        record_policy(results, held_out, served, unseen, settings.seed)
         record_baselines(results, held_out, own.take(train), unseen, settings.cost_weight)
     card = scorecard(own, [results], settings.cost_weight, settings.seed)
     worth = [

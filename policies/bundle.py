@@ -229,6 +229,8 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "familiarity": None if policy.familiarity is None else asdict(policy.familiarity),
         "evidence": None if policy.evidence is None else asdict(policy.evidence),
         "probes_unfamiliar": policy.probes_unfamiliar,
+        "probe_plans": policy.probe_plans,
+        "probe_answers": policy.probe_answers,
         "models": policy.models,
         "accurate": policy.accurate,
         "accuracy_margin": policy.accuracy_margin,
@@ -266,7 +268,8 @@ def _check(policy: TrainedPolicy) -> None:
     numbers: dict[str, Iterable[float]] = {
         "cost_weight": [policy.cost_weight],
         "skip_probe_threshold": [policy.skip_probe_threshold],
-        "probe_margin": [policy.probe_margin or 0.0, policy.probe_cost],
+        "probe_margin": [policy.probe_margin or 0.0, policy.probe_cost, policy.probe_answers],
+        "probe_plans": [number for plan in policy.probe_plans for number in (plan.cost, plan.margin or 0.0)],
         "keep_threshold": [policy.keep_threshold],
         "mean_costs": chain(*policy.mean_costs.values()),
         "feature_min": policy.feature_min,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..ttt_core.errors import shortened
 from ..ttt_core.tasks.fields import MISSING
-from .trained_policy import Evidence, Familiarity
+from .trained_policy import Evidence, Familiarity, ProbePlan
 
 Reader = Callable[[Any], Any]
 """Returns the value of a field; raises `TypeError` or `ValueError` for a value of another form."""
@@ -101,6 +101,19 @@ def _true_unless_false(value: object) -> bool:
     return value
 
 
+def _plan(value: object) -> ProbePlan:
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], bool):
+        raise TypeError
+    cost = _number(value[0])
+    if cost <= 0:
+        raise TypeError
+    return ProbePlan(cost, _number_or_null(value[1]), value[2])
+
+
+def _optional_plans(value: object) -> tuple[ProbePlan, ...]:
+    return () if value is MISSING else _list_of(_plan)(value)
+
+
 def _optional_record(kind: type, read: Mapping[str, Reader]) -> Reader:
     """Reads an object with exactly these fields as a value of `kind`; null, or a field that is missing, as None."""
 
@@ -157,6 +170,8 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "familiarity": ("an object of names, means, scales, precisions and a threshold, or null", _familiarity),
     "evidence": ("an object of names, weights, an intercept and shares, or null", _evidence),
     "probes_unfamiliar": ("true or false", _true_unless_false),
+    "probe_plans": ("a list of costs, each with a number or null, and true or false", _optional_plans),
+    "probe_answers": ("a number", _optional_number),
     "models": ("a list of texts", _optional_texts),
     "accurate": ("a text", _optional_text),
     "accuracy_margin": ("a number", _optional_number),

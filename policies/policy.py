@@ -467,9 +467,15 @@ def _for_any_model(trained: TrainedPolicy, served: ServedModel) -> AnyModelPolic
         raise PolicyError("a policy for any model needs the costs of the strategies by the recipes of the model")
     scale = max(map(served.nominal_cost, trained.strategies)) / 100
     costs = {kind: tuple(scale * cost for cost in means) for kind, means in trained.mean_costs.items()}
+    priced = trained.with_probe_cost(trained.probe_answers / scale)
     return AnyModelPolicy(
-        LearnedPolicy(replace(trained, mean_costs=costs, cost_models=(), cost_weight=trained.cost_weight / scale))
-    )
+        LearnedPolicy(
+            replace(
+                priced, mean_costs=costs, cost_models=(), cost_weight=trained.cost_weight / scale,
+                probe_cost=scale * priced.probe_cost,
+            )
+        )
+    )  # fmt: skip
 
 
 def _shipped() -> list[Path]:

@@ -6,10 +6,11 @@ single query. Axes: N cases, S strategies, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,17 @@ class Evidence:
         return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float64)
 
 
+class ProbePlan(NamedTuple):
+    """When the probe is worth its cost, where it has this cost."""
+
+    cost: float
+    """Mean relative cost of the probe, in percent of the most expensive strategy's."""
+    margin: float | None
+    """As `TrainedPolicy.probe_margin`."""
+    unfamiliar: bool
+    """As `TrainedPolicy.probes_unfamiliar`."""
+
+
 @dataclass(frozen=True)
 class TrainedPolicy:
     """Everything that training fits: plain data and fitted classifiers."""
@@ -161,6 +173,10 @@ class TrainedPolicy:
     None where only `skip_probe_threshold` skips it."""
     probe_cost: float = 0.0
     """Mean relative cost of the probe in training."""
+    probe_plans: tuple[ProbePlan, ...] = ()
+    """For a policy for any model: when the probe pays at several costs of it (`with_probe_cost`)."""
+    probe_answers: float = 0.0
+    """For a policy for any model: mean cost of the probe in training, in multiples of the in-context answer's."""
     models: tuple[str, ...] = ()
     """Content hashes of the models of the outcomes, for a policy for any model; empty for a policy of one model. Its
     costs are percentages of the mean cost of the most expensive strategy."""
@@ -262,6 +278,14 @@ class TrainedPolicy:
         others = np.where(is_rival, utilities, -np.inf)
         leads: Floats = utilities[index, best] - others.max(axis=1)
         return leads
+
+    def with_probe_cost(self, percent: float) -> TrainedPolicy:
+        """The policy for a model on which the probe costs this share of the most expensive strategy, in percent: the
+        plan of the nearest cost, by ratio. The policy itself where it has no plans."""
+        if not self.probe_plans:
+            return self
+        plan = min(self.probe_plans, key=lambda one: abs(math.log(one.cost / max(percent, 1e-9))))
+        return replace(self, probe_cost=percent, probe_margin=plan.margin, probes_unfamiliar=plan.unfamiliar)
 
     @property
     def by_evidence(self) -> bool:

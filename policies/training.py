@@ -38,8 +38,8 @@ from .outcomes import Outcome
 from .policy import HeuristicPolicy
 from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
 from .simulation import run_attempts, simulate
-from .trained_policy import NEVER, Change, TrainedPolicy, compose_probabilities
-from .unfamiliar import accuracy_margin, fit_evidence, fit_familiarity, most_accurate
+from .trained_policy import NEVER, Change, ProbePlan, TrainedPolicy, compose_probabilities
+from .unfamiliar import accuracy_margin, evidence_pays, fit_evidence, fit_familiarity, most_accurate
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs with the default cost weight."""
@@ -68,6 +68,9 @@ class TrainingSettings:
     """Whether costs are predicted per query; else the means of the kind are used."""
     by_free_features: bool = True
     """Whether any strategy may be chosen without the probe (`TrainedPolicy.probe_margin`)."""
+
+    probe_costs: tuple[float, ...] = ()
+    """Mean costs of the probe for each of which it is found when the probe pays (`TrainedPolicy.probe_plans`)."""
 
     def for_families(self, count: int) -> TrainingSettings:
         """These settings without the parts that need more families. Determined once, from the smallest training split,
@@ -235,7 +238,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     utilities = whole.utilities(settings.cost_weight).mean(axis=0)
     free = table.stage(0)
     deciles = np.quantile(table.X, np.arange(1, 10) / 10, axis=0).T
-    evidence, pays = fit_evidence(table, settings.fold_count, settings.seed, settings.cost_weight)
+    evidence, sure = fit_evidence(table, settings.fold_count, settings.seed)
     policy = TrainedPolicy(
         base_hash=table.base_hash,
         strategies=table.strategies,
@@ -260,7 +263,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         feature_names=dict(table.feature_names),
         familiarity=fit_familiarity(table, settings.fold_count, settings.seed),
         evidence=evidence,
-        probes_unfamiliar=pays,
+        probes_unfamiliar=evidence_pays(evidence, sure, whole, settings.cost_weight),
     )
     observed = table.fully_observed
     probabilities = {stage: held_out[observed] for stage, (_, _, held_out) in fitted.items()}
@@ -271,6 +274,8 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
+    if settings.probe_costs:
+        policy = _with_probe_plans(policy, whole, probabilities, costs, sure, settings.probe_costs)
     policy = replace(
         policy, accurate=table.strategies[most_accurate(whole)],
         accuracy_margin=accuracy_margin(probabilities[max(probabilities)], whole),
@@ -419,6 +424,22 @@ def _select_probe_margin(
         if (reached := utility(margin)) > highest + 1e-9:
             best, highest = margin, reached
     return best
+
+
+def _with_probe_plans(
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats, sure: Floats,
+    probe_costs: Sequence[float],
+) -> TrainedPolicy:  # fmt: skip
+    """The policy with when the probe pays at each of these costs, as if it had that cost in training; `sure` are the
+    probabilities of right in-context answers by evidence on kinds of task that were held out."""
+    plans = []
+    for cost in probe_costs:
+        priced = replace(table, probe_cost=np.full(len(table), cost))
+        pays = evidence_pays(policy.evidence, sure, priced, policy.cost_weight)
+        candidate = replace(policy, probe_cost=cost, probes_unfamiliar=pays)
+        plans.append(ProbePlan(cost, _select_probe_margin(candidate, priced, probabilities, costs), pays))
+    answers = float((table.probe_cost / table.costs[:, 0]).mean())
+    return replace(policy, probe_plans=tuple(plans), probe_answers=answers)
 
 
 def _select_keep_threshold(

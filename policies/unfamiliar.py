@@ -62,11 +62,12 @@ def _distances(X: Floats, names: tuple[str, ...]) -> Familiarity:
     )  # fmt: skip
 
 
-def fit_evidence(table: OutcomeTable, fold_count: int, seed: int, cost_weight: float) -> tuple[Evidence | None, bool]:
-    """The estimates from evidence alone, and whether the probe that measures it pays (`evidence_pays`). None where the
-    outcomes lack features of it, or where in-context answers are nearly all right or nearly all wrong."""
+def fit_evidence(table: OutcomeTable, fold_count: int, seed: int) -> tuple[Evidence | None, Floats]:
+    """The estimates from evidence alone, and the probabilities of right in-context answers with kinds of task held out,
+    for the cases on which every strategy was tried. None where the outcomes lack features of it, or where in-context
+    answers are nearly all right or nearly all wrong."""
     if not set(table.feature_names[1]) >= ESSENTIAL or _degenerate(table.correct[:, 0]):
-        return None, False
+        return None, np.zeros(int(table.fully_observed.sum()))
     kinds = sorted(set(table.kinds))
     groups = table.kinds if len(kinds) > 1 else table.families
     held_out = np.full(len(table), table.correct[:, 0].mean())
@@ -77,14 +78,15 @@ def fit_evidence(table: OutcomeTable, fold_count: int, seed: int, cost_weight: f
         fitted = _fit_linear(table)
     whole = table.complete()
     observed = held_out[table.fully_observed]
-    evidence = replace(fitted, sure=_sure_threshold(observed, whole))
-    return evidence, evidence_pays(evidence, observed, whole, cost_weight)
+    return replace(fitted, sure=_sure_threshold(observed, whole)), observed
 
 
-def evidence_pays(evidence: Evidence, held_out: Floats, whole: OutcomeTable, cost_weight: float) -> bool:
+def evidence_pays(evidence: Evidence | None, held_out: Floats, whole: OutcomeTable, cost_weight: float) -> bool:
     """Whether choosing by the evidence, the probe included, has at least the utility of the best fixed strategy without
     the probe, where `held_out` are the probabilities of right in-context answers on kinds of task that were held out.
     Where training costs little more than the probe, it does not."""
+    if evidence is None:
+        return False
     right, index = held_out[:, None], np.arange(len(whole))
     others = (1 - right) * np.array(evidence.fixes) + right * (1 - np.array(evidence.breaks))
     expected = np.hstack([right, others]) - cost_weight * whole.costs

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import cache
 
 import pytest
 
 from autottt.policies import policy as policy_module
-from autottt.policies.any_model import completed, tables_by_model, train_any_model
+from autottt.policies.any_model import PROBE_COSTS, completed, tables_by_model, train_any_model
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.bundle_card import policies_folder
 from autottt.policies.calibration import DECAY, MAX_SHIFT, Calibration
@@ -17,7 +18,7 @@ from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPolicy, load_policy
-from autottt.policies.trained_policy import TrainedPolicy
+from autottt.policies.trained_policy import ProbePlan, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
 from tests.policies.synthetic import ALL, at, made, thumb
 
@@ -113,11 +114,42 @@ def test_it_is_the_default_only_where_it_beats_the_rule_of_thumb_and_says_so(pol
     assert isinstance(load_policy(base_hash=bundled, nominal_cost=NOMINAL.__getitem__), LearnedPolicy)
 
 
+def test_the_probe_is_skipped_on_models_on_which_it_costs_nearly_as_much_as_training(policy) -> None:
+    plans = trained().probe_plans
+    assert [plan.cost for plan in plans] == list(PROBE_COSTS)
+    margins = [math.inf if plan.margin is None else plan.margin for plan in plans]
+    assert margins[0] > margins[-1] == min(margins), "without a dear probe a smaller lead suffices"
+    assert not plans[-1].unfamiliar
+    answers = trained().probe_answers
+    assert answers > 0
+    cheap, dear = (
+        load_policy(base_hash="unknown", nominal_cost=(NOMINAL | {"ttt_in_context": training}).__getitem__)
+        for training in (1000 * answers, answers)
+    )
+    levels = [n / 10 for n in range(-10, 11)]
+    asked = [sum(one.needs_more(measured(level, 0.0, 0)) for level in levels) for one in (cheap, dear)]
+    assert asked[0] > asked[1]
+    for one in (cheap, dear):
+        assert isinstance(one, AnyModelPolicy)
+        assert one.learned.trained.probe_cost == pytest.approx(answers), "in multiples of the in-context answer's"
+
+
+def test_the_plan_of_the_nearest_cost_is_taken_by_ratio() -> None:
+    plans = (ProbePlan(1.0, 0.3, True), ProbePlan(100.0, 0.1, False))
+    policy = dataclasses.replace(trained(), probe_plans=plans)
+    near, far = policy.with_probe_cost(9.0), policy.with_probe_cost(11.0)
+    assert (near.probe_margin, near.probes_unfamiliar, near.probe_cost) == (0.3, True, 9.0)
+    assert (far.probe_margin, far.probes_unfamiliar) == (0.1, False)
+    without = dataclasses.replace(policy, probe_plans=())
+    assert without.with_probe_cost(9.0) is without
+
+
 def test_a_bundle_of_it_survives(tmp_path) -> None:
     save_bundle(trained(), tmp_path / "b")
     loaded = load_bundle(tmp_path / "b")
     assert (loaded.models, loaded.feature_names) == (trained().models, trained().feature_names)
     assert set(loaded.feature_names[1]) < set(NAMES[1])
+    assert (loaded.probe_plans, loaded.probe_answers) == (trained().probe_plans, trained().probe_answers)
 
 
 def test_answers_to_demonstrations_shift_later_estimates_and_no_earlier_snapshot(policy) -> None:

@@ -11,7 +11,14 @@ from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.policy import LearnedPolicy
 from autottt.policies.simulation import simulate
-from autottt.policies.unfamiliar import EVIDENCE, FALSE_ALARMS, accuracy_margin, fit_evidence, fit_familiarity
+from autottt.policies.unfamiliar import (
+    EVIDENCE,
+    FALSE_ALARMS,
+    accuracy_margin,
+    evidence_pays,
+    fit_evidence,
+    fit_familiarity,
+)
 from tests.policies.synthetic import ALL, OUTCOMES, at, made
 
 TABLE = build_outcome_table(OUTCOMES)
@@ -50,8 +57,7 @@ def test_evidence_pays_where_the_probe_is_cheap_and_not_where_it_costs_as_much_a
     pays = {}
     for factor in (0.01, 1000.0):
         table = dataclasses.replace(TABLE, probe_cost=factor * TABLE.probe_cost)
-        evidence, pays[factor] = fit_evidence(table, 5, 0, 0.001)
-        assert evidence is not None
+        pays[factor] = evidence_pays(*fit_evidence(table, 5, 0), table.complete(), 0.001)
     assert pays == {0.01: True, 1000.0: False}
 
 
@@ -68,10 +74,10 @@ def test_where_the_probe_does_not_pay_an_unfamiliar_query_gets_the_fallback_with
 
 
 def test_outcomes_without_the_features_or_with_one_label_have_no_evidence() -> None:
-    assert fit_evidence(dataclasses.replace(TABLE, correct=np.ones_like(TABLE.correct)), 5, 0, 0.001)[0] is None
+    assert fit_evidence(dataclasses.replace(TABLE, correct=np.ones_like(TABLE.correct)), 5, 0)[0] is None
     columns = [i for i, name in enumerate(TABLE.feature_names[1]) if name != EVIDENCE[0]]
     names = {0: TABLE.feature_names[0], 1: tuple(TABLE.feature_names[1][i] for i in columns)}
-    assert fit_evidence(dataclasses.replace(TABLE, X=TABLE.X[:, columns], feature_names=names), 5, 0, 0.001)[0] is None
+    assert fit_evidence(dataclasses.replace(TABLE, X=TABLE.X[:, columns], feature_names=names), 5, 0)[0] is None
 
 
 @pytest.mark.parametrize("strange", [False, True])
