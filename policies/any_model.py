@@ -138,7 +138,16 @@ def train_any_model(
         "gain_over_rule_of_thumb": bootstrap.gain("rule_of_thumb"),
         "cost_weight": COST_WEIGHT, "families": len(set(families)), "cases": len(families), "digest": whole.digest,
     }  # fmt: skip
-    return replace(fit(whole, settings), base_hash=ANY_MODEL, models=tuple(sorted(tables)), scorecard=card)
+    return replace(_fitted(whole, settings), base_hash=ANY_MODEL, models=tuple(sorted(tables)), scorecard=card)
+
+
+def _fitted(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
+    """A policy whose ranking of strategies, the fallback for queries out of distribution, counts every model alike,
+    however many outcomes it has."""
+    policy, whole = fit(table, settings), table.complete()
+    utilities, models = whole.utilities(settings.cost_weight), np.array([d.split(":")[0] for d in whole.datasets])
+    means = np.mean([utilities[models == model].mean(axis=0) for model in sorted(set(models.tolist()))], axis=0)
+    return replace(policy, ranking=tuple(table.strategies[i] for i in np.argsort(-means, kind="stable")))
 
 
 def _judged(
@@ -158,7 +167,7 @@ def _judged(
     for train, held_out in group_folds(own.families, settings.fold_count, settings.seed):
         unseen = own.take(held_out)
         elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
-        policy = fit(elsewhere, settings)
+        policy = _fitted(elsewhere, settings)
         served = policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean()))
         record_policy(results, held_out, served, unseen, settings.seed)
         record_baselines(results, held_out, own.take(train), unseen, settings.cost_weight)

@@ -32,6 +32,8 @@ from .trained_policy import TrainedPolicy
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
 BUNDLED = BUNDLES / "bundled"
 """The policy for the bundled model. Its neighbour `public` was trained on public data sets as well."""
+ANY_MODEL_SHIPPED = BUNDLES / ANY_MODEL
+"""The shipped policy for models without one of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,7 +454,7 @@ def _own_policy(served: ServedModel) -> Policy:
         if not (mismatch := served.mismatch(TrainedFor.of_card(folder))):
             return _if_released(load_bundle(folder), what)
         notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
-    for folder in (policies_folder() / ANY_MODEL, BUNDLED.parent / ANY_MODEL):
+    for folder in (policies_folder() / ANY_MODEL, ANY_MODEL_SHIPPED):
         if served.nominal_cost is not None and (folder / CARD).is_file():
             trained = load_bundle(folder)
             if trained.released:

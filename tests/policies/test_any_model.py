@@ -7,6 +7,7 @@ import json
 import math
 from functools import cache
 
+import numpy as np
 import pytest
 
 from autottt.policies import policy as policy_module
@@ -19,6 +20,7 @@ from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.trained_policy import ProbePlan, TrainedPolicy
+from autottt.policies.training import TrainingSettings
 from autottt.ttt_core.errors import PolicyError
 from tests.policies.synthetic import ALL, at, made, thumb
 
@@ -105,11 +107,13 @@ def test_it_is_the_default_only_where_it_beats_the_rule_of_thumb_and_says_so(pol
     worse = {"value": 0.1, "interval_90": [-0.05, 0.2]}
     card = {**trained().scorecard, "gain_over_rule_of_thumb": worse}
     save_bundle(dataclasses.replace(trained(), scorecard=card), policies_folder() / "any_model", over_released=True)
+    monkeypatch.setattr(policy_module, "ANY_MODEL_SHIPPED", policies_folder() / "none")
     rule = load_policy(base_hash="unknown", nominal_cost=NOMINAL.__getitem__)
     assert isinstance(rule, HeuristicPolicy)
     assert "the policy for any model does not beat this rule significantly" in rule.decide(thumb(0.5), ALL).reason
     assert isinstance(load_policy("any_model", base_hash="x", nominal_cost=NOMINAL.__getitem__), AnyModelPolicy)
     assert isinstance(load_policy(base_hash="unknown"), HeuristicPolicy)
+    monkeypatch.undo()
     bundled = json.loads((policy_module.BUNDLED / "card.json").read_text())["base_hash"]
     assert isinstance(load_policy(base_hash=bundled, nominal_cost=NOMINAL.__getitem__), LearnedPolicy)
 
@@ -132,6 +136,20 @@ def test_the_probe_is_skipped_on_models_on_which_it_costs_nearly_as_much_as_trai
     for one in (cheap, dear):
         assert isinstance(one, AnyModelPolicy)
         assert one.learned.trained.probe_cost == pytest.approx(answers), "in multiples of the in-context answer's"
+
+
+def test_every_model_counts_alike_in_the_ranking() -> None:
+    from autottt.policies import any_model
+
+    table = any_model.joined([any_model.tables_by_model(OUTCOMES, {})[name] for name in ("first", "second", "third")])
+    own = np.array([d.startswith("0:") for d in table.datasets])
+    many = table.take(np.concatenate([np.tile(np.flatnonzero(own), 20), np.flatnonzero(~own)]))
+    best = many.correct.copy()
+    best[:, 0] = [d.startswith("0:") for d in many.datasets]  # in context is best on the model with many outcomes only
+    best[:, 1] = [not d.startswith("0:") for d in many.datasets]
+    many = dataclasses.replace(many, correct=best)
+    settings = TrainingSettings(any_model.COST_WEIGHT, 0, 3, any_model.CANDIDATES, predict_costs=False)
+    assert any_model._fitted(many, settings).ranking[0] == many.strategies[1]
 
 
 def test_the_plan_of_the_nearest_cost_is_taken_by_ratio() -> None:
