@@ -114,8 +114,8 @@ def policies_table(folder: Path) -> str:
     lines = [_line(*columns), _line(*["---"] * len(columns))]
     own = {name: parts["own_policy"] for name, parts in facts["models"].items()}
     unknown = (facts["any_model"] or {"models": {}})["models"]
-    for label, cards in (("own policy", own), ("policy for unknown models", unknown)):
-        lines += [_line(f"{name}, {label}", *_cells(card)) for name, card in cards.items()]
+    for label, cards, unit in (("own policy", own, "x"), ("policy for unknown models", unknown, "%")):
+        lines += [_line(f"{name}, {label}", *_cells(card, unit)) for name, card in cards.items()]
     return "\n".join(lines)
 
 
@@ -148,22 +148,22 @@ def strategies_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _cells(card: Mapping[str, Any]) -> Iterator[str]:
+def _cells(card: Mapping[str, Any], unit: str) -> Iterator[str]:
     arms, gap = card["arms"], card["gap_closed_per_task"]
     best = arms[card["best_fixed"]]
     yield f"{card['cases']}, {card['families']}"
     yield f"{arms['in_context']['accuracy']:.1%}"
-    yield f"`{card['best_fixed']}` {_arm(best)}"
-    yield _arm(arms["policy"])
+    yield f"`{card['best_fixed']}` {_arm(best, unit)}"
+    yield _arm(arms["policy"], unit)
     yield f"{card['cost_of_best_fixed']:.0%}"
-    yield _arm(arms["vbs_per_task"])
+    yield _arm(arms["vbs_per_task"], unit)
     yield "-" if gap is None else "{:.2f} [{:.2f}, {:.2f}]".format(gap["value"], *gap["interval_90"])
     yield f"{card['auroc']:.2f}, {card['ece']:.2f}"
     yield f"{card['harm_share']:.1%}"
 
 
-def _arm(arm: Mapping[str, float]) -> str:
-    return f"{arm['accuracy']:.1%} at {arm['cost']:.1f}x"
+def _arm(arm: Mapping[str, float], unit: str) -> str:
+    return f"{arm['accuracy']:.1%} at {arm['cost']:.1f}{unit}"
 
 
 def _line(*cells: str) -> str:
