@@ -68,7 +68,8 @@ class Controller:
         program holds.
 
         `policy` is a policy, the folder of a bundle, or None for the one that fits the learner. A model without a
-        trained policy gets `HeuristicPolicy` and, without `budget`, the budget `DEFAULT_BUDGET`; a warning says so.
+        trained policy gets the one for any model, else `HeuristicPolicy`, and, without `budget`, the budget
+        `DEFAULT_BUDGET`; a warning says so.
         `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith. `trace` is
         where runs are recorded: `off`, `local` (this user's store), the file of a store (`NAME.sqlite`), `otlp` or
         `otlp:URL` (OpenTelemetry), several of these with commas, or a `TraceRecorder`; None: what the variable
@@ -89,12 +90,13 @@ class Controller:
             policy = policy_for(learner, policy)
         self.policy = policy
         self.budget = _budget(budget)
-        if budget is None and isinstance(self.policy, HeuristicPolicy):
+        if budget is None and isinstance(self.policy, HeuristicPolicy | AnyModelPolicy):
             self.budget = DEFAULT_BUDGET
+            basis = "a rule of thumb" if isinstance(self.policy, HeuristicPolicy) else "a policy of other models"
             _LOG.warning(
-                "%s: no policy was trained for this model; decisions follow a rule of thumb, with the budget %s per "
-                "query unless another is given. `autottt policy fit` trains one",
-                learner.loaded.name, DEFAULT_BUDGET,
+                "%s: no policy was trained for this model; decisions follow %s, with the budget %s per query unless "
+                "another is given. `autottt policy fit` trains one",
+                learner.loaded.name, basis, DEFAULT_BUDGET,
             )  # fmt: skip
         self.seed = check_seed(seed)
         self.langsmith = langsmith

@@ -561,7 +561,7 @@ def test_other_objects_than_a_task_learner_or_policy_are_refused(learner, call, 
 
 
 def test_a_controller_needs_no_policy(learner):
-    assert Controller(learner).policy.name == "rule of thumb"
+    assert Controller(learner).policy.name == "learned for any model"
 
 
 # --- several threads ------------------------------------------------------------------------------------------------

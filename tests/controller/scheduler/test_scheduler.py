@@ -466,11 +466,13 @@ def test_a_query_of_a_batch_whose_budget_is_used_up_stops_training_and_the_other
         again = scheduler.solve(hard(5), strategy="ttt_in_context", budget="3s")
     assert batches == [1, 3, 1]
     for result in (cut, again):
-        assert result.adaptation, (result.reason, result.attempts)
-    assert cut.adaptation.stop_reason == again.adaptation.stop_reason == "deadline"
-    assert not again.attempts[-1].from_cache
-    assert cut.strategy == "ttt_in_context"
-    assert cut.cost.seconds >= cut.adaptation.seconds > 0
+        assert not result.attempts[-1].from_cache
+        if result.adaptation is None:  # a slow machine reached the deadline within a pass, and there is no adapter
+            assert "the deadline passed" in str(result.attempts[0]), (result.reason, result.attempts)
+        else:
+            assert result.adaptation.stop_reason == "deadline"
+            assert result.strategy == "ttt_in_context"
+            assert result.cost.seconds >= result.adaptation.seconds > 0
     for result, expected in zip(results, alone, strict=True):
         assert (result.answer, result.adaptation.stop_reason) == (expected.answer, "finished")
         assert result.adaptation.losses == pytest.approx(expected.adaptation.losses, abs=1e-4)
