@@ -41,25 +41,23 @@ COST_SHARES = (0.3, 0.2, 0.1, 0.05, 0.02)
 RACE, RIVAL = "ttt_race", "ttt_augmented"
 
 
-def folders_of(stores: Sequence[Path]) -> list[Path]:
-    """The stores themselves: a folder of folders stands for these."""
-    found = []
+def outcomes_in(stores: Sequence[Path]) -> tuple[dict[str, list[Outcome]], dict[str, str]]:
+    """The outcomes by the content hash of the model, of a key that occurs again the first; and a name for each model:
+    that of the bundled one, else of the folder that holds its outcomes alone, else the beginning of the hash."""
+    by_key, names = {}, dict[str, str]()
     for folder in stores:
         inner = [p for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
-        found += inner or [folder]
-    return found
-
-
-def outcomes_in(stores: Sequence[Path]) -> dict[str, list[Outcome]]:
-    """The outcomes by model; of a key that occurs again, the first."""
-    by_key = {}
-    for store in folders_of(stores):
-        for outcome in OutcomeStore(store).read():
-            by_key.setdefault(outcome.key, outcome)
+        for store in inner or [folder]:
+            outcomes = list(OutcomeStore(store).read())
+            models = {outcome.base_hash for outcome in outcomes}
+            for model in models:
+                names[model] = store.name if len(models) == 1 else names.get(model, model[:12])
+            for outcome in outcomes:
+                by_key.setdefault(outcome.key, outcome)
     by_model: dict[str, list[Outcome]] = {}
     for outcome in by_key.values():
         by_model.setdefault(outcome.base_hash, []).append(outcome)
-    return by_model
+    return by_model, names | dict.fromkeys(bundled_vocabulary(), BUNDLED)
 
 
 class Rows:
@@ -168,17 +166,6 @@ def any_model(by_model: dict[str, list[Outcome]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def names_of(stores: Sequence[Path]) -> dict[str, str]:
-    """A name for each model, by its content hash: that of the bundled model, else of the folder that holds its outcomes
-    alone, else the beginning of the hash."""
-    names: dict[str, str] = {}
-    for folder in folders_of(stores):
-        models = {outcome.base_hash for outcome in OutcomeStore(folder).read()}
-        for model in models:
-            names[model] = folder.name if len(models) == 1 else names.get(model, model[:12])
-    return names | dict.fromkeys(bundled_vocabulary(), BUNDLED)
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +175,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    by_model, rows = outcomes_in(options.stores), Rows(options.rows)
+    (by_model, names), rows = outcomes_in(options.stores), Rows(options.rows)
     enough = {m: some for m, some in by_model.items() if len({o.family for o in some}) >= MIN_FAMILIES}
     left_out = {m: len({o.family for o in some}) for m, some in by_model.items() if m not in enough}
     results: dict[str, Any] = {}
@@ -205,7 +192,6 @@ def main() -> None:
                 f"own {model[:12]}", collected, lambda o=collected: own_policy(o, repeats, options.workers), repeats
             ),
         }
-    names = names_of(options.stores)
     every = [o for some in enough.values() for o in some]
     unknown = rows.measured("any model", every, lambda: any_model(enough)) if len(enough) > 1 else None
     if unknown is not None:

@@ -339,7 +339,7 @@ def commit() -> str:
 
 def rows_kept(file: Path, results: Sequence[Row]) -> Row:
     """The rows of time and memory in a file of results, with the date and the commit of their measurement; those of
-    accuracy, which tell their queries, and those that were measured anew are left out."""
+    accuracy, which have a number of queries, and those that were measured again are left out."""
     if not file.exists():
         return {"rows": []}
     before, names = json.loads(file.read_text("utf-8")), {row["name"] for row in results}

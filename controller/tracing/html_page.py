@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...ttt_core.tasks.fields import as_utf8
+
 _PARTS = Path(__file__).parent
 TRACE_FILES = (_PARTS / "page.js",)
 """The scripts and styles of the page of a trace, beside those that all pages have."""
@@ -64,7 +66,7 @@ def _hash(text: str) -> str:
 
 def as_html(text: str) -> str:
     """A text as HTML; half of a surrogate pair, which UTF-8 cannot hold, as a replacement character."""
-    return escape(re.sub(r"[\ud800-\udfff]", "\ufffd", text))
+    return escape(as_utf8(text))
 
 
 def _json(data: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ import atexit
 import logging
 import os
 import queue
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ...ttt_core.spans import MAX_EVENTS
+from ...ttt_core.tasks.fields import as_utf8
 from ..run_facts import package_versions
 from .content import without_content
 from .conventions import OpenInference
@@ -45,7 +45,6 @@ EXIT_SECONDS = 2.0
 HIDING_VARIABLES = ("OPENINFERENCE_HIDE_INPUTS", "OPENINFERENCE_HIDE_OUTPUTS")
 """OpenInference's variables; where one of them is true, spans have no content."""
 _LOG = logging.getLogger("autottt")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _STATUS = {"ok": otel.StatusCode.OK, "error": otel.StatusCode.ERROR, "unset": otel.StatusCode.UNSET}
 
 
@@ -128,26 +127,26 @@ def _caller_of(trace: Trace) -> context.Context:
 
 def _emit(tracer: otel.Tracer, record: SpanRecord, parent: context.Context) -> None:
     """Starts and ends a span with everything inside it; nothing where it is not sampled."""
-    attributes = {name: _as_utf8(value) for name, value in record.attributes.items()}
-    span = tracer.start_span(_as_utf8(record.name), parent, attributes=attributes, start_time=record.start)
+    attributes = {name: _exportable(value) for name, value in record.attributes.items()}
+    span = tracer.start_span(as_utf8(record.name), parent, attributes=attributes, start_time=record.start)
     if not span.is_recording():
         return
     inner = otel.set_span_in_context(span, parent)
     for child in record.children:
         _emit(tracer, child, inner)
     for event in record.events:
-        span.add_event(event.name, {name: _as_utf8(value) for name, value in event.attributes.items()}, event.time)
+        span.add_event(event.name, {name: _exportable(value) for name, value in event.attributes.items()}, event.time)
     if record.status != "unset":
-        span.set_status(_STATUS[record.status], _as_utf8(record.description) or None)
+        span.set_status(_STATUS[record.status], as_utf8(record.description) or None)
     span.end(record.end)
 
 
-def _as_utf8(value: Any) -> Any:
-    """The value with U+FFFD in place of each half of a surrogate pair, as a file's name may hold one. The exporter
-    would lose all spans of a batch because of it, and the SDK the attribute."""
+def _exportable(value: Any) -> Any:
+    """The value with texts that UTF-8 can hold, as the name of a file may be none. The exporter would lose all spans of
+    a batch because of one that it cannot, and the SDK the attribute."""
     if isinstance(value, str):
-        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
-    return [_as_utf8(each) for each in value] if isinstance(value, list | tuple) else value
+        return as_utf8(value)
+    return [_exportable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class _ExportingProvider(TracerProvider):

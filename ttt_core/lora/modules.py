@@ -124,9 +124,11 @@ def _in_layers(model: PreTrainedModel, paths: Collection[str], layers: Collectio
     numbers = {path: layer_number(path) for path in paths}
     if unknown := sorted(set(layers) - set(numbers.values())):
         known = sorted({number for number in numbers.values() if number is not None})
-        gaps = len(known) != known[-1] - known[0] + 1 if known else False
-        span = f"{known}" if gaps else f"{known[0]} to {known[-1]}" if known else ""
-        have = f"are in layers {span}: name some of these" if known else "are in no layer with a number: name no layers"
+        have = "are in no layer with a number: name no layers"
+        if known:
+            span = f"{known[0]} to {known[-1]}"
+            without_gaps = known == list(range(known[0], known[-1] + 1))
+            have = f"are in layers {span if without_gaps else known}: name some of these"
         raise ModelError(
             f"layers_to_transform {unknown} hold no target of {type(model).__name__}, whose targets {have}"
         )

@@ -32,6 +32,11 @@ def is_utf8(text: str) -> bool:
     return text.isascii() or _SURROGATE.search(text) is None
 
 
+def as_utf8(text: str) -> str:
+    """The text with U+FFFD in place of each half of a surrogate pair, which UTF-8 cannot hold."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
 def check_text(raw: object, field: str) -> str:
     """The text. Raises `TaskError` if it is none, or cannot be written as UTF-8."""
     if not isinstance(raw, str):
