@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -43,13 +43,13 @@ class TokenScores:
     margins: tuple[float, ...]
     """Log-probability of the most likely token minus that of the second."""
     hits: tuple[bool, ...]
-    """Whether greedy decoding takes this token."""
+    """Whether greedy decoding takes this token, or at the end of an answer any other one that ends it."""
     ranks: tuple[int, ...] = ()
     """How many tokens of the vocabulary are likelier; empty for decoded tokens."""
 
     @property
     def all_hit(self) -> bool:
-        """Whether greedy decoding produces exactly this text."""
+        """Whether greedy decoding produces exactly this answer."""
         return all(self.hits)
 
     @property
@@ -141,10 +141,52 @@ def _score_once(loaded: LoadedModel, prompts: Sequence[Encoded]) -> list[list[To
         row = []
         for begin, end in prompt.answers:
             size = end - max(1, begin)
-            row.append(token_scores(logits[offset : offset + size], targets[offset : offset + size]))
+            at = slice(offset, offset + size)
+            row.append(_answer_scores(loaded, prompt, logits[at], targets[at]))
             offset += size
         scores.append(row)
     return scores
+
+
+def _answer_scores(loaded: LoadedModel, prompt: Encoded, logits: Tensor, ids: Tensor) -> TokenScores:
+    """Scores of an answer of a prompt with its end, `ids` [N], under `logits` [N, V]. A model may end it otherwise than
+    the prompt does, with two line ends as two tokens where the prompt has one for both, or with a token of its own."""
+    scores = token_scores(logits, ids)
+    if scores.all_hit:
+        return scores
+    answer = ids.tolist()
+    begin = _begin_of_end(loaded, answer, prompt.ends)
+    if begin == len(answer) or scores.hits[begin]:
+        return scores
+    text = loaded.tokenizer.decode(answer[:begin], skip_special_tokens=False)
+    if not _ends_answer(loaded, int(logits[begin].argmax()), text, prompt.ends):
+        return scores
+    return replace(scores, hits=(*scores.hits[:begin], *[True] * (len(answer) - begin)))
+
+
+def _begin_of_end(loaded: LoadedModel, answer: Sequence[int], ends: Sequence[str]) -> int:
+    """The index at which the end of an answer begins; its length where it has none."""
+    if answer and answer[-1] in stop_ids(loaded):
+        return len(answer) - 1
+    longest = max(map(len, ends), default=0)
+    for begin in range(len(answer) - 1, -1, -1):
+        text = loaded.tokenizer.decode(answer[begin:], skip_special_tokens=False)
+        if text in ends:
+            return begin
+        if len(text) > longest:
+            break
+    return len(answer)
+
+
+def _ends_answer(loaded: LoadedModel, token: int, answer: str, ends: Sequence[str]) -> bool:
+    """Whether a token behind an answer ends it: one at which decoding stops, the text of an end, or white space with
+    which an end begins and which the answer itself does not contain, such as the line end between the rows of a grid.
+    """
+    if token in stop_ids(loaded):
+        return True
+    text = loaded.tokenizer.decode([token], skip_special_tokens=False)
+    begins = bool(text) and text.isspace() and text not in answer
+    return any(text.startswith(end) or (begins and end.startswith(text)) for end in ends if end)
 
 
 def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, to_the_end: bool = False) -> Prefix:
@@ -168,7 +210,8 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, to_the_
     logits = forward(loaded.model, batch, positions, cache=cache)
     scores, offset = [], 0
     for begin, end in spans:
-        scores.append(token_scores(logits[offset : offset + end - begin], batch.ids[0, begin:end]))
+        at = slice(offset, offset + end - begin)
+        scores.append(_answer_scores(loaded, prompt, logits[at], batch.ids[0, begin:end]))
         offset += end - begin
     return Prefix(ids, cache, tuple(scores), remainder, logits[offset:] if remainder else None)
 

@@ -128,6 +128,46 @@ def test_of_equal_logits_the_token_of_greedy_decoding_is_the_hit() -> None:
     assert token_scores(logits, torch.full((4,), 200)).hits == (False,) * 4
 
 
+LINE_ENDS = 7
+"""Stands for a vocabulary with a token for two line ends, which is not how the model writes them."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "written_end", "hit"),
+    [
+        ("cd", [LINE_ENDS], True), ("cd", "\n", True), ("cd", "<eos>", True), ("cd", "e", False), ("cd", " ", False),
+        ("c\nd", "\n", False), ("c\nd", "<eos>", True), ("c\nd", [LINE_ENDS], True),
+    ],
+)  # fmt: skip
+def test_an_answer_that_ends_in_another_way_is_hit_all_the_same(
+    answer: str, written_end: Any, hit: bool, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids_of(text: str) -> list[int]:
+        return loaded.tokenizer.encode(text, add_special_tokens=False)
+
+    decoded = type(loaded.tokenizer).decode
+    monkeypatch.setattr(
+        type(loaded.tokenizer), "decode",
+        lambda self, ids, **settings: "".join(
+            "\n\n" if token == LINE_ENDS else decoded(self, [token], **settings) for token in ids
+        ),
+    )  # fmt: skip
+    told = ids_of(answer) + (written_end if isinstance(written_end, list) else ids_of(written_end))
+    prompt = Encoded((1, 2, *ids_of(answer), LINE_ENDS, 3), ((2, 3 + len(ids_of(answer))),), 4 + len(ids_of(answer)), ("\n\n",))
+
+    def forward(model: Any, batch: PaddedBatch, positions: torch.Tensor, **_: Any) -> torch.Tensor:
+        logits = torch.zeros(int(positions.sum()), VOCABULARY)
+        for row, token in zip(logits, [*told, 0], strict=False):
+            row[token] = 30.0
+        return logits
+
+    monkeypatch.setattr(decoding, "forward", forward)
+    scores = [decoding.score_answers(loaded, [prompt])[0][-1], *read_prefix(loaded, prompt).demonstration_scores]
+    assert [s.all_hit for s in scores] == [hit] * 2
+    assert all(s.hits[:-1] == (True,) * len(ids_of(answer)) for s in scores)
+    assert written_end == [LINE_ENDS] or scores[0].log_probs[-1] < -20, "the likelihood stays that of the prompt's end"
+
+
 def test_reading_a_prefix_scores_the_demonstrations_and_decoding_does_not_change_it(loaded: LoadedModel) -> None:
     prompt = encode(loaded, make_task([("a", "b"), ("c", "de")], "f"))
     with torch.no_grad():
