@@ -153,7 +153,8 @@ def test_an_answer_that_ends_in_another_way_is_hit_all_the_same(
         ),
     )  # fmt: skip
     told = ids_of(answer) + (written_end if isinstance(written_end, list) else ids_of(written_end))
-    prompt = Encoded((1, 2, *ids_of(answer), LINE_ENDS, 3), ((2, 3 + len(ids_of(answer))),), 4 + len(ids_of(answer)), ("\n\n",))
+    ids = (1, 2, *ids_of(answer), LINE_ENDS, 3)
+    prompt = Encoded(ids, ((2, len(ids) - 1),), len(ids), ("\n\n",))
 
     def forward(model: Any, batch: PaddedBatch, positions: torch.Tensor, **_: Any) -> torch.Tensor:
         logits = torch.zeros(int(positions.sum()), VOCABULARY)
