@@ -7,8 +7,9 @@ MODEL is what `--model` takes elsewhere (such as smollm2-135m), TASKS are files 
 For every task each recipe trains one adapter for `ttt_in_context`, which answers all queries of the task; Trainer and
 PEFT train one with the published recipe on the same prompts. The recipes take turns task by task, so that their seconds
 can be compared. Rows are appended to --rows, and an interrupted run continues. Recipes are searched on families of the
-split `training` (--recipes FILE: name -> settings) and judged once on families of the split `test`. Intervals are 90%
-bootstrap intervals over families.
+split `training` (--recipes FILE: name -> settings) and judged once on families of the split `test`. With
+--starting-adapter FOLDER, which `autottt prepare` writes, recipes whose name ends with STARTED begin with that adapter,
+and tasks of the families that it was made with are left out. Intervals are 90% bootstrap intervals over families.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from row_files import Row, percent_interval, read_rows
 from autottt.strategies.adapter_training import BIG_BENCH_RECIPE
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.adapter import Adapter
+from autottt.ttt_core.lora.starting_adapter import read_card
 from autottt.ttt_core.model.encoding import pad_id_of
 from autottt.ttt_core.model.fingerprint import restoring
 from autottt.ttt_core.model.loading import load_model
@@ -47,6 +49,8 @@ from autottt.ttt_core.tasks.readers import read_tasks
 from autottt.ttt_core.tasks.task import Task
 
 IN_CONTEXT, TRAINER = "in_context", "Trainer + PEFT, published"
+STARTED = "from the starting adapter"
+"""Ends the names of recipes that begin with it; `IN_CONTEXT` followed by it answers with the adapter as it is."""
 PUBLISHED = replace(BIG_BENCH_RECIPE, dropout=0.0)
 """The published recipe for text, without dropout."""
 
@@ -76,14 +80,17 @@ def train_with_peft(learner: Learner, task: Task, recipe: Recipe, seed: int) -> 
         return learner.import_peft(folder)
 
 
-def measure_task(learner: Learner, queries: list[Task], name: str, recipe: Recipe | None, seed: int) -> Row:
+def measure_task(
+    learner: Learner, queries: list[Task], name: str, recipe: Recipe | None, seed: int, starting: Adapter | None
+) -> Row:
     """Trains with a recipe, and answers a task's queries."""
     task = learner.formats.formatted(queries[0])
-    began, cpu_began, adapter = time.perf_counter(), time.process_time(), None
+    start = starting if name.endswith(STARTED) else None
+    began, cpu_began, adapter = time.perf_counter(), time.process_time(), start
     if recipe is not None and name == TRAINER:
         adapter = train_with_peft(learner, task, recipe, seed)
     elif recipe is not None:
-        (adapter,) = learner.trainer.adapt_many([prompts(task, recipe, seed)], [recipe], [seed])
+        (adapter,) = learner.trainer.adapt_many([prompts(task, recipe, seed)], [recipe], [seed], start=start)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     answers = learner.answer([replace(q, prompt_format=task.prompt_format) for q in queries], adapter)
     right = [is_right(q, a.value) for q, a in zip(queries, answers, strict=True)]
@@ -94,15 +101,16 @@ def measure_task(learner: Learner, queries: list[Task], name: str, recipe: Recip
 
 
 def measure(
-    learner: Learner, tasks: Sequence[list[Task]], recipes: Mapping[str, Recipe | None], file: Path, seed: int
-) -> None:
+    learner: Learner, tasks: Sequence[list[Task]], recipes: Mapping[str, Recipe | None], file: Path, seed: int,
+    starting: Adapter | None = None,
+) -> None:  # fmt: skip
     """Appends the rows that the file lacks, task by task."""
     done = {(row["model"], row["recipe"], row["group"], row["seed"]) for row in read_rows(file)}
     for number, queries in enumerate(tasks, 1):
         for name, recipe in recipes.items():
             if (learner.base_hash, name, queries[0].group, seed) in done:
                 continue
-            row = measure_task(learner, queries, name, recipe, seed)
+            row = measure_task(learner, queries, name, recipe, seed, starting)
             with file.open("a") as out:
                 out.write(f"{json.dumps(row)}\n")
         print(f"{number} of {len(tasks)} tasks", file=sys.stderr, flush=True)
@@ -192,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="file for the measured rows")
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     parser.add_argument("--picture", type=Path, help="SVG file for the plot")
+    parser.add_argument("--starting-adapter", type=Path, help="folder of an adapter that some recipes begin with")
     parser.add_argument("--limit", type=int, help="tasks at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -200,12 +209,18 @@ def main() -> None:
     if options.recipes:
         given = json.loads(options.recipes.read_text("utf-8"))
         recipes = {IN_CONTEXT: None} | {n: None if s is None else Recipe.from_settings(s) for n, s in given.items()}
+    starting, seen = None, set[str]()
+    if options.starting_adapter:
+        starting, card = learner.import_peft(options.starting_adapter), read_card(options.starting_adapter)
+        seen = {*card.get("families", ()), *card.get("held_out_families", ())}
+        recipes |= {f"{IN_CONTEXT}, {STARTED}": None}
     groups: dict[str, list[Task]] = defaultdict(list)
     for task in read_tasks(options.tasks).tasks:
-        groups[task.group].append(task)
+        if task.family not in seen:
+            groups[task.group].append(task)
     for file in (options.rows, options.json):
         file.parent.mkdir(parents=True, exist_ok=True)
-    measure(learner, list(groups.values())[: options.limit], recipes, options.rows, options.seed)
+    measure(learner, list(groups.values())[: options.limit], recipes, options.rows, options.seed, starting)
     mine = [r for r in read_rows(options.rows) if r["model"] == learner.base_hash and r["recipe"] in recipes]
     results = summary([r for r in mine if r["group"] in groups])
     options.json.write_text(json.dumps({
