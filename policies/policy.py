@@ -243,6 +243,8 @@ class AnyModelPolicy:
     """What was observed so far; shared by all snapshots."""
     calibration: Calibration = field(default_factory=Calibration)
     """The snapshot by which this value decides."""
+    knows_model: bool = False
+    """Whether outcomes of the model that answers are among those of training."""
 
     @property
     def name(self) -> str:
@@ -268,7 +270,10 @@ class AnyModelPolicy:
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         decision = self._calibrated.decide(features, allowed, tried=tried)
         count = len(self.learned.trained.models)
-        note = f"no policy was trained for this model; this one was trained on {count} others"
+        if self.knows_model:
+            note = f"the policy was trained on this model and {count - 1} others"
+        else:
+            note = f"no policy was trained for this model; this one was trained on {count} others"
         if self.calibration.queries:
             note += f" and calibrated on the demonstrations of {self.calibration.queries} queries"
         return replace(decision, reason=f"{decision.reason}; {note}", calibration=self.calibration.to_plain())
@@ -425,9 +430,10 @@ def load_policy(
     """Loads the policy in a folder, or one by its name (see `bundle_folder`). See `ServedModel` for the model.
 
     Without `source`: the user's own policy for the model, which `autottt policy fit` installs, else the shipped one
-    for it, else `HeuristicPolicy`. A policy that does not beat the best fixed strategy significantly is not used then:
-    `FixedPolicy` with that strategy is. `ignore_mismatch` loads a policy of another model, prompt format, starting
-    adapter, recipe or features version all the same. Raises `PolicyError` for a folder that cannot be used.
+    for it, else the policy for any model, else `HeuristicPolicy`. A shipped policy that is not released gives way to
+    the one for any model, or else, as the user's own does, to `FixedPolicy` with its best fixed strategy.
+    `ignore_mismatch` loads a policy of another model, prompt format, starting adapter, recipe or features version all
+    the same. Raises `PolicyError` for a folder that cannot be used.
     """
     served = ServedModel(base_hash, prompt_format, recipe_of, starting_adapter, nominal_cost)
     if source is None and not ignore_mismatch:
@@ -445,14 +451,19 @@ def load_policy(
 
 
 def _own_policy(served: ServedModel) -> Policy:
-    """The user's policy for a model, else the shipped one, else `HeuristicPolicy`."""
+    """The user's policy for a model, else the shipped one that is released, else that for any model, else
+    `HeuristicPolicy`."""
     own = installed_folder(served.base_hash, served.prompt_format, served.starting_adapter)
     places = [(own, "your policy for this model")] if (own / CARD).is_file() else []
     places += [(folder, "the shipped policy") for folder in _shipped()]
-    notes = []
+    notes, unreleased = [], None
     for folder, what in places:
         if not (mismatch := served.mismatch(TrainedFor.of_card(folder))):
-            return _if_released(load_bundle(folder), what)
+            trained = load_bundle(folder)
+            if trained.released or folder == own:
+                return _if_released(trained, what)
+            unreleased = unreleased or trained
+            continue
         notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
     for folder in (policies_folder() / ANY_MODEL, ANY_MODEL_SHIPPED):
         if served.nominal_cost is not None and (folder / CARD).is_file():
@@ -460,6 +471,8 @@ def _own_policy(served: ServedModel) -> Policy:
             if trained.released:
                 return _for_any_model(trained, served)
             notes.append("the policy for any model does not beat this rule significantly")
+    if unreleased is not None:
+        return _if_released(unreleased, "the shipped policy")
     return HeuristicPolicy(note="; ".join(dict.fromkeys([*notes[:1], *notes[-1:]])) or "no policy was trained")
 
 
@@ -476,7 +489,8 @@ def _for_any_model(trained: TrainedPolicy, served: ServedModel) -> AnyModelPolic
                 priced, mean_costs=costs, cost_models=(), cost_weight=trained.cost_weight / scale,
                 probe_cost=scale * priced.probe_cost,
             )
-        )
+        ),
+        knows_model=served.base_hash in trained.models,
     )  # fmt: skip
 
 

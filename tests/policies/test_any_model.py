@@ -22,7 +22,7 @@ from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPoli
 from autottt.policies.trained_policy import ProbePlan, TrainedPolicy
 from autottt.policies.training import TrainingSettings
 from autottt.ttt_core.errors import PolicyError
-from tests.policies.synthetic import ALL, at, made, thumb
+from tests.policies.synthetic import ALL, at, made, thumb, trained_small
 
 NOMINAL = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 300.0}
 
@@ -116,6 +116,22 @@ def test_it_is_the_default_only_where_it_beats_the_rule_of_thumb_and_says_so(pol
     monkeypatch.undo()
     bundled = json.loads((policy_module.BUNDLED / "card.json").read_text())["base_hash"]
     assert isinstance(load_policy(base_hash=bundled, nominal_cost=NOMINAL.__getitem__), LearnedPolicy)
+
+
+def test_it_precedes_a_shipped_policy_that_is_not_released_and_names_what_it_knows(
+    policy, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(policy_module, "BUNDLED", tmp_path / "bundles" / "bundled")
+    save_bundle(trained_small(), tmp_path / "bundles" / "bundled")
+    sure = {"strategy": "x", "value": 0.05, "interval_90": [0.01, 0.1]}
+    released = {"gain_over_sbs": sure, "gain_over_best_fixed": sure}
+    for card, kind in (({}, AnyModelPolicy), (released, LearnedPolicy)):
+        own = dataclasses.replace(trained_small(), base_hash="first", scorecard=card)
+        save_bundle(own, tmp_path / "bundles" / "own", over_released=True)
+        served = load_policy(base_hash="first", nominal_cost=NOMINAL.__getitem__)
+        assert isinstance(served, kind)
+        if kind is AnyModelPolicy:
+            assert "the policy was trained on this model and 2 others" in served.decide(at(1.0), ALL).reason
 
 
 def test_the_probe_is_skipped_on_models_on_which_it_costs_nearly_as_much_as_training(policy) -> None:
