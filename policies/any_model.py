@@ -18,6 +18,7 @@ import numpy as np
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.model.loading import BUNDLED
 from .bundle_card import ANY_MODEL, BUNDLES, read_card
+from .calibration import Calibration
 from .classifiers import group_folds
 from .fast_inference import Floats
 from .features import COMPARABLE, NAMES, REQUIRED
@@ -153,8 +154,9 @@ def _fitted(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
 def _judged(
     model: str, tables: Mapping[str, OutcomeTable], settings: TrainingSettings
 ) -> tuple[dict[str, Any], Floats, Floats]:
-    """The scorecard on one model of policies that were trained on other models and other families, and the utilities of
-    the policy and of the rule of thumb on each of its cases."""
+    """The scorecard on one model of policies that were trained on other models and other families, calibrated on the
+    queries that the model answered before each in a random order; and the utilities of the policy and of the rule of
+    thumb on each of its cases."""
     own = tables[model].complete()
     if len(set(own.families)) < MIN_FAMILIES:
         raise PolicyError(
@@ -164,12 +166,17 @@ def _judged(
     others = joined([table for name, table in tables.items() if name != model])
     results = OutOfFoldDecisions.empty(own)
     results.heuristic.assign(np.arange(len(own)), simulate(HeuristicPolicy(), own))
-    for train, held_out in group_folds(own.families, settings.fold_count, settings.seed):
+    folds, served = group_folds(own.families, settings.fold_count, settings.seed), []
+    for _, held_out in folds:
         unseen = own.take(held_out)
         elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
         policy = _fitted(elsewhere, settings)
-        served = policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean()))
-        record_policy(results, held_out, served, unseen, settings.seed)
+        served.append(policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean())))
+        record_policy(results, held_out, served[-1], unseen, settings.seed)
+    shifts = _calibration_shifts(own, results, settings.seed)
+    for policy, (train, held_out) in zip(served, folds, strict=True):
+        unseen = own.take(held_out)
+        record_policy(results, held_out, policy, unseen, settings.seed, shifts[held_out])
         record_baselines(results, held_out, own.take(train), unseen, settings.cost_weight)
     card = scorecard(own, [results], settings.cost_weight, settings.seed)
     worth = [
@@ -177,3 +184,16 @@ def _judged(
         for right, cost in (own.score_routing(routed) for routed in (results.policy, results.heuristic))
     ]
     return card, worth[0], worth[1]
+
+
+def _calibration_shifts(table: OutcomeTable, results: OutOfFoldDecisions, seed: int) -> Floats:
+    """For each case the shift by the demonstrations of the queries before it, in a random order, as far as the probe
+    measured them."""
+    names = table.feature_names[1]
+    hits, possible = (table.X[:, names.index(name)] for name in ("loo_hits", "loo_possible"))
+    calibration, shifts = Calibration(), np.zeros(len(table))
+    for case in np.random.default_rng(seed).permutation(len(table)):
+        shifts[case] = calibration.shift
+        if results.policy.measured[case] and possible[case]:
+            calibration = calibration.updated(float(results.in_context_probability[case]), float(hits[case]))
+    return shifts

@@ -194,11 +194,11 @@ class TrainedPolicy:
         gains = [self.scorecard.get(name) or {} for name in names]
         return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
 
-    def probabilities(self, stage: int, rows: Floats, shift: float = 0.0) -> Floats:
-        """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift` is added to the
-        log-odds of a right in-context answer."""
+    def probabilities(self, stage: int, rows: Floats, shift: float | Floats = 0.0) -> Floats:
+        """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift`, one number or one
+        for each row, is added to the log-odds of a right in-context answer."""
         estimates = self._stage_classifiers[stage](rows)
-        base = estimates[:, 0] if shift == 0 else shifted(estimates[:, 0], shift)
+        base = estimates[:, 0] if not np.any(shift) else shifted(estimates[:, 0], shift)
         return compose_probabilities(base, estimates[:, 1::2], estimates[:, 2::2])
 
     @cached_property
@@ -313,7 +313,7 @@ class TrainedPolicy:
     def _evidence_columns(self) -> list[int]:
         return [self.feature_names[1].index(name) for name in self.evidence.names] if self.evidence else []
 
-    def evidence_probabilities(self, rows: Floats, shift: float = 0.0) -> Floats:
+    def evidence_probabilities(self, rows: Floats, shift: float | Floats = 0.0) -> Floats:
         """Probability that each strategy is right [N, S] by the evidence of the tasks alone, from the features of all
         stages [N, F]. `shift` is as in `probabilities`. Raises `ValueError` for a policy without evidence."""
         if self.evidence is None:
@@ -337,8 +337,8 @@ class TrainedPolicy:
         return preferences
 
 
-def shifted(probabilities: Floats, shift: float) -> Floats:
-    """Probabilities with a number added to their log-odds."""
+def shifted(probabilities: Floats, shift: float | Floats) -> Floats:
+    """Probabilities with a number, or one for each, added to their log-odds."""
     clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
     result: Floats = 1 / (1 + (1 - clipped) / clipped * np.exp(-shift))
     return result

@@ -184,12 +184,15 @@ def _cross_validate(table: OutcomeTable, settings: TrainingSettings, by_family: 
 
 
 def record_policy(
-    results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int
-) -> None:
-    """Decisions and estimates of a policy on held-out cases."""
-    probabilities = _probabilities(policy, unseen)
+    results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int,
+    shifts: Floats | None = None,
+) -> None:  # fmt: skip
+    """Decisions and estimates of a policy on held-out cases. `shifts` [N] are added to the log-odds of a right in-context
+    answer of each."""
+    shifts = np.zeros(len(unseen)) if shifts is None else shifts
+    probabilities = _probabilities(policy, unseen, shifts)
     costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
-    results.policy.assign(held_out, _choose(policy, unseen, probabilities, costs))
+    results.policy.assign(held_out, _choose(policy, unseen, probabilities, costs, shifts))
     results.free_in_context_probability[held_out] = probabilities[0][:, 0]
     results.in_context_probability[held_out] = probabilities[1][:, 0]
     results.probabilities[held_out], results.expected[held_out] = probabilities[1], costs
@@ -208,8 +211,8 @@ def record_baselines(
     results.one_feature.assign(held_out, best_rule(train, weight).route(unseen))
 
 
-def _probabilities(policy: TrainedPolicy, table: OutcomeTable) -> dict[int, Floats]:
-    return {stage: policy.probabilities(stage, table.stage(stage)) for stage in policy.feature_names}
+def _probabilities(policy: TrainedPolicy, table: OutcomeTable, shifts: float | Floats = 0.0) -> dict[int, Floats]:
+    return {stage: policy.probabilities(stage, table.stage(stage), shifts) for stage in policy.feature_names}
 
 
 def _permuted(policy: TrainedPolicy, table: OutcomeTable, seed: int) -> Floats:
@@ -342,9 +345,11 @@ def _means(costs: Floats, defaults: Sequence[float]) -> list[float]:
 
 
 def _choose(
-    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats
-) -> RoutedCases:
+    policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats,
+    shifts: Floats | None = None,
+) -> RoutedCases:  # fmt: skip
     """What is done with each case, as `LearnedPolicy` and the graph do it; `simulate`, vectorised."""
+    shifts = np.zeros(len(table)) if shifts is None else shifts
     unusual = policy.is_out_of_distribution(table.stage(0), table.kinds)
     skipped = policy.can_skip_probe(probabilities[0], costs) & ~unusual
     measured = ~skipped & (~unusual | policy.by_evidence)
@@ -356,7 +361,7 @@ def _choose(
     )
     kept = preferences[:, 0] > -np.inf
     if policy.by_evidence and unusual.any():
-        by_evidence = policy.evidence_probabilities(table.X[unusual])
+        by_evidence = policy.evidence_probabilities(table.X[unusual], shifts[unusual])
         utilities[unusual] = policy.utilities(by_evidence, costs[unusual])
         preferences[unusual] = policy.evidence_preferences(by_evidence, costs[unusual])
     preferences = np.where(table.applicable, preferences, -np.inf)

@@ -37,6 +37,14 @@ def of_model(name: str, seed: int, scale: float = 1.0) -> list[Outcome]:
 OUTCOMES = [*of_model("first", 0), *of_model("second", 1, 4.0), *of_model("third", 2, 0.5)]
 
 
+def with_shares(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes where `loo_hits` are shares, on average those of right answers to queries."""
+    return [
+        dataclasses.replace(o, features={**o.features, "loo_hits": min(1.0, max(0.0, 0.4 + o.features["loo_hits"]))})
+        if o.features else o for o in outcomes
+    ]  # fmt: skip
+
+
 @cache
 def trained() -> TrainedPolicy:
     return train_any_model(OUTCOMES, fold_count=3)
@@ -90,7 +98,7 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
 
     fitted = any_model.fit
     monkeypatch.setattr(any_model, "fit", spied)
-    judged = train_any_model(OUTCOMES, fold_count=3)
+    judged = train_any_model(with_shares(OUTCOMES), fold_count=3)
     assert [len(models) for models in seen] == [2] * 9 + [3]
     assert set(judged.scorecard["models"]) == {"first", "second", "third"} == set(judged.models)
     for card in judged.scorecard["models"].values():
@@ -98,6 +106,19 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
         assert card["difficulty"]["auroc"] > 0.7
     with pytest.raises(PolicyError, match="outcomes of at least 2 models; received 1"):
         train_any_model(of_model("first", 0))
+
+
+def test_a_held_out_model_is_judged_with_the_calibration_by_its_own_demonstrations(monkeypatch) -> None:
+    from autottt.policies import any_model
+
+    wrong = [  # the third model answers no query and no demonstration right in context
+        dataclasses.replace(o, correct=0.0, features={**o.features, "loo_hits": 0.0})
+        if (o.base_hash, o.strategy) == ("third", "in_context") else o for o in with_shares(OUTCOMES)
+    ]  # fmt: skip
+    calibrated = train_any_model(wrong, fold_count=3).scorecard["models"]["third"]["difficulty"]["ece"]
+    monkeypatch.setattr(any_model, "_calibration_shifts", lambda table, results, seed: np.zeros(len(table)))
+    plain = train_any_model(wrong, fold_count=3).scorecard["models"]["third"]["difficulty"]["ece"]
+    assert calibrated < 0.9 * plain, (calibrated, plain)
 
 
 def test_it_is_the_default_only_where_it_beats_the_rule_of_thumb_and_says_so(policy, monkeypatch) -> None:
