@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...policies.bundle_card import BUNDLES, CARD, read_card
 from ...ttt_core.model.catalogue import (
     CATALOGUE,
     CatalogueModel,
@@ -27,7 +28,8 @@ MAX_NOTICE = 2000
 
 @command(models_app, "list", plugins=False)
 def list_(as_json: AsJson = False) -> None:
-    """Show the models that can be fetched: parameters, licence, size, source, and whether they are on this machine.
+    """Show the models that can be fetched: parameters, licence, size, source, the policy that ships for them, and
+    whether they are on this machine.
 
     Example: `autottt models list`
     """
@@ -41,8 +43,29 @@ def list_(as_json: AsJson = False) -> None:
             f"{model.name}  {model.parameters / 1e6:.0f}M parameters, {model.license}, {model.size / 1e6:.0f} MB\n"
             f"    source  {model.source}\n"
             f"    sha256  {model.sha256}\n"
+            f"    policy  {_policy_text(model.name)}\n"
             f"    {state}"
         )
+
+
+def _policy_of(name: str) -> dict[str, Any] | None:
+    """What the card of the policy that ships for a model says; None without one."""
+    folder = BUNDLES / name
+    if not (folder / CARD).is_file():
+        return None
+    card = read_card(folder)
+    return {
+        "name": name, "families": len(card["families"]), "strategies": card["strategies"], "released": card["released"]
+    }  # fmt: skip
+
+
+def _policy_text(name: str) -> str:
+    policy = _policy_of(name)
+    if policy is None:
+        return "the one for any model"
+    on_request = f"with --policy {name}; by default the one for any model, since this one is not released"
+    use = "by default" if policy["released"] else on_request
+    return f"{policy['families']} families, {len(policy['strategies'])} strategies: {use}"
 
 
 def _plain(model: CatalogueModel) -> dict[str, Any]:
@@ -50,7 +73,7 @@ def _plain(model: CatalogueModel) -> dict[str, Any]:
     return {
         "name": model.name, "parameters": model.parameters, "license": model.license, "source": model.source,
         "size": model.size, "sha256": model.sha256, "download_size": model.download_size,
-        "path": None if file is None else str(file),
+        "path": None if file is None else str(file), "policy": _policy_of(model.name),
     }  # fmt: skip
 
 

