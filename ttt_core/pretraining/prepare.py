@@ -78,19 +78,18 @@ def prepare(
 ) -> Preparation:  # fmt: skip
     """Trains a starting adapter on the `training` tasks, judged by the `held_out` tasks of other families, and writes
     the best one to a PEFT folder. What happened is in `folder`'s neighbour `.NAME.state`, where a killed run continues;
-    a run with other tasks or settings starts again.
+    a run with other tasks or settings has a state of its own there, and loses none of the others.
 
     Raises `TaskError` where a family is on both sides or a side is empty, and `ModelError` where no round improved on
     the model without an adapter: then nothing is written.
     """
     _check(training, held_out)
-    state = folder.parent / f".{folder.name}.state"
+    state = folder.parent / f".{folder.name}.state" / _identity(learner, training, held_out, settings)
     state.mkdir(parents=True, exist_ok=True)
-    identity = _identity(learner, training, held_out, settings)
-    so_far, adapter = _resumed(state, identity, settings)
+    so_far, adapter = _resumed(state, settings)
     if not so_far.curve:
         so_far = replace(so_far, curve=(_judged(learner, held_out, None, 0, 0.0),))
-        _save_state(state, identity, so_far)
+        _save_state(state, so_far)
     if on_round is not None:
         on_round(so_far)
     while not so_far.is_finished:
@@ -103,7 +102,7 @@ def prepare(
         if so_far.best == number:
             adapter.save(state / BEST)
         adapter.save(state / LAST)
-        _save_state(state, identity, so_far)
+        _save_state(state, so_far)
         if on_round is not None:
             on_round(so_far)
     if so_far.best == 0:
@@ -153,19 +152,17 @@ def _identity(learner: Learner, training: Sequence[Task], held_out: Sequence[Tas
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _save_state(state: Path, identity: str, so_far: Preparation) -> None:
+def _save_state(state: Path, so_far: Preparation) -> None:
     partial = state / f"{STATE}.partial"
-    partial.write_text(json.dumps({"identity": identity, "curve": [asdict(one) for one in so_far.curve]}))
+    partial.write_text(json.dumps({"curve": [asdict(one) for one in so_far.curve]}))
     os.replace(partial, state / STATE)
 
 
-def _resumed(state: Path, identity: str, settings: Preparation) -> tuple[Preparation, Adapter | None]:
-    """What an interrupted run of the same identity reached; the settings and no adapter if there is none."""
+def _resumed(state: Path, settings: Preparation) -> tuple[Preparation, Adapter | None]:
+    """What an interrupted run reached; the settings and no adapter if there is none."""
     try:
         stored = json.loads((state / STATE).read_text("utf-8"))
         curve = tuple(Round(**one) for one in stored["curve"])
-        if stored["identity"] != identity:
-            return settings, None
         adapter = Adapter.load(state / LAST) if len(curve) > 1 else None
         best = replace(settings, curve=curve)
         if best.best:
