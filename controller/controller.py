@@ -92,11 +92,15 @@ class Controller:
         self.budget = _budget(budget)
         if budget is None and isinstance(self.policy, HeuristicPolicy | AnyModelPolicy):
             self.budget = DEFAULT_BUDGET
-            basis = "a rule of thumb" if isinstance(self.policy, HeuristicPolicy) else "a policy of other models"
+            if isinstance(self.policy, HeuristicPolicy):
+                basis = "no policy was trained for this model; decisions follow a rule of thumb"
+            elif self.policy.knows_model:
+                basis = "decisions follow a policy that was trained on this model and others"
+            else:
+                basis = "no policy was trained for this model; decisions follow a policy of other models"
             _LOG.warning(
-                "%s: no policy was trained for this model; decisions follow %s, with the budget %s per query unless "
-                "another is given. `autottt policy fit` trains one",
-                learner.loaded.name, basis, DEFAULT_BUDGET,
+                "%s: %s, with the budget %s per query unless another is given. `autottt policy fit` trains one on your "
+                "tasks", learner.loaded.name, basis, DEFAULT_BUDGET,
             )  # fmt: skip
         self.seed = check_seed(seed)
         self.langsmith = langsmith

@@ -195,7 +195,7 @@ class TrainedPolicy:
         return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
 
     def probabilities(self, stage: int, rows: Floats, shift: float | Floats = 0.0) -> Floats:
-        """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift`, one number or one
+        """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift`, a number or one
         for each row, is added to the log-odds of a right in-context answer."""
         estimates = self._stage_classifiers[stage](rows)
         base = estimates[:, 0] if not np.any(shift) else shifted(estimates[:, 0], shift)

@@ -187,8 +187,8 @@ def record_policy(
     results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int,
     shifts: Floats | None = None,
 ) -> None:  # fmt: skip
-    """Decisions and estimates of a policy on held-out cases. `shifts` [N] are added to the log-odds of a right in-context
-    answer of each."""
+    """Decisions and estimates of a policy on held-out cases. `shifts` [N] are added to the log-odds of a right
+    in-context answer of each."""
     shifts = np.zeros(len(unseen)) if shifts is None else shifts
     probabilities = _probabilities(policy, unseen, shifts)
     costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
