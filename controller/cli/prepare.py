@@ -102,5 +102,6 @@ def _published(families: Collection[str]) -> dict[str, Split]:
     for source in {name.partition("/")[0] for name in families} & SOURCES.keys():
         with suppress(AutotttError):  # the library of a source may not be installed
             known = SOURCES[source].families()
-            splits |= {n: known[n.partition("/")[2]].split for n in families if n.partition("/")[2] in known}
+            own = (name for name in families if name.partition("/")[0] == source)
+            splits |= {name: known[family].split for name in own if (family := name.partition("/")[2]) in known}
     return splits

@@ -29,6 +29,15 @@ def test_families_of_a_source_have_their_published_split_and_others_that_of_thei
         divided([make_task([("a", "b")], "c", answer="d")])
 
 
+def test_families_of_one_name_in_two_sources_have_the_split_of_their_own_source():
+    published = {source: SOURCES[source].families()["double"].split for source in ("english", "generated")}
+    assert set(published.values()) == {"training", "test"}
+    tasks = [make_task([("2", "4")], "3", answer="6", family=f"{source}/double") for source in published]
+    training, held_out = divided(tasks)
+    found = {t.family: "training" for t in training} | {t.family: "test" for t in held_out}
+    assert found == {f"{source}/double": split for source, split in published.items()}
+
+
 def test_the_adapter_is_written_and_used(tmp_path, model):
     lines = [
         task(f"f{n}", demonstrations=[{"input": [n, k], "output": [1]} for k in range(3)], queries=[
