@@ -458,13 +458,13 @@ def _own_policy(served: ServedModel) -> Policy:
     places += [(folder, "the shipped policy") for folder in _shipped()]
     notes, unreleased = [], None
     for folder, what in places:
-        if not (mismatch := served.mismatch(TrainedFor.of_card(folder))):
-            trained = load_bundle(folder)
-            if trained.released or folder == own:
-                return _if_released(trained, what)
-            unreleased = unreleased or trained
+        if mismatch := served.mismatch(TrainedFor.of_card(folder)):
+            notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
             continue
-        notes.append(f"{what} was trained for {mismatch.split(',')[0].split(';')[0]}")
+        trained = load_bundle(folder)
+        if trained.released or folder == own:
+            return _if_released(trained, what)
+        unreleased = unreleased or trained
     for folder in (policies_folder() / ANY_MODEL, ANY_MODEL_SHIPPED):
         if served.nominal_cost is not None and (folder / CARD).is_file():
             trained = load_bundle(folder)

@@ -185,11 +185,10 @@ def _cross_validate(table: OutcomeTable, settings: TrainingSettings, by_family: 
 
 def record_policy(
     results: OutOfFoldDecisions, held_out: NDArray[np.int64], policy: TrainedPolicy, unseen: OutcomeTable, seed: int,
-    shifts: Floats | None = None,
+    shifts: float | Floats = 0.0,
 ) -> None:  # fmt: skip
-    """Decisions and estimates of a policy on held-out cases. `shifts` [N] are added to the log-odds of a right
-    in-context answer of each."""
-    shifts = np.zeros(len(unseen)) if shifts is None else shifts
+    """Decisions and estimates of a policy on held-out cases. `shifts`, a number or one for each, are added to the
+    log-odds of a right in-context answer."""
     probabilities = _probabilities(policy, unseen, shifts)
     costs = policy.expected_costs(unseen.kinds, unseen.stage(0))
     results.policy.assign(held_out, _choose(policy, unseen, probabilities, costs, shifts))
@@ -346,10 +345,9 @@ def _means(costs: Floats, defaults: Sequence[float]) -> list[float]:
 
 def _choose(
     policy: TrainedPolicy, table: OutcomeTable, probabilities: Mapping[int, Floats], costs: Floats,
-    shifts: Floats | None = None,
+    shifts: float | Floats = 0.0,
 ) -> RoutedCases:  # fmt: skip
     """What is done with each case, as `LearnedPolicy` and the graph do it; `simulate`, vectorised."""
-    shifts = np.zeros(len(table)) if shifts is None else shifts
     unusual = policy.is_out_of_distribution(table.stage(0), table.kinds)
     skipped = policy.can_skip_probe(probabilities[0], costs) & ~unusual
     measured = ~skipped & (~unusual | policy.by_evidence)
@@ -361,7 +359,7 @@ def _choose(
     )
     kept = preferences[:, 0] > -np.inf
     if policy.by_evidence and unusual.any():
-        by_evidence = policy.evidence_probabilities(table.X[unusual], shifts[unusual])
+        by_evidence = policy.evidence_probabilities(table.X[unusual], np.broadcast_to(shifts, len(table))[unusual])
         utilities[unusual] = policy.utilities(by_evidence, costs[unusual])
         preferences[unusual] = policy.evidence_preferences(by_evidence, costs[unusual])
     preferences = np.where(table.applicable, preferences, -np.inf)
