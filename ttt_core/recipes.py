@@ -98,7 +98,7 @@ class Recipe:
     @property
     def shape(self) -> tuple[object, ...]:
         """What an adapter's weights depend on beside the model."""
-        return self.rank, self.alpha, self.target_modules, self.layers_to_transform
+        return self.rank, self.alpha, tuple(sorted(set(self.target_modules))), self.layers_to_transform
 
     @property
     def batching_key(self) -> tuple[object, ...]:

@@ -243,7 +243,7 @@ class AdapterProvider:
 
         def suits(adapter: Adapter) -> bool:
             same_base = adapter.base_hash == self._guarded.base_hash and adapter.scope == self.scope
-            return same_base and adapter.kind == task.kind and adapter.matches(recipe)
+            return same_base and adapter.kind == task.kind and adapter.matches(recipe, self._guarded.loaded.model)
 
         with self._guarded.lock.compute:
             recent = self.cache.most_recent(candidates, suits, self._guarded.loaded.model.device)

@@ -154,11 +154,12 @@ class AdapterTrainer:
     def _refuse_start(self, start: Adapter, recipe: Recipe) -> None:
         """Raises `AdaptationError` where adapters of a recipe cannot start from the given adapter."""
         self._guarded.refuse_other_base(start)
-        if not start.matches(recipe):
+        if not start.matches(recipe, self._loaded.model):
             raise AdaptationError(
-                f"an adapter of rank {recipe.rank}, alpha {recipe.alpha:g}, on {recipe.target_modules} cannot start "
-                f"from {start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
-                f"{start.recipe.target_modules}"
+                f"training of rank {recipe.rank}, alpha {recipe.alpha:g}, on {_places(recipe)} cannot start from "
+                f"{start.weights.adapter_count} of rank {start.recipe.rank}, alpha {start.recipe.alpha:g}, on "
+                f"{_places(start.recipe)}: one adapter of the same rank and alpha on the same modules is expected; "
+                "change the recipe, or start from zero"
             )
 
     def _reserved_bytes(self, folds: int, recipe: Recipe) -> int:
@@ -195,6 +196,14 @@ def _from_place(first: int, on_batch_step: OnBatchStep | None) -> OnBatchStep | 
     if on_batch_step is None or first == 0:
         return on_batch_step
     return lambda step, losses: on_batch_step(step, {first + place: loss for place, loss in losses.items()})
+
+
+def _places(recipe: Recipe) -> str:
+    """The modules and layers that a recipe names, in words."""
+    names = recipe.target_modules
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    layers = ", ".join(map(str, recipe.layers_to_transform))
+    return f"{listed} of the layers {layers}" if layers else listed
 
 
 def _refuse_failed(trainings: Sequence[TrainingRecord]) -> None:

@@ -61,9 +61,13 @@ class Adapter:
     scope: str = ""
     """Whose tasks it may be used for: adapters of other scopes are neither reused nor a start of training."""
 
-    def matches(self, recipe: Recipe) -> bool:
-        """Whether this is a single adapter with the rank, alpha, target modules and layers of the recipe."""
-        return self.weights.adapter_count == 1 and self.recipe.shape == recipe.shape
+    def matches(self, recipe: Recipe, model: PreTrainedModel) -> bool:
+        """Whether this is a single adapter with the rank and alpha of the recipe, on the modules of the model that the
+        recipe names, whichever way it names them. Raises `ModelError` as `target_modules` does."""
+        if self.weights.adapter_count != 1 or (self.recipe.rank, self.recipe.alpha) != (recipe.rank, recipe.alpha):
+            return False
+        named = recipe.target_modules, recipe.layers_to_transform
+        return self.weights.pairs.keys() == {*target_modules(model, *named), *target_parameters(model, *named)}
 
     def save(self, file: Path, name: str = "") -> None:
         """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that

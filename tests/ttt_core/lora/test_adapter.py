@@ -39,6 +39,9 @@ def test_an_adapter_of_another_base_model_is_refused_after_loading(task: Task, t
         learner.answer([task], Adapter.load(tmp_path / "a.safetensors"))
 
 
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 def loss_under(learner: Learner, examples: list[Task], adapter: Adapter) -> float:
     scores = [s for of_prompt in learner.score(examples, adapter) for s in of_prompt[1:]]
     return -sum(s.total for s in scores) / sum(len(s.log_probs) for s in scores)
@@ -60,6 +63,38 @@ def test_training_can_start_from_another_adapter_without_changing_it(task: Task)
         learner.adapt(examples, replace(QUICK, alpha=1.0), start=first)
     with pytest.raises(AdaptationError, match="another base model"):
         learner.adapt(examples, QUICK, start=replace(first, base_hash="other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        pytest.param({"target_modules": ("v_proj", "q_proj")}, ("q_proj", "v_proj"), id="another order"),
+        pytest.param({"target_modules": ("v_proj", "q_proj", "v_proj")}, ("q_proj", "v_proj"), id="a name twice"),
+        pytest.param({"target_modules": EVERY}, ("all-linear",), id="every linear layer by its name"),
+        pytest.param({"target_modules": ("v_proj",), "layers_to_transform": (1,)}, None, id="a layer"),
+    ],
+)
+def test_training_can_start_from_a_folder_however_it_and_the_recipe_name_the_modules(
+    settings: dict[str, Any], names: tuple[str, ...] | None, task: Task, tmp_path: Path
+) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    examples, recipe = leave_one_out(task), replace(QUICK, **settings)
+    first = learner.adapt(examples, recipe)
+    first.to_peft(tmp_path, "tiny")
+    imported = learner.import_peft(tmp_path)
+    assert imported.recipe.target_modules == names or names is None
+    second = learner.adapt(examples, recipe, start=imported)
+    assert second.weights.pairs.keys() == first.weights.pairs.keys()
+    with pytest.raises(AdaptationError, match="on v_proj of the layers 0 cannot start from"):
+        learner.adapt(examples, replace(recipe, target_modules=("v_proj",), layers_to_transform=(0,)), start=imported)
+
+
+def test_recipes_that_name_the_same_modules_in_another_order_are_trained_in_one_batch(task: Task) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    recipes = [replace(QUICK, target_modules=names) for names in (("q_proj", "v_proj"), ("v_proj", "q_proj"))]
+    one, other = learner.trainer.adapt_many([leave_one_out(task)] * 2, recipes, [0, 0])
+    assert one.weights.pairs.keys() == other.weights.pairs.keys()
+    assert one.training.losses == pytest.approx(other.training.losses, abs=1e-5)
 
 
 PEFT = [
