@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ def bundle_folder(source: str | os.PathLike[str], bundles: Path = BUNDLES) -> Pa
     return next((folder / path for folder in (policies_folder(), bundles) if (folder / path).is_dir()), path)
 
 
+def bundles(shipped: Path = BUNDLES) -> Iterator[tuple[str, Path]]:
+    """Name and folder of each policy that can be named: the user's, then the shipped ones."""
+    for folder in (policies_folder(), shipped):
+        for card in sorted(folder.glob(f"*/{CARD}")):
+            if not card.parent.name.startswith("."):
+                yield card.parent.name, card.parent
+
+
 def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The card of a bundle. Raises `PolicyError` if there is none, or if it is in another version of the format."""
     path = Path(folder)
@@ -47,7 +57,8 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
         card = json.loads(data)
         _check_values(card)
     except OSError as error:
-        raise unusable_bundle(path, f"{CARD} cannot be read ({error.strerror or error})") from None
+        problem = f"{CARD} cannot be read ({error.strerror or error})"
+        raise unusable_bundle(path, problem + ("" if path.exists() else _names_near(path.name))) from None
     except (ValueError, RecursionError) as error:
         raise unusable_bundle(path, f"{CARD} is not JSON that a policy has ({error})") from None
     version = card.get("format_version", card.get("format")) if isinstance(card, dict) else None
@@ -55,6 +66,13 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
         received = f"version {shortened(version)}" if isinstance(card, dict) else f"a {type(card).__name__}"
         raise unusable_bundle(path, f"{CARD} is not in version {BUNDLE_VERSION} of the format, but {received}")
     return card
+
+
+def _names_near(name: str) -> str:
+    """The names of policies, and the one that is spelled like a name that none has."""
+    names = sorted({known for known, _ in bundles()})
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; policies with a name: {', '.join(names)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _read_bytes(file: Path) -> bytes:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from platformdirs import user_data_path
 
-from .bundle_card import BUNDLES, CARD, policies_folder
+from .bundle_card import CARD, policies_folder
 
 OUTCOMES = "outcomes"
 """The folder beside the policies with the outcomes that they were trained on, a store for each name."""
@@ -31,14 +30,6 @@ def installed_folder(base_hash: str, prompt_format: str, starting_adapter: str =
 def outcomes_folder(base_hash: str, prompt_format: str, starting_adapter: str = "") -> Path:
     """The store of the outcomes that the user's policy for a model is trained on; it need not exist."""
     return user_data_path("autottt") / OUTCOMES / policy_name(base_hash, prompt_format, starting_adapter)
-
-
-def bundles(shipped: Path = BUNDLES) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each policy that can be named: the user's, then the shipped ones."""
-    for folder in (policies_folder(), shipped):
-        for card in sorted(folder.glob(f"*/{CARD}")):
-            if not card.parent.name.startswith("."):
-                yield card.parent.name, card.parent
 
 
 def remove_policy(name: str) -> bool:

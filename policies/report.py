@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ METRIC_NAMES = {
 }
 """Names of metrics in sentences."""
 SHOWN_FAMILIES = 16
+_TERMS = (
+    "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight for each "
+    "task (over all its queries) or for each query. Gap closed: (U - U_SBS) / (U_VBS - U_SBS), with U the mean "
+    "utility. Part of the VBS is chance that no policy can predict (the winner's curse), so a gap closed of 100% "
+    "is out of reach."
+)
 
 
 def write_report(policy: TrainedPolicy, folder: Path) -> None:
@@ -65,6 +72,8 @@ def scorecard_errors() -> Iterator[None]:
 @scorecard_errors()
 def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
     """The scorecard as Markdown. Raises `PolicyError` for one that training did not write."""
+    if policy.models:
+        return _of_several_models(policy)
     card = policy.scorecard
     lines = [
         "# Scorecard",
@@ -74,14 +83,12 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         f"{card['tasks']} tasks, {card['families']} families). Cost is in multiples of the in-context cost; utility is "
         f"accuracy minus {card['cost_weight']:.2g} x cost (the cost weight).",
         "",
-        *_arms_table(card, policy.strategies),
+        *_arms_table(policy),
         "",
-        "SBS: single best strategy on the training families. VBS: virtual best strategy, chosen in hindsight for each "
-        "task (over all its queries) or for each query. Gap closed: (U - U_SBS) / (U_VBS - U_SBS), with U the mean "
-        "utility. Part of the VBS is chance that no policy can predict (the winner's curse), so a gap closed of 100% "
-        "is out of reach.",
+        _TERMS,
         "",
-        *_gains(policy),
+        *_gains(card),
+        f"- Released: {_released(policy)}.",
         *_exclusions(card, policy.strategies),
         *_classification(policy),
         *_repeats(card["repeats"]),
@@ -107,35 +114,79 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _arms_table(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[str]:
+def _of_several_models(policy: TrainedPolicy) -> str:
+    """The scorecard of a policy for any model: a table for each model when it was held out."""
+    card = policy.scorecard
+    lines = [
+        "# Scorecard",
+        "",
+        f"Policy for any model, trained on the outcomes of {len(card['models'])} models. Evaluation: each model by "
+        f"policies that saw neither the model nor the families ({card['cases']} cases, {card['families']} families). "
+        "Cost is a percentage of the cost of the most expensive strategy; utility is accuracy minus "
+        f"{card['cost_weight']:.2g} x cost (the cost weight).",
+        "",
+        _TERMS,
+        "",
+        f"- Utility gain over the rule of thumb, all models: {_with_interval(card['gain_over_rule_of_thumb'])}.",
+        f"- Released: {_released(policy)}.",
+    ]
+    for model, own in card["models"].items():
+        held_out = replace(policy, scorecard=own)
+        lines += [
+            "",
+            f"## Model {model}, held out",
+            "",
+            f"{own['cases']} cases ({own['queries']} queries, {own['tasks']} tasks, {own['families']} families).",
+            "",
+            *_arms_table(held_out),
+            "",
+            *_gains(own),
+            *_exclusions(own, policy.strategies),
+            *_classification(held_out),
+            *_routing(own["routing"]),
+            *_details(own),
+        ]
+    return "\n".join([*lines, ""])
+
+
+def cost_text(policy: TrainedPolicy, cost: float) -> str:
+    """A cost on a scorecard: a multiple of the in-context cost or, for a policy for any model, a percentage of the cost
+    of the most expensive strategy."""
+    return f"{cost:.1f}{'%' if policy.models else 'x'}"
+
+
+def _arms_table(policy: TrainedPolicy) -> Sequence[str]:
     """Accuracy, cost and utility of the policy and all baselines, the highest utility first."""
-    rows = sorted(card["arms"].items(), key=lambda item: -item[1]["utility"])
+    rows = sorted(policy.scorecard["arms"].items(), key=lambda item: -item[1]["utility"])
     return [
         "| | accuracy | cost | utility (90% interval) |",
         "|---|---|---|---|",
         *(
-            f"| {arm_name(name, strategies)} | {arm['accuracy']:.1%} | {arm['cost']:.1f}x "
+            f"| {arm_name(name, policy.strategies)} | {arm['accuracy']:.1%} | {cost_text(policy, arm['cost'])} "
             f"| {arm['utility']:.3f} [{arm['interval_90'][0]:.3f}, {arm['interval_90'][1]:.3f}] |"
             for name, arm in rows
         ),
     ]
 
 
-def _gains(policy: TrainedPolicy) -> Sequence[str]:
-    """Gains over fixed strategies, gap closed, and whether the policy is released."""
-    card = policy.scorecard
+def _released(policy: TrainedPolicy) -> str:
+    """Whether a policy is released, and why."""
+    if policy.models:
+        gain = "the 90% interval of the gain over the rule of thumb"
+        return f"yes ({gain} is above 0)" if policy.released else f"no ({gain} includes 0)"
+    if policy.released:
+        return "yes (the 90% intervals of both gains are above 0)"
+    return f"no (the 90% interval of a gain includes 0); always using `{policy.ranking[0]}` is safer"
+
+
+def _gains(card: Mapping[str, Any]) -> Sequence[str]:
+    """Gains over fixed strategies, and gap closed."""
     gaps = (("task", card["gap_closed_per_task"]), ("query", card["gap_closed_per_query"]))
-    released = (
-        "yes (the 90% intervals of both gains are above 0)"
-        if policy.released
-        else f"no (the 90% interval of a gain includes 0); always using `{policy.ranking[0]}` is safer"
-    )
     return [
         f"- Utility gain over the SBS: {_with_interval(card['gain_over_sbs'])}.",
         f"- Utility gain over `{card['gain_over_best_fixed']['strategy']}`, the best fixed strategy on these families: "
         f"{_with_interval(card['gain_over_best_fixed'])}.",
         *(f"- Gap closed to the VBS per {name}: {_percent_with_interval(gap)}." for name, gap in gaps if gap),
-        f"- Released: {released}.",
     ]
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ...policies.outcome_table import over_long
 from ...policies.outcomes import BASE, Outcome
-from ...policies.report import scorecard_errors
+from ...policies.report import cost_text, scorecard_errors
 from ...policies.trained_policy import TrainedPolicy
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
@@ -136,7 +136,7 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
     for arm in dict.fromkeys(name for card in cards for name in card["arms"]):
         row(f"utility, {arm}", lambda c, a=arm: f"{c['arms'][a]['utility']:.3f}" if a in c["arms"] else "-")  # type: ignore[misc]
     row("accuracy, policy", lambda c: f"{c['arms']['policy']['accuracy']:.1%}")
-    row("cost, policy", lambda c: f"{c['arms']['policy']['cost']:.1f}x")
+    table.add_row("cost, policy", *(cost_text(p, p.scorecard["arms"]["policy"]["cost"]) for _, p in policies))
     row("gain over the single best", lambda c: with_interval(c["gain_over_sbs"]))
     row("gap closed", lambda c: with_interval(c["gap_closed_per_task"]))
     row("APGR", lambda c: f"{c['routing']['apgr']:.2f}" if c["routing"] else "-")
@@ -147,6 +147,7 @@ def show_comparison(policies: Sequence[tuple[str, TrainedPolicy]]) -> Renderable
         for what, values in (
             ("models", {policy.base_hash for _, policy in policies}),
             ("cost weights", {card["cost_weight"] for card in cards}),
+            ("units of cost", {bool(policy.models) for _, policy in policies}),
             ("cases", {(card["cases"], card["families"], card.get("digest")) for card in cards}),
         )
         if len(values) > 1

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...policies.bundle_card import BUNDLES, CARD, read_card
+from ...policies.installed import installed_folder
 from ...ttt_core.model.catalogue import (
     CATALOGUE,
     CatalogueModel,
@@ -54,8 +55,10 @@ def _policy_of(name: str) -> dict[str, Any] | None:
     if not (folder / CARD).is_file():
         return None
     card = read_card(folder)
+    yours = installed_folder(card["base_hash"], card["prompt_format"], card.get("starting_adapter", ""))
     return {
-        "name": name, "families": len(card["families"]), "strategies": card["strategies"], "released": card["released"]
+        "name": name, "families": len(card["families"]), "strategies": card["strategies"],
+        "released": card["released"], "yours": yours.name if (yours / CARD).is_file() else "",
     }  # fmt: skip
 
 
@@ -63,8 +66,12 @@ def _policy_text(name: str) -> str:
     policy = _policy_of(name)
     if policy is None:
         return "the one for any model"
-    on_request = f"with --policy {name}; by default the one for any model, since this one is not released"
-    use = "by default" if policy["released"] else on_request
+    if policy["yours"]:
+        use = f"with --policy {name}; by default yours, {policy['yours']}"
+    elif policy["released"]:
+        use = "by default"
+    else:
+        use = f"with --policy {name}; by default the one for any model, since this one is not released"
     return f"{policy['families']} families, {len(policy['strategies'])} strategies: {use}"
 
 

@@ -167,7 +167,10 @@ class PolicyOptions:
 
     policy: Annotated[
         Path | None,
-        _setting("policy", "Folder of a policy bundle, or `public`; default: the shipped one that fits the model."),
+        _setting(
+            "policy",
+            "Folder or name (`autottt policy list`) of a policy; default: the one of the model, else the one for any.",
+        ),
     ] = None
     ignore_mismatch: Annotated[
         bool,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markdown import Markdown
 from rich.text import Text
 
-from ...policies.bundle_card import read_card
+from ...policies.bundle_card import ANY_MODEL, CARD, read_card
 from ...ttt_core.errors import PolicyError, TooLongError
 from ...ttt_core.standard_json import dumps
 from .console import line, screen, warn
@@ -27,6 +27,9 @@ from .options import (
     load_controller,
 )
 
+if TYPE_CHECKING:
+    from ...policies.policy import LearnedPolicy, Policy
+
 policy_app = typer.Typer(no_args_is_help=True, help="Fit, list, show, explain, compare and monitor policies.")
 Logs = Annotated[list[Path], typer.Argument(help="Files that `autottt solve --trace` wrote.")]
 OptionalLogs = Annotated[list[Path] | None, typer.Argument(help="Files that `autottt solve --trace` wrote.")]
@@ -38,37 +41,58 @@ AnswerFiles = Annotated[
 
 @command(policy_app)
 def show(policy: PolicyOptions, model: ModelOptions, as_json: AsJson = False) -> None:
-    """Show the policy that a model gets: what it was trained on and how well it decides.
+    """Show the policy that a model gets, or the one that --policy names: its training and how well it decides.
 
-    Example: `autottt policy show`
+    A policy that is named is shown without a model, also one that was trained for another model.
+
+    Example: `autottt policy show --policy smollm2-135m`
     """
     policy.check()
-    from ...policies.policy import LearnedPolicy
     from ...policies.report import as_markdown
 
-    chosen = load_controller(model, policy).policy
-    if as_json or not isinstance(chosen, LearnedPolicy):
+    chosen = load_controller(model, policy).policy if policy.policy is None else _named(policy, policy.policy)
+    learned = _learned(chosen)
+    if as_json or learned is None:
         print_json({"policy": chosen.name, **chosen.card()})
     else:
-        print_markdown(as_markdown(chosen.trained))
+        print_markdown(as_markdown(learned.trained))
+
+
+def _named(policy: PolicyOptions, name: Path) -> LearnedPolicy:
+    """The policy in a folder, or of a name, for whatever model it was trained."""
+    from ...policies.bundle import load_bundle
+    from ...policies.bundle_card import bundle_folder
+    from ...policies.policy import LearnedPolicy
+
+    named = LearnedPolicy(load_bundle(bundle_folder(name), policy.ignore_mismatch))
+    return named if policy.cost_weight is None else named.with_cost_weight(policy.cost_weight)
+
+
+def _learned(policy: Policy) -> LearnedPolicy | None:
+    """The learned policy that decides; None where none does."""
+    from ...policies.policy import AnyModelPolicy, LearnedPolicy
+
+    if isinstance(policy, AnyModelPolicy):
+        return policy.learned
+    return policy if isinstance(policy, LearnedPolicy) else None
 
 
 @command(policy_app, "list", plugins=False)
 def list_(as_json: AsJson = False) -> None:
-    """Show the policies on this machine: yours, which `policy fit` installed, and the shipped ones. Each name works as
-    --policy NAME.
+    """Show the policies on this machine: yours, which `policy fit` installed, and the shipped ones, and whether they
+    are defaults. Each name works as --policy NAME.
 
     Example: `autottt policy list`
     """
-    from ...policies.bundle_card import policies_folder
-    from ...policies.installed import bundles
+    from ...policies.bundle_card import bundles, policies_folder
 
     rows = [_listed(name, folder, folder.parent == policies_folder()) for name, folder in bundles()]
     if as_json:
         print_json(rows)
         return
     for row in rows:
-        line(f"{row['name']}  {row['origin']}, model {row['model'][:12]}, {row['state']}\n    {row['folder']}")
+        model = "any model" if row["model"] == ANY_MODEL else f"model {row['model'][:12]}"
+        line(f"{row['name']}  {row['origin']}, {model}, {row['state']}\n    {row['folder']}")
 
 
 def _listed(name: str, folder: Path, own: bool) -> dict[str, Any]:
@@ -77,14 +101,34 @@ def _listed(name: str, folder: Path, own: bool) -> dict[str, Any]:
     try:
         card = read_card(folder)
         families = len(card["families"])
-        released = "released" if card["released"] else "not released, so not used by default"
         return {
             **row, "model": str(card["base_hash"]), "prompt_format": card["prompt_format"],
             "starting_adapter": card.get("starting_adapter", ""), "families": families,
-            "strategies": card["strategies"], "released": card["released"], "state": f"{families} families, {released}",
+            "strategies": card["strategies"], "released": card["released"],
+            "state": f"{families} families, {_use(card, name, own)}",
         }  # fmt: skip
     except (PolicyError, LookupError, TypeError) as error:
         return {**row, "model": "unknown", "state": f"damaged: {error}"}
+
+
+def _use(card: Mapping[str, Any], name: str, own: bool) -> str:
+    """Whether a policy is released, and which models get it by default."""
+    from ...policies.installed import installed_folder
+
+    installed = installed_folder(card["base_hash"], card["prompt_format"], card.get("starting_adapter", ""))
+    released = "released" if card["released"] else "not released"
+    if name == ANY_MODEL and card["base_hash"] == ANY_MODEL:
+        default = "the default of models without one of their own" if card["released"] else "so no default"
+    elif own and name == installed.name:
+        always = f"so its model always gets {card['ranking'][0]} by default"
+        default = "the default of its model" if card["released"] else always
+    elif own or name == "public":
+        default = f"used with --policy {name} only"
+    elif (installed / CARD).is_file():
+        default = "no default, since its model has yours"
+    else:
+        default = "the default of its model" if card["released"] else "so not used by default"
+    return f"{released}, {default}"
 
 
 @command(policy_app, plugins=False)
@@ -93,8 +137,8 @@ def remove(name: Annotated[str, typer.Argument(help="Name of one of your policie
 
     Example: `autottt policy remove a4b5ca0a954061f8-auto`
     """
-    from ...policies.bundle_card import policies_folder
-    from ...policies.installed import bundles, remove_policy
+    from ...policies.bundle_card import bundles, policies_folder
+    from ...policies.installed import remove_policy
 
     if not remove_policy(name):
         own = [known for known, folder in bundles() if folder.parent == policies_folder()]
@@ -112,14 +156,13 @@ def explain(files: Files, policy: PolicyOptions, model: ModelOptions, tasks: Tas
     loaded = tasks.read(files)
     from ...policies import explain as explanations
     from ...policies.measurement import measure_task
-    from ...policies.policy import LearnedPolicy
     from ..nodes import applicable
 
     controller = load_controller(model, policy, seed=tasks.seed)
-    chosen = controller.policy
-    if not isinstance(chosen, LearnedPolicy):
+    chosen = _learned(controller.policy)
+    if chosen is None:
         raise PolicyError(
-            f"only a learned policy can be taken apart; this model gets {chosen.name!r}. Train one: "
+            f"only a learned policy can be taken apart; this model gets {controller.policy.name!r}. Train one: "
             "`autottt collect`, then `autottt train-policy`, then --policy FOLDER"
         )
     refused = 0

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...policies.bundle import load_bundle
+from ...policies.bundle_card import bundles
 from ...policies.explain import Contribution, Explanation, explain
 from ...policies.feature_glossary import GLOSSARY
 from ...policies.features import Features
-from ...policies.installed import bundles
 from ...policies.policy import LearnedPolicy, Policy
 from ...policies.rounding import told_apart
 from ...ttt_core.errors import AutotttError

@@ -8,8 +8,8 @@ import pytest
 
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import save_bundle
-from autottt.policies.bundle_card import policies_folder
-from autottt.policies.installed import bundles, installed_folder, remove_policy
+from autottt.policies.bundle_card import bundles, policies_folder
+from autottt.policies.installed import installed_folder, remove_policy
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.trained_policy import TrainedPolicy

@@ -19,6 +19,7 @@ from autottt.controller.cli.answer_files import SHORT
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
+from autottt.policies.policy import HeuristicPolicy
 from autottt.strategies import registry
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.learner import Learner
@@ -347,7 +348,7 @@ def test_doctor_examines_and_tests_the_revert(model):
 
 
 def test_policy_show_is_json(model):
-    code, out, _ = call("policy", "show", "--model", model)
+    code, out, _ = call("policy", "show", "--model", model, "--json")
     assert code == 0
     assert "policy" in json.loads(out)
 
@@ -581,7 +582,8 @@ def test_a_table_that_cannot_be_imported_is_refused_in_words(tmp_path, text, say
     assert not (tmp_path / "store").exists()
 
 
-def test_only_a_learned_policy_is_explained(tmp_path, model):
+def test_only_a_learned_policy_is_explained(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("autottt.controller.controller.policy_for", lambda *more: HeuristicPolicy())
     code, _, err = call("policy", "explain", tasks_file(tmp_path, task("t")), "--model", model)
     assert code != 0
     assert "only a learned policy can be taken apart" in " ".join(err.split())
