@@ -115,9 +115,9 @@ class Answerer:
             max_tokens = self._guarded.max_batch_tokens() if temperature == 0 else MAX_BATCH_TOKENS
             generated = decode(
                 self._loaded, prompts, [request.max_new_tokens for request in requests],
-                prefix=prefix, temperature=temperature, generator=torch.Generator().manual_seed(seed), adapters=count,
-                drafts=draft_ids, prefix_filters=[request.prefix_filter for request in requests], max_tokens=max_tokens,
-                should_stop=self._guarded.should_stop,
+                prefix=prefix, temperature=temperature, generator=torch.Generator("cpu").manual_seed(seed),
+                adapters=count, drafts=draft_ids, prefix_filters=[request.prefix_filter for request in requests],
+                max_tokens=max_tokens, should_stop=self._guarded.should_stop,
             )  # fmt: skip
             if given is None and temperature == 0:
                 for prompt, answer in zip(prompts, generated, strict=True):
@@ -155,7 +155,7 @@ class Answerer:
 
             (generated,) = decode(
                 self._loaded, [prompt], [limit], prefix=self._prefix_of(prompt, self.reading, whole=True),
-                temperature=temperature, generator=torch.Generator().manual_seed(seed), prefix_filters=[publish],
+                temperature=temperature, generator=torch.Generator("cpu").manual_seed(seed), prefix_filters=[publish],
                 should_stop=self._guarded.should_stop,
             )  # fmt: skip
             self._guarded.charge(forward=generated.prompt_tokens + len(generated.ids))

@@ -24,6 +24,7 @@ from ..model.fingerprint import (
     restoring,
 )
 from ..model.generation import MAX_BATCH_TOKENS
+from ..model.host_modes import without_host_modes
 from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
 from ..model.locks import lock_of
@@ -143,7 +144,7 @@ class GuardedModel:
             model = self.loaded.model
             is_checked = self.should_stop is not None or self.pause is not None
             checks = checked_passes(model, self.raise_if_stopped) if is_checked else nullcontext()
-            with restoring(model, self._parts) as parts, torch.inference_mode(False), torch.no_grad(), checks:
+            with restoring(model, self._parts) as parts, without_host_modes(model.device), checks:
                 self._parts = parts
                 freeze(parts)
                 self._rotary.restore()

@@ -469,7 +469,7 @@ def _gradient_errors() -> Iterator[None]:
 def _loss_batch(loaded: LoadedModel, rows: Sequence[Encoded], loss: Loss) -> _LossBatch:
     """The rows as one batch, and which of their predictions are trained."""
     batch = pad([row.ids for row in rows], pad_id_of(loaded), loaded.model.device, left=False)
-    positions = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    positions = torch.zeros(batch.ids.shape, dtype=torch.bool, device="cpu")
     counts = []
     for i, row in enumerate(rows):
         targets = loss_positions(row, loss)

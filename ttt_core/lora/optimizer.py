@@ -89,7 +89,7 @@ class BatchedAdamW:
     def drop_layers(self, layers: Collection[str]) -> None:
         """Removes the weights of all adapters at these layers."""
         sizes = {name: down.numel() + up.numel() for name, (down, up) in self._shapes.items()}
-        remaining = torch.cat([torch.full((size,), name not in layers) for name, size in sizes.items()])
+        remaining = torch.cat([torch.full((size,), name not in layers, device="cpu") for name, size in sizes.items()])
         index = remaining.nonzero().flatten().to(self.values.device)
         self._select(self.values[:, index], index, self.gradients.shape[0])
         self._shapes = {name: shapes for name, shapes in self._shapes.items() if name not in layers}

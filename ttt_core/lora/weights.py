@@ -47,17 +47,17 @@ class LoraWeights:
     def initial(cls, model: PreTrainedModel, recipe: Recipe, seeds: Sequence[int]) -> LoraWeights:
         """New adapters, one per seed: down-projections Kaiming-uniform as in PEFT, up-projections zero."""
         pairs: dict[str, Pair] = {}
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
         modules = target_modules(model, recipe.target_modules, recipe.layers_to_transform).items()
         parameters = target_parameters(model, recipe.target_modules, recipe.layers_to_transform).items()
         shapes: dict[str, tuple[tuple[int, ...], int, int, int]]
         shapes = {n: ((), recipe.rank, *module_sizes(m)) for n, m in modules}
         shapes |= {n: (p.stack, recipe.rank * p.rank_factor, *p.sizes) for n, p in parameters}
         for name, (stack, rank, d_in, d_out) in shapes.items():
-            down = torch.empty(len(seeds), *stack, rank, d_in)
+            down = torch.empty(len(seeds), *stack, rank, d_in, dtype=torch.float32, device="cpu")
             for row, generator in zip(down, generators, strict=True):
                 nn.init.kaiming_uniform_(row.view(-1, d_in), a=math.sqrt(5), generator=generator)
-            up = torch.zeros(len(seeds), *stack, d_out, rank)
+            up = torch.zeros(len(seeds), *stack, d_out, rank, dtype=torch.float32, device="cpu")
             pairs[name] = down.to(model.device), up.to(model.device)
         return cls(pairs, recipe.alpha / recipe.rank)
 

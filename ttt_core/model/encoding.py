@@ -200,11 +200,11 @@ class PaddedBatch:
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool) -> PaddedBatch:
     """Rows of ids, padded to the longest."""
     longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    ids = torch.full((len(rows), longest), pad_id, device="cpu")
+    mask = torch.zeros((len(rows), longest), dtype=torch.long, device="cpu")
     for i, row in enumerate(rows):
         at = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, at] = torch.tensor(row)
+        ids[i, at] = torch.tensor(row, device="cpu")
         mask[i, at] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return PaddedBatch(ids.to(device), mask.to(device), positions.to(device))

@@ -225,7 +225,7 @@ def _load_folder(
 def _read_folder(where: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on the CPU, and the tokenizer of a folder or hub id. Raises `ModelError`."""
     try:
-        with _quietly():
+        with _quietly(), torch.inference_mode(False):  # nothing can be trained on weights made in that mode
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             model: PreTrainedModel
@@ -295,6 +295,7 @@ def wrap_model(
     """
     _check_types(model, tokenizer)
     check_no_adapters(model)
+    _check_tensors(model)
     try:
         supports_padding = can_pad(model)
     except ModelError:
@@ -310,6 +311,17 @@ def wrap_model(
         name or type(model).__name__, model, tokenizer, formats[0], every_recipe, supports_padding, reason,
         frozenset().union(*ends), {f.name: f for f in formats} if len(formats) > 1 else {},
     )  # fmt: skip
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Raises `ModelError` for weights that were made in inference mode: no gradient passes them, and no version counts
+    what is written to them."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise ModelError(
+                f"{type(model).__name__}: the tensor {name!r} was made inside torch.inference_mode(), so nothing "
+                "can be trained on it: load the model outside that mode, or give copy.deepcopy(model) made outside it"
+            )
 
 
 def _check_types(model: object, tokenizer: object) -> None:

@@ -94,7 +94,8 @@ def _cached_numbers(config: PretrainedConfig) -> int:
 
 def _inner_size(config: PretrainedConfig) -> int:
     """Width of one layer's MLP."""
-    return int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    size = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(size if isinstance(size, (int, float)) else max(size))  # some name one for each layer
 
 
 class HalvingQueue:

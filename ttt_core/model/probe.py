@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ModelError
 from . import lazy
 from .fingerprint import restoring
+from .host_modes import without_host_modes
 from .locks import lock_of
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ def can_pad(model: PreTrainedModel) -> bool:
         raise ModelError(f"{name} has an encoder; use a decoder-only model (AutoModelForCausalLM)")
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.tensor([[(7 * n + 3) % vocabulary for n in range(SHARED + OWN)]], device=model.device)
-    with lock_of(model).compute, restoring(model), torch.inference_mode(False), torch.no_grad():
+    with lock_of(model).compute, restoring(model), without_host_modes(model.device):
         model.eval()
         try:
             other = ids.clone()
             other[0, -1] = (other[0, -1] + 1) % vocabulary
-            whole, changed = _logits(model, torch.cat([ids, other]))
+            whole, changed = _plain_logits(model, torch.cat([ids, other]))
             (left_padded,) = _logits(model, ids, PADDING)
             cache = _prefix(model, ids)
             padded = _continued(model, copy.deepcopy(cache), ids, PADDING)
@@ -59,7 +60,8 @@ def can_pad(model: PreTrainedModel) -> bool:
         raise ModelError(f"{name} is not causal (it attends to future tokens); use a decoder-only model")
     if _difference(continued, whole[SHARED:]) > 0.25 * spread:
         raise ModelError(
-            f"{name} gives other logits after a cached prefix than without a cache; use a decoder with one"
+            f"{name} gives other logits after a cached prefix, with positions from 0, than for the whole prompt; use a "
+            "decoder with a cache whose positions begin at 0"
         )
     local = "local" in getattr(
         model.config, "attention_layers", ()
@@ -74,7 +76,13 @@ def accepts_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _logits(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> Tensor:
+def _plain_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] of tokens [B, T], whose positions the model counts itself."""
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits.float()
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     """Logits [B, T, V] of tokens [B, T] after `padding` padding tokens."""
     padded = torch.cat([ids[:, :1].repeat(1, padding), ids], 1)
     mask = torch.ones_like(padded)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .fingerprint import HOOKS, overridden_methods, state_tensors
+from .host_modes import without_host_modes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def _pass(model: nn.Module, other: nn.Module, ids: Tensor) -> tuple[Tensor, set[
         for name, module in owner.named_modules()
     ]
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with without_host_modes(ids.device):
             return model(input_ids=ids, use_cache=False).logits, *called
     finally:
         for handle in handles:

@@ -99,6 +99,13 @@ def test_it_is_trained_and_is_then_what_it_was(
     assert record.left_out == {"experts that are not adapted": ("experts",)}.get(shape, record.left_out)
 
 
+def test_memory_follows_the_widest_layer_where_the_configuration_names_a_width_for_each() -> None:
+    model = build("norms of queries and keys")
+    vars(model.config)["intermediate_size"] = [48, 96]  # as that of Gemma 3n
+    numbers = 2 * 2 * 2 * 8 + 8 * 32 + 3 * 96 + 3 * VOCABULARY
+    assert tokens_that_fit(model, 1 << 20) == (1 << 20) // (4 * numbers)
+
+
 def test_memory_of_layers_that_differ_is_that_of_each() -> None:
     model = build("layers of different sizes")
     assert model.config.is_heterogeneous

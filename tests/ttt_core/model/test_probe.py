@@ -40,6 +40,10 @@ COUNTS_PLACES: dict[str, Callable[[], PreTrainedModel]] = {
 REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**NAMES, hidden_size=16, num_hidden_layers=1)), "recurrent"),
     "rwkv": (lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**NAMES, hidden_size=32, num_hidden_layers=2)), "recurrent"),
+    "roberta": (
+        lambda: hf.RobertaForCausalLM(hf.RobertaConfig(**SMALL, is_decoder=True, initializer_range=0.25)),
+        "positions from 0",
+    ),
     "openai-gpt": (
         lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**NAMES, n_embd=16, n_layer=1, n_head=2)),
         "no cache or past_key_values",
