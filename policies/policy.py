@@ -557,7 +557,8 @@ def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
     if choice == BASE:
         others = [s for s in known if s != BASE]
         if not others:
-            return f"{start}; no other strategy is left"
+            excluded = "too few demonstrations, not enough budget left, or tried"
+            return f"{start}; no other strategy can be used ({excluded})"
         best = max(others, key=lambda s: utilities[s])
         estimate = f"right with probability {scores[best]:.2f}, cost {costs[best]:.0f}x"
         lead = utilities[BASE] - utilities[best]

@@ -35,6 +35,11 @@ def test_an_easy_query_keeps_its_in_context_answer(learned):
     assert "no other strategy is worth its cost" in decision.reason
 
 
+def test_an_in_context_answer_that_is_the_only_choice_says_what_excludes_others(learned):
+    reason = learned.decide(at(1.0), ["in_context"]).reason
+    assert reason.endswith("no other strategy can be used (too few demonstrations, not enough budget left, or tried)")
+
+
 def test_a_query_that_training_helps_is_trained_on(learned):
     decision = learned.decide(at(-0.25), ALL)
     assert decision.strategy == "ttt_in_context"
