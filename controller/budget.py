@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import BudgetError
 
 
@@ -18,8 +19,20 @@ class Budget:
     """Of the time that this query's in-context answer took."""
 
     def __post_init__(self) -> None:
-        if not (self.seconds > 0 and self.multiples > 0):
-            raise BudgetError(f"a budget is above 0; received {self.seconds} seconds and {self.multiples} multiples")
+        for name in ("seconds", "multiples"):
+            value: object = getattr(self, name)
+            if not as_number(value) > 0:
+                raise BudgetError(f"budget: expected {name} above 0, as a number; received {value!r}")
+
+    @classmethod
+    def of(cls, value: Budget | str | float | None) -> Budget:
+        """A budget as callers give it: a `Budget`, a text that `parse` reads, seconds, or None for no limit. Raises
+        `BudgetError`."""
+        if isinstance(value, Budget):
+            return value
+        if value is None:
+            return UNLIMITED
+        return cls.parse(value) if isinstance(value, str) else cls(seconds=value)
 
     @classmethod
     def parse(cls, text: str) -> Budget:

@@ -21,6 +21,7 @@ from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, HeuristicPo
 from ..strategies.adapter_training import PlansAdapter
 from ..strategies.base import nominal_cost, recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
+from ..ttt_core.arguments import check_callable, check_path
 from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_provider import Prefetched
 from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
@@ -86,10 +87,12 @@ class Controller:
                 "this strategy"
             )
         self.learner = learner
+        if policy is not None and not isinstance(policy, (Policy, str, os.PathLike)):
+            raise TypeError(f"policy: expected a policy, or the folder of a bundle; received {policy!r}")
         if policy is None or isinstance(policy, (str, os.PathLike)):
             policy = policy_for(learner, policy)
         self.policy = policy
-        self.budget = _budget(budget)
+        self.budget = Budget.of(budget)
         if budget is None and isinstance(self.policy, HeuristicPolicy | AnyModelPolicy):
             self.budget = DEFAULT_BUDGET
             if isinstance(self.policy, HeuristicPolicy):
@@ -114,6 +117,8 @@ class Controller:
     def for_scope(self, scope: str) -> Controller:
         """A controller around the same model, with the same policy and settings, that reuses only adapters that were
         trained in the same scope, such as the name of a client. The scope of a new controller is empty."""
+        if not isinstance(scope, str):
+            raise TypeError(f"scope: expected a text, such as the name of a client; received {scope!r}")
         scoped = copy.copy(self)
         scoped.scope = scope
         return scoped
@@ -201,6 +206,12 @@ class Controller:
         """
         if strategy is not None:
             get_strategy(strategy)
+        paths = {
+            "model": model, "policy": policy, "adapters": adapters, "starting_adapter": starting_adapter,
+            "shadow": shadow,
+        }  # fmt: skip
+        for name, path in paths.items():
+            check_path(name, path)
         cache = AdapterCache(folder=None if adapters is None else Path(adapters))
         learner = Learner.load(
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
@@ -220,7 +231,7 @@ class Controller:
         strategy: str | None = None,
     ) -> Context:
         """What the graph's nodes work with. `strategy` forces one, in place of the policy."""
-        limit = self.budget if budget is None else _budget(budget)
+        limit = self.budget if budget is None else Budget.of(budget)
         policy = self.policy if strategy is None else FixedPolicy(get_strategy(strategy).name)
         policy = policy.snapshot() if isinstance(policy, Calibrates) else policy
         if not isinstance(cancel, (threading.Event, type(None))):
@@ -285,16 +296,23 @@ class Controller:
         on_event: OnEvent | None = None,
     ) -> list[Result]:
         """Answers tasks in order. One that cannot be tried gives a result with status `refused`. Raises `Cancelled` as
-        `solve` does; `on_result` has been given the results until then, and `on_event` the events of `stream`.
+        `solve` does; `on_result` has been given the results until then, and `on_event` the events of `stream`. Raises
+        `TypeError` or `ValueError` for an argument of another kind.
 
         Up to `batch_size` tasks are measured and decided on first; then the adapters that they need are trained in
         batches. With a budget each task is solved by itself, so that none waits for others.
         """
         if isinstance(tasks, Task):
             raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
+        if not isinstance(tasks, Iterable):
+            raise TypeError(f"tasks: expected a list of tasks; received {tasks!r}")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size: expected an integer of at least 1; received {batch_size!r}")
+        check_callable("on_result", on_result)
+        check_callable("on_event", on_event)
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
-        size = max(1, batch_size) if context.budget == UNLIMITED else 1
+        size = batch_size if context.budget == UNLIMITED else 1
         alone = partial(
             self.solve, strategy=strategy, budget=budget, seed=chosen_seed, cancel=cancel, on_event=on_event
         )
@@ -363,6 +381,7 @@ class Controller:
 
     def _run(self, task: Task, context: Context, seed: int | None, on_event: OnEvent | None) -> State:
         """Runs the graph to its end and returns the last state; `on_event` receives what happens meanwhile."""
+        check_callable("on_event", on_event)
         mode: StreamMode | list[StreamMode] = "values" if on_event is None else ["updates", "values"]
         watched_context = watched(context, [task], on_event) if isinstance(task, Task) else context
         with self._started(task, watched_context, seed, mode) as parts:
@@ -508,8 +527,9 @@ class Controller:
 def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | None:
     """What records the runs of a controller. Raises `SettingsError` for a setting that names no store."""
     setting = os.environ.get("AUTOTTT_TRACE") or "off" if trace is None else trace
-    if not isinstance(setting, (str, os.PathLike)):
+    if isinstance(setting, Recorder):
         return setting
+    check_path("trace", setting, "a TraceRecorder, or one of off, local and otlp")
     return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
 
 
@@ -518,14 +538,6 @@ def _weighted(policy: Policy, cost_weight: float) -> Policy:
     if not isinstance(policy, (LearnedPolicy, AnyModelPolicy)):
         raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {policy.name}")
     return policy.with_cost_weight(cost_weight)
-
-
-def _budget(budget: Budget | str | float | None) -> Budget:
-    if budget is None or isinstance(budget, Budget):
-        return budget or Budget()
-    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
-        return Budget(seconds=budget)
-    return Budget.parse(str(budget))
 
 
 def policy_for(learner: Learner, source: str | os.PathLike[str] | None = None, ignore_mismatch: bool = False) -> Policy:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
-from typing import Any, Literal, NotRequired, Protocol
+from typing import Any, Literal, NotRequired, Protocol, runtime_checkable
 
 from typing_extensions import TypedDict
 
@@ -94,6 +94,7 @@ class State(TypedDict, total=False):
     result: Plain
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Records runs as trees of spans; `tracing.recorder` has one. Its methods raise nothing."""
 

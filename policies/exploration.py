@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError
 from .calibration import Calibrates
 from .features import STAGE_0, Features
@@ -34,8 +35,8 @@ class ExploringPolicy:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.explore <= 1:
-            raise PolicyError(f"explore: expected a share between 0 and 1; received {self.explore}")
+        if not 0 <= as_number(self.explore) <= 1:
+            raise PolicyError(f"explore: expected a share between 0 and 1; received {self.explore!r}")
 
     @property
     def name(self) -> str:

@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError
 from .bundle import TrainedFor, card_of, load_bundle
 from .bundle_card import ANY_MODEL, BUNDLES, CARD, bundle_folder, policies_folder
@@ -75,6 +76,7 @@ class Decision:
         return self.utilities.get(self.strategy, 1.0) > 0
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Decides which strategy to use on a task."""
 
@@ -189,9 +191,9 @@ class LearnedPolicy:
         The scorecard and the risk guarantee hold for the cost weight of training. Raises `PolicyError` for a negative
         or infinite cost weight.
         """
-        if not 0 <= cost_weight < float("inf"):
+        if not 0 <= as_number(cost_weight) < float("inf"):
             raise PolicyError(
-                f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight}"
+                f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight!r}"
             )
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)

@@ -155,7 +155,7 @@ def plugin_proofs(learner: Learner, *others: Strategy) -> AbstractContextManager
 def get_strategy(name: str) -> Strategy:
     """The strategy of that name. Raises `StrategyError` with the names there are and the nearest."""
     known = strategies()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise _unknown(name, known)
     return known[name]
 
@@ -213,7 +213,12 @@ def _shipped_names() -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _unknown(name: str, known: Collection[str]) -> StrategyError:
+def _unknown(name: object, known: Collection[str]) -> StrategyError:
+    if not isinstance(name, str):
+        return StrategyError(
+            f"strategy: expected the name of one, as a text; received {name!r} ({type(name).__name__}). "
+            f"Known: {', '.join(known)}"
+        )
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return StrategyError(f"no strategy is called {name!r}{hint} Known: {', '.join(known)}")

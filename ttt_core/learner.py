@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from .engine.adapter_cache import AdapterCache
 from .engine.adapter_provider import AdapterProvider
@@ -80,6 +80,13 @@ class Learner:
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)
         self.adapters = AdapterProvider(self.guarded, self.trainer, self.answerer, answers, adapters or AdapterCache())
         self._start_from(starting_adapter, read_with_adapter)
+
+    def __reduce__(self) -> NoReturn:
+        """Raises `TypeError`: what is guarded here is this one model in memory."""
+        raise TypeError(
+            "a Learner, and a Controller around it, cannot be pickled or deep-copied: it guards a model in memory, "
+            "with locks; make one in each process, such as with Controller.from_pretrained(...)"
+        )
 
     def _start_from(self, folder: str | os.PathLike[str] | None, read_with_adapter: bool) -> None:
         if folder is None:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from ..errors import AdaptationError, BaseChangedError, DeadlineError
+from ..arguments import as_number
+from ..errors import AdaptationError, BaseChangedError, DeadlineError, ModelError
 from ..lora.adapter import Adapter
 from ..model.fingerprint import (
     Fingerprint,
@@ -60,6 +61,8 @@ class GuardedModel:
             raise ValueError(f"verify: expected 'pointers' or 'full'; received {verify!r}")
         self.loaded = loaded
         self.verification = verify
+        if memory_bytes is not None and not as_number(memory_bytes) > 0:
+            raise ModelError(f"memory_bytes: expected a number of bytes above 0; received {memory_bytes!r}")
         self.memory_bytes = memory_bytes
         self.charged = Cost()
         """All tokens so far, and the seconds of prefetched training and answering that have been used; see `meter`."""
