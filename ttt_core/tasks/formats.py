@@ -209,8 +209,13 @@ def _from_arc(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
 
 
 def _from_bbh(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
-    examples = _examples(data, "examples", output="target", minimum=settings.demonstrations + 1)
-    sampled = random.Random(settings.seed).sample(range(len(examples)), settings.demonstrations)
+    examples, count = _examples(data, "examples", output="target"), settings.demonstrations
+    if len(examples) <= count:
+        raise TaskError(
+            f'examples: expected at least {count + 1} of {{"input", "target"}}, {count} of them for demonstrations '
+            f"(--demonstrations, demonstrations=); received {len(examples)}"
+        )
+    sampled = random.Random(settings.seed).sample(range(len(examples)), count)
     queries = [e for e in examples if e.number not in sampled]
     demonstrations = [examples[n] for n in sampled]
     return _Draft(demonstrations, queries, kind="text", dataset="bbh")

@@ -226,7 +226,8 @@ def test_bbh_demonstrations_depend_on_the_seed(tmp_path):
 def test_a_bbh_file_needs_more_examples_than_demonstrations(tmp_path):
     path = write(tmp_path / "navigate.json", BBH)
     assert one_problem(read_tasks([path], demonstrations=15)) == (
-        f'{path}: examples: expected at least 16 of {{"input", "target"}}; received 15'
+        f'{path}: examples: expected at least 16 of {{"input", "target"}}, 15 of them for demonstrations '
+        "(--demonstrations, demonstrations=); received 15"
     )
 
 
