@@ -11,7 +11,7 @@ import typer
 from rich.markdown import Markdown
 from rich.text import Text
 
-from ...policies.bundle_card import ANY_MODEL, CARD, read_card
+from ...policies.bundle_card import ANY_MODEL, CARD, bundle_folder, bundles, policies_folder, read_card
 from ...ttt_core.errors import PolicyError, TooLongError
 from ...ttt_core.standard_json import dumps
 from .console import line, screen, warn
@@ -29,6 +29,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ...policies.policy import LearnedPolicy, Policy
+    from ...policies.trained_policy import TrainedPolicy
 
 policy_app = typer.Typer(no_args_is_help=True, help="Fit, list, show, explain, compare and monitor policies.")
 Logs = Annotated[list[Path], typer.Argument(help="Files that `autottt solve --trace` wrote.")]
@@ -61,7 +62,6 @@ def show(policy: PolicyOptions, model: ModelOptions, as_json: AsJson = False) ->
 def _named(policy: PolicyOptions, name: Path) -> LearnedPolicy:
     """The policy in a folder, or of a name, for whatever model it was trained."""
     from ...policies.bundle import load_bundle
-    from ...policies.bundle_card import bundle_folder
     from ...policies.policy import LearnedPolicy
 
     named = LearnedPolicy(load_bundle(bundle_folder(name), policy.ignore_mismatch))
@@ -84,8 +84,6 @@ def list_(as_json: AsJson = False) -> None:
 
     Example: `autottt policy list`
     """
-    from ...policies.bundle_card import bundles, policies_folder
-
     rows = [_listed(name, folder, folder.parent == policies_folder()) for name, folder in bundles()]
     if as_json:
         print_json(rows)
@@ -119,6 +117,8 @@ def _use(card: Mapping[str, Any], name: str, own: bool) -> str:
     released = "released" if card["released"] else "not released"
     if name == ANY_MODEL and card["base_hash"] == ANY_MODEL:
         default = "the default of models without one of their own" if card["released"] else "so no default"
+        if card["released"] and not own and _is_released(policies_folder() / ANY_MODEL):
+            default = "no default, since yours of this name precedes it"
     elif own and name == installed.name:
         always = f"so its model always gets {card['ranking'][0]} by default"
         default = "the default of its model" if card["released"] else always
@@ -131,13 +131,20 @@ def _use(card: Mapping[str, Any], name: str, own: bool) -> str:
     return f"{released}, {default}"
 
 
+def _is_released(folder: Path) -> bool:
+    """Whether there is a policy in a folder that is released."""
+    try:
+        return bool(read_card(folder)["released"])
+    except (PolicyError, LookupError):
+        return False
+
+
 @command(policy_app, plugins=False)
 def remove(name: Annotated[str, typer.Argument(help="Name of one of your policies, as in `policy list`.")]) -> None:
     """Delete one of your policies. Its outcomes stay, so `policy fit` trains it again in minutes.
 
     Example: `autottt policy remove a4b5ca0a954061f8-auto`
     """
-    from ...policies.bundle_card import bundles, policies_folder
     from ...policies.installed import remove_policy
 
     if not remove_policy(name):
@@ -192,7 +199,6 @@ def compare(
     """
     check_bundle(*policies)
     from ...policies.bundle import load_bundle
-    from ...policies.bundle_card import bundle_folder
     from .display import show_comparison
 
     columns = []
@@ -211,7 +217,8 @@ def monitor(
     logs: Logs,
     answers: AnswerFiles = None,
     policy: Annotated[
-        Path | None, typer.Option(help="Bundle with the training set to compare with; default: the shipped one.")
+        Path | None,
+        typer.Option(help="Bundle with the training set to compare with; default: that of the policy the model gets."),
     ] = None,
     demonstrations: Demonstrations = None,
 ) -> None:
@@ -221,21 +228,33 @@ def monitor(
     """
     check_bundle(policy)
     from ...policies.bundle import load_bundle
-    from ...policies.bundle_card import bundle_folder
-    from ...policies.policy import BUNDLED
     from ...policies.serving_logs import base_of, read_log, summary
 
     rows = read_log(logs)
-    trained = load_bundle(bundle_folder(policy) if policy else BUNDLED)
-    same_model = trained.base_hash == base_of(rows)
-    if policy is not None and not same_model:
+    base = base_of(rows)
+    trained = _default_of(rows[0], base) if policy is None else load_bundle(bundle_folder(policy))
+    if trained is None:
+        warn("drift is not reported: the model that answered gets no learned policy by default; name one with --policy")
+    elif trained.base_hash not in (base, ANY_MODEL):
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it means nothing")
-    if not same_model:
-        warn("drift is not reported: the shipped policy was trained for another model; name yours with --policy")
-    report = summary(rows, right_answers(answers, rows, demonstrations), trained if same_model else None)
+    report = summary(rows, right_answers(answers, rows, demonstrations), trained)
     print_json(report)
     if report.get("drifted"):
         warn(f"drifted from training: {', '.join(report['drifted'])}; `autottt retrain` learns from what was served")
+
+
+def _default_of(row: Mapping[str, Any], base_hash: str) -> TrainedPolicy | None:
+    """The training of the policy that the model of a result gets by default; None where no learned one is."""
+    from ...policies.policy import load_policy
+
+    model = row.get("run", {}).get("model", {})
+    learned = _learned(
+        load_policy(
+            base_hash=base_hash, prompt_format=model.get("prompt_format", ""),
+            starting_adapter=model.get("starting_adapter", ""), nominal_cost=lambda _: 1.0,
+        )
+    )  # fmt: skip
+    return None if learned is None else learned.trained
 
 
 def right_answers(

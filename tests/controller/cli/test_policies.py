@@ -107,6 +107,32 @@ def test_a_list_says_which_policy_a_model_gets():
     assert f"not released, so its model always gets {card['ranking'][0]} by default" in states()[f"yours {own}"]
 
 
+def test_a_list_calls_one_policy_for_any_model_the_default():
+    default = "released, the default of models without one of their own"
+    install("any_model", "any_model")
+    listed = states()
+    assert default in listed["yours any_model"]
+    assert "released, no default, since yours of this name precedes it" in listed["shipped any_model"]
+    shutil.rmtree(policies_folder() / "any_model")
+    install("any_model", "any_model", released=False)
+    listed = states()
+    assert "not released, so no default" in listed["yours any_model"]
+    assert default in listed["shipped any_model"]
+
+
+def test_the_drift_of_a_model_without_a_policy_of_its_own_is_that_from_the_policy_for_any_model(tmp_path, model):
+    log = str(tmp_path / "log.jsonl")
+    code, _, err = call("solve", tasks_file(tmp_path, task("t"), task("u")), "--model", model, "--trace", "--out", log)
+    assert code == 0, err
+    free = read_card(BUNDLES / "any_model")["feature_names"]["0"]
+    for options in ([], ["--policy", "any_model"]):
+        code, out, err = call("policy", "monitor", log, *options)
+        assert code == 0, err
+        assert set(json.loads(out)["drift"]) == set(free)
+    code, _, err = call("policy", "monitor", log, "--policy", "bundled")
+    assert (code, "is for another model than the one that answered" in " ".join(err.split())) == (2, True)
+
+
 def test_the_list_of_models_names_the_policy_of_the_user():
     card = read_card(BUNDLES / "smollm2-135m")
     own = installed_folder(card["base_hash"], card["prompt_format"]).name
