@@ -88,9 +88,8 @@ def _contributions(
     names = policy.trained.feature_names
     medians = dict(zip(names[1], policy.trained.feature_medians, strict=True))
     deciles = dict(zip(names[1], policy.trained.deciles, strict=True))
-    finite = LearnedPolicy(
-        replace(policy.trained, keep_threshold=0.0, risk=None)
-    )  # without minus infinity below the threshold
+    trained = replace(policy.trained, keep_threshold=0.0, risk=None)  # without minus infinity below the threshold
+    finite = replace(policy, trained=trained)
     decision = explanation.decision
 
     def lead(of: Features) -> float:

@@ -482,18 +482,8 @@ def _for_any_model(trained: TrainedPolicy, served: ServedModel) -> AnyModelPolic
     """The policy for any model with the costs of this one, by its recipes."""
     if served.nominal_cost is None:
         raise PolicyError("a policy for any model needs the costs of the strategies by the recipes of the model")
-    scale = max(map(served.nominal_cost, trained.strategies)) / 100
-    costs = {kind: tuple(scale * cost for cost in means) for kind, means in trained.mean_costs.items()}
-    priced = trained.with_probe_cost(trained.probe_answers / scale)
-    return AnyModelPolicy(
-        LearnedPolicy(
-            replace(
-                priced, mean_costs=costs, cost_models=(), cost_weight=trained.cost_weight / scale,
-                probe_cost=scale * priced.probe_cost,
-            )
-        ),
-        knows_model=served.base_hash in trained.models,
-    )  # fmt: skip
+    priced = trained.with_costs_of(max(map(served.nominal_cost, trained.strategies)))
+    return AnyModelPolicy(LearnedPolicy(priced), knows_model=served.base_hash in trained.models)
 
 
 def _shipped() -> list[Path]:

@@ -287,6 +287,27 @@ class TrainedPolicy:
         plan = min(self.probe_plans, key=lambda one: abs(math.log(one.cost / max(percent, 1e-9))))
         return replace(self, probe_cost=percent, probe_margin=plan.margin, probes_unfamiliar=plan.unfamiliar)
 
+    def with_costs_of(self, dearest: float) -> TrainedPolicy:
+        """The policy for any model with the costs of one model: `dearest` is the relative cost of its most expensive
+        strategy by its recipe (`nominal_cost`), of which the costs here are percents."""
+        scale = dearest / 100
+        costs = {kind: tuple(scale * cost for cost in means) for kind, means in self.mean_costs.items()}
+        priced = self.with_probe_cost(self.probe_answers / scale)
+        return replace(
+            priced, mean_costs=costs, cost_models=(), cost_weight=self.cost_weight / scale,
+            probe_cost=scale * priced.probe_cost,
+        )  # fmt: skip
+
+    def dearest_of(self, kind: str, costs: Mapping[str, float]) -> float | None:
+        """The argument of `with_costs_of` by which a decision on a task of a kind expected these costs, by strategy;
+        None where it expected none. It is a whole number, as nominal costs are, so that rounding removes the error."""
+        percents = dict(zip(self.strategies, self.mean_costs.get(kind, self.mean_costs[""]), strict=True))
+        known = [name for name in self.strategies[1:] if costs.get(name) and percents[name] > 0]
+        if not known:
+            return None
+        most = max(known, key=percents.__getitem__)
+        return float(round(100 * costs[most] / percents[most])) or None
+
     @property
     def by_evidence(self) -> bool:
         """Whether evidence of the task is measured and decides for queries out of distribution; otherwise they get the

@@ -7,14 +7,15 @@ shipped ones, and one that is not here leaves the features without contributions
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...policies.bundle import load_bundle
 from ...policies.bundle_card import bundles
+from ...policies.calibration import Calibration
 from ...policies.explain import Contribution, Explanation, explain
 from ...policies.feature_glossary import GLOSSARY
 from ...policies.features import Features
-from ...policies.policy import LearnedPolicy, Policy
+from ...policies.policy import AnyModelPolicy, LearnedPolicy, Policy
 from ...policies.rounding import told_apart
 from ...ttt_core.errors import AutotttError
 from ..run_facts import policy_digest
@@ -169,28 +170,36 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
 def explained_decision(trace: Trace, policy: Policy | None = None) -> Explanation | None:
     """The first decision explained by its policy: `policy`, where it is that of the run, else one that is installed.
     None where it is not here, or is no learned one."""
-    facts = trace.attributes.get("policy", {})
     node = next((n["attributes"]["features"] for n in trace.nodes if "features" in n["attributes"]), None)
     if node is None or not trace.decisions or None in node["values"].values():
         return None
-    found = _policy_of(str(facts.get("digest")), facts.get("thresholds", {}).get("cost_weight"), policy)
+    first, features = trace.decisions[0], Features(node["stage"], node["values"])
+    found = _policy_of(trace, features, policy)
     if found is None:
         return None
-    first = trace.decisions[0]
+    if calibration := first.get("calibration"):
+        found = replace(found, shift=Calibration.from_plain(calibration).shift)
     allowed = [name for name in first["scores"] if not unusable(trace, name)]
-    explained = explain(found, Features(node["stage"], node["values"]), allowed)
+    explained = explain(found, features, allowed)
     return explained if explained.decision.strategy == first["strategy"] else None
 
 
-def _policy_of(digest: str, cost_weight: float | None, policy: Policy | None) -> LearnedPolicy | None:
-    """The learned policy with a digest, at the cost weight of the run."""
+def _policy_of(trace: Trace, features: Features, policy: Policy | None) -> LearnedPolicy | None:
+    """The learned policy with the digest of a run, at the costs of its model and the cost weight of the run."""
+    facts = trace.attributes.get("policy", {})
+    digest, cost_weight = str(facts.get("digest")), facts.get("thresholds", {}).get("cost_weight")
     if policy is not None and policy_digest(policy) == digest:
-        return policy if isinstance(policy, LearnedPolicy) else None
+        learned = policy.learned if isinstance(policy, AnyModelPolicy) else policy
+        return learned if isinstance(learned, LearnedPolicy) else None
     for _, folder in bundles():
         try:
-            known = LearnedPolicy(load_bundle(folder))
+            trained = load_bundle(folder)
         except AutotttError:  # one of another version, say
             continue
+        if trained.models:  # a policy for any model
+            dearest = trained.dearest_of(features.kind, trace.decisions[0].get("costs", {}))
+            trained = trained if dearest is None else trained.with_costs_of(dearest)
+        known = LearnedPolicy(trained)
         others = [] if cost_weight is None else [known.with_cost_weight(cost_weight)]
         for one in (known, *others):
             if policy_digest(one) == digest:

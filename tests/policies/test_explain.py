@@ -37,6 +37,15 @@ def test_contributions_are_differences_of_the_policys_own_estimates(learned):
     )
 
 
+def test_contributions_to_the_lead_are_those_of_the_calibrated_estimates(learned):
+    shifted, features = dataclasses.replace(learned, shift=1.0), at(-0.25)
+    explanation = explain(shifted, features, ALL)
+    first, (chosen, second) = explanation.contributions[0], [name for name, _ in explanation.preferences[:2]]
+    without = dataclasses.replace(features, values={**features.values, first.feature: first.median})
+    here, usual = (shifted.preferences(each, ALL) for each in (features, without))
+    assert first.lead == pytest.approx((here[chosen] - here[second]) - (usual[chosen] - usual[second])) != 0
+
+
 def test_an_explanation_has_the_difficulty_of_a_usual_task_and_the_usual_range_of_each_feature(learned):
     features = at(-0.25)
     explanation = explain(learned, features, ALL)

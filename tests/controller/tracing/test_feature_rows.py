@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from autottt.controller.controller import policy_for
 from autottt.controller.tracing.feature_rows import explained_decision, feature_rows, feature_sentences, features_note
 from autottt.controller.tracing.trace import Trace
 from autottt.policies.bundle import load_bundle
 from autottt.policies.feature_glossary import GLOSSARY
-from autottt.policies.policy import BUNDLED, LearnedPolicy
+from autottt.policies.policy import BUNDLED, AnyModelPolicy, LearnedPolicy
 from tests.controller.tracing.sample_traces import LIST, small_learner, trace_of, traces_of
 
 
@@ -86,3 +87,23 @@ def test_values_beyond_the_middle_of_the_training_set_are_unusual(learned):
     for one in explained.contributions:
         assert (f"{one.feature} {one.value:.3g} (usual" in text) == (not one.low <= one.value <= one.high)
     assert list(feature_sentences(None)) == []
+
+
+@pytest.mark.parametrize("cost_weight", [None, 0.002])
+def test_a_run_of_the_policy_for_any_model_is_explained_at_its_costs_and_calibration(cost_weight):
+    learner = small_learner()
+    policy = policy_for(learner, BUNDLED.parent / "any_model")
+    assert isinstance(policy, AnyModelPolicy)
+    for _ in range(5):
+        policy.state.observe(0.9, 0.0)
+    policy = policy if cost_weight is None else policy.with_cost_weight(cost_weight)
+    trace = traces_of(learner, policy, [LIST])[0]
+    for given in (None, policy):
+        explained = explained_decision(trace, given)
+        assert explained is not None
+        first = trace.decisions[0]
+        for name in ("scores", "costs", "utilities"):
+            assert getattr(explained.decision, name) == pytest.approx(first[name])
+        assert explained.cost_weight == policy.learned.trained.cost_weight
+    trace.attributes["policy"]["digest"] = "other"
+    assert explained_decision(trace) is None
