@@ -150,7 +150,8 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
     if explained is None:
         return (
             f"Contributions of features are not known: the policy of the run, {policy.get('name')} "
-            f"({policy.get('digest')}), is not a learned policy that is installed here."
+            f"({policy.get('digest')}), is not a learned policy that is installed here, or did not choose alone: a "
+            "budget excluded its choice, the strategy was drawn (--explore), or a second policy was asked (--shadow)."
         )
     second = explained.runner_up
     lead = (

@@ -49,7 +49,10 @@ def test_a_policy_that_is_not_here_leaves_the_features_without_contributions(lea
     trace = learned.as_stored()
     trace.attributes["policy"]["digest"] = "other"
     assert explained_decision(trace) is None
-    assert "is not a learned policy that is installed here" in features_note(None, trace)
+    note = features_note(None, trace)
+    assert "is not a learned policy that is installed here, or did not choose alone: a budget" in note
+    assert "(--explore)" in note
+    assert "(--shadow)" in note
 
 
 def test_a_fixed_policy_says_that_no_feature_decided():
