@@ -23,6 +23,7 @@ class Budget:
             value: object = getattr(self, name)
             if not as_number(value) > 0:
                 raise BudgetError(f"budget: expected {name} above 0, as a number; received {value!r}")
+            object.__setattr__(self, name, as_number(value))
 
     @classmethod
     def of(cls, value: Budget | str | float | None) -> Budget:

@@ -17,10 +17,11 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from itertools import takewhile
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
+from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8
 from .outcome_files import (
@@ -188,7 +189,7 @@ def _integer(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(number := float(value)):
+    if not math.isfinite(number := as_number(value)):
         raise ValueError
     return number
 

@@ -8,8 +8,14 @@ from numbers import Real
 
 
 def as_number(value: object) -> float:
-    """A number as float; NaN, which no limit holds for, for anything else, booleans included."""
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    """A number as float, infinity if it is too large for one; NaN, which no limit holds for, for anything else,
+    booleans included."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf
 
 
 def check_path(name: str, value: object, also: str = "") -> None:

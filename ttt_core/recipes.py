@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import inf
-from numbers import Integral, Real
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from .arguments import as_number
 from .errors import ModelError, shortened
 
 Loss = Literal["all", "last", "inputs"]
@@ -82,9 +83,9 @@ class Recipe:
             object.__setattr__(self, name, int(count))
         for name, (expected, suits) in _NUMBERS.items():
             number: object = getattr(self, name)
-            if not isinstance(number, Real) or isinstance(number, bool) or not suits(_as_float(number)):
+            if not suits(as_number(number)):
                 raise _refused(name, expected, number)
-            object.__setattr__(self, name, float(number))
+            object.__setattr__(self, name, as_number(number))
         if not isinstance(self.loss, str) or self.loss not in get_args(Loss):
             raise _refused("loss", f"one of {', '.join(get_args(Loss))}", self.loss)
         targets: object = self.target_modules
@@ -121,14 +122,6 @@ class Recipe:
 
 def _refused(name: str, expected: str, received: object) -> ModelError:
     return ModelError(f"a recipe's {name}: expected {expected}; received {shortened(received)}")
-
-
-def _as_float(number: Real) -> float:
-    """The number as a float; infinity if it is too large for one."""
-    try:
-        return float(number)
-    except OverflowError:
-        return inf
 
 
 SMALL_MODELS = (100_000_000, 1_000_000_000)

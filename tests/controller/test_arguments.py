@@ -42,6 +42,13 @@ def test_amounts_of_a_budget_are_numbers(amounts: dict[str, Any]) -> None:
         Budget(**amounts)
 
 
+def test_a_budget_too_large_for_a_float_is_no_limit() -> None:
+    assert Budget.of(10**400) == Budget()
+    assert str(Budget.of(10**400)) == "unlimited"
+    with pytest.raises(AutotttError, match="above 0"):
+        Budget(seconds=-(10**400))
+
+
 @pytest.mark.parametrize("size", ["3", 0, -2, 2.5, True, None])
 def test_a_batch_size_is_an_integer_of_at_least_one(controller: Controller, task: Task, size: Any) -> None:
     with pytest.raises(ValueError, match="batch_size: expected an integer of at least 1; received"):

@@ -29,8 +29,7 @@ from .modules import (
     expert_parameters,
     linear_modules,
     module_sizes,
-    target_modules,
-    target_parameters,
+    target_paths,
 )
 from .training import TrainingRecord
 from .weights import LoraWeights
@@ -67,7 +66,7 @@ class Adapter:
         if self.weights.adapter_count != 1 or (self.recipe.rank, self.recipe.alpha) != (recipe.rank, recipe.alpha):
             return False
         named = recipe.target_modules, recipe.layers_to_transform
-        return self.weights.pairs.keys() == {*target_modules(model, *named), *target_parameters(model, *named)}
+        return self.weights.pairs.keys() == target_paths(model, *named)
 
     def save(self, file: Path, name: str = "") -> None:
         """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that
@@ -171,7 +170,7 @@ class Adapter:
         every = len(ordered.pairs) == len(layers)
         names = (name.removesuffix(".weight").rpartition(".")[2] for name in ordered.pairs)
         targets = ("all-linear",) if every else tuple(sorted(set(names)))
-        chosen = {*target_modules(model, targets), *target_parameters(model, targets)}
+        chosen = target_paths(model, targets)
         if chosen != ordered.pairs.keys():  # only some modules of a name
             targets = tuple(sorted(ordered.pairs))
         recipe = Recipe(rank=rank, alpha=alpha, dropout=dropout, target_modules=targets)

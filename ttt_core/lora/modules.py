@@ -88,7 +88,7 @@ def target_modules(
     targets that match nothing beside some that do, for Llama's names whose part cannot be adapted, and for layers
     without a target.
     """
-    chosen = _chosen(model, targets, layers)
+    chosen = target_paths(model, targets, layers)
     return {n: m for n, m in linear_modules(model).items() if n in chosen}
 
 
@@ -100,12 +100,13 @@ def target_parameters(
     They are among those that PEFT adapts for `all-linear`. Targets are matched as in `target_modules`: `gate_proj` and
     `up_proj` mean the fused projection of the experts. Raises as `target_modules` does.
     """
-    chosen = _chosen(model, targets, layers)
+    chosen = target_paths(model, targets, layers)
     return {n: p for n, p in expert_parameters(model).items() if n in chosen}
 
 
-def _chosen(model: PreTrainedModel, targets: Sequence[str], layers: Collection[int]) -> set[str]:
-    """Paths of the linear layers and parameters that targets name, in all layers or those with the given numbers."""
+def target_paths(model: PreTrainedModel, targets: Sequence[str], layers: Collection[int] = ()) -> set[str]:
+    """Paths of the linear layers and parameters that targets name, in all layers or those with the given numbers.
+    Raises as `target_modules` does."""
     linear, parameters = linear_modules(model), expert_parameters(model)
     if not linear:
         raise ModelError(f"{type(model).__name__} has no linear layers to attach an adapter to")
