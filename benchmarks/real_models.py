@@ -4,7 +4,8 @@
 
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
-accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format. The tasks
+accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format, and, with
+--policy, the controller decides by that policy, which must not have been trained on families of these sets. The tasks
 of the goals' sets come first, then those of the others, each in a random order, of which --limit takes the first ones;
 --quick takes three tasks of each set. --accuracy-only leaves time and memory as they stand in --json.
 Rows are appended to --rows task by task, so that an interrupted run continues. Writes the rows {"name", "value",
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 from model_folders import folder_of
-from real_strategies import ORDER, strategy_row, strategy_rows
+from real_strategies import CONTROLLER, ORDER, TOGETHER, controller_row, strategy_row, strategy_rows
 from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
 
@@ -106,8 +107,12 @@ def shuffled_tasks(sets: Sequence[str], data: Path, quick: bool, limit: int | No
     return sorted(tasks, key=lambda task: task[0] not in HEADLINE)[:limit]
 
 
-def measure(learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategies: Sequence[str], rows: Path) -> None:
-    """Appends the rows that the file lacks, task by task: those of the formats, then those of the strategies."""
+def measure(
+    learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategies: Sequence[str], rows: Path,
+    controller: Controller | None = None,
+) -> None:  # fmt: skip
+    """Appends the rows that the file lacks, task by task: those of the formats, then those of the strategies, and that
+    of the controller, if there is one."""
     loaded = learner.loaded
     fixed = {
         name: Learner(wrap_model(loaded.model, loaded.tokenizer, name=loaded.name, prompt_format=name))
@@ -123,6 +128,8 @@ def measure(learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategie
         longest = MAX_TOKENS if name == "bbh" else None
         for strategy in (s for s in strategies if s not in known):
             lines.append(strategy_row(learner, get_strategy(strategy), name, queries, longest))
+        if controller is not None and CONTROLLER not in known:
+            lines.append(controller_row(controller, name, queries, longest))
         if lines:
             with rows.open("a") as file:
                 file.write("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -200,7 +207,7 @@ def others_choice(tasks: Sequence[Mapping[str, Row]], formats: Sequence[str]) ->
 
 def goal_rows(numbers: Sequence[Row], name: str) -> list[Row]:
     """Automatic against the best fixed format, the best of each task, and the chat template."""
-    value = {r["name"].rpartition("in_context, ")[2]: r["value"] for r in numbers if "both sets" in r["name"]}
+    value = {r["name"].rpartition("in_context, ")[2]: r["value"] for r in numbers if TOGETHER in r["name"]}
     if not value:
         return []
     fixed = {f: value[f] for f in ("chat", "standard", "compact") if f in value}
@@ -355,6 +362,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="file for the measured rows")
     parser.add_argument("--sets", default=",".join(SETS), help="sets, separated by commas")
     parser.add_argument("--strategies", default=",".join(ORDER), help="strategies, separated by commas")
+    parser.add_argument(
+        "--policy", type=Path, help="bundle of the policy by which the controller answers; without it, it is left out"
+    )
     parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order")
     parser.add_argument("--accuracy-only", action="store_true", help="keep the file's rows of time and memory")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
@@ -366,14 +376,14 @@ def main() -> None:
     for name in options.models:
         learner, label = Learner(load_model(name)), Path(name).name
         tasks = shuffled_tasks(sets, options.data, options.quick, options.limit)
-        measure(learner, tasks, options.strategies.split(","), options.rows)
+        controller = options.policy and Controller(learner, options.policy)
+        measure(learner, tasks, options.strategies.split(","), options.rows, controller)
         rows = read_rows(options.rows)
         answers = [r for r in rows if "strategy" in r]
         numbers = [n for s in sets for n in accuracy_rows(rows, label, learner.base_hash, [s], s)]
-        numbers += accuracy_rows(rows, label, learner.base_hash, HEADLINE, "both sets of the goals")
-        together = "both sets of the goals"
+        numbers += accuracy_rows(rows, label, learner.base_hash, HEADLINE, TOGETHER)
         strategies = [n for s in sets for n in strategy_rows(answers, label, learner.base_hash, [s], s)]
-        strategies += strategy_rows(answers, label, learner.base_hash, HEADLINE, together)
+        strategies += strategy_rows(answers, label, learner.base_hash, HEADLINE, TOGETHER)
         results += [*numbers, *goal_rows(numbers, label), *strategies]
         if not options.accuracy_only:
             easy = [queries[0] for queries in tasks_of(sets[0], options.data, options.quick)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from row_files import Row, percent_interval
 
+from autottt import Controller
 from autottt.strategies.base import Strategy, run
 from autottt.ttt_core.errors import StrategyError, TooLongError
 from autottt.ttt_core.learner import Learner
@@ -15,12 +16,18 @@ from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.task import Task
 
 BASE = "in_context"
+CONTROLLER = "controller"
+"""The name of the rows of a controller, which chooses a strategy for each query."""
 ORDER = (
     "in_context", "ttt_in_context", "ttt_direct", "zero_shot", "in_context_vote", "ttt_augmented", "ttt_crossfit",
 )  # fmt: skip
 """The strategies that are measured, the first of every set before the second."""
+TOGETHER = "both sets of the goals"
 GOALS = {"smollm2-135m": 15.0, "gemma3-270m": 5.0}
 """Points that the best strategy that trains is to gain on both sets of the goals."""
+CONTROLLER_GOAL, CONTROLLER_COST = 10.0, 0.4
+"""Points that the controller is to gain on both sets of the goals, and the most that it is to cost, as a share of the
+best fixed strategy's cost."""
 
 
 def strategy_row(
@@ -28,16 +35,9 @@ def strategy_row(
 ) -> Row:
     """The row of a strategy on the queries of a task, which share an adapter, in the format that is chosen for the
     task. Where the prompt is longer than `max_tokens`, the row has no answers."""
-    first = queries[0]
-    row: Row = {
-        "model": learner.base_hash, "set": dataset, "group": first.group, "family": first.family,
-        "strategy": strategy.name, "right": [],
-    }  # fmt: skip
-    learner.clear()
+    row = _row(learner, dataset, queries[0], strategy.name)
     try:
-        tasks = [learner.formats.formatted(task) for task in queries]
-        if max_tokens and learner.window.length(tasks[0]) > max_tokens:
-            return row
+        tasks = _formatted(learner, queries, max_tokens)
         meter = learner.guarded.meter()
         attempts = [run(strategy, learner, task, seed=0) for task in tasks]
     except (TooLongError, StrategyError):
@@ -50,39 +50,114 @@ def strategy_row(
     }  # fmt: skip
 
 
+def controller_row(controller: Controller, dataset: str, queries: Sequence[Task], max_tokens: int | None) -> Row:
+    """The row of a controller on the queries of a task, as `strategy_row`, with the strategy of each answer. All that
+    it measures to decide is part of the cost; the format of the prompt is chosen before."""
+    learner = controller.learner
+    row = _row(learner, dataset, queries[0], CONTROLLER)
+    try:
+        _formatted(learner, queries, max_tokens)
+        meter = learner.guarded.meter()
+        results = [controller.solve(task, seed=0) for task in queries]
+    except TooLongError:
+        return row
+    cost = meter.read()
+    return row | {
+        "right": [bool(result.right) for result in results], "strategies": [result.strategy for result in results],
+        "policy": controller.policy.name, "format": results[0].prompt_format, "seconds": cost.seconds,
+        "token_equivalents": cost.token_equivalents,
+    }  # fmt: skip
+
+
+def _row(learner: Learner, dataset: str, task: Task, strategy: str) -> Row:
+    """A row without answers."""
+    return {
+        "model": learner.base_hash, "set": dataset, "group": task.group, "family": task.family, "strategy": strategy,
+        "right": [],
+    }  # fmt: skip
+
+
+def _formatted(learner: Learner, queries: Sequence[Task], max_tokens: int | None) -> list[Task]:
+    """The queries in the format that is chosen for them, with nothing of earlier tasks in memory. Raises
+    `TooLongError` where the prompt is longer than `max_tokens`."""
+    learner.clear()
+    tasks = [learner.formats.formatted(task) for task in queries]
+    if max_tokens and (length := learner.window.length(tasks[0])) > max_tokens:
+        raise TooLongError(f"{tasks[0].id}: the prompt has {length} tokens, of at most {max_tokens}")
+    return tasks
+
+
 def strategy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str], label: str) -> list[Row]:
-    """Accuracy and cost of each strategy, and what it gains over in_context on the queries that both answered."""
+    """Accuracy and cost of each strategy and of the controller, and what it gains over in_context on the queries that
+    both answered."""
     by_strategy: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
     for row in rows:
         if row["model"] == model and row["set"] in sets and row["right"]:
             by_strategy[row["strategy"]][row["set"], row["group"]] = row
     base = by_strategy.get(BASE, {})
     numbers = []
-    for strategy in [s for s in ORDER if s in by_strategy]:
+    for strategy in [s for s in (*ORDER, CONTROLLER) if s in by_strategy]:
         mine = by_strategy[strategy]
-        both = [(mine[key], base[key]) for key in mine if key in base]
-        if not both:
+        if not any(key in base for key in mine):
             continue
-        gains: dict[str, list[float]] = defaultdict(list)
-        right: dict[str, list[float]] = defaultdict(list)
-        for one, other in both:
-            right[one["family"]] += map(float, one["right"])
-            gains[one["family"]] += [float(a) - float(b) for a, b in zip(one["right"], other["right"], strict=True)]
-        flat = [gain for family in gains.values() for gain in family]
-        best_possible = strategy == "ttt_in_context" and label == "both sets of the goals"
-        gain, goal = 100 * statistics.fmean(flat), GOALS.get(name) if best_possible else None
-        interval = percent_interval(gains)
-        harmed = [a and not b for one, other in both for a, b in zip(other["right"], one["right"], strict=True)]
-        numbers.append({
-            "name": f"{name}, {label}: {strategy}",
-            "value": round(100 * statistics.fmean(v for family in right.values() for v in family), 1),
-            "unit": "% of queries", "interval_90": percent_interval(right), "queries": len(flat),
-            "gain": round(gain, 1), "gain_interval_90": interval, "against": f"{BASE} on the same queries",
-            "harmed": round(100 * statistics.fmean(harmed), 1),
-            "seconds_of_a_query": round(statistics.median(one["seconds"] / len(one["right"]) for one, _ in both), 2),
-            "relative_cost": round(
-                statistics.fmean(one["token_equivalents"] / other["token_equivalents"] for one, other in both), 1
-            ),
-            "goal": goal, "holds": None if goal is None else gain >= goal and interval[0] > 0,
-        })  # fmt: skip
+        row = {"name": f"{name}, {label}: {strategy}", **_compared(mine, base)}
+        goal = None
+        if label == TOGETHER:
+            goal = {"ttt_in_context": GOALS.get(name), CONTROLLER: CONTROLLER_GOAL}.get(strategy)
+        reached = goal is not None and row["gain"] >= goal and row["gain_interval_90"][0] > 0
+        numbers.append(row | {"goal": goal, "holds": None if goal is None else reached})
+    if label == TOGETHER and CONTROLLER in by_strategy:
+        numbers += _against_best(by_strategy, f"{name}, {label}: controller")
     return numbers
+
+
+def _compared(mine: Mapping[tuple[str, str], Row], base: Mapping[tuple[str, str], Row]) -> Row:
+    """Accuracy and cost of a strategy, and its gain over in_context on the tasks that both answered."""
+    both = [(mine[key], base[key]) for key in mine if key in base]
+    gains: dict[str, list[float]] = defaultdict(list)
+    right: dict[str, list[float]] = defaultdict(list)
+    for one, other in both:
+        right[one["family"]] += map(float, one["right"])
+        gains[one["family"]] += [float(a) - float(b) for a, b in zip(one["right"], other["right"], strict=True)]
+    flat = [gain for family in gains.values() for gain in family]
+    harmed = [a and not b for one, other in both for a, b in zip(other["right"], one["right"], strict=True)]
+    return {
+        "value": round(100 * statistics.fmean(v for family in right.values() for v in family), 1),
+        "unit": "% of queries", "interval_90": percent_interval(right), "queries": len(flat),
+        "gain": round(100 * statistics.fmean(flat), 1), "gain_interval_90": percent_interval(gains),
+        "against": f"{BASE} on the same queries", "harmed": round(100 * statistics.fmean(harmed), 1),
+        "seconds_of_a_query": round(statistics.median(one["seconds"] / len(one["right"]) for one, _ in both), 2),
+        "relative_cost": round(_relative_cost(both), 1),
+    }  # fmt: skip
+
+
+def _relative_cost(pairs: Sequence[tuple[Row, Row]]) -> float:
+    """The mean over tasks of the cost of one row of a task as a multiple of another's."""
+    return statistics.fmean(one["token_equivalents"] / other["token_equivalents"] for one, other in pairs)
+
+
+def _against_best(by_strategy: Mapping[str, Mapping[tuple[str, str], Row]], name: str) -> list[Row]:
+    """The controller's accuracy and cost beside those of the fixed strategy with the most right answers, of the
+    strategies that answered all of its tasks."""
+    mine, base = by_strategy[CONTROLLER], by_strategy[BASE]
+    right = {
+        strategy: sum(sum(rows[key]["right"]) for key in mine)
+        for strategy, rows in by_strategy.items() if strategy != CONTROLLER and mine.keys() <= rows.keys()
+    }  # fmt: skip
+    if not right:
+        return []
+    best = max(right, key=right.__getitem__)
+    rows = by_strategy[best]
+    compared = _compared(mine, rows)
+    costs = [_relative_cost([(rows[key], base[key]) for key in mine]) for rows in (mine, rows)]
+    share = costs[0] / costs[1]
+    return [
+        {
+            "name": f"{name} minus the best fixed strategy", "value": compared["gain"], "unit": "points",
+            "interval_90": compared["gain_interval_90"], "against": best, "goal": None, "holds": None,
+        },
+        {
+            "name": f"{name}, cost of the best fixed strategy's", "value": round(share, 3), "unit": "times",
+            "against": best, "goal": CONTROLLER_COST, "holds": share <= CONTROLLER_COST,
+        },
+    ]  # fmt: skip

@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from autottt import Controller
 from autottt.controller.evaluation import Row
 from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcome_table import build_outcome_table
@@ -559,6 +560,40 @@ class TestRealModels:
         before = {"time_and_memory": {"date": "2025-01-01", "commit": "beef"}}
         file.write_text(json.dumps({"date": "2026-01-01", "commit": "c0ffee", "rows": rows, **before}))
         assert real.rows_kept(file, [])["commit"] == "beef"
+
+    def test_the_controller_is_compared_with_the_best_strategy_that_answered_all_of_its_tasks(self) -> None:
+        def row(strategy: str, group: str, right: list[bool], cost: int) -> dict[str, object]:
+            return {
+                "model": "hash", "set": "function_vectors", "group": group, "family": group, "strategy": strategy,
+                "right": right, "seconds": 2.0, "token_equivalents": cost,
+            }  # fmt: skip
+
+        rows = [row("in_context", group, [True, False], 10) for group in "abc"]
+        rows += [row("ttt_in_context", group, [True, True], 200) for group in "ab"]
+        rows += [row("ttt_augmented", group, [True, True], 500) for group in "a"]
+        rows += [row("controller", group, [True, group == "a"], 60) for group in "ab"]
+        numbers = script("real_strategies").strategy_rows(
+            rows, "m", "hash", ["function_vectors"], "both sets of the goals"
+        )
+        values = {each["name"].removeprefix("m, both sets of the goals: "): each for each in numbers}
+        assert values["controller"]["gain"] == 25.0
+        assert (values["controller"]["goal"], values["controller"]["holds"]) == (
+            10.0,
+            False,
+        )  # the interval begins at 0
+        assert values["controller minus the best fixed strategy"]["value"] == -25.0
+        cost = values["controller, cost of the best fixed strategy's"]
+        assert (cost["value"], cost["against"], cost["holds"]) == (0.3, "ttt_in_context", True)
+
+    def test_the_row_of_a_controller_has_the_strategy_of_each_answer(self) -> None:
+        controller = Controller.from_pretrained(strategy="in_context")
+        demonstrations = [([1, 2], [2, 1]), ([3, 4, 5], [5, 4, 3])]
+        tasks = [make_task(demonstrations, query, answer=query[::-1]) for query in ([6, 7], [8, 9, 7])]
+        row = script("real_strategies").controller_row(controller, "lists", tasks, None)
+        assert row["right"] == [controller.solve(task).right for task in tasks]
+        assert row["strategies"] == ["in_context", "in_context"]
+        assert row["token_equivalents"] > 0
+        assert script("real_strategies").controller_row(controller, "lists", tasks, 2)["right"] == []
 
 
 class TestRealPolicies:

@@ -63,6 +63,13 @@ def train_policy(
             metavar="HASH", help="Only outcomes of the model whose content hash begins with this; default: all."
         ),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATASET",
+            help="Without outcomes on the families of this data set, to judge the policy on it; repeatable.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the folds of the scorecard.")] = 1,
     any_model: Annotated[
         bool,
@@ -82,12 +89,27 @@ def train_policy(
     if not outcomes:
         models = ", ".join(sorted({o.base_hash for o in every}))
         raise TaskError(f"--model-hash {model_hash}: the outcomes in {', '.join(map(str, stores))} are of {models}")
+    outcomes = _without(outcomes, leave_out or [])
     training.make_folders()
     with exclusive(training.out):
         if any_model:
             _train_any_model(outcomes, training)
         else:
             train_and_write(outcomes, stores, training, workers)
+
+
+def _without(outcomes: Sequence[Outcome], datasets: Sequence[str]) -> list[Outcome]:
+    """The outcomes on families that none of the data sets has. Raises `TaskError` for a data set without outcomes, and
+    where nothing is left."""
+    known = sorted({outcome.dataset for outcome in outcomes})
+    for dataset in datasets:
+        if dataset not in known:
+            raise TaskError(f"--leave-out {dataset}: the outcomes are on {', '.join(known)}")
+    families = {outcome.family for outcome in outcomes if outcome.dataset in datasets}
+    remaining = [outcome for outcome in outcomes if outcome.family not in families]
+    if not remaining:
+        raise TaskError(f"--leave-out {', '.join(datasets)}: no outcomes are left to train on")
+    return remaining
 
 
 @dataclass(frozen=True)

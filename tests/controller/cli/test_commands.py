@@ -389,6 +389,24 @@ def test_outcomes_of_one_of_several_models_are_named(tmp_path):
     assert "are of base" in err.replace("\n", " ")
 
 
+def test_families_of_a_data_set_are_left_out_wherever_they_occur(tmp_path):
+    store = OutcomeStore(tmp_path / "store")
+    for family, dataset in [("f", "judged"), ("f", "other"), ("g", "other")]:
+        store.append(
+            Outcome(dataset, family, family, dataset, "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "b")
+        )
+    places = [str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    code, _, err = call("train-policy", *places, "--leave-out", "judged")
+    assert code == 2
+    assert "received 1" in err.replace("\n", " "), "family g alone is left, of which no policy can be trained"
+    code, _, err = call("train-policy", *places, "--leave-out", "judge")
+    assert code == 2
+    assert "--leave-out judge: the outcomes are on judged, other" in err
+    code, _, err = call("train-policy", *places, "--leave-out", "other")
+    assert code == 2
+    assert "--leave-out other: no outcomes are left to train on" in err
+
+
 def test_collecting_in_context_alone_is_refused(tmp_path, model):
     file = tasks_file(tmp_path, task("t"))
     for given in ("", "in_context"):
