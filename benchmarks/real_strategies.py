@@ -64,8 +64,7 @@ def controller_row(controller: Controller, dataset: str, queries: Sequence[Task]
     cost = meter.read()
     return row | {
         "right": [bool(result.right) for result in results], "strategies": [result.strategy for result in results],
-        "policy": controller.policy.name, "format": results[0].prompt_format, "seconds": cost.seconds,
-        "token_equivalents": cost.token_equivalents,
+        "policy": controller.policy.name, "seconds": cost.seconds, "token_equivalents": cost.token_equivalents,
     }  # fmt: skip
 
 

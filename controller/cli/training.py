@@ -89,7 +89,7 @@ def train_policy(
     if not outcomes:
         models = ", ".join(sorted({o.base_hash for o in every}))
         raise TaskError(f"--model-hash {model_hash}: the outcomes in {', '.join(map(str, stores))} are of {models}")
-    outcomes = _without(outcomes, leave_out or [])
+    outcomes = without_families_of(outcomes, leave_out or [])
     training.make_folders()
     with exclusive(training.out):
         if any_model:
@@ -98,7 +98,7 @@ def train_policy(
             train_and_write(outcomes, stores, training, workers)
 
 
-def _without(outcomes: Sequence[Outcome], datasets: Sequence[str]) -> list[Outcome]:
+def without_families_of(outcomes: Sequence[Outcome], datasets: Sequence[str]) -> list[Outcome]:
     """The outcomes on families that none of the data sets has. Raises `TaskError` for a data set without outcomes, and
     where nothing is left."""
     known = sorted({outcome.dataset for outcome in outcomes})

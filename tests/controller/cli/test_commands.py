@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from autottt.controller.cli import main as cli
 from autottt.controller.cli.answer_files import SHORT
+from autottt.controller.cli.training import without_families_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
 from autottt.policies.outcomes import Outcome, OutcomeStore
@@ -390,21 +391,20 @@ def test_outcomes_of_one_of_several_models_are_named(tmp_path):
 
 
 def test_families_of_a_data_set_are_left_out_wherever_they_occur(tmp_path):
+    outcomes = [
+        Outcome(dataset + family, dataset, family, dataset, "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "b")
+        for family, dataset in [("f", "judged"), ("f", "other"), ("g", "other")]
+    ]
+    assert without_families_of(outcomes, []) == outcomes
+    assert without_families_of(outcomes, ["judged"]) == outcomes[2:]
     store = OutcomeStore(tmp_path / "store")
-    for family, dataset in [("f", "judged"), ("f", "other"), ("g", "other")]:
-        store.append(
-            Outcome(dataset, family, family, dataset, "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "b")
-        )
-    places = [str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
-    code, _, err = call("train-policy", *places, "--leave-out", "judged")
-    assert code == 2
-    assert "received 1" in err.replace("\n", " "), "family g alone is left, of which no policy can be trained"
-    code, _, err = call("train-policy", *places, "--leave-out", "judge")
-    assert code == 2
-    assert "--leave-out judge: the outcomes are on judged, other" in err
-    code, _, err = call("train-policy", *places, "--leave-out", "other")
-    assert code == 2
-    assert "--leave-out other: no outcomes are left to train on" in err
+    for outcome in outcomes:
+        store.append(outcome)
+    errors = {"judge": "the outcomes are on judged, other", "other": "no outcomes are left to train on"}
+    for name, message in errors.items():
+        code, _, err = call("train-policy", str(tmp_path / "store"), "--out", str(tmp_path / "o"), "--leave-out", name)
+        assert code == 2
+        assert f"--leave-out {name}: {message}" in err.replace("\n", " ")
 
 
 def test_collecting_in_context_alone_is_refused(tmp_path, model):
