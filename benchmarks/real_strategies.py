@@ -81,6 +81,7 @@ def _formatted(learner: Learner, queries: Sequence[Task], max_tokens: int | None
     `TooLongError` where the prompt is longer than `max_tokens`."""
     learner.clear()
     tasks = [learner.formats.formatted(task) for task in queries]
+    learner.answerer.clear_prefix()  # which the choice of the format has read
     if max_tokens and (length := learner.window.length(tasks[0])) > max_tokens:
         raise TooLongError(f"{tasks[0].id}: the prompt has {length} tokens, of at most {max_tokens}")
     return tasks

@@ -19,7 +19,7 @@ from ..policies.calibration import Calibrates
 from ..policies.exploration import ExploringPolicy
 from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.adapter_training import PlansAdapter
-from ..strategies.base import nominal_cost, recipe_digest_for
+from ..strategies.base import is_plugin, nominal_cost, recipe_digest_for
 from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..ttt_core.arguments import check_callable, check_path
 from ..ttt_core.engine.adapter_cache import AdapterCache
@@ -343,15 +343,16 @@ class Controller:
         chosen: list[tuple[PlansAdapter, Task, PausedRun]] = []
         with self._verified_on_failure(), self._isolated(context) as context:
             runs = [PausedRun(graph, task, context, seed, str(number), on_event) for number, task in enumerate(tasks)]
-            for index, run in enumerate(runs):
-                decided = self._or_refused(run.task, run.to_the_decision)
-                if isinstance(decided, Result):
-                    refusals[index] = decided
-                    continue
-                name, formatted = decided
-                if isinstance(strategy := get_strategy(name), PlansAdapter):
-                    chosen.append((strategy, formatted, run))
             try:
+                for index, run in enumerate(runs):
+                    decided = self._or_refused(run.task, run.to_the_decision)
+                    if isinstance(decided, Result):
+                        refusals[index] = decided
+                        continue
+                    name, formatted = decided
+                    if isinstance(strategy := get_strategy(name), PlansAdapter):
+                        chosen.append((strategy, formatted, run))
+                        self._expect(strategy, formatted, context.scope, seed)
                 self._prefetch(chosen, watched(context, [task for _, task, _ in chosen], on_event), seed)
                 for index, run in enumerate(runs):
                     yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
@@ -360,6 +361,12 @@ class Controller:
                     run.end(Cancelled("another task of the batch ended it"))
                 with plugin_proofs(self.learner):
                     self.learner.adapters.release_prefetched()
+
+    def _expect(self, strategy: PlansAdapter, task: Task, scope: str, seed: int) -> None:
+        """Lets later queries of a batch count on the adapter that one of them will train."""
+        if not is_plugin(strategy):
+            with self.learner.adapters.scoped(scope), suppress(Exception):  # as in `_prefetch`
+                self.learner.adapters.expect(strategy.plan(self.learner, task, seed))
 
     def _prefetch(self, chosen: Sequence[tuple[PlansAdapter, Task, PausedRun]], context: Context, seed: int) -> None:
         """Trains the adapters that strategies plan for tasks. Raises `BaseChangedError` if a plug-in wrote to the base

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
@@ -19,9 +19,9 @@ from ..policies.calibration import Calibrates
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
-from ..strategies.adapter_training import has_adapter
+from ..strategies.adapter_training import cached_adapters, has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
-from ..strategies.registry import plugin_proofs, strategies
+from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..ttt_core import clock
 from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
@@ -125,16 +125,28 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
     and the budget pays for it."""
     started, context = clock.monotonic(), runtime.context
+    cached: dict[str, float] = {}
 
     def wants_probe(features: Features, cost: Cost) -> bool:
+        cached.update(_cached_adapters(context, query))
+        features = replace(features, cached_adapters=cached)
         expected = cost.seconds * len(query.task.demonstrations)  # one prompt for each demonstration left out
         affordable = clock.monotonic() + expected < started + context.budget.total(cost.seconds)
         return context.policy.needs_more(features) and affordable
 
     with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
+    measurement = replace(measurement, features=replace(measurement.features, cached_adapters=cached))
     formatted = replace(query, task=context.learner.formats.formatted(query.task))
     return Measured(formatted, measurement, context.learner.loaded.prompt_format, Basis.of(context, formatted))
+
+
+def _cached_adapters(context: Context, query: Query) -> Mapping[str, float]:
+    """See `Features.cached_adapters`."""
+    if context.cached_adapters is not None:
+        return context.cached_adapters
+    formatted = context.learner.formats.formatted(query.task)
+    return cached_adapters(context.learner, map(get_strategy, applicable(query.task)), formatted, query.seed)
 
 
 @node("decide", Progress.of)

@@ -129,6 +129,9 @@ class Context:
     """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
     scope: str = ""
     """Whose adapters the run may reuse, and who may reuse those that it trains; see `AdapterProvider.scoped`."""
+    cached_adapters: Mapping[str, float] | None = None
+    """Strategies whose adapter counts as cached, in a run that is repeated (`Features.cached_adapters`); None: those
+    whose adapter is."""
     session: str = ""
     """Id of the session that the run belongs to; empty where there is none."""
 

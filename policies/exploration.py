@@ -69,7 +69,7 @@ class ExploringPolicy:
         self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
     ) -> Decision:
         """What the policy would have decided from the features that it would have measured."""
-        free = Features(0, {name: features.values[name] for name in STAGE_0})
+        free = replace(features, stage=0, values={name: features.values[name] for name in STAGE_0})
         if features.stage == 0 or self.policy.needs_more(free):
             return decision
         return self.policy.decide(free, allowed, tried=tried)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,9 @@ class Features:
     """0 or 1: the last stage that was measured."""
     values: Mapping[str, float]
     """`NAMES[stage]`, each finite."""
+    cached_adapters: Mapping[str, float] = field(default_factory=dict)
+    """Strategies whose adapter for these demonstrations is cached, with the cost of answering by it in multiples of the
+    in-context answer's. It is no feature that a policy is trained on."""
 
     @property
     def kind(self) -> str:

@@ -31,6 +31,7 @@ from .rounding import signed_text, told_apart
 from .trained_policy import TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
+CACHED = "; its adapter for these demonstrations is cached"
 BUNDLED = BUNDLES / "bundled"
 """The policy for the bundled model. Its neighbour `public` was trained on public data sets as well."""
 ANY_MODEL_SHIPPED = BUNDLES / ANY_MODEL
@@ -47,7 +48,8 @@ class Decision:
     scores: Mapping[str, float]
     """Probability that each strategy is right, where estimated."""
     costs: Mapping[str, float]
-    """Expected cost of each strategy from here on; the in-context answer has been paid for. Empty if unknown."""
+    """Expected cost of each strategy from here on; the in-context answer has been paid for, and so have adapters that
+    are cached (`Features.cached_adapters`). Empty if unknown."""
     utilities: Mapping[str, float]
     """Probability minus weighted cost."""
     reason: str
@@ -115,7 +117,7 @@ class LearnedPolicy:
         if features.stage > 0:
             return False
         if self.is_out_of_distribution(features):
-            return self.trained.by_evidence
+            return self.trained.by_evidence and not self._cached(features)
         return not bool(self.trained.can_skip_probe(*self._predict(features))[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
@@ -133,8 +135,10 @@ class LearnedPolicy:
         if not known:
             choice, reason = remaining[0], f"only {remaining[0]} is left, and the policy was not trained on it"
         elif basis == "fallback":
-            choice = trained.fallback(known)
-            reason = f"the query is out of distribution; fallback to {choice}, the best strategy on average in training"
+            cached = [s for s in known if s in self._cached(features)]
+            choice = trained.fallback(cached or known)
+            best = "the strategy with an adapter" if cached else "the best strategy on average in training"
+            reason = f"the query is out of distribution; fallback to {choice}, {best}"
         else:
             preferences = self._preferences(probabilities, costs, features, known)
             choice = max(known, key=lambda s: preferences[s])
@@ -144,6 +148,8 @@ class LearnedPolicy:
                 reason += f"; the risk guarantee requires probability {needs} to keep an in-context answer"
                 reason += " without the probe" if threshold > trained.keep_threshold else ""
                 reason += f" (it has {has})"
+        if choice in features.cached_adapters:
+            reason += CACHED
         if choice == BASE and not may_keep:
             reason += f"; no other strategy is possible, and the in-context answer is {OUTSIDE_GUARANTEE}"
         return replace(decision, strategy=choice, reason=reason, may_keep=may_keep)
@@ -207,9 +213,15 @@ class LearnedPolicy:
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)
 
+    def _cached(self, features: Features) -> list[str]:
+        """The strategies of the policy whose adapter is cached."""
+        return [name for name in self.trained.strategies if name in features.cached_adapters]
+
     def _predict(self, features: Features) -> tuple[Floats, Floats]:
-        """Probabilities and costs, [1, S] each."""
+        """Probabilities and costs, [1, S] each. A cached adapter costs what its answers cost."""
         costs = self.trained.expected_costs([features.kind], self._row(features, 0))
+        for name in self._cached(features):
+            costs[0, self.trained.strategies.index(name)] = features.cached_adapters[name]
         row = self._row(features, features.stage)
         if self.basis(features) == "evidence":
             return self.trained.evidence_probabilities(row, self.shift), costs
@@ -349,7 +361,9 @@ class HeuristicPolicy:
     queries of 37 English families right and 2% wrong (benchmarks/LOG.md), at a quarter of the cost."""
 
     def needs_more(self, features: Features) -> bool:
-        return features.stage == 0 and _estimate(features) < self.skip_probe_threshold
+        if features.stage > 0 or features.cached_adapters:
+            return False
+        return _estimate(features) < self.skip_probe_threshold
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         remaining = untried_strategies(allowed, tried)
@@ -360,6 +374,7 @@ class HeuristicPolicy:
             *(["ttt_crossfit"] if doubtful else []), *self.training_strategies.get(features.kind, ()),
             "ttt_in_context", "ttt_augmented", "in_context_vote",
         ]  # fmt: skip
+        training.sort(key=lambda name: name not in features.cached_adapters)  # those whose adapter is there come first
         order = [BASE, *training] if probability >= self.keep_threshold else [*training, BASE]
         choice = next((s for s in order if s in remaining), remaining[0])
         likely = "likely right" if probability >= self.keep_threshold else "likely wrong"
@@ -367,6 +382,8 @@ class HeuristicPolicy:
         action = "keep it" if choice == BASE else f"use {choice}"
         if choice == "ttt_crossfit":
             action += ", which cross-validates its adapters on held-out demonstrations"
+        if choice in features.cached_adapters:
+            action += CACHED
         reason = "; ".join(part for part in (estimate, action, self.note) if part)
         return _untrained_decision(choice, reason, features)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +12,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
-from .base import Attempt
+from .base import Attempt, Strategy, is_plugin, recipe_for
 
 QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 """The modules that Akyürek et al. 2025 adapt on ARC; on BIG-Bench Hard also `o_proj`."""
@@ -53,6 +55,19 @@ def adapter_key(strategy: str, task: Task, recipe: Recipe, seed: int, *settings:
 def has_adapter(learner: Learner, strategy: object, task: Task, seed: int) -> bool:
     """Whether the strategy's adapter for a task is there already, so that only the answer costs."""
     return isinstance(strategy, PlansAdapter) and learner.adapters.has_adapter(strategy.plan(learner, task, seed))
+
+
+def cached_adapters(learner: Learner, among: Iterable[Strategy], task: Task, seed: int) -> dict[str, float]:
+    """Strategies of this package whose adapter for a task is cached or expected (see `AdapterProvider.expect`), with
+    the nominal cost of answering by it in multiples of the in-context answer's: one for each answer that votes."""
+    costs = {}
+    for strategy in among if learner.adapters.may_have_cached else ():
+        if isinstance(strategy, PlansAdapter) and not is_plugin(strategy):
+            with suppress(Exception):  # a task that a strategy cannot plan for, which says so when it runs
+                if learner.adapters.is_cached(strategy.plan(learner, task, seed)):
+                    recipe = recipe_for(strategy, learner.loaded.recipes, task.kind)
+                    costs[strategy.name] = float(strategy.answers_per_query(recipe))
+    return costs
 
 
 def with_training(attempt: Attempt, adapter: Adapter, from_cache: bool) -> Attempt:

@@ -129,7 +129,7 @@ def nominal_cost(recipes: Mapping[str, Recipe], strategy: Strategy) -> float:
     return answers + 3.0 * adapters * recipe.max_steps * recipe.batch_size
 
 
-def is_plugin(strategy: Strategy) -> bool:
+def is_plugin(strategy: object) -> bool:
     """Whether a strategy's class is not part of this package."""
     return not type(strategy).__module__.startswith(f"{__name__.rpartition('.')[0]}.")
 

@@ -174,7 +174,7 @@ def explained_decision(trace: Trace, policy: Policy | None = None) -> Explanatio
     node = next((n["attributes"]["features"] for n in trace.nodes if "features" in n["attributes"]), None)
     if node is None or not trace.decisions or None in node["values"].values():
         return None
-    first, features = trace.decisions[0], Features(node["stage"], node["values"])
+    first, features = trace.decisions[0], Features(**node)
     found = _policy_of(trace, features, policy)
     if found is None:
         return None
@@ -198,7 +198,9 @@ def _policy_of(trace: Trace, features: Features, policy: Policy | None) -> Learn
         except AutotttError:  # one of another version, say
             continue
         if trained.models:  # a policy for any model
-            dearest = trained.dearest_of(features.kind, trace.decisions[0].get("costs", {}))
+            expected = trace.decisions[0].get("costs", {})
+            expected = {name: cost for name, cost in expected.items() if name not in features.cached_adapters}
+            dearest = trained.dearest_of(features.kind, expected)
             trained = trained if dearest is None else trained.with_costs_of(dearest)
         known = LearnedPolicy(trained)
         others = [] if cost_weight is None else [known.with_cost_weight(cost_weight)]

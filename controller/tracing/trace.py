@@ -171,6 +171,13 @@ class Trace:
         values: Mapping[str, float] = measured.get("values", {})
         return values
 
+    @property
+    def cached_adapters(self) -> Mapping[str, float]:
+        """See `Features.cached_adapters`; empty also for runs that were recorded before it was."""
+        measured = next(iter(self._of_nodes("features")), {})
+        costs: Mapping[str, float] = measured.get("cached_adapters", {})
+        return costs
+
     def _of_nodes(self, attribute: str) -> list[Mapping[str, Any]]:
         return [n["attributes"][attribute] for n in self.nodes if attribute in n["attributes"]]
 

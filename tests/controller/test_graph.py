@@ -308,6 +308,62 @@ def test_a_cached_adapter_is_used_within_a_budget_that_does_not_pay_for_training
     assert again.attempts[0].from_cache
 
 
+@dataclass
+class TrainsThenReuses(Scripted):
+    """Trains `ttt_direct`, unless another adapter is cached."""
+
+    cached: list[dict[str, float]] = field(default_factory=list)
+
+    def decide(self, features, allowed, *, tried=()):
+        if len(allowed) > 1:  # it does not fall back
+            self.cached.append(dict(features.cached_adapters))
+        self.says = [*features.cached_adapters, "ttt_direct"]
+        return replace(super().decide(features, allowed, tried=tried), exclusive=True)
+
+
+def test_a_policy_knows_which_adapters_are_cached_for_the_demonstrations(learner):
+    learner.clear()
+    policy = TrainsThenReuses([])
+    controller = Controller(learner, policy)
+    controller.solve(TASK, strategy="ttt_augmented")
+    same_task = replace(TASK, query=(9, 8), answer=(8, 9))
+    other_task = replace(TASK, demonstrations=TASK.demonstrations[::-1])
+    results = [controller.solve(task) for task in (same_task, other_task)]
+    assert policy.cached == [{"ttt_augmented": 3.0}, {}], "one answer for each of the recipe's views"
+    assert [result.attempts[0].strategy for result in results] == ["ttt_augmented", "ttt_direct"]
+    assert [result.attempts[0].from_cache for result in results] == [True, False]
+    other_scope = controller.for_scope("another client")
+    other_scope.solve(same_task)
+    assert policy.cached[-1] == {}
+    controller.solve(same_task, seed=1)
+    assert policy.cached[-1] == {}, "another seed trains another adapter"
+
+
+def test_queries_of_a_batch_share_the_adapter_that_one_of_them_trains(learner):
+    learner.clear()
+    policy = TrainsThenReuses([])
+    tasks = [TASK, replace(TASK, query=(9, 8)), replace(TASK, demonstrations=TASK.demonstrations[::-1])]
+    results = Controller(learner, policy).solve_many(tasks)
+    assert policy.cached == [{}, {"ttt_direct": 1.0}, {}]
+    assert [result.attempts[0].from_cache for result in results] == [False, True, False]
+    learner.clear()
+    cancel = threading.Event()
+    policy.cached.clear()
+    with pytest.raises(Cancelled):
+        Controller(learner, policy).solve_many(tasks, cancel=cancel, on_event=lambda event: cancel.set())
+    assert not learner.adapters.may_have_cached, "nothing is expected of a batch that has ended"
+
+
+def test_a_query_of_a_known_task_reads_its_demonstrations_neither_by_the_base_nor_by_the_adapter(learner):
+    learner.clear()
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    first, second = (controller.solve(replace(TASK, query=query)) for query in ((9, 8), (8, 7)))
+    shared = learner.window.encode(TASK).shared_prefix_length
+    assert second.attempts[-1].from_cache
+    assert first.in_context_tokens > shared
+    assert second.cost.forward_tokens < 2 * (second.in_context_tokens - shared) + 20
+
+
 def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     learner.clear()
     long = replace(QUICK, max_steps=100_000)

@@ -59,6 +59,20 @@ def test_the_decisions_of_a_run_with_a_budget_are_repeated(learner, store):
     assert repeated.is_identical
 
 
+def test_a_decision_for_a_cached_adapter_is_repeated_where_the_adapter_is_no_longer(learner, store):
+    policy = HeuristicPolicy(keep_threshold=2.0)
+    learner.clear()
+    controller = Controller(learner, policy, trace=TraceRecorder([store]))
+    controller.solve(TASK, strategy="ttt_augmented")
+    result = controller.solve(TASK)
+    assert store.get("last").cached_adapters == {"ttt_augmented": 3.0}
+    assert result.decision["strategy"] == "ttt_augmented"
+    learner.clear()
+    repeated = replay(Controller(learner, policy), store.get("last"))
+    assert repeated.result.decision == result.decision
+    assert repeated.result.answer == result.answer
+
+
 TRAINED = ["ttt_in_context", "ttt_direct", "ttt_augmented", "ttt_crossfit", "ttt_warm"]
 
 

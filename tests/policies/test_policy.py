@@ -384,3 +384,35 @@ def test_a_rule_of_thumb_shows_measurements_and_no_probability(agreement: float,
     reason = HeuristicPolicy().decide(thumb(agreement, stage=stage), ["in_context", "ttt_in_context"]).reason
     assert "probability" not in reason
     assert ("leave-one-out accuracy on the demonstrations" in reason) == (stage == 1)
+
+
+def test_a_cached_adapter_costs_what_its_answers_cost(learned):
+    features = at(-0.25)
+    cached = dataclasses.replace(features, cached_adapters={"ttt_in_context": 1.0, "ttt_unknown": 1.0})
+    before, decision = learned.decide(features, ALL), learned.decide(cached, ALL)
+    assert (before.costs["ttt_in_context"], decision.costs["ttt_in_context"]) == (60.0, 1.0)
+    assert decision.scores == before.scores
+    assert decision.reason.endswith("; its adapter for these demonstrations is cached")
+    easy = at(0.6)
+    dear = LearnedPolicy(dataclasses.replace(learned.trained, cost_weight=0.5))
+    assert dear.decide(easy, ALL).strategy == "in_context"
+    assert "cached" not in dear.decide(dataclasses.replace(easy, cached_adapters={"zero_shot": 1.0}), ALL).reason
+
+
+def test_a_query_out_of_distribution_is_answered_by_a_cached_adapter_without_the_probe(learned):
+    far = at(1.0, **dict.fromkeys(STAGE_0[6:12], 50.0))
+    free = Features(0, {name: far.values[name] for name in STAGE_0}, {"ttt_augmented": 3.0})
+    known = [name for name in learned.trained.strategies if name != learned.trained.ranking[0]]
+    cached = dataclasses.replace(free, cached_adapters={known[-1]: 3.0})
+    assert learned.needs_more(dataclasses.replace(free, cached_adapters={}))
+    assert not learned.needs_more(cached)
+    assert learned.decide(cached, ALL).strategy == known[-1]
+    assert "the strategy with an adapter" in learned.decide(cached, ALL).reason
+
+
+def test_the_rule_of_thumb_prefers_a_cached_adapter_and_needs_no_probe():
+    cached = dataclasses.replace(thumb(0.1, stage=0), cached_adapters={"ttt_augmented": 3.0})
+    assert not HeuristicPolicy().needs_more(cached)
+    decision = HeuristicPolicy().decide(cached, ["in_context", "ttt_in_context", "ttt_augmented"])
+    assert decision.strategy == "ttt_augmented"
+    assert "its adapter for these demonstrations is cached" in decision.reason

@@ -105,6 +105,11 @@ class AdapterCache:
             return adapters[:count]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it holds no adapter in memory and has no folder."""
+        return self._folder is None and not self._entries
+
+    @property
     def adapter_count(self) -> int:
         """The number of adapters in memory."""
         return len(self._entries)

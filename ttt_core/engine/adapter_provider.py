@@ -103,6 +103,8 @@ class AdapterProvider:
         """Whose adapters are trained and reused now; see `scoped`."""
         self._prefetched: dict[object, Adapter] = {}
         """Adapters that were trained ahead; the first attempt that uses one is charged for it."""
+        self._expected: set[object] = set()
+        """Full keys of adapters that earlier queries of a queue will have trained; see `expect`."""
         self._prompt_digests: dict[str, str] = {}
         """By the name of the prompt format."""
 
@@ -164,6 +166,23 @@ class AdapterProvider:
             key = self._full_key(plan)
             return key in self._prefetched or self._cached(key) is not None
 
+    def expect(self, plan: AdapterPlan) -> None:
+        """Lets `is_cached` count the adapter of a plan, which an earlier query of a queue trains and pays for, until
+        `release_prefetched`."""
+        with self._guarded.lock.compute:
+            self._expected.add(self._full_key(plan))
+
+    def is_cached(self, plan: AdapterPlan) -> bool:
+        """Whether `get_or_train` would return without charging anything, or is expected to."""
+        with self._guarded.lock.compute:
+            key = self._full_key(plan)
+            return key in self._expected or (key not in self._prefetched and self._cached(key) is not None)
+
+    @property
+    def may_have_cached(self) -> bool:
+        """Whether `is_cached` could be true for some plan."""
+        return bool(self._expected) or not self.cache.is_empty
+
     def prefetch(
         self, plans: Sequence[AdapterPlan], on_step: OnPrefetchStep | None = None,
         is_wanted: Callable[[AdapterPlan], bool] = lambda plan: True,
@@ -209,6 +228,7 @@ class AdapterProvider:
         """Charges the prefetched adapters that nobody used and caches them; drops their answers."""
         with self._guarded.lock.compute:
             self.answers.clear()
+            self._expected.clear()
             for key in list(self._prefetched):
                 self._release(key)
 
@@ -217,6 +237,7 @@ class AdapterProvider:
         with self._guarded.lock.compute:
             self.cache.clear()
             self._prefetched.clear()
+            self._expected.clear()
             self.answers.clear()
 
     def reset_charges(self) -> None:

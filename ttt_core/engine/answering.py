@@ -29,6 +29,8 @@ ANSWERS_BYTES = 16 << 20
 """Of the base's answers that are cached as drafts for adapters."""
 MAX_CACHED_SCORES = 256
 """Prompts whose scores by the base are cached."""
+MAX_KEPT_TOKENS = 1024
+"""Tokens of the longest prefix that stays cached beside one of another adapter."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Answerer:
         self._prefixes: list[tuple[LoraWeights | None, Prefix]] = []
         """The adapter and the cached prefix of the last prompts, the last one used at the end."""
         self._max_prefixes = 1
+        """Of the base, and of an adapter: queries of one task use both in turn."""
         self.base_answers = BoundedCache[tuple[int, ...], tuple[int, ...]](ANSWERS_BYTES, _draft_bytes)
         """Tokens of the base's greedy answers by those of their prompts; the drafts of what adapters answer."""
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
@@ -214,7 +217,9 @@ class Answerer:
                 yield
             finally:
                 self._max_prefixes = before
-                del self._prefixes[:-before]
+                if self._prefixes:
+                    owner, last = self._prefixes[-1]
+                    self._drop_prefixes(owner, before, last.ids)
 
     def clear_scores(self) -> None:
         """Drops the cached scores of the base."""
@@ -270,12 +275,22 @@ class Answerer:
                 return prefix
         count = 1 if owner is None else owner.adapter_count
         if self._max_prefixes == 1:
-            self._prefixes.clear()  # before the next one takes memory
+            self._drop_prefixes(owner, 0, ids)  # before the next one takes memory
         prefix = read_prefix(self._loaded, prompt, count, whole)
         self._prefixes.append((owner, prefix))
-        del self._prefixes[: -self._max_prefixes]
+        self._drop_prefixes(owner, self._max_prefixes, ids)
         self._guarded.charge(forward=(len(ids) + len(prefix.remainder)) * count)
         return prefix
+
+    def _drop_prefixes(self, owner: LoraWeights | None, count: int, ids: Sequence[int]) -> None:
+        """Leaves the last `count` prefixes of the owner's side, which is the base's or that of all adapters; and those
+        of the other side, unless the prompt's prefix `ids` is long."""
+        sides = [(other is None) == (owner is None) for other, _ in self._prefixes]
+        own = [place for place, same in enumerate(sides) if same]
+        kept = {*own[max(0, len(own) - count) :]}
+        if len(ids) <= MAX_KEPT_TOKENS:
+            kept |= {place for place, same in enumerate(sides) if not same}
+        self._prefixes = [entry for place, entry in enumerate(self._prefixes) if place in kept]
 
     def _as_answer(self, task: Task, generated: Generated) -> Answer:
         try:
