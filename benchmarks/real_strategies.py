@@ -58,8 +58,10 @@ def controller_row(controller: Controller, dataset: str, queries: Sequence[Task]
     try:
         _formatted(learner, queries, max_tokens)
         meter = learner.guarded.meter()
-        results = [controller.solve(task, seed=0) for task in queries]
+        results = controller.solve_many(queries, seed=0)
     except TooLongError:
+        return row
+    if any(result.status == "refused" for result in results):
         return row
     cost = meter.read()
     return row | {

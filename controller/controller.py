@@ -33,7 +33,7 @@ from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
-from .runs import PausedRun, input_of, recorded, require_task
+from .runs import PausedRun, input_of, queries_to_come, recorded, require_task
 from .scheduler.scheduler import Scheduler
 from .state import Context, Recorder, State
 from .tracing import lazy as lazy_tracing
@@ -300,7 +300,9 @@ class Controller:
         `TypeError` or `ValueError` for an argument of another kind.
 
         Up to `batch_size` tasks are measured and decided on first; then the adapters that they need are trained in
-        batches. With a budget each task is solved by itself, so that none waits for others.
+        batches. With a budget each task is solved by itself, so that none waits for others. Queries of the same
+        demonstrations share an adapter, and decisions count what it costs each of them: of all tasks where `tasks` is a
+        sequence, else of a batch.
         """
         if isinstance(tasks, Task):
             raise TypeError("solve_many answers several tasks, such as a list of them; for one there is solve")
@@ -313,18 +315,18 @@ class Controller:
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
         size = batch_size if context.budget == UNLIMITED else 1
-        alone = partial(
-            self.solve, strategy=strategy, budget=budget, seed=chosen_seed, cancel=cancel, on_event=on_event
-        )
 
         def solve_alone(task: Task) -> Result:
-            return self._or_refused(task, partial(alone, task))
+            alone = replace(self.context(budget, cancel, strategy), queries=context.queries)
+            return self._or_refused(task, partial(self.solve_with, alone, task, seed=chosen_seed, on_event=on_event))
 
         results = []
+        known = queries_to_come(tasks) if isinstance(tasks, Sequence) else {}
         remaining = iter(tasks)
         while batch := list(islice(remaining, size)):
             for task in batch:
                 require_task(task)
+            context = replace(context, queries=known or queries_to_come(batch))
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 together = len(batch) > 1
                 batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None

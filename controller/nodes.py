@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
@@ -19,9 +19,9 @@ from ..policies.calibration import Calibrates
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
-from ..strategies.adapter_training import cached_adapters, has_adapter
+from ..strategies.adapter_training import answering_costs, has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
-from ..strategies.registry import get_strategy, plugin_proofs, strategies
+from ..strategies.registry import plugin_proofs, strategies
 from ..ttt_core import clock
 from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
@@ -30,7 +30,19 @@ from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
 from .events import seconds_per_token, step_facts
 from .results import output_of
-from .state import Basis, Context, Measured, Plain, Progress, Query, State, StrategyRun, Verdict, to_update
+from .state import (
+    AdapterCosts,
+    Basis,
+    Context,
+    Measured,
+    Plain,
+    Progress,
+    Query,
+    State,
+    StrategyRun,
+    Verdict,
+    to_update,
+)
 
 V = TypeVar("V")
 Work = Callable[[V, Runtime[Context]], object]
@@ -125,28 +137,32 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     """Reads the prompt and answers in context; probes further while the policy says that it could change the choice
     and the budget pays for it."""
     started, context = clock.monotonic(), runtime.context
-    cached: dict[str, float] = {}
+    adapters: AdapterCosts = {}
 
     def wants_probe(features: Features, cost: Cost) -> bool:
-        cached.update(_cached_adapters(context, query))
-        features = replace(features, cached_adapters=cached)
+        adapters.update(_adapter_costs(context, query))
+        features = replace(features, **adapters)
         expected = cost.seconds * len(query.task.demonstrations)  # one prompt for each demonstration left out
         affordable = clock.monotonic() + expected < started + context.budget.total(cost.seconds)
         return context.policy.needs_more(features) and affordable
 
     with context.learner.guarded.stop_when(context.cancelled):  # the in-context answer is given whatever the budget
         measurement = measure_task(context.learner, query.task, query.seed, wants_probe)
-    measurement = replace(measurement, features=replace(measurement.features, cached_adapters=cached))
+    measurement = replace(measurement, features=replace(measurement.features, **adapters))
     formatted = replace(query, task=context.learner.formats.formatted(query.task))
     return Measured(formatted, measurement, context.learner.loaded.prompt_format, Basis.of(context, formatted))
 
 
-def _cached_adapters(context: Context, query: Query) -> Mapping[str, float]:
-    """See `Features.cached_adapters`."""
-    if context.cached_adapters is not None:
-        return context.cached_adapters
-    formatted = context.learner.formats.formatted(query.task)
-    return cached_adapters(context.learner, map(get_strategy, applicable(query.task)), formatted, query.seed)
+def _adapter_costs(context: Context, query: Query) -> AdapterCosts:
+    """What `Features` say of the costs of adapters: nothing where none is cached and no other query would use one."""
+    if context.adapters is not None:
+        return context.adapters
+    learner, queries = context.learner, context.queries.get(query.task.digest, 1)
+    if queries == 1 and not learner.adapters.may_have_cached:
+        return {}
+    among = [strategies()[name] for name in applicable(query.task)]
+    cached, others = answering_costs(learner, among, learner.formats.formatted(query.task), query.seed)
+    return {"cached_adapters": cached, "shared_adapters": others if queries > 1 else {}, "queries": queries}
 
 
 @node("decide", Progress.of)

@@ -74,7 +74,7 @@ def replay(
     collected = _Collected()
     repeated = Controller(controller.learner, policy, trace=TraceRecorder([collected]))
     limits = step_limits(trace) if budget is None else {}
-    context = replace(repeated.context(limit), step_limits=limits, cached_adapters=trace.cached_adapters)
+    context = replace(repeated.context(limit), step_limits=limits, adapters=trace.adapter_costs)
     result = repeated.solve_with(context, task, seed=trace.attributes["seed"])
     differences = compare(trace, collected.traces[0])
     if not what_if:  # the time limit is not repeated, but the decisions that it led to

@@ -30,6 +30,17 @@ def require_task(task: object) -> None:
         raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
 
 
+def queries_to_come(tasks: Sequence[object]) -> dict[str, int]:
+    """By the digest of a task: how many tasks have its demonstrations, from it on. Anything but tasks is left out."""
+    counts, result = dict[object, int](), dict[str, int]()
+    for task in reversed(tasks):
+        if isinstance(task, Task):
+            shared = task.kind, task.instruction, task.demonstrations
+            counts[shared] = counts.get(shared, 0) + 1
+            result[task.digest] = counts[shared]
+    return result
+
+
 def input_of(learner: Learner, task: Task, seed: int) -> State:
     """The input of the graph. Raises `TypeError` for anything but a task, and `TooLongError`."""
     require_task(task)

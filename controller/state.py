@@ -38,6 +38,14 @@ from .run_facts import policy_digest
 Plain = dict[str, Any]
 
 
+class AdapterCosts(TypedDict, total=False):
+    """What `Features` say of the costs of adapters."""
+
+    cached_adapters: Mapping[str, float]
+    shared_adapters: Mapping[str, float]
+    queries: int
+
+
 class TaskInput(TypedDict):
     """What the graph is given."""
 
@@ -129,9 +137,10 @@ class Context:
     """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
     scope: str = ""
     """Whose adapters the run may reuse, and who may reuse those that it trains; see `AdapterProvider.scoped`."""
-    cached_adapters: Mapping[str, float] | None = None
-    """Strategies whose adapter counts as cached, in a run that is repeated (`Features.cached_adapters`); None: those
-    whose adapter is."""
+    queries: Mapping[str, int] = field(default_factory=dict)
+    """By the digest of a task: queries of its demonstrations in the call, from this one on; absent: 1."""
+    adapters: AdapterCosts | None = None
+    """What adapters cost, in a run that is repeated; None: what they cost now."""
     session: str = ""
     """Id of the session that the run belongs to; empty where there is none."""
 

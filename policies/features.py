@@ -87,7 +87,26 @@ class Features:
     """`NAMES[stage]`, each finite."""
     cached_adapters: Mapping[str, float] = field(default_factory=dict)
     """Strategies whose adapter for these demonstrations is cached, with the cost of answering by it in multiples of the
-    in-context answer's. It is no feature that a policy is trained on."""
+    in-context answer's. No policy is trained on this or what follows."""
+    shared_adapters: Mapping[str, float] = field(default_factory=dict)
+    """The same of strategies whose adapter is not cached, where several queries would use it."""
+    queries: int = 1
+    """Queries of these demonstrations in the call, from this one on, which share what training costs."""
+
+    def shared_cost(self, strategy: str, cost: float) -> float:
+        """What this query pays for a strategy that costs this much for a query alone: nothing for a cached adapter, and
+        its part of the training of a shared one."""
+        if strategy in self.cached_adapters:
+            return self.cached_adapters[strategy]
+        answering = min(cost, self.shared_adapters.get(strategy, cost))
+        return answering + (cost - answering) / self.queries
+
+    def cost_alone(self, strategy: str, shared: float) -> float | None:
+        """The cost of which this is the `shared_cost`; None for a cached adapter, which does not say."""
+        if strategy in self.cached_adapters:
+            return None
+        answering = min(shared, self.shared_adapters.get(strategy, shared))
+        return answering + (shared - answering) * self.queries
 
     @property
     def kind(self) -> str:

@@ -31,7 +31,6 @@ from .rounding import signed_text, told_apart
 from .trained_policy import TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
-CACHED = "; its adapter for these demonstrations is cached"
 BUNDLED = BUNDLES / "bundled"
 """The policy for the bundled model. Its neighbour `public` was trained on public data sets as well."""
 ANY_MODEL_SHIPPED = BUNDLES / ANY_MODEL
@@ -49,7 +48,7 @@ class Decision:
     """Probability that each strategy is right, where estimated."""
     costs: Mapping[str, float]
     """Expected cost of each strategy from here on; the in-context answer has been paid for, and so have adapters that
-    are cached (`Features.cached_adapters`). Empty if unknown."""
+    are cached; queries of one call share others (`Features.shared_cost`). Empty if unknown."""
     utilities: Mapping[str, float]
     """Probability minus weighted cost."""
     reason: str
@@ -148,8 +147,7 @@ class LearnedPolicy:
                 reason += f"; the risk guarantee requires probability {needs} to keep an in-context answer"
                 reason += " without the probe" if threshold > trained.keep_threshold else ""
                 reason += f" (it has {has})"
-        if choice in features.cached_adapters:
-            reason += CACHED
+        reason += _sharing(choice, features)
         if choice == BASE and not may_keep:
             reason += f"; no other strategy is possible, and the in-context answer is {OUTSIDE_GUARANTEE}"
         return replace(decision, strategy=choice, reason=reason, may_keep=may_keep)
@@ -218,10 +216,10 @@ class LearnedPolicy:
         return [name for name in self.trained.strategies if name in features.cached_adapters]
 
     def _predict(self, features: Features) -> tuple[Floats, Floats]:
-        """Probabilities and costs, [1, S] each. A cached adapter costs what its answers cost."""
+        """Probabilities and costs, [1, S] each: of training, the part that this query pays for."""
         costs = self.trained.expected_costs([features.kind], self._row(features, 0))
-        for name in self._cached(features):
-            costs[0, self.trained.strategies.index(name)] = features.cached_adapters[name]
+        names = zip(self.trained.strategies, costs[0].tolist(), strict=True)
+        costs = np.array([[features.shared_cost(name, cost) for name, cost in names]])
         row = self._row(features, features.stage)
         if self.basis(features) == "evidence":
             return self.trained.evidence_probabilities(row, self.shift), costs
@@ -237,6 +235,15 @@ class LearnedPolicy:
 
     def _by_name(self, numbers: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.trained.strategies, numbers, strict=True))
+
+
+def _sharing(choice: str, features: Features) -> str:
+    """What a reason says of an adapter that this query does not pay for alone."""
+    if choice in features.cached_adapters:
+        return "; its adapter for these demonstrations is cached"
+    if choice in features.shared_adapters:
+        return f"; {features.queries} queries share its adapter"
+    return ""
 
 
 def _is_better(one: str, other: str, decision: Decision) -> bool:
@@ -382,8 +389,7 @@ class HeuristicPolicy:
         action = "keep it" if choice == BASE else f"use {choice}"
         if choice == "ttt_crossfit":
             action += ", which cross-validates its adapters on held-out demonstrations"
-        if choice in features.cached_adapters:
-            action += CACHED
+        action += _sharing(choice, features)
         reason = "; ".join(part for part in (estimate, action, self.note) if part)
         return _untrained_decision(choice, reason, features)
 

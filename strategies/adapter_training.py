@@ -57,17 +57,20 @@ def has_adapter(learner: Learner, strategy: object, task: Task, seed: int) -> bo
     return isinstance(strategy, PlansAdapter) and learner.adapters.has_adapter(strategy.plan(learner, task, seed))
 
 
-def cached_adapters(learner: Learner, among: Iterable[Strategy], task: Task, seed: int) -> dict[str, float]:
-    """Strategies of this package whose adapter for a task is cached or expected (see `AdapterProvider.expect`), with
-    the nominal cost of answering by it in multiples of the in-context answer's: one for each answer that votes."""
-    costs = {}
-    for strategy in among if learner.adapters.may_have_cached else ():
+def answering_costs(
+    learner: Learner, among: Iterable[Strategy], task: Task, seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Strategies of this package with an adapter for a task's demonstrations, and the nominal cost of answering by it
+    in multiples of the in-context answer's, one for each answer that votes: first those whose adapter is cached or
+    expected (see `AdapterProvider.expect`), then the others."""
+    cached, others = dict[str, float](), dict[str, float]()
+    for strategy in among:
         if isinstance(strategy, PlansAdapter) and not is_plugin(strategy):
             with suppress(Exception):  # a task that a strategy cannot plan for, which says so when it runs
-                if learner.adapters.is_cached(strategy.plan(learner, task, seed)):
-                    recipe = recipe_for(strategy, learner.loaded.recipes, task.kind)
-                    costs[strategy.name] = float(strategy.answers_per_query(recipe))
-    return costs
+                found = learner.adapters.is_cached(strategy.plan(learner, task, seed))
+                recipe = recipe_for(strategy, learner.loaded.recipes, task.kind)
+                (cached if found else others)[strategy.name] = float(strategy.answers_per_query(recipe))
+    return cached, others
 
 
 def with_training(attempt: Attempt, adapter: Adapter, from_cache: bool) -> Attempt:

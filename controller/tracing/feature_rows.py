@@ -198,8 +198,9 @@ def _policy_of(trace: Trace, features: Features, policy: Policy | None) -> Learn
         except AutotttError:  # one of another version, say
             continue
         if trained.models:  # a policy for any model
-            expected = trace.decisions[0].get("costs", {})
-            expected = {name: cost for name, cost in expected.items() if name not in features.cached_adapters}
+            paid = trace.decisions[0].get("costs", {})
+            alone = {name: features.cost_alone(name, cost) for name, cost in paid.items() if cost is not None}
+            expected = {name: cost for name, cost in alone.items() if cost is not None}
             dearest = trained.dearest_of(features.kind, expected)
             trained = trained if dearest is None else trained.with_costs_of(dearest)
         known = LearnedPolicy(trained)

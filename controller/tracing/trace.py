@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ...ttt_core.errors import TraceError
 from ...ttt_core.spans import Span
 from ...ttt_core.standard_json import dumps
 from ...ttt_core.tasks.task import Task
-from ..state import task_from_plain
+from ..state import AdapterCosts, task_from_plain
 
 TRACE_VERSION = 1
 """Version of the plain form."""
@@ -172,11 +172,10 @@ class Trace:
         return values
 
     @property
-    def cached_adapters(self) -> Mapping[str, float]:
-        """See `Features.cached_adapters`; empty also for runs that were recorded before it was."""
+    def adapter_costs(self) -> AdapterCosts:
+        """What the features say of the costs of adapters; nothing for runs that were recorded before they did."""
         measured = next(iter(self._of_nodes("features")), {})
-        costs: Mapping[str, float] = measured.get("cached_adapters", {})
-        return costs
+        return cast(AdapterCosts, {n: measured[n] for n in AdapterCosts.__annotations__ if n in measured})
 
     def _of_nodes(self, attribute: str) -> list[Mapping[str, Any]]:
         return [n["attributes"][attribute] for n in self.nodes if attribute in n["attributes"]]

@@ -354,6 +354,34 @@ def test_queries_of_a_batch_share_the_adapter_that_one_of_them_trains(learner):
     assert not learner.adapters.may_have_cached, "nothing is expected of a batch that has ended"
 
 
+@pytest.mark.parametrize("budget", [None, "1000s"])
+@pytest.mark.parametrize("kind", [list, iter])
+def test_queries_of_a_call_know_how_many_share_their_adapter(learner, kind, budget):
+    learner.clear()
+    policy = SeesQueries([])
+    other = replace(TASK, demonstrations=TASK.demonstrations[::-1])
+    tasks = [TASK, other, replace(TASK, query=(9, 8)), replace(TASK, query=(8, 7))]
+    Controller(learner, policy).solve_many(kind(tasks), budget=budget, batch_size=3)
+    batches = {(list, None): [3, 1, 2, 1], (iter, None): [2, 1, 1, 1], (list, "1000s"): [3, 1, 2, 1]}
+    assert [count for count, _ in policy.seen] == batches.get((kind, budget), [1, 1, 1, 1])
+    costs = {name: cost for count, cost in policy.seen[:1] if count > 1 for name, cost in cost.items()}
+    assert not costs or (costs["ttt_augmented"], costs["ttt_in_context"]) == (3.0, 1.0)
+    assert policy.seen[1][1] == {}
+    with pytest.raises(TypeError, match="expected a Task"):
+        Controller(learner, policy).solve_many([TASK, "no task"])
+
+
+@dataclass
+class SeesQueries(Scripted):
+    """Answers in context, and notes what it is told of queries and adapters."""
+
+    seen: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def decide(self, features, allowed, *, tried=()):
+        self.seen.append((features.queries, dict(features.shared_adapters)))
+        return replace(super().decide(features, allowed, tried=tried), exclusive=True)
+
+
 def test_a_query_of_a_known_task_reads_its_demonstrations_neither_by_the_base_nor_by_the_adapter(learner):
     learner.clear()
     controller = Controller(learner, FixedPolicy("ttt_in_context"))

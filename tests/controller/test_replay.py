@@ -65,7 +65,7 @@ def test_a_decision_for_a_cached_adapter_is_repeated_where_the_adapter_is_no_lon
     controller = Controller(learner, policy, trace=TraceRecorder([store]))
     controller.solve(TASK, strategy="ttt_augmented")
     result = controller.solve(TASK)
-    assert store.get("last").cached_adapters == {"ttt_augmented": 3.0}
+    assert store.get("last").adapter_costs["cached_adapters"] == {"ttt_augmented": 3.0}
     assert result.decision["strategy"] == "ttt_augmented"
     learner.clear()
     repeated = replay(Controller(learner, policy), store.get("last"))

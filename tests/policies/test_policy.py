@@ -416,3 +416,15 @@ def test_the_rule_of_thumb_prefers_a_cached_adapter_and_needs_no_probe():
     decision = HeuristicPolicy().decide(cached, ["in_context", "ttt_in_context", "ttt_augmented"])
     assert decision.strategy == "ttt_augmented"
     assert "its adapter for these demonstrations is cached" in decision.reason
+
+
+def test_queries_that_share_an_adapter_share_what_training_costs(learned):
+    features = dataclasses.replace(at(-0.25), shared_adapters={"ttt_in_context": 1.0}, queries=4)
+    decision = learned.decide(features, ALL)
+    assert decision.costs["ttt_in_context"] == pytest.approx(1.0 + 59.0 / 4)
+    assert decision.reason.endswith("; 4 queries share its adapter")
+    assert features.cost_alone("ttt_in_context", decision.costs["ttt_in_context"]) == pytest.approx(60.0)
+    assert features.cost_alone("zero_shot", 0.5) == 0.5
+    assert dataclasses.replace(features, cached_adapters={"ttt_direct": 1.0}).cost_alone("ttt_direct", 1.0) is None
+    cheap = dataclasses.replace(features, shared_adapters={"ttt_in_context": 100.0})
+    assert learned.decide(cheap, ALL).costs["ttt_in_context"] == 60.0, "answering costs no more than everything"
