@@ -19,7 +19,7 @@ from ..policies.calibration import Calibrates
 from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
-from ..strategies.adapter_training import answering_costs, has_adapter
+from ..strategies.adapter_training import adapter_answers, has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
 from ..ttt_core import clock
@@ -140,7 +140,7 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     adapters: AdapterCosts = {}
 
     def wants_probe(features: Features, cost: Cost) -> bool:
-        adapters.update(_adapter_costs(context, query))
+        adapters.update(_adapter_costs(context, query, features, cost.forward_tokens))
         features = replace(features, **adapters)
         expected = cost.seconds * len(query.task.demonstrations)  # one prompt for each demonstration left out
         affordable = clock.monotonic() + expected < started + context.budget.total(cost.seconds)
@@ -153,16 +153,27 @@ def measure(query: Query, runtime: Runtime[Context]) -> Measured:
     return Measured(formatted, measurement, context.learner.loaded.prompt_format, Basis.of(context, formatted))
 
 
-def _adapter_costs(context: Context, query: Query) -> AdapterCosts:
-    """What `Features` say of the costs of adapters: nothing where none is cached and no other query would use one."""
+def _adapter_costs(context: Context, query: Query, features: Features, tokens: int) -> AdapterCosts:
+    """What `Features` say of the costs of adapters: nothing where none is cached and no other query would use one.
+    `tokens` went through the model for the in-context answer."""
     if context.adapters is not None:
         return context.adapters
     learner, queries = context.learner, context.queries.get(query.task.digest, 1)
     if queries == 1 and not learner.adapters.may_have_cached:
         return {}
     among = [strategies()[name] for name in applicable(query.task)]
-    cached, others = answering_costs(learner, among, learner.formats.formatted(query.task), query.seed)
-    return {"cached_adapters": cached, "shared_adapters": others if queries > 1 else {}, "queries": queries}
+    formatted = learner.formats.formatted(query.task)
+    cached, others = adapter_answers(learner, among, formatted, query.seed)
+    if queries == 1 and not cached:
+        return {}
+    prompt = learner.window.encode(formatted)
+    alone = len(prompt.ids) + round(math.expm1(features.values["answer_tokens"]))
+    shared = prompt.shared_prefix_length * (1 - 1 / queries)
+    share = min(alone, tokens, alone - shared) / alone  # fewer tokens where an earlier query read the demonstrations
+    return {
+        "cached_adapters": cached, "shared_adapters": others if queries > 1 else {}, "queries": queries,
+        "reading_share": max(share, 1 / alone),
+    }  # fmt: skip
 
 
 @node("decide", Progress.of)

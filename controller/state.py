@@ -44,6 +44,7 @@ class AdapterCosts(TypedDict, total=False):
     cached_adapters: Mapping[str, float]
     shared_adapters: Mapping[str, float]
     queries: int
+    reading_share: float
 
 
 class TaskInput(TypedDict):

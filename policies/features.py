@@ -86,27 +86,39 @@ class Features:
     values: Mapping[str, float]
     """`NAMES[stage]`, each finite."""
     cached_adapters: Mapping[str, float] = field(default_factory=dict)
-    """Strategies whose adapter for these demonstrations is cached, with the cost of answering by it in multiples of the
-    in-context answer's. No policy is trained on this or what follows."""
+    """Strategies whose adapter for these demonstrations is cached, with the number of answers that it gives a query. No
+    policy is trained on this or what follows."""
     shared_adapters: Mapping[str, float] = field(default_factory=dict)
     """The same of strategies whose adapter is not cached, where several queries would use it."""
     queries: int = 1
-    """Queries of these demonstrations in the call, from this one on, which share what training costs."""
+    """Queries of these demonstrations in the call, from this one on."""
+    reading_share: float = 1.0
+    """What the in-context answer costs this query where queries share the reading of the demonstrations, as a share of
+    what it costs a query alone; above 0, at most 1."""
 
     def shared_cost(self, strategy: str, cost: float) -> float:
-        """What this query pays for a strategy that costs this much for a query alone: nothing for a cached adapter, and
-        its part of the training of a shared one."""
+        """The cost of a strategy for this query in multiples of its in-context answer, where it costs this much for a
+        query alone. Queries share the training of an adapter, and nothing is paid for a cached one. As the in-context
+        answer, a single answer by an adapter reads the demonstrations once for all queries; answers that vote read the
+        whole prompt in other orders."""
         if strategy in self.cached_adapters:
-            return self.cached_adapters[strategy]
-        answering = min(cost, self.shared_adapters.get(strategy, cost))
-        return answering + (cost - answering) / self.queries
+            return self._answering(self.cached_adapters[strategy])
+        if strategy not in self.shared_adapters:
+            return cost / self.reading_share
+        answers = min(cost, self.shared_adapters[strategy])
+        return self._answering(answers) + (cost - answers) / (self.queries * self.reading_share)
 
     def cost_alone(self, strategy: str, shared: float) -> float | None:
         """The cost of which this is the `shared_cost`; None for a cached adapter, which does not say."""
         if strategy in self.cached_adapters:
             return None
-        answering = min(shared, self.shared_adapters.get(strategy, shared))
-        return answering + (shared - answering) * self.queries
+        if strategy not in self.shared_adapters:
+            return shared * self.reading_share
+        answers = self.shared_adapters[strategy]
+        return answers + (shared - self._answering(answers)) * self.queries * self.reading_share
+
+    def _answering(self, answers: float) -> float:
+        return answers if answers <= 1 else answers / self.reading_share
 
     @property
     def kind(self) -> str:

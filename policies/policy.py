@@ -117,7 +117,8 @@ class LearnedPolicy:
             return False
         if self.is_out_of_distribution(features):
             return self.trained.by_evidence and not self._cached(features)
-        return not bool(self.trained.can_skip_probe(*self._predict(features))[0])
+        probabilities, costs = self._predict(features)
+        return not bool(self.trained.can_skip_probe(probabilities, features.reading_share * costs)[0])
 
     def decide(self, features: Features, allowed: Sequence[str], *, tried: Sequence[str] = ()) -> Decision:
         remaining, trained, basis = untried_strategies(allowed, tried), self.trained, self.basis(features)
@@ -216,7 +217,7 @@ class LearnedPolicy:
         return [name for name in self.trained.strategies if name in features.cached_adapters]
 
     def _predict(self, features: Features) -> tuple[Floats, Floats]:
-        """Probabilities and costs, [1, S] each: of training, the part that this query pays for."""
+        """Probabilities and costs, [1, S] each; costs are those of `Features.shared_cost`."""
         costs = self.trained.expected_costs([features.kind], self._row(features, 0))
         names = zip(self.trained.strategies, costs[0].tolist(), strict=True)
         costs = np.array([[features.shared_cost(name, cost) for name, cost in names]])

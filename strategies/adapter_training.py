@@ -57,12 +57,11 @@ def has_adapter(learner: Learner, strategy: object, task: Task, seed: int) -> bo
     return isinstance(strategy, PlansAdapter) and learner.adapters.has_adapter(strategy.plan(learner, task, seed))
 
 
-def answering_costs(
+def adapter_answers(
     learner: Learner, among: Iterable[Strategy], task: Task, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Strategies of this package with an adapter for a task's demonstrations, and the nominal cost of answering by it
-    in multiples of the in-context answer's, one for each answer that votes: first those whose adapter is cached or
-    expected (see `AdapterProvider.expect`), then the others."""
+    """Strategies of this package with an adapter for a task's demonstrations, and the number of answers that it gives a
+    query: first those whose adapter is cached or expected (see `AdapterProvider.expect`), then the others."""
     cached, others = dict[str, float](), dict[str, float]()
     for strategy in among:
         if isinstance(strategy, PlansAdapter) and not is_plugin(strategy):

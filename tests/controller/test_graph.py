@@ -313,10 +313,12 @@ class TrainsThenReuses(Scripted):
     """Trains `ttt_direct`, unless another adapter is cached."""
 
     cached: list[dict[str, float]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
     def decide(self, features, allowed, *, tried=()):
         if len(allowed) > 1:  # it does not fall back
             self.cached.append(dict(features.cached_adapters))
+            self.shares.append(features.reading_share)
         self.says = [*features.cached_adapters, "ttt_direct"]
         return replace(super().decide(features, allowed, tried=tried), exclusive=True)
 
@@ -332,6 +334,8 @@ def test_a_policy_knows_which_adapters_are_cached_for_the_demonstrations(learner
     assert policy.cached == [{"ttt_augmented": 3.0}, {}], "one answer for each of the recipe's views"
     assert [result.attempts[0].strategy for result in results] == ["ttt_augmented", "ttt_direct"]
     assert [result.attempts[0].from_cache for result in results] == [True, False]
+    assert policy.shares == [pytest.approx(policy.shares[0]), 1.0]
+    assert policy.shares[0] < 0.5, "the base has read the demonstrations for the first query"
     other_scope = controller.for_scope("another client")
     other_scope.solve(same_task)
     assert policy.cached[-1] == {}

@@ -428,3 +428,15 @@ def test_queries_that_share_an_adapter_share_what_training_costs(learned):
     assert dataclasses.replace(features, cached_adapters={"ttt_direct": 1.0}).cost_alone("ttt_direct", 1.0) is None
     cheap = dataclasses.replace(features, shared_adapters={"ttt_in_context": 100.0})
     assert learned.decide(cheap, ALL).costs["ttt_in_context"] == 60.0, "answering costs no more than everything"
+
+
+def test_costs_are_multiples_of_an_in_context_answer_that_shares_the_reading_of_the_demonstrations(learned):
+    shared = {"ttt_in_context": 1.0, "ttt_augmented": 3.0}
+    features = dataclasses.replace(at(-0.25), shared_adapters=shared, queries=4, reading_share=0.25)
+    alone = {"in_context": 0.0, "in_context_vote": 10.0, "ttt_in_context": 60.0, "ttt_augmented": 63.0}
+    paid = {name: features.shared_cost(name, cost) for name, cost in alone.items()}
+    assert paid == {"in_context": 0, "in_context_vote": 40, "ttt_in_context": 60, "ttt_augmented": 72}
+    assert {name: features.cost_alone(name, cost) for name, cost in paid.items()} == alone
+    cached = dataclasses.replace(features, cached_adapters=shared, shared_adapters={})
+    assert [cached.shared_cost(name, 60.0) for name in shared] == [1.0, 12.0], "votes read whole prompts"
+    assert learned.decide(features, ALL).costs["in_context"] == 0
