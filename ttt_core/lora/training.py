@@ -55,6 +55,8 @@ class TrainingRecord:
     """Tokens that were read forward to estimate the seconds of the first step: this adapter's share."""
 
 
+AMPLE = 0.1
+"""A first step that takes at most this share of the time needs no closer estimate."""
 OnStep = Callable[[int, float], None]
 """Called after each training step with its number (from 1) and its loss in nats."""
 OnBatchStep = Callable[[int, Mapping[int, float]], None]
@@ -286,7 +288,8 @@ class _TrainingLoop:
 
     def _estimated_seconds(self, deadline: float, charge: Callable[[int, int], None] | None) -> float:
         """Estimated seconds of the first step, where time is bounded and not up yet; else 0. The adapters with a bound
-        pay for the estimate, and each gets its share as that of its slowest step."""
+        pay for the estimate, and each gets its share as that of its slowest step. One prompt of each adapter is read;
+        where the step may take more than a tenth of the time, its largest pass is."""
         self.divide_seconds(self._active)
         bounds = [(run, min(deadline, run.max_seconds)) for run in self._active]
         bounded = [run for run, bound in bounds if bound < math.inf and run.seconds < run.max_seconds]
@@ -300,8 +303,13 @@ class _TrainingLoop:
             if charge is not None:
                 charge(forward, backward)
 
-        batches = [[run.longest] * run.recipe.batch_size for run in self._active]
-        seconds = self._engine.estimate_seconds(self._optimizer, batches, count)
+        left = min([deadline - clock.monotonic(), *(run.max_seconds - run.seconds for run in bounded)])
+        sizes = [run.recipe.batch_size for run in self._active]
+        single = [[run.longest] for run in self._active]
+        seconds = self._engine.estimate_seconds(self._optimizer, single, count) * fmean(sizes)
+        if seconds > AMPLE * left and max(sizes) > 1:
+            batches = [[run.longest] * size for run, size in zip(self._active, sizes, strict=True)]
+            seconds = self._engine.estimate_seconds(self._optimizer, batches, count)
         self.divide_seconds(bounded)
         every, paying = (sum(run.max_step_tokens for run in runs) for runs in (self._active, bounded))
         for run in bounded:

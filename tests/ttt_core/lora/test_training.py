@@ -237,6 +237,23 @@ def test_the_adapters_that_have_a_bound_pay_for_the_estimate(loaded: LoadedModel
     assert records[0].estimate_tokens == records[2].estimate_tokens > records[1].estimate_tokens == 0
 
 
+def test_the_estimate_reads_one_prompt_where_there_is_ample_time(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, batch_size=3)
+    _, (record,) = train(loaded, [examples[:1]], recipe, [0], max_seconds=[1000.0])
+    assert record.estimate_tokens == len(examples[0].ids)
+    read: list[int] = []
+
+    def estimate(_: object, __: object, rows: list[list[Encoded]], ___: object) -> float:
+        read.append(len(rows[0]))
+        return 60.0
+
+    monkeypatch.setattr(GradientEngine, "estimate_seconds", estimate)
+    train(loaded, [examples[:1]], recipe, [0], max_seconds=[1000.0])
+    assert read == [1, 3], "three times 60 seconds are more than a tenth of the time"
+
+
 def test_an_adapter_that_has_converged_stops_and_the_others_continue(
     loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
