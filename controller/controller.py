@@ -33,7 +33,7 @@ from . import background, lazy
 from .budget import UNLIMITED, Budget
 from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
-from .runs import PausedRun, input_of, queries_to_come, recorded, require_task
+from .runs import PausedRun, input_of, queries_of_call, recorded, require_task
 from .scheduler.scheduler import Scheduler
 from .state import Context, Recorder, State
 from .tracing import lazy as lazy_tracing
@@ -321,12 +321,12 @@ class Controller:
             return self._or_refused(task, partial(self.solve_with, alone, task, seed=chosen_seed, on_event=on_event))
 
         results = []
-        known = queries_to_come(tasks) if isinstance(tasks, Sequence) else {}
+        known = queries_of_call(tasks) if isinstance(tasks, Sequence) else {}
         remaining = iter(tasks)
         while batch := list(islice(remaining, size)):
             for task in batch:
                 require_task(task)
-            context = replace(context, queries=known or queries_to_come(batch))
+            context = replace(context, queries=known or queries_of_call(batch))
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 together = len(batch) > 1
                 batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None

@@ -37,6 +37,7 @@ from .state import (
     Measured,
     Plain,
     Progress,
+    Queries,
     Query,
     State,
     StrategyRun,
@@ -158,21 +159,21 @@ def _adapter_costs(context: Context, query: Query, features: Features, tokens: i
     `tokens` went through the model for the in-context answer."""
     if context.adapters is not None:
         return context.adapters
-    learner, queries = context.learner, context.queries.get(query.task.digest, 1)
-    if queries == 1 and not learner.adapters.may_have_cached:
+    learner, queries = context.learner, context.queries.get(query.task.digest, Queries(1, 1))
+    if queries.total == 1 and not learner.adapters.may_have_cached:
         return {}
     among = [strategies()[name] for name in applicable(query.task)]
     formatted = learner.formats.formatted(query.task)
     cached, others = adapter_answers(learner, among, formatted, query.seed)
-    if queries == 1 and not cached:
+    if queries.total == 1 and not cached:
         return {}
     prompt = learner.window.encode(formatted)
     alone = len(prompt.ids) + round(math.expm1(features.values["answer_tokens"]))
-    shared = prompt.shared_prefix_length * (1 - 1 / queries)
-    share = min(alone, tokens, alone - shared) / alone  # fewer tokens where an earlier query read the demonstrations
-    return {
-        "cached_adapters": cached, "shared_adapters": others if queries > 1 else {}, "queries": queries,
-        "reading_share": max(share, 1 / alone),
+    if queries.total > 1:
+        tokens = round(alone - prompt.shared_prefix_length * (1 - 1 / queries.total))
+    return {  # without other queries in the call, one of an earlier call may have read the demonstrations
+        "cached_adapters": cached, "shared_adapters": others if queries.to_come > 1 else {}, "queries": queries.to_come,
+        "reading_share": min(max(tokens, 1), alone) / alone,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from . import lazy
 from .events import OnEvent, last_state, watched
 from .results import Result, result_of
 from .session import session_of
-from .state import Context, Progress, State, task_from_plain, task_to_plain
+from .state import Context, Progress, Queries, State, task_from_plain, task_to_plain
 
 if TYPE_CHECKING:
     from .task_graph import TaskGraph
@@ -30,15 +30,16 @@ def require_task(task: object) -> None:
         raise TypeError(f"expected a Task, such as make_task gives; received a {type(task).__name__}")
 
 
-def queries_to_come(tasks: Sequence[object]) -> dict[str, int]:
-    """By the digest of a task: how many tasks have its demonstrations, from it on. Anything but tasks is left out."""
-    counts, result = dict[object, int](), dict[str, int]()
-    for task in reversed(tasks):
+def queries_of_call(tasks: Sequence[object]) -> dict[str, Queries]:
+    """By the digest of a task: how many tasks have its demonstrations. Anything but tasks is left out."""
+    groups: dict[object, list[Task]] = {}
+    for task in tasks:
         if isinstance(task, Task):
-            shared = task.kind, task.instruction, task.demonstrations
-            counts[shared] = counts.get(shared, 0) + 1
-            result[task.digest] = counts[shared]
-    return result
+            groups.setdefault((task.kind, task.instruction, task.demonstrations), []).append(task)
+    return {
+        task.digest: Queries(len(group), len(group) - place)
+        for group in groups.values() for place, task in enumerate(group)
+    }  # fmt: skip
 
 
 def input_of(learner: Learner, task: Task, seed: int) -> State:

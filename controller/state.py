@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
-from typing import Any, Literal, NotRequired, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, runtime_checkable
 
 from typing_extensions import TypedDict
 
@@ -36,6 +36,14 @@ from .budget import UNLIMITED, Budget
 from .run_facts import policy_digest
 
 Plain = dict[str, Any]
+
+
+class Queries(NamedTuple):
+    """Queries of one call that have the same demonstrations."""
+
+    total: int
+    to_come: int
+    """From this one on."""
 
 
 class AdapterCosts(TypedDict, total=False):
@@ -138,8 +146,8 @@ class Context:
     """The root of the run's tree of spans; None before the run begins, or where none is recorded."""
     scope: str = ""
     """Whose adapters the run may reuse, and who may reuse those that it trains; see `AdapterProvider.scoped`."""
-    queries: Mapping[str, int] = field(default_factory=dict)
-    """By the digest of a task: queries of its demonstrations in the call, from this one on; absent: 1."""
+    queries: Mapping[str, Queries] = field(default_factory=dict)
+    """By the digest of a task; one that is absent has demonstrations of its own."""
     adapters: AdapterCosts | None = None
     """What adapters cost, in a run that is repeated; None: what they cost now."""
     session: str = ""

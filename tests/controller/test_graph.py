@@ -371,6 +371,9 @@ def test_queries_of_a_call_know_how_many_share_their_adapter(learner, kind, budg
     costs = {name: cost for count, cost in policy.seen[:1] if count > 1 for name, cost in cost.items()}
     assert not costs or (costs["ttt_augmented"], costs["ttt_in_context"]) == (3.0, 1.0)
     assert policy.seen[1][1] == {}
+    if (kind, budget) == (list, None):
+        assert policy.shares == pytest.approx([0.43, 1.0, 0.43, 0.43], abs=0.1), "all read the demonstrations once"
+        assert policy.shares[0] == policy.shares[2] == policy.shares[3]
     with pytest.raises(TypeError, match="expected a Task"):
         Controller(learner, policy).solve_many([TASK, "no task"])
 
@@ -380,8 +383,10 @@ class SeesQueries(Scripted):
     """Answers in context, and notes what it is told of queries and adapters."""
 
     seen: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
     def decide(self, features, allowed, *, tried=()):
+        self.shares.append(features.reading_share)
         self.seen.append((features.queries, dict(features.shared_adapters)))
         return replace(super().decide(features, allowed, tried=tried), exclusive=True)
 
