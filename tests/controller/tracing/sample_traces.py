@@ -34,8 +34,8 @@ def small_learner(recipe: Recipe = QUICK) -> Learner:
     return learner
 
 
-def traces_of(learner: Learner, policy: Policy, tasks: Sequence[Task]) -> list[Trace]:
-    """The traces of runs, as a store returns them."""
+def traces_of(learner: Learner, policy: Policy, tasks: Sequence[Task], *, together: bool = False) -> list[Trace]:
+    """The traces of runs, as a store returns them; `together`: of one call."""
     traces: list[Trace] = []
 
     class Target:
@@ -43,8 +43,11 @@ def traces_of(learner: Learner, policy: Policy, tasks: Sequence[Task]) -> list[T
             traces.append(trace.as_stored())
 
     controller = Controller(learner, policy, trace=TraceRecorder([Target()]))
-    for task in tasks:
-        controller.solve(task)
+    if together:
+        controller.solve_many(tasks)
+    else:
+        for task in tasks:
+            controller.solve(task)
     return traces
 
 

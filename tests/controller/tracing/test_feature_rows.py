@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from autottt.controller.controller import policy_for
+from autottt.controller.controller import Controller, policy_for
 from autottt.controller.tracing.feature_rows import explained_decision, feature_rows, feature_sentences, features_note
 from autottt.controller.tracing.trace import Trace
 from autottt.policies.bundle import load_bundle
 from autottt.policies.feature_glossary import GLOSSARY
-from autottt.policies.policy import BUNDLED, AnyModelPolicy, LearnedPolicy
+from autottt.policies.policy import BUNDLED, AnyModelPolicy, FixedPolicy, LearnedPolicy
 from tests.controller.tracing.sample_traces import LIST, small_learner, trace_of, traces_of
 
 
@@ -110,3 +112,20 @@ def test_a_run_of_the_policy_for_any_model_is_explained_at_its_costs_and_calibra
         assert explained.cost_weight == policy.learned.trained.cost_weight
     trace.attributes["policy"]["digest"] = "other"
     assert explained_decision(trace) is None
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_decision_about_shared_and_cached_adapters_is_explained_at_its_costs(together):
+    learner = small_learner()
+    policy = policy_for(learner, BUNDLED.parent / "any_model")
+    queries = [LIST, *(replace(LIST, query=query, answer=None) for query in ((9, 8), (8, 7, 9)))]
+    if not together:
+        Controller(learner, FixedPolicy("ttt_in_context")).solve(LIST)
+    traces = traces_of(learner, policy, queries, together=together)
+    assert [trace.adapter_costs["queries"] for trace in traces] == ([3, 2, 1] if together else [1, 1, 1])
+    assert together or all("ttt_in_context" in trace.adapter_costs["cached_adapters"] for trace in traces)
+    for trace in traces:
+        explained = explained_decision(trace)
+        assert explained is not None
+        for name in ("scores", "costs", "utilities"):
+            assert getattr(explained.decision, name) == pytest.approx(trace.decisions[0][name])
