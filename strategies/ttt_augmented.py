@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
@@ -46,23 +48,22 @@ class TttAugmented:
     ) -> Attempt:
         plan, transformations = self._plan(learner, task, seed)
         adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
-        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations, seed, adapter)
+        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations(), seed, adapter)
         return with_training(attempt, adapter, from_cache)
 
-    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
-        """The plan, and the transformations that its prompts are shown under."""
+    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, Callable[[], list[Transformation]]]:
+        """The plan, and the transformations that its prompts are shown under, which are found when they are needed."""
         recipe = recipe_for(self, learner.loaded.recipes, task.kind)
         rng = random.Random(f"{self.name}-{seed}")
-        transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
+        transformations = cache(lambda: demonstration_transformations(learner, task, recipe.transformations, rng))
 
         def make_examples() -> TrainingExamples:
-            return TrainingExamples(
-                [transformed(leave_one_out_orders(task, example_count(recipe), rng), transformations)]
-            )
+            chosen = transformations()  # drawn before the orders
+            return TrainingExamples([transformed(leave_one_out_orders(task, example_count(recipe), rng), chosen)])
 
         plan = AdapterPlan(
             adapter_key(self.name, task, recipe, seed), task, recipe, seed, make_examples,
-            inference_prompts=lambda: view_prompts(self.name, learner, task, recipe, transformations, seed),
+            inference_prompts=lambda: view_prompts(self.name, learner, task, recipe, transformations(), seed),
             strategy=self.name,
         )  # fmt: skip
         return plan, transformations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from ..ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
@@ -55,25 +57,27 @@ class TttCrossfit:
     ) -> Attempt:
         plan, transformations = self._plan(learner, task, seed)
         adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
-        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations, seed, adapter)
+        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations(), seed, adapter)
         return with_training(attempt, adapter, from_cache)
 
-    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, list[Transformation]]:
+    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, Callable[[], list[Transformation]]]:
         recipe = recipe_for(self, learner.loaded.recipes, task.kind)
         return crossfit_plan(self.name, learner, task, recipe, seed, self.folds)
 
 
 def crossfit_plan(
     name: str, learner: Learner, task: Task, recipe: Recipe, seed: int, folds: int
-) -> tuple[AdapterPlan, list[Transformation]]:
-    """The plan of an adapter per fold, and the transformations that its prompts are shown under."""
+) -> tuple[AdapterPlan, Callable[[], list[Transformation]]]:
+    """The plan of an adapter per fold, and the transformations that its prompts are shown under, which are found when
+    they are needed."""
     rng = random.Random(f"{name}-{seed}")
-    transformations = demonstration_transformations(learner, task, recipe.transformations, rng)
+    transformations = cache(lambda: demonstration_transformations(learner, task, recipe.transformations, rng))
 
     def make_examples() -> TrainingExamples:
+        chosen = transformations()  # drawn before the folds
         parts = split_folds(task, folds, rng)
         orders = [leave_one_out_orders(part.training_task, example_count(recipe), rng) for part in parts]
-        return TrainingExamples([transformed(o, transformations) for o in orders], [part.held_out for part in parts])
+        return TrainingExamples([transformed(o, chosen) for o in orders], [part.held_out for part in parts])
 
     key = adapter_key(name, task, recipe, seed, folds)
     plan = AdapterPlan(key, task, recipe, seed, make_examples, cross_validates=True, strategy=name)

@@ -56,5 +56,5 @@ class TttRace:
         plan = self.plan(learner, task, seed)
         _, transformations = crossfit_plan(self.name, learner, task, plan.recipe, seed, 2)
         adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
-        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations, seed, adapter)
+        attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations(), seed, adapter)
         return with_training(attempt, adapter, from_cache)
