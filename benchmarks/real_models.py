@@ -32,11 +32,12 @@ from typing import Any
 
 import torch
 from model_folders import folder_of
-from real_strategies import CONTROLLER, ORDER, TOGETHER, controller_row, strategy_row, strategy_rows
+from real_strategies import ORDER, TOGETHER, controller_row, strategy_row, strategy_rows
 from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
+from autottt.controller.evaluation import CONTROLLER
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.errors import TooLongError

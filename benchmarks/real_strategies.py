@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from row_files import Row, percent_interval
 
 from autottt import Controller
+from autottt.controller.evaluation import CONTROLLER
 from autottt.strategies.base import Strategy, run
 from autottt.ttt_core.errors import StrategyError, TooLongError
 from autottt.ttt_core.learner import Learner
@@ -16,8 +17,6 @@ from autottt.ttt_core.tasks.answers import is_right
 from autottt.ttt_core.tasks.task import Task
 
 BASE = "in_context"
-CONTROLLER = "controller"
-"""The name of the rows of a controller, which chooses a strategy for each query."""
 ORDER = (
     "in_context", "ttt_in_context", "ttt_direct", "zero_shot", "in_context_vote", "ttt_augmented", "ttt_crossfit",
 )  # fmt: skip

@@ -171,10 +171,9 @@ def features_note(explained: Explanation | None, trace: Trace) -> str:
 def explained_decision(trace: Trace, policy: Policy | None = None) -> Explanation | None:
     """The first decision explained by its policy: `policy`, where it is that of the run, else one that is installed.
     None where it is not here, or is no learned one."""
-    node = next((n["attributes"]["features"] for n in trace.nodes if "features" in n["attributes"]), None)
-    if node is None or not trace.decisions or None in node["values"].values():
+    if not trace.measured or not trace.decisions or None in trace.features.values():
         return None
-    first, features = trace.decisions[0], Features(**node)
+    first, features = trace.decisions[0], Features(**trace.measured)
     found = _policy_of(trace, features, policy)
     if found is None:
         return None

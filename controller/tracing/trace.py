@@ -167,15 +167,18 @@ class Trace:
     @property
     def features(self) -> Mapping[str, float]:
         """The features that the policy saw; empty where the run ended before they were measured."""
-        measured = next(iter(self._of_nodes("features")), {})
-        values: Mapping[str, float] = measured.get("values", {})
+        values: Mapping[str, float] = self.measured.get("values", {})
         return values
 
     @property
     def adapter_costs(self) -> AdapterCosts:
         """What the features say of the costs of adapters; nothing for runs that were recorded before they did."""
-        measured = next(iter(self._of_nodes("features")), {})
-        return cast(AdapterCosts, {n: measured[n] for n in AdapterCosts.__annotations__ if n in measured})
+        return cast(AdapterCosts, {n: self.measured[n] for n in AdapterCosts.__annotations__ if n in self.measured})
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """The fields of `Features` as they were decided on; empty where the run ended before they were measured."""
+        return next(iter(self._of_nodes("features")), {})
 
     def _of_nodes(self, attribute: str) -> list[Mapping[str, Any]]:
         return [n["attributes"][attribute] for n in self.nodes if attribute in n["attributes"]]
