@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEYS_VARIABLE = "AUTOTTT_API_KEYS"
 """Environment variable with API keys, in place of a file."""
+STOPPED_AT_ONCE = 1
+"""Exit code after a second signal: the base model was not checked."""
 CLUSTER_LOST = 1
 """Exit code where the cluster has ended before the replicas were stopped."""
 _RAY_LIBRARIES = ("ray", "aiohttp", "grpc", "watchfiles")
@@ -50,8 +52,7 @@ class AddressOptions:
 
     def keys(self) -> ApiKeys | None:
         """The API keys. Raises `SettingsError` where they cannot be read, or are missing and needed."""
-        from ..server.guard import ApiKeys
-        from ..server.serving import is_loopback
+        from ..server.guard import ApiKeys, is_loopback
 
         if self.api_keys is not None:
             return ApiKeys.from_file(self.api_keys)
@@ -198,9 +199,16 @@ def serve(
     run_server(
         app, engine, bound, load,
         on_start=lambda: note(f"listening on {url_of(bound)}; loading the model {name}"),
-        on_ready=lambda: note(f"ready after {time.monotonic() - began:.1f} s"),
+        on_ready=lambda: note(f"ready after {time.monotonic() - began:.1f} s"), end_at_once=_end_at_once,
     )  # fmt: skip
-    note("stopped; the base model is what was loaded" if engine.is_loaded else "stopped before the model was loaded")
+    is_proven = engine.proof is not None
+    note("stopped; the base model is what was loaded" if is_proven else "stopped before the model was loaded")
+
+
+def _end_at_once() -> None:
+    """Ends the process without waiting for threads that still compute."""
+    note("stopped at once; the base model was not checked")
+    os._exit(STOPPED_AT_ONCE)
 
 
 def _load(

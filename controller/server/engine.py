@@ -19,6 +19,7 @@ from .metrics import Metrics
 from .work_queue import WorkQueue
 
 if TYPE_CHECKING:
+    from ...ttt_core.model.fingerprint import RevertProof
     from ..controller import Controller
     from ..scheduler.scheduler import Scheduler
 
@@ -43,7 +44,9 @@ class Engine:
         self.metrics = metrics
         self.state: State = "loading"
         self.error: BaseException | None = None
-        """Why the controller could not be loaded."""
+        """Why the controller could not be loaded, or what the last check of the base model raised."""
+        self.proof: RevertProof | None = None
+        """That the base model is what was loaded, once `stop` has checked it."""
         self.queue = WorkQueue(limits)
         self.scheduler: Scheduler | None = None
         """Of the loaded controller."""
@@ -71,11 +74,6 @@ class Engine:
         self.metrics.watch_cache(lambda: cache.adapter_count, lambda: cache.used_bytes)
         if self.state == "loading":
             self.state = "ready"
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the controller was loaded, also if it is no longer used."""
-        return self._controller is not None
 
     @property
     def controller(self) -> Controller:
@@ -169,11 +167,12 @@ class Engine:
         if self._controller is not None and self.scheduler is not None:
             await asyncio.to_thread(self.scheduler.close, cancel=True)
             try:
-                proof = await asyncio.to_thread(self._controller.learner.verify, full=True)
+                proof = self.proof = await asyncio.to_thread(self._controller.learner.verify, full=True)
                 _LOG.info("the base model is what was loaded (%d tensors, %s)", proof.tensors, proof.hash[:12])
-            except BaseChangedError as error:
+            except Exception as error:
                 self.error = error
-                _LOG.error("the base model is not what was loaded")
+                changed = isinstance(error, BaseChangedError)
+                _LOG.error("the base model is not what was loaded" if changed else "the base model cannot be checked")
         self.state = "stopped"
 
 

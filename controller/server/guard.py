@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,14 @@ OPEN_PATHS = ("/", "/healthz", "/readyz")
 """Paths that need no key: for probes, and the page that asks for the key."""
 MIN_KEY_LENGTH = 16
 _LOG = logging.getLogger("autottt.server")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ApiKeys:

@@ -1,23 +1,27 @@
 """The server as a process: binds the port, loads the model in the background, and stops gracefully.
 
-On the first SIGTERM or SIGINT new requests get 503 while those under way finish; a second one ends the process at once.
+On the first SIGTERM or SIGINT new requests get 503 while those under way finish; a second one ends the process at once,
+without a check of the base model.
 Knows nothing about routes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...ttt_core.errors import SettingsError
+from .api_errors import shutting_down
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -25,15 +29,6 @@ if TYPE_CHECKING:
 
 CLOSING_SECONDS = 5
 """Time for responses to be sent after the work has ended."""
-_LOG = logging.getLogger("autottt.server")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -78,27 +73,52 @@ class _Server(uvicorn.Server):
         self.on_signal()
 
 
+def ends_quietly(app: ASGIApp) -> ASGIApp:
+    """The application, with requests that end without an error where Uvicorn cancels them: those that are not answered
+    when the server has stopped get 503."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        began = False
+
+        async def noted(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not began:
+                error = shutting_down()
+                with suppress(asyncio.CancelledError):
+                    await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+
+    return answer
+
+
 def run_server(
     app: FastAPI, engine: Engine, bound: socket.socket, load: Callable[[], Controller], *,
-    on_start: Callable[[], None], on_ready: Callable[[], None],
+    on_start: Callable[[], None], on_ready: Callable[[], None], end_at_once: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Serves until a signal stops the process, or the model cannot be loaded: then raises what loading raised.
-    `on_start` is called once requests are accepted, `on_ready` once the model is loaded."""
+    """Serves until a signal stops the process, or the model cannot be loaded: then raises what loading raised, as it
+    raises what the last check of the base model raised. `on_start` is called once requests are accepted, `on_ready`
+    once the model is loaded, and `end_at_once`, which ends the process, at a second signal."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", server_header=False, loop="asyncio", http="h11",
-        ws="none", timeout_graceful_shutdown=CLOSING_SECONDS, timeout_keep_alive=75,
+        ends_quietly(app), log_config=None, access_log=False, lifespan="off", server_header=False, loop="asyncio",
+        http="h11", ws="none", timeout_graceful_shutdown=CLOSING_SECONDS, timeout_keep_alive=75,
     )  # fmt: skip
     server = _Server(config)
     server.on_start = on_start
-    asyncio.run(_serve(server, engine, bound, load, on_ready))
+    asyncio.run(_serve(server, engine, bound, load, on_ready, end_at_once))
     if engine.error is not None:
         raise engine.error
 
 
 async def _serve(
-    server: _Server, engine: Engine, bound: socket.socket, load: Callable[[], Controller], on_ready: Callable[[], None]
-) -> None:
-    loop = asyncio.get_running_loop()
+    server: _Server, engine: Engine, bound: socket.socket, load: Callable[[], Controller],
+    on_ready: Callable[[], None], end_at_once: Callable[[], None],
+) -> None:  # fmt: skip
+    loop, signals = asyncio.get_running_loop(), count()
     background: set[asyncio.Task[None]] = set()
 
     async def loading() -> None:
@@ -109,8 +129,10 @@ async def _serve(
             server.should_exit = True
 
     async def stopping() -> None:
-        await engine.stop()
-        server.should_exit = True
+        try:
+            await engine.stop()
+        finally:
+            server.should_exit = True
 
     def start(work: Callable[[], asyncio.Task[None]]) -> None:
         task = work()
@@ -118,11 +140,12 @@ async def _serve(
         task.add_done_callback(background.discard)
 
     def on_signal() -> None:
-        if engine.state in ("stopping", "stopped"):
-            _LOG.warning("stopping at once")
-            server.should_exit = server.force_exit = True
-        else:
+        if next(signals) == 0:
             loop.call_soon_threadsafe(start, lambda: asyncio.create_task(stopping()))
+        elif engine.state == "stopped":
+            server.force_exit = True  # only responses are still being sent
+        else:
+            loop.call_soon_threadsafe(end_at_once)
 
     server.on_signal = on_signal
     start(lambda: asyncio.create_task(loading()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -12,13 +13,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 import pytest
 
 from autottt.controller.cli import serve as serve_command
-from autottt.controller.server.serving import bind, is_loopback, url_of
+from autottt.controller.server.guard import is_loopback
+from autottt.controller.server.serving import bind, ends_quietly, url_of
 from autottt.ttt_core.errors import ModelError, SettingsError
 from autottt.ttt_core.model.source_check import check_source
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -151,6 +154,51 @@ def test_a_stop_lets_requests_finish_refuses_new_ones_and_cancels_what_takes_too
     ((status, body),) = answers
     assert status == 503
     assert "the base model is what was loaded" in server.log
+
+
+def test_a_second_signal_ends_the_process_at_once_and_claims_no_proof(start):
+    server = start("--shutdown-seconds", "60")
+    server.wait_until_ready()
+
+    def ask() -> None:
+        with suppress(OSError):  # the connection breaks off
+            server.get("/v1/solve", {**TASK, "strategy": "ttt_in_context"})
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.7)
+    server.send(signal.SIGTERM)
+    while server.get("/readyz")[0] != 503:
+        time.sleep(0.05)
+    began = time.monotonic()
+    assert server.stop() == serve_command.STOPPED_AT_ONCE != 0
+    assert time.monotonic() - began < 2
+    asking.join()
+    assert "stopped at once; the base model was not checked" in server.log
+    assert "is what was loaded" not in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_request_that_is_cancelled_when_the_server_ends_raises_nothing(began):
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope, receive, send):
+        if began:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def run() -> None:
+        request = asyncio.create_task(ends_quietly(app)({"type": "http"}, send, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        request.cancel()
+        await request
+
+    asyncio.run(run())
+    assert [message["status"] for message in sent if "status" in message] == [200 if began else 503]
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process_with_an_error(start, model, tmp_path):
