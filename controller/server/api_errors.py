@@ -5,22 +5,29 @@ Knows nothing about requests. No message quotes a path of the file system, a tra
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ...ttt_core.errors import (
+    AdaptationError,
     AutotttError,
     BaseChangedError,
     BudgetError,
     Cancelled,
     ClosedError,
+    DeadlineError,
     ParseError,
+    PolicyError,
     QueueFullError,
     StrategyError,
     TaskError,
     TooLongError,
+    TraceError,
 )
 from ..caller import trace_id_of
 
@@ -30,6 +37,9 @@ MAX_RETRY_AFTER = 120
 """Seconds; clients of OpenAI's API ignore a longer `Retry-After`."""
 _PATH = re.compile(r"(?<![\w/.])~?(?:/[\w.@+~-]+){2,}/?|(?<!\w)[A-Za-z]:\\[\w.\\@+~-]+")
 _FIELD = re.compile(r"[a-z_]\w*(?:\[\d+\])?(?:\.\w+|\[\d+\])*(?=: )")
+MAX_FRAMES = 12
+"""Innermost frames of an unexpected error that are logged."""
+_LOG = logging.getLogger("autottt.server")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -69,6 +79,12 @@ class ApiError(Exception):
         return headers if not self.trace_id else {**headers, TRACE_HEADER: self.trace_id}
 
 
+_TOLD = (ApiError, Cancelled, QueueFullError, ClosedError)
+"""Errors of which the client learns the whole reason."""
+_QUOTE_NOTHING = (AdaptationError, BaseChangedError, DeadlineError, PolicyError, TraceError)
+"""Errors whose message quotes nothing of a request; that of a chat template, for one, may."""
+
+
 def without_paths(text: str) -> str:
     """The text with every path of the file system as `<path>`."""
     return _PATH.sub("<path>", text)
@@ -97,10 +113,30 @@ def shutting_down() -> ApiError:
 def api_error(error: BaseException) -> ApiError:
     """What a client receives of an error that was raised while its request was answered.
 
-    Only messages of errors that name a mistake of the request are passed on.
+    Only messages of errors that name a mistake of the request are passed on. Where the client is not told the reason of
+    a failure, it is logged.
     """
     answer = _without_trace(error)
-    return replace(answer, trace_id=answer.trace_id or trace_id_of(error))
+    answer = replace(answer, trace_id=answer.trace_id or trace_id_of(error))
+    if answer.status >= 500:
+        _log(error, answer.trace_id)
+    return answer
+
+
+def _log(error: BaseException, trace_id: str) -> None:
+    """Logs the reason of a failure that its client is not told: the message of an error, or the frames of one whose
+    message may quote the request."""
+    reason = error.__cause__ if isinstance(error, ApiError) else error
+    if reason is None or isinstance(reason, _TOLD):
+        return
+    text = str(reason) if isinstance(reason, _QUOTE_NOTHING) else f"raised by {_frames(reason)}"
+    _LOG.error("a request failed: %s, trace %s: %s", type(reason).__name__, trace_id or "not recorded", text)
+
+
+def _frames(error: BaseException) -> str:
+    """The innermost frames of an error as `folder/file:line`, the outermost of them first."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return ", ".join(f"{'/'.join(Path(file).parts[-2:])}:{line}" for file, line in lines[-MAX_FRAMES:]) or "no frame"
 
 
 def _without_trace(error: BaseException) -> ApiError:

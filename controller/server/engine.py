@@ -126,9 +126,10 @@ class Engine:
         events: asyncio.Queue[tuple[str, Event]],
     ) -> None:  # fmt: skip
         """Does the work and publishes its events, then `end` or `error`."""
+        limit = asyncio.timeout(self.limits.seconds)
         try:
             with place:
-                async with asyncio.timeout(self.limits.seconds), aclosing(work) as running:
+                async with limit, aclosing(work) as running:
                     async for event in running:
                         events.put_nowait(("event", event))
             events.put_nowait(("end", None))
@@ -136,17 +137,18 @@ class Engine:
             self.metrics.failed(Cancelled())
             events.put_nowait(("error", Cancelled("the run was cancelled")))
             raise
-        except TimeoutError as error:
-            self.metrics.failed(error)
-            message = f"there was no answer within {self.limits.seconds:g} seconds, the limit of this server"
-            refusal = ApiError(503, message, code="timeout", retry_after=self._expected_seconds())
-            events.put_nowait(("error", refusal))
         except Exception as error:
             self.metrics.failed(error)
             if isinstance(error, BaseChangedError):
                 self.metrics.reverted(False)
                 self.state = "failed"
-            events.put_nowait(("error", error))
+            is_late = isinstance(error, TimeoutError) and limit.expired()  # and not one of the work itself
+            events.put_nowait(("error", self._too_late() if is_late else error))
+
+    def _too_late(self) -> ApiError:
+        """The error for work that has exceeded the time limit."""
+        message = f"there was no answer within {self.limits.seconds:g} seconds, the limit of this server"
+        return ApiError(503, message, code="timeout", retry_after=self._expected_seconds())
 
     def _expected_seconds(self) -> float:
         """Seconds until a request that came now would be answered."""

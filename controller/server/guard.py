@@ -151,10 +151,9 @@ class _GuardMiddleware:
         except ApiError as error:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, counted)
         except Exception as error:
-            _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], type(error).__name__)
-            _LOG.debug("the error, which may quote the request", exc_info=True)
+            _LOG.debug("the error of %s, which may quote the request", scope["path"][:200], exc_info=True)
+            unexpected = api_error(error)
             if not began:
-                unexpected = api_error(error)
                 await JSONResponse(unexpected.body, unexpected.status, unexpected.headers)(scope, receive, counted)
 
     def _limited(self, receive: Receive) -> Receive:

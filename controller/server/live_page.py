@@ -114,8 +114,9 @@ def _trace_page(recorder: TraceReader, trace_id: str, policy: Policy) -> str:
 
     try:
         trace = recorder.stored(trace_id)
-    except AutotttError:
-        raise ApiError(503, "the store of traces cannot be read", code="trace_store") from None
+    except AutotttError as error:
+        message = "the store of traces cannot be read; the log of the server has the reason"
+        raise ApiError(503, message, code="trace_store") from error
     if trace is None:
         raise ApiError(404, f"trace {trace_id} is stored no more, or nowhere", code="trace_not_found")
     if not trace.has_content:

@@ -9,12 +9,25 @@ import time
 
 import pytest
 
+from autottt.controller.caller import name_trace
+from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server import guard as guard_module
 from autottt.controller.server.api_errors import ApiError, api_error, without_paths
 from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.limits import Limits
 from autottt.controller.server.work_queue import WorkQueue
-from autottt.ttt_core.errors import AdaptationError, SettingsError
+from autottt.ttt_core.errors import (
+    AdaptationError,
+    BaseChangedError,
+    Cancelled,
+    ClosedError,
+    DeadlineError,
+    ModelError,
+    QueueFullError,
+    SettingsError,
+    TaskError,
+    TraceError,
+)
 from tests.controller.server.conftest import TASK
 from tests.controller.server.test_app import assert_is_error
 
@@ -149,6 +162,16 @@ def test_a_run_beyond_the_time_limit_is_cancelled_and_the_model_given_back(serve
     assert_is_error(response, 503, code="timeout")
     assert 1 <= int(response.headers["retry-after"]) <= 120
     assert controller.learner.verify(full=True)
+
+
+def test_an_error_of_the_work_that_is_a_timeout_is_not_the_time_limit(serve, monkeypatch):
+    async def broken(*arguments, **options):
+        raise DeadlineError("the deadline passed")
+
+    monkeypatch.setattr(Scheduler, "asolve", broken)
+    client = serve()
+    assert_is_error(client.post("/v1/solve", json=TASK), 500, code="internal_error")
+    assert 'autottt_failures_total{error="DeadlineError"} 1.0' in client.get("/metrics").text
 
 
 class held:
@@ -332,11 +355,76 @@ def test_paths_are_left_out_of_errors(text, shown):
     assert without_paths(text) == shown
 
 
-def test_an_internal_error_passes_on_no_message():
-    error = api_error(RuntimeError("weights [0.1, 0.2] in /srv/a/b"))
+def test_an_internal_error_passes_on_no_message_and_logs_where_it_was_raised(caplog):
+    def fail():
+        raise RuntimeError("weights [0.1, 0.2] in /srv/a/b")
+
+    with pytest.raises(RuntimeError) as raised:
+        fail()
+    error = api_error(raised.value)
     assert error.status == 500
     assert "0.1" not in error.message
     assert "/srv" not in error.message
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "RuntimeError" in line
+    assert "server/test_guard.py:" in line
+    assert "weights" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (AdaptationError("out of memory in /srv/a"), "AdaptationError, trace 0123456789ab: out of memory in /srv/a"),
+        (BaseChangedError("tensor 3 is not what was loaded"), "tensor 3 is not what was loaded"),
+        (DeadlineError("the deadline passed"), "the deadline passed"),
+        (ModelError("the template refuses 'secret'"), "ModelError"),
+    ],
+)
+def test_the_reason_that_no_client_is_told_is_logged_once_with_the_trace(caplog, error, logged):
+    name_trace(error, "0123456789ab")
+    assert api_error(error).status >= 500
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert logged in record.getMessage()
+    assert "0123456789ab" in record.getMessage()
+    assert "secret" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TaskError("query: is wrong"), Cancelled(), QueueFullError("2 wait", 1.0), ClosedError(), ApiError(503, "loading")],
+)
+def test_what_clients_are_told_is_not_logged(caplog, error):
+    api_error(error)
+    assert not caplog.records
+
+
+def test_the_cause_of_an_error_that_clients_receive_in_other_words_is_logged(caplog):
+    refused = ApiError(503, "the store cannot be read")
+    refused.__cause__ = TraceError("traces.sqlite: the disk is full")
+    api_error(refused)
+    assert "TraceError, trace not recorded: traces.sqlite: the disk is full" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_is_logged_once(serve, monkeypatch, caplog, stream):
+    async def broken(*arguments, **options):
+        raise RuntimeError("secret")
+        yield
+
+    monkeypatch.setattr(Scheduler, "asolve", _raise_secret)
+    monkeypatch.setattr(Scheduler, "astream", broken)
+    response = serve().post("/v1/solve", json={**TASK, "stream": stream})
+    assert "internal_error" in response.text
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith("a request failed: RuntimeError")
+    assert "secret" not in caplog.text
+
+
+async def _raise_secret(*arguments, **options):
+    raise RuntimeError("secret")
+
+
 
 
 def test_retry_after_is_at_most_two_minutes():
