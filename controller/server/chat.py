@@ -96,7 +96,7 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 
 def _task(body: ChatRequest) -> tuple[Task, bool]:
     """The task of a chat, and whether it has demonstrations. Raises `ApiError` or `TaskError`."""
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    messages = [message.model_dump(exclude_unset=True) for message in body.messages]
     chat = read_chat(messages)
     if chat.query is None:
         role = messages[-1]["role"] if messages else None
@@ -116,7 +116,7 @@ def _task(body: ChatRequest) -> tuple[Task, bool]:
         raise TaskError(f"messages[{first}]: expected only marked examples before the query; received another turn")
     few_shot = bool(chat.pairs) and (all(marked) or body.model.endswith(FEW_SHOT_SUFFIX))
     if few_shot:
-        pairs: list[tuple[object, object]] = [(user.text, assistant.text) for user, assistant in chat.pairs]
+        pairs: list[tuple[object, object]] = [(user.text, answer.text) for user, answer in chat.demonstrations()]
         return make_task(pairs, chat.query.text, kind="text", instruction=chat.instruction, id="chat"), True
     turns_of_conversation = tuple(Demonstration(user.text, assistant.text) for user, assistant in chat.pairs)
     return Task("text", turns_of_conversation, chat.query.text, instruction=chat.instruction, id="chat"), False

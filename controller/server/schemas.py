@@ -1,6 +1,6 @@
 """What clients send and receive, as Pydantic models: the typed API of the server and its OpenAPI document.
 
-Knows nothing about how requests are answered. A field that is not declared is refused.
+Knows nothing about how requests are answered. A field that is not declared is refused, unless it is null.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     WithJsonSchema,
+    model_validator,
 )
 
 from ...ttt_core.tasks.fields import MAX_SEED, is_utf8
@@ -78,9 +79,17 @@ Seed = Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)]
 
 
 class Request(BaseModel):
-    """A request; unknown fields are refused."""
+    """A request; unknown fields are refused, unless they are null."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, fields: Any) -> Any:
+        """The fields without unknown ones that are null: clients send those of messages that they have received."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
 
 
 class Pair(Request):
@@ -147,6 +156,15 @@ def _neutral(name: str) -> Any:
     return Field(None, json_schema_extra={"enum": [None, *NEUTRAL[name]]})
 
 
+def _checked_nothing(value: object) -> object:
+    """None, or an empty list. Raises `ValueError`."""
+    if value is None or value == []:
+        return value
+    raise ValueError("is not supported: leave it out, or give null")
+
+
+Nothing = Annotated[Any, PlainValidator(_checked_nothing), WithJsonSchema({"enum": [None, []]})]
+"""A field of messages that clients send empty."""
 _NO_TOOLS = Field(None, json_schema_extra={"enum": [None]}, description="Messages of tools are refused.")
 _PARTS: Any = {
     "type": "array", "minItems": 1, "items": {
@@ -169,7 +187,8 @@ class Message(Request):
     tool_call_id: Any = _NO_TOOLS
     function_call: Any = _NO_TOOLS
     refusal: StrictStr | None = None
-    audio: Any = _NO_TOOLS
+    audio: Nothing = Field(None, description="Only text is read.")
+    annotations: Nothing = Field(None, description="Sources that are cited are not read.")
 
 
 class StreamOptions(Request):

@@ -235,7 +235,7 @@ def _from_messages(data: Mapping[str, object], settings: ReadSettings) -> _Draft
         fields = f"messages[{user.number}].content", f"messages[{number}].content"
         return _Example(user.number, user.text, output, *fields)
 
-    pairs = [example(user, assistant) for user, assistant in chat.pairs]
+    pairs = [example(user, assistant) for user, assistant in chat.demonstrations()]
     return _Draft(pairs, [example(chat.query, None)], kind="text", instruction=chat.instruction)
 
 

@@ -339,7 +339,9 @@ def _parts(
         elif chat.query is not None:
             raise TaskError("query: expected no query with a chat that ends with one; received both")
         instruction = chat.instruction if instruction is None else instruction
-        pairs: list[tuple[object, object]] = [(user.text, assistant.text) for user, assistant in chat.pairs]
+        pairs: list[tuple[object, object]] = [
+            (user.text, assistant.text) for user, assistant in chat.demonstrations("demonstrations")
+        ]
     else:
         pairs = [_pair(item, f"demonstrations[{n}]") for n, item in enumerate(raw)]
     if query is MISSING:

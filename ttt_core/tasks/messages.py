@@ -39,6 +39,16 @@ class Chat:
     query: Turn | None
     """The last turn, of a user; None if an assistant answered every turn."""
 
+    def demonstrations(self, field: str = "messages") -> tuple[tuple[Turn, Turn], ...]:
+        """The pairs, to learn from. Raises `TaskError` for an answer without a text, which a conversation may have."""
+        for _, assistant in self.pairs:
+            if not assistant.text.strip():
+                expected = (
+                    "an answer with a text: leave out the pair (in a task with demonstrations an output may be empty)"
+                )
+                raise invalid_field(f"{field}[{assistant.number}].content", expected, assistant.text)
+        return self.pairs
+
 
 def read_chat(messages: object, field: str = "messages") -> Chat:
     """The parts of a chat. Raises `TaskError` that names an invalid message, or one out of order."""
@@ -57,12 +67,6 @@ def read_chat(messages: object, field: str = "messages") -> Chat:
             raise invalid_field(f"{where}.role", f"{expected!r}, as user and assistant take turns", role)
         turns.append(Turn(number, expected, text))
     pairs = tuple(zip(turns[::2], turns[1::2], strict=False))
-    for _, assistant in pairs:
-        if not assistant.text.strip():
-            expected = (
-                "an answer with a text: leave out the pair (in a task with demonstrations an output may be empty)"
-            )
-            raise invalid_field(f"{field}[{assistant.number}].content", expected, assistant.text)
     return Chat("\n\n".join(instructions) or None, pairs, turns[-1] if len(turns) % 2 else None)
 
 

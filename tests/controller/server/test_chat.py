@@ -148,6 +148,34 @@ def test_messages_that_are_no_chat_are_refused(serve, messages, param):
     assert_is_error(serve().post(PATH, json={"model": MODEL, "messages": messages}), 400, param=param)
 
 
+@pytest.mark.parametrize("empty", ["", " ", [{"type": "text", "text": ""}]])
+def test_a_conversation_with_an_empty_answer_is_continued_and_no_demonstration_is_empty(serve, empty):
+    client = serve()
+    turns = [QUERY, {"role": "assistant", "content": empty}, QUERY]
+    response = client.post(PATH, json={"model": MODEL, "messages": turns, "max_tokens": 3})
+    assert facts_of(response)["decision"] == "not_few_shot"
+    refused = client.post(PATH, json={"model": f"{MODEL}-fewshot", "messages": turns})
+    assert_is_error(refused, 400, param="messages[1].content")
+
+
+def test_a_null_content_is_received_and_not_missing(serve):
+    response = serve().post(PATH, json={"model": MODEL, "messages": [{"role": "user", "content": None}]})
+    assert_is_error(response, 400, param="messages[0].content")
+    assert "received None" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["annotations", "audio", "tool_calls"])
+def test_what_messages_may_have_beside_their_text_is_accepted_where_it_is_empty(serve, name):
+    client = serve()
+    for value in (None, []):
+        messages = [TURNS[0], {**TURNS[1], name: value, "unknown": None}, QUERY]
+        assert client.post(PATH, json={**CONVERSATION, "messages": messages}).status_code == 200
+    messages = [TURNS[0], {**TURNS[1], name: [{"type": "url_citation"}]}, QUERY]
+    refused = client.post(PATH, json={**CONVERSATION, "messages": messages})
+    assert_is_error(refused, 400, param=f"messages[1].{name}")
+    assert "url_citation" in refused.json()["error"]["message"]
+
+
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,18 @@ def test_the_openai_client_reads_a_stream_with_training_and_comments(live, conne
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
+def test_the_openai_client_sends_back_a_message_as_it_was_received(live, connect):
+    client = connect(live())
+    message = client.chat.completions.create(model=MODEL, messages=[QUERY], max_tokens=4).choices[0].message
+    assert None in message.model_dump().values()
+    for turn in (message, message.model_dump(), message.to_dict(), {**message.model_dump(), "annotations": []}):
+        answer = client.chat.completions.create(model=MODEL, messages=[QUERY, turn, QUERY], max_tokens=4)
+        assert answer.model_extra["autottt"]["decision"] == "not_few_shot"
+    empty = client.chat.completions.create(model=MODEL, messages=[QUERY], stop=[message.content[0]]).choices[0].message
+    assert empty.content == ""
+    assert client.chat.completions.create(model=MODEL, messages=[QUERY, empty, QUERY], max_tokens=4).choices
+
+
 def test_the_openai_client_lists_models(live, connect):
     assert [model.id for model in connect(live()).models.list()] == [MODEL, f"{MODEL}-fewshot"]
 

@@ -107,6 +107,13 @@ def test_a_pair_without_an_answer_is_refused(blank: Any, fields: dict[str, str])
         make_task([said("user", "cat"), said("assistant", blank, **fields)], "dog")
 
 
+def test_a_conversation_may_have_an_answer_without_a_text() -> None:
+    chat = read_chat([said("user", "cat"), said("assistant", ""), QUERY])
+    assert [(user.text, assistant.text) for user, assistant in chat.pairs] == [("cat", "")]
+    with pytest.raises(TaskError, match=r"^messages\[1\].content: expected an answer with a text"):
+        chat.demonstrations()
+
+
 def test_an_input_may_be_empty() -> None:
     assert task_from_messages([said("user", ""), said("assistant", "tac"), QUERY]).demonstrations[0].output == "tac"
 
