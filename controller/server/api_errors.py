@@ -28,6 +28,7 @@ from ...ttt_core.errors import (
     TaskError,
     TooLongError,
     TraceError,
+    shortened,
 )
 from ..caller import trace_id_of
 
@@ -37,6 +38,16 @@ MAX_RETRY_AFTER = 120
 """Seconds; clients of OpenAI's API ignore a longer `Retry-After`."""
 _PATH = re.compile(r"(?<![\w/.])~?(?:/[\w.@+~-]+){2,}/?|(?<!\w)[A-Za-z]:\\[\w.\\@+~-]+")
 _FIELD = re.compile(r"[a-z_]\w*(?:\[\d+\])?(?:\.\w+|\[\d+\])*(?=: )")
+_PLAIN = re.compile(r"[\w-]+")
+_EXPECTED = (
+    (re.compile(r"^Input should be (?=greater|less)"), "expected a number "),
+    (re.compile(r"^Input should be "), "expected "),
+)
+"""What Pydantic says, in the words of the other errors."""
+NO_OBJECT = ("model_attributes_type", "model_type", "dict_type")
+"""Types of Pydantic's errors for what is no object."""
+MAX_NAME = 60
+"""Longest name of an unknown field that is shown as it is."""
 MAX_FRAMES = 12
 """Innermost frames of an unexpected error that are logged."""
 _LOG = logging.getLogger("autottt.server")
@@ -90,19 +101,35 @@ def without_paths(text: str) -> str:
     return _PATH.sub("<path>", text)
 
 
-def unsupported(field: str, why: str) -> ApiError:
+def unsupported(field: str, why: str, received: object) -> ApiError:
     """The error for a field that would change the answer, and that this server does not implement."""
-    return ApiError(400, f"{field}: is not supported: {why}", field, "unsupported_parameter")
+    message = f"{field}: is not supported: {why}; received {shortened(received)}"
+    return ApiError(400, message, field, "unsupported_parameter")
 
 
 def invalid_request(error: Mapping[str, Any], place: Sequence[int | str]) -> ApiError:
     """The error for a field that its schema refuses: one of the errors that Pydantic lists, and where the field is."""
-    parts = [part for part in place if isinstance(part, int) or part.isidentifier()]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    if error["type"] == "extra_forbidden":
-        return ApiError(400, f"{field}: is no field of this request", field or None, "unknown_parameter")
-    message = f"{field or 'body'}: {error['msg'].removeprefix('Value error, ')}"
+    is_unknown = error["type"] == "extra_forbidden"
+    last = len(place) - 1
+    parts = [
+        part for number, part in enumerate(place)
+        if isinstance(part, int) or part.isidentifier() or (is_unknown and number == last)
+    ]  # fmt: skip
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in parts).removeprefix(".")
+    if is_unknown:
+        return ApiError(400, f"{field}: is no field of this request; leave it out", field, "unknown_parameter")
+    if error["type"] == "missing":
+        return ApiError(400, f"{field}: expected a value; the field is missing", field or None, "invalid_value")
+    expected = "expected an object" if error["type"] in NO_OBJECT else error["msg"].removeprefix("Value error, ")
+    for pattern, words in _EXPECTED:
+        expected = pattern.sub(words, expected)
+    message = f"{field or 'body'}: {expected}; received {shortened(error['input'])}"
     return ApiError(400, message, field or None, "invalid_value")
+
+
+def _name(part: str) -> str:
+    """The name of a field as it is shown: quoted, and shortened, where it is not made of letters, digits and dashes."""
+    return part if len(part) <= MAX_NAME and _PLAIN.fullmatch(part) else shortened(part)
 
 
 def shutting_down() -> ApiError:

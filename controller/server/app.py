@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from ...ttt_core.errors import AutotttError, Cancelled
@@ -20,7 +21,8 @@ from ...ttt_core.tasks.task import Task
 from ..caller import trace_id_of
 from . import streaming
 from .answers import Answers
-from .api_errors import TRACE_HEADER, ApiError, api_error, invalid_request
+from .api_errors import NO_OBJECT, TRACE_HEADER, ApiError, api_error, invalid_request
+from .body_errors import body_error
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
 from .chat_answers import ChatAnswer, solve_events
 from .engine import Engine, Event
@@ -328,19 +330,32 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    """A request that its schema refuses: 400 that names the first invalid field."""
+    """A request that its schema refuses: 400 that names the first invalid field, or what is wrong with the body."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid" or (first["loc"] == ("body",) and first["type"] in ("missing", *NO_OBJECT)):
+        received = b"" if first["type"] == "missing" else error.__cause__ or first["input"]
+        return _response(body_error(received, request.headers.get("content-type")))
     return _response(invalid_request(first, first["loc"][1:]))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """What Starlette and FastAPI refuse by themselves: unknown paths and methods, bodies that are no JSON."""
+    """What Starlette and FastAPI refuse by themselves: unknown paths and methods, bodies that cannot be read; and what
+    the guard refuses while a body is read."""
     assert isinstance(error, HTTPException)
-    messages = {
-        404: f"there is no {request.url.path[:200]}; /openapi.json lists the paths",
-        405: f"{request.method[:20]} is not possible here",
-    }
-    response = _response(ApiError(error.status_code, messages.get(error.status_code, str(error.detail))))
+    if isinstance(error.__cause__, ApiError):
+        answer = error.__cause__
+    elif error.status_code == 400 and error.__cause__ is not None:
+        answer = body_error(error.__cause__, request.headers.get("content-type"))
+    elif error.status_code == 404:
+        message = f"there is no {request.url.path[:200]}; /openapi.json lists the paths"
+        answer = ApiError(404, message, code="unknown_path")
+    elif error.status_code == 405:
+        allowed = Headers(error.headers or {}).get("allow", "")
+        message = f"{request.method[:20]} is not possible here{f'; expected {allowed}' if allowed else ''}"
+        answer = ApiError(405, message, code="method_not_allowed")
+    else:
+        answer = ApiError(error.status_code, str(error.detail))
+    response = _response(answer)
     response.headers.update(error.headers or {})
     return response

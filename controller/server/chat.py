@@ -52,11 +52,12 @@ def read_chat_request(body: ChatRequest, limits: Limits) -> ChatTask:
     limits.check_demonstrations(len(task.demonstrations))
     temperature = body.temperature or 0.0
     if few_shot and temperature >= GREEDY_BELOW:
-        raise unsupported("temperature", "answers to few-shot tasks are decoded greedily; leave it out, or give 0")
+        expected = "answers to few-shot tasks are decoded greedily; leave it out, or give 0"
+        raise unsupported("temperature", expected, temperature)
     if not few_shot:
         for name in ("strategy", "budget"):
-            if getattr(body, name) is not None:
-                raise unsupported(name, "a chat without demonstrations is answered by the base model")
+            if (value := getattr(body, name)) is not None:
+                raise unsupported(name, "a chat without demonstrations is answered by the base model", value)
     return ChatTask(
         task, few_shot, _max_tokens(body, limits), _stops(body.stop),
         temperature if temperature >= GREEDY_BELOW else 0.0, body.seed,
@@ -71,7 +72,7 @@ def _refuse_unsupported(body: ChatRequest) -> None:
             if name in ("top_p", "frequency_penalty", "presence_penalty") and value in neutral:
                 continue  # 1.0 for 1
             expected = " or ".join(json.dumps(other) for other in neutral)
-            raise unsupported(name, f"leave it out{f', or give {expected}' if expected else ''}")
+            raise unsupported(name, f"leave it out{f', or give {expected}' if expected else ''}", value)
 
 
 def _max_tokens(body: ChatRequest, limits: Limits) -> int:

@@ -142,6 +142,8 @@ class _GuardMiddleware:
                 self._metrics.response(path, message["status"])
             await send(message)
 
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # Uvicorn, which knows the request, sends no body
         request = Request(scope)
         try:
             scope["autottt_client"] = self._guard.client_of(request)
@@ -157,7 +159,8 @@ class _GuardMiddleware:
                 await JSONResponse(unexpected.body, unexpected.status, unexpected.headers)(scope, receive, counted)
 
     def _limited(self, receive: Receive) -> Receive:
-        """Receives the body within the limits of time and bytes. Raises `HTTPException`, which FastAPI passes on."""
+        """Receives the body within the limits of time and bytes. Raises `HTTPException`, which FastAPI passes on, from
+        the `ApiError` of the client."""
         received, complete = 0, False
         ends = monotonic() + BODY_SECONDS
 
@@ -169,15 +172,22 @@ class _GuardMiddleware:
                 async with asyncio.timeout(max(0.0, ends - monotonic())):
                     message = await receive()
             except TimeoutError:
-                detail = f"the body did not arrive within {BODY_SECONDS:g} seconds"
-                raise HTTPException(408, detail, {"connection": "close"}) from None
+                text = f"the body did not arrive within {BODY_SECONDS:g} seconds; send it faster, or a shorter one"
+                late = ApiError(408, text, code="body_timeout")
+                raise _passed_on(late) from late
             body: Any = message.get("body", b"")
             received, complete = received + len(body), not message.get("more_body", False)
             if received > self._guard.limits.body_bytes:
-                raise HTTPException(413, self._guard.too_long().message, {"connection": "close"})
+                too_long = self._guard.too_long()
+                raise _passed_on(too_long) from too_long
             return message
 
         return limited
+
+
+def _passed_on(error: ApiError) -> HTTPException:
+    """An error as FastAPI passes it on while it reads a body; the connection ends with it."""
+    return HTTPException(error.status, error.message, {"connection": "close"})
 
 
 def _paths(app: FastAPI) -> frozenset[str]:

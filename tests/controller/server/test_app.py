@@ -184,10 +184,80 @@ def test_a_body_that_is_no_task_is_refused(serve, body):
     assert_is_error(response, 400)
 
 
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "received"),
+    [
+        (b"", JSON, "received an empty body"),
+        (b'{"query": [1,], "a": 1}', JSON, "received '], \"a\": 1}' in line 1, column 14 (Expecting value"),
+        (b'{"query": [1]', JSON, "received the end of the text in line 1, column 14"),
+        (b"{}", {}, "header `content-type: application/json`; received no content type: add the header"),
+        (b"{}", {"content-type": "application/x-www-form-urlencoded"}, "received 'application/x-www-form-urlencoded'"),
+        (b"[]", JSON, "expected a JSON object; received []"),
+        (b'"x"', JSON, "expected a JSON object; received 'x'"),
+        (b"null", JSON, "expected a JSON object; received None"),
+        (b"3", JSON, "expected a JSON object; received 3"),
+        (b'{"query": "\xff"}', JSON, "expected a text in UTF-8; received the byte 0xff in place 11"),
+        (b"[" * 100_000, JSON, "too deep inside each other"),
+        (b"1" * 10_000, JSON, "numbers of at most 4300 digits"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/solve", "/v1/chat/completions"])
+def test_what_is_wrong_with_a_body_is_told_apart(serve, path, content, headers, received):
+    response = serve().post(path, content=content, headers=headers)
+    assert_is_error(response, 400, code="invalid_body")
+    assert response.json()["error"]["param"] is None
+    assert received in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"top-k": 3}, "top-k", "top-k: is no field"),
+        ({"top k": 3}, "'top k'", "'top k': is no field"),
+        ({"": 3}, "''", "'': is no field"),
+        ({"\ud800" * 99: 3}, None, "received '"),
+        ({"demonstrations": [{"input": [1], "output": [1], "out-put": 1}]}, "demonstrations[0].out-put", "is no field"),
+        ({"demonstrations": [{"input": [1]}]}, "demonstrations[0].output", "expected a value; the field is missing"),
+        ({"demonstrations": [3]}, "demonstrations[0]", "expected an object; received 3"),
+        ({"demonstrations": 3}, "demonstrations", "expected a valid list; received 3"),
+        ({"kind": "picture"}, "kind", "expected 'grid', 'grid1d', 'list' or 'text'; received 'picture'"),
+        ({"budget": [1]}, "budget", "received [1]"),
+        ({"seed": 2**63}, "seed", f"expected a number less than or equal to {2**63 - 1}; received {2**63}"),
+        ({"id": "x" * 300}, "id", "received 'xxx"),
+    ],
+)
+def test_a_field_that_is_refused_is_named_with_what_was_received(serve, change, param, message):
+    response = serve().post("/v1/solve", content=json.dumps({**TASK, **change}), headers=JSON)
+    assert_is_error(response, 400, param=param)
+    assert message in response.json()["error"]["message"]
+    assert len(response.json()["error"]["message"]) < 300
+
+
+def test_unknown_fields_that_are_null_are_left_out(serve):
+    client = serve()
+    pairs = [{**pair, "note": None} for pair in TASK["demonstrations"]]
+    assert client.post("/v1/solve", json={**TASK, "colour": None, "demonstrations": pairs}).status_code == 200
+    assert_is_error(client.post("/v1/solve", json={**TASK, "colour": 0}), 400, param="colour")
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/v1/models", "/openapi.json"])
+def test_head_gets_what_get_does_without_the_body(serve, path):
+    client = serve()
+    answered = client.head(path)
+    assert answered.status_code == 200
+    assert answered.content == b""
+    assert answered.headers["content-type"] == client.get(path).headers["content-type"]
+    assert client.head("/v1/solve").status_code == 405
+
+
 def test_unknown_paths_methods_and_models_are_errors_in_the_same_shape(serve):
     client = serve()
-    assert_is_error(client.get("/v1/unknown"), 404)
-    assert_is_error(client.get("/v1/solve"), 405)
+    assert_is_error(client.get("/v1/unknown"), 404, code="unknown_path")
+    assert_is_error(client.get("/v1/solve"), 405, code="method_not_allowed")
+    assert "expected POST" in client.get("/v1/solve").json()["error"]["message"]
     assert "allow" in client.get("/v1/solve").headers
     assert_is_error(client.get("/v1/models/other"), 404, code="model_not_found")
     assert_is_error(client.post("/v1/solve", json={**TASK, "model": "other"}), 404, param="model")

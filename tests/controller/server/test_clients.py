@@ -180,6 +180,12 @@ def test_curl_reads_answers_streams_and_errors(live):
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == whole["choices"][0]["message"]["content"]
     assert "HTTP/1.1 400" in curl({**FEW_SHOT, "n": 2}, "--include")
+    healthz = url.replace("/v1/chat/completions", "/healthz")
+    head = subprocess.run(["curl", "--silent", "-I", healthz], capture_output=True, text=True, check=True, timeout=60)
+    assert head.stdout.startswith("HTTP/1.1 200")
+    forgotten = ["curl", "--silent", url, "-d", "{}"]
+    refused = subprocess.run(forgotten, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "-H 'content-type: application/json'" in json.loads(refused)["error"]["message"]
 
 
 def test_a_stream_that_its_reader_closes_gives_the_model_back(live, connect, controller):

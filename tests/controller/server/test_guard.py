@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -121,7 +122,9 @@ def test_a_body_beyond_the_limit_is_refused_whether_announced_or_not(serve):
         for _ in range(20):
             yield b"x" * 100
 
-    assert_is_error(client.post("/v1/solve", content=parts()), 413)
+    response = client.post("/v1/solve", content=parts())
+    assert_is_error(response, 413, code="too_large")
+    assert response.headers["connection"] == "close"
 
 
 def test_a_body_that_does_not_arrive_is_refused(serve, monkeypatch):
@@ -144,6 +147,7 @@ def test_a_body_that_does_not_arrive_is_refused(serve, monkeypatch):
 
     asyncio.run(ask())
     assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "body_timeout"
 
 
 def test_a_task_with_too_many_demonstrations_is_refused(serve):
