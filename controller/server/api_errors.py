@@ -137,6 +137,12 @@ def shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down; try another one", code="shutting_down", retry_after=30)
 
 
+def trace_not_found(trace_id: str) -> ApiError:
+    """The error for a trace that is not there, or that is another client's."""
+    message = f"trace_id: there is no trace {trace_id} of a run of yours"
+    return ApiError(404, message, "trace_id", "trace_not_found")
+
+
 def api_error(error: BaseException) -> ApiError:
     """What a client receives of an error that was raised while its request was answered.
 

@@ -21,7 +21,7 @@ from ...ttt_core.tasks.task import Task
 from ..caller import trace_id_of
 from . import streaming
 from .answers import Answers
-from .api_errors import NO_OBJECT, TRACE_HEADER, ApiError, api_error, invalid_request
+from .api_errors import NO_OBJECT, TRACE_HEADER, ApiError, api_error, invalid_request, trace_not_found
 from .body_errors import body_error
 from .chat import FEW_SHOT_SUFFIX, read_chat_request
 from .chat_answers import ChatAnswer, solve_events
@@ -212,8 +212,10 @@ class _Routes:
         )  # fmt: skip
         return JSONResponse(answer.model_dump(), headers={STRATEGY_HEADER: decision.strategy})
 
-    async def feedback(self, body: FeedbackRequest) -> FeedbackResponse:
-        """Stores whether an answer was right, with the trace of its run."""
+    async def feedback(self, body: FeedbackRequest, request: Request) -> FeedbackResponse:
+        """Stores whether an answer was right, with the trace of its run; not with that of another client's run."""
+        if self._live_page.client_of(body.trace_id) not in (None, client_of(request)):
+            raise trace_not_found(body.trace_id)
         right = await self._labels.store(self._engine.controller, body)
         return FeedbackResponse(trace_id=body.trace_id, right=right)
 

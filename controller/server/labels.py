@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ...ttt_core.tasks.answers import canonical_output, same_answer
 from ...ttt_core.tasks.kinds import KINDS
-from .api_errors import ApiError
+from .api_errors import ApiError, trace_not_found
 from .metrics import Metrics
 from .schemas import FeedbackRequest
 
@@ -98,7 +98,6 @@ class Labels:
             strategies = {} if answers is None else answers.labels_of_given(right)
         label = {"right": right, "strategies": strategies, "answer": feedback.answer}
         if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):
-            message = f"trace_id: there is no trace {feedback.trace_id}"
-            raise ApiError(404, message, "trace_id", "trace_not_found")
+            raise trace_not_found(feedback.trace_id)
         self._metrics.labelled(right)
         return right

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ...ttt_core.errors import AutotttError
 from ..tracing.html_page import TRACE_FILES, html_page, page_policy
-from .api_errors import ApiError
+from .api_errors import ApiError, trace_not_found
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class LivePage:
         """`models` are the names that the page offers; with `needs_key` it asks for an API key first."""
         self._engine = engine
         self._models = models
-        self._runs: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._clients: OrderedDict[str, str] = OrderedDict()
         policy = page_policy(FILES, connects=True, opens=TRACE_FILES)
         self._headers = {**_HEADERS, "content-security-policy": f"{policy}; frame-ancestors 'none'"}
         body = f"<noscript>{escape('This page needs JavaScript; /openapi.json describes the API.')}</noscript>"
@@ -79,9 +79,13 @@ class LivePage:
     def remember(self, client: str, trace_id: str) -> None:
         """Lets a client read the trace of its run."""
         if trace_id:
-            self._runs[client, trace_id] = None
-            while len(self._runs) > MAX_RUNS:
-                self._runs.popitem(last=False)
+            self._clients[trace_id] = client
+            while len(self._clients) > MAX_RUNS:
+                self._clients.popitem(last=False)
+
+    def client_of(self, trace_id: str) -> str | None:
+        """The client whose run a trace is; None where that is no longer known."""
+        return self._clients.get(trace_id)
 
     async def page(self) -> HTMLResponse:
         """The page, which is the same for everybody."""
@@ -100,8 +104,8 @@ class LivePage:
         """The page of a run, where traces are stored with content; each client reads those of its own runs."""
         recorder = self._engine.controller.recorder
         client = str(request.scope.get("autottt_client", ""))
-        if not isinstance(recorder, TraceReader) or (client, trace_id) not in self._runs:
-            raise ApiError(404, f"there is no trace {trace_id} of a run of yours", code="trace_not_found")
+        if not isinstance(recorder, TraceReader) or self.client_of(trace_id) != client:
+            raise trace_not_found(trace_id)
         page = await asyncio.to_thread(_trace_page, recorder, trace_id, self._engine.controller.policy)
         policy = page_policy(TRACE_FILES)
         headers = {**_HEADERS, "content-security-policy": f"{policy}; frame-ancestors 'none'"}

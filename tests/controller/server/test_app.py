@@ -408,6 +408,18 @@ def test_feedback_that_cannot_be_stored_is_refused(serve, traced, feedback, stat
     assert_is_error(serve(controller).post("/v1/feedback", json=feedback), status, param=param)
 
 
+def test_feedback_labels_no_run_of_another_client(serve, traced):
+    controller, store = traced(content=False)
+    client = serve(controller, keys=ApiKeys({"key-of-the-first-client": "one", "key-of-another-client": "other"}))
+    mine, others = ({"authorization": f"Bearer {key}"} for key in ("key-of-the-first-client", "key-of-another-client"))
+    trace_id = client.post("/v1/solve", json=TASK, headers=mine).json()["autottt"]["trace_id"]
+    label = {"trace_id": trace_id, "right": True}
+    refused = client.post("/v1/feedback", json=label, headers=others)
+    assert_is_error(refused, 404, param="trace_id", code="trace_not_found")
+    assert not store.get(trace_id).label
+    assert client.post("/v1/feedback", json=label, headers=mine).status_code == 200
+
+
 def test_feedback_needs_stored_traces(serve):
     assert_is_error(serve().post("/v1/feedback", json={"trace_id": "0" * 12, "right": True}), 400, code="no_traces")
 
