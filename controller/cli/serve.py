@@ -175,12 +175,12 @@ def serve(
     cluster.check()
     from ..server.app import make_app
     from ..server.engine import Engine
-    from ..server.guard import Guard
+    from ..server.guard import Guard, is_loopback
     from ..server.metrics import Metrics
     from ..server.serving import bind, run_server, url_of
 
     began = time.monotonic()
-    guard = Guard(address.keys(), limits.limits())
+    guard = Guard(address.keys(), limits.limits(), host=address.host if is_loopback(address.host) else None)
     if service.strategy is not None:
         check_names([service.strategy])
     policy.check()
@@ -233,9 +233,7 @@ def _serve_on_ray(
     from ..server.ray_serving import ReplicaSettings, run_replicas
 
     began, replicas = time.monotonic(), cluster.replicas or 1
-    settings = ReplicaSettings(
-        load, name, guard.limits, guard.keys, service.share_adapters, partial(OtherServerOptions.upstream, other)
-    )
+    settings = ReplicaSettings(load, name, guard, service.share_adapters, partial(OtherServerOptions.upstream, other))
     note(f"{replicas} replicas on Ray ({cluster.ray}) load the model {name}")
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     try:

@@ -61,7 +61,7 @@ DISCONNECT_SECONDS = 0.5
 STRATEGY_HEADER = "x-autottt-strategy"
 """Header with the strategy of an answer."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 }
 
 _STREAM_TOO: dict[int | str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What every request passes first: the check of its API key, and the limits of its body. Knows no route."""
+"""What every request passes first: the checks of its host and API key, and the limits of its body. Knows no route."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...ttt_core.errors import SettingsError
+from ...ttt_core.errors import SettingsError, shortened
 from ..caller import remote_caller
 from .api_errors import ApiError, api_error
 from .limits import Limits
@@ -91,9 +92,11 @@ class ApiKeys:
 class Guard:
     """Checks requests before the application sees them."""
 
-    def __init__(self, keys: ApiKeys | None = None, limits: Limits | None = None) -> None:
-        """Without `keys` every request is that of one client, whose name is empty."""
+    def __init__(self, keys: ApiKeys | None = None, limits: Limits | None = None, *, host: str | None = None) -> None:
+        """Without `keys` every request is that of one client, whose name is empty. `host` is the address that only this
+        machine reaches, where the server listens on one: without keys, a request must then name this machine."""
         self.keys = keys
+        self.host = host
         self.limits = limits or Limits()
 
     def protect(self, app: FastAPI, metrics: Metrics) -> None:
@@ -110,6 +113,23 @@ class Guard:
             message = "expected a valid key in the header `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key")
         return client
+
+    def check_host(self, request: Request) -> None:
+        """Raises `ApiError` for a request that names another host, as a browser sends it for a page of that host whose
+        name was made to lead here: the page would read the answers."""
+        header = request.headers.get("host")
+        if self.keys is not None or self.host is None or header is None:
+            return
+        try:
+            name = urlsplit(f"//{header}").hostname or ""
+        except ValueError:
+            name = ""
+        if not is_loopback(name) and name != self.host.lower():
+            message = (
+                f"expected localhost, a loopback address or {self.host} in the header `Host`, since this server has no "
+                f"API keys; received {shortened(header)}: use such an address, or start the server with --api-keys"
+            )
+            raise ApiError(403, message, code="invalid_host")
 
     def check_length(self, request: Request) -> None:
         """Raises `ApiError` for a body that is announced to be too long."""
@@ -146,6 +166,7 @@ class _GuardMiddleware:
             scope = {**scope, "method": "GET"}  # Uvicorn, which knows the request, sends no body
         request = Request(scope)
         try:
+            self._guard.check_host(request)
             scope["autottt_client"] = self._guard.client_of(request)
             self._guard.check_length(request)
             with remote_caller(request.headers.get("traceparent"), request.headers.get("tracestate")):

@@ -24,8 +24,7 @@ from ray import serve
 from ...ttt_core.errors import ClosedError, SettingsError
 from .app import make_app
 from .engine import Engine
-from .guard import ApiKeys, Guard
-from .limits import Limits
+from .guard import Guard
 from .metrics import Metrics
 from .process_ends import children_in_own_groups, finish
 from .upstream import Upstream
@@ -54,8 +53,7 @@ class ReplicaSettings:
 
     load: Callable[[], Controller]
     model_name: str
-    limits: Limits
-    keys: ApiKeys | None
+    guard: Guard
     share_adapters: bool
     upstream: Callable[[], Upstream | None]
 
@@ -67,7 +65,7 @@ class Replica:
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]
         """Loads the model. Raises what loading raises."""
         self.settings = settings
-        self.engine = Engine(settings.limits, Metrics(), share_adapters=settings.share_adapters)
+        self.engine = Engine(settings.guard.limits, Metrics(), share_adapters=settings.share_adapters)
         await self.engine.load(settings.load)
         if self.engine.error is not None:
             raise self.engine.error
@@ -76,8 +74,7 @@ class Replica:
         """Called by Ray Serve."""
         settings = self.settings
         return make_app(
-            self.engine, model_name=settings.model_name, guard=Guard(settings.keys, settings.limits),
-            upstream=settings.upstream(),
+            self.engine, model_name=settings.model_name, guard=settings.guard, upstream=settings.upstream(),
         )  # fmt: skip
 
     def check_health(self) -> None:
@@ -103,9 +100,9 @@ def run_replicas(
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": None})
         deployment: Any = serve.deployment(
             Replica, name=APPLICATION, num_replicas=replicas, ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-            max_ongoing_requests=settings.limits.queue + 64,  # a replica itself refuses what is too much
+            max_ongoing_requests=settings.guard.limits.queue + 64,  # a replica itself refuses what is too much
             max_constructor_retry_count=1, health_check_period_s=HEALTH_SECONDS,
-            graceful_shutdown_timeout_s=settings.limits.shutdown_seconds + 5,
+            graceful_shutdown_timeout_s=settings.guard.limits.shutdown_seconds + 5,
         )  # fmt: skip
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -117,7 +114,7 @@ def run_replicas(
                 on_ready()
                 stopped.wait()
         finally:
-            _stop(partial(serve.delete, APPLICATION), settings.limits.shutdown_seconds + STOP_SECONDS)
+            _stop(partial(serve.delete, APPLICATION), settings.guard.limits.shutdown_seconds + STOP_SECONDS)
 
 
 def _wait_until_running(address: str, stopped: threading.Event) -> bool:

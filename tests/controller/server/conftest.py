@@ -47,7 +47,8 @@ def serve(controller) -> Iterator[Serve]:
         engine = Engine(limits, Metrics(), share_adapters=settings.pop("share_adapters", False))
         if served is not None:
             engine.use(served)
-        app = make_app(engine, model_name=MODEL, guard=Guard(keys, limits), **settings)
+        guard = Guard(keys, limits, host=settings.pop("host", None))
+        app = make_app(engine, model_name=MODEL, guard=guard, **settings)
         client = TestClient(app, raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)

@@ -14,8 +14,9 @@ from autottt.controller.caller import name_trace
 from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server import guard as guard_module
 from autottt.controller.server.api_errors import ApiError, api_error, without_paths
-from autottt.controller.server.guard import ApiKeys
+from autottt.controller.server.guard import ApiKeys, Guard
 from autottt.controller.server.limits import Limits
+from autottt.controller.server.metrics import Metrics
 from autottt.controller.server.work_queue import WorkQueue
 from autottt.ttt_core.errors import (
     AdaptationError,
@@ -429,6 +430,60 @@ async def _raise_secret(*arguments, **options):
     raise RuntimeError("secret")
 
 
+# --- the host that a request names -----------------------------------------------------------------------------------
+
+
+def status_of(host, *, name, keys=None):
+    """The status of a request that names that host, to a server that listens on `name`."""
+
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def ask():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [] if host is None else [(b"host", host.encode())]
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "raw_path": b"/",
+            "query_string": b"",
+            "headers": headers,
+        }
+        app = guard_module._GuardMiddleware(answer, Guard(keys, host=name), Metrics(), frozenset())
+        await app(scope, send, send)
+        return sent[0]["status"]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:8000", 200), ("127.8.8.8", 200), ("[::1]:8000", 200),
+        (None, 200), ("evil.example:8000", 403), ("localhost.evil.example", 403), ("192.168.0.7", 403), ("[::1", 403),
+        ("localhost:x@evil.example", 403),
+    ],
+)  # fmt: skip
+def test_a_server_of_this_machine_without_keys_answers_only_to_its_names(host, status):
+    assert status_of(host, name="127.0.0.1") == status
+
+
+def test_any_host_is_accepted_where_keys_or_other_machines_are_expected(keys):
+    assert status_of("evil.example", name="127.0.0.1", keys=keys) == 200
+    assert status_of("evil.example", name=None) == 200
+
+
+def test_a_request_that_names_another_host_is_told_what_to_do(serve):
+    client = serve(host="127.0.0.1")
+    response = client.get("/healthz", headers={"host": "evil.example"})
+    assert_is_error(response, 403, code="invalid_host")
+    assert "evil.example" in response.json()["error"]["message"]
+    assert "--api-keys" in response.json()["error"]["message"]
 
 
 def test_retry_after_is_at_most_two_minutes():
