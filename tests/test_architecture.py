@@ -62,8 +62,8 @@ HEAVY = {
 }
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ttt_core": (
-        ("arguments", "clock", "errors", "lazy", "lazy_modules", "recipes", "spans", "standard_json"), ("tasks",),
-        ("model",), ("lora",), ("engine",), ("learner",), ("pretraining", "testing"), ("sources",),
+        ("arguments", "clock", "errors", "file_writing", "lazy", "lazy_modules", "recipes", "spans", "standard_json"),
+        ("tasks",), ("model",), ("lora",), ("engine",), ("learner",), ("pretraining", "testing"), ("sources",),
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (

@@ -62,6 +62,10 @@ class StrategyError(AutotttError, LookupError):
     """A strategy is unknown, or cannot be used on this task."""
 
 
+class FileError(AutotttError, OSError):
+    """A file cannot be written, such as on a full disk."""
+
+
 class PolicyError(AutotttError, ValueError):
     """A policy bundle cannot be read, or was trained for another model."""
 

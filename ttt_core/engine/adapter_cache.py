@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from ..errors import ModelError
 from ..lora.adapter import FORMAT, Adapter
@@ -84,7 +83,7 @@ class AdapterCache:
                 try:
                     adapter.save(self._folder / f"{name}.safetensors", name)
                     self._prune(self._folder)
-                except (OSError, SafetensorError) as error:
+                except OSError as error:
                     self._warn(error)
 
     def most_recent(

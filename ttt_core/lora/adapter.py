@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import lazy
@@ -31,6 +28,7 @@ from .modules import (
     module_sizes,
     target_paths,
 )
+from .tensor_files import save_tensors
 from .training import TrainingRecord
 from .weights import LoraWeights
 
@@ -70,7 +68,7 @@ class Adapter:
 
     def save(self, file: Path, name: str = "") -> None:
         """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that
-        looks adapters up by file name."""
+        looks adapters up by file name. Raises `FileError`."""
         tensors = {}
         for layer, (down, up) in self.weights.pairs.items():
             tensors[f"{layer}.down"], tensors[f"{layer}.up"] = down.cpu().contiguous(), up.cpu().contiguous()
@@ -86,13 +84,8 @@ class Adapter:
             "name": name,
         }
         text = json.dumps(metadata)
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
         header = {"format": str(FORMAT), "adapter": text, "checksum": _checksum(text, tensors)}
-        try:
-            save_file(tensors, partial, metadata=header)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_tensors(tensors, file, header)
 
     @classmethod
     def load(cls, file: Path, device: torch.device | str = "cpu") -> Adapter:

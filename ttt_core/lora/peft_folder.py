@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import lazy
 from ..errors import ModelError
+from ..file_writing import explained
 from ..recipes import Recipe
 from .parameters import is_named, pattern_value
+from .tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,9 +37,11 @@ the weights of the last have the module's path, those of others the path of a la
 def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: str) -> None:
     """Writes the weights of an adapter, with `base` as the name of the base model.
 
-    Where parameters are adapted, the configuration has dropout 0: PEFT refuses any other.
+    Where parameters are adapted, the configuration has dropout 0: PEFT refuses any other. Raises `FileError` where a
+    file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     parameters = [name for name, (down, _) in pairs.items() if down.dim() == 3 or name.endswith(".weight")]
     ranks = {name: pairs[name][0].shape[-2] for name in parameters}
     other = {re.escape(name): rank for name, rank in ranks.items() if rank != recipe.rank}
@@ -47,7 +51,8 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
         rank_pattern=other, alpha_pattern={n: recipe.alpha * rank / recipe.rank for n, rank in other.items()},
         task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
     )  # fmt: skip
-    config.save_pretrained(str(folder))
+    with explained(folder / "adapter_config.json"):
+        config.save_pretrained(str(folder))
     tensors = {}
     for name, (down, up) in pairs.items():
         path = _wrapper_path(name, parameters) if name in ranks else name
@@ -55,7 +60,7 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
             down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
         tensors[f"{_NAMES}{path}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"{_NAMES}{path}.lora_B.weight"] = up.detach().cpu().contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def _wrapper_path(name: str, parameters: list[str]) -> str:

@@ -6,13 +6,12 @@ It lies beside the weights in the adapter's PEFT folder, which PEFT reads withou
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..file_writing import write_whole
 
 CARD = "autottt_adapter.json"
 CARD_VERSION = 1
@@ -20,12 +19,7 @@ CARD_VERSION = 1
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Writes the card of an adapter's folder, whole or not at all."""
-    partial = folder / f".{CARD}.{secrets.token_hex(4)}.partial"
-    try:
-        partial.write_text(json.dumps({"version": CARD_VERSION, **card}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / CARD)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(folder / CARD, json.dumps({"version": CARD_VERSION, **card}, indent=1) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..lora.tensor_files import save_tensors
 from ..standard_json import dumps
 from .data import (
     IGNORED,
@@ -218,10 +219,8 @@ class Trainer:
             "decay": json.dumps(self.decay),
             "config": json.dumps(asdict(self.config)),
         }
-        target = self.run / "checkpoint.safetensors"
-        partial = target.with_suffix(".partial")
-        save_file({k: v.cpu().contiguous() for k, v in state.items()}, partial, metadata=facts)
-        partial.replace(target)
+        tensors = {k: v.cpu().contiguous() for k, v in state.items()}
+        save_tensors(tensors, self.run / "checkpoint.safetensors", facts)
 
     def load(self, run: Path | None = None) -> None:
         """Restores the state from the run's checkpoint, or from the checkpoint of another run."""

@@ -1,0 +1,21 @@
+"""Files of tensors in the safetensors format, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..file_writing import replacing
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file. Raises `FileError`, which names the file, where it cannot be written."""
+    with replacing(file) as partial:
+        try:
+            save_file(dict(tensors), partial, metadata=dict(metadata))
+        except SafetensorError as error:  # what the library makes of an error of the system
+            raise OSError(str(error)) from error
