@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import chain
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.file_writing import explained, write_whole
 from . import lazy
 from .bundle_card import CARD, read_card, unusable_bundle
 from .card_fields import FIELDS, read_field
@@ -36,6 +38,10 @@ from .versions import BUNDLE_VERSION
 
 ESTIMATORS = "estimators.skops"
 PACKED = "estimators.npz"
+_FILE_NAME = re.compile(r"estimators(-[0-9a-f]{16})?\.(skops|npz)")
+"""The names that files of estimators have."""
+MAX_REPLACED = 3
+"""How often a bundle may be replaced while it is read."""
 MAX_FILE_BYTES, MAX_UNPACKED_BYTES, MAX_SCHEMA_BYTES = 256 << 20, 1 << 30, 128 << 20
 """Largest file of estimators, its content and its schema; those of the shipped policies have 4, 27 and 19 MiB."""
 COST = "0/cost/"
@@ -74,42 +80,69 @@ def save_bundle(policy: TrainedPolicy, folder: str | os.PathLike[str], *, over_r
     path = Path(folder)
     if not (over_released or policy.released) and _released(path, policy.base_hash):
         path = path.parent / f"{path.name or 'policy'}-unreleased"
-    path.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        _write_bundle(policy, path)
+    return path
+
+
+def _write_bundle(policy: TrainedPolicy, path: Path) -> None:
+    """Writes the files of the estimators, then the card that names them, then deletes what it does not name: whoever
+    reads or is killed in between finds the bundle before or after."""
     named = _classifiers(policy)
     fitted: dict[str, Any] = {name: classifier.estimator for name, classifier in named.items()}
     costs = zip(policy.strategies[1:], policy.cost_models, strict=False)
     fitted |= {f"{COST}{name}": model.estimator for name, model in costs}
-    estimators = path / f"_{ESTIMATORS}.partial"
-    lazy.io.dump(fitted, estimators, compression=zipfile.ZIP_DEFLATED, compresslevel=9)
-    card = card_of(policy) | {
-        "calibration": {name: [c.slope, c.intercept] for name, c in named.items()},
-        "estimators_sha256": _sha256(estimators),
-    }
-    packed = write_packed_estimators(path, fitted, {stage: len(names) for stage, names in policy.feature_names.items()})
-    if packed:
-        card["packed_sha256"] = packed
-    partial = path / f"_{CARD}.partial"
-    partial.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    estimators.replace(path / ESTIMATORS)
-    partial.replace(path / CARD)
-    return path
+    card = card_of(policy) | {"calibration": {name: [c.slope, c.intercept] for name, c in named.items()}}
+    beside = (path / CARD).exists()
+    files = {}
+
+    def add(name: str, key: str, write: Callable[[Path], None]) -> None:
+        """Adds a file to the bundle. Beside the files of another bundle, the name has its digest."""
+        partial = path / f"_{name}.partial"
+        try:
+            write(partial)
+            card[key] = _sha256(partial)
+            stem, _, suffix = name.partition(".")
+            files[name] = f"{stem}-{card[key][:16]}.{suffix}" if beside else name
+            partial.replace(path / files[name])
+        finally:
+            partial.unlink(missing_ok=True)
+
+    add(ESTIMATORS, "estimators_sha256", lambda file: _write_estimators(file, fitted))
+    forms = _fast_forms(fitted, {stage: len(names) for stage, names in policy.feature_names.items()})
+    if forms is not None:
+        add(PACKED, "packed_sha256", lambda file: write_packed(file, forms))
+    if beside:
+        card["files"] = files
+    write_whole(path / CARD, json.dumps(card, indent=1, allow_nan=False) + "\n")
+    for file in path.iterdir():
+        if _FILE_NAME.fullmatch(file.name) and file.name not in files.values():
+            file.unlink(missing_ok=True)
 
 
-def write_packed_estimators(path: Path, fitted: Mapping[str, Any], counts: Mapping[int, int]) -> str:
-    """Writes the arrays of fitted estimators into a bundle's folder and returns their SHA-256; empty, and no file,
-    where one of them has no fast form. `counts` is the number of features of each stage."""
-    parts = {
+def _write_estimators(file: Path, fitted: Mapping[str, Any]) -> None:
+    lazy.io.dump(fitted, file, compression=zipfile.ZIP_DEFLATED, compresslevel=9)
+
+
+def _fast_forms(fitted: Mapping[str, Any], counts: Mapping[int, int]) -> dict[str, list[Any]] | None:
+    """The fast forms of fitted estimators; None where one of them has none. `counts` is the number of features of each
+    stage."""
+    forms = {
         name: [fast_form(part, counts[_stage_of(name)]) for part in (one if isinstance(one, list) else [one])]
         for name, one in fitted.items()
     }
-    file = path / PACKED
-    if any(part is None for some in parts.values() for part in some):
-        file.unlink(missing_ok=True)
-        return ""
-    partial = path / f"_{PACKED}.partial"
-    write_packed(partial, {name: [part for part in some if part is not None] for name, some in parts.items()})
-    partial.replace(file)
-    return _sha256(file)
+    return None if any(form is None for some in forms.values() for form in some) else forms
+
+
+def bundle_file(card: Mapping[str, Any], name: str) -> str:
+    """The name of the file that stands in a bundle for `ESTIMATORS` or `PACKED`. Raises `ValueError` for another name
+    than `save_bundle` gives."""
+    files = card.get("files", {})
+    file = files.get(name, name) if isinstance(files, dict) else files
+    if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+        raise ValueError(f"files: expected names such as {name}; received {shortened(file)}")
+    return file
 
 
 def _stage_of(name: str) -> int:
@@ -152,15 +185,28 @@ def load_bundle(folder: str | os.PathLike[str], ignore_mismatch: bool = False) -
     """
     path = Path(folder)
     card = read_card(path)
+    for _ in range(MAX_REPLACED):
+        try:
+            return _load(path, card, ignore_mismatch)
+        except PolicyError:
+            before, card = card, read_card(path)
+            if card == before:
+                raise
+    return _load(path, card, ignore_mismatch)
+
+
+def _load(path: Path, card: dict[str, Any], ignore_mismatch: bool) -> TrainedPolicy:
+    """The policy of a card. Raises `PolicyError`, also where the bundle was replaced after its card was read."""
     _check_features(path, card, ignore_mismatch)
     try:
         names = {stage: tuple(card["feature_names"][str(stage)]) for stage in NAMES}
         values = {name: read_field(card, name) for name in FIELDS}
         counts = {stage: len(some) for stage, some in names.items()}
-        if "packed_sha256" in card and (path / PACKED).is_file():
+        if "packed_sha256" in card and (path / bundle_file(card, PACKED)).is_file():
             estimators = _read_packed_estimators(path, card, counts)
         else:
-            estimators = _read_estimators(path, card.get("estimators_sha256"), counts)
+            file = path / bundle_file(card, ESTIMATORS)
+            estimators = _read_estimators(file, card.get("estimators_sha256"), counts)
         policy = _from_card(values, names, estimators)
         _check(policy)
         return policy
@@ -354,12 +400,12 @@ MAX_READ = 4
 """How many bundles' estimators are held."""
 
 
-def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> Mapping[str, Any]:
-    """The estimators of a bundle; `counts` is the number of features of each stage.
+def _read_estimators(file: Path, sha256: object, counts: Mapping[int, int]) -> Mapping[str, Any]:
+    """The estimators in the file of a bundle; `counts` is the number of features of each stage.
 
     Those of the last bundles are held: reading a thousand trees takes seconds, and they are never changed.
     """
-    file = path / ESTIMATORS
+    path, name = file.parent, file.name
     try:
         if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
             file.stat()  # raises for a file that is missing
@@ -368,19 +414,19 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
         key = hashlib.sha256(content).hexdigest(), tuple(sorted(counts.items()))
         if key[0] == sha256 and key in _READ:
             return _READ[key]
-        _refuse_foreign_types(path, content)
+        _refuse_foreign_types(file, content)
         if key[0] != sha256:
-            raise unusable_bundle(path, f"{ESTIMATORS} is not the file that {CARD} describes (its SHA-256 differs)")
+            raise unusable_bundle(path, f"{name} is not the file that {CARD} describes (its SHA-256 differs)")
         estimators: Mapping[str, Any] = lazy.io.loads(content, trusted=list(TRUSTED))
-        for name, estimator in estimators.items():
+        for place, estimator in estimators.items():
             for one in estimator if isinstance(estimator, list) else [estimator]:
-                _check_estimator(one, counts[_stage_of(name)])
+                _check_estimator(one, counts[_stage_of(place)])
     except OSError as error:
-        raise unusable_bundle(path, f"{ESTIMATORS} cannot be read ({error.strerror})") from None
+        raise unusable_bundle(path, f"{name} cannot be read ({error.strerror})") from None
     except PolicyError:
         raise
     except Exception as error:  # whatever zipfile, json and skops raise on a damaged archive
-        raise unusable_bundle(path, f"{ESTIMATORS} is damaged ({type(error).__name__}: {error})") from error
+        raise unusable_bundle(path, f"{name} is damaged ({type(error).__name__}: {error})") from error
     while len(_READ) >= MAX_READ:
         _READ.pop(next(iter(_READ)), None)
     _READ[key] = estimators
@@ -389,20 +435,21 @@ def _read_estimators(path: Path, sha256: object, counts: Mapping[int, int]) -> M
 
 def _read_packed_estimators(path: Path, card: Mapping[str, Any], counts: Mapping[int, int]) -> Mapping[str, Any]:
     """The fast forms of a bundle's estimators. The file of the estimators themselves must be the card's too."""
+    plain, packed = bundle_file(card, ESTIMATORS), bundle_file(card, PACKED)
     try:
-        for name, key in ((ESTIMATORS, "estimators_sha256"), (PACKED, "packed_sha256")):
+        for name, key in ((plain, "estimators_sha256"), (packed, "packed_sha256")):
             if (path / name).stat().st_size > MAX_FILE_BYTES or _sha256(path / name) != card.get(key):
                 raise unusable_bundle(path, f"{name} is not the file that {CARD} describes (its SHA-256 differs)")
-        return read_packed((path / PACKED).read_bytes(), lambda name: counts[_stage_of(name)])
+        return read_packed((path / packed).read_bytes(), lambda name: counts[_stage_of(name)])
     except OSError as error:
         raise unusable_bundle(path, f"the estimators cannot be read ({error.strerror})") from None
     except PolicyError:
         raise
     except Exception as error:  # whatever zipfile and numpy raise on a damaged archive
-        raise unusable_bundle(path, f"{PACKED} is damaged ({type(error).__name__}: {error})") from error
+        raise unusable_bundle(path, f"{packed} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _refuse_foreign_types(path: Path, content: bytes) -> None:
+def _refuse_foreign_types(file: Path, content: bytes) -> None:
     """Raises `PolicyError` for an archive with types that no policy has, `ValueError` for one that is too large."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         sizes = {one.filename: one.file_size for one in archive.infolist()}
@@ -415,7 +462,7 @@ def _refuse_foreign_types(path: Path, content: bytes) -> None:
     foreign = {f"{n.get('__module__')}.{n.get('__class__')}" for n in nodes} - TYPES
     foreign |= {str(n.get("__loader__")) for n in nodes} - LOADERS
     if foreign:
-        raise unusable_bundle(path, f"{ESTIMATORS} has types that no policy has: {', '.join(sorted(foreign))}")
+        raise unusable_bundle(file.parent, f"{file.name} has types that no policy has: {', '.join(sorted(foreign))}")
 
 
 def _check_estimator(estimator: Any, features: int) -> None:

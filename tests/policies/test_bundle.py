@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from autottt.policies import bundle as bundle_module
 from autottt.policies.bundle import ESTIMATORS, load_bundle, save_bundle
 from autottt.policies.bundle_card import CARD
 from autottt.policies.classifiers import (
@@ -174,6 +177,58 @@ def test_the_card_can_be_read_by_people_and_programs(folder):
     assert card["feature_names"] == {str(stage): list(names) for stage, names in NAMES.items()}
     assert card["versions"].keys() == {"scikit-learn", "skops"}
     assert sorted(p.name for p in folder.iterdir()) == [CARD, ESTIMATORS]
+
+
+def test_a_bundle_that_is_replaced_is_the_old_or_the_new_one_at_every_moment(policy, folder, monkeypatch):
+    new = dataclasses.replace(policy, cost_weight=0.375)
+    assert load_bundle(folder).cost_weight != 0.375
+    replace, at, done = os.replace, 0, False
+
+    def killed_at(count):
+        """Replaces files until a kill before the given replacement."""
+        calls = itertools.count(1)
+
+        def replaced(source, target):
+            if next(calls) == count:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        return replaced
+
+    while not done:
+        at += 1
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", killed_at(at))
+            patch.setattr(Path, "replace", os.replace)
+            try:
+                save_bundle(new, folder, over_released=True)
+                done = True
+            except KeyboardInterrupt:
+                assert load_bundle(folder).cost_weight != 0.375
+    assert at == 3
+    assert load_bundle(folder).cost_weight == 0.375
+    card = json.loads((folder / CARD).read_text())
+    assert sorted(p.name for p in folder.iterdir()) == [CARD, card["files"][ESTIMATORS]]
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_the_new_one(policy, folder, monkeypatch):
+    read, new = bundle_module.read_card, dataclasses.replace(policy, cost_weight=0.375, seed=12345)
+
+    def replaced(path):
+        card = read(path)
+        if card["seed"] != 12345:
+            save_bundle(new, folder, over_released=True)
+        return card
+
+    monkeypatch.setattr(bundle_module, "read_card", replaced)
+    assert load_bundle(folder).cost_weight == 0.375
+
+
+@pytest.mark.parametrize("name", ["../other.skops", "card.json", 3, "estimators-0.skops"])
+def test_a_card_names_only_files_of_estimators(folder, name):
+    edit_card(folder, files={ESTIMATORS: name})
+    with pytest.raises(PolicyError, match=r"files: expected names such as estimators\.skops; received"):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize(
