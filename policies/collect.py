@@ -34,6 +34,8 @@ from .outcomes import BASE, Key, Outcome, OutcomeStore, checked, finite
 
 FATAL = (BaseChangedError, Cancelled, ModelError)
 """Errors after which no other outcome can be measured either."""
+ANOTHER_STORE = "collect into another --store"
+"""What to do about a store whose outcomes must not be mixed with the new ones."""
 OnProgress = Callable[[int, int], None]
 """Called with the number of outcomes in the store and the number there will be in the end."""
 
@@ -82,6 +84,7 @@ def collect(
     seeds: Sequence[int],
     store: OutcomeStore,
     on_progress: OnProgress | None = None,
+    remedy: str = ANOTHER_STORE,
 ) -> None:
     """Measures the outcomes that the store lacks. May be stopped at any time and called again.
 
@@ -89,21 +92,19 @@ def collect(
     training of its adapter, even if another query of the task has trained it before. Whatever a strategy raises, except
     `FATAL`, is an outcome with its full cost. Raises `TaskError` for a task without an answer, and `PolicyError` if the
     store holds another task of the same name, an outcome judged by another answer, or outcomes of the same model with
-    other recipes or another prompt format.
+    other recipes or another prompt format; `remedy` is what that message tells the user to do.
     """
-    batches, total = missing(ModelIdentity.of(learner), tasks, strategies, seeds, store)
+    batches, total = missing(ModelIdentity.of(learner), tasks, strategies, seeds, store, remedy)
     done = total - missing_count(batches)
     if on_progress is not None:
         on_progress(done, total)
-    try:
+    with store.sealed():
         for batch in batches:
             for outcome in measure_batch(learner, batch):
                 store.append(outcome)
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
-    finally:
-        store.seal()
 
 
 def missing(
@@ -112,6 +113,7 @@ def missing(
     strategies: Sequence[Strategy],
     seeds: Sequence[int],
     store: OutcomeStore,
+    remedy: str = ANOTHER_STORE,
 ) -> tuple[list[Batch], int]:
     """The outcomes that the store lacks, by task, and the total number of outcomes. Raises as `collect`."""
     for task in tasks:
@@ -124,7 +126,7 @@ def missing(
     base = get_strategy(BASE)
     wanted = [base, *(s for s in strategies if s.name != BASE)]
     stored = store.read()
-    _refuse_mismatch(stored, identity, wanted)
+    _refuse_mismatch(stored, identity, wanted, remedy)
     base_hash, recipes = identity.base_hash, identity.recipes
     known = {outcome.key: outcome for outcome in stored}
     digests = {outcome.key: outcome.digest for outcome in stored}
@@ -140,13 +142,13 @@ def missing(
                 if (digests.get(key) or task.digest) != task.digest:
                     raise PolicyError(
                         f"{task.id}: another task of this name, in the data set {task.dataset!r}, is in {store.folder} "
-                        "or among the given tasks. Collect into another --store, or give the tasks other ids"
+                        f"or among the given tasks; {remedy}, or give the tasks other ids"
                     )
                 digests[key] = task.digest
                 if key in known and not _same_right_answer(known[key], task):
                     raise PolicyError(
                         f"{task.id}: its right answer is not the one by which the outcomes in {store.folder} were "
-                        "judged. Collect into another --store"
+                        f"judged; {remedy}"
                     )
             new = tuple(s for s in wanted if keys[s.name] not in known and keys[s.name] not in keys_of_all)
             keys_of_all |= set(keys.values())
@@ -176,7 +178,9 @@ def _same_right_answer(outcome: Outcome, task: Task) -> bool:
     return outcome.correct == float(equal) or not (equal or task.comparison == "exact")
 
 
-def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strategies: Sequence[Strategy]) -> None:
+def _refuse_mismatch(
+    stored: Sequence[Outcome], identity: ModelIdentity, strategies: Sequence[Strategy], remedy: str
+) -> None:
     """Raises `PolicyError` if a store holds outcomes of the model with another prompt format, or of a strategy with
     another recipe: such outcomes must not be mixed."""
     by_name = {strategy.name: strategy for strategy in strategies}
@@ -186,12 +190,12 @@ def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strateg
         if outcome.prompt_format not in ("", identity.prompt_format):
             raise PolicyError(
                 f"the store holds outcomes with the prompt format {outcome.prompt_format!r}, and the model is prompted "
-                f"in {identity.prompt_format!r} now; collect into another folder"
+                f"in {identity.prompt_format!r} now; {remedy}"
             )
         if outcome.starting_adapter != identity.starting_adapter:
             raise PolicyError(
                 f"the store holds outcomes with the starting adapter {outcome.starting_adapter or 'none'}, and now it "
-                f"is {identity.starting_adapter or 'none'}; collect into another folder"
+                f"is {identity.starting_adapter or 'none'}; {remedy}"
             )
         strategy = by_name.get(outcome.strategy)
         if strategy is None or not outcome.recipe:
@@ -199,7 +203,7 @@ def _refuse_mismatch(stored: Sequence[Outcome], identity: ModelIdentity, strateg
         if outcome.recipe != (now := recipe_digest_for(strategy, identity.recipes, outcome.kind)):
             raise PolicyError(
                 f"the store holds outcomes of {outcome.strategy} on {outcome.kind} tasks with the recipe "
-                f"{outcome.recipe}, and the model's is {now} now; collect into another folder"
+                f"{outcome.recipe}, and the model's is {now} now; {remedy}"
             )
 
 

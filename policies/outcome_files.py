@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
 from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.file_writing import replacing
 from .versions import OUTCOMES_VERSION
 
 try:
@@ -163,12 +164,11 @@ def write_shard(columns: Mapping[str, Sequence[Any]], hints: Mapping[str, Any], 
     }
     types = {name: kinds.get(hint, arrow.map_(arrow.string(), arrow.float64())) for name, hint in hints.items()}
     table = arrow.table({name: arrow.array(columns[name], type) for name, type in types.items()})
-    partial = target.with_name(f"_{target.name}.partial")
-    arrow.parquet.write_table(
-        table.replace_schema_metadata({VERSION_KEY: str(OUTCOMES_VERSION)}),
-        partial, compression="zstd", write_page_checksum=True,
-    )  # fmt: skip
-    partial.replace(target)
+    with replacing(target, "free space on its disk; the outcomes stay in journals, which are read as well") as partial:
+        arrow.parquet.write_table(
+            table.replace_schema_metadata({VERSION_KEY: str(OUTCOMES_VERSION)}),
+            partial, compression="zstd", write_page_checksum=True,
+        )  # fmt: skip
 
 
 def _read_shard(file: Path) -> Iterator[StoredRow | Damage]:

@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 from ..ttt_core.arguments import as_number
-from ..ttt_core.errors import PolicyError, shortened
+from ..ttt_core.errors import FileError, PolicyError, shortened
 from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8
 from .outcome_files import (
     SHARD,
@@ -264,11 +264,18 @@ class OutcomeStore:
 
     def append(self, outcome: Outcome) -> None:
         """Adds one outcome, which survives a kill of the process right after the call. Raises `PolicyError` naming the
-        field that a store cannot hold."""
+        field that a store cannot hold, and `FileError` where the store cannot be written."""
         line = journal_line(asdict(checked(outcome)))
-        journal = self._open_journal()
-        journal.write(line)
-        journal.flush()
+        try:
+            journal = self._open_journal()
+            journal.write(line)
+            journal.flush()
+        except OSError as error:
+            self.close()
+            raise FileError(
+                f"{self.folder}: an outcome cannot be stored ({error.strerror or error}): free space on its disk; the "
+                "store keeps the outcomes so far, and the same command continues after them"
+            ) from error
         self._rows += 1
         if self._rows >= self.shard_rows:
             self.seal()
@@ -343,10 +350,27 @@ class OutcomeStore:
                 file.unlink(missing_ok=True)
             self.close()
 
+    @contextmanager
+    def sealed(self) -> Iterator[None]:
+        """Seals the store when the block ends. Where the block raises, an error of sealing is a warning, since it must
+        not hide the first one: the outcomes then stay in the journal."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.seal()
+            except Exception as error:
+                logging.getLogger("autottt").warning(
+                    "the outcomes so far stay in a journal, which is read too: %s", error
+                )
+            raise
+        self.seal()
+
     def close(self) -> None:
         """Closes the journal, which keeps its outcomes."""
         if self._journal is not None:
-            self._journal.close()
+            with suppress(OSError):  # a part of a line that a full disk could not take
+                self._journal.close()
         self._journal, self._rows = None, 0
 
     def __del__(self) -> None:

@@ -26,7 +26,7 @@ from ..ttt_core.errors import AutotttError, PolicyError
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.loading import threads_in_use, use_threads
 from ..ttt_core.tasks.task import Task
-from .collect import Batch, ModelIdentity, OnProgress, WorkItem, measure_batch, missing, missing_count
+from .collect import ANOTHER_STORE, Batch, ModelIdentity, OnProgress, WorkItem, measure_batch, missing, missing_count
 from .outcomes import Outcome, OutcomeStore
 
 
@@ -59,22 +59,21 @@ def collect_with_workers(
     workers: int,
     ray_address: str | None = None,
     on_progress: OnProgress | None = None,
+    remedy: str = ANOTHER_STORE,
 ) -> None:
     """As `collect.collect`, with `workers` processes that load a model each: on this machine, or on the Ray cluster at
     `ray_address` (`local` starts one here). Raises `PolicyError` if Ray is requested and not installed.
     """
     if workers < 1:
         raise PolicyError(f"collecting needs at least one worker; received {workers}")
-    jobs = Jobs(source, tasks, strategies, seeds, store)
+    jobs = Jobs(source, tasks, strategies, seeds, store, remedy)
     run = _on_this_machine(jobs, workers) if ray_address is None else _on_ray(jobs, workers, ray_address)
-    try:
+    with store.sealed():
         for outcomes, done, total in run:
             for outcome in outcomes:
                 store.append(outcome)
             if on_progress is not None:
                 on_progress(done, total)
-    finally:
-        store.seal()
 
 
 class Jobs(NamedTuple):
@@ -85,10 +84,12 @@ class Jobs(NamedTuple):
     strategies: Sequence[Strategy]
     seeds: Sequence[int]
     store: OutcomeStore
+    remedy: str = ANOTHER_STORE
+    """What to do where outcomes must not be added to the store."""
 
     def missing(self, identity: ModelIdentity) -> tuple[list[Batch], int]:
         """See `collect.missing`."""
-        return missing(identity, self.tasks, self.strategies, self.seeds, self.store)
+        return missing(identity, self.tasks, self.strategies, self.seeds, self.store, self.remedy)
 
 
 Progress = Iterator[tuple[list[Outcome], int, int]]

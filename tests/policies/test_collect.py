@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import io
 import json
 import math
 import multiprocessing
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ from autottt.policies import outcome_files
 from autottt.policies import outcomes as outcomes_module
 from autottt.policies.collect import collect
 from autottt.policies.features import FEATURES_VERSION, NAMES
-from autottt.policies.outcome_files import VERSION_KEY
+from autottt.policies.outcome_files import JOURNAL, VERSION_KEY
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
 from autottt.strategies.base import Attempt
@@ -31,6 +34,7 @@ from autottt.ttt_core.errors import (
     AdaptationError,
     BaseChangedError,
     Cancelled,
+    FileError,
     ModelError,
     PolicyError,
     StrategyError,
@@ -441,11 +445,50 @@ def test_what_no_store_can_hold_is_refused_before_anything_is_measured(tmp_path,
     assert OutcomeStore(tmp_path).read() == []
 
 
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_full_disk_is_an_error_with_the_store_and_the_remedy(tmp_path, monkeypatch, at, caplog):
+    whole = timeless(collected(tmp_path / "whole"))
+    written = 0
+
+    class Full(io.FileIO):
+        """Fails in the middle of a line."""
+
+        def write(self, data):
+            nonlocal written
+            written += 1
+            if written == at:
+                return super().write(bytes(data)[:40])
+            if written > at:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    def opened(folder):
+        folder.mkdir(exist_ok=True)
+        return io.BufferedWriter(Full(folder / f"_full{JOURNAL}", "a"))
+
+    def fails(*arguments, **options):
+        raise OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autottt.policies.outcomes.open_journal", opened)
+        patch.setattr("pyarrow.parquet.write_table", fails)
+        ignored = []
+        patch.setattr(sys, "unraisablehook", ignored.append)
+        with pytest.raises(FileError, match=r"an outcome cannot be stored \(No space left.*same command continues"):
+            collected(tmp_path / "full")
+        gc.collect()
+    assert not ignored
+    if at > 1:
+        assert "the outcomes so far stay in a journal" in caplog.text
+    assert not list((tmp_path / "full").glob("*partial*"))
+    assert timeless(collected(tmp_path / "full")) == whole
+
+
 def test_a_store_of_another_prompt_format_is_not_added_to(tmp_path):
     assert {o.prompt_format for o in collected(tmp_path)} == {"compact"}
     other = Echo()
     other.loaded = SimpleNamespace(recipes=Echo.loaded.recipes, prompt_format="standard")
-    with pytest.raises(PolicyError, match=r"prompt format 'compact'.*'standard' now; collect into another folder"):
+    with pytest.raises(PolicyError, match=r"prompt format 'compact'.*'standard' now; collect into another --store"):
         collected(tmp_path, learner=other)
     assert other.answered == 0
 
@@ -736,7 +779,7 @@ def test_a_store_of_another_recipe_is_not_added_to(tmp_path):
     assert len({o.recipe for o in OutcomeStore(tmp_path).read()}) == 2
     other = Echo()
     other.loaded = SimpleNamespace(recipes={"fake": Recipe(max_steps=3)}, prompt_format="compact")
-    with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another folder"):
+    with pytest.raises(PolicyError, match=r"fake on list tasks with the recipe .* another --store"):
         collected(tmp_path, [fake], other)
     assert other.answered == 0
     collected(tmp_path, [get_strategy("in_context")], other)  # it has none
