@@ -117,7 +117,7 @@ class TextReaders:
     def _read_answers(self, data: bytes) -> object:
         file = self._file("answers.jsonl", data)
         answers = Answers.read(file, 0)
-        answers.prepare_to_append(min(answers.models, default=""))
+        answers.prepare_to_append({"model": min(answers.models, default="")})
         again = Answers.read(file, 0)
         assert (again.ids, again.problems, again.incomplete) == (answers.ids, answers.problems, False), "other answers"
         return answers

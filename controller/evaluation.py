@@ -5,8 +5,8 @@ Knows nothing about the command line. Every row is kept, so that an interrupted 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import math
 import platform
 import random
@@ -16,18 +16,20 @@ from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..strategies.base import Attempt, Strategy, recipe_for, run
 from ..strategies.registry import get_strategy, plugin_proofs
-from ..ttt_core.errors import BaseChangedError, StrategyError, TaskError, TooLongError, shortened
+from ..ttt_core.errors import BaseChangedError, FileError, StrategyError, TaskError, TooLongError, shortened
+from ..ttt_core.file_writing import explained
 from ..ttt_core.learner import Learner
 from ..ttt_core.standard_json import dumps
 from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
-from ..ttt_core.tasks.task import Task
+from ..ttt_core.tasks.task import Task, content_digest
 from .controller import Controller
 from .events import OnEvent, step_facts
+from .run_facts import different_settings, outcome_settings
 
 CONTROLLER = "controller"
 """The name that stands for the controller's own choice, beside the strategies' names."""
@@ -57,6 +59,8 @@ class Row:
     """Wrong, but the second of the answers that were voted for is right: ARC allows two attempts."""
     digest: str = ""
     """What was asked (see `Task.digest`); empty in files of earlier versions."""
+    expected: str = ""
+    """Digest of the right answer and of how answers are compared; empty in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def evaluate(
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
         if file and stream and read_settings(file) is None and not done:
-            print(dumps({"settings": settings}), file=stream, flush=True)
+            _add_line(stream, file, {"settings": settings})
         for group in groups.values():
             controller.learner.clear()
             for name in wanted:
@@ -126,12 +130,25 @@ def evaluate(
                     row = done.get((name, task.id))
                     if row is None:
                         row = _row(controller, task, name, seed, on_event)
-                        if stream is not None:
-                            print(dumps(asdict(row)), file=stream, flush=True)
+                        if stream is not None and file is not None:
+                            _add_line(stream, file, asdict(row))
                     rows.append(row)
                     if on_row is not None:
                         on_row(row)
     return rows
+
+
+def _add_line(stream: TextIO, file: Path, values: Mapping[str, Any]) -> None:
+    """Adds a line to the file of rows. Raises `FileError` where it cannot be written."""
+    try:
+        with explained(
+            file, "free space on its disk; the file keeps the rows so far, and --resume continues after them"
+        ):
+            print(dumps(values), file=stream, flush=True)
+    except FileError:
+        with suppress(OSError):  # closing tries to write the rest of the line
+            stream.close()
+        raise
 
 
 def _require_answers(tasks: Sequence[Task]) -> None:
@@ -145,39 +162,43 @@ def _require_answers(tasks: Sequence[Task]) -> None:
 
 def settings_of(controller: Controller, seed: int) -> dict[str, Any]:
     """What rows depend on beside the tasks."""
-    learner, policy = controller.learner, controller.policy
-    card = hashlib.sha256(json.dumps(policy.card(), sort_keys=True, default=str).encode()).hexdigest()
-    return {
-        "model": learner.base_hash, "policy": f"{policy.name} ({card[:12]})", "seed": seed,
-        "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
-    }  # fmt: skip
+    return {"seed": seed, **outcome_settings(controller.learner, controller.policy, controller.budget)}
+
+
+def _expected(task: Task) -> str:
+    return content_digest([task.answer, task.comparison])
 
 
 def _done(file: Path, settings: Mapping[str, Any], tasks: Sequence[Task]) -> dict[tuple[str, str], Row]:
     """The rows that a file holds. Raises `TaskError` when they do not go together with those to come."""
     begun = read_settings(file)
-    if begun is not None and begun != settings:
+    if begun is not None and (different := different_settings(begun, settings)):
         raise TaskError(
-            f"{file} was started with {json.dumps(begun)}; this run has {json.dumps(settings)}: continue with the "
-            "same options, or remove the file to start again"
+            f"{file} was started with other settings ({different}): continue with the same options, or remove the file "
+            "to start again"
         )
+    if begun is not None and (unknown := sorted(settings.keys() - begun.keys())):
+        logging.getLogger("autottt").warning(
+            "%s was written by an earlier version, which did not note %s: they are taken to be the same",
+            file, ", ".join(unknown),
+        )  # fmt: skip
     rows, by_id = read_rows(file), {task.id: task for task in tasks}
     for row in rows:
         task = by_id.get(row.id)
         if task is None:
             continue
         same_place = (row.dataset, row.family, row.group) == (task.dataset, task.family, task.group)
-        if not same_place or (row.digest and row.digest != task.digest):
+        if not same_place or row.digest not in ("", task.digest) or row.expected not in ("", _expected(task)):
             raise TaskError(
-                f"{file} holds a row of another query called {row.id!r}: continue with the same files and options, "
-                "or remove it to start again"
+                f"{file} holds a row of another query called {row.id!r}, or of one with another right answer: continue "
+                "with the same files and options, or remove it to start again"
             )
     return {(row.strategy, row.id): row for row in rows}
 
 
 def _row(controller: Controller, task: Task, name: str, seed: int, on_event: OnEvent | None) -> Row:
     common: dict[str, Any] = {n: getattr(task, n) for n in ("dataset", "family", "group", "id", "digest")}
-    common["strategy"] = name
+    common |= {"strategy": name, "expected": _expected(task)}
     try:
         if name == CONTROLLER:
             result = controller.solve(task, seed=seed, on_event=on_event)

@@ -14,7 +14,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ..policies.policy import Policy
+from ..strategies.base import recipe_digest_for
+from ..strategies.registry import strategies
 from ..ttt_core.learner import Learner
+from ..ttt_core.tasks.kinds import KINDS
+from .budget import Budget
 
 PACKAGES = ("autottt", "torch", "transformers", "peft", "scikit-learn", "langgraph", "numpy", "skops")
 """Packages whose versions an answer may depend on."""
@@ -52,6 +56,36 @@ def policy_digest(policy: Policy) -> str:
     for dead in [key for key, (policy_of, _) in list(_digests.items()) if policy_of() is None]:
         _digests.pop(dead, None)
     return digest
+
+
+def outcome_settings(learner: Learner, policy: Policy, budget: Budget) -> dict[str, str]:
+    """What an outcome depends on besides the task, the strategy and the seed, as texts. Runs whose settings differ must
+    not share a file."""
+    return {
+        "model": learner.base_hash, "policy": f"{policy.name} ({policy_digest(policy)[:12]})", "budget": str(budget),
+        "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
+        "starting_adapter": learner.adapters.starting_digest or "none", "recipes": _recipes_digest(learner),
+    }  # fmt: skip
+
+
+def _recipes_digest(learner: Learner) -> str:
+    """Digest of the recipes by which the registered strategies train on tasks of each kind."""
+    digests = {
+        f"{name}/{kind}": recipe_digest_for(strategy, learner.loaded.recipes, kind)
+        for name, strategy in strategies().items()
+        for kind in KINDS
+    }
+    return _digest({place: digest for place, digest in digests.items() if digest})[:12]
+
+
+def different_settings(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, with both values; empty where all that both name are equal. What only one of them names
+    is not compared: files of earlier versions name fewer."""
+    return "; ".join(
+        f"{name}: {json.dumps(begun[name])} before, {json.dumps(value)} now"
+        for name, value in now.items()
+        if begun.get(name, value) != value
+    )
 
 
 @dataclass(frozen=True)

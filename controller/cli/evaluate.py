@@ -10,6 +10,7 @@ import typer
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError
+from ...ttt_core.file_writing import write_whole
 from ...ttt_core.standard_json import dumps
 from .answer_files import check_output
 from .console import interruptible, screen
@@ -96,7 +97,7 @@ def evaluate(
                 "files": [f.name for f in files], "strategies": names, "limit": tasks.limit, "seed": tasks.seed,
             }  # fmt: skip
             text = dumps(evaluation.report(controller, rows, settings), indent=1) + "\n"
-            report.json_file.write_text(text, "utf-8")
+            write_whole(report.json_file, text, f"free space on its disk, and --resume writes it from {rows_file}")
             rows_file.unlink()
     if loaded.problems:
         raise typer.Exit(1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -14,7 +14,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from ...strategies.registry import check_names
-from ...ttt_core.errors import PolicyError, TaskError
+from ...ttt_core.errors import FileError, PolicyError, TaskError
+from ...ttt_core.file_writing import explained
 from .answer_files import Answers, check_output, line_of, line_of_problem
 from .console import interruptible, print_problems, screen, warn
 from .live import LiveProgress, Quiet
@@ -86,6 +87,11 @@ class OutputOptions:
         answers = Answers.read(self.out, seed)
         if answers.incomplete:
             warn(f"{self.out}: dropping an incomplete last line, which an interruption left")
+        if answers.without_digest:
+            warn(
+                f"{self.out}: {answers.without_digest} answers are of an earlier version, which did not note what was "
+                "asked; they count as answers to the tasks of the same ids"
+            )
         return answers
 
 
@@ -142,7 +148,9 @@ def solve(
             trace=tracing.recorder,
         )  # fmt: skip
         if answers is not None:
-            answers.prepare_to_append(controller.learner.base_hash)
+            from ..run_facts import outcome_settings
+
+            answers.prepare_to_append(outcome_settings(controller.learner, controller.policy, controller.budget))
         total = None if live else sum(len(loaded.tasks) for loaded in groups)
         progress = LiveProgress(total, hidden=live or quiet or output.as_json)
         failures = _answer(controller, groups, output, answers, resources.batch_size, progress, total)
@@ -172,20 +180,27 @@ def _answer(
     batch_size: int, progress: LiveProgress, total: int | None,
 ) -> int:  # fmt: skip
     """Answers the tasks that have no answer yet, and returns how many tasks could not be read or tried."""
-    done, reported = (answers.ids, answers.problems) if answers else (frozenset(), frozenset())
+    reported = answers.problems if answers else frozenset()
     failures = 0
     stream: AbstractContextManager[TextIO]
     stream = output.out.open("a", encoding="utf-8") if output.out else nullcontext(sys.stdout)
-    from ..run_facts import RunFacts
+    from ..run_facts import RunFacts, outcome_settings
 
     with stream as lines, progress:
-        printer = _Printer(output, lines, RunFacts.of(controller.learner, controller.policy), progress, total)
+        facts = RunFacts.of(controller.learner, controller.policy)
+        settings = outcome_settings(controller.learner, controller.policy, controller.budget)
+        printer = _Printer(output, lines, facts, settings, progress, total)
         for loaded in groups:
             failures += len(loaded.problems)
             for problem in loaded.problems:
-                if (problem.id or problem.where) not in reported:
+                if (problem.id or problem.where, str(problem)) not in reported:
                     printer.problem(problem)
-            remaining = [task for task in loaded.tasks if task.id not in done]
+            remaining = [task for task in loaded.tasks if not (answers and answers.have(task))]
+            if answers and total is not None and (changed := sum(task.id in answers.ids for task in remaining)):
+                warn(
+                    f"{answers.file}: {changed} tasks have changed since they were answered; they are answered again, "
+                    "in later lines"
+                )
             printer.skip(len(loaded.tasks) - len(remaining))
             controller.solve_many(
                 remaining, batch_size=batch_size, on_result=printer.result, on_event=progress.listener
@@ -197,9 +212,11 @@ class _Printer:
     """Shows results on a terminal, or writes them as JSON lines."""
 
     def __init__(
-        self, output: OutputOptions, lines: TextIO, facts: RunFacts, progress: LiveProgress, total: int | None
-    ) -> None:
+        self, output: OutputOptions, lines: TextIO, facts: RunFacts, settings: Mapping[str, str],
+        progress: LiveProgress, total: int | None,
+    ) -> None:  # fmt: skip
         self.refused = 0
+        self._settings = settings
         self._output, self._lines, self._facts, self._progress, self._total = output, lines, facts, progress, total
         self._number = 0
 
@@ -223,11 +240,20 @@ class _Printer:
         if result.status == "refused":
             warn(f"refused: {result.error}")
         facts = self._facts if self._output.with_features or self._output.trace_content else None
-        self._write(line_of(result, facts, self._output.trace_content))
+        self._write(line_of(result, facts, self._output.trace_content, self._settings))
 
     def _write(self, text: str) -> None:
         with self._progress.hidden():
-            print(text, file=self._lines, flush=True)
+            if self._output.out is None:
+                print(text, file=self._lines, flush=True)
+                return
+            try:
+                with explained(self._output.out, f"free space on its disk; {self._output.remedy}"):
+                    print(text, file=self._lines, flush=True)
+            except FileError:
+                with suppress(OSError):  # closing tries to write the rest of the line
+                    self._lines.close()
+                raise
 
     def _show(self, result: Result) -> None:
         """The task, the answer, the decision and its reason."""

@@ -24,6 +24,7 @@ from autottt.controller.evaluation import (
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import Attempt, Candidate
 from autottt.ttt_core.errors import StrategyError, TaskError
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 
 
@@ -159,6 +160,35 @@ def test_rows_of_a_query_of_another_place_are_not_continued(name: str, tmp_path:
         evaluate(controller, [task], [], file=file)
 
 
+def test_rows_of_other_settings_are_not_continued(tmp_path: Path, make_learner, task, monkeypatch) -> None:
+    learner, file = make_learner(), tmp_path / "rows"
+    controller = Controller(learner, FixedPolicy("in_context"))
+    evaluate(controller, [task], [], file=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "loaded", replace(learner.loaded, recipes={"ttt_in_context": Recipe(max_steps=7)}))
+        with pytest.raises(TaskError, match=r'other settings \(recipes: ".*" before, ".*" now\)'):
+            evaluate(controller, [task], [], file=file)
+    with pytest.raises(TaskError, match=r'budget: "unlimited" before, "3s" now'):
+        evaluate(Controller(learner, FixedPolicy("in_context"), budget="3s"), [task], [], file=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(learner.adapters), "starting_digest", "0a1b+read")
+        with pytest.raises(TaskError, match=r'starting_adapter: "none" before, "0a1b\+read" now'):
+            evaluate(controller, [task], [], file=file)
+    with pytest.raises(TaskError, match="another right answer"):
+        evaluate(controller, [replace(task, answer=(1,))], [], file=file)
+
+
+def test_rows_of_an_earlier_version_are_continued_with_a_warning(tmp_path: Path, make_learner, task, caplog) -> None:
+    controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
+    rows = evaluate(controller, [task], [], file=file)
+    settings, line = map(json.loads, file.read_text().splitlines())
+    for name in ("budget", "recipes", "starting_adapter"):
+        del settings["settings"][name]
+    file.write_text(json.dumps(settings) + "\n" + json.dumps({**line, "expected": ""}) + "\n")
+    assert evaluate(controller, [task], [], file=file) == [replace(rows[0], expected="")]
+    assert "did not note budget, recipes, starting_adapter" in caplog.text
+
+
 def test_a_row_after_a_torn_one_is_whole(tmp_path, make_learner, task):
 
     controller = Controller(make_learner(), FixedPolicy("in_context"))
@@ -186,7 +216,7 @@ def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, make_learner, tas
         (Controller(make_learner(seed=1), FixedPolicy("in_context")), 0),
     ]
     for other, seed in others:
-        with pytest.raises(TaskError, match=r"was started with .*\"seed\": 0.*this run has .*to start again"):
+        with pytest.raises(TaskError, match=r"was started with other settings .* before, .* now\): .*to start again"):
             evaluate(other, [task], [], seed=seed, file=file)
     with pytest.raises(TaskError, match="holds a row of another query called 'task'"):
         evaluate(controller, [replace(task, query=(1, 2))], [], file=file)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from autottt.controller.cli.answer_files import SHORT, Answers, check_output, line_of_problem
 from autottt.ttt_core.errors import TaskError
+from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.readers import Problem
 
 MODEL = "0f" * 16
@@ -51,7 +53,7 @@ def test_a_run_continues_what_an_interruption_left(tmp_path, end):
     assert answers.ids == ({"a", "b"} if complete else {"a"})
     assert answers.incomplete == (bool(end) and not complete)
     assert file.read_text() == line("a") + end, "reading changes nothing"
-    answers.prepare_to_append(MODEL)
+    answers.prepare_to_append({"model": MODEL})
     assert file.read_text() == line("a") + (line("b") if complete else "")
 
 
@@ -59,7 +61,7 @@ def test_a_missing_or_empty_file_has_no_answers(tmp_path):
     file = tmp_path / "answers.jsonl"
     for _ in range(2):
         answers = Answers.read(file, 0)
-        answers.prepare_to_append(MODEL)
+        answers.prepare_to_append({"model": MODEL})
         assert (answers.ids, answers.incomplete) == (frozenset(), False)
         file.touch()
 
@@ -73,8 +75,54 @@ def test_a_file_with_another_seed_or_model_is_not_continued(tmp_path):
     answers = Answers.read(file, 3)
     assert answers.ids == {"a", "b", "c"}
     with pytest.raises(TaskError, match=f"answered by the model {MODEL}, and this one is another"):
-        answers.prepare_to_append("another")
+        answers.prepare_to_append({"model": "another"})
     assert file.read_text() == text
+
+
+def test_a_file_with_other_settings_is_not_continued(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    settings = {"model": MODEL, "policy": "fixed (1)", "starting_adapter": "none"}
+    file.write_text(line("a") + line("b", settings=settings))
+    Answers.read(file, 0).prepare_to_append({**settings, "budget": "unlimited"})
+    for name, value in (("policy", "fixed (2)"), ("starting_adapter", "0a1b+read")):
+        with pytest.raises(TaskError, match=rf'other settings \({name}: "{settings[name][:4]}.* before, "{value[:4]}'):
+            Answers.read(file, 0).prepare_to_append({**settings, name: value})
+
+
+def test_a_line_answers_the_task_of_its_digest_only(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    task = make_task([([1], [2])], [3], answer=[4], id="a")
+    of_stdin = replace(task, id="stdin:1")
+    changed = replace(task, query=(5,))
+
+    def answers(*lines):
+        file.write_text("".join(lines))
+        return Answers.read(file, 0)
+
+    sound = {"answer": [4], "right": True}
+    current = answers(line("a", digest=task.digest, **sound), line("stdin:1", digest=task.digest, **sound))
+    assert current.have(task)
+    assert current.have(of_stdin)
+    assert not current.have(changed)
+    assert not current.have(replace(of_stdin, query=(5,))), "positions in standard input occur again"
+    assert not current.have(replace(task, answer=(7,))), "it would be judged by another right answer"
+    assert not current.have(replace(task, answer=None))
+    assert current.without_digest == 0
+    later = answers(line("a", digest=task.digest, **sound), line("a", digest=changed.digest, **sound))
+    assert later.have(changed)
+    assert not later.have(task), "the last line of an id counts"
+    earlier = answers(line("a", **sound), line("stdin:1", **sound))
+    assert earlier.have(changed), "lines of earlier versions go by their ids"
+    assert not earlier.have(of_stdin)
+    assert earlier.without_digest == 2
+
+
+@pytest.mark.parametrize("field", [{"digest": 3}, {"settings": "text"}, {"right": "yes"}])
+def test_a_field_of_another_type_is_refused(tmp_path, field):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(line("a", **field))
+    with pytest.raises(TaskError, match="expected an answer"):
+        Answers.read(file, 0)
 
 
 def test_an_input_file_is_not_written(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -98,7 +99,36 @@ def test_resuming_with_another_seed_or_model_is_refused(tmp_path, model):
     assert (code, "answered with seed 0" in err) == (2, True)
     code, _, err = call(*words, "--resume")
     assert (code, "answered by the model" in err) == (2, True)
+    for name, *other in (("policy", "--strategy", "zero_shot"), ("budget", "--budget", "5x")):
+        code, _, err = call(*words, "--model", model, "--resume", *other)
+        assert (code, f"answered with other settings ({name}: " in err) == (2, True), err
     assert out.read_text() == before
+
+
+def test_a_task_that_has_changed_is_answered_again(tmp_path, model):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--out", str(out), "--strategy", "in_context", "--model", model]
+    assert call(*words)[0] == 0
+    tasks_file(tmp_path, task("a"), task("b", queries=[{"input": [7, 6], "output": [6, 7]}]))
+    code, _, err = call(*words, "--resume")
+    assert (code, "1 tasks have changed since they were answered" in err) == (0, True)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["a", "b", "b"]
+    assert lines[1]["digest"] != lines[2]["digest"]
+    assert lines[0]["settings"] == lines[2]["settings"]
+    assert (call(*words, "--resume")[0], len(out.read_text().splitlines())) == (0, 3)
+
+
+def test_a_new_line_of_standard_input_is_answered_when_the_run_is_resumed(tmp_path, model, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    words = ["solve", "-", "--out", str(out), "--strategy", "in_context", "--model", model]
+    for number, options in enumerate(([], ["--resume"], ["--resume"])):
+        one = {"demonstrations": task("a")["demonstrations"], "query": [number, 1]}
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(one).encode() + b"\n")))
+        code, _, err = call(*words, *options)
+        assert code == 0, err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["stdin:1"] * 3
 
 
 def test_an_interruption_reports_what_was_saved(tmp_path, model, monkeypatch):
@@ -283,6 +313,13 @@ def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
     assert calls == ["a", "b", "b"]
     assert {r["id"] for r in json.loads(out.read_text())["rows"]} == {"a", "b"}
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("words", [["outcomes", "show"], ["train-policy", "--out", "bundle"]])
+def test_a_folder_of_outcomes_that_does_not_exist_is_named(tmp_path, words):
+    folder = str(tmp_path / "nowhere")
+    code, _, err = call(*words, folder)
+    assert (code, f"{folder}: expected a folder of outcomes; there is none" in err) == (2, True)
 
 
 def test_rows_that_do_not_say_what_they_were_measured_with_are_not_gone_on_with(tmp_path, model):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+import tempfile
 import time
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from filelock import UnixFileLock
 
 from autottt.controller.cli.locks import exclusive
 from autottt.policies.serving_logs import read_log
@@ -110,6 +113,67 @@ def test_a_lock_is_released_after_an_error(tmp_path):
         exclusive(tmp_path / "file"),
     ):
         pass
+
+
+def refused(path, monkeypatch, *folders):
+    """The error of a lock on a path where no file can be made in some folders."""
+    acquire = UnixFileLock._acquire
+
+    def fails(self):
+        if Path(self.lock_file).parent in folders:
+            raise PermissionError(13, "Permission denied", self.lock_file)
+        acquire(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnixFileLock, "_acquire", fails)
+        with exclusive(path), pytest.raises(TaskError) as raised, exclusive(path):
+            pass
+    return str(raised.value)
+
+
+def test_a_file_or_folder_is_locked_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "another autottt process" in refused(folder, monkeypatch, tmp_path)
+    assert (folder / ".autottt.lock").exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert "another autottt process" in refused(tmp_path / "file", monkeypatch, tmp_path)
+    assert len(list(folder.glob("autottt-*.lock"))) == 1
+    for name in ("n" * 250, "\u00fc" * 125):
+        with exclusive(tmp_path / name), pytest.raises(TaskError, match="another"), exclusive(tmp_path / name):
+            pass
+    with pytest.raises(TaskError, match=r"file: cannot be locked .*\.file\.lock: Permission denied.*writable"):
+        refused(tmp_path / "file", monkeypatch, tmp_path, folder)
+
+
+def test_a_full_disk_is_an_error_with_the_file_and_the_remedy(tmp_path, model, monkeypatch):
+    file, out = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "out.jsonl"
+    words = ["solve", file, "--out", str(out), "--strategy", "in_context", "--model", model]
+    real, writes = Path.open, []
+
+    class Full(io.FileIO):
+        """Takes the first answer, and a part of the second."""
+
+        def write(self, data):
+            writes.append(len(data))
+            if len(writes) > 2:
+                raise OSError(28, "No space left on device")
+            return super().write(bytes(data)[:40] if len(writes) == 2 else data)
+
+    def opened(path, mode="r", *arguments, **options):
+        if path == out and mode == "a":
+            return io.TextIOWrapper(io.BufferedWriter(Full(path, "a")), encoding="utf-8")
+        return real(path, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        code, _, err = call(*words)
+    assert code == 2
+    assert f"{out} cannot be written (No space left on device): free space" in err
+    assert "--resume continues after them" in err
+    code, _, err = call(*words, "--resume")
+    assert (code, "dropping an incomplete last line" in err) == (0, True)
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b"]
 
 
 def test_a_task_that_was_corrected_is_answered_when_the_run_is_resumed(tmp_path, model):
