@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
+from ...ttt_core.file_writing import replacing
 from .answer_files import check_output
 from .console import line, reporting, screen
 from .evaluate import split_names
@@ -79,19 +79,14 @@ def export(
 
     check_output("--out", out, [])
     selection = Selection.parse(families, split)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file, reporting("tasks") as report:
-            total = _total(selection, tasks)
-            number = 0
-            for number, text in enumerate(
-                lines_of(selection, tasks, demonstrations, queries, seed, split_names(difficulties or "")), start=1
-            ):
-                file.write(text + "\n")
-                report(number, max(total, number))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file, reporting("tasks") as report:
+        total = _total(selection, tasks)
+        number = 0
+        for number, text in enumerate(
+            lines_of(selection, tasks, demonstrations, queries, seed, split_names(difficulties or "")), start=1
+        ):
+            file.write(text + "\n")
+            report(number, max(total, number))
     line(f"{out}: {number} tasks of {len(selection.families)} families, {selection.source.version}, seed {seed}")
 
 

@@ -13,8 +13,10 @@ import typer
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import SettingsError, TraceError
+from ...ttt_core.file_writing import replacing, write_whole
 from ...ttt_core.standard_json import dumps
 from ..tracing import STORE_SUFFIXES, named_targets
+from .answer_files import check_new_output
 from .console import line, note, screen, warn
 from .options import AsJson, ModelOptions, PolicyOptions, TraceSetting, command, load_controller
 from .settings import is_argument
@@ -143,23 +145,29 @@ def export(
     ] = True,
     trace: TraceSetting = None,
 ) -> None:
-    """Write traces as JSON lines.
+    """Write traces as JSON lines. Exits with 1 if a trace is damaged; the others are written all the same.
 
     Example: `autottt trace export last --out trace.jsonl`
     """
     from ..tracing.content import without_content
 
+    if out is not None:
+        check_new_output("--out", out)
     store = store_of(trace)
-    traces = [store.get(id) for id in ids] if ids else store.traces()
+    damaged: list[TraceError] = []
+    traces = [store.get(id) for id in ids] if ids else store.traces(on_damaged=damaged.append)
     lines = (dumps((each if content else without_content(each)).plain) for each in traces)
     if out is None:
         for text in lines:
             line(text)
-        return
-    if out.exists():
-        raise TraceError(f"{out} exists; name another file")
-    with out.open("x", encoding="utf-8") as stream:
-        stream.writelines(f"{text}\n" for text in lines)
+    else:
+        with replacing(out) as partial, partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{text}\n" for text in lines)
+    for error in damaged:
+        warn(str(error))
+    if damaged:
+        warn(f"{len(damaged)} damaged traces were left out")
+        raise typer.Exit(1)
 
 
 @command(trace_app, name="open")
@@ -175,10 +183,12 @@ def open_(
     from ...strategies.registry import strategies
     from ..tracing.page import page_of
 
+    if out is not None:
+        check_new_output("--out", out)
     stored = store_of(trace).get(id)
     page = page_of(stored, list(strategies()))
     if out is not None:
-        out.write_text(page, "utf-8")
+        write_whole(out, page)
         note(f"the page is in {out}")
         return
     folder = Path(tempfile.mkdtemp(prefix="autottt-"))  # which only its owner may read

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...policies.bundle_card import ANY_MODEL, policies_folder
-from ...ttt_core.errors import PolicyError, SettingsError, TaskError
+from ...ttt_core.errors import PolicyError, SettingsError, TaskError, TraceError
 from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
 from .locks import exclusive
@@ -142,11 +142,16 @@ class TraceSource:
             raise SettingsError(
                 f"--traces: expected local, or a file that ends with {STORE_SUFFIXES[0]}; received {self.traces!r}"
             )
-        from ..tracing.log_rows import log_rows
+        from ..tracing.log_rows import DAMAGED, log_rows
         from ..tracing.store import Filter
 
         times = Filter(since=time_of("--since", self.since), until=time_of("--until", self.until))
-        return log_rows(store_of(self.traces).traces(times), self.model_hash or "")
+        damaged: list[TraceError] = []
+        traces = store_of(self.traces).traces(times, on_damaged=damaged.append)
+        rows, unusable = log_rows(traces, self.model_hash or "")
+        if damaged:
+            unusable[DAMAGED] = unusable.get(DAMAGED, 0) + len(damaged)
+        return rows, unusable
 
 
 def retrain(

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from ...policies.serving_logs import Row, problem_of
 from .trace import Trace
 
+DAMAGED = "the trace is of another version of this package, or damaged"
+"""The reason for a trace that cannot be read as a row, or at all."""
+
 
 def log_rows(traces: Iterable[Trace], base_hash: str = "") -> tuple[list[Row], dict[str, int]]:
     """The rows of the traces of a model whose content hash begins with `base_hash`; and reasons why other traces give
@@ -60,4 +63,4 @@ def _unusable(trace: Trace, base_hash: str) -> str:
         row = {}
     if row and not trace.has_content and "answer" not in row:
         return "the trace was stored without content, so its answers are unknown"
-    return "the trace is of another version of this package, or damaged" if problem_of(row) else ""
+    return DAMAGED if problem_of(row) else ""

@@ -8,12 +8,13 @@ lists and statistics need, and a compressed body. Knows nothing about how runs a
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -22,7 +23,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from ...ttt_core.errors import TraceError
+from ...ttt_core.errors import TraceError, shortened
 from ...ttt_core.standard_json import dumps
 from .trace import TRACE_VERSION, Trace
 
@@ -140,8 +141,8 @@ class TraceStore:
         self.max_bytes = max_bytes
         self.max_days = max_days
         self._lock = threading.Lock()
-        self._opened: tuple[int, sqlite3.Connection] | None = None
-        """The process that opened it, and the connection."""
+        self._opened: tuple[int, sqlite3.Connection, bool] | None = None
+        """The process that opened it, the connection, and whether it can write."""
 
     def write(self, trace: Trace) -> None:
         """Stores a trace, and deletes what exceeds the bounds. Raises `TraceError` where it cannot be stored."""
@@ -166,7 +167,7 @@ class TraceStore:
         order = f"ORDER BY time DESC, key DESC LIMIT {-1 if limit is None else int(limit)}"
         with self._lock, self._reading() as connection:
             rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM traces {condition} {order}", values)
-            return [_summary(row) for row in rows.fetchall()]
+            return [self._summary(row) for row in rows.fetchall()]
 
     def columns(self, names: Sequence[str], which: Filter | None = None) -> list[tuple[Any, ...]]:
         """Columns of the summaries of traces as they are stored, in no order: much faster than `summaries`."""
@@ -179,8 +180,9 @@ class TraceStore:
     def stage_seconds(self, which: Filter | None = None) -> dict[str, float]:
         """Seconds of all runs by stage, the largest first."""
         condition, values = (which or Filter()).condition()
+        sound = f"(SELECT stages FROM traces {condition + ' AND' if condition else 'WHERE'} json_valid(stages))"
         query = (
-            f"SELECT stage.key, sum(stage.value) FROM traces, json_each(traces.stages) AS stage {condition} "
+            f"SELECT stage.key, sum(stage.value) FROM {sound} AS sound, json_each(sound.stages) AS stage "
             "GROUP BY stage.key ORDER BY sum(stage.value) DESC"
         )
         with self._lock, self._reading() as connection:
@@ -200,12 +202,14 @@ class TraceStore:
                 problem = f"several traces begin with {id}: {known}" if rows else f"there is no trace {id}"
                 raise TraceError(f"{self.file}: {problem}; `autottt trace list` shows them")
             body = connection.execute("SELECT body FROM bodies WHERE key = ?", (rows[0][0],)).fetchone()
-        return read_trace(body[0], f"{self.file}: trace {rows[0][1]}")
+        return read_trace(None if body is None else body[0], f"{self.file}: trace {rows[0][1]}")
 
     def find(self, id: str) -> Trace | None:
-        """The trace of a whole id; None where there is none. Raises `TraceError` for a store that cannot be read."""
+        """The trace of a whole id; None where there is none. Raises `TraceError` for a store or a trace that cannot be
+        read."""
+        query = "SELECT body FROM traces LEFT JOIN bodies USING (key) WHERE id = ?"
         with self._lock, self._reading() as connection:
-            row = connection.execute("SELECT body FROM traces JOIN bodies USING (key) WHERE id = ?", (id,)).fetchone()
+            row = connection.execute(query, (id,)).fetchone()
         return None if row is None else read_trace(row[0], f"{self.file}: trace {id}")
 
     def label(self, id: str, label: Mapping[str, Any]) -> bool:
@@ -213,7 +217,7 @@ class TraceStore:
         `answer` where the trace has no content. False where there is no such trace; raises `TraceError`.
         """
         with self._lock, self._writing() as connection:
-            query = "SELECT key, body FROM traces JOIN bodies USING (key) WHERE id = ?"
+            query = "SELECT key, body FROM traces LEFT JOIN bodies USING (key) WHERE id = ?"
             row = connection.execute(query, (id,)).fetchone()
             if row is None:
                 return False
@@ -225,21 +229,46 @@ class TraceStore:
             connection.execute(change, (bool(label["right"]), len(body), row[0]))
         return True
 
-    def traces(self, which: Filter | None = None, limit: int | None = None) -> Iterator[Trace]:
-        """The traces, the newest first, read one by one."""
+    def traces(
+        self,
+        which: Filter | None = None,
+        limit: int | None = None,
+        on_damaged: Callable[[TraceError], None] | None = None,
+    ) -> Iterator[Trace]:
+        """The traces, the newest first, read one by one. `on_damaged` receives why a trace cannot be read; without it
+        that is logged as a warning."""
         for summary in self.summaries(which, limit):
-            with suppress(TraceError):  # deleted in the meantime
-                yield self.get(summary.id)
+            try:
+                trace = self.find(summary.id)
+            except TraceError as error:
+                if on_damaged is None:
+                    logging.getLogger("autottt").warning("%s; skipped", error)
+                else:
+                    on_damaged(error)
+                continue
+            if trace is not None:  # else it was deleted in the meantime
+                yield trace
 
     def clear(self) -> int:
-        """Deletes every trace, and what remains of them in the file; returns how many there were."""
+        """Deletes every trace, and what remains of them in the file; returns how many there were. Where another process
+        uses the file, what remains may stay for as long; a warning says so."""
         with self._lock, self._writing() as connection:
             count = int(connection.execute("SELECT count(*) FROM traces").fetchone()[0])
             connection.execute("DELETE FROM traces")
             connection.execute("DELETE FROM bodies")
-        with self._lock:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        problem = ""
+        try:
+            with self._lock:
+                connection.execute("VACUUM")
+                if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    problem = "database is locked"
+        except sqlite3.Error as error:
+            problem = str(error)
+        if problem:
+            logging.getLogger("autottt").warning(
+                "%s: the traces are deleted, but what they held remains in the file, which another process may be "
+                "using (%s); delete the traces again when it has ended, to remove that too", self.file, problem,
+            )  # fmt: skip
         return count
 
     def size(self) -> tuple[int, int]:
@@ -282,9 +311,9 @@ class TraceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction. Raises `TraceError` where the file cannot be written."""
+        """A transaction. Raises `TraceError` where the file cannot be written, or is not a store of traces."""
         try:
-            connection = self._connection()
+            connection = self._connection(writes=True)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -301,34 +330,32 @@ class TraceStore:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection. Raises `TraceError` where there is no store, or the file is none."""
         if not self.file.exists():
-            raise TraceError(f"{self.file}: there are no traces; `autottt solve` records them unless AUTOTTT_TRACE=off")
+            raise self._no_traces()
         try:
-            yield self._connection()
+            yield self._connection(writes=False)
         except (OSError, sqlite3.Error) as error:
             self._close()
             raise TraceError(f"{self.file}: the traces cannot be read ({_text(error)})") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """The open connection of this process. A connection that a fork copied is never used."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), self._open()
+    def _no_traces(self) -> TraceError:
+        return TraceError(f"{self.file}: there are no traces; `autottt solve` records them unless AUTOTTT_TRACE=off")
+
+    def _connection(self, *, writes: bool) -> sqlite3.Connection:
+        """The open connection of this process, which can write if `writes`. A connection that a fork copied is never
+        used."""
+        if self._opened is None or self._opened[0] != os.getpid() or (writes and not self._opened[2]):
+            self._close()
+            self._opened = os.getpid(), self._open_to_write() if writes else self._open_to_read(), writes
         return self._opened[1]
 
-    def _open(self) -> sqlite3.Connection:
+    def _open_to_write(self) -> sqlite3.Connection:
+        """A connection to the store, which is made where there is no file or an empty one."""
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(
-            self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
-        )
+        connection = self._connect("mode=rw")
         try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, STORE_VERSION):
-                raise sqlite3.DatabaseError(
-                    f"its format is version {version}, and this package reads version {STORE_VERSION}; "
-                    "name another file or delete this one"
-                )
-            if version == 0:
+            if not self._has_tables(connection):
                 os.chmod(self.file, 0o600)
                 _write_ahead(connection)
                 connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {STORE_VERSION}; COMMIT;")
@@ -338,6 +365,65 @@ class TraceStore:
             connection.close()
             raise
         return connection
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        """A connection that writes nothing. In a folder that this user cannot write to, SQLite reads a file without a
+        write-ahead log only as one that nobody changes."""
+        connection = self._connect("mode=ro")
+        try:
+            try:
+                has_tables = self._has_tables(connection)
+            except sqlite3.OperationalError:
+                if self.file.with_name(self.file.name + "-wal").exists():
+                    raise
+                connection.close()
+                connection = self._connect("mode=ro&immutable=1")
+                has_tables = self._has_tables(connection)
+            if not has_tables:
+                raise self._no_traces()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.file.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None,
+            check_same_thread=False, cached_statements=32,
+        )  # fmt: skip
+
+    def _has_tables(self, connection: sqlite3.Connection) -> bool:
+        """Whether the file holds the tables of a store; false for an empty file. Raises `TraceError` for a database of
+        another program, and for a store of another version."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not names and version == 0:
+            return False
+        if not {"traces", "bodies"} <= names:
+            raise TraceError(
+                f"{self.file}: expected a store of traces, as `autottt solve` writes it; received a SQLite file of "
+                "another program, which is left as it is: name another file"
+            )
+        if version != STORE_VERSION:
+            raise TraceError(
+                f"{self.file}: its format is version {version}, and this package reads version {STORE_VERSION}; name "
+                "another file or delete this one"
+            )
+        return True
+
+    def _summary(self, row: Sequence[Any]) -> Summary:
+        """The summary in a row of columns. Damaged stages are left out, with a warning."""
+        values = dict(zip(_COLUMNS, row, strict=True))
+        values["is_right"] = None if values["is_right"] is None else bool(values["is_right"])
+        try:
+            stages = {str(name): float(seconds) for name, seconds in json.loads(values["stages"]).items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            stages = {}
+            logging.getLogger("autottt").warning(
+                "%s: trace %s is damaged: expected its stages as JSON, received %s; they are left out",
+                self.file, values["id"], shortened(values["stages"]),
+            )  # fmt: skip
+        return Summary(**{**values, "stages": stages, "content": bool(values["content"])})
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -359,24 +445,19 @@ def local_store() -> TraceStore:
     return TraceStore(user_state_path("autottt") / "traces.sqlite")
 
 
-def read_trace(body: bytes, place: str) -> Trace:
-    """The trace in a stored body. Raises `TraceError`, which names the place, for one that is damaged or of another
-    version."""
+def read_trace(body: bytes | None, place: str) -> Trace:
+    """The trace in a stored body. Raises `TraceError`, which names the place, for one that is damaged, missing or of
+    another version."""
+    if body is None:
+        raise TraceError(f"{place} is damaged (its content is missing)")
     try:
         plain = json.loads(zlib.decompress(body))
         version = plain["version"]
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
         raise TraceError(f"{place} is damaged ({type(error).__name__}: {error})") from None
     if version != TRACE_VERSION:
         raise TraceError(f"{place} has version {version}; this package reads version {TRACE_VERSION}")
     return Trace(plain)
-
-
-def _summary(row: Sequence[Any]) -> Summary:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values["is_right"] = None if values["is_right"] is None else bool(values["is_right"])
-    values["stages"] = json.loads(values["stages"])
-    return Summary(**{**values, "content": bool(values["content"])})
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

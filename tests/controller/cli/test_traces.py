@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from autottt.controller.cli.main import app
+from autottt.controller.cli.training import TraceSource
+from autottt.controller.tracing.log_rows import DAMAGED
 from autottt.controller.tracing.store import local_store
 from autottt.ttt_core.errors import SettingsError, TraceError
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -150,6 +153,45 @@ def test_export_writes_json_lines_with_or_without_content(solved, tmp_path):
     (bare,) = map(json.loads, run("trace", "export", "last", "--no-content").splitlines())
     assert "query" not in bare["root"]["attributes"]["task"]
     assert "exists" in run("trace", "export", "--out", file, code=2)
+
+
+def test_damaged_traces_are_counted_and_the_others_are_exported(solved, tmp_path):
+    with sqlite3.connect(local_store().file) as connection:
+        connection.execute("UPDATE bodies SET body = 'torn' WHERE key = 2")
+    connection.close()
+    file = tmp_path / "traces.jsonl"
+    printed = run("trace", "export", "--out", file, code=1)
+    assert len(file.read_text().splitlines()) == 2
+    assert "is damaged" in printed
+    assert "1 damaged traces were left out" in printed
+    rows, unusable = TraceSource(traces="local").rows()
+    assert (len(rows), unusable) == (2, {DAMAGED: 1})
+
+
+def test_a_file_that_exists_or_cannot_be_written_is_left_as_it_is(solved, tasks, tmp_path, monkeypatch):
+    before = tasks.read_text()
+    for words in (("open", solved), ("export",)):
+        assert f"{tasks} exists; name another file" in run("trace", *words, "--out", tasks, code=2)
+    assert tasks.read_text() == before
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autottt.ttt_core.file_writing.os.replace", full)
+    files = set(tmp_path.iterdir())
+    for words in (("open", solved), ("export",)):
+        printed = run("trace", *words, "--out", tmp_path / "new", code=2)
+        assert f"{tmp_path / 'new'} cannot be written (No space left on device): free space" in printed
+    assert set(tmp_path.iterdir()) == files
+
+
+def test_a_database_of_another_program_is_no_store(tmp_path):
+    file = tmp_path / "notes.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+    connection.close()
+    for words in (("list",), ("show", "last"), ("stats",), ("export",)):
+        assert "another program" in run("trace", *words, "--trace-store", file, code=2)
 
 
 def test_without_traces_the_message_names_the_remedy():

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 import time
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -166,6 +167,108 @@ def test_a_store_of_another_version_is_refused_and_unchanged(store):
         TraceStore(store.file).write(trace_of(2))
     with sqlite3.connect(store.file) as connection:
         assert connection.execute("SELECT count(*) FROM traces").fetchone() == (1,)
+
+
+def foreign(file, version=0):
+    """A database of another program, which only this user's group may read as well."""
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+        connection.execute("INSERT INTO notes VALUES ('precious')")
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    file.chmod(0o640)
+    return file
+
+
+@pytest.mark.parametrize("version", [0, 1, 7])
+def test_a_database_of_another_program_is_refused_and_unchanged(tmp_path, version):
+    file = foreign(tmp_path / "notes.db", version)
+    before = file.read_bytes()
+    for call in (TraceStore.summaries, TraceStore.size, TraceStore.clear, lambda store: store.write(trace_of(1))):
+        with pytest.raises(TraceError, match=r"notes\.db: expected a store of traces.*SQLite file of another program"):
+            call(TraceStore(file))
+    assert (file.read_bytes(), stat.S_IMODE(file.stat().st_mode)) == (before, 0o640)
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.db"]
+
+
+def test_reading_makes_no_store_and_writing_makes_one_in_an_empty_file(tmp_path):
+    file = tmp_path / "empty.sqlite"
+    file.touch(0o644)
+    with pytest.raises(TraceError, match="there are no traces"):
+        TraceStore(file).summaries()
+    assert (file.stat().st_size, stat.S_IMODE(file.stat().st_mode)) == (0, 0o644)
+    store = TraceStore(file)
+    store.write(trace_of(1))
+    assert len(store.summaries()) == 1
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_store_is_read_and_then_written_by_one_object_and_read_while_another_writes(store):
+    store.write(trace_of(1))
+    other = TraceStore(store.file)
+    assert len(other.summaries()) == 1
+    store.write(trace_of(2))
+    assert len(other.summaries()) == 2
+    other.write(trace_of(3))
+    assert len(store.summaries()) == len(other.summaries()) == 3
+
+
+def test_a_store_is_read_where_sqlite_can_make_no_file_beside_it(store, monkeypatch):
+    store.write(trace_of(1))
+    store.close()
+    connect = TraceStore._connect
+
+    def fails(self, mode):
+        if mode == "mode=ro":
+            connection = sqlite3.connect(":memory:")
+            connection.set_authorizer(lambda *arguments: sqlite3.SQLITE_DENY)
+            return connection
+        return connect(self, mode)
+
+    monkeypatch.setattr(TraceStore, "_connect", fails)
+    monkeypatch.setattr(sqlite3, "OperationalError", sqlite3.DatabaseError)  # what the authorizer raises
+    assert len(TraceStore(store.file).summaries()) == 1
+
+
+def test_damaged_traces_are_named_and_hide_no_others(store, caplog):
+    for number in range(5):
+        store.write(trace_of(number))
+    with sqlite3.connect(store.file) as connection:
+        keys = [key for (key,) in connection.execute("SELECT key FROM traces ORDER BY key")]
+        connection.execute("UPDATE bodies SET body = ? WHERE key = ?", (b"torn", keys[0]))
+        connection.execute("UPDATE bodies SET body = ? WHERE key = ?", (zlib.compress(b"[1]"), keys[1]))
+        connection.execute("DELETE FROM bodies WHERE key = ?", (keys[2],))
+        connection.execute("UPDATE traces SET stages = '{' WHERE key = ?", (keys[3],))
+    connection.close()
+    damaged: list[TraceError] = []
+    assert [trace.id[-1] for trace in store.traces(on_damaged=damaged.append)] == ["4", "3"]
+    assert [f"trace {2 - n:012x} is damaged" in str(error) for n, error in enumerate(damaged)] == [True] * 3
+    assert "trace 000000000003 is damaged: expected its stages" in caplog.text
+    assert [len(summary.stages) > 0 for summary in store.summaries()] == [True, False, True, True, True]
+    assert statistics_of(store).stages["measure"] == pytest.approx(0.4)
+    for number in range(3):
+        with pytest.raises(TraceError, match=f"trace {number:012x} is damaged"):
+            store.get(f"{number:012x}")
+        with pytest.raises(TraceError, match=f"trace {number:012x} is damaged"):
+            store.label(f"{number:012x}", {"right": True})
+    assert len(list(store.traces())) == 2
+    assert "000000000000 is damaged" in caplog.text
+
+
+def test_clearing_beside_another_process_deletes_and_warns(store, caplog, monkeypatch):
+    monkeypatch.setattr("autottt.controller.tracing.store.BUSY_SECONDS", 0.05)
+    store.write(trace_of(1))
+    store.close()
+    reader = sqlite3.connect(store.file, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM traces").fetchone()
+    assert store.clear() == 1
+    assert "what they held remains in the file" in caplog.text
+    reader.close()
+    assert store.summaries() == []
+    caplog.clear()
+    assert store.clear() == 0
+    assert not caplog.records
 
 
 def test_clearing_deletes_what_was_stored_from_the_file(store):
