@@ -112,24 +112,26 @@ def collect_into(
     model: ModelOptions,
     options: WorkerOptions,
     learner: Learner | None = None,
+    remedy: str | None = None,
 ) -> list[Outcome]:
     """Collects what a store lacks, in this process or in workers, and returns what it then holds. `learner` is the
-    model, where it is loaded already."""
-    from ...policies.collect import collect
+    model, where it is loaded already; `remedy` says what to do where outcomes must not be added to the store."""
+    from ...policies.collect import ANOTHER_STORE, collect
     from ...policies.outcomes import OutcomeStore
     from ...policies.parallel import Source, collect_with_workers
     from ...strategies.registry import get_strategy
 
     store, chosen = OutcomeStore(folder), [get_strategy(name) for name in names]
+    remedy = remedy or ANOTHER_STORE
     with reporting("collecting") as on_progress:
         if options.workers == 1 and options.ray is None:
-            collect(learner or model.load_learner(), tasks, chosen, seeds, store, on_progress)
+            collect(learner or model.load_learner(), tasks, chosen, seeds, store, on_progress, remedy)
         else:
             start = None if model.starting_adapter is None else str(model.starting_adapter)
             source = Source(model.model, model.device, model.dtype, model.prompt_format, start, model.read_with_adapter)
             collect_with_workers(
                 source, list(tasks), chosen, seeds, store, workers=options.workers, ray_address=options.ray,
-                on_progress=on_progress,
+                on_progress=on_progress, remedy=remedy,
             )  # fmt: skip
     return store.read()
 
@@ -257,12 +259,17 @@ def add_outcomes(store: OutcomeStore, outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def read_outcomes(*stores: OutcomeStore) -> list[Outcome]:
-    """The outcomes in stores. Raises `TaskError` for an empty one."""
+    """The outcomes in stores. Raises `TaskError` for one that is empty or does not exist."""
     outcomes: list[Outcome] = []
     for store in stores:
+        folder = store.folder
+        if not folder.is_dir():
+            raise TaskError(
+                f"{folder}: expected a folder of outcomes; there is none. Name another, or collect some with `autottt "
+                f"collect TASKS --store {folder}`"
+            )
         stored = store.read()
         if not stored:
-            folder = store.folder
             raise TaskError(f"{folder} holds no outcomes; collect some with `autottt collect TASKS --store {folder}`")
         outcomes += stored
     return outcomes

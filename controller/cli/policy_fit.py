@@ -74,11 +74,12 @@ def fit(
     out, store = installed_folder(*place), outcomes_folder(*place)
     for folder in (out.parent, store):
         folder.mkdir(parents=True, exist_ok=True)
+    remedy = f"delete the folder {store}, or move it away, and the same command measures everything again"
     with exclusive(out):
-        if _announce(learner, chosen, names, strategy_seeds, store, workers.workers):
+        if _announce(learner, chosen, names, strategy_seeds, store, workers.workers, remedy):
             _require_consent(options.yes)
         with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
-            outcomes = collect_into(store, chosen, names, strategy_seeds, model, workers, learner)
+            outcomes = collect_into(store, chosen, names, strategy_seeds, model, workers, learner, remedy)
         if not outcomes:
             raise PolicyError(f"{store} holds no outcomes of these tasks")
         settings = TrainingOptions(
@@ -109,12 +110,13 @@ def _check_families(tasks: Sequence[Task]) -> None:
 
 
 def _announce(
-    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path, workers: int
-) -> bool:
+    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path, workers: int,
+    remedy: str,
+) -> bool:  # fmt: skip
     """Prints what the command will take; false where no outcome is missing."""
     from ...policies.collection_cost import estimate
 
-    batches, total = _missing(learner, tasks, names, seeds, store)
+    batches, total = _missing(learner, tasks, names, seeds, store, remedy)
     expected = estimate(learner, batches)
     if not expected.outcomes:
         note(f"all {total} outcomes are in {store}; the policy is trained on them")
@@ -127,14 +129,14 @@ def _announce(
 
 
 def _missing(
-    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path
+    learner: Learner, tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path, remedy: str
 ) -> tuple[list[Batch], int]:
     from ...policies.collect import ModelIdentity, missing
     from ...policies.outcomes import OutcomeStore
     from ...strategies.registry import get_strategy
 
     chosen = [get_strategy(name) for name in names]
-    return missing(ModelIdentity.of(learner), tasks, chosen, seeds, OutcomeStore(store))
+    return missing(ModelIdentity.of(learner), tasks, chosen, seeds, OutcomeStore(store), remedy)
 
 
 def _require_consent(yes: bool) -> None:

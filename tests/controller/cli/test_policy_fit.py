@@ -10,6 +10,7 @@ from autottt.controller.cli import policy_fit
 from autottt.policies import collect as collecting
 from autottt.policies.installed import outcomes_folder
 from autottt.policies.outcomes import OutcomeStore
+from autottt.ttt_core.errors import PolicyError
 from tests.controller.cli.commands import call, task, tasks_file
 
 
@@ -70,6 +71,19 @@ def test_an_interrupted_fit_continues_and_the_model_gets_the_policy(tmp_path, mo
     code, _, err = call("policy", "remove", str(row["name"]))
     assert code == 2
     assert "there are none" in err
+
+
+def test_outcomes_that_do_not_fit_are_refused_with_a_remedy_that_the_command_has(tmp_path, model, monkeypatch):
+    def fails(identity, tasks, strategies, seeds, store, remedy):
+        raise PolicyError(f"another recipe; {remedy}")
+
+    monkeypatch.setattr(collecting, "missing", fails)
+    file = tasks_file(tmp_path, *(task(f"family{n}") for n in range(5)))
+    code, _, err = fit(file, model)
+    assert code == 2
+    assert "another recipe; delete the folder" in err
+    assert "the same command measures everything again" in err
+    assert "--store" not in err
 
 
 def test_too_few_families_and_missing_answers_are_refused_before_anything_is_measured(tmp_path, model):
