@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, TaskError
+from ..file_writing import write_whole
 from ..learner import Learner
 from ..lora.adapter import Adapter
 from ..lora.starting_adapter import write_card
@@ -28,7 +28,8 @@ RECIPE = Recipe(
     target_modules=("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "o_proj"),
 )  # fmt: skip
 """One round. Rank and modules are those of the recipes of small models, so that their trainings start from it."""
-STATE, LAST, BEST = "state.json", "last.safetensors", "best.safetensors"
+STATE = "state.json"
+"""What a run reached: the curve, and the names and digests of the adapters after the last and the best round."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def prepare(
     so_far, adapter = _resumed(state, settings)
     if not so_far.curve:
         so_far = replace(so_far, curve=(_judged(learner, held_out, None, 0, 0.0),))
-        _save_state(state, so_far)
+        _save_state(state, so_far, None)
     if on_round is not None:
         on_round(so_far)
     while not so_far.is_finished:
@@ -99,10 +100,7 @@ def prepare(
         loss = sum(adapter.training.losses) / max(1, len(adapter.training.losses))
         steps = so_far.curve[-1].steps + adapter.training.steps
         so_far = replace(so_far, curve=(*so_far.curve, _judged(learner, held_out, adapter, steps, loss)))
-        if so_far.best == number:
-            adapter.save(state / BEST)
-        adapter.save(state / LAST)
-        _save_state(state, so_far)
+        _save_state(state, so_far, adapter)
         if on_round is not None:
             on_round(so_far)
     if so_far.best == 0:
@@ -110,7 +108,7 @@ def prepare(
             f"no round of {settings.recipe.max_steps} steps was better on held-out families than the model without an "
             "adapter: give tasks of more families, or a lower --learning-rate"
         )
-    learner.export(Adapter.load(state / BEST, learner.loaded.model.device), folder)
+    learner.export(Adapter.load(state / _file_of(so_far.best), learner.loaded.model.device), folder)
     write_card(folder, _card(learner, training, held_out, so_far))
     return so_far
 
@@ -152,24 +150,46 @@ def _identity(learner: Learner, training: Sequence[Task], held_out: Sequence[Tas
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _save_state(state: Path, so_far: Preparation) -> None:
-    partial = state / f"{STATE}.partial"
-    partial.write_text(json.dumps({"curve": [asdict(one) for one in so_far.curve]}))
-    os.replace(partial, state / STATE)
+def _file_of(number: int) -> str:
+    """The name of the adapter after a round."""
+    return f"round-{number}.safetensors"
+
+
+def _save_state(state: Path, so_far: Preparation, adapter: Adapter | None) -> None:
+    """Saves the adapter after the last round, then the state that names it, then deletes what the state no longer
+    names: a kill in between leaves the state before or after the round, with its files."""
+    last = len(so_far.curve) - 1
+    if adapter is not None:
+        adapter.save(state / _file_of(last))
+    files = {_file_of(number): _sha256(state / _file_of(number)) for number in {last, so_far.best} - {0}}
+    write_whole(state / STATE, json.dumps({"curve": [asdict(one) for one in so_far.curve], "files": files}))
+    _delete_others(state, files)
+
+
+def _delete_others(state: Path, files: Collection[str]) -> None:
+    """Deletes the adapters that a state does not name."""
+    for file in state.glob("*.safetensors"):
+        if file.name not in files:
+            file.unlink(missing_ok=True)
 
 
 def _resumed(state: Path, settings: Preparation) -> tuple[Preparation, Adapter | None]:
-    """What an interrupted run reached; the settings and no adapter if there is none."""
+    """What an interrupted run reached; the settings and no adapter if there is none, or if it is damaged."""
     try:
         stored = json.loads((state / STATE).read_text("utf-8"))
-        curve = tuple(Round(**one) for one in stored["curve"])
-        adapter = Adapter.load(state / LAST) if len(curve) > 1 else None
-        best = replace(settings, curve=curve)
-        if best.best:
-            Adapter.load(state / BEST)
-        return best, adapter
+        so_far = replace(settings, curve=tuple(Round(**one) for one in stored["curve"]))
+        last = len(so_far.curve) - 1
+        for number in {last, so_far.best} - {0}:
+            if _sha256(state / _file_of(number)) != stored["files"][_file_of(number)]:
+                return settings, None
+        _delete_others(state, stored["files"])
+        return so_far, Adapter.load(state / _file_of(last)) if last else None
     except (OSError, ValueError, LookupError, TypeError, ModelError):
         return settings, None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _card(learner: Learner, training: Sequence[Task], held_out: Sequence[Task], so_far: Preparation) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from autottt.ttt_core.errors import ModelError, TaskError
+from autottt.ttt_core.errors import FileError, ModelError, TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.starting_adapter import read_card
-from autottt.ttt_core.pretraining.prepare import LAST, RECIPE, Preparation, Round, prepare
+from autottt.ttt_core.pretraining.prepare import RECIPE, Preparation, Round, prepare
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
 
@@ -75,7 +79,7 @@ def test_a_killed_run_continues_after_its_last_round_with_the_same_result(make_l
     assert [one.steps for one in again.curve] == [one.steps for one in whole.curve]
     logs = [[one.log_prob for one in run.curve] for run in (again, whole)]
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
-    (file,) = (tmp_path / ".killed.state").glob(f"*/{LAST}")
+    (file,) = (tmp_path / ".killed.state").glob("*/round-4.safetensors")
     file.write_bytes(b"torn")
     rounds.clear()
     prepare(make_learner(), *sides, tmp_path / "killed", SETTINGS, lambda so_far: rounds.append(len(so_far.curve)))
@@ -87,6 +91,63 @@ def test_a_killed_run_continues_after_its_last_round_with_the_same_result(make_l
     rounds.clear()
     prepare(make_learner(), *sides, tmp_path / "killed", SETTINGS, lambda so_far: rounds.append(len(so_far.curve)))
     assert rounds == [5], "and does not lose it"
+
+
+def test_a_run_that_failed_while_it_wrote_ends_like_one_that_did_not(make_learner, tmp_path, monkeypatch):
+    sides = tasks_of(1, 2), tasks_of(5)
+    settings = replace(SETTINGS, rounds=2)
+    whole = prepare(make_learner(), *sides, tmp_path / "whole", settings)
+    steps = 0
+
+    def failing(function, at):
+        """The function, which fails before or after it has done its work at the given steps."""
+
+        def wrapped(*arguments):
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                raise OSError(28, "No space left on device")
+            result = function(*arguments)
+            steps += 1
+            if steps == at:
+                raise KeyboardInterrupt
+            return result
+
+        return wrapped
+
+    at, failures = 0, 0
+    while failures == at:
+        at, steps = at + 1, 0
+        folder = tmp_path / f"run{at}"
+        with monkeypatch.context() as patch:
+            patch.setattr("autottt.ttt_core.file_writing.os.replace", failing(os.replace, at))
+            try:
+                prepare(make_learner(), *sides, folder, settings)
+            except (FileError, KeyboardInterrupt):
+                failures += 1
+        again = prepare(make_learner(), *sides, folder, settings)
+        assert len(again.curve) == len(whole.curve), at
+        for one, other in zip(again.curve, whole.curve, strict=True):  # scores are rounded as their batches are
+            assert (one.steps, one.right) == (other.steps, other.right), at
+            assert (one.loss, one.log_prob) == pytest.approx((other.loss, other.log_prob), rel=1e-5), at
+        weights = [load_file(place / "adapter_model.safetensors") for place in (folder, tmp_path / "whole")]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.allclose(weights[0][name], weights[1][name], rtol=1e-4) for name in weights[0]), at
+        files = {file.name for file in (tmp_path / f".run{at}.state").glob("*/*")}
+        assert files == {"state.json", *(f"round-{number}.safetensors" for number in {2, again.best})}
+    assert failures >= 10
+
+
+def test_a_state_of_an_earlier_version_is_no_state(make_learner, tmp_path):
+    sides = tasks_of(1, 2), tasks_of(5)
+    prepare(make_learner(), *sides, tmp_path / "a", replace(SETTINGS, rounds=1))
+    (file,) = (tmp_path / ".a.state").glob("*/state.json")
+    file.write_text(json.dumps({"curve": json.loads(file.read_text())["curve"]}))
+    rounds: list[int] = []
+    prepare(
+        make_learner(), *sides, tmp_path / "a", replace(SETTINGS, rounds=1), lambda now: rounds.append(len(now.curve))
+    )
+    assert rounds == [1, 2]
 
 
 def test_training_stops_after_rounds_without_improvement_and_the_best_counts():
