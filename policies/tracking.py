@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .bundle import ESTIMATORS, bundle_file
-from .bundle_card import CARD, read_card
+from .bundle import ESTIMATORS
+from .bundle_card import CARD
 from .report import PICTURE, REPORT
 from .trained_policy import TrainedPolicy
 
@@ -35,7 +35,9 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
     """
     folder = _new_folder(runs)
     (folder / "bundle").mkdir()
-    for name in (CARD, bundle_file(read_card(bundle), ESTIMATORS), REPORT, PICTURE):
+    estimators = Path(ESTIMATORS)  # with a digest in its name where the bundle replaced another
+    fitted = [file.name for file in bundle.glob(f"{estimators.stem}*{estimators.suffix}")]
+    for name in (CARD, *fitted, REPORT, PICTURE):
         if (bundle / name).is_file():
             shutil.copy2(bundle / name, folder / "bundle")
     metrics = dict(_numbers("", {k: v for k, v in policy.scorecard.items() if k not in _DETAILS}))
