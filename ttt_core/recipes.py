@@ -137,10 +137,11 @@ other ones get the lowest, at which both of these models gain (docs/models.md)."
 
 @cache
 def _small_recipes(learning_rate: float) -> Mapping[str, Recipe]:
-    once = replace(_SMALL, learning_rate=learning_rate)
-    vote = replace(once, transformations=8, views=3)
+    thorough = replace(_SMALL, learning_rate=learning_rate)
+    quick = replace(thorough, max_steps=3, batch_size=1)
+    vote = replace(thorough, transformations=8, views=3)
     return MappingProxyType({
-        "ttt_direct": replace(once, loss="last"), "ttt_in_context": once, "ttt_warm": once,
+        "ttt_direct": replace(thorough, loss="last"), "ttt_in_context": quick, "ttt_warm": quick,
         "ttt_augmented": vote, "ttt_crossfit": vote, "ttt_race": vote,
     })  # fmt: skip
 
@@ -149,9 +150,10 @@ def recipes_for_model(parameters: int, model_type: str = "") -> Mapping[str, Rec
     """Strategy -> its recipe for a model of this number of parameters and architecture (`model_type` in its
     config.json); empty for sizes without recipes of their own.
 
-    Two steps of 3 prompts: on SmolLM2-135M they are as accurate as 4 of 5 in a third of the time. The rate is that of
-    `MEASURED_RATES`: what SmolLM2 gains most by harms Gemma 3 270M (docs/models.md). The published recipes are for 1
-    to 8 billion parameters.
+    Three steps of one prompt, which holds all demonstrations and whose loss is on every answer; two steps of 3 prompts
+    where the loss is on the last answer, or where examples come from transformations as well. The rate is that of
+    `MEASURED_RATES`: what SmolLM2 gains most by harms Gemma 3 270M. Measured in docs/models.md; the published recipes
+    are for 1 to 8 billion parameters.
     """
     if not SMALL_MODELS[0] <= parameters < SMALL_MODELS[1]:
         return {}

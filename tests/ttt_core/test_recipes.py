@@ -124,8 +124,9 @@ def test_models_of_a_tenth_to_one_billion_parameters_have_recipes_of_their_own(p
     if small:
         trained = [name for name, strategy in strategies().items() if strategy.cost_class == "train"]
         assert set(recipes) == set(trained)
-        one = recipes["ttt_in_context"]
-        assert (one.max_steps, one.batch_size, one.learning_rate, one.rank) == (2, 3, 2e-3, 16)
+        one, vote = recipes["ttt_in_context"], recipes["ttt_augmented"]
+        assert (one.max_steps, one.batch_size, one.learning_rate, one.rank) == (3, 1, 2e-3, 16)
+        assert (vote.max_steps, vote.batch_size, vote.learning_rate, vote.rank) == (2, 3, 2e-3, 16)
 
 
 @pytest.mark.parametrize(("model_type", "rate"), [("llama", 2e-3), ("gemma3_text", 5e-4), ("qwen3", 5e-4), ("", 5e-4)])
