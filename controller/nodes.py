@@ -22,6 +22,7 @@ from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.adapter_training import adapter_answers, has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
+from ..strategies.voting import strategies_with_cached_views
 from ..ttt_core import clock
 from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
@@ -171,9 +172,11 @@ def _adapter_costs(context: Context, query: Query, features: Features, tokens: i
     alone = len(prompt.ids) + round(math.expm1(features.values["answer_tokens"]))
     if queries.total > 1:
         tokens = round(alone - prompt.shared_prefix_length * (1 - 1 / queries.total))
+    sharing = [strategy for strategy in among if queries.total > 1 or strategy.name in cached]
     return {  # without other queries in the call, one of an earlier call may have read the demonstrations
         "cached_adapters": cached, "shared_adapters": others if queries.to_come > 1 else {}, "queries": queries.to_come,
         "reading_share": min(max(tokens, 1), alone) / alone,
+        "shared_views": strategies_with_cached_views(learner, sharing, formatted),
     }  # fmt: skip
 
 

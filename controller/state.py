@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
@@ -53,6 +53,7 @@ class AdapterCosts(TypedDict, total=False):
     shared_adapters: Mapping[str, float]
     queries: int
     reading_share: float
+    shared_views: Collection[str]
 
 
 class TaskInput(TypedDict):

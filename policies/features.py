@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -95,30 +95,33 @@ class Features:
     reading_share: float = 1.0
     """What the in-context answer costs this query where queries share the reading of the demonstrations, as a share of
     what it costs a query alone; above 0, at most 1."""
+    shared_views: Collection[str] = ()
+    """Strategies that vote over several prompts, whose demonstrations are read once for all queries as well."""
 
     def shared_cost(self, strategy: str, cost: float) -> float:
         """The cost of a strategy for this query in multiples of its in-context answer, where it costs this much for a
         query alone. Queries share the training of an adapter, and nothing is paid for a cached one. As the in-context
-        answer, a single answer by an adapter reads the demonstrations once for all queries; answers that vote read the
-        whole prompt in other orders."""
+        answer, a single answer by an adapter reads the demonstrations once for all queries; the prompts of a vote are
+        read once as well where they are short enough to stay cached (`shared_views`)."""
         if strategy in self.cached_adapters:
-            return self._answering(self.cached_adapters[strategy])
+            return self._answering(strategy, self.cached_adapters[strategy])
         if strategy not in self.shared_adapters:
-            return cost / self.reading_share
+            return self._answering(strategy, cost) if strategy in self.shared_views else cost / self.reading_share
         answers = min(cost, self.shared_adapters[strategy])
-        return self._answering(answers) + (cost - answers) / (self.queries * self.reading_share)
+        return self._answering(strategy, answers) + (cost - answers) / (self.queries * self.reading_share)
 
     def cost_alone(self, strategy: str, shared: float) -> float | None:
         """The cost of which this is the `shared_cost`; None for a cached adapter, which does not say."""
         if strategy in self.cached_adapters:
             return None
         if strategy not in self.shared_adapters:
-            return shared * self.reading_share
+            return shared if strategy in self.shared_views else shared * self.reading_share
         answers = self.shared_adapters[strategy]
-        return answers + (shared - self._answering(answers)) * self.queries * self.reading_share
+        return answers + (shared - self._answering(strategy, answers)) * self.queries * self.reading_share
 
-    def _answering(self, answers: float) -> float:
-        return answers if answers <= 1 else answers / self.reading_share
+    def _answering(self, strategy: str, answers: float) -> float:
+        """The cost of as many answers as a strategy gives a query."""
+        return answers if answers <= 1 or strategy in self.shared_views else answers / self.reading_share
 
     @property
     def kind(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ttt_core.engine.answering import Answer
@@ -16,7 +16,7 @@ from ..ttt_core.tasks.augmentation import shuffled
 from ..ttt_core.tasks.kinds import kind_of
 from ..ttt_core.tasks.task import Task, Value
 from ..ttt_core.tasks.transformations import IdentityTransformation, Transformation
-from .base import Attempt, Candidate
+from .base import Attempt, Candidate, Strategy, is_plugin, recipe_for
 
 ORDERS = 2
 """Orders of the demonstrations under each transformation."""
@@ -115,6 +115,17 @@ def _view_settings(
     """The number of views, their transformations, and the random generator of their orders."""
     sources = transformations[: max(0, recipe.views - 1)]
     return recipe.views, sources, random.Random(f"{name}-views-{seed}")
+
+
+def strategies_with_cached_views(learner: Learner, among: Iterable[Strategy], task: Task) -> list[str]:
+    """Strategies of this package that vote over several prompts of a task, whose demonstrations stay cached for further
+    queries."""
+    length = learner.window.encode(task).shared_prefix_length
+    views = {
+        each.name: each.answers_per_query(recipe_for(each, learner.loaded.recipes, task.kind))
+        for each in among if not is_plugin(each)
+    }  # fmt: skip
+    return [name for name, count in views.items() if count > 1 and learner.answerer.keeps_views(count, length)]
 
 
 def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from autottt.ttt_core.engine import answering
 from autottt.ttt_core.engine.answering import Answer
 from autottt.ttt_core.errors import AdaptationError, BaseChangedError, DeadlineError, TooLongError
 from autottt.ttt_core.learner import Learner
@@ -281,6 +282,48 @@ def test_one_adapter_is_not_answered_with_the_prefix_of_another(task: Task) -> N
         learner.clear()
         assert learner.answer([task], adapter) == at_once
         del adapter
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_prompts_of_a_vote_read_their_demonstrations_once_for_all_queries(task: Task, adapted: bool) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    adapter = learner.adapt(leave_one_out(task), replace(QUICK, learning_rate=5e-2)) if adapted else None
+    length = learner.window.encode(task).shared_prefix_length
+
+    def views(query: tuple[int, ...]) -> list[Task]:
+        turned = task.with_demonstrations(task.demonstrations[::-1])
+        return [replace(view, query=query, answer=None) for view in (task, turned)]
+
+    def answered(query: tuple[int, ...]) -> tuple[list[list[Answer]], int]:
+        meter = learner.guarded.meter()
+        return learner.answers(views(query), adapter), meter.read().forward_tokens
+
+    (_, first), (second, later) = answered((7, 7)), answered((6, 8))
+    assert first - later == pytest.approx(2 * length, abs=10)
+    learner.answer([task])
+    assert answered((6, 8))[1] == later, "an answer to one prompt drops no prefixes of a vote"
+    learner.clear()
+    for one, wanted in zip(second, answered((6, 8))[0], strict=True):
+        assert [a.text for a in one] == [a.text for a in wanted]
+
+
+@pytest.mark.parametrize("limit", ["length", "tokens"])
+def test_prefixes_of_a_vote_that_differ_in_length_or_are_long_are_not_kept(
+    task: Task, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    views = [task, task.with_demonstrations(task.demonstrations[::-1])]
+    if limit == "length":
+        views[1] = task.with_demonstrations(task.demonstrations[:2])
+    else:
+        monkeypatch.setattr(answering, "MAX_VIEW_TOKENS", 2 * learner.window.encode(task).shared_prefix_length - 1)
+    expected = [learner.answer([view])[0].text for view in views]
+    tokens = []
+    for _ in range(2):
+        meter = learner.guarded.meter()
+        assert [answer.text for (answer,) in zip(*learner.answers(views), strict=True)] == expected
+        tokens.append(meter.read().forward_tokens)
+    assert tokens[0] == tokens[1]
 
 
 def test_the_same_seed_trains_the_same_adapter_in_any_random_state(task: Task) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -384,9 +384,11 @@ class SeesQueries(Scripted):
 
     seen: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
+    views: list[Collection[str]] = field(default_factory=list)
 
     def decide(self, features, allowed, *, tried=()):
         self.shares.append(features.reading_share)
+        self.views.append(features.shared_views)
         self.seen.append((features.queries, dict(features.shared_adapters)))
         return replace(super().decide(features, allowed, tried=tried), exclusive=True)
 
@@ -399,6 +401,17 @@ def test_a_query_of_a_known_task_reads_its_demonstrations_neither_by_the_base_no
     assert second.attempts[-1].from_cache
     assert first.in_context_tokens > shared
     assert second.cost.forward_tokens < 2 * (second.in_context_tokens - shared) + 20
+
+
+def test_a_vote_of_a_known_task_reads_no_demonstrations_and_decisions_know_it(learner):
+    learner.clear()
+    policy = SeesQueries(["ttt_augmented", "ttt_augmented"])
+    first, second = Controller(learner, policy).solve_many([TASK, replace(TASK, query=(9, 8))])
+    assert all({"in_context_vote", "ttt_augmented"} <= set(views) for views in policy.views)
+    shared, views = learner.window.encode(TASK).shared_prefix_length, QUICK.views
+    assert second.attempts[-1].from_cache
+    assert first.attempts[-1].cost.forward_tokens > views * shared
+    assert second.attempts[-1].cost.forward_tokens < shared
 
 
 def test_cancelling_a_cross_fit_waits_for_one_step_at_most(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

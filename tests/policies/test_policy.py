@@ -439,4 +439,12 @@ def test_costs_are_multiples_of_an_in_context_answer_that_shares_the_reading_of_
     assert {name: features.cost_alone(name, cost) for name, cost in paid.items()} == alone
     cached = dataclasses.replace(features, cached_adapters=shared, shared_adapters={})
     assert [cached.shared_cost(name, 60.0) for name in shared] == [1.0, 12.0], "votes read whole prompts"
+    views = ["in_context_vote", "ttt_augmented"]
+    paid = {
+        name: dataclasses.replace(features, shared_views=views).shared_cost(name, cost) for name, cost in alone.items()
+    }
+    assert paid == {"in_context": 0, "in_context_vote": 10, "ttt_in_context": 60, "ttt_augmented": 63}
+    again = dataclasses.replace(features, shared_views=views)
+    assert {name: again.cost_alone(name, cost) for name, cost in paid.items()} == alone
+    assert dataclasses.replace(cached, shared_views=views).shared_cost("ttt_augmented", 60.0) == 3.0
     assert learned.decide(features, ALL).costs["in_context"] == 0

@@ -18,7 +18,17 @@ from ..lora.weights import LoraWeights
 from ..model.bounded_cache import ENTRY_BYTES, BoundedCache
 from ..model.context_window import ContextWindow, GenerationRequest
 from ..model.encoding import Encoded
-from ..model.generation import MAX_BATCH_TOKENS, Generated, Prefix, TokenScores, decode, read_prefix, score_answers
+from ..model.generation import (
+    MAX_BATCH_TOKENS,
+    Generated,
+    Prefix,
+    PromptPrefixes,
+    TokenScores,
+    decode,
+    read_prefix,
+    read_prefixes,
+    score_answers,
+)
 from ..spans import NoSpan, Span, span
 from ..tasks.kinds import kind_of
 from ..tasks.task import Task, Value
@@ -31,6 +41,8 @@ MAX_CACHED_SCORES = 256
 """Prompts whose scores by the base are cached."""
 MAX_KEPT_TOKENS = 1024
 """Tokens of the longest prefix that stays cached beside one of another adapter."""
+MAX_VIEW_TOKENS = 2048
+"""Tokens of all the prefixes that stay cached where an answer is a vote over several prompts."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,8 @@ class Answerer:
         """The adapter and the cached prefix of the last prompts, the last one used at the end."""
         self._max_prefixes = 1
         """Of the base, and of an adapter: queries of one task use both in turn."""
+        self._views: dict[bool, tuple[LoraWeights | None, PromptPrefixes]] = {}
+        """Whether the base answers -> the adapter and the cached prefixes of the last prompts of a vote."""
         self.base_answers = BoundedCache[tuple[int, ...], tuple[int, ...]](ANSWERS_BYTES, _draft_bytes)
         """Tokens of the base's greedy answers by those of their prompts; the drafts of what adapters answer."""
         self._base_scores: dict[Encoded, list[TokenScores]] = {}
@@ -113,7 +127,8 @@ class Answerer:
                 return [[self._as_answer(t, g) for t, g in zip(tasks, prefetched, strict=True)]]
             draft_ids = self._drafts(tasks, prompts, given, drafts)
             whole = len(prompts) == 1 and not draft_ids[0]
-            prefix = self._prefix_of(prompts[0], adapter, whole) if _have_one_prefix(prompts) else None
+            one = _have_one_prefix(prompts)
+            prefix = self._prefix_of(prompts[0], adapter, whole) if one else self._prefixes_of(prompts, adapter)
             # Sampled tokens depend on the seed alone, not on the free memory.
             max_tokens = self._guarded.max_batch_tokens() if temperature == 0 else MAX_BATCH_TOKENS
             generated = decode(
@@ -204,9 +219,10 @@ class Answerer:
             self.clear_scores()
 
     def clear_prefix(self) -> None:
-        """Drops the cached prefix of the last prompt."""
+        """Drops the cached prefixes of the last prompts."""
         with self._guarded.lock.compute:
             self._prefixes.clear()
+            self._views.clear()
 
     @contextmanager
     def caching_prefixes(self, count: int) -> Iterator[None]:
@@ -281,6 +297,31 @@ class Answerer:
         self._drop_prefixes(owner, self._max_prefixes, ids)
         self._guarded.charge(forward=(len(ids) + len(prefix.remainder)) * count)
         return prefix
+
+    def _prefixes_of(self, prompts: Sequence[Encoded], adapter: Adapter | None) -> PromptPrefixes | None:
+        """The shared prefixes of the prompts of a vote, cached or from a pass now; None where they differ in length or
+        have too many tokens to keep."""
+        length = prompts[0].shared_prefix_length
+        if any(prompt.shared_prefix_length != length for prompt in prompts) or not self.keeps_views(
+            len(prompts), length
+        ):
+            return None
+        owner = adapter.weights if adapter is not None else None
+        ids = tuple(prompt.ids[:length] for prompt in prompts)
+        known_owner, known = self._views.get(owner is None, (None, None))
+        if known is not None and known_owner is owner and known.ids == ids:
+            return known
+        self._views.pop(owner is None, None)  # before the next ones take memory
+        count = 1 if owner is None else owner.adapter_count
+        prefixes = read_prefixes(self._loaded, prompts, count)
+        self._views[owner is None] = owner, prefixes
+        self._guarded.charge(forward=len(prompts) * length * count)
+        return prefixes
+
+    @staticmethod
+    def keeps_views(prompts: int, length: int) -> bool:
+        """Whether the prefixes of the prompts of a vote, of `length` tokens each, stay cached for further queries."""
+        return 0 < prompts * length <= MAX_VIEW_TOKENS
 
     def _drop_prefixes(self, owner: LoraWeights | None, count: int, ids: Sequence[int]) -> None:
         """Leaves the last `count` prefixes of the owner's side, which is the base's or that of all adapters; and those

@@ -1,4 +1,4 @@
-"""Decoding: answers token by token, in batches, over a cached prefix that the prompts share.
+"""Decoding: answers token by token, in batches, over cached prefixes of the prompts.
 
 Knows nothing about tasks or training. Axes: A adapters, N tokens, V vocabulary.
 """
@@ -106,9 +106,53 @@ class Prefix:
     logits: Tensor | None = None
     """Behind the remainder, [A, V]."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt that need not be read."""
+        return len(self.ids)
+
     def covers(self, prompt: Encoded) -> bool:
         """Whether the cache holds the whole prompt."""
         return bool(self.remainder) and prompt.ids == self.ids + self.remainder
+
+    def cache_for(self, prompts: Sequence[int], whole: bool = False) -> Any:
+        """A copy of the cache with a row for each of the prompts, given by their numbers, and each attached adapter;
+        with `whole`, that of the single prompt and its remainder."""
+        cache = copy.deepcopy(self.cache)
+        if self.remainder and not whole:
+            cache.crop(-len(self.remainder))
+        if self.ids and len(prompts) > 1:
+            cache.batch_repeat_interleave(len(prompts))
+        return cache
+
+
+@dataclass(frozen=True)
+class PromptPrefixes:
+    """The shared prefixes of several prompts, which have one length, in a cache: other queries of the same
+    demonstrations continue them."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Of each prompt."""
+    cache: Any
+    """The prefixes of all prompts with the first attached adapter, then with the second, ..."""
+    adapters: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt that need not be read."""
+        return len(self.ids[0])
+
+    def covers(self, prompt: Encoded) -> bool:
+        """Whether the cache holds the whole prompt: it never does."""
+        return False
+
+    def cache_for(self, prompts: Sequence[int], whole: bool = False) -> Any:
+        """A copy of the cache with a row for each of the prompts, given by their numbers, and each attached adapter."""
+        cache, count = copy.deepcopy(self.cache), len(self.ids)
+        if list(prompts) != list(range(count)):
+            rows = [a * count + prompt for a in range(self.adapters) for prompt in prompts]
+            cache.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))
+        return cache
 
 
 def score_answers(
@@ -216,12 +260,21 @@ def read_prefix(loaded: LoadedModel, prompt: Encoded, adapters: int = 1, to_the_
     return Prefix(ids, cache, tuple(scores), remainder, logits[offset:] if remainder else None)
 
 
+def read_prefixes(loaded: LoadedModel, prompts: Sequence[Encoded], adapters: int = 1) -> PromptPrefixes:
+    """Reads the shared prefixes of several prompts, of one length above 0, with each of the attached adapters."""
+    ids = tuple(prompt.ids[: prompt.shared_prefix_length] for prompt in prompts)
+    cache = lazy.kv_cache.new_cache(loaded.model.config)
+    batch = pad(list(ids) * adapters, pad_id_of(loaded), loaded.model.device, left=True)
+    forward(loaded.model, batch, _last_positions(batch.ids, 1), cache=cache)
+    return PromptPrefixes(ids, cache, adapters)
+
+
 def decode(
     loaded: LoadedModel,
     prompts: Sequence[Encoded],
     max_new_tokens: Sequence[int],
     *,
-    prefix: Prefix | None = None,
+    prefix: Prefix | PromptPrefixes | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     adapters: int = 1,
@@ -233,16 +286,17 @@ def decode(
     """Answers to the prompts, of at most `max_new_tokens` each; greedy, or sampled at a temperature above 0.
 
     With several attached `adapters`: the answers of the first to all prompts, then those of the second, ... With
-    `prefix`, every prompt must begin with its ids. With `prefix_filters`, one for each prompt, an answer stops at the
-    first token after which it cannot be valid. `should_stop` is called before every pass; once it is true, all answers
-    of the batch stop. A batch holds at most `max_tokens` tokens, and fewer where memory runs out.
+    `prefix`, every prompt must begin with its ids, or with those of its own prefix. With `prefix_filters`, one for each
+    prompt, an answer stops at the first token after which it cannot be valid. `should_stop` is called before every
+    pass; once it is true, all answers of the batch stop. A batch holds at most `max_tokens` tokens, and fewer where
+    memory runs out.
 
     `drafts` of greedy answers, one for each prompt, are verified in one pass and accepted up to the first token that
     differs from the decoded one (Leviathan et al. 2023, "Fast inference from transformers via speculative decoding").
     """
     if temperature > 0 or not drafts:
         drafts = [()] * len(prompts)
-    prefix_length = len(prefix.ids) if prefix else 0
+    prefix_length = prefix.length if prefix else 0
     covered = prefix is not None and len(prompts) == 1 and not drafts[0] and prefix.covers(prompts[0])
     lengths = [len(p.ids) + limit for p, limit in zip(prompts, max_new_tokens, strict=True)]
     groups = HalvingQueue(_groups(lengths, prompts, prefix, max_tokens // adapters, loaded.supports_padding))
@@ -254,7 +308,9 @@ def decode(
                 ends=[prompts[i].ends for i in group],
                 max_new_tokens=[max_new_tokens[i] for i in group],
                 prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
-                drafts=[drafts[i] for i in group], prefix=prefix, prefix_covers_row=covered, adapters=adapters,
+                drafts=[drafts[i] for i in group], prefix_length=prefix_length,
+                prefix_cache=prefix.cache_for(group, covered) if prefix else None,
+                prefix_logits=prefix.logits if isinstance(prefix, Prefix) and covered else None, adapters=adapters,
                 temperature=temperature, generator=generator, should_stop=should_stop,
             ).run()  # fmt: skip
             answers |= zip([a * len(prompts) + i for a in range(adapters) for i in group], generated, strict=True)
@@ -283,7 +339,11 @@ def decode_per_adapter(
 
 
 def _groups(
-    lengths: Sequence[int], prompts: Sequence[Encoded], prefix: Prefix | None, budget: int, supports_padding: bool
+    lengths: Sequence[int],
+    prompts: Sequence[Encoded],
+    prefix: Prefix | PromptPrefixes | None,
+    budget: int,
+    supports_padding: bool,
 ) -> list[list[int]]:
     """Indices of the prompts of each batch; `lengths` are those of prompts and answers together.
 
@@ -291,7 +351,7 @@ def _groups(
     a window is shorter than the batch, or the model does not support padding, a batch holds prompts of one length.
     """
     groups = batches_by_tokens(lengths, budget)
-    layers = prefix.cache.layers if prefix is not None and prefix.ids else []
+    layers = prefix.cache.layers if prefix is not None and prefix.length else []
     if supports_padding and all(layer.sliding_window >= max(lengths) for layer in layers if layer.is_sliding):
         return groups
     tokens = [len(p.ids) for p in prompts]
@@ -310,9 +370,12 @@ class _BatchDecoder:
     max_new_tokens: Sequence[int]
     prefix_filters: Sequence[PrefixFilter | None]
     drafts: Sequence[Sequence[int]]
-    prefix: Prefix | None = None
-    prefix_covers_row: bool = False
-    """Whether the prefix's cache holds the (single) row already."""
+    prefix_length: int = 0
+    """Tokens of each prompt before its row."""
+    prefix_cache: Any = None
+    """The cache of these tokens, which is changed."""
+    prefix_logits: Tensor | None = None
+    """Behind the row, where the cache holds that (single) row as well."""
     adapters: int = 1
     """Attached adapters that each answer all rows."""
     rows_belong_to_adapters: bool = False
@@ -322,22 +385,20 @@ class _BatchDecoder:
     should_stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
-        prefix, rows, covered = self.prefix, self.rows, self.prefix_covers_row
-        cache = lazy.kv_cache.new_cache(self.loaded.model.config) if prefix is None else copy.deepcopy(prefix.cache)
+        rows, covered, cache = self.rows, self.prefix_logits is not None, self.prefix_cache
+        if cache is None:
+            cache = lazy.kv_cache.new_cache(self.loaded.model.config)
         logits = len(rows) * self.adapters * max(map(len, self.drafts)) * self.loaded.vocabulary_size
-        if any(layer.is_sliding for layer in cache.layers) or logits > MAX_DRAFT_LOGITS:
-            self.drafts = [()] * len(rows)  # a sliding layer cannot be cropped
-        if prefix is not None and prefix.remainder and not covered:
-            cache.crop(-len(prefix.remainder))
+        holes = len(rows) * self.adapters > 1 and not self.loaded.supports_padding
+        if any(layer.is_sliding for layer in cache.layers) or logits > MAX_DRAFT_LOGITS or holes:
+            # A sliding layer cannot be cropped; rows that accept different numbers of tokens leave masked places.
+            self.drafts = [()] * len(rows)
         batch = pad(list(rows) * self.adapters, pad_id_of(self.loaded), self.loaded.model.device, left=True)
         mask = batch.mask
-        if prefix is not None and prefix.ids:
-            if len(rows) > 1:
-                cache.batch_repeat_interleave(len(rows))
-            mask = torch.cat([mask.new_ones(len(batch.ids), len(prefix.ids)), mask], dim=1)
-            batch = PaddedBatch(batch.ids, batch.mask, batch.positions + len(prefix.ids))
+        if self.prefix_length:
+            mask = torch.cat([mask.new_ones(len(batch.ids), self.prefix_length), mask], dim=1)
+            batch = PaddedBatch(batch.ids, batch.mask, batch.positions + self.prefix_length)
         self._cache, self._batch, self._mask = cache, batch, mask
-        self._prefix_logits = prefix.logits if prefix is not None and covered else None
         read = [0 if covered else len(row) for row in rows]
         self._answers = [
             _AnswerBuilder(self.loaded, *settings)
@@ -353,7 +414,7 @@ class _BatchDecoder:
         """Decodes until every answer is complete, or `should_stop` is true."""
         while self.should_stop is None or not self.should_stop():
             width = self._append_drafts()  # 1. the last token of each row, and its draft
-            logits, self._prefix_logits = self._prefix_logits, None
+            logits, self.prefix_logits = self.prefix_logits, None
             if logits is None:  # 2. logits of both, where the cache does not hold the whole prompt
                 positions = _last_positions(self._batch.ids, width)
                 try:

@@ -8,15 +8,41 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from autottt.ttt_core.lora.weights import LoraWeights
 from autottt.ttt_core.model import generation as decoding
 from autottt.ttt_core.model.encoding import Encoded, PaddedBatch, encode
-from autottt.ttt_core.model.generation import Generated, TokenScores, decode, read_prefix, token_scores
+from autottt.ttt_core.model.generation import (
+    Generated,
+    TokenScores,
+    decode,
+    read_prefix,
+    read_prefixes,
+    token_scores,
+)
 from autottt.ttt_core.model.loading import LoadedModel, wrap_model
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.testing import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+MPT = "mpt"
+"""An architecture that counts places in the cache as positions, so that it does not support padding."""
+
+
+def loaded_model(architecture: str) -> LoadedModel:
+    if architecture != MPT:
+        return wrap_model(tiny_model(architecture), tiny_tokenizer())
+    torch.manual_seed(0)
+    config = transformers.MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=512, initializer_range=0.25
+    )
+    loaded = wrap_model(transformers.MptForCausalLM(config).eval(), tiny_tokenizer())
+    assert not loaded.supports_padding
+    return loaded
 
 
 @pytest.fixture
@@ -182,6 +208,33 @@ def test_reading_a_prefix_scores_the_demonstrations_and_decoding_does_not_change
     assert again[0].scores.log_probs == pytest.approx(first[0].scores.log_probs, abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, MPT])
+@pytest.mark.parametrize("adapters", [1, 2])
+@torch.no_grad()
+def test_prompts_that_continue_prefixes_of_their_own_are_answered_as_whole_prompts(
+    architecture: str, adapters: int
+) -> None:
+    loaded = loaded_model(architecture)
+    pairs = [("ab", "ba"), ("cd", "dc"), ("efg", "gfe")]
+    orders = [pairs, pairs[::-1], [pairs[1], pairs[0], pairs[2]]]
+    views = [[encode(loaded, make_task(order, query)) for order in orders] for query in ("kl", "m")]
+    weights = LoraWeights.initial(loaded.model, Recipe(rank=2, alpha=4.0), range(adapters))
+    for _, up in weights.pairs.values():
+        up.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    with weights.attached(loaded.model):
+        prefixes = read_prefixes(loaded, views[0], adapters)
+        for prompts in views:
+            limits = [6, 9, 3]
+            plain = decode(loaded, prompts, limits, adapters=adapters)
+            drafts = [plain[0].ids, (), (*plain[2].ids[:1], 5)]
+            for options in ({}, {"max_tokens": 60 * adapters}, {"drafts": drafts}):
+                answers = decode(loaded, prompts, limits, prefix=prefixes, adapters=adapters, **options)
+                for one, wanted in zip(answers, plain, strict=True):
+                    assert (one.ids, one.text, one.ended) == (wanted.ids, wanted.text, wanted.ended), options
+                    assert one.scores.log_probs == pytest.approx(wanted.scores.log_probs, abs=1e-3)
+                    assert one.prompt_tokens == wanted.prompt_tokens - prefixes.length
+
+
 # --- guesses ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,14 +283,14 @@ def test_a_right_draft_takes_one_pass_and_tokens_after_a_wrong_one_are_rejected(
     assert answer.ids == plain.ids
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, MPT])
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
 def test_drafts_of_many_answers_change_none_of_them(
     architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "MIN_ACCEPTED", 2)
-    loaded = wrap_model(tiny_model(architecture), tiny_tokenizer())
+    loaded = loaded_model(architecture)
     queries = ["ef", "e", "efgh", "gh", "h"]
     prompts = [encode(loaded, make_task([("ab", "ba"), ("cd", "dc")], q)) for q in queries]
     limits = [12, 3, 12, 9, 12]
