@@ -321,19 +321,17 @@ class GradientEngine:
 
     def _activation_bytes(self, loaded: LoadedModel, optimizer: BatchedAdamW, row: Encoded) -> tuple[int, list[str]]:
         """Bytes that the pass of one row keeps for its way back, and the layers that get no gradient from it."""
-        own = {
-            t.untyped_storage().data_ptr() for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]
-        }
+        own = {_storage(t)[0] for t in [*self._loaded.model.parameters(), *self._loaded.model.buffers()]}
         kept: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
+            place, size = _storage(tensor)
+            if place not in own:
+                kept[place] = size
             return tensor.detach()  # an output that is kept as it is holds its own graph, and neither is ever freed
 
         weights = optimizer.leaves(0, 1, loaded.model.dtype)
-        own |= {t.untyped_storage().data_ptr() for t in weights.tensors}
+        own |= {_storage(t)[0] for t in weights.tensors}
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), weights.attached(loaded.model, self._dropout([0])), hooks:
             inputs = _loss_batch(loaded, [row], self._recipe.loss)
@@ -342,7 +340,7 @@ class GradientEngine:
             return sum(kept.values()), list(weights.pairs)
         with _gradient_errors():
             torch.autograd.backward(total, inputs=[up for _, up in weights.pairs.values()])
-        unused = [name for name, (_, up) in weights.pairs.items() if up.grad is None]
+        unused = [name for name, (_, up) in weights.pairs.items() if up.grad is None and not _is_expert(name)]
         return sum(kept.values()), unused
 
     def _use_one_thread(self) -> None:
@@ -438,8 +436,28 @@ class GradientEngine:
             totals = torch.stack([part.sum() for part in parts])
             means = totals / totals.new_tensor(step.loss_token_counts[one.first_adapter : one.end_adapter])
             with _gradient_errors():
-                gradients = torch.autograd.grad(means.sum(), weights.tensors) if backward else ()
+                # An expert that no token of these rows was sent to gets a gradient of zeros.
+                gradients = (
+                    torch.autograd.grad(means.sum(), weights.tensors, allow_unused=True, materialize_grads=True)
+                    if backward
+                    else ()
+                )
         return means.detach().tolist(), gradients
+
+
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    """The place and the bytes of a tensor's memory; of a tensor without memory of its own, as quantized ones are, its
+    identity and size."""
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except (RuntimeError, NotImplementedError):
+        return id(tensor), tensor.nbytes
+
+
+def _is_expert(path: str) -> bool:
+    """Whether a layer belongs to an expert, which other rows may be sent to."""
+    return "experts" in path.split(".")
 
 
 def _within(one: MicroBatch, longest: Sequence[int], fit: float) -> list[MicroBatch]:

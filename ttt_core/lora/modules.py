@@ -159,11 +159,12 @@ def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     reads such a name as that of the experts.
     """
     head, choice = model.get_output_embeddings(), all_linear_of_peft(model)
+    of_head = set() if head is None else set(head.modules())
     linear = {
         n: m
         for n, m in model.named_modules()
         if isinstance(m, (nn.Linear, lazy.pytorch_utils.Conv1D))
-        and m is not head
+        and m not in of_head
         and (choice is None or _leaf(n) in choice.module_names)
     }
     decoder = set(_text_decoder(model).modules())

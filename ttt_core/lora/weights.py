@@ -144,13 +144,17 @@ class LoraWeights:
         modules = dict(model.named_modules())
         of_parameters: dict[str, dict[str, Pair]] = {}
         handles: list[RemovableHandle] = []
+        batch = _BatchShape()
         try:
+            if self.adapter_count > 1:
+                handles.append(model.register_forward_pre_hook(batch.begin, with_kwargs=True))
+                handles.append(model.register_forward_hook(batch.end))
             for name, (down, up) in self.pairs.items():
                 owner, _, parameter = name.rpartition(".")
                 if name in modules:
                     chosen = partial(dropout, layer=zlib.crc32(name.encode())) if dropout else None
-                    hook = _Update(down, up, self.scaling, chosen)
-                    handles.append(modules[name].register_forward_hook(hook))
+                    hook = _Update(name, down, up, self.scaling, chosen, batch)
+                    handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
                 elif owner in modules and parameter in modules[owner]._parameters:
                     of_parameters.setdefault(owner, {})[parameter] = down, up
                 else:
@@ -182,18 +186,43 @@ class LoraWeights:
         return cls({n: (down[None], up[None]) for n, (down, up) in pairs.items()}, scaling)
 
 
+class _BatchShape:
+    """The shape of the tokens in a pass of the whole model, for as long as it runs."""
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] | None = None
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        self._shape = tuple(ids.shape) if isinstance(ids, Tensor) and ids.dim() == 2 else None
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._shape = None
+
+    def keeps_order(self, x: Tensor) -> bool:
+        """Whether a layer's input has the rows or tokens of the batch in their order, as far as its shape says."""
+        if self._shape is None:
+            return True
+        rows, tokens = self._shape
+        return x.shape[0] % rows == 0 if x.dim() > 2 else x.shape[0] == rows * tokens
+
+
 class _Update:
     """The forward hook that adds one layer's low-rank update."""
 
-    def __init__(self, down: Tensor, up: Tensor, scaling: float, dropout: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(
+        self, name: str, down: Tensor, up: Tensor, scaling: float, dropout: Callable[[Tensor], Tensor] | None,
+        batch: _BatchShape,
+    ) -> None:  # fmt: skip
+        self._name, self._batch = name, batch
         self._down, self._up, self._scaling, self._dropout = down, up, scaling, dropout
         self._ready: Pair | None = None
         """Transposed and in the model's precision, for as long as nothing is trained."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         if not isinstance(output, Tensor):  # a router's choice, which is no projection to add to
             return output
-        x: Tensor = args[0]
+        x: Tensor = args[0] if args else next(iter(named.values()))
         training = torch.is_grad_enabled()
         if self._dropout and training:
             x = self._dropout(x)
@@ -207,6 +236,12 @@ class _Update:
         if down.shape[0] == 1:
             rows = x.reshape(-1, x.shape[-1])
             return torch.addmm(output.reshape(-1, output.shape[-1]), rows @ down[0], up[0]).view_as(output)
+        if not self._batch.keeps_order(x):
+            raise ModelError(
+                f"{self._name} is given {x.shape[0]} of the batch's tokens, as an expert that they are routed to: "
+                f"{down.shape[0]} adapters cannot be used side by side on it; name target_modules without experts, or "
+                "use a strategy that trains one adapter"
+            )
         if x.shape[0] % down.shape[0]:
             raise ModelError(f"{down.shape[0]} adapters need as many equal groups of rows; received {x.shape[0]} rows")
         grouped = x.reshape(down.shape[0], -1, x.shape[-1])

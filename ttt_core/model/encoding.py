@@ -42,11 +42,16 @@ class Encoded:
 
 
 def start_ids(loaded: LoadedModel, prompt_format: PromptFormat) -> tuple[int, ...]:
-    """What the tokenizer puts before every text by itself (a BOS token, or nothing)."""
+    """What the tokenizer puts before every text by itself: a BOS token, other special tokens, or nothing."""
     if prompt_format.name == "chat":
         return ()
-    first = loaded.tokenizer.bos_token_id
-    return (first,) if first is not None and first in loaded.tokenizer("").input_ids else ()
+    text = loaded.tokens(_ANY_TEXT)
+    whole = tuple(loaded.tokenizer(_ANY_TEXT).input_ids)
+    begin = next((n for n in range(len(whole)) if text and whole[n : n + len(text)] == text), 0)
+    return whole[:begin]
+
+
+_ANY_TEXT = "Input"
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
@@ -128,8 +133,8 @@ def _encode_pieces(
     stops = stop_ids(loaded)
     answers: list[Span] = []
     begin = shared = len(ids)
-    for piece in pieces:
-        new = _ids_up_to(loaded, piece.text, 2 * loaded.context_length)
+    for number, piece in enumerate(pieces):
+        new = _ids_up_to(loaded, piece.text, 2 * loaded.context_length, begins=number == 0)
         if piece.role == "answer":
             begin = len(ids)
         ids += new
@@ -163,15 +168,17 @@ _CHARACTERS_PER_TOKEN = 8
 """A text with this many characters for each token is first encoded in part."""
 
 
-def _ids_up_to(loaded: LoadedModel, text: str, limit: int) -> Sequence[int]:
-    """The ids of a text; of one that has more than `limit`, possibly those of its beginning, also more than `limit`."""
+def _ids_up_to(loaded: LoadedModel, text: str, limit: int, begins: bool = True) -> Sequence[int]:
+    """The ids of a text; of one that has more than `limit`, possibly those of its beginning, also more than `limit`.
+    A text that does not begin the prompt continues another one."""
+    tokens = loaded.tokens if begins else loaded.continuing_tokens
     length = _CHARACTERS_PER_TOKEN * limit
     while length < len(text):
-        ids = loaded.tokens(text[:length])
+        ids = tokens(text[:length])
         if len(ids) > limit + 8:  # more than the cut can have added
             return ids
         length *= 4
-    return loaded.tokens(text)
+    return tokens(text)
 
 
 def _too_long(loaded: LoadedModel, task: Task, count: str, answer: Value | None, max_new_tokens: int) -> TooLongError:
@@ -217,21 +224,26 @@ def pad_id_of(loaded: LoadedModel) -> int:
 
 
 @contextmanager
-def logits_only_at(model: PreTrainedModel, chosen: Tensor) -> Iterator[None]:
+def logits_only_at(model: PreTrainedModel, chosen: Tensor) -> Iterator[list[nn.Module]]:
     """While inside, the output head sees the `chosen` positions (boolean, [B, T]) only: logits are [1, N, V].
 
     For a large vocabulary this is most of the memory of a pass. Whatever a model does to its logits afterwards
-    (scaling, soft caps) still happens.
+    (scaling, soft caps) still happens. Gives a list that holds the head once the model has called it: one that computes
+    its logits otherwise gives them at all positions.
     """
+    called: list[nn.Module] = []
 
     def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        called.append(module)
         return (args[0][chosen][None], *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(select)
     try:
-        yield
+        yield called
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
 
 
 def forward(
@@ -240,10 +252,10 @@ def forward(
     """Logits [N, V] in fp32 at `logit_positions`. `mask` covers the cache as well, where there is one."""
     extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
     extra |= {"use_cache": False} if cache is None else lazy.kv_cache.cache_arguments(model, cache)
-    with logits_only_at(model, logit_positions):
+    with logits_only_at(model, logit_positions) as called:
         output = model(input_ids=batch.ids, attention_mask=batch.mask if mask is None else mask, **extra)
-    logits: Tensor = output.logits[0].float()
-    return logits
+    logits: Tensor = output.logits[0] if called else output.logits[logit_positions]
+    return logits.float()
 
 
 def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:

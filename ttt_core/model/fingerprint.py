@@ -262,6 +262,8 @@ class _ModuleRecord:
         before, attributes = self.attributes, vars(now)
         for name in [*before, *(k for k in _attributes(now) if k not in before and hasattr(type(now), k))]:
             value, at_load = attributes.get(name, _ABSENT), before.get(name, _ABSENT)
+            if at_load is None and value is not _ABSENT and type(value) not in _COMPARED:
+                continue  # what `generate` keeps of its last call, such as `rope_deltas`: a state, no setting
             if value is not at_load and (type(value) is not type(at_load) or value != at_load):
                 return f"has {name}={_shown(value)} (at load {_shown(at_load)})"
         return ""
@@ -270,7 +272,8 @@ class _ModuleRecord:
 class _FastComparison:
     """Whether a model is what it was, without saying what differs: all modules are compared at once, in C."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, at_load: Mapping[nn.Module, Mapping[str, Any]]) -> None:
+        """`at_load` are the compared attributes that each module had at load."""
         self._modules = _modules(model)
         self._kinds = [type(m) for m in self._modules]
         self._forwards = {kind: kind.forward for kind in set(self._kinds)}
@@ -278,8 +281,10 @@ class _FastComparison:
         self._copies = [dict(vars(m)) for m in self._modules]
         hook_names = [_hook_names(m) for m in self._modules]
         attributes = [_attributes(m) for m in self._modules]
+        lasting_names = [[k for k in at_load.get(m, ()) if k in vars(m)] for m in self._modules]
         self._compared = [
-            ("training", *_CONTAINERS, *hooks, *values) for hooks, values in zip(hook_names, attributes, strict=True)
+            ("training", *_CONTAINERS, *hooks, *dict.fromkeys([*names, *values]))
+            for hooks, names, values in zip(hook_names, lasting_names, attributes, strict=True)
         ]
         numeric = [
             (vars(m), [name for name, value in values.items() if isinstance(value, (int, float, tuple))])
@@ -366,9 +371,12 @@ class Fingerprint:
         self._records = {name: _ModuleRecord.of(m) for name, m in model.named_modules(remove_duplicate=False)}
         self._global = _global_hooks()
         self._model = model
-        self._fast = _FastComparison(model)
+        self._fast = self._fast_comparison(model)
         self.bytes = sum(tensor.nbytes for tensor in self._aliases.values())
         """Bytes of all tensors."""
+
+    def _fast_comparison(self, model: nn.Module) -> _FastComparison:
+        return _FastComparison(model, {record.module: record.attributes for record in self._records.values()})
 
     def compared_bytes(self, *, full: bool) -> int:
         """Bytes of the tensors that a proof compares, of a cheap proof at most."""
@@ -381,7 +389,7 @@ class Fingerprint:
         if model is not self._model or not self._fast.holds():
             self._compare_tensors(model)
             self._compare_modules(model)
-            self._fast = _FastComparison(model)  # containers may be other ones that hold the same
+            self._fast = self._fast_comparison(model)  # containers may be other ones that hold the same
         if changed := self._samples.changed():
             raise BaseChangedError(
                 f"the base model's tensor {changed!r} was replaced or written to (sampled bytes differ); load the "

@@ -67,15 +67,28 @@ def check_cache(model: PreTrainedModel) -> None:
             f"{name} has a recurrent state, which cannot be cropped to the prefix that prompts share; use a model "
             "whose layers all attend to keys and values"
         )
-    if not any(known in inspect.signature(model.forward).parameters for known in ARGUMENTS):
+    if not any(known in forward_parameters(model) for known in ARGUMENTS):
         raise ModelError(
             f"{name} has no key-value cache (its forward has no {' or '.join(ARGUMENTS)}); use a decoder that has one"
         )
 
 
+def forward_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the arguments of a model's forward pass. Where it takes any keyword, as in a subclass that passes them
+    on, those of the forward passes that it overrides as well."""
+    forwards = [model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))]
+    names = set[str]()
+    for forward in forwards:
+        parameters = inspect.signature(forward).parameters
+        names |= parameters.keys()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
+
+
 def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
     """The arguments with which a forward pass continues after what a cache holds, and appends to it."""
-    known = inspect.signature(model.forward).parameters
+    known = forward_parameters(model)
     return {next(name for name in ARGUMENTS if name in known): cache, "use_cache": True}
 
 

@@ -46,6 +46,8 @@ TOKEN_CACHE_BYTES = 1 << 23
 """Largest size of the cache of token ids."""
 MAX_CACHED_TEXT_LENGTH = 4096
 """Characters of the longest text whose ids are cached."""
+_SEPARATOR = "\x01"
+"""A character that forms a token with no other."""
 AUTO = "auto"
 """Setting of the prompt format with which the format is chosen for each task (see `engine.format_choice`)."""
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -99,6 +101,20 @@ class LoadedModel:
         if len(text) <= MAX_CACHED_TEXT_LENGTH:
             self._token_cache.put(text, array("i", ids))
         return ids
+
+    def continuing_tokens(self, text: str) -> tuple[int, ...]:
+        """The ids of a text that continues another one: without the space that tokenizers such as Llama 2's put before
+        every text."""
+        if not self._spaces_texts:
+            return self.tokens(text)
+        before, both = self.tokens(_SEPARATOR), self.tokens(_SEPARATOR + text)
+        return both[len(before) :] if both[: len(before)] == before else self.tokens(text)
+
+    @cached_property
+    def _spaces_texts(self) -> bool:
+        """Whether the tokenizer puts a space before every text."""
+        before, both = self.tokens(_SEPARATOR), self.tokens(_SEPARATOR + "a")
+        return both[: len(before)] == before and both[len(before) :] != self.tokens("a")
 
     @cached_property
     def parameter_count(self) -> int:
@@ -266,6 +282,8 @@ def check_no_adapters(model: nn.Module) -> None:
     if "peft" not in sys.modules:
         return
     layers = [n for n, m in model.named_modules() if isinstance(m, libraries.tuners_utils.BaseTunerLayer)]
+    # Other parts of PEFT, such as an adaption prompt, whose base model was given.
+    layers = layers or [n for n, m in model.named_modules() if n and type(m).__module__.startswith("peft.")]
     if not layers and not isinstance(model, libraries.peft.PeftModel):
         return
     where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
@@ -317,6 +335,11 @@ def _check_tensors(model: nn.Module) -> None:
     """Raises `ModelError` for weights that were made in inference mode: no gradient passes them, and no version counts
     what is written to them."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{type(model).__name__}: the tensor {name!r} has no values (it is on the meta device, or offloaded by "
+                "accelerate with a device_map): load the whole model on one device"
+            )
         if tensor.is_inference():
             raise ModelError(
                 f"{type(model).__name__}: the tensor {name!r} was made inside torch.inference_mode(), so nothing "
@@ -328,6 +351,13 @@ def _check_types(model: object, tokenizer: object) -> None:
     """Raises `ModelError` for what is no model or no tokenizer of transformers."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: expected a causal language model of transformers; received {shortened(model)}")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ModelError(f"model: received a {type(model).__name__}: give the model in it, `model.module`")
+    if not hasattr(model, "config"):
+        raise ModelError(
+            f"model: expected a causal language model of transformers; received a {type(model).__name__}, which has no "
+            "`config`"
+        )
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise ModelError(
             "tokenizer: expected the model's tokenizer, such as AutoTokenizer.from_pretrained gives; "

@@ -7,7 +7,6 @@ numbers positions by their place in the cache would answer wrongly there without
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +29,10 @@ NOISE, NOISE_16 = 0.005, 0.1
 change all of them."""
 
 
+_RULED_OUT = -1e30
+"""Logits below this are of tokens that a model never gives: minus infinity, or the least number of a precision."""
+
+
 def can_pad(model: PreTrainedModel) -> bool:
     """Whether padding in front of a prompt, or between a cached prefix and its continuation, changes no logits.
 
@@ -39,6 +42,8 @@ def can_pad(model: PreTrainedModel) -> bool:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} has an encoder; use a decoder-only model (AutoModelForCausalLM)")
+    if getattr(model.config, "return_dict", True) is False:
+        raise ModelError(f"{name}: config.return_dict is False, so its outputs have no names: set it to True")
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.tensor([[(7 * n + 3) % vocabulary for n in range(SHARED + OWN)]], device=model.device)
     with lock_of(model).compute, restoring(model), without_host_modes(model.device):
@@ -51,6 +56,8 @@ def can_pad(model: PreTrainedModel) -> bool:
             cache = _prefix(model, ids)
             padded = _continued(model, copy.deepcopy(cache), ids, PADDING)
             continued = _continued(model, cache, ids, 0)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{name} cannot process a dozen tokens in two parts: {type(error).__name__}: {error}"
@@ -73,13 +80,24 @@ def can_pad(model: PreTrainedModel) -> bool:
 
 def accepts_positions(model: PreTrainedModel) -> bool:
     """Whether the model takes explicit positions (some derive them from the mask)."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    return "position_ids" in lazy.kv_cache.forward_parameters(model)
 
 
 def _plain_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [B, T, V] of tokens [B, T], whose positions the model counts itself."""
-    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    return logits.float()
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    logits: object = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} gives a {type(output).__name__} without logits: load a model with an output head "
+            "(AutoModelForCausalLM)"
+        )
+    if logits.shape[:2] != ids.shape:
+        raise ModelError(
+            f"{type(model).__name__} gives logits of the shape {list(logits.shape)} for tokens of the shape "
+            f"{list(ids.shape)}: use a model that gives logits at every token"
+        )
+    return _finite(logits.float())
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
@@ -88,7 +106,7 @@ def _logits(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     mask = torch.ones_like(padded)
     mask[:, :padding] = 0
     logits: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False, **_positions(model, mask)).logits
-    return logits[:, padding:].float()
+    return _finite(logits[:, padding:].float())
 
 
 def _prefix(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
@@ -108,7 +126,12 @@ def _continued(model: PreTrainedModel, cache: DynamicCache, ids: Tensor, padding
     mask[:, SHARED : SHARED + padding] = 0
     arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_positions(model, mask, SHARED)}
     logits: Tensor = model(input_ids=last, attention_mask=mask, **arguments).logits
-    return logits[0, padding:].float()
+    return _finite(logits[0, padding:].float())
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """The logits with 0 in place of those of tokens that the model rules out."""
+    return logits.masked_fill(logits < _RULED_OUT, 0.0)
 
 
 def _positions(model: PreTrainedModel, mask: Tensor, begin: int = 0) -> dict[str, Tensor]:

@@ -177,8 +177,8 @@ def test_gradients_are_added_once_when_memory_runs_out_in_the_backward_pass(
     losses, gradient = losses_and_gradient(loaded, rows)
     real, calls = torch.autograd.grad, []
 
-    def grad(*args: Any) -> Any:
-        done = real(*args)
+    def grad(*args: Any, **options: Any) -> Any:
+        done = real(*args, **options)
         calls.append(1)
         if len(calls) in (2, 4):  # a whole pass, and the second half of it
             raise torch.OutOfMemoryError("too late")

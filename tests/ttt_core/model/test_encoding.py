@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autottt.ttt_core.errors import ModelError, TooLongError
 from autottt.ttt_core.model.context_window import ContextWindow
@@ -96,6 +97,54 @@ def test_the_text_begins_as_the_tokenizer_begins_it(bos: bool) -> None:
     assert list(ids) == loaded.tokenizer("".join(p.text for p in loaded.format.pieces(TASKS[0]))).input_ids
     chat = loaded_with("chat")
     assert start_ids(chat, chat.format) == (), "a chat template brings its own beginning"
+
+
+def with_start(text: str, *special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose template puts other tokens than BOS around a text, `$A`."""
+    tokenizer = tiny_tokenizer(bos=False)
+    core = tokenizer.backend_tokenizer
+    ids = [(name, core.token_to_id(name)) for name in special]
+    core.post_processor = processors.TemplateProcessing(single=text, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.mark.parametrize(
+    ("template", "special"), [("<|start|> <|end|> $A", ["<|start|>", "<|end|>"]), ("$A <eos>", ["<eos>"])]
+)
+def test_all_that_the_tokenizer_puts_before_a_text_begins_the_prompt(template: str, special: list[str]) -> None:
+    tokenizer = with_start(template, *special)
+    loaded = wrap_model(tiny_model("llama"), tokenizer, prompt_format="standard")
+    text = "".join(piece.text for piece in loaded.format.pieces(TASKS[0]))
+    whole = [id for id in tokenizer(text).input_ids if id != tokenizer.eos_token_id]
+    assert list(encode(loaded, TASKS[0]).ids) == whole
+
+
+@pytest.mark.parametrize("by_normalizer", [True, False])
+@pytest.mark.parametrize("form", ["standard", "compact"])
+def test_only_the_text_gets_the_space_that_a_tokenizer_puts_before_it(by_normalizer: bool, form: str) -> None:
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if by_normalizer:  # as Llama 2's
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    special = ["<unk>", *(f"<0x{n:02X}>" for n in range(256))]
+    core.train_from_iterator(
+        ["Input: dog Output: god", "a word and another"] * 3,
+        trainers.BpeTrainer(vocab_size=320, special_tokens=special),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    model = tiny_model("llama")
+    model.resize_token_embeddings(512, mean_resizing=False)
+    loaded = wrap_model(model, tokenizer, prompt_format=form)
+    task = make_task([("dog", "god"), ("a word", "drow a")], "and", answer="dna")
+    encoded = encode(loaded, task, task.answer)
+    text = "".join(piece.text for piece in loaded.format.pieces(task, task.answer))
+    assert tokenizer.decode(encoded.ids) == text
+    for (begin, end), answer in zip(encoded.answers, ("god", "drow a", "dna"), strict=True):
+        assert tokenizer.decode(encoded.ids[begin:end]).strip() == answer
 
 
 def test_a_prompt_may_fill_the_context_to_the_last_token() -> None:
