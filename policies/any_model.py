@@ -123,7 +123,8 @@ def train_any_model(
     outcomes: Iterable[Outcome], vocabularies: Mapping[str, int] | None = None, *, seed: int = 0, fold_count: int = 5
 ) -> TrainedPolicy:
     """A policy for any model. Its scorecard has one of each model (`models`), whose policy saw neither the model nor
-    the families, and the gain over the rule of thumb of all. Raises `PolicyError` for too few models or families."""
+    the families, and the gain over the rule of thumb, in which every model counts alike. Raises `PolicyError` for too
+    few models or families."""
     tables = tables_by_model(outcomes, vocabularies or {})
     settings = TrainingSettings(
         COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False, by_free_features=False, probe_costs=PROBE_COSTS
@@ -133,7 +134,9 @@ def train_any_model(
     policies = [cards[model][1] for model in tables]
     thumbs = [cards[model][2] for model in tables]
     families = [name for table in tables.values() for name in table.complete().families]
-    bootstrap = Bootstrap(families, {"policy": np.concatenate(policies), "rule_of_thumb": np.concatenate(thumbs)}, seed)
+    utilities = {"policy": np.concatenate(policies), "rule_of_thumb": np.concatenate(thumbs)}
+    weights = np.concatenate([np.full(len(one), 1 / len(one)) for one in policies])  # every model counts alike
+    bootstrap = Bootstrap(families, utilities, seed, weights)
     card: dict[str, Any] = {
         "models": {model: one for model, (one, _, _) in cards.items()},
         "gain_over_rule_of_thumb": bootstrap.gain("rule_of_thumb"),
@@ -145,10 +148,10 @@ def train_any_model(
 def _fitted(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     """A policy whose ranking of strategies, the fallback for queries out of distribution, counts every model alike,
     however many outcomes it has."""
-    policy, whole = fit(table, settings), table.complete()
+    whole = table.complete()
     utilities, models = whole.utilities(settings.cost_weight), np.array([d.split(":")[0] for d in whole.datasets])
     means = np.mean([utilities[models == model].mean(axis=0) for model in sorted(set(models.tolist()))], axis=0)
-    return replace(policy, ranking=tuple(table.strategies[i] for i in np.argsort(-means, kind="stable")))
+    return fit(table, settings, tuple(table.strategies[i] for i in np.argsort(-means, kind="stable")))
 
 
 def _judged(

@@ -175,6 +175,7 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "models": ("a list of texts", _optional_texts),
     "accurate": ("a text", _optional_text),
     "accuracy_margin": ("a number", _optional_number),
+    "utility_margin": ("a number", _optional_number),
     "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),
 }
 """Field -> what it has to be, in words and as a function; all but `calibration` are fields of `TrainedPolicy`."""

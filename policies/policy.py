@@ -183,11 +183,23 @@ class LearnedPolicy:
                 f"accuracy comes first: {choice} was the most accurate in training, and the lead of {best} "
                 f"({lead:+.2f} in probability) is not certain enough"
             )
+        elif self._favours(choice, best, estimates, basis):
+            lead = estimates.utilities[best] - estimates.utilities[choice]
+            reason = (
+                f"{_reason(choice, estimates, known)}; {choice} was best on average in training, and the lead of "
+                f"{best} ({lead:+.3f} in utility) is not certain enough"
+            )
         else:
             reason = _reason(choice, estimates, known)
         if basis == "evidence":
             return f"the query is out of distribution, so evidence of the task itself decides: {reason}"
         return reason
+
+    def _favours(self, choice: str, best: str, estimates: Decision, basis: Basis) -> bool:
+        """Whether a strategy is chosen by the margin of the SBS, before one of a higher utility."""
+        margin = self.trained.utility_margin if basis == "estimates" else 0.0
+        lead = estimates.utilities[best] - estimates.utilities[choice]
+        return choice == self.trained.ranking[0] and choice != best and 0 < lead <= margin
 
     def with_cost_weight(self, cost_weight: float) -> LearnedPolicy:
         """The same estimates with another cost weight (accuracy per one in-context cost). With 0, accuracy comes first:
@@ -202,6 +214,8 @@ class LearnedPolicy:
             )
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)
+        if cost_weight != self.trained.cost_weight:  # another strategy may be best on average
+            trained = replace(trained, utility_margin=0.0)
         if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
             trained = replace(trained, probe_margin=None, probes_unfamiliar=True)
         if cost_weight == 0 and trained.accurate:

@@ -356,13 +356,17 @@ class Bootstrap:
     one of the draws, so that the interval covers both sources of variation.
     """
 
-    def __init__(self, families: Sequence[str], utilities: Mapping[str, Floats], seed: int) -> None:
+    def __init__(
+        self, families: Sequence[str], utilities: Mapping[str, Floats], seed: int, weights: Floats | None = None
+    ) -> None:  # fmt: skip
+        """`weights` [N] are those of the cases in every mean; without them all count alike."""
         self._utilities = utilities
+        self._weights = np.ones(len(families)) if weights is None else weights
         names, self._family = np.unique(np.array(families), return_inverse=True)
         self._resamples = np.random.default_rng(seed).multinomial(
             len(names), np.full(len(names), 1 / len(names)), BOOTSTRAP_RESAMPLES
         )
-        self._counts = np.bincount(self._family, minlength=len(names))
+        self._counts = np.bincount(self._family, weights=self._weights, minlength=len(names))
 
     def level(self, arm: str) -> dict[str, Any]:
         """The mean utility of an arm."""
@@ -382,11 +386,11 @@ class Bootstrap:
 
     def _means(self, values: Floats) -> tuple[float, Floats]:
         """The mean, and the means of the resamples [BOOTSTRAP_RESAMPLES]."""
-        rows = np.atleast_2d(values)
+        rows = np.atleast_2d(values) * self._weights
         sums = np.stack([np.bincount(self._family, weights=row, minlength=len(self._counts)) for row in rows])
         draw = np.arange(BOOTSTRAP_RESAMPLES) % len(sums)
         samples = (self._resamples * sums[draw]).sum(axis=1) / (self._resamples @ self._counts)
-        return float(rows.mean()), samples
+        return float(rows.mean() / self._weights.mean()), samples
 
 
 def _interval(values: Floats) -> list[float]:

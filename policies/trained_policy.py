@@ -168,6 +168,9 @@ class TrainedPolicy:
     """The fixed strategy with the highest accuracy in training; empty if unknown."""
     accuracy_margin: float = 0.0
     """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
+    utility_margin: float = 0.0
+    """Lead in utility over the SBS, the first of `ranking`, that another strategy needs at the cost weight of training:
+    smaller ones are not certain enough."""
     probe_margin: float | None = None
     """Lead in utility, estimated from the free features (`leads`), from which a strategy is chosen without the probe;
     None where only `skip_probe_threshold` skips it."""
@@ -228,15 +231,23 @@ class TrainedPolicy:
         """Probability of a right answer minus the weighted cost [N, S]."""
         return probabilities - self.cost_weight * costs
 
+    def with_margin(self, utilities: Floats) -> Floats:
+        """Utilities [N, S] with `utility_margin` added to those of the SBS."""
+        if not self.utility_margin:
+            return utilities
+        favoured = utilities.copy()
+        favoured[:, self.strategies.index(self.ranking[0])] += self.utility_margin
+        return favoured
+
     @property
     def feature_medians(self) -> tuple[float, ...]:
         """Median of each feature of all stages in training."""
         return tuple(nine[4] for nine in self.deciles)
 
     def preferences(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
-        """Utilities [N, S], minus infinity for in-context answers below the keep threshold. `measured` says whether the
-        probe was run."""
-        utilities = self.utilities(probabilities, costs)
+        """Utilities [N, S] with the margin of the SBS, minus infinity for in-context answers below the keep threshold.
+        `measured` says whether the probe was run."""
+        utilities = self.with_margin(self.utilities(probabilities, costs))
         if self.cost_weight == 0 and self.accurate in self.strategies:
             utilities[:, self.strategies.index(self.accurate)] += self.accuracy_margin
         rejected = probabilities[:, 0] < self.effective_keep_threshold(measured)
@@ -272,7 +283,7 @@ class TrainedPolicy:
         the other side [N]; the sides are strategies that cost more than the probe, and the others. Which of a side is
         chosen matters less than a probe costs. Negative where the risk guarantee rules the best strategy out."""
         preferences = self.preferences(probabilities, costs, measured=False)
-        best, utilities = preferences.argmax(axis=1), self.utilities(probabilities, costs)
+        best, utilities = preferences.argmax(axis=1), self.with_margin(self.utilities(probabilities, costs))
         index, is_dear = np.arange(len(best)), costs > self.probe_cost
         is_rival = (is_dear != is_dear[index, best][:, None]) | (preferences == -np.inf)
         others = np.where(is_rival, utilities, -np.inf)

@@ -47,6 +47,8 @@ PROBE_ACCURACY_TOLERANCE = 0.005
 """Accuracy that skipping the probe may lose where the in-context answer is kept."""
 PROBE_MARGINS = np.linspace(0, 0.95, 20)
 """Quantiles of the leads by free features, the probe margins to choose from."""
+UTILITY_MARGINS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0)
+"""Leads in utility over the SBS to choose from; the last one is out of reach."""
 CONFIDENCE = 0.9
 """Confidence of the risk guarantee."""
 MIN_FAMILIES_FOR_COST_MODELS = 100
@@ -232,8 +234,8 @@ def _best_per_kind(train: OutcomeTable, kinds: Sequence[str], cost_weight: float
     return np.array([best.get(kind, int(utilities.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 
 
-def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
-    """A policy without a scorecard."""
+def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...] = ()) -> TrainedPolicy:
+    """A policy without a scorecard. `ranking` takes the place of that by mean utility."""
     fitted = {stage: _fit_stage(table, table.stage(stage), settings) for stage in table.feature_names}
     cost_models, held_out_costs = _fit_costs(table, settings)
     whole = table.complete()
@@ -250,7 +252,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         cost_weight=settings.cost_weight,
         skip_probe_threshold=1.0,
         probe_cost=float(table.probe_cost.mean()),
-        ranking=tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable")),
+        ranking=ranking or tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable")),
         feature_min=tuple(free.min(axis=0).tolist()),
         feature_max=tuple(free.max(axis=0).tolist()),
         deciles=tuple(map(tuple, deciles.tolist())),
@@ -273,6 +275,8 @@ def fit(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
         costs = policy.expected_costs(whole.kinds, whole.stage(0))
     else:
         costs = held_out_costs[observed]
+    margin = _select_utility_margin(policy, whole, probabilities[max(probabilities)], costs)
+    policy = replace(policy, utility_margin=margin)
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
@@ -387,6 +391,26 @@ def _next_best(
     else:
         best = max(remaining, key=lambda n: float(preferences[case, n]))
     return best if not tried or utilities[case, best] > 0 else None
+
+
+def _select_utility_margin(policy: TrainedPolicy, table: OutcomeTable, held_out: Floats, costs: Floats) -> float:
+    """The lead in utility over the SBS that another strategy needs, from held-out probabilities [N, S]: the one whose
+    gain over the SBS has the highest lower bound, over families. With the last margin the SBS is always used, which
+    gains nothing for sure (Thomas et al. 2015, "High confidence policy improvement")."""
+    sbs, index = policy.strategies.index(policy.ranking[0]), np.arange(len(table))
+    gains = table.utilities(policy.cost_weight) - table.utilities(policy.cost_weight)[:, [sbs]]
+    utilities = np.where(table.applicable, policy.utilities(held_out, costs), -np.inf)
+    _, family = np.unique(np.array(table.families), return_inverse=True)
+    best, chosen = -np.inf, UTILITY_MARGINS[-1]
+    for margin in UTILITY_MARGINS:
+        favoured = utilities.copy()
+        favoured[:, sbs] += margin
+        gain = gains[index, favoured.argmax(axis=1)]
+        errors = np.bincount(family, weights=gain - gain.mean())
+        bound = float(gain.mean()) - float(np.sqrt(np.square(errors).sum())) / len(gain)
+        if bound > best + 1e-12:
+            best, chosen = bound, margin
+    return chosen
 
 
 def _select_skip_probe_threshold(

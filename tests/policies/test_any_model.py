@@ -92,9 +92,9 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
 
     seen = []
 
-    def spied(table, settings):
+    def spied(table, settings, *ranking):
         seen.append({d.partition(":")[0] for d in table.datasets})
-        return fitted(table, settings)
+        return fitted(table, settings, *ranking)
 
     fitted = any_model.fit
     monkeypatch.setattr(any_model, "fit", spied)

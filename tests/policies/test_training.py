@@ -22,6 +22,7 @@ from autottt.policies.training import (
     _cross_validate,
     _fit_stage,
     _select_keep_threshold,
+    _select_utility_margin,
     fit,
     train_policy,
 )
@@ -254,6 +255,19 @@ def test_the_probe_is_run_where_it_pays(probe_cost, is_worth_it):
     if is_worth_it is not None:
         assert (routed.measured[familiar].mean() > 0.8) == is_worth_it
         assert (gain > 0.02) == (not is_worth_it)
+
+
+def test_estimates_that_tell_nothing_leave_the_strategy_that_is_best_on_average():
+    table = build_outcome_table(made(40, 5))
+    policy = trained_small()
+    sbs = policy.strategies.index(policy.ranking[0])
+    costs = policy.expected_costs(table.kinds, table.stage(0))
+    noise = np.random.default_rng(0).uniform(size=table.correct.shape)
+    margin = _select_utility_margin(policy, table, noise, costs)
+    favoured = policy.utilities(noise, costs)
+    favoured[:, sbs] += margin
+    assert (favoured.argmax(axis=1) == sbs).mean() > 0.95
+    assert _select_utility_margin(policy, table, table.correct, costs) < 0.05, "and perfect ones may always be followed"
 
 
 def test_the_risk_guarantee_holds_on_new_tasks():
