@@ -185,10 +185,10 @@ def draw(results: Sequence[Row], model: str, file: Path) -> None:
 def default_recipes(recipes: Mapping[str, Recipe]) -> dict[str, Recipe | None]:
     """What is judged of a model with these recipes when no file of recipes is given."""
     recipe = recipes.get("ttt_in_context", BIG_BENCH_RECIPE)
-    fewer = replace(recipe, batch_size=max(1, recipe.batch_size - 1))
+    fewer = replace(recipe, max_steps=max(1, recipe.max_steps - 1))
     return {
         IN_CONTEXT: None, TRAINER: PUBLISHED, "published": PUBLISHED, "default": recipe,
-        "default, a prompt fewer in a step": fewer,
+        "default, a step fewer": fewer,
     }  # fmt: skip
 
 
