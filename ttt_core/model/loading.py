@@ -353,6 +353,11 @@ def _check_types(model: object, tokenizer: object) -> None:
         raise ModelError(f"model: expected a causal language model of transformers; received {shortened(model)}")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ModelError(f"model: received a {type(model).__name__}: give the model in it, `model.module`")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ModelError(
+            "model: received a compiled model, which may pass adapters by: give the model before `torch.compile` "
+            "(`model._orig_mod`), and do not call `model.compile()` on it"
+        )
     if not hasattr(model, "config"):
         raise ModelError(
             f"model: expected a causal language model of transformers; received a {type(model).__name__}, which has no "

@@ -110,6 +110,12 @@ def returns_tuples() -> Any:
     return model
 
 
+def compiled_in_place() -> Any:
+    model = tiny_model("llama")
+    model.compile(backend="eager")
+    return model
+
+
 class PeftPart(nn.Linear):
     """Stands for a module of an adapter that is no tuner layer, such as those of an adaption prompt."""
 
@@ -130,6 +136,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no values": (without_values, "load the whole model on one device"),
     "no head": (lambda: tiny_model("llama").model, "AutoModelForCausalLM"),
     "data parallel": (lambda: nn.DataParallel(tiny_model("llama")), "give the model in it, `model.module`"),
+    "compiled": (lambda: torch.compile(tiny_model("llama"), backend="eager"), "model._orig_mod"),
+    "compiled in place": (compiled_in_place, "model._orig_mod"),
     "no config": (lambda: nn.Linear(2, 2), "has no `config`"),
     "tuples": (returns_tuples, "set it to True"),
     "part of peft": (with_a_part_of_peft, "carries adapters of PEFT"),
