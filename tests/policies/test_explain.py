@@ -29,7 +29,11 @@ def test_contributions_are_differences_of_the_policys_own_estimates(learned):
     other = learned.decide(without, ALL)
     assert explanation.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
     assert explanation.by == "estimates"
-    assert explanation.preferences[0] == ("ttt_in_context", explanation.decision.utilities["ttt_in_context"])
+    margin = learned.trained.utility_margin
+    assert learned.trained.ranking[0] == "ttt_in_context"
+    name, preference = explanation.preferences[0]
+    assert name == "ttt_in_context"
+    assert preference == pytest.approx(explanation.decision.utilities["ttt_in_context"] + margin)
     leads = [d.utilities["ttt_in_context"] - d.utilities[explanation.runner_up] for d in (explanation.decision, other)]
     assert leads[0] - leads[1] == pytest.approx(first.lead) != 0
     assert [abs(p.lead) for p in explanation.contributions] == sorted(
@@ -96,7 +100,7 @@ def test_beyond_a_cost_weight_the_choice_changes(learned):
     assert explanation.cost_weights
     for price, name in ((one.nearest, one.strategy) for one in explanation.cost_weights):
         beyond = price * (1.001 if price > explanation.cost_weight else 0.999)
-        other = LearnedPolicy(dataclasses.replace(learned.trained, cost_weight=beyond))
+        other = learned.with_cost_weight(beyond)
         assert other.decide(at(-0.25), ALL).strategy == name
         between = LearnedPolicy(
             dataclasses.replace(
