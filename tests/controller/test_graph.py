@@ -209,8 +209,9 @@ def test_training_stops_when_the_budget_ends(learner, monkeypatch):
     learner.clear()
     long = replace(QUICK, max_steps=100_000)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
+    monkeypatch.setattr(nodes, "answering_seconds", lambda *_: 3.0)  # enough on a machine that is busy otherwise
     policy = Scripted(["ttt_in_context"], price=0.0)
-    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=4.0))
+    result = Controller(learner, policy).solve(TASK, budget=Budget(seconds=6.0))
     assert result.attempts[0].training_record is not None
     assert result.attempts[0].training_record.stop_reason == "deadline"
     assert 0 < result.attempts[0].training_record.steps < 100_000
