@@ -199,13 +199,14 @@ def test_scores_are_those_of_a_plain_pass(learner: Learner, tasks: list[Task]) -
 def test_training_helps_and_leaves_the_model_unchanged(
     learner: Learner, tasks: list[Task], unchanged: Callable[..., Any]
 ) -> None:
-    task, recipe = tasks[3], learner.loaded.recipes["ttt_in_context"]
+    recipe = learner.loaded.recipes["ttt_in_context"]
     with unchanged(learner.loaded.model):
-        adapter = learner.adapt(leave_one_out(task), recipe)
-        under, without = (learner.score([task], one)[0][-1].total for one in (adapter, None))
-    assert under > without
-    assert adapter.training is not None
-    assert adapter.training.losses[-1] < adapter.training.losses[0]
+        adapters = [learner.adapt(leave_one_out(task), recipe) for task in tasks]
+        under = [learner.score([task], adapter)[0][-1].total for task, adapter in zip(tasks, adapters, strict=True)]
+        without = [learner.score([task])[0][-1].total for task in tasks]
+    assert sum(under) > sum(without) + 1, (under, without)
+    losses = [adapter.training.losses for adapter in adapters]
+    assert sum(one[-1] for one in losses) < 0.8 * sum(one[0] for one in losses), losses
     proof = learner.verify(full=True)
     assert proof.hash == learner.base_hash
 
