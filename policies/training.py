@@ -276,7 +276,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...
     else:
         costs = held_out_costs[observed]
     margin = _select_utility_margin(policy, whole, probabilities[max(probabilities)], costs)
-    policy = replace(policy, utility_margin=margin)
+    policy = replace(policy, utility_margin=margin)  # before the thresholds, which follow from what is preferred
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
@@ -398,7 +398,8 @@ def _select_utility_margin(policy: TrainedPolicy, table: OutcomeTable, held_out:
     gain over the SBS has the highest lower bound, over families. With the last margin the SBS is always used, which
     gains nothing for sure (Thomas et al. 2015, "High confidence policy improvement")."""
     sbs, index = policy.strategies.index(policy.ranking[0]), np.arange(len(table))
-    gains = table.utilities(policy.cost_weight) - table.utilities(policy.cost_weight)[:, [sbs]]
+    reached = table.utilities(policy.cost_weight)
+    gains = reached - reached[:, [sbs]]
     utilities = np.where(table.applicable, policy.utilities(held_out, costs), -np.inf)
     _, family = np.unique(np.array(table.families), return_inverse=True)
     best, chosen = -np.inf, UTILITY_MARGINS[-1]

@@ -60,8 +60,9 @@ def _acquired(path: Path) -> BaseFileLock:
 
 
 def _places(target: Path) -> list[Path]:
-    """Where the lock of a path may be, in the order in which they are tried, the same for every process of a user:
-    beside it; inside, for a folder; in the folder for temporary files. A name that is too long becomes a hash."""
+    """Where the lock file of a path may be, in the order in which the places are tried, which is the same for every
+    process of a user: the path's own folder; the path itself, if it is a folder; the folder for temporary files. A file
+    name that the file system would not allow is replaced by a digest of the path."""
     digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
     beside = f".{target.name}.lock"
     places = [target.with_name(beside if len(os.fsencode(beside)) <= MAX_NAME_BYTES else f".{digest}.lock")]

@@ -147,10 +147,6 @@ def solve(
             shadow=exploration.shadow, explore=exploration.explore, memory_bytes=resources.memory_bytes,
             trace=tracing.recorder,
         )  # fmt: skip
-        if answers is not None:
-            from ..run_facts import outcome_settings
-
-            answers.prepare_to_append(outcome_settings(controller.learner, controller.policy, controller.budget))
         total = None if live else sum(len(loaded.tasks) for loaded in groups)
         progress = LiveProgress(total, hidden=live or quiet or output.as_json)
         failures = _answer(controller, groups, output, answers, resources.batch_size, progress, total)
@@ -180,15 +176,17 @@ def _answer(
     batch_size: int, progress: LiveProgress, total: int | None,
 ) -> int:  # fmt: skip
     """Answers the tasks that have no answer yet, and returns how many tasks could not be read or tried."""
+    from ..run_facts import RunFacts, outcome_settings
+
+    facts = RunFacts.of(controller.learner, controller.policy)
+    settings = outcome_settings(controller.learner, controller.policy, controller.budget)
+    if answers is not None:
+        answers.prepare_to_append(settings)
     reported = answers.problems if answers else frozenset()
     failures = 0
     stream: AbstractContextManager[TextIO]
     stream = output.out.open("a", encoding="utf-8") if output.out else nullcontext(sys.stdout)
-    from ..run_facts import RunFacts, outcome_settings
-
     with stream as lines, progress:
-        facts = RunFacts.of(controller.learner, controller.policy)
-        settings = outcome_settings(controller.learner, controller.policy, controller.budget)
         printer = _Printer(output, lines, facts, settings, progress, total)
         for loaded in groups:
             failures += len(loaded.problems)

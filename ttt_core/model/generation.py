@@ -142,10 +142,6 @@ class PromptPrefixes:
         """Tokens of a prompt that need not be read."""
         return len(self.ids[0])
 
-    def covers(self, prompt: Encoded) -> bool:
-        """Whether the cache holds the whole prompt: it never does."""
-        return False
-
     def cache_for(self, prompts: Sequence[int], whole: bool = False) -> Any:
         """A copy of the cache with a row for each of the prompts, given by their numbers, and each attached adapter."""
         cache, count = copy.deepcopy(self.cache), len(self.ids)
@@ -297,7 +293,8 @@ def decode(
     if temperature > 0 or not drafts:
         drafts = [()] * len(prompts)
     prefix_length = prefix.length if prefix else 0
-    covered = prefix is not None and len(prompts) == 1 and not drafts[0] and prefix.covers(prompts[0])
+    whole = prefix if isinstance(prefix, Prefix) and len(prompts) == 1 and not drafts[0] else None
+    whole = whole if whole is not None and whole.covers(prompts[0]) else None
     lengths = [len(p.ids) + limit for p, limit in zip(prompts, max_new_tokens, strict=True)]
     groups = HalvingQueue(_groups(lengths, prompts, prefix, max_tokens // adapters, loaded.supports_padding))
     answers: dict[int, Generated] = {}
@@ -309,8 +306,8 @@ def decode(
                 max_new_tokens=[max_new_tokens[i] for i in group],
                 prefix_filters=[prefix_filters[i] if prefix_filters else None for i in group],
                 drafts=[drafts[i] for i in group], prefix_length=prefix_length,
-                prefix_cache=prefix.cache_for(group, covered) if prefix else None,
-                prefix_logits=prefix.logits if isinstance(prefix, Prefix) and covered else None, adapters=adapters,
+                prefix_cache=prefix.cache_for(group, whole is not None) if prefix else None,
+                prefix_logits=None if whole is None else whole.logits, adapters=adapters,
                 temperature=temperature, generator=generator, should_stop=should_stop,
             ).run()  # fmt: skip
             answers |= zip([a * len(prompts) + i for a in range(adapters) for i in group], generated, strict=True)
