@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +46,7 @@ os.environ.setdefault("AUTOTTT_TRACE", "off")
 """No test writes to the user's store of traces."""
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="autottt-data-")
 """No test reads or writes the user's policies."""
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 collect_ignore = [] if os.environ.get("AUTOTTT_REAL_MODELS") else ["real"]
 """The tests of real models run with `make test-real` only."""
 MakeLearner = Callable[..., "Learner"]

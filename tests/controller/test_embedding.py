@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 
 from autottt.controller import background
+from autottt.controller.budget import UNLIMITED
 from autottt.controller.controller import DEFAULT_BUDGET, Controller
 from autottt.controller.graph import build_graph
 from autottt.controller.results import Result
@@ -357,7 +358,7 @@ def test_a_state_of_another_model_policy_task_or_seed_is_refused_or_measured_aga
     model.loaded, form.loaded = replace(model.loaded, recipes=recipes), replace(form.loaded, recipes=recipes)
     others = {
         "model": Controller(model, controller.policy), "prompt format": Controller(form, controller.policy),
-        "policy": Controller(learner, HeuristicPolicy()),
+        "policy": Controller(learner, HeuristicPolicy(), budget=UNLIMITED),  # its default is a multiple of a time
     }  # fmt: skip
     for name, other in others.items():
         if node == "measure":
