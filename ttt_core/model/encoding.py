@@ -218,9 +218,10 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, lef
 
 
 def pad_id_of(loaded: LoadedModel) -> int:
-    """Any id will do for padding, since padding is masked; the tokenizer's own where it has one."""
-    pad_id = loaded.tokenizer.pad_token_id
-    return int(pad_id) if pad_id is not None else 0
+    """Any id that the model has an embedding for will do for padding, since padding is masked; the tokenizer's own
+    where it is one. A padding token that a host added to the tokenizer often is none: the embeddings are as before."""
+    pad_id, known = loaded.tokenizer.pad_token_id, loaded.model.get_input_embeddings().num_embeddings
+    return int(pad_id) if pad_id is not None and pad_id < known else 0
 
 
 @contextmanager

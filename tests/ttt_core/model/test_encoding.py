@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autottt.ttt_core.errors import ModelError, TooLongError
+from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.context_window import ContextWindow
 from autottt.ttt_core.model.encoding import (
     PaddedBatch,
@@ -26,6 +27,7 @@ from autottt.ttt_core.model.encoding import (
 )
 from autottt.ttt_core.model.loading import LoadedModel, wrap_model
 from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
+from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import kind_of, make_task
 from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
@@ -159,6 +161,17 @@ def test_a_prompt_may_fill_the_context_to_the_last_token() -> None:
 def test_padding_without_a_padding_token_is_any_token() -> None:
     assert pad_id_of(loaded_with("bytes")) == 0
     assert pad_id_of(loaded_with("bundled")) == build_tokenizer().pad_token_id
+
+
+def test_a_padding_token_that_the_model_has_no_embedding_for_pads_nothing() -> None:
+    tokenizer, model = tiny_tokenizer(pad=False), tiny_model("llama")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(tokenizer.pad_token_id)
+    learner = Learner.wrap(model, tokenizer, prompt_format="standard")
+    queries = [make_task([([1, 2], [2, 1])], [3] * length, answer=[3]) for length in (1, 4)]
+    assert [len(scores) for scores in learner.score(queries)] == [2, 2]
+    assert len(learner.answer(queries)) == 2
+    assert learner.adapt(queries, Recipe(rank=2, max_steps=1, batch_size=2)).training.steps == 1
 
 
 @pytest.mark.parametrize(
