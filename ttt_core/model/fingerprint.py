@@ -489,10 +489,13 @@ HOOKS = (
 )  # fmt: skip
 """Where a module keeps its hooks, by number."""
 _read_hooks = itemgetter(*HOOKS)
+_CAPTURING = "_output_capturing_hooks_installed"
+"""The attribute by which transformers knows that a model has the hooks that capture hidden states, attentions or the
+logits of routers. It installs them in the first pass that asks for any of these, and never again."""
 
 
 class ModelParts:
-    """The modules of a model, their parameters, each once, and the containers of their hooks."""
+    """The modules of a model, their attributes, their parameters, each once, and the containers of their hooks."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = _modules(model)
@@ -500,7 +503,8 @@ class ModelParts:
         self._lengths = list(map(len, self._containers))
         self._held = list(self._contents())
         self.parameters = _parameters(self.modules)
-        self.hooks = list(chain.from_iterable(map(_read_hooks, map(vars, self.modules))))
+        self.attributes: list[dict[str, Any]] = list(map(vars, self.modules))
+        self.hooks = list(chain.from_iterable(map(_read_hooks, self.attributes)))
 
     def _contents(self) -> Iterator[object]:
         return chain.from_iterable(map(dict.values, self._containers))
@@ -527,6 +531,7 @@ def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[Mod
     required = [p.requires_grad for p in parameters]
     gradients = [p.grad for p in parameters]
     hooks = [(container, dict(container)) for container in filter(None, containers)]
+    without_capture = [own for own in parts.attributes if _CAPTURING not in own]
     rotary = RotaryState(modules)
     grad_enabled = torch.is_grad_enabled()
 
@@ -552,6 +557,8 @@ def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[Mod
         for container in filter(None, containers):
             if id(container) not in filled:
                 container.clear()
+        for own in without_capture:
+            own.pop(_CAPTURING, None)
 
     with ExitStack() as stack:
         restore_recording = partial(torch.set_grad_enabled, grad_enabled)

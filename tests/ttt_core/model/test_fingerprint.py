@@ -325,6 +325,24 @@ def test_everything_but_the_weights_is_given_back(small: Small, unchanged: Any) 
         run()
 
 
+def test_hidden_states_that_the_host_asks_for_are_captured_after_the_model_was_used(
+    task: Task, unchanged: Callable[..., Any]
+) -> None:
+    """transformers installs the hooks that capture them in the first pass that asks for them."""
+    model = tiny_model("llama")
+    model.config.output_hidden_states = True
+    attributes = dict(vars(model.model))
+    with unchanged(model):
+        learner = Learner.wrap(model, tiny_tokenizer(), prompt_format="standard")
+        first = learner.answer([task])
+        learner.answerer.clear()
+        assert learner.answer([task]) == first
+    assert vars(model.model) == attributes
+    for _ in range(2):
+        assert len(model(torch.tensor([[5, 6, 7]])).hidden_states) == 3
+        learner.answer([task])
+
+
 def test_changes_inside_the_context_are_allowed(small: Small) -> None:
     with restoring(small):
         small.eval()
