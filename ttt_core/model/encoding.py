@@ -22,7 +22,7 @@ from ..tasks.task import Demonstration, Task, Value
 from . import lazy
 from .chat_prompts import ChatEncoder, Span
 from .loading import LoadedModel, end_of_sequence_ids
-from .probe import accepts_positions
+from .probe import accepts_positions, without_router_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -252,6 +252,7 @@ def forward(
 ) -> Tensor:
     """Logits [N, V] in fp32 at `logit_positions`. `mask` covers the cache as well, where there is one."""
     extra: dict[str, Any] = {"position_ids": batch.positions} if accepts_positions(model) else {}
+    extra |= without_router_logits(model)
     extra |= {"use_cache": False} if cache is None else lazy.kv_cache.cache_arguments(model, cache)
     with logits_only_at(model, logit_positions) as called:
         output = model(input_ids=batch.ids, attention_mask=batch.mask if mask is None else mask, **extra)

@@ -7,7 +7,7 @@ numbers positions by their place in the cache would answer wrongly there without
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -83,6 +83,13 @@ def accepts_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in lazy.kv_cache.forward_parameters(model)
 
 
+def without_router_logits(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument with which a pass gives no logits of routers where the configuration asks for them, as for training
+    of the experts: the loss that transformers computes of them fails after a cached prefix."""
+    asks = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asks else {}
+
+
 def _plain_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [B, T, V] of tokens [B, T], whose positions the model counts itself."""
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -105,7 +112,7 @@ def _logits(model: PreTrainedModel, ids: Tensor, padding: int) -> Tensor:
     padded = torch.cat([ids[:, :1].repeat(1, padding), ids], 1)
     mask = torch.ones_like(padded)
     mask[:, :padding] = 0
-    logits: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False, **_positions(model, mask)).logits
+    logits: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False, **_arguments(model, mask)).logits
     return _finite(logits[:, padding:].float())
 
 
@@ -114,7 +121,7 @@ def _prefix(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
     cache = lazy.kv_cache.new_cache(model.config)
     first = ids[:, :SHARED]
     mask = torch.ones_like(first)
-    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_positions(model, mask)}
+    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_arguments(model, mask)}
     model(input_ids=first, attention_mask=mask, **arguments)
     return cache
 
@@ -124,7 +131,7 @@ def _continued(model: PreTrainedModel, cache: DynamicCache, ids: Tensor, padding
     last = torch.cat([ids[:, :1].repeat(1, padding), ids[:, SHARED:]], 1)
     mask = torch.ones(1, SHARED + padding + OWN, dtype=torch.long, device=ids.device)
     mask[:, SHARED : SHARED + padding] = 0
-    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_positions(model, mask, SHARED)}
+    arguments = {**lazy.kv_cache.cache_arguments(model, cache), **_arguments(model, mask, SHARED)}
     logits: Tensor = model(input_ids=last, attention_mask=mask, **arguments).logits
     return _finite(logits[0, padding:].float())
 
@@ -134,9 +141,9 @@ def _finite(logits: Tensor) -> Tensor:
     return logits.masked_fill(logits < _RULED_OUT, 0.0)
 
 
-def _positions(model: PreTrainedModel, mask: Tensor, begin: int = 0) -> dict[str, Tensor]:
+def _arguments(model: PreTrainedModel, mask: Tensor, begin: int = 0) -> dict[str, Any]:
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:]
-    return {"position_ids": positions} if accepts_positions(model) else {}
+    return without_router_logits(model) | ({"position_ids": positions} if accepts_positions(model) else {})
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

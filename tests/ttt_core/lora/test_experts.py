@@ -277,6 +277,23 @@ def test_training_adapts_experts_and_leaves_the_base_as_it_was(
     assert learner.import_peft(tmp_path / "peft").weights.digest() == adapter.weights.digest()
 
 
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "llama4_text"])
+def test_a_configuration_that_asks_for_logits_of_routers_changes_no_answer(
+    architecture: str, task: Task, unchanged: Callable[..., Any]
+) -> None:
+    """Hosts ask for them to train the experts evenly. Their loss fails after a cached prefix, in `generate` too."""
+    model = build(architecture)
+    expected = Learner.wrap(model, tiny_tokenizer(), prompt_format="standard").answer([task])
+    model.config.output_router_logits = True
+    with unchanged(model):
+        learner = Learner.wrap(model, tiny_tokenizer(), prompt_format="standard")
+        adapter = learner.adapt(leave_one_out(task), RECIPE)
+        learner.answer([task], adapter)
+        assert learner.answer([task]) == expected
+    assert model.config.output_router_logits
+    assert len(model(IDS).router_logits) == 2
+
+
 def test_dropout_is_not_exported_with_experts_since_peft_refuses_it(tmp_path: Path) -> None:
     model, recipe = build("mixtral"), Recipe(rank=2, alpha=4.0, dropout=0.1)
     random_weights(model, recipe=recipe).save(tmp_path, recipe)
