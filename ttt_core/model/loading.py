@@ -281,16 +281,21 @@ def check_no_adapters(model: nn.Module) -> None:
     """
     if "peft" not in sys.modules:
         return
-    layers = [n for n, m in model.named_modules() if isinstance(m, libraries.tuners_utils.BaseTunerLayer)]
-    # Other parts of PEFT, such as an adaption prompt, whose base model was given.
-    layers = layers or [n for n, m in model.named_modules() if n and type(m).__module__.startswith("peft.")]
+    tuned = [n for n, m in model.named_modules() if isinstance(m, libraries.tuners_utils.BaseTunerLayer)]
+    # Other parts of PEFT: a learned prompt, or an adaption prompt, whose base model was given.
+    layers = tuned or [n for n, m in model.named_modules() if n and type(m).__module__.startswith("peft.")]
     if not layers and not isinstance(model, libraries.peft.PeftModel):
         return
     where = f" in {len(layers)} layers, {layers[0]!r} among them" if layers else ""
-    raise ModelError(
-        f"{type(model).__name__} carries adapters of PEFT{where}: merge them into the weights with "
-        "`model = peft_model.merge_and_unload()`, or give the base model without them (`peft_model.unload()`)"
-    )
+    remedy = "load the base model again, without them"
+    if tuned:
+        remedy = (
+            "merge them into the weights with `model = peft_model.merge_and_unload()`, or give the base model without "
+            "them (`peft_model.unload()`)"
+        )
+    elif isinstance(model, libraries.peft.PeftModel):
+        remedy = "give the base model without them (`peft_model.get_base_model()`)"
+    raise ModelError(f"{type(model).__name__} carries adapters of PEFT{where}: {remedy}")
 
 
 def wrap_model(

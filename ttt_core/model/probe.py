@@ -60,7 +60,7 @@ def can_pad(model: PreTrainedModel) -> bool:
             raise
         except Exception as error:
             raise ModelError(
-                f"{name} cannot process a dozen tokens in two parts: {type(error).__name__}: {error}"
+                f"{name} cannot process a dozen tokens in two parts: {type(error).__name__}: {error}{_mixed(model)}"
             ) from error
     spread = float(whole.std())
     if _difference(changed[:-1], whole[:-1]) > 0.25 * spread:
@@ -76,6 +76,17 @@ def can_pad(model: PreTrainedModel) -> bool:
     noise = NOISE if model.dtype == torch.float32 else NOISE_16
     rounding = max(_mean_difference(padded, whole[SHARED:]), _mean_difference(left_padded, whole))
     return rounding <= noise * spread and not local
+
+
+def _mixed(model: PreTrainedModel) -> str:
+    """What may be the reason of an error where weights are in several precisions; else an empty text."""
+    precisions = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if len(precisions) < 2:
+        return ""
+    return (
+        f" (its weights are in {' and '.join(sorted(precisions))}; if it computes inside torch.autocast only, which "
+        "has no effect here, convert it to one precision, as with model.to(torch.bfloat16))"
+    )
 
 
 def accepts_positions(model: PreTrainedModel) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers as hf
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from autottt.ttt_core.errors import ModelError
@@ -102,6 +102,30 @@ def test_a_model_with_adapters_of_its_host_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelError, match=r"carries adapters of PEFT in 2 layers.*merge_and_unload"):
         wrap_model(model, tiny_tokenizer())
     assert wrap_model(model.merge_and_unload(), tiny_tokenizer()).supports_padding
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+def test_a_model_with_a_learned_prompt_is_refused_with_a_remedy_that_it_has() -> None:
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match=r"give the base model without them \(`peft_model\.get_base_model\(\)`\)$"):
+        wrap_model(model, tiny_tokenizer())
+    assert wrap_model(model.get_base_model(), tiny_tokenizer()).supports_padding
+
+
+def test_a_model_that_computes_inside_autocast_only_is_refused_with_the_remedy() -> None:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, type(model.model.norm)):
+            module.float()
+    with pytest.raises(ModelError, match=r"weights are in bfloat16 and float32.*model\.to\(torch\.bfloat16\)"):
+        wrap_model(model, tiny_tokenizer())
+    assert wrap_model(model.to(torch.bfloat16), tiny_tokenizer()).supports_padding
+
+
+def test_weights_of_two_precisions_that_compute_together_are_used_as_they_are() -> None:
+    model = tiny_model("gemma3_text", dtype=torch.bfloat16)
+    model.model.norm.float()
+    assert wrap_model(model, tiny_tokenizer()).supports_padding
 
 
 def test_the_probe_leaves_the_model_as_it_was() -> None:
