@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.model.loading import BUNDLED
@@ -28,13 +29,24 @@ from .policy import HeuristicPolicy
 from .scorecard import Bootstrap, OutOfFoldDecisions, scorecard
 from .simulation import simulate
 from .trained_policy import TrainedPolicy
-from .training import DEFAULT_ACCURACY_PER_MAX_COST, TrainingSettings, fit, record_baselines, record_policy
+from .training import (
+    DEFAULT_ACCURACY_PER_MAX_COST,
+    AcrossModels,
+    TrainingSettings,
+    estimated_elsewhere,
+    fit,
+    ranked,
+    record_baselines,
+    record_policy,
+)
 
 CANDIDATES = ("logistic", "logistic_free", "nearest_families")
 """Estimators to select from: few models and dozens of families suffice for no others."""
 PROBE_COSTS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 100.0)
 """Costs of the probe, in percent of the most expensive strategy's, at which it is found when the probe pays: it depends
 on the model and its recipes."""
+FOLDS_OF_OTHER_MODELS = 3
+"""Folds of the families of each model that is held out where the margins are chosen."""
 COST_WEIGHT = DEFAULT_ACCURACY_PER_MAX_COST / 100
 """Accuracy per percent of the most expensive strategy's cost."""
 
@@ -147,11 +159,34 @@ def train_any_model(
 
 def _fitted(table: OutcomeTable, settings: TrainingSettings) -> TrainedPolicy:
     """A policy whose ranking of strategies, the fallback for queries out of distribution, counts every model alike,
-    however many outcomes it has."""
+    however many outcomes it has, and whose margins are such that following the estimates paid on models held out."""
     whole = table.complete()
-    utilities, models = whole.utilities(settings.cost_weight), np.array([d.split(":")[0] for d in whole.datasets])
-    means = np.mean([utilities[models == model].mean(axis=0) for model in sorted(set(models.tolist()))], axis=0)
-    return fit(table, settings, tuple(table.strategies[i] for i in np.argsort(-means, kind="stable")))
+    models, counts = np.unique(_model_of(whole), return_inverse=True, return_counts=True)[1:]
+    if len(counts) < 2:
+        return fit(table, settings)
+    weights = 1 / (len(counts) * counts[models])
+    ranking = ranked(table, weights @ whole.utilities(settings.cost_weight))
+    return fit(table, settings, AcrossModels(weights, _models_held_out(table, whole, settings), ranking))
+
+
+def _model_of(table: OutcomeTable) -> NDArray[np.str_]:
+    """The number of the model of each case of a joined table, as a text."""
+    return np.array([dataset.split(":")[0] for dataset in table.datasets])
+
+
+def _models_held_out(table: OutcomeTable, whole: OutcomeTable, settings: TrainingSettings) -> dict[int, Floats]:
+    """Stage -> probability of each strategy on the cases of `whole` [N, S], by classifiers that were trained on neither
+    the case's model nor its family."""
+    estimates = {stage: np.zeros(whole.correct.shape) for stage in whole.feature_names}
+    models, families = _model_of(table), np.array(table.families)
+    for model in sorted(set(models.tolist())):
+        own = np.flatnonzero(_model_of(whole) == model)
+        for _, held_out in group_folds([whole.families[n] for n in own], FOLDS_OF_OTHER_MODELS, settings.seed):
+            unseen = whole.take(own[held_out])
+            elsewhere = table.take(np.flatnonzero((models != model) & ~np.isin(families, unseen.families)))
+            for stage, values in estimated_elsewhere(elsewhere, unseen, settings).items():
+                estimates[stage][own[held_out]] = values
+    return estimates
 
 
 def _judged(

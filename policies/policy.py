@@ -28,7 +28,7 @@ from .features import NAMES, Features
 from .installed import installed_folder
 from .outcomes import BASE
 from .rounding import signed_text, told_apart
-from .trained_policy import TrainedPolicy
+from .trained_policy import NO_MARGINS, TrainedPolicy
 
 OUTSIDE_GUARANTEE = "outside the risk guarantee"
 BUNDLED = BUNDLES / "bundled"
@@ -183,7 +183,7 @@ class LearnedPolicy:
                 f"accuracy comes first: {choice} was the most accurate in training, and the lead of {best} "
                 f"({lead:+.2f} in probability) is not certain enough"
             )
-        elif self._favours(choice, best, estimates, basis):
+        elif basis == "estimates" and self._favours(choice, best, estimates):
             lead = estimates.utilities[best] - estimates.utilities[choice]
             reason = (
                 f"{_reason(choice, estimates, known)}; {choice} was best on average in training, and the lead of "
@@ -195,9 +195,9 @@ class LearnedPolicy:
             return f"the query is out of distribution, so evidence of the task itself decides: {reason}"
         return reason
 
-    def _favours(self, choice: str, best: str, estimates: Decision, basis: Basis) -> bool:
+    def _favours(self, choice: str, best: str, estimates: Decision) -> bool:
         """Whether a strategy is chosen by the margin of the SBS, before one of a higher utility."""
-        margin = self.trained.utility_margin if basis == "estimates" else 0.0
+        margin = self.trained.utility_margins[estimates.stage == max(NAMES)]
         lead = estimates.utilities[best] - estimates.utilities[choice]
         return choice == self.trained.ranking[0] and choice != best and 0 < lead <= margin
 
@@ -215,7 +215,7 @@ class LearnedPolicy:
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)
         if cost_weight != self.trained.cost_weight:  # another strategy may be best on average
-            trained = replace(trained, utility_margin=0.0)
+            trained = replace(trained, utility_margins=NO_MARGINS)
         if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
             trained = replace(trained, probe_margin=None, probes_unfamiliar=True)
         if cost_weight == 0 and trained.accurate:

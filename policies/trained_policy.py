@@ -29,6 +29,8 @@ MAX_DEVIATIONS = 4.0
 """Standard deviations that one feature counts at most in the distance from the training set."""
 LAST_RESORT = 1e9
 """Utility that an in-context answer outside the risk guarantee lacks, so that every other strategy precedes it."""
+NO_MARGINS = (0.0, 0.0)
+"""The strategy with the highest utility is chosen, however small its lead."""
 OUTSIDE_SHARE = 0.1
 """A query is out of distribution if more than this share of its free features is out of range."""
 
@@ -168,9 +170,9 @@ class TrainedPolicy:
     """The fixed strategy with the highest accuracy in training; empty if unknown."""
     accuracy_margin: float = 0.0
     """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
-    utility_margin: float = 0.0
-    """Lead in utility over the SBS, the first of `ranking`, that another strategy needs at the cost weight of training:
-    smaller ones are not certain enough."""
+    utility_margins: tuple[float, float] = NO_MARGINS
+    """Lead in utility over the SBS, the first of `ranking`, that another strategy needs at the cost weight of training,
+    without the probe and with it: smaller ones are not certain enough."""
     probe_margin: float | None = None
     """Lead in utility, estimated from the free features (`leads`), from which a strategy is chosen without the probe;
     None where only `skip_probe_threshold` skips it."""
@@ -231,12 +233,10 @@ class TrainedPolicy:
         """Probability of a right answer minus the weighted cost [N, S]."""
         return probabilities - self.cost_weight * costs
 
-    def with_margin(self, utilities: Floats) -> Floats:
-        """Utilities [N, S] with `utility_margin` added to those of the SBS."""
-        if not self.utility_margin:
-            return utilities
+    def with_margin(self, utilities: Floats, measured: bool) -> Floats:
+        """Utilities [N, S] with the margin of the SBS; `measured` says whether the probe was run."""
         favoured = utilities.copy()
-        favoured[:, self.strategies.index(self.ranking[0])] += self.utility_margin
+        favoured[:, self.strategies.index(self.ranking[0])] += self.utility_margins[measured]
         return favoured
 
     @property
@@ -247,7 +247,7 @@ class TrainedPolicy:
     def preferences(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
         """Utilities [N, S] with the margin of the SBS, minus infinity for in-context answers below the keep threshold.
         `measured` says whether the probe was run."""
-        utilities = self.with_margin(self.utilities(probabilities, costs))
+        utilities = self.with_margin(self.utilities(probabilities, costs), measured)
         if self.cost_weight == 0 and self.accurate in self.strategies:
             utilities[:, self.strategies.index(self.accurate)] += self.accuracy_margin
         rejected = probabilities[:, 0] < self.effective_keep_threshold(measured)
@@ -283,7 +283,8 @@ class TrainedPolicy:
         the other side [N]; the sides are strategies that cost more than the probe, and the others. Which of a side is
         chosen matters less than a probe costs. Negative where the risk guarantee rules the best strategy out."""
         preferences = self.preferences(probabilities, costs, measured=False)
-        best, utilities = preferences.argmax(axis=1), self.with_margin(self.utilities(probabilities, costs))
+        utilities = self.with_margin(self.utilities(probabilities, costs), measured=False)
+        best = preferences.argmax(axis=1)
         index, is_dear = np.arange(len(best)), costs > self.probe_cost
         is_rival = (is_dear != is_dear[index, best][:, None]) | (preferences == -np.inf)
         others = np.where(is_rival, utilities, -np.inf)

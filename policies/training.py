@@ -27,6 +27,7 @@ from .classifiers import (
     BinaryTarget,
     CalibratedClassifier,
     CostRegressor,
+    batched_probabilities,
     eligible_candidates,
     fit_classifiers,
     fit_cost_regressor,
@@ -234,8 +235,21 @@ def _best_per_kind(train: OutcomeTable, kinds: Sequence[str], cost_weight: float
     return np.array([best.get(kind, int(utilities.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 
 
-def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...] = ()) -> TrainedPolicy:
-    """A policy without a scorecard. `ranking` takes the place of that by mean utility."""
+@dataclass(frozen=True)
+class AcrossModels:
+    """What a policy of several models takes in place of means over cases and of estimates for families held out. N are
+    the cases on which every strategy was tried."""
+
+    weights: Floats
+    """Weight of each case [N] in the choice of the margins; their sum is 1."""
+    probabilities: Mapping[int, Floats]
+    """Stage -> probability of each strategy [N, S], estimated without the case's model and family."""
+    ranking: tuple[str, ...]
+    """Strategies, best first."""
+
+
+def fit(table: OutcomeTable, settings: TrainingSettings, models: AcrossModels | None = None) -> TrainedPolicy:
+    """A policy without a scorecard, of one model or of several."""
     fitted = {stage: _fit_stage(table, table.stage(stage), settings) for stage in table.feature_names}
     cost_models, held_out_costs = _fit_costs(table, settings)
     whole = table.complete()
@@ -252,7 +266,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...
         cost_weight=settings.cost_weight,
         skip_probe_threshold=1.0,
         probe_cost=float(table.probe_cost.mean()),
-        ranking=ranking or tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable")),
+        ranking=models.ranking if models else ranked(table, utilities),
         feature_min=tuple(free.min(axis=0).tolist()),
         feature_max=tuple(free.max(axis=0).tolist()),
         deciles=tuple(map(tuple, deciles.tolist())),
@@ -275,8 +289,11 @@ def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...
         costs = policy.expected_costs(whole.kinds, whole.stage(0))
     else:
         costs = held_out_costs[observed]
-    margin = _select_utility_margin(policy, whole, probabilities[max(probabilities)], costs)
-    policy = replace(policy, utility_margin=margin)  # before the thresholds, which follow from what is preferred
+    estimates, weights = (models.probabilities, models.weights) if models else (probabilities, None)
+    without, measured = (
+        _select_utility_margin(policy, whole, estimates[stage], costs, weights) for stage in sorted(estimates)
+    )
+    policy = replace(policy, utility_margins=(without, measured))  # the thresholds follow from what is preferred
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
@@ -290,6 +307,22 @@ def fit(table: OutcomeTable, settings: TrainingSettings, ranking: tuple[str, ...
         return policy
     threshold = _select_keep_threshold(policy, whole, probabilities, costs, settings.risk)
     return replace(policy, keep_threshold=threshold, risk=settings.risk)
+
+
+def ranked(table: OutcomeTable, utilities: Floats) -> tuple[str, ...]:
+    """The strategies of a table by mean utility [S], best first."""
+    return tuple(table.strategies[i] for i in np.argsort(-utilities, kind="stable"))
+
+
+def estimated_elsewhere(table: OutcomeTable, unseen: OutcomeTable, settings: TrainingSettings) -> dict[int, Floats]:
+    """Stage -> probability of each strategy on the cases of one table [N, S], by classifiers trained on another one."""
+    estimates = {}
+    for stage in table.feature_names:
+        classifier, changes, _ = _fit_stage(table, table.stage(stage), settings)
+        every = [classifier, *(one for change in changes for one in (change.fixes, change.breaks))]
+        values = batched_probabilities(every)(unseen.stage(stage))
+        estimates[stage] = compose_probabilities(values[:, 0], values[:, 1::2], values[:, 2::2])
+    return estimates
 
 
 def _fit_stage(
@@ -393,22 +426,27 @@ def _next_best(
     return best if not tried or utilities[case, best] > 0 else None
 
 
-def _select_utility_margin(policy: TrainedPolicy, table: OutcomeTable, held_out: Floats, costs: Floats) -> float:
+def _select_utility_margin(
+    policy: TrainedPolicy, table: OutcomeTable, held_out: Floats, costs: Floats, weights: Floats | None = None
+) -> float:
     """The lead in utility over the SBS that another strategy needs, from held-out probabilities [N, S]: the one whose
     gain over the SBS has the highest lower bound, over families. With the last margin the SBS is always used, which
-    gains nothing for sure (Thomas et al. 2015, "High confidence policy improvement")."""
+    gains nothing for sure (Thomas et al. 2015, "High confidence policy improvement"). `weights` [N] are those of the
+    cases, equal by default."""
     sbs, index = policy.strategies.index(policy.ranking[0]), np.arange(len(table))
     reached = table.utilities(policy.cost_weight)
     gains = reached - reached[:, [sbs]]
     utilities = np.where(table.applicable, policy.utilities(held_out, costs), -np.inf)
     _, family = np.unique(np.array(table.families), return_inverse=True)
+    shares = np.full(len(table), 1 / len(table)) if weights is None else weights
     best, chosen = -np.inf, UTILITY_MARGINS[-1]
     for margin in UTILITY_MARGINS:
         favoured = utilities.copy()
         favoured[:, sbs] += margin
         gain = gains[index, favoured.argmax(axis=1)]
-        errors = np.bincount(family, weights=gain - gain.mean())
-        bound = float(gain.mean()) - float(np.sqrt(np.square(errors).sum())) / len(gain)
+        mean = float(shares @ gain)
+        errors = np.bincount(family, weights=shares * (gain - mean))
+        bound = mean - float(np.sqrt(np.square(errors).sum()))
         if bound > best + 1e-12:
             best, chosen = bound, margin
     return chosen

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from autottt.policies import any_model
 from autottt.policies import policy as policy_module
 from autottt.policies.any_model import PROBE_COSTS, completed, tables_by_model, train_any_model
 from autottt.policies.bundle import load_bundle, save_bundle
@@ -20,10 +21,12 @@ from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
 from autottt.policies.outcomes import Outcome
 from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.trained_policy import ProbePlan, TrainedPolicy
-from autottt.policies.training import TrainingSettings
+from autottt.policies.training import TrainingSettings, fit
 from autottt.ttt_core.errors import PolicyError
 from tests.policies.synthetic import ALL, at, made, thumb, trained_small
 
+SIGNALS = ("answer_mean", "loo_hits", "reading_hits")
+"""The features of the synthetic outcomes that tell whether the in-context answer is right."""
 NOMINAL = {"in_context": 1.0, "in_context_vote": 8.0, "ttt_in_context": 300.0}
 
 
@@ -88,8 +91,6 @@ def test_outcomes_of_older_features_are_completed_with_what_follows_from_them() 
 
 
 def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(monkeypatch) -> None:
-    from autottt.policies import any_model
-
     seen = []
 
     def spied(table, settings, *ranking):
@@ -111,8 +112,6 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
 
 
 def test_a_held_out_model_is_judged_with_the_calibration_by_its_own_demonstrations(monkeypatch) -> None:
-    from autottt.policies import any_model
-
     wrong = [  # the third model answers no query and no demonstration right in context
         dataclasses.replace(o, correct=0.0, features={**o.features, "loo_hits": 0.0})
         if (o.base_hash, o.strategy) == ("third", "in_context") else o for o in with_shares(OUTCOMES)
@@ -178,8 +177,6 @@ def test_the_probe_is_skipped_on_models_on_which_it_costs_nearly_as_much_as_trai
 
 
 def test_every_model_counts_alike_in_the_ranking() -> None:
-    from autottt.policies import any_model
-
     table = any_model.joined([any_model.tables_by_model(OUTCOMES, {})[name] for name in ("first", "second", "third")])
     own = np.array([d.startswith("0:") for d in table.datasets])
     many = table.take(np.concatenate([np.tile(np.flatnonzero(own), 20), np.flatnonzero(~own)]))
@@ -189,6 +186,44 @@ def test_every_model_counts_alike_in_the_ranking() -> None:
     many = dataclasses.replace(many, correct=best)
     settings = TrainingSettings(any_model.COST_WEIGHT, 0, 3, any_model.CANDIDATES, predict_costs=False)
     assert any_model._fitted(many, settings).ranking[0] == many.strategies[1]
+
+
+def test_margins_are_such_that_the_estimates_paid_on_models_held_out() -> None:
+    """What is right on one model where a feature is high is right on another where it is low."""
+
+    def reversed_signals(outcome: Outcome) -> Outcome:
+        values = outcome.features.items()
+        return dataclasses.replace(outcome, features={n: -value if n in SIGNALS else value for n, value in values})
+
+    reversed_features = [reversed_signals(o) for o in OUTCOMES if o.base_hash == "second"]
+    opposite = [o for o in OUTCOMES if o.base_hash == "first"] + reversed_features
+    alike = [o for o in OUTCOMES if o.base_hash != "third"]
+    settings = TrainingSettings(any_model.COST_WEIGHT, 0, 3, any_model.CANDIDATES, predict_costs=False)
+    tables = {
+        name: any_model.joined(list(any_model.tables_by_model(some, {}).values()))
+        for name, some in (("alike", alike), ("opposite", opposite))
+    }
+    alone, across = ({name: one(table, settings) for name, table in tables.items()} for one in (fit, any_model._fitted))
+    assert max(across["alike"].utility_margins) < 0.3
+    assert min(across["opposite"].utility_margins) > max(alone["opposite"].utility_margins)
+
+
+def test_classifiers_for_a_model_held_out_saw_neither_it_nor_its_families(monkeypatch) -> None:
+    table, seen = any_model.joined(list(any_model.tables_by_model(OUTCOMES, {}).values())), []
+
+    def noted(elsewhere, unseen, settings):
+        seen.append((elsewhere, unseen))
+        return {stage: np.zeros(unseen.correct.shape) for stage in unseen.feature_names}
+
+    monkeypatch.setattr(any_model, "estimated_elsewhere", noted)
+    settings = TrainingSettings(any_model.COST_WEIGHT, 0, 3, any_model.CANDIDATES, predict_costs=False)
+    any_model._fitted(table, settings)
+    assert sum(len(unseen) for _, unseen in seen) == len(table)
+    for elsewhere, unseen in seen:
+        assert len(set(any_model._model_of(unseen))) == 1
+        assert not set(any_model._model_of(elsewhere)) & set(any_model._model_of(unseen))
+        assert len(set(any_model._model_of(elsewhere))) == 2
+        assert not set(elsewhere.families) & set(unseen.families)
 
 
 def test_the_plan_of_the_nearest_cost_is_taken_by_ratio() -> None:

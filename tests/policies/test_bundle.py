@@ -355,7 +355,6 @@ def test_a_field_of_another_type_is_refused_unless_a_policy_may_have_it(folder):
         ("accuracy_margin", 1.5), ("cost_weight", 1.5), ("evidence", None), ("familiarity", None),
         ("keep_threshold", 1.5), ("probe_answers", 1.5), ("probe_cost", 1.5), ("probe_margin", 1.5),
         ("probe_margin", None), ("probes_unfamiliar", True), ("risk", None), ("skip_probe_threshold", 1.5),
-        ("utility_margin", 1.5),
     ]  # fmt: skip
 
 

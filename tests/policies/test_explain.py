@@ -29,7 +29,7 @@ def test_contributions_are_differences_of_the_policys_own_estimates(learned):
     other = learned.decide(without, ALL)
     assert explanation.decision.difficulty - other.difficulty == pytest.approx(first.difficulty)
     assert explanation.by == "estimates"
-    margin = learned.trained.utility_margin
+    margin = learned.trained.utility_margins[1]
     assert learned.trained.ranking[0] == "ttt_in_context"
     name, preference = explanation.preferences[0]
     assert name == "ttt_in_context"

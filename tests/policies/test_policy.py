@@ -81,7 +81,7 @@ def test_the_probe_is_skipped_if_the_free_features_suffice(learned):
 
 
 def test_a_small_lead_over_the_strategy_that_is_best_on_average_is_not_enough(learned):
-    plain = LearnedPolicy(dataclasses.replace(learned.trained, utility_margin=0.0))
+    plain = LearnedPolicy(dataclasses.replace(learned.trained, utility_margins=(0.0, 0.0)))
     sbs = plain.trained.ranking[0]
     levels = [at(level) for level in np.linspace(-1, 1, 41)]
     leads = []
@@ -90,26 +90,30 @@ def test_a_small_lead_over_the_strategy_that_is_best_on_average_is_not_enough(le
         leads.append(max(utilities.values()) - utilities[sbs])
     small, large = (min(lead for lead in leads if lead > 0.01), max(leads))
     assert small < large
-    careful = LearnedPolicy(dataclasses.replace(plain.trained, utility_margin=(small + large) / 2))
+    margin = (small + large) / 2
+    careful = LearnedPolicy(dataclasses.replace(plain.trained, utility_margins=(1.0, margin)))
     chosen = {plain.decide(features, ALL).strategy for features in levels}
     for features, lead in zip(levels, leads, strict=True):
         before, decision = plain.decide(features, ALL), careful.decide(features, ALL)
         assert decision.utilities == before.utilities
-        if lead > careful.trained.utility_margin:
+        if lead > margin:
             assert decision.strategy == before.strategy
         else:
             assert decision.strategy == sbs
         certain = "was best on average in training, and the lead of" not in decision.reason
         assert certain == (decision.strategy == before.strategy)
     assert chosen > {sbs}
+    free = [at(level, stage=0) for level in np.linspace(-1, 1, 41)]
+    assert {plain.decide(features, ALL).strategy for features in free} > {sbs}
+    assert {careful.decide(features, ALL).strategy for features in free} == {sbs}, "the margin without the probe"
     other = careful.with_cost_weight(2 * careful.trained.cost_weight)
-    assert other.trained.utility_margin == 0, "another strategy may be the best one on average"
+    assert other.trained.utility_margins == (0, 0), "another strategy may be the best one on average"
 
 
 def test_a_strategy_that_leads_by_the_probe_margin_is_chosen_without_the_probe(learned):
     policy = LearnedPolicy(
         dataclasses.replace(
-            learned.trained, skip_probe_threshold=1.0, probe_margin=0.05, probe_cost=10.0, utility_margin=0.0
+            learned.trained, skip_probe_threshold=1.0, probe_margin=0.05, probe_cost=10.0, utility_margins=(0.0, 0.0)
         )
     )
     chosen = set()
