@@ -281,6 +281,7 @@ def card_of(policy: TrainedPolicy) -> dict[str, Any]:
         "accurate": policy.accurate,
         "accuracy_margin": policy.accuracy_margin,
         "utility_margins": policy.utility_margins,
+        "sure_thresholds": policy.sure_thresholds,
         "released": policy.released,
         "versions": {name: version(name) for name in ("scikit-learn", "skops")},
         "scorecard": policy.scorecard,
@@ -323,7 +324,7 @@ def _check(policy: TrainedPolicy) -> None:
         "feature_max": policy.feature_max,
         "deciles": chain(*policy.deciles),
         "cdf": chain(*policy.cdf),
-        "margins": [policy.accuracy_margin, *policy.utility_margins],
+        "margins": [policy.accuracy_margin, *policy.utility_margins, *policy.sure_thresholds],
         "calibration": chain(*((c.slope, c.intercept) for c in _classifiers(policy).values())),
     }
     keys = [name for name, is_invalid in invalid.items() if is_invalid]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..ttt_core.errors import shortened
 from ..ttt_core.tasks.fields import MISSING
-from .trained_policy import NO_MARGINS, Evidence, Familiarity, ProbePlan
+from .trained_policy import NEVER_SURE, NO_MARGINS, Evidence, Familiarity, ProbePlan
 
 Reader = Callable[[Any], Any]
 """Returns the value of a field; raises `TypeError` or `ValueError` for a value of another form."""
@@ -108,8 +108,8 @@ def _plan(value: object) -> ProbePlan:
     return ProbePlan(cost, _number_or_null(value[1]), value[2])
 
 
-def _optional_margins(value: object) -> tuple[float, float]:
-    return NO_MARGINS if value is MISSING else _two_numbers(value)
+def _optional_pair(default: tuple[float, float]) -> Reader:
+    return lambda value: default if value is MISSING else _two_numbers(value)
 
 
 def _optional_plans(value: object) -> tuple[ProbePlan, ...]:
@@ -177,7 +177,8 @@ FIELDS: Mapping[str, tuple[str, Reader]] = {
     "models": ("a list of texts", _optional_texts),
     "accurate": ("a text", _optional_text),
     "accuracy_margin": ("a number", _optional_number),
-    "utility_margins": ("a list of two numbers", _optional_margins),
+    "utility_margins": ("a list of two numbers", _optional_pair(NO_MARGINS)),
+    "sure_thresholds": ("a list of two numbers", _optional_pair(NEVER_SURE)),
     "scorecard": ("an object in which interval_90 of the gains is a list of two finite numbers", _scorecard),
 }
 """Field -> what it has to be, in words and as a function; all but `calibration` are fields of `TrainedPolicy`."""

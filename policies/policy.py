@@ -184,11 +184,13 @@ class LearnedPolicy:
                 f"({lead:+.2f} in probability) is not certain enough"
             )
         elif basis == "estimates" and self._favours(choice, best, estimates):
-            lead = estimates.utilities[best] - estimates.utilities[choice]
+            lead, sbs = estimates.utilities[best] - estimates.utilities[choice], self.trained.ranking[0]
             reason = (
-                f"{_reason(choice, estimates, known)}; {choice} was best on average in training, and the lead of "
-                f"{best} ({lead:+.3f} in utility) is not certain enough"
+                f"{_reason(choice, estimates, known)}; {sbs} was best on average in training"
+                if choice == sbs
+                else f"{_judgement(estimates)}; that is sure enough to precede {sbs}, the best on average in training"
             )
+            reason += f", and the lead of {best} ({lead:+.3f} in utility) is not certain enough"
         else:
             reason = _reason(choice, estimates, known)
         if basis == "evidence":
@@ -196,10 +198,10 @@ class LearnedPolicy:
         return reason
 
     def _favours(self, choice: str, best: str, estimates: Decision) -> bool:
-        """Whether a strategy is chosen by the margin of the SBS, before one of a higher utility."""
+        """Whether the SBS, or a sure in-context answer, is chosen by the margin, before one of a higher utility."""
         margin = self.trained.utility_margins[estimates.stage == max(NAMES)]
         lead = estimates.utilities[best] - estimates.utilities[choice]
-        return choice == self.trained.ranking[0] and choice != best and 0 < lead <= margin
+        return choice in (self.trained.ranking[0], BASE) and choice != best and 0 < lead <= margin
 
     def with_cost_weight(self, cost_weight: float) -> LearnedPolicy:
         """The same estimates with another cost weight (accuracy per one in-context cost). With 0, accuracy comes first:
@@ -579,10 +581,15 @@ def _untrained_decision(choice: str, reason: str, features: Features) -> Decisio
     )  # fmt: skip
 
 
+def _judgement(estimates: Decision) -> str:
+    """Whether the in-context answer is right, with the estimate."""
+    likely = "likely wrong" if estimates.difficulty >= 0.5 else "likely right"
+    return f"the in-context answer is {likely} (difficulty {told_apart(estimates.difficulty, 0.5, 2)[0]})"
+
+
 def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
     """Why a strategy was chosen among the known ones, with the estimates."""
-    likely = "likely wrong" if estimates.difficulty >= 0.5 else "likely right"
-    start = f"the in-context answer is {likely} (difficulty {told_apart(estimates.difficulty, 0.5, 2)[0]})"
+    start = _judgement(estimates)
     scores, costs, utilities = estimates.scores, estimates.costs, estimates.utilities
     if choice == BASE:
         others = [s for s in known if s != BASE]

@@ -23,6 +23,7 @@ Booleans = NDArray[np.bool_]
 
 NEVER = 2.0
 """A threshold above every probability."""
+NEVER_SURE = (NEVER, NEVER)
 MARGIN = 0.25
 """A feature is out of range if it is further from the training range than this share of the range."""
 MAX_DEVIATIONS = 4.0
@@ -173,6 +174,9 @@ class TrainedPolicy:
     utility_margins: tuple[float, float] = NO_MARGINS
     """Lead in utility over the SBS, the first of `ranking`, that another strategy needs at the cost weight of training,
     without the probe and with it: smaller ones are not certain enough."""
+    sure_thresholds: tuple[float, float] = NEVER_SURE
+    """Probability of a right in-context answer, without the probe and with it, from which `in_context` needs no such
+    lead."""
     probe_margin: float | None = None
     """Lead in utility, estimated from the free features (`leads`), from which a strategy is chosen without the probe;
     None where only `skip_probe_threshold` skips it."""
@@ -233,11 +237,14 @@ class TrainedPolicy:
         """Probability of a right answer minus the weighted cost [N, S]."""
         return probabilities - self.cost_weight * costs
 
-    def with_margin(self, utilities: Floats, measured: bool) -> Floats:
-        """Utilities [N, S] with the margin of the SBS; `measured` says whether the probe was run."""
-        favoured = utilities.copy()
-        favoured[:, self.strategies.index(self.ranking[0])] += self.utility_margins[measured]
-        return favoured
+    def with_margin(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
+        """Utilities [N, S] with the margin of the SBS, and of an in-context answer that is sure and better than the
+        SBS; `measured` says whether the probe was run."""
+        utilities, sbs = self.utilities(probabilities, costs), self.strategies.index(self.ranking[0])
+        is_sure = (probabilities[:, 0] >= self.sure_thresholds[measured]) & (utilities[:, 0] > utilities[:, sbs])
+        utilities[:, sbs] += self.utility_margins[measured]
+        utilities[is_sure, 0] += self.utility_margins[measured]
+        return utilities
 
     @property
     def feature_medians(self) -> tuple[float, ...]:
@@ -247,7 +254,7 @@ class TrainedPolicy:
     def preferences(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
         """Utilities [N, S] with the margin of the SBS, minus infinity for in-context answers below the keep threshold.
         `measured` says whether the probe was run."""
-        utilities = self.with_margin(self.utilities(probabilities, costs), measured)
+        utilities = self.with_margin(probabilities, costs, measured)
         if self.cost_weight == 0 and self.accurate in self.strategies:
             utilities[:, self.strategies.index(self.accurate)] += self.accuracy_margin
         rejected = probabilities[:, 0] < self.effective_keep_threshold(measured)
@@ -283,7 +290,7 @@ class TrainedPolicy:
         the other side [N]; the sides are strategies that cost more than the probe, and the others. Which of a side is
         chosen matters less than a probe costs. Negative where the risk guarantee rules the best strategy out."""
         preferences = self.preferences(probabilities, costs, measured=False)
-        utilities = self.with_margin(self.utilities(probabilities, costs), measured=False)
+        utilities = self.with_margin(probabilities, costs, measured=False)
         best = preferences.argmax(axis=1)
         index, is_dear = np.arange(len(best)), costs > self.probe_cost
         is_rival = (is_dear != is_dear[index, best][:, None]) | (preferences == -np.inf)

@@ -50,6 +50,8 @@ PROBE_MARGINS = np.linspace(0, 0.95, 20)
 """Quantiles of the leads by free features, the probe margins to choose from."""
 UTILITY_MARGINS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0)
 """Leads in utility over the SBS to choose from; the last one is out of reach."""
+SURE_THRESHOLDS = (NEVER, *np.linspace(0.99, 0.5, 50).round(2).tolist())
+"""Probabilities to choose from, from which an in-context answer needs no such lead."""
 CONFIDENCE = 0.9
 """Confidence of the risk guarantee."""
 MIN_FAMILIES_FOR_COST_MODELS = 100
@@ -290,10 +292,9 @@ def fit(table: OutcomeTable, settings: TrainingSettings, models: AcrossModels | 
     else:
         costs = held_out_costs[observed]
     estimates, weights = (models.probabilities, models.weights) if models else (probabilities, None)
-    without, measured = (
-        _select_utility_margin(policy, whole, estimates[stage], costs, weights) for stage in sorted(estimates)
-    )
-    policy = replace(policy, utility_margins=(without, measured))  # the thresholds follow from what is preferred
+    without, measured = (_select_margin(policy, whole, estimates[stage], costs, weights) for stage in sorted(estimates))
+    thresholds, margins = zip(without, measured, strict=True)
+    policy = replace(policy, sure_thresholds=thresholds, utility_margins=margins)  # what follows needs preferences
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
@@ -426,30 +427,29 @@ def _next_best(
     return best if not tried or utilities[case, best] > 0 else None
 
 
-def _select_utility_margin(
+def _select_margin(
     policy: TrainedPolicy, table: OutcomeTable, held_out: Floats, costs: Floats, weights: Floats | None = None
-) -> float:
-    """The lead in utility over the SBS that another strategy needs, from held-out probabilities [N, S]: the one whose
-    gain over the SBS has the highest lower bound, over families. With the last margin the SBS is always used, which
-    gains nothing for sure (Thomas et al. 2015, "High confidence policy improvement"). `weights` [N] are those of the
-    cases, equal by default."""
-    sbs, index = policy.strategies.index(policy.ranking[0]), np.arange(len(table))
-    reached = table.utilities(policy.cost_weight)
-    gains = reached - reached[:, [sbs]]
-    utilities = np.where(table.applicable, policy.utilities(held_out, costs), -np.inf)
+) -> tuple[float, float]:
+    """From held-out probabilities [N, S]: the probability from which an in-context answer takes the place of the SBS,
+    and the lead in utility over the SBS that any other choice needs. Each is the one whose gain over the SBS has the
+    highest lower bound, over families. With `NEVER` and the last margin the SBS is always used, which gains nothing for
+    sure (Thomas et al. 2015, "High confidence policy improvement"). `weights` [N] are those of the cases, equal by
+    default."""
+    reached, index = table.utilities(policy.cost_weight), np.arange(len(table))
+    gains = reached - reached[:, [policy.strategies.index(policy.ranking[0])]]
     _, family = np.unique(np.array(table.families), return_inverse=True)
     shares = np.full(len(table), 1 / len(table)) if weights is None else weights
-    best, chosen = -np.inf, UTILITY_MARGINS[-1]
-    for margin in UTILITY_MARGINS:
-        favoured = utilities.copy()
-        favoured[:, sbs] += margin
-        gain = gains[index, favoured.argmax(axis=1)]
+
+    def lower_bound(threshold: float, margin: float) -> float:
+        candidate = replace(policy, sure_thresholds=(threshold, threshold), utility_margins=(margin, margin))
+        preferred = np.where(table.applicable, candidate.with_margin(held_out, costs, measured=True), -np.inf)
+        gain = gains[index, preferred.argmax(axis=1)]
         mean = float(shares @ gain)
         errors = np.bincount(family, weights=shares * (gain - mean))
-        bound = mean - float(np.sqrt(np.square(errors).sum()))
-        if bound > best + 1e-12:
-            best, chosen = bound, margin
-    return chosen
+        return round(mean - float(np.sqrt(np.square(errors).sum())), 12)
+
+    threshold = max(SURE_THRESHOLDS, key=lambda one: lower_bound(one, UTILITY_MARGINS[-1]))
+    return threshold, max(UTILITY_MARGINS, key=lambda one: lower_bound(threshold, one))
 
 
 def _select_skip_probe_threshold(

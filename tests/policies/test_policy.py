@@ -81,7 +81,8 @@ def test_the_probe_is_skipped_if_the_free_features_suffice(learned):
 
 
 def test_a_small_lead_over_the_strategy_that_is_best_on_average_is_not_enough(learned):
-    plain = LearnedPolicy(dataclasses.replace(learned.trained, utility_margins=(0.0, 0.0)))
+    bare = dataclasses.replace(learned.trained, utility_margins=(0.0, 0.0), sure_thresholds=(NEVER, NEVER))
+    plain = LearnedPolicy(bare)
     sbs = plain.trained.ranking[0]
     levels = [at(level) for level in np.linspace(-1, 1, 41)]
     leads = []
@@ -108,6 +109,31 @@ def test_a_small_lead_over_the_strategy_that_is_best_on_average_is_not_enough(le
     assert {careful.decide(features, ALL).strategy for features in free} == {sbs}, "the margin without the probe"
     other = careful.with_cost_weight(2 * careful.trained.cost_weight)
     assert other.trained.utility_margins == (0, 0), "another strategy may be the best one on average"
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_sure_in_context_answer_needs_no_lead(learned, stage):
+    plain = dataclasses.replace(learned.trained, utility_margins=(0.0, 0.0), sure_thresholds=(NEVER, NEVER))
+    features, sbs = at(0.9, stage), plain.ranking[0]
+    before = LearnedPolicy(plain).decide(features, ALL)
+    assert before.strategy == "in_context"
+    for threshold, expected in ((before.scores["in_context"], "in_context"), (before.scores["in_context"] + 0.01, sbs)):
+        thresholds = (threshold, 0.0) if stage == 0 else (0.0, threshold)
+        careful = dataclasses.replace(plain, utility_margins=(1.0, 1.0), sure_thresholds=thresholds)
+        assert LearnedPolicy(careful).decide(features, ALL).strategy == expected
+
+
+def test_the_reason_tells_a_sure_answer_that_precedes_another_strategy(learned):
+    plain = dataclasses.replace(learned.trained, ranking=("in_context_vote", "ttt_in_context", "in_context"))
+    careful = dataclasses.replace(plain, utility_margins=(1.0, 1.0), sure_thresholds=(0.0, 0.0))
+    decisions = [LearnedPolicy(careful).decide(at(level), ALL) for level in np.linspace(-1, 1, 41)]
+    told = [d for d in decisions if "sure enough to precede in_context_vote" in d.reason]
+    assert told
+    for decision in told:
+        assert decision.strategy == "in_context"
+        assert decision.utilities["ttt_in_context"] > decision.utilities["in_context"]
+        assert "the lead of ttt_in_context (+" in decision.reason
+        assert "not worth its cost" not in decision.reason
 
 
 def test_a_strategy_that_leads_by_the_probe_margin_is_chosen_without_the_probe(learned):

@@ -22,7 +22,7 @@ from autottt.policies.training import (
     _cross_validate,
     _fit_stage,
     _select_keep_threshold,
-    _select_utility_margin,
+    _select_margin,
     fit,
     train_policy,
 )
@@ -263,11 +263,34 @@ def test_estimates_that_tell_nothing_leave_the_strategy_that_is_best_on_average(
     sbs = policy.strategies.index(policy.ranking[0])
     costs = policy.expected_costs(table.kinds, table.stage(0))
     noise = np.random.default_rng(0).uniform(size=table.correct.shape)
-    margin = _select_utility_margin(policy, table, noise, costs)
-    favoured = policy.utilities(noise, costs)
-    favoured[:, sbs] += margin
+    threshold, margin = _select_margin(policy, table, noise, costs)
+    careful = dataclasses.replace(policy, sure_thresholds=(threshold,) * 2, utility_margins=(margin,) * 2)
+    favoured = careful.with_margin(noise, costs, measured=True)
     assert (favoured.argmax(axis=1) == sbs).mean() > 0.95
-    assert _select_utility_margin(policy, table, table.correct, costs) < 0.05, "and perfect ones may always be followed"
+    assert _select_margin(policy, table, table.correct, costs)[1] < 0.05, "and perfect ones may always be followed"
+
+
+def test_in_context_answers_that_are_sure_precede_the_strategy_that_is_best_on_average():
+    """Where training is as accurate on answers that are sure, and the other estimates tell nothing."""
+    table, policy, rng = build_outcome_table(made(40, 5)), trained_small(), np.random.default_rng(0)
+    sbs = policy.strategies.index(policy.ranking[0])
+    is_sure = np.arange(len(table)) % 4 == 0
+    correct = table.correct.copy()
+    correct[is_sure] = 1.0
+    correct[~is_sure] = rng.uniform(size=correct[~is_sure].shape) < 0.3
+    correct[~is_sure, sbs] = rng.uniform(size=int((~is_sure).sum())) < 0.7
+    table = dataclasses.replace(table, correct=correct)
+    held_out = rng.uniform(0, 0.8, size=correct.shape)
+    held_out[is_sure] = 0.9
+    costs = policy.expected_costs(table.kinds, table.stage(0))
+    threshold, margin = _select_margin(policy, table, held_out, costs)
+    assert 0.8 < threshold <= 0.9
+    careful = dataclasses.replace(policy, sure_thresholds=(threshold,) * 2, utility_margins=(margin,) * 2)
+    choice = careful.with_margin(held_out, costs, measured=True).argmax(axis=1)
+    assert (choice[is_sure] == 0).all()
+    assert (choice[~is_sure] == sbs).mean() > 0.9
+    never = careful.with_margin(np.where(is_sure[:, None], 0.79, held_out), costs, measured=True).argmax(axis=1)
+    assert (never == sbs).mean() > 0.9
 
 
 def test_the_risk_guarantee_holds_on_new_tasks():
