@@ -264,12 +264,15 @@ class _Routes:
 
     async def _result(self, events: AsyncGenerator[Event, None], request: Request) -> Any:
         """The last event; progress is not shown. The work is cancelled when the client leaves."""
+        looked = time.monotonic()
         async with aclosing(events):
             async for event in events:
-                if event is None and await request.is_disconnected():
-                    raise Cancelled("the client has left")
                 if event is not None and not isinstance(event, dict):
                     return event
+                if (now := time.monotonic()) - looked >= DISCONNECT_SECONDS:  # text may arrive without a pause
+                    looked = now
+                    if await request.is_disconnected():
+                        raise Cancelled("the client has left")
         raise AssertionError("work ends with its result")
 
     async def _readable(self, client: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
@@ -337,7 +340,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid" or (first["loc"] == ("body",) and first["type"] in ("missing", *NO_OBJECT)):
         received = b"" if first["type"] == "missing" else error.__cause__ or first["input"]
-        return _response(body_error(received, request.headers.get("content-type")))
+        return _response(body_error(received, request.headers))
     return _response(invalid_request(first, first["loc"][1:]))
 
 
@@ -348,7 +351,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, ApiError):
         answer = error.__cause__
     elif error.status_code == 400 and error.__cause__ is not None:
-        answer = body_error(error.__cause__, request.headers.get("content-type"))
+        answer = body_error(error.__cause__, request.headers)
     elif error.status_code == 404:
         message = f"there is no {request.url.path[:200]}; /openapi.json lists the paths"
         answer = ApiError(404, message, code="unknown_path")

@@ -12,8 +12,10 @@ import pytest
 
 from autottt.controller.caller import name_trace
 from autottt.controller.scheduler.scheduler import Scheduler
+from autottt.controller.server import answers
 from autottt.controller.server import guard as guard_module
 from autottt.controller.server.api_errors import ApiError, api_error, without_paths
+from autottt.controller.server.chat_answers import text_event
 from autottt.controller.server.guard import ApiKeys, Guard
 from autottt.controller.server.limits import Limits
 from autottt.controller.server.metrics import Metrics
@@ -30,7 +32,7 @@ from autottt.ttt_core.errors import (
     TaskError,
     TraceError,
 )
-from tests.controller.server.conftest import TASK
+from tests.controller.server.conftest import MODEL, TASK
 from tests.controller.server.test_app import assert_is_error
 
 ONE, TWO = "first-key-of-a-client", "second-key-of-a-client"
@@ -279,14 +281,12 @@ def test_a_request_that_is_cancelled_gives_its_place_back():
     assert (queue.under_way, dict(queue._of_client)) == (0, {})
 
 
-def test_a_client_that_leaves_cancels_its_request(serve, controller):
-    client = serve()
-    cancelled = 'autottt_failures_total{error="Cancelled"} 1.0'
+def ask_and_leave(client, path: str, body: object) -> None:
+    """Sends a request whose client leaves soon afterwards, and waits until the application has ended it."""
 
     async def ask():
         left = asyncio.Event()
-        body = b'{"demonstrations": [{"input": [1, 2], "output": [2, 1]}], "query": [3]}'
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
         async def receive():
             if messages:
@@ -298,19 +298,39 @@ def test_a_client_that_leaves_cancels_its_request(serve, controller):
             pass
 
         scope = {
-            "type": "http", "method": "POST", "path": "/v1/solve", "raw_path": b"/v1/solve", "query_string": b"",
+            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
         }  # fmt: skip
         asked = asyncio.create_task(client.app(scope, receive, send))
         await asyncio.sleep(0.2)
         left.set()
-        await asked
+        await asyncio.wait_for(asked, 20)
         await asyncio.sleep(0.3)
 
+    asyncio.run(ask())
+
+
+CANCELLED = 'autottt_failures_total{error="Cancelled"} 1.0'
+
+
+def test_a_client_that_leaves_cancels_its_request(serve, controller):
+    client = serve()
     with held(controller):
-        asyncio.run(ask())
-        assert cancelled in client.get("/metrics").text
+        ask_and_leave(client, "/v1/solve", {"demonstrations": [{"input": [1, 2], "output": [2, 1]}], "query": [3]})
+        assert CANCELLED in client.get("/metrics").text
     wait_for(lambda: client.engine.scheduler.waiting == client.engine.scheduler.running == 0)
+
+
+def test_a_client_that_leaves_cancels_its_conversation_while_text_arrives(serve, monkeypatch):
+    async def endless(scheduler, chat):
+        while True:
+            yield text_event("more")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(answers, "answer_conversation", endless)
+    client = serve()
+    ask_and_leave(client, "/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]})
+    assert CANCELLED in client.get("/metrics").text
 
 
 # --- what is shown and logged ----------------------------------------------------------------------------------------
