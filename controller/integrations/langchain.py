@@ -23,7 +23,7 @@ from langchain_core.load.serializable import SerializedConstructor, SerializedNo
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_openai_messages
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.runnables.utils import gather_with_concurrency
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -191,6 +191,14 @@ class ChatAutottt(BaseChatModel):
         answers = [one(number) for number in range(len(inputs))]
         return await gather_with_concurrency(configs[0].get("max_concurrency"), *answers)
 
+    @override
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Raises `TaskError`: the answer to a chat is a text."""
+        raise TaskError(
+            "tools: is not supported: the answer to a chat is a text; leave out tools and structured output; "
+            f"received {len(tools)}"
+        )
+
     def _query(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]) -> ChatQuery:
         """The query of messages. Raises `TaskError`."""
         settings = {name: getattr(self, name) for name in _ANSWERING}
@@ -286,7 +294,7 @@ class ChatAutottt(BaseChatModel):
         learner, policy = self.controller.learner, self.controller.policy
         settings = json.dumps(self._identifying_params)  # LangChain's caches tell models apart by this
         plain = self.to_json_not_implemented()
-        return {**plain, "id": [*plain["id"], learner.base_hash, policy.name, settings]}
+        return {**plain, "name": self.get_name(), "id": [*plain["id"], learner.base_hash, policy.name, settings]}
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.controller is not None:

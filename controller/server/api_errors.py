@@ -42,6 +42,9 @@ _PLAIN = re.compile(r"[\w-]+")
 _EXPECTED = (
     (re.compile(r"^Input should be (?=greater|less)"), "expected a number "),
     (re.compile(r"^Input should be "), "expected "),
+    (re.compile(r"^(?:String|List) should have "), "expected "),
+    (re.compile(r" after validation, not \d+$"), ""),
+    (re.compile(r"^String should match pattern "), "expected a text that matches "),
 )
 """What Pydantic says, in the words of the other errors."""
 NO_OBJECT = ("model_attributes_type", "model_type", "dict_type")
@@ -177,7 +180,9 @@ def _without_trace(error: BaseException) -> ApiError:
         return error
     if isinstance(error, TooLongError):
         return ApiError(400, without_paths(str(error)), code="context_length_exceeded")
-    if isinstance(error, (TaskError, ParseError, StrategyError, BudgetError)):
+    if isinstance(error, StrategyError):
+        return ApiError(400, without_paths(str(error)), "strategy")
+    if isinstance(error, (TaskError, ParseError, BudgetError)):
         field = _FIELD.match(str(error))
         return ApiError(400, without_paths(str(error)), field[0] if field else None)
     if isinstance(error, Cancelled):

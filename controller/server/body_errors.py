@@ -1,4 +1,4 @@
-"""What is wrong with a body before its fields are read: it is no JSON, no object, or of another content type.
+"""What is wrong with a body before its fields are read: it is no JSON, no object, or of another content type or coding.
 
 Knows no path and no field.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 
 from ...ttt_core.errors import shortened
 from .api_errors import ApiError
@@ -16,16 +17,19 @@ _SHOWN = 40
 """Characters that are shown from the place on where a text is no JSON."""
 
 
-def body_error(received: object, content_type: str | None) -> ApiError:
-    """The error for a body: `received` is what reading it raised, the bytes of a body that was not read because of its
-    content type, or the value of one that is no object."""
-    return ApiError(400, f"body: {_text(received, content_type)}", code="invalid_body")
+def body_error(received: object, headers: Mapping[str, str]) -> ApiError:
+    """The error for a body with its headers: `received` is what reading it raised, the bytes of a body that was not
+    read because of its content type, or the value of one that is no object."""
+    text = _text(received, headers.get("content-type"), headers.get("content-encoding", "identity"))
+    return ApiError(400, f"body: {text}", code="invalid_body")
 
 
-def _text(received: object, content_type: str | None) -> str:
+def _text(received: object, content_type: str | None, encoding: str) -> str:
     """What was expected and received, and what to do."""
     if received == b"":
         return "expected a JSON object; received an empty body: send the fields of the request"
+    if encoding.lower() != "identity":
+        return f"expected no content encoding; received {shortened(encoding)}: send it uncompressed"
     if isinstance(received, bytes):
         given = "no content type" if content_type is None else shortened(content_type)
         header = f"content-type: {JSON_TYPE}"

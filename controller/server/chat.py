@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...ttt_core.errors import TaskError
-from ...ttt_core.tasks.kinds import guess_kind, make_task
+from ...ttt_core.errors import TaskError, shortened
+from ...ttt_core.tasks.kinds import KINDS, guess_kind, make_task
 from ...ttt_core.tasks.messages import Chat, Turn, is_example, read_chat
 from ...ttt_core.tasks.task import Demonstration, Task
 from .api_errors import ApiError, unsupported
@@ -132,11 +132,14 @@ def _with_demonstrations(body: ChatRequest, chat: Chat, query: Turn) -> tuple[Ta
     kind = guess_kind(pairs[0][0])
     value: object = query.text
     if kind != "text":
+        place = f"messages[{query.number}].content"
         try:
-            value = json.loads(query.text)
+            value = KINDS[kind].check(json.loads(query.text))
+        except TaskError as error:
+            raise TaskError(f"{place}: {error}") from None
         except (ValueError, RecursionError):
-            place = f"messages[{query.number}].content"
-            raise TaskError(f"{place}: expected JSON of the kind {kind}, as the demonstrations are") from None
+            expected = f"expected JSON of the kind {kind}, as the demonstrations are"
+            raise TaskError(f"{place}: {expected}; received {shortened(query.text)}") from None
     return make_task(pairs, value, kind=kind, instruction=chat.instruction, id="chat"), True
 
 

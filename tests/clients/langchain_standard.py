@@ -19,6 +19,10 @@ class TestUnits(ChatModelUnitTests):
     def chat_model_class(self) -> type[ChatAutottt]:
         return ChatAutottt
 
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
     @pytest.mark.xfail(reason="load() refuses classes of packages that LangChain does not list", strict=True)
     def test_serdes(self, model: Any, snapshot: Any) -> None:
         super().test_serdes(model, snapshot)
@@ -28,6 +32,10 @@ class TestAnswers(ChatModelIntegrationTests):
     @property
     def chat_model_class(self) -> type[ChatAutottt]:
         return ChatAutottt
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
 
     @property
     def chat_model_params(self) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _too_long(loaded: LoadedModel, task: Task, count: str, answer: Value | None,
     answered = f" and its answer takes at least {max_new_tokens}" if max_new_tokens else ""
     answered = answered or (" with its answer" if answer is not None else "")
     return TooLongError(
-        f"{task.id}: the prompt has {count} tokens{answered}, more than the "
+        f"{task.id}: the prompt is too long: it has {count} tokens{answered}, more than the "
         f"{loaded.context_length} tokens of the context of {loaded.name}; give fewer or smaller demonstrations, "
         "or use a model with a longer context"
     )

@@ -317,6 +317,20 @@ def test_a_cache_tells_models_apart(controller):
     assert other.invoke([*MARKED, QUERY]).response_metadata["decision"] == "in_context"
 
 
+def test_events_and_traces_have_the_name_of_the_class(model):
+    async def names():
+        return {event["name"] async for event in model.astream_events([QUERY], version="v2")}
+
+    assert asyncio.run(names()) == {"ChatAutottt"}
+
+
+def test_tools_and_structured_output_are_refused_with_the_reason(model):
+    with pytest.raises(TaskError, match=r"^tools: is not supported: .* received 1"):
+        model.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    with pytest.raises(TaskError, match=r"^tools: is not supported"):
+        model.with_structured_output({"title": "answer", "description": "An answer.", "type": "object"})
+
+
 def test_a_tracer_is_told_the_model_and_its_provider(model):
     params = model._get_ls_params(stop=["."])
     assert params["ls_provider"] == "autottt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -165,7 +166,7 @@ def test_an_invalid_task_is_refused_with_the_name_of_the_field(serve, change, pa
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones(serve):
     response = serve().post("/v1/solve", json={**TASK, "strategy": "magic"})
-    assert_is_error(response, 400)
+    assert_is_error(response, 400, param="strategy")
     assert "in_context" in response.json()["error"]["message"]
 
 
@@ -200,6 +201,11 @@ JSON = {"content-type": "application/json"}
         (b"null", JSON, "expected a JSON object; received None"),
         (b"3", JSON, "expected a JSON object; received 3"),
         (b'{"query": "\xff"}', JSON, "expected a text in UTF-8; received the byte 0xff in place 11"),
+        (
+            gzip.compress(b"{}"),
+            {**JSON, "content-encoding": "gzip"},
+            "no content encoding; received 'gzip': send it un",
+        ),
         (b"[" * 100_000, JSON, "too deep inside each other"),
         (b"1" * 10_000, JSON, "numbers of at most 4300 digits"),
     ],
@@ -226,7 +232,8 @@ def test_what_is_wrong_with_a_body_is_told_apart(serve, path, content, headers, 
         ({"kind": "picture"}, "kind", "expected 'grid', 'grid1d', 'list' or 'text'; received 'picture'"),
         ({"budget": [1]}, "budget", "received [1]"),
         ({"seed": 2**63}, "seed", f"expected a number less than or equal to {2**63 - 1}; received {2**63}"),
-        ({"id": "x" * 300}, "id", "received 'xxx"),
+        ({"id": "x" * 300}, "id", "id: expected at most 200 characters; received 'xxx"),
+        ({"id": ""}, "id", "id: expected at least 1 character; received ''"),
     ],
 )
 def test_a_field_that_is_refused_is_named_with_what_was_received(serve, change, param, message):

@@ -200,6 +200,21 @@ def test_a_parameter_that_would_change_the_answer_and_is_not_implemented_is_refu
     assert "; received " in response.json()["error"]["message"] or name == "colour" or value == {"colour": 1}
 
 
+@pytest.mark.parametrize("query", ["hello", "5", "[1, 2.5]", "[" * 100_000])
+def test_a_query_of_another_kind_than_the_demonstrations_is_refused_by_the_name_of_its_message(serve, query):
+    demonstrations = [{"input": [1, 2], "output": [2, 1]}]
+    messages = [{"role": "system", "content": "Reverse."}, {"role": "user", "content": query}]
+    response = serve().post(PATH, json={"model": MODEL, "messages": messages, "demonstrations": demonstrations})
+    assert_is_error(response, 400, param="messages[1].content")
+    assert "; received " in response.json()["error"]["message"]
+
+
+def test_a_chat_without_messages_is_refused(serve):
+    response = serve().post(PATH, json={"model": MODEL, "messages": []})
+    assert_is_error(response, 400, param="messages")
+    assert response.json()["error"]["message"] == "messages: expected at least 1 item; received []"
+
+
 def test_parameters_that_change_nothing_are_accepted(serve):
     neutral = {
         "n": 1, "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "top_p": 1.0, "user": "me",

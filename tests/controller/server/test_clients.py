@@ -106,6 +106,13 @@ def test_the_openai_client_raises_its_own_errors_with_our_message(live, connect)
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a" * 900}], stream=True)
 
 
+def test_clients_recognise_a_chat_that_does_not_fit_in_the_context(live, chat_model):
+    from langchain_core.exceptions import ContextOverflowError
+
+    with pytest.raises(ContextOverflowError, match="the prompt is too long"):
+        chat_model.invoke("a" * 900)
+
+
 def test_an_error_in_a_stream_is_raised_by_the_openai_client(live, connect, controller, monkeypatch):
     from autottt.ttt_core.errors import TaskError
 

@@ -240,7 +240,7 @@ def test_a_task_far_longer_than_the_context_is_refused_at_once(size: str, name: 
     began = time.process_time()
     for refused in (lambda: encode(loaded, task), lambda: window.encode(task), lambda: window.encode(task, task.query)):
         with pytest.raises(
-            TooLongError, match=r"t8: the prompt has (at least|more than) \d+ tokens.* fewer or smaller"
+            TooLongError, match=r"t8: the prompt is too long: it has (at least|more than) \d+ tokens.* fewer or smaller"
         ):
             refused()
     assert not window.fits(task)
@@ -250,7 +250,9 @@ def test_a_task_far_longer_than_the_context_is_refused_at_once(size: str, name: 
 def test_the_length_of_a_prompt_within_reach_of_the_context_is_counted() -> None:
     loaded = loaded_with("bytes")
     size = len(encode(loaded, make_task([], "")).ids)
-    with pytest.raises(TooLongError, match=rf"the prompt has {size + 600} tokens, more than the {CONTEXT} tokens"):
+    with pytest.raises(
+        TooLongError, match=rf"the prompt is too long: it has {size + 600} tokens, more than the {CONTEXT} tokens"
+    ):
         encode(loaded, make_task([], "a" * 600))
 
 
