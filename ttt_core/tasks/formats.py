@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..errors import TaskError, shortened
 from .answers import canonical_output, check_comparison
 from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled
-from .kinds import KINDS, demonstration_of, guess_kind
+from .kinds import KINDS, demonstration_of, kind_of_inputs
 from .messages import Turn, read_chat
 from .task import Demonstration, Task, Value
 
@@ -158,8 +158,7 @@ def _tasks(draft: _Draft, kind: str | None, id: str, dataset: str) -> tuple[Task
 
 def _kind(draft: _Draft) -> str:
     if draft.kind is None:
-        inputs = [e.input for e in draft.demonstrations + draft.queries]
-        return guess_kind(next((x for x in inputs if isinstance(x, (str, list))), None))
+        return kind_of_inputs(e.input for e in draft.demonstrations + draft.queries)
     if not isinstance(draft.kind, str) or draft.kind not in KINDS:
         raise invalid_field("kind", f"one of {', '.join(KINDS)}", draft.kind)
     return draft.kind

@@ -169,7 +169,8 @@ class ListKind:
             raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
         integers = tuple(raw if plain else map(int, raw))
         if integers and (max(integers) > _LARGEST or min(integers) < -_LARGEST):
-            raise TaskError("expected integers of at most 64 bits; received a larger one")
+            received = next(i for i in integers if abs(i) > _LARGEST)
+            raise TaskError(f"expected integers between -{_LARGEST} and {_LARGEST}; received {shortened(received)}")
         return integers
 
     def render(self, value: Value, notation: Notation) -> str:
@@ -261,6 +262,12 @@ def guess_kind(raw: object) -> str:
     return "list"
 
 
+def kind_of_inputs(inputs: Iterable[object]) -> str:
+    """The kind by the shape of the first input that is a text, a list or an array; a list where none is."""
+    shapes = map(_as_list, inputs)
+    return guess_kind(next((shape for shape in shapes if isinstance(shape, (str, list, tuple))), None))
+
+
 def make_task(
     demonstrations: Iterable[object],
     query: object = MISSING,
@@ -274,7 +281,8 @@ def make_task(
     group: str = "",
     comparison: str | None = None,
 ) -> Task:
-    """A checked task from lists, NumPy arrays and strings. Without `kind`, the shape of the query decides it.
+    """A checked task from lists, NumPy arrays and strings. Without `kind`, the shape of the first input
+    decides it.
 
     A demonstration is a pair (input, output) or an object {"input", "output"}. The demonstrations may also be the
     messages of a chat, as OpenAI's clients write them; then the query may be its last message, of a user.
@@ -286,7 +294,7 @@ def make_task(
     'list'
     """
     pairs, query, instruction = _parts(demonstrations, query, instruction)
-    name = guess_kind(query) if kind is None else kind
+    name = kind_of_inputs([*(source for source, _ in pairs), query]) if kind is None else kind
     if not isinstance(name, str) or name not in KINDS:
         raise invalid_field("kind", f"one of {', '.join(KINDS)}", name)
     check = KINDS[name].check
@@ -372,5 +380,5 @@ def _pair(item: object, field: str) -> tuple[object, object]:
 
 __all__ = [
     "COMPACT", "KINDS", "NOTATIONS", "STANDARD", "Kind", "Notation", "canonical_output", "demonstration_of",
-    "guess_kind", "kind_of", "make_task", "shortened",
+    "guess_kind", "kind_of", "kind_of_inputs", "make_task", "shortened",
 ]  # fmt: skip
