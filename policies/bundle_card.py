@@ -110,5 +110,5 @@ def _check_values(card: object) -> None:
 def unusable_bundle(path: Path, reason: str) -> PolicyError:
     """The error for a bundle that cannot be loaded, with the remedy."""
     return PolicyError(
-        f"{path}: not a usable policy: {reason}. Train one with `autottt train-policy STORE --out {path}`"
+        f"{path}: not a usable policy: {reason}; train one with `autottt train-policy STORE --out {path}`"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...strategies.registry import check_names
-from ...ttt_core.errors import TaskError
+from ...ttt_core.errors import StrategyError, TaskError
 from ...ttt_core.file_writing import write_whole
 from ...ttt_core.standard_json import dumps
 from .answer_files import check_output
@@ -72,10 +72,11 @@ def evaluate(
 
     Example: `autottt evaluate tasks.jsonl --strategies in_context,ttt_in_context,controller --limit 20 --json out.json`
     """
-    names = split_names(strategies)
+    names = strategy_names(strategies)
     check_names(name for name in names if name != CONTROLLER)
     report.check(files)
     policy.check()
+    model.check()
     with exclusive(report.rows_file), interruptible(report.remedy):
         loaded = tasks.read(files)
         from .. import evaluation
@@ -101,6 +102,15 @@ def evaluate(
             rows_file.unlink()
     if loaded.problems:
         raise typer.Exit(1)
+
+
+def strategy_names(text: str) -> list[str]:
+    """The names in a list with commas. Raises `StrategyError` for a list without any."""
+    if not (names := split_names(text)):
+        raise StrategyError(
+            f"--strategies: expected names separated by commas, such as in_context,ttt_in_context; received {text!r}"
+        )
+    return names
 
 
 def split_names(text: str) -> list[str]:

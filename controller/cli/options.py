@@ -21,6 +21,7 @@ import typer
 
 from ...strategies.registry import PLUGINS, check_plugins
 from ...ttt_core.errors import BudgetError, PolicyError, SettingsError
+from ...ttt_core.model.source_check import check_source
 from ..budget import Budget
 from ..tracing import EXPECTED_TARGETS, named_targets
 from .console import print_problems
@@ -74,6 +75,13 @@ def _check_budget(ctx: typer.Context, param: typer.CallbackParam, value: str | N
     return value
 
 
+def _check_no_file(ctx: typer.Context, param: typer.CallbackParam, value: Path | None) -> Path | None:
+    if value is not None and value.exists() and not value.is_dir():
+        where = source_of(ctx, param.name or "")
+        raise SettingsError(f"{where}: expected a folder, which may be new; received the file {value}")
+    return value
+
+
 def _invalid(ctx: typer.Context, param: typer.CallbackParam, expected: str, value: object) -> SettingsError:
     return SettingsError(f"{source_of(ctx, param.name or '')}: expected {expected}; received {value!r}")
 
@@ -100,7 +108,10 @@ Limit = Annotated[
 Demonstrations = Annotated[
     int | None, typer.Option(min=1, help="Demonstrations per task of a file that does not separate them from queries.")
 ]
-Adapters = Annotated[Path | None, _setting("adapters", "Store trained adapters in this folder and reuse those in it.")]
+Adapters = Annotated[
+    Path | None,
+    _setting("adapters", "Store trained adapters in this folder and reuse those in it.", callback=_check_no_file),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Plugins = Annotated[
     list[Path] | None,
@@ -151,8 +162,13 @@ class ModelOptions:
         bool, typer.Option("--read-with-adapter", help="Answer in context with the starting adapter as well.")
     ] = False
 
+    def check(self) -> None:
+        """Raises `ModelError` for what cannot be a model, before anything slow is imported."""
+        check_source(self.model)
+
     def load_learner(self) -> Learner:
         """The model, without a policy."""
+        self.check()
         from ...ttt_core.learner import Learner
 
         return Learner.load(
@@ -280,6 +296,7 @@ def load_controller(
 ) -> Controller:
     """See `Controller.from_pretrained`, which gets `more` as well. No run is recorded without `trace`."""
     policy.check()
+    model.check()
     from ...strategies.registry import strategies
     from ..controller import Controller
 

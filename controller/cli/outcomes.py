@@ -14,7 +14,7 @@ from ...policies.outcomes import BASE
 from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError, TooLongError
 from .console import in_words, interruptible, line, note, reporting, screen, warn
-from .evaluate import split_names
+from .evaluate import strategy_names
 from .options import ModelOptions, TaskOptions, command, make_folders
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def collect(
 
     It can be interrupted: the same command continues where it stopped.
     """
-    names = split_names(strategies)
+    names = strategy_names(strategies)
     check_names(names)
     if not set(names) - {BASE}:
         also = f"{BASE} is run anyway, and a policy chooses between it and others; name some"

@@ -13,7 +13,7 @@ import typer
 from ...strategies.registry import check_names
 from ...ttt_core.errors import PolicyError, TaskError
 from .console import in_words, interruptible, line, note, warn
-from .evaluate import split_names
+from .evaluate import strategy_names
 from .locks import exclusive
 from .options import ModelOptions, TaskOptions, command
 from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds
@@ -58,7 +58,7 @@ def fit(
     The expected time is printed first, with a question where there is a terminal. It can be interrupted: the same
     command continues where it stopped. `autottt policy list` shows the installed policies.
     """
-    names = split_names(strategies)
+    names = strategy_names(strategies)
     check_names(names)
     strategy_seeds = parse_seeds(seeds) if seeds else [selection.seed]
     loaded = selection.read(tasks)

@@ -15,7 +15,6 @@ import typer
 
 from ...strategies.registry import check_names
 from ...ttt_core.errors import ClosedError, SettingsError
-from ...ttt_core.model.source_check import check_source
 from .console import note, print_error
 from .options import AnswerOptions, ModelOptions, PolicyOptions, Seed, TraceOptions, load_controller
 
@@ -184,7 +183,7 @@ def serve(
     if service.strategy is not None:
         check_names([service.strategy])
     policy.check()
-    check_source(model.model)
+    model.check()
     name = service.served_name or _model_name(model.model)
     upstream = other.upstream()
     bound = bind(address.host, address.port)

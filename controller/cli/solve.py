@@ -139,6 +139,7 @@ def solve(
         raise TaskError("- (standard input) is read line by line: give it alone, and without --limit")
     output.check([] if live else files)
     check_bundle(policy.policy, exploration.shadow)
+    model.check()
     with exclusive(output.out), interruptible(output.remedy):
         answers = output.existing(tasks.seed)
         groups = _from_stdin(tasks) if live else [tasks.read(files)]

@@ -131,9 +131,13 @@ def catalogue_model(name: str) -> CatalogueModel:
     """The model of a name. Raises `ModelError` for an unknown one."""
     if name in CATALOGUE:
         return CATALOGUE[name]
+    raise ModelError(f"models: expected one of {', '.join(CATALOGUE)}; received {shortened(name)}{nearest_name(name)}")
+
+
+def nearest_name(name: str) -> str:
+    """The end of an error message: the name of the catalogue that is spelled like this one, if there is one."""
     near = difflib.get_close_matches(name[:64].lower(), CATALOGUE, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ModelError(f"models: expected one of {', '.join(CATALOGUE)}; received {shortened(name)}{hint}")
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def fetched_file(model: CatalogueModel) -> Path | None:

@@ -32,7 +32,7 @@ from ..tasks.prompts import COMPACT_FORMAT, PLAIN_FORMATS, STANDARD_FORMAT, Chat
 from ..tasks.task import Task
 from . import lazy
 from .bounded_cache import ENTRY_BYTES, BoundedCache
-from .catalogue import resolve
+from .catalogue import nearest_name, resolve
 from .chat_prompts import proven_format, turn_end_ids
 from .gguf_files import GgufFile, converted_folder
 from .probe import can_pad
@@ -265,12 +265,12 @@ def _read_folder(where: str, precision: torch.dtype) -> tuple[PreTrainedModel, P
 
 def _looks_like_a_path(name: str) -> bool:
     """Whether a name is no hub id, which is `name` or `owner/name`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
 
 
 def _not_loaded(where: str, reason: str) -> ModelError:
     expected = "expected a folder or hub id with config.json, a tokenizer and safetensors weights"
-    return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected})")
+    return ModelError(f"cannot load a causal language model from {where!r}: {reason} ({expected}{nearest_name(where)})")
 
 
 def check_no_adapters(model: nn.Module) -> None:

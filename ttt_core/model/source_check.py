@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..errors import ModelError, shortened
-from .catalogue import resolve
+from .catalogue import nearest_name, resolve
 
 _HUB_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -35,8 +35,11 @@ def check_source(source: str | os.PathLike[str] | None) -> None:
         _check_folder(path)
     elif path.is_file():
         _check_gguf(path)
+    elif name == "bundled":
+        raise ModelError("model: the bundled model is the one that is loaded where no model is named: leave it out")
     elif resolve(name) is None and not _HUB_ID.fullmatch(name):
-        raise ModelError(f"model: there is no {shortened(name)}: {_EXPECTED}, or the name of a model on the hub")
+        expected = f"{_EXPECTED}, or the name of a model on the hub{nearest_name(name)}"
+        raise ModelError(f"model: there is no {shortened(name)}: {expected}")
 
 
 def _check_folder(folder: Path) -> None:
