@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..strategies.registry import strategies
 from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError
 from .bundle import TrainedFor, card_of, load_bundle
@@ -143,6 +144,10 @@ class LearnedPolicy:
             preferences = self._preferences(probabilities, costs, features, known)
             choice = max(known, key=lambda s: preferences[s])
             reason = self._reason(choice, decision, known, basis)
+            if known == [BASE]:
+                reason += f" ({_why_unusable([s for s in trained.strategies if s != BASE], features, tried)})"
+            if basis == "evidence":
+                reason = f"the query is out of distribution, so {_what_decides(features)}: {reason}"
             if preferences.get(BASE) == -np.inf and _is_better(BASE, choice, decision):
                 has, needs = told_apart(scores[BASE], threshold, 2)
                 reason += f"; the risk guarantee requires probability {needs} to keep an in-context answer"
@@ -179,23 +184,19 @@ class LearnedPolicy:
         best = max(known, key=lambda s: estimates.utilities[s])
         if self.trained.cost_weight == 0 and choice == self.trained.accurate and choice != best:
             lead = estimates.scores[best] - estimates.scores[choice]
-            reason = (
+            return (
                 f"accuracy comes first: {choice} was the most accurate in training, and the lead of {best} "
                 f"({lead:+.2f} in probability) is not certain enough"
             )
-        elif basis == "estimates" and self._favours(choice, best, estimates):
+        if basis == "estimates" and self._favours(choice, best, estimates):
             lead, sbs = estimates.utilities[best] - estimates.utilities[choice], self.trained.ranking[0]
-            reason = (
+            start = (
                 f"{_reason(choice, estimates, known)}; {sbs} was best on average in training"
                 if choice == sbs
                 else f"{_judgement(estimates)}; that is sure enough to precede {sbs}, the best on average in training"
             )
-            reason += f", and the lead of {best} ({lead:+.3f} in utility) is not certain enough"
-        else:
-            reason = _reason(choice, estimates, known)
-        if basis == "evidence":
-            return f"the query is out of distribution, so evidence of the task itself decides: {reason}"
-        return reason
+            return f"{start}, and the lead of {best} ({lead:+.3f} in utility) is not certain enough"
+        return _reason(choice, estimates, known)
 
     def _favours(self, choice: str, best: str, estimates: Decision) -> bool:
         """Whether the SBS, or a sure in-context answer, is chosen by the margin, before one of a higher utility."""
@@ -347,10 +348,8 @@ class FixedPolicy:
         choice, reason = self.strategy, f"always {self.strategy} ({self.why})"
         if self.strategy not in remaining:
             choice = BASE if BASE in remaining else remaining[0]
-            reason += (
-                "; it has been tried" if self.strategy in tried
-                else "; it cannot be used here (too few demonstrations, or not enough budget left)"
-            )  # fmt: skip
+            why = _why_unusable([self.strategy], features, tried)
+            reason += "; it has been tried" if self.strategy in tried else f"; it cannot be used here ({why})"
             reason += f"; fallback to {choice}"
         return replace(_untrained_decision(choice, reason, features), exclusive=True)
 
@@ -549,6 +548,25 @@ def untried_strategies(allowed: Sequence[str], tried: Sequence[str]) -> list[str
     return remaining
 
 
+def _why_unusable(names: Sequence[str], features: Features, tried: Sequence[str]) -> str:
+    """Why the task or the budget allows none of these strategies."""
+    known, count = strategies(), features.values["demonstrations"]
+    causes = (
+        "tried" if name in tried
+        else "too few demonstrations" if name in known and count < known[name].min_demonstrations
+        else "not enough budget left"
+        for name in names
+    )  # fmt: skip
+    return " or ".join(dict.fromkeys(causes))
+
+
+def _what_decides(features: Features) -> str:
+    """The evidence of the task, by what its demonstrations allow to measure."""
+    if features.values["loo_possible"]:
+        return "evidence of the task itself decides"
+    return "only evidence of its in-context answer decides (too few demonstrations to hold one out)"
+
+
 def _estimate(features: Features) -> float:
     """Heuristic estimate of the probability that the in-context answer is right.
 
@@ -594,8 +612,7 @@ def _reason(choice: str, estimates: Decision, known: Sequence[str]) -> str:
     if choice == BASE:
         others = [s for s in known if s != BASE]
         if not others:
-            excluded = "too few demonstrations, not enough budget left, or tried"
-            return f"{start}; no other strategy can be used ({excluded})"
+            return f"{start}; no other strategy can be used"
         best = max(others, key=lambda s: utilities[s])
         estimate = f"right with probability {scores[best]:.2f}, cost {costs[best]:.0f}x"
         lead = utilities[BASE] - utilities[best]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,9 +36,28 @@ def test_an_easy_query_keeps_its_in_context_answer(learned):
     assert "no other strategy is worth its cost" in decision.reason
 
 
-def test_an_in_context_answer_that_is_the_only_choice_says_what_excludes_others(learned):
-    reason = learned.decide(at(1.0), ["in_context"]).reason
-    assert reason.endswith("no other strategy can be used (too few demonstrations, not enough budget left, or tried)")
+@pytest.mark.parametrize(
+    ("demonstrations", "tried", "why"),
+    [
+        (0, [], "too few demonstrations"),
+        (1, [], "not enough budget left or too few demonstrations"),
+        (5, [], "not enough budget left"),
+        (5, ["in_context_vote", "ttt_in_context"], "tried"),
+    ],
+)
+def test_an_in_context_answer_that_is_the_only_choice_says_what_excludes_others(learned, demonstrations, tried, why):
+    features = at(1.0)
+    features = replace(features, values={**features.values, "demonstrations": demonstrations})
+    reason = learned.decide(features, ["in_context"], tried=tried).reason
+    assert reason.endswith(f"no other strategy can be used ({why})")
+
+
+@pytest.mark.parametrize(("demonstrations", "why"), [(2, "too few demonstrations"), (3, "not enough budget left")])
+def test_a_requested_strategy_that_cannot_be_used_says_what_excludes_it(demonstrations, why):
+    features = at(1.0)
+    features = replace(features, values={**features.values, "demonstrations": demonstrations})
+    reason = FixedPolicy("ttt_crossfit").decide(features, ["in_context"]).reason
+    assert f"it cannot be used here ({why}); fallback to in_context" in reason
 
 
 def test_a_query_that_training_helps_is_trained_on(learned):

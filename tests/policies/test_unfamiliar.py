@@ -46,6 +46,11 @@ def test_evidence_decides_on_an_unfamiliar_query_and_the_reason_says_so(learned)
     assert learned.basis(at(1.0)) == "estimates"
 
 
+def test_a_reason_claims_no_evidence_of_demonstrations_that_cannot_be_held_out(learned) -> None:
+    reason = learned.decide(at(1.0, **STRANGE, loo_possible=0.0), ALL).reason
+    assert "only evidence of its in-context answer decides (too few demonstrations to hold one out)" in reason
+
+
 def test_evidence_survives_a_bundle(learned, tmp_path) -> None:
     save_bundle(learned.trained, tmp_path)
     loaded = LearnedPolicy(load_bundle(tmp_path))

@@ -104,7 +104,7 @@ class FormatChooser:
             default = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
             versions.sort(key=lambda version: version.prompt_format != default)
             name = next((version.prompt_format for version in versions if self._usable(version)), default)
-            return FormatChoice(name, reason=f"{len(task.demonstrations)} demonstrations are no evidence")
+            return FormatChoice(name, reason=f"too few demonstrations to compare formats ({len(task.demonstrations)})")
         fitting = [version for version in versions if self._usable(version)]
         if not fitting:
             return FormatChoice(self._loaded.format.name, reason="the task can be written in no format")
