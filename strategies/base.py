@@ -150,9 +150,9 @@ def run(
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
-    if len(task.demonstrations) < strategy.min_demonstrations:
+    if len(task.demonstrations) < (needs := strategy.min_demonstrations):
         raise StrategyError(
-            f"{task.id}: {strategy.name} needs {strategy.min_demonstrations} demonstrations; the task has "
+            f"{task.id}: {strategy.name} needs {needs} demonstration{'' if needs == 1 else 's'}; the task has "
             f"{len(task.demonstrations)}"
         )
     meter = learner.guarded.meter()

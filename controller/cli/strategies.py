@@ -71,7 +71,8 @@ def _paragraphs(strategy: Strategy) -> str:
 
 
 def _page(strategy: Strategy) -> RenderableType:
-    needs = f"{strategy.cost_class}; needs {strategy.min_demonstrations} demonstrations"
+    count = strategy.min_demonstrations
+    needs = f"{strategy.cost_class}; needs {count} demonstration{'' if count == 1 else 's'}"
     sections = re.split(r"\s*\b(?=(?:Idea: |Wins |Loses |Source: ))", _paragraphs(strategy))
     head = Text.assemble((strategy.name, "bold cyan"), f"  ({needs})\n", _summary(strategy), "\n")
     body = Text("\n\n".join(section for section in sections if section) + "\n")

@@ -56,16 +56,19 @@ def show_trace(trace: Trace) -> RenderableType:
 
 
 def _answers(trace: Trace) -> Iterator[RenderableType]:
-    """The answers of all attempts, where the trace has content."""
+    """The query, the answers of all attempts and the right one, where the trace has content."""
     if not trace.has_content or not trace.result:
         return
     task = trace.task
     table = Table.grid(padding=(0, 2))
+    table.add_row("query", show_value(task.kind, task.query))
     by_strategy = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
     for attempt in by_strategy.values():
         value = attempt["value"]
         right = None if task.answer is None else as_tuples(value) == task.answer
         table.add_row(attempt["strategy"], show_value(task.kind, as_tuples(value)), mark(right))
+    if task.answer is not None:
+        table.add_row("right answer", show_value(task.kind, task.answer))
     yield table
 
 

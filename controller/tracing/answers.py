@@ -1,16 +1,50 @@
-"""What the card of an answer says: when it was given, how it differs from the right one, its votes, and its
-probabilities by the model and by the policy. Knows nothing about pages."""
+"""What is said of the answers of a run: the query and the answers, and on the card of an answer when it was given, how
+it differs from the right one, its votes, and its probabilities by the model and by the policy. Knows nothing about
+pages."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...policies.outcomes import BASE
+from ...ttt_core.tasks.answers import is_right
+from ...ttt_core.tasks.task import as_tuples
 from .differences import difference_text, size_text
 from .trace import Trace
 from .votes import views_sentence, vote_sentence, votes_of
+
+LONGEST = 300
+"""Characters of a value that are shown."""
+
+
+def answer_sentences(trace: Trace) -> Iterator[str]:
+    """The query, the answer of every attempt and the right one, where the trace has content."""
+    if not trace.has_content or not trace.in_context:
+        return
+    task = trace.task
+    yield f"Query: {_shown(task.query)}"
+    for name, attempt in {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts]}.items():
+        right = {True: ", right", False: ", wrong", None: ""}[is_right_in(trace, attempt)]
+        yield f"Answer of {name}: {'none' if attempt['value'] is None else _shown(attempt['value'])}{right}"
+        if right == ", wrong" and (said := difference_text(task.kind, attempt["value"], task.answer)):
+            yield f"It has {said}"
+    if task.answer is not None:
+        yield f"Right answer: {_shown(task.answer)}"
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, of a long one the beginning."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def is_right_in(trace: Trace, attempt: Mapping[str, Any]) -> bool | None:
+    """Whether the value of an attempt is the answer of the task; None where the task has no known answer."""
+    task = trace.task
+    return None if task.answer is None else is_right(task, as_tuples(attempt["value"]))
 
 
 def moment(trace: Trace, attempt: Mapping[str, Any]) -> str:

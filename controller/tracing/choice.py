@@ -101,9 +101,9 @@ def unusable(trace: Trace, strategy: str) -> str:
     """Why the task does not allow a strategy; empty where it does."""
     known = registered().get(strategy)
     count = trace.attributes.get("sizes", {}).get("demonstration_count")
-    if known is None or count is None or known.min_demonstrations <= count:
+    if known is None or count is None or (needs := known.min_demonstrations) <= count:
         return ""
-    return f"needs at least {known.min_demonstrations} demonstrations, and the task has {count}"
+    return f"needs at least {needs} demonstration{'' if needs == 1 else 's'}, and the task has {count}"
 
 
 def not_compared(trace: Trace, names: Sequence[str]) -> Iterator[str]:

@@ -45,7 +45,7 @@ def _inputs(first: Trace, second: Trace) -> Iterator[Difference]:
 
 
 def _course(first: Trace, second: Trace) -> Iterator[Difference]:
-    yield from _differing("path", " -> ".join(first.path), " -> ".join(second.path))
+    yield from _differing("path", ", ".join(first.path), ", ".join(second.path))
     for name in dict.fromkeys([*first.features, *second.features]):
         yield from _numbers(f"feature {name}", first.features.get(name), second.features.get(name))
     for number, (mine, other) in enumerate(zip(first.decisions, second.decisions, strict=False), start=1):

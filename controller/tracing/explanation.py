@@ -8,8 +8,9 @@ from typing import Any
 from ...policies.cost_weights import cost_weight_ranges
 from ...strategies.registry import strategies
 from .adapters import adapter_sentence, recipe_sentence
+from .answers import answer_sentences
 from .candidates import candidates_of, mark_of
-from .choice import margin_sentences, not_compared, threshold_sentences
+from .choice import margin_sentences, not_compared, threshold_sentences, unusable
 from .cost_parts import cost_sentence, missed_estimates, recipe_of, time_sentence
 from .proof import weights_sentence
 from .trace import Trace, find_spans
@@ -32,6 +33,8 @@ def _statements(trace: Trace) -> Iterator[str]:
     versions = trace.attributes.get("versions", {})
     yield f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}."
     yield f"Path: {' -> '.join(trace.path)}."
+    for sentence in answer_sentences(trace):
+        yield f"{sentence}."
     yield from _prompt_format(trace)
     yield from _measured(trace)
     for number, decision in enumerate(trace.decisions, start=1):
@@ -89,7 +92,9 @@ def _measured(trace: Trace) -> Iterator[str]:
         given = f"answered with {probability}" if _valid(attempt) else "gave no answer"
         yield f"The unadapted model {given} in {attempt['cost']['seconds']:.2f} s."
     probed = bool(find_spans(trace.root, "probe"))
-    if trace.features:
+    if probed and not trace.features.get("loo_possible", True):
+        yield f"{len(trace.features)} features were measured, without the probe: no demonstration can be held out."
+    elif trace.features:
         settled = "" if not trace.decisions or trace.decisions[0].get("exclusive") else _WHY_PROBED[probed]
         yield f"{len(trace.features)} features were measured, {'with' if probed else 'without'} the probe{settled}."
 
@@ -106,15 +111,17 @@ def _valid(attempt: Mapping[str, Any]) -> bool:
 
 
 def _alternatives(trace: Trace, thresholds: Mapping[str, Any]) -> Iterator[str]:
-    rows = candidates_of(trace)
-    for row in rows:
+    calibrated = bool(trace.decisions and trace.decisions[0]["utilities"])
+    estimate = "estimated" if calibrated else "by a rule of thumb, calibrated on no model,"
+    for row in candidates_of(trace):
         if row.probability is None and not row.chosen:
             continue
-        estimated = "not estimated" if row.probability is None else f"estimated right at {row.probability:.2f}"
+        estimated = "not estimated" if row.probability is None else f"{estimate} right at {row.probability:.2f}"
         cost = "" if row.cost is None else f" at further cost {row.cost:.0f}x"
         utility = "" if row.utility is None else f", utility {row.utility:+.3f}"
         measured = "" if row.measured_cost is None else f"; measured further cost {row.measured_cost:.1f}x"
-        yield f"Candidate {row.strategy} ({mark_of(trace, row) or 'not chosen'}): {estimated}{cost}{utility}{measured}."
+        mark = mark_of(trace, row) or ("not usable here" if unusable(trace, row.strategy) else "not chosen")
+        yield f"Candidate {row.strategy} ({mark}): {estimated}{cost}{utility}{measured}."
     for sentence in (*margin_sentences(trace), *threshold_sentences(trace), *not_compared(trace, list(strategies()))):
         yield f"{sentence}."
     if thresholds:

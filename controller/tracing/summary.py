@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...policies.outcomes import BASE
-from ...ttt_core.tasks.answers import is_right
-from ...ttt_core.tasks.task import as_tuples
+from .answers import is_right_in
 from .choice import margin_sentences, threshold_sentences
 from .cost_parts import cost_sentence, missed_estimates, recipe_of
 from .explanation import other_cost_weights
@@ -44,12 +43,6 @@ class Fact:
 def summary_of(trace: Trace) -> list[Fact]:
     """Answer, decision, cost, training, and whether the weights are unchanged."""
     return [_answer(trace), _decision(trace), _cost(trace), _training(trace), _weights(trace)]
-
-
-def is_right_in(trace: Trace, attempt: Mapping[str, Any]) -> bool | None:
-    """Whether the value of an attempt is the answer of the task; None where the task has no known answer."""
-    task = trace.task
-    return None if task.answer is None else is_right(task, as_tuples(attempt["value"]))
 
 
 def _answer(trace: Trace) -> Fact:

@@ -10,14 +10,14 @@ from ...policies.explain import Explanation
 from ...policies.outcomes import BASE
 from ...ttt_core.standard_json import dumps, finite_or_none
 from .adapters import adapter_sentence, recipe_sentence
-from .answers import card_sentences, moment
+from .answers import card_sentences, is_right_in, moment
 from .candidates import candidates_of, mark_of
 from .choice import margin_sentences, not_compared, threshold_sentences
 from .cost_parts import cost_parts, missed_estimates, recipe_of, time_sentence
 from .differences import size_text
 from .explanation import explanation
 from .feature_rows import feature_rows, feature_sentences, features_note
-from .summary import estimates_note, is_right_in, stopped_in, summary_of
+from .summary import estimates_note, stopped_in, summary_of
 from .trace import Plain, SpanPlain, Trace, find_spans, walk
 from .votes import percentages, votes_of
 

@@ -36,8 +36,8 @@ def vote_sentence(vote: Mapping[str, Any]) -> str:
     if len(tied) == 1:
         return f"{text}. No tie."
     return (
-        f"{text}. {len(tied)} answers had {counts[0]} votes each; the tie was broken by likelihood: "
-        f"log-probability {tied[0]['log_prob']:.3f} against {tied[1]['log_prob']:.3f}."
+        f"{text}. {len(tied)} answers had {counts[0]} vote{'' if counts[0] == 1 else 's'} each; the tie was broken by "
+        f"likelihood: log-probability {tied[0]['log_prob']:.3f} against {tied[1]['log_prob']:.3f}."
     )
 
 

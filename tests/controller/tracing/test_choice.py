@@ -51,6 +51,11 @@ def test_a_strategy_that_the_task_does_not_allow_is_no_second():
     assert "needs at least 3 demonstrations, and the task has 1" in " ".join(not_compared(trace, ["ttt_crossfit"]))
 
 
+def test_one_demonstration_is_singular():
+    trace = decided({"in_context": 0.5}, {"in_context": 0.0}, "in_context", demonstrations=0)
+    assert "at least 1 demonstration, and the task has 0" in " ".join(not_compared(trace, ["in_context_vote"]))
+
+
 def test_every_strategy_is_a_candidate_or_is_named_with_the_reason():
     trace = decided(SCORES, COSTS, "in_context")
     text = " ".join(not_compared(trace, list(strategies())))
