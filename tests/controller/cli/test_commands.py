@@ -364,7 +364,8 @@ def test_a_strategy_has_a_page(name):
     code, out, _ = call("strategies", name)
     strategy = strategies()[name]
     assert code == 0
-    assert out.startswith(f"{name}  ({strategy.cost_class}; needs {strategy.min_demonstrations} demonstrations)\n")
+    needs = "1 demonstration" if strategy.min_demonstrations == 1 else f"{strategy.min_demonstrations} demonstrations"
+    assert out.startswith(f"{name}  ({strategy.cost_class}; needs {needs})\n")
     for part in ("\nIdea: ", "\nWins ", "\nLoses ", "\nSource: "):
         assert part in out
     if strategy.default_recipe is None:
