@@ -105,7 +105,11 @@ def test_warnings_about_tasks_are_escaped(tmp_path):
     near = task("\x1b[31mid", anwser=[1])
     code, _, err = call("solve", tasks_file(tmp_path, near), "--policy", "no-policy")
     assert (code, is_safe(err)) == (2, True)
-    code, _, err = call("evaluate", tasks_file(tmp_path, near), "--device", "cpu", "--model", "no/such/folder")
+    (tmp_path / "model").mkdir()
+    broken = {"config.json": '{"model_type": "llama"}', "model.safetensors": "", "tokenizer.json": ""}
+    for name, content in broken.items():
+        (tmp_path / "model" / name).write_text(content)
+    code, _, err = call("evaluate", tasks_file(tmp_path, near), "--device", "cpu", "--model", str(tmp_path / "model"))
     assert (code, is_safe(err), "anwser" in err) == (2, True, True)
 
 
