@@ -213,12 +213,13 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
 
 
 def _origin(row: Row) -> dict[str, Any]:
-    """The policy, the time and the versions of the run, where the log has them."""
+    """The policy, the time, the versions and the starting adapter of the run, where the log has them."""
     run = row.get("run", {})
     policy = run.get("policy", {})
     versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
     name = f"{policy['name']} ({policy['digest']})" if policy else ""
-    return {"policy": name, "time": str(run.get("time", "")), "versions": versions}
+    adapter = run.get("model", {}).get("starting_adapter", "")
+    return {"policy": name, "time": str(run.get("time", "")), "versions": versions, "starting_adapter": adapter}
 
 
 def _token_equivalents(row: Row) -> int:

@@ -223,6 +223,13 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
             assert outcome.relative_cost > 3
 
 
+def test_served_outcomes_know_the_adapter_that_training_started_from(log: Path) -> None:
+    rows = read_log([log])
+    assert {o.starting_adapter for o in outcomes_of(rows, {})} == {""}
+    started = [{**row, "run": {"model": {"starting_adapter": "0123"}}} for row in rows]
+    assert {o.starting_adapter for o in outcomes_of(started, {})} == {"0123"}
+
+
 def test_answers_that_come_later_are_looked_up_by_id(log: Path) -> None:
     rows = [{**row, "task": {**row["task"], "answer": None}} for row in read_log([log])]
     assert outcomes_of(rows, {}) == []
