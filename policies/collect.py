@@ -23,6 +23,7 @@ from ..ttt_core.errors import (
     StrategyError,
     TaskError,
     TooLongError,
+    shortened,
 )
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
@@ -132,7 +133,15 @@ def missing(
     digests = {outcome.key: outcome.digest for outcome in stored}
     batches: dict[tuple[str, str, int], list[WorkItem]] = {}
     keys_of_all = set[Key]()
+    given: dict[tuple[str, str], Task] = {}
+    _warn_of_families(tasks, stored, base_hash)
     for task in tasks:
+        before = given.setdefault((task.dataset, task.id), task)
+        if before.digest == task.digest and content_digest(before.answer) != content_digest(task.answer):
+            raise PolicyError(
+                f"{task.id}: the given tasks, in the data set {task.dataset!r}, hold it twice with different right "
+                "answers; correct one of them, or give them other ids"
+            )
         for seed in seeds:
             keys = {
                 s.name: Key(base_hash, task.dataset, task.id, s.name, seed, recipe_digest_for(s, recipes, task.kind))
@@ -157,6 +166,20 @@ def missing(
                 batch = batches.setdefault((task.dataset, task.group, seed), [])
                 batch.append(WorkItem(task, seed, new, stored_base.token_equivalents if stored_base else None))
     return [tuple(batch) for batch in batches.values()], len(keys_of_all)
+
+
+def _warn_of_families(tasks: Sequence[Task], stored: Sequence[Outcome], base_hash: str) -> None:
+    """Warns of tasks whose stored outcomes have another family: these keep it, and with it their side of a split."""
+    families = {(o.dataset, o.task_id): o.family for o in stored if o.base_hash == base_hash}
+    changed = [task for task in tasks if families.get((task.dataset, task.id), task.family) != task.family]
+    if changed:
+        first = changed[0]
+        logging.getLogger("autottt").warning(
+            "%s%s: the stored outcomes have the family %s, and the task has %s now; outcomes keep the family with "
+            "which they were measured, so collect into another --store to divide tasks by the new one",
+            first.id, f" and {len(changed) - 1} more tasks" if changed[1:] else "",
+            shortened(families[first.dataset, first.id]), shortened(first.family),
+        )  # fmt: skip
 
 
 def _require_storable(task: Task, seed: int, base_hash: str) -> None:

@@ -427,6 +427,21 @@ def test_a_task_whose_outcomes_have_another_answer_is_refused_before_any_work(tm
     assert learner.answered == 0
 
 
+def test_one_task_with_two_right_answers_is_refused_before_any_work(tmp_path):
+    learner = Echo()
+    with pytest.raises(PolicyError, match="t0: the given tasks, in the data set 'made', hold it twice with different"):
+        collected(tmp_path, learner=learner, tasks=[*TASKS, dataclasses.replace(TASKS[0], answer=(4,))])
+    assert learner.answered == 0
+
+
+def test_a_family_that_has_changed_is_warned_of_and_stays(tmp_path, caplog):
+    collected(tmp_path)
+    renamed = [TASKS[0], *(dataclasses.replace(task, family="new") for task in TASKS[1:])]
+    collected(tmp_path, tasks=renamed)
+    assert "t1 and 1 more tasks: the stored outcomes have the family 'f1', and the task has 'new' now" in caplog.text
+    assert {o.family for o in OutcomeStore(tmp_path).read()} == {"f0", "f1", "f2"}
+
+
 @pytest.mark.parametrize(
     ("tasks", "seed", "field"),
     [
