@@ -70,9 +70,10 @@ def fit_evidence(table: OutcomeTable, fold_count: int, seed: int) -> tuple[Evide
         return None, np.zeros(int(table.fully_observed.sum()))
     kinds = sorted(set(table.kinds))
     groups = table.kinds if len(kinds) > 1 else table.families
-    held_out = np.full(len(table), table.correct[:, 0].mean())
+    families, held_out = np.array(table.families), np.full(len(table), table.correct[:, 0].mean())
     with one_thread():
-        for train, others in group_folds(groups, max(fold_count, len(kinds)), seed):
+        for fold, others in group_folds(groups, max(fold_count, len(kinds)), seed):
+            train = fold[~np.isin(families[fold], families[others])]  # a family may have tasks of several kinds
             if not _degenerate(table.correct[train, 0]):
                 held_out[others] = _fit_linear(table.take(train)).probabilities(_columns(table.take(others)))
         fitted = _fit_linear(table)

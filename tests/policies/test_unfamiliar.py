@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from autottt.policies import unfamiliar
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.policy import LearnedPolicy
@@ -83,6 +84,21 @@ def test_outcomes_without_the_features_or_with_one_label_have_no_evidence() -> N
     columns = [i for i, name in enumerate(TABLE.feature_names[1]) if name != EVIDENCE[0]]
     names = {0: TABLE.feature_names[0], 1: tuple(TABLE.feature_names[1][i] for i in columns)}
     assert fit_evidence(dataclasses.replace(TABLE, X=TABLE.X[:, columns], feature_names=names), 5, 0)[0] is None
+
+
+def test_evidence_on_a_kind_is_not_from_other_tasks_of_its_families(monkeypatch) -> None:
+    fitted_on: list[set[str]] = []
+
+    def spied(table):
+        fitted_on.append(set(table.families))
+        return fit_linear(table)
+
+    fit_linear = unfamiliar._fit_linear
+    monkeypatch.setattr(unfamiliar, "_fit_linear", spied)
+    of_both = {"family0", "family1", "family2", "family3"}  # the others have lists alone
+    kinds = tuple("text" if n % 2 and family in of_both else "list" for n, family in enumerate(TABLE.families))
+    fit_evidence(dataclasses.replace(TABLE, kinds=kinds), 5, 0)
+    assert fitted_on == [set(TABLE.families) - of_both, set(TABLE.families)]
 
 
 @pytest.mark.parametrize("strange", [False, True])
