@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ttt_core.errors import PolicyError
+from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.model.loading import BUNDLED
 from .bundle_card import ANY_MODEL, BUNDLES, read_card
 from .calibration import Calibration
 from .classifiers import group_folds
 from .fast_inference import Floats
 from .features import COMPARABLE, NAMES, REQUIRED
-from .outcome_table import MIN_FAMILIES, OutcomeTable, build_outcome_table
+from .outcome_table import MIN_FAMILIES, OutcomeTable, build_outcome_table, merged_families
 from .outcomes import BASE, Outcome
 from .policy import HeuristicPolicy
 from .scorecard import Bootstrap, OutOfFoldDecisions, scorecard
@@ -31,6 +31,7 @@ from .simulation import simulate
 from .trained_policy import TrainedPolicy
 from .training import (
     DEFAULT_ACCURACY_PER_MAX_COST,
+    SEEDS,
     AcrossModels,
     TrainingSettings,
     estimated_elsewhere,
@@ -74,13 +75,15 @@ def bundled_vocabulary() -> dict[str, int]:
 
 
 def tables_by_model(outcomes: Iterable[Outcome], vocabularies: Mapping[str, int]) -> dict[str, OutcomeTable]:
-    """An outcome table of each model, with equal strategies and features: those that all have. `vocabularies` completes
-    features of the models that it names (see `completed`). Raises `PolicyError` for fewer than two models, or without a
-    common strategy besides `in_context`."""
+    """An outcome table of each model, with equal strategies and features: those that all have. Families that share a
+    task are one in all tables. `vocabularies` completes features of the models that it names (see `completed`). Raises
+    `PolicyError` for fewer than two models, or without a common strategy besides `in_context`."""
     by_model: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
+    every = list(outcomes)
+    for outcome, family in zip(every, merged_families(every), strict=True):
         size = vocabularies.get(outcome.base_hash)
-        by_model.setdefault(outcome.base_hash, []).append(completed(outcome, size) if size else outcome)
+        own = replace(completed(outcome, size) if size else outcome, family=family)
+        by_model.setdefault(outcome.base_hash, []).append(own)
     if len(by_model) < 2:
         raise PolicyError(f"a policy for any model needs outcomes of at least 2 models; received {len(by_model)}")
     common = set.intersection(*({o.strategy for o in some} for some in by_model.values()))
@@ -138,6 +141,7 @@ def train_any_model(
     the families, and the gain over the rule of thumb, in which every model counts alike. Raises `PolicyError` for too
     few models or families."""
     tables = tables_by_model(outcomes, vocabularies or {})
+    seed %= SEEDS
     settings = TrainingSettings(
         COST_WEIGHT, seed, fold_count, CANDIDATES, predict_costs=False, by_free_features=False, probe_costs=PROBE_COSTS
     )
@@ -208,6 +212,12 @@ def _judged(
     for _, held_out in folds:
         unseen = own.take(held_out)
         elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
+        if not elsewhere.fully_observed.any():
+            names = ", ".join(sorted(set(unseen.families)))
+            raise PolicyError(
+                f"{model[:12]}: nothing is left to train on while it and the families {shortened(names)} are held out: "
+                "every strategy was run on these families alone by the other models; collect more of other families"
+            )
         policy = _fitted(elsewhere, settings)
         served.append(policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean())))
         record_policy(results, held_out, served[-1], unseen, settings.seed)

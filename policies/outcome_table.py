@@ -258,9 +258,10 @@ def _as_served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
     return {name: served(outcome) for name, outcome in by.items()}
 
 
-def _merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The family of each outcome. Families that share a task, by its content, are merged under the first name: else a
-    query with two names could be on both sides of a split."""
+def merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The family of each outcome; for a query without one the name of its group, or its own. Families that share a
+    task, by its content, are merged under the first name: else a query with two names could be on both sides of a
+    split."""
     parent = {name: name for name in map(_family, outcomes)}
 
     def root(name: str) -> str:
@@ -310,6 +311,18 @@ def _check(outcomes: Sequence[Outcome], measured: Sequence[dict[str, Outcome]], 
         )
     if not any(by.keys() >= strategies for by in measured):
         raise PolicyError(f"no query has an outcome for each of {', '.join(sorted(strategies))}; {collect}")
+    others = strategies - {BASE}
+    if not any(by.keys() >= strategies and any(by[s].status != "too_few" for s in others) for by in measured):
+        raise PolicyError(
+            f"every query has too few demonstrations for {', '.join(sorted(others))}, so there is nothing to choose; "
+            "collect on tasks with more demonstrations"
+        )
+    for outcome in (outcome for by in measured for outcome in by.values()):
+        if outcome.correct not in (0, 1):
+            raise PolicyError(
+                f"{outcome.task_id}: expected outcomes that are right (correct = 1) or wrong (0) to train a policy on; "
+                f"received correct = {outcome.correct:g} of {outcome.strategy}"
+            )
     for by in measured:
         missing = [name for name in REQUIRED if name not in by[BASE].features]
         if missing:
@@ -336,7 +349,7 @@ def _table(base_hash: str, measured: Sequence[dict[str, Outcome]], strategies: s
     return OutcomeTable(
         base_hash,
         names,
-        families=_merged_families(bases),
+        families=merged_families(bases),
         datasets=tuple(b.dataset for b in bases),
         tasks=tuple(b.task_id for b in bases),
         groups=tuple(b.group or b.task_id for b in bases),

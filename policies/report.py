@@ -44,9 +44,10 @@ _TERMS = (
 
 
 def write_report(policy: TrainedPolicy, folder: Path) -> None:
-    """Writes `scorecard.md` into a bundle's folder, and `scorecard.svg` if matplotlib is installed."""
+    """Writes `scorecard.md` into a bundle's folder, and for a policy of one model `scorecard.svg` if matplotlib is
+    installed."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = _draw(policy.scorecard, policy.strategies, folder / PICTURE)
+    drawn = not policy.models and _draw(policy.scorecard, policy.strategies, folder / PICTURE)
     (folder / REPORT).write_text(as_markdown(policy, picture=drawn), encoding="utf-8")
 
 

@@ -58,6 +58,8 @@ MIN_FAMILIES_FOR_COST_MODELS = 100
 """Families from which costs are predicted per query; below, the means of the kind are used."""
 REPEATS = 5
 """Draws of the folds for a scorecard."""
+SEEDS = 1 << 32
+"""Seeds that scikit-learn has; others count modulo this number."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,18 @@ def train_policy(
     `cost_weight` is the accuracy per one in-context cost; by default the most expensive strategy costs an accuracy of
     0.1 on average. `risk` adds a guarantee: with confidence `CONFIDENCE`, at most this share of the kept in-context
     answers is wrong (see `_select_keep_threshold`). The scorecard averages over `repeats` draws of the folds, evaluated
-    by `workers` processes; `on_progress` gets the number of draws done and the total. Equal outcomes and seeds give
-    equal policies. Raises `PolicyError` for invalid settings or too few outcomes.
+    by `workers` processes; `on_progress` gets the number of draws done and the total. Equal outcomes and seeds, modulo
+    `SEEDS`, give equal policies. Raises `PolicyError` for invalid settings or too few outcomes.
     """
     _check_settings(cost_weight, risk, fold_count, repeats, candidates)
+    seed %= SEEDS
     table = trainable_table(outcomes)
     whole = table.complete()
     groups = len(set(whole.families))
     weight = DEFAULT_ACCURACY_PER_MAX_COST / max(_mean_costs(table)[""]) if cost_weight is None else cost_weight
     smallest = len(set(table.families)) - math.ceil(groups / min(fold_count, groups))
     settings = TrainingSettings(weight, seed, fold_count, tuple(candidates), risk).for_families(smallest)
-    jobs = [(table, replace(settings, seed=seed + n), True) for n in range(repeats)]
+    jobs = [(table, replace(settings, seed=(seed + n) % SEEDS), True) for n in range(repeats)]
     *draws, at_random = _cross_validate_all([*jobs, (table, settings, False)], workers, on_progress)
     card = scorecard(whole, draws, weight, seed)
     card |= {"leakage": leakage(whole, draws[0], at_random, weight), "repeats": spread(whole, draws, weight)}
@@ -524,7 +527,7 @@ def _select_keep_threshold(
     _, firsts = np.unique(np.array(table.families)[order], return_index=True)
     one_per_family = np.zeros(len(table), dtype=bool)
     one_per_family[order[firsts]] = True
-    min_kept = 4 * math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - risk))
+    min_kept = 4 * math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-risk))
     lowest = NEVER
     for threshold in np.linspace(1.0, 0.0, 101).round(2).tolist():
         candidate = replace(policy, keep_threshold=threshold, risk=risk)

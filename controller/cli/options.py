@@ -60,9 +60,17 @@ def _check_device(ctx: typer.Context, param: typer.CallbackParam, value: str | N
     return value
 
 
-def _check_amount(ctx: typer.Context, param: typer.CallbackParam, value: float | None) -> float | None:
+def check_amount(ctx: typer.Context, param: typer.CallbackParam, value: float | None) -> float | None:
+    """Refuses what is not a number of at least 0."""
     if value is not None and not 0 <= value < math.inf:
         raise _invalid(ctx, param, "a number of at least 0", value)
+    return value
+
+
+def check_share(ctx: typer.Context, param: typer.CallbackParam, value: float | None) -> float | None:
+    """Refuses what is not between 0 and 1."""
+    if value is not None and not 0 < value < 1:
+        raise _invalid(ctx, param, "a share between 0 and 1", value)
     return value
 
 
@@ -83,7 +91,8 @@ def _check_no_file(ctx: typer.Context, param: typer.CallbackParam, value: Path |
 
 
 def _invalid(ctx: typer.Context, param: typer.CallbackParam, expected: str, value: object) -> SettingsError:
-    return SettingsError(f"{source_of(ctx, param.name or '')}: expected {expected}; received {value!r}")
+    source = source_of(ctx, param.name or "", param.opts[0])
+    return SettingsError(f"{source}: expected {expected}; received {value!r}")
 
 
 def _setting(name: str, text: str, *declarations: str, **more: Any) -> Any:
@@ -198,7 +207,7 @@ class PolicyOptions:
         float | None,
         _setting(
             "cost_weight", "Accuracy that one in-context cost is worth; default: as the policy was trained.",
-            callback=_check_amount,
+            callback=check_amount,
         ),
     ] = None  # fmt: skip
 
@@ -265,7 +274,7 @@ class AnswerOptions:
     adapters: Adapters = None
     memory: Annotated[
         float | None,
-        _setting("memory", "GiB for training and answering, without the model itself.", callback=_check_amount),
+        _setting("memory", "GiB for training and answering, without the model itself.", callback=check_amount),
     ] = None
 
     @property

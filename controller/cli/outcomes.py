@@ -76,11 +76,7 @@ def collect(
 
     It can be interrupted: the same command continues where it stopped.
     """
-    names = strategy_names(strategies)
-    check_names(names)
-    if not set(names) - {BASE}:
-        also = f"{BASE} is run anyway, and a policy chooses between it and others; name some"
-        raise TaskError(f"--strategies {strategies!r}: {also}")
+    names = strategies_to_collect(strategies)
     strategy_seeds = parse_seeds(seeds) if seeds else [tasks.seed]
     if not files and not generated.generated:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
@@ -102,6 +98,17 @@ def collect(
         )
     if loaded and loaded.problems:
         raise typer.Exit(1)
+
+
+def strategies_to_collect(text: str) -> list[str]:
+    """The names in the option `--strategies`. Raises `StrategyError` for one that is unknown, and `TaskError` where
+    there is none besides `in_context`."""
+    names = strategy_names(text)
+    check_names(names)
+    if not set(names) - {BASE}:
+        also = f"{BASE} is run anyway, and a policy chooses between it and others; name some"
+        raise TaskError(f"--strategies {text!r}: {also}")
+    return names
 
 
 def collect_into(

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...strategies.registry import check_names
 from ...ttt_core.errors import PolicyError, TaskError
 from .console import in_words, interruptible, line, note, warn
-from .evaluate import strategy_names
 from .locks import exclusive
 from .options import ModelOptions, TaskOptions, command
-from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds
+from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds, strategies_to_collect
 from .policies import policy_app
 from .training import Risk, TrainingCostWeight, TrainingOptions, train_and_write
 
@@ -58,8 +56,7 @@ def fit(
     The expected time is printed first, with a question where there is a terminal. It can be interrupted: the same
     command continues where it stopped. `autottt policy list` shows the installed policies.
     """
-    names = strategy_names(strategies)
-    check_names(names)
+    names = strategies_to_collect(strategies)
     strategy_seeds = parse_seeds(seeds) if seeds else [selection.seed]
     loaded = selection.read(tasks)
     from ...policies.bundle_card import CARD

@@ -14,7 +14,7 @@ from ...ttt_core.errors import PolicyError, SettingsError, TaskError, TraceError
 from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
 from .locks import exclusive
-from .options import AsJson, Demonstrations, Seed, make_folders
+from .options import AsJson, Demonstrations, Seed, check_amount, check_share, make_folders
 from .outcomes import add_outcomes, read_outcomes
 from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, right_answers
 from .traces import store_of, time_of
@@ -29,12 +29,15 @@ TrainingCostWeight = Annotated[
     float | None,
     typer.Option(
         "--cost-weight",
+        callback=check_amount,
         help="Accuracy that one in-context cost is worth; default: the most expensive strategy costs 0.1.",
     ),
 ]
 Risk = Annotated[
     float | None,
-    typer.Option(help="At most this share of the answers kept in context is wrong, with 90% confidence."),
+    typer.Option(
+        callback=check_share, help="At most this share of the answers kept in context is wrong, with 90% confidence."
+    ),
 ]
 
 
@@ -84,6 +87,8 @@ def train_policy(
     """
     from ...policies.outcomes import OutcomeStore
 
+    if any_model:
+        _check_for_any_model(training)
     every = read_outcomes(*map(OutcomeStore, stores))
     outcomes = [o for o in every if o.base_hash.startswith(model_hash or "")]
     if not outcomes:
@@ -93,20 +98,33 @@ def train_policy(
     training.make_folders()
     with exclusive(training.out):
         if any_model:
-            _train_any_model(outcomes, training)
+            _train_any_model(outcomes, stores, training)
         else:
             train_and_write(outcomes, stores, training, workers)
 
 
+def _check_for_any_model(training: TrainingOptions) -> None:
+    """Raises `SettingsError` for an option that a policy for any model does not have."""
+    for option, value in (("--cost-weight", training.training_cost_weight), ("--risk", training.risk)):
+        if value is not None:
+            raise SettingsError(
+                f"{option} {value}: a policy for any model is trained without it, since costs and risks differ between "
+                "models; leave out this option or --any-model"
+            )
+
+
 def without_families_of(outcomes: Sequence[Outcome], datasets: Sequence[str]) -> list[Outcome]:
-    """The outcomes on families that none of the data sets has. Raises `TaskError` for a data set without outcomes, and
-    where nothing is left."""
+    """The outcomes on families that none of the data sets has; families that share a task are one. Raises `TaskError`
+    for a data set without outcomes, and where nothing is left."""
+    from ...policies.outcome_table import merged_families
+
     known = sorted({outcome.dataset for outcome in outcomes})
     for dataset in datasets:
         if dataset not in known:
             raise TaskError(f"--leave-out {dataset}: the outcomes are on {', '.join(known)}")
-    families = {outcome.family for outcome in outcomes if outcome.dataset in datasets}
-    remaining = [outcome for outcome in outcomes if outcome.family not in families]
+    family_of = merged_families(outcomes)
+    families = {family for family, o in zip(family_of, outcomes, strict=True) if o.dataset in datasets}
+    remaining = [o for family, o in zip(family_of, outcomes, strict=True) if family not in families]
     if not remaining:
         raise TaskError(f"--leave-out {', '.join(datasets)}: no outcomes are left to train on")
     return remaining
@@ -221,8 +239,7 @@ def train_and_write(
 ) -> None:
     """Trains, writes the bundle and the record of the run, and prints how good the policy is."""
     from ...policies.bundle import save_bundle
-    from ...policies.report import REPORT, as_markdown, write_report
-    from ...policies.tracking import track
+    from ...policies.report import REPORT, as_markdown
     from ...policies.training import train_policy
 
     with reporting(f"training on {len(outcomes)} outcomes") as on_progress:
@@ -236,20 +253,32 @@ def train_and_write(
         print_markdown(as_markdown(trained))
     _warn_of_weaknesses(trained, outcomes)
     written = save_bundle(trained, training.out)
+    record = _recorded(trained, written, outcomes, stores, training)
+    note(f"the policy is in {written}, with {REPORT}; the run is recorded in {record}")
+    _report_release(trained, written, training.out)
+
+
+def _recorded(
+    trained: TrainedPolicy, written: Path, outcomes: Sequence[Outcome], stores: Sequence[Path],
+    training: TrainingOptions,
+) -> Path:  # fmt: skip
+    """Writes the scorecard of a bundle and the record of its run, whose folder is returned."""
+    from ...policies.report import write_report
+    from ...policies.tracking import track
+
     write_report(trained, written)
-    record = track(
+    return track(
         trained, written, training.runs,
         {
             "store": " ".join(map(str, stores)), "outcomes": len(outcomes), "price": training.training_cost_weight,
             "risk": training.risk, "seed": training.seed,
         },
     )  # fmt: skip
-    note(f"the policy is in {written}, with {REPORT}; the run is recorded in {record}")
-    _report_release(trained, written, training.out)
 
 
-def _train_any_model(outcomes: Sequence[Outcome], training: TrainingOptions) -> None:
-    """Trains a policy for any model, writes it, and prints what it gains on each model when that was held out."""
+def _train_any_model(outcomes: Sequence[Outcome], stores: Sequence[Path], training: TrainingOptions) -> None:
+    """Trains a policy for any model, writes it and the record of the run, and prints what it gains on each model when
+    that was held out."""
     from ...policies.any_model import bundled_vocabulary, train_any_model
     from ...policies.bundle import save_bundle
 
@@ -267,7 +296,11 @@ def _train_any_model(outcomes: Sequence[Outcome], training: TrainingOptions) -> 
     low, high = gain["interval_90"]
     line(f"gain in utility over the rule of thumb: {gain['value']:+.3f} (90% interval {low:+.3f} to {high:+.3f})")
     written = save_bundle(trained, training.out, over_released=True)
-    note(f"the policy for any model is in {written}; in `{policies_folder() / ANY_MODEL}` it becomes the default")
+    record = _recorded(trained, written, outcomes, stores, training)
+    note(
+        f"the policy for any model is in {written}; in `{policies_folder() / ANY_MODEL}` it becomes the default; the "
+        f"run is recorded in {record}"
+    )
     if not trained.released:
         warn("it does not beat the rule of thumb significantly, so it is no default; collect outcomes of more models")
 

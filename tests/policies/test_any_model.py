@@ -16,6 +16,7 @@ from autottt.policies.any_model import PROBE_COSTS, completed, tables_by_model, 
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.bundle_card import policies_folder
 from autottt.policies.calibration import DECAY, MAX_SHIFT, Calibration
+from autottt.policies.classifiers import group_folds
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
 from autottt.policies.outcomes import Outcome
@@ -109,6 +110,42 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
     assert judged.scorecard["gain_over_rule_of_thumb"]["interval_90"][0] > 0
     with pytest.raises(PolicyError, match="outcomes of at least 2 models; received 1"):
         train_any_model(of_model("first", 0))
+
+
+def test_no_task_is_on_both_sides_of_a_split_whatever_its_family_is_called(monkeypatch) -> None:
+    from autottt.policies import any_model
+
+    def spied(table, settings):
+        trained_on.append({task.partition("-")[0] for task in table.tasks})
+        return fitted(table, settings)
+
+    def noted(results, held_out, policy, unseen, *more):
+        judged_on.append({task.partition("-")[0] for task in unseen.tasks})
+        recorded(results, held_out, policy, unseen, *more)
+
+    fitted, recorded = any_model._fitted, any_model.record_policy
+    trained_on: list[set[str]] = []
+    judged_on: list[set[str]] = []
+    monkeypatch.setattr(any_model, "_fitted", spied)
+    monkeypatch.setattr(any_model, "record_policy", noted)
+    tasks = [dataclasses.replace(o, digest=o.task_id) for o in OUTCOMES]
+    renamed = [dataclasses.replace(o, family=f"{o.family} of {o.base_hash}") for o in tasks]
+    train_any_model(renamed, fold_count=3)
+    first_rounds = [*judged_on[:3], *judged_on[6:9], *judged_on[12:15]]  # each model is judged twice, in three folds
+    for unseen, known in zip(first_rounds, trained_on[:9], strict=True):
+        assert unseen
+        assert known
+        assert not unseen & known
+
+
+def test_where_nothing_is_left_to_train_on_the_model_and_its_families_are_named() -> None:
+    first = of_model("first", 0)
+    families = [o.family for o in first if o.strategy == "in_context"]
+    _, held_out = group_folds(families, 3, 0)[0]
+    inside = {families[case] for case in held_out}
+    second = [o for o in of_model("second", 1) if o.family in inside]
+    with pytest.raises(PolicyError, match="first: nothing is left to train on while it and the families 'family"):
+        train_any_model([*first, *second], fold_count=3)
 
 
 def test_a_held_out_model_is_judged_with_the_calibration_by_its_own_demonstrations(monkeypatch) -> None:

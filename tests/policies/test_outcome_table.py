@@ -150,6 +150,14 @@ def test_outcomes_of_several_recipes_are_not_mixed() -> None:
         (made(families=3), "3 families"),
         ([OUTCOMES[0], OUTCOMES[4]], "no query has an outcome for each"),
         ([dataclasses.replace(o, features={}) for o in OUTCOMES], "have no features .imported"),
+        (
+            [o if o.strategy == "in_context" else dataclasses.replace(o, status="too_few") for o in OUTCOMES],
+            "every query has too few demonstrations for in_context_vote, ttt_in_context, so there is nothing to choose",
+        ),
+        (
+            [dataclasses.replace(OUTCOMES[0], correct=0.5), *OUTCOMES[1:]],
+            "t0-0: expected outcomes that are right .* received correct = 0.5 of in_context",
+        ),
     ],
 )
 def test_unusable_outcomes_are_refused(outcomes, reason):

@@ -200,6 +200,16 @@ def test_features_of_the_family_alone_do_not_generalise_to_held_out_families():
     assert by_family < 0.75
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**40])
+def test_every_seed_trains_and_those_beyond_32_bits_count_modulo_them(seed) -> None:
+    policy = trained(made(4, 2), seed=seed, repeats=2)
+    assert policy.seed == seed % 2**32
+
+
+def test_a_guarantee_of_next_to_no_risk_keeps_no_answer() -> None:
+    assert trained(made(4, 2), risk=1e-300).keep_threshold == NEVER
+
+
 def test_invalid_settings_are_refused():
     with pytest.raises(PolicyError, match="at least 2 folds and 1 repeat; received 1 and 5"):
         train_policy(SMALL, fold_count=1)

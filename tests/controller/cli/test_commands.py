@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -20,8 +21,12 @@ from autottt.controller.cli.answer_files import SHORT
 from autottt.controller.cli.training import without_families_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
+from autottt.policies import any_model
+from autottt.policies.bundle import load_bundle
+from autottt.policies.bundle_card import BUNDLES
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import HeuristicPolicy
+from autottt.policies.report import REPORT
 from autottt.strategies import registry
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.learner import Learner
@@ -435,6 +440,10 @@ def test_families_of_a_data_set_are_left_out_wherever_they_occur(tmp_path):
     ]
     assert without_families_of(outcomes, []) == outcomes
     assert without_families_of(outcomes, ["judged"]) == outcomes[2:]
+    renamed = [dataclasses.replace(o, family=f"{o.dataset} {o.family}", digest=o.family) for o in outcomes]
+    assert without_families_of(renamed, ["judged"]) == renamed[2:]  # the first two are one task under two names
+    unnamed = [dataclasses.replace(o, family="", group=o.dataset) for o in outcomes]
+    assert without_families_of(unnamed, ["judged"]) == unnamed[1:]
     store = OutcomeStore(tmp_path / "store")
     for outcome in outcomes:
         store.append(outcome)
@@ -443,6 +452,26 @@ def test_families_of_a_data_set_are_left_out_wherever_they_occur(tmp_path):
         code, _, err = call("train-policy", str(tmp_path / "store"), "--out", str(tmp_path / "o"), "--leave-out", name)
         assert code == 2
         assert f"--leave-out {name}: {message}" in err.replace("\n", " ")
+
+
+def test_a_policy_for_any_model_has_a_scorecard_and_a_record(tmp_path, monkeypatch):
+    shutil.copytree(BUNDLES / "any_model", tmp_path / "shipped", ignore=shutil.ignore_patterns("*.npz"))
+    trained = load_bundle(tmp_path / "shipped")
+    monkeypatch.setattr(any_model, "train_any_model", lambda outcomes, vocabularies, seed: trained)
+    OutcomeStore(tmp_path / "store").append(
+        Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base")
+    )
+    train = "train-policy", str(tmp_path / "store"), "--any-model", "--out", str(tmp_path / "out")
+    code, _, err = call(*train, "--runs", str(tmp_path / "runs"))
+    assert code == 0, err
+    assert "# Scorecard" in (tmp_path / "out" / REPORT).read_text("utf-8")
+    (run,) = (tmp_path / "runs").glob("*/run.json")
+    assert json.loads(run.read_text())["parameters"]["store"] == str(tmp_path / "store")
+    assert load_bundle(run.parent / "bundle").scorecard == trained.scorecard
+    for option in ("--risk", "--cost-weight"):
+        code, _, err = call(*train, option, "0.2")
+        assert code == 2
+        assert f"{option} 0.2: a policy for any model is trained without it" in err
 
 
 def test_collecting_in_context_alone_is_refused(tmp_path, model):

@@ -96,6 +96,17 @@ def test_too_few_families_and_missing_answers_are_refused_before_anything_is_mea
     assert "needs the right answer of every query" in err
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    (("--strategies", "in_context"), "a policy chooses between it and others; name some"),
+    (("--risk", "20"), "--risk: expected a share between 0 and 1; received 20"),
+    (("--cost-weight", "-1"), "--cost-weight: expected a number of at least 0; received -1"),
+])  # fmt: skip
+def test_what_no_policy_can_be_trained_with_is_refused_before_the_model_is_loaded(tmp_path, options, message):
+    code, _, err = call("policy", "fit", "--model", str(tmp_path / "none"), "--tasks", str(tmp_path / "none"), *options)
+    assert code == 2
+    assert message in err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(("terminal", "yes", "answer", "measures"), [
     (True, False, True, True), (True, False, False, False), (True, True, False, True), (False, False, False, True),
 ])  # fmt: skip
