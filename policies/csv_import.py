@@ -99,8 +99,8 @@ def _read_table(
     costs = ["cost"] if "cost" in columns else [column for column in columns if column.endswith(SECONDS)]
     if accuracy is None or not costs or not {"task", "seed", "strategy"} <= set(columns):
         raise PolicyError(
-            f"{file}: expected columns task, seed, strategy, accuracy or accuracy_percent, and cost or "
-            f"..._seconds; received {', '.join(columns) or 'no columns'}"
+            f"{file}: expected columns, separated by commas, with the names task, seed, strategy, accuracy or "
+            f"accuracy_percent, and cost or ..._seconds; received {', '.join(map(repr, columns)) or 'no columns'}"
         )
     if twice := [column for column in columns if columns.count(column) > 1]:
         raise PolicyError(f"{file}: expected one column of each name; received {shortened(twice[0])} twice")
@@ -122,9 +122,11 @@ def _rows(file: Path, text: str) -> tuple[list[str], list[Row | Damage]]:
             continue
         if cells is None:
             return columns or [], rows
+        if not cells:
+            continue
         if columns is None:
             columns = cells
-        elif cells:
+        else:
             rows.append(Row(reader.line_num, cells))
 
 
@@ -190,13 +192,17 @@ def _from_row(cells: Sequence[str], table: Table) -> Outcome:
         raise ValueError(f"{' or '.join(empty)} is empty; received {shortened(', '.join(filter(None, cells)))}")
     try:
         share = float(row[accuracy]) * SCALES[accuracy]
-        seconds = sum(float(row[name] or 0) for name in costs)
+        parts = [float(row[name] or 0) for name in costs]
         seed = int(row["seed"])
     except ValueError:
         received = ", ".join(shortened(row[name]) for name in ("seed", accuracy, *costs))
         raise ValueError(f"expected numbers in seed, {accuracy} and {', '.join(costs)}; received {received}") from None
-    if not (0 <= share <= 1 and 0 < seconds < math.inf):
-        raise ValueError(f"expected an accuracy of 0 to 1 and a cost above 0; received {share} and {seconds}")
+    seconds = sum(parts)
+    if not (0 <= share <= 1 and min(parts) >= 0 and 0 < seconds < math.inf):
+        received = f"{share} and {' + '.join(map(str, parts))}"
+        raise ValueError(
+            f"expected an accuracy of 0 to 1, and a cost above 0 without negative parts; received {received}"
+        )
     return outcome_from({
         "task_id": task, "group": task, "family": task, "dataset": table.dataset, "kind": "text",
         "strategy": BASE if strategy == table.in_context else strategy, "seed": seed, "status": "answered",

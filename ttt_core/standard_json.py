@@ -17,8 +17,8 @@ def finite_or_none(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(finite_or_none, value))
+    if isinstance(value, (list, tuple)):  # a named tuple becomes a plain one
+        return (tuple if isinstance(value, tuple) else list)(map(finite_or_none, value))
     return value
 
 

@@ -309,6 +309,11 @@ def test_a_damaged_row_of_a_table_is_named_and_set_aside(tmp_path: Path, row: st
         (HEADER + "t,1,in_context,1,1e-308\nt,1,other,1,1e308\n", "no finite multiple"),
         (HEADER + "t,1,in_context,1,1.7e308\nt,2,in_context,1,1.7e308\nt,3,other,1,1\n", "no finite multiple"),
         ("\x00", "expected columns"),
+        ((HEADER + ROW).replace(",", ";"), "expected columns, separated by commas, .*'task;seed;strategy"),
+        (
+            "task,seed,strategy,accuracy,fit_seconds,eval_seconds\nt,1,in_context,1,-1,5\n",
+            "received 1.0 and -1.0 . 5.0",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_imported_is_refused(tmp_path: Path, content: str, problem: str) -> None:
@@ -316,6 +321,12 @@ def test_a_table_that_cannot_be_imported_is_refused(tmp_path: Path, content: str
     file.write_text(content)
     with pytest.raises(PolicyError, match=problem):
         import_csv(file)
+
+
+def test_lines_before_the_header_may_be_blank(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("\n\n" + HEADER + ROW)
+    assert [o.task_id for o in import_csv(file)] == ["t"]
 
 
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +38,11 @@ def test_finite_data_is_written_as_by_the_standard_library(value: Any) -> None:
 
 def test_tuples_stay_tuples() -> None:
     assert finite_or_none((1.0, (math.inf, [math.nan]))) == (1.0, (None, [None]))
+
+
+def test_a_number_that_is_not_finite_beside_a_named_tuple_is_null() -> None:
+    class Pair(NamedTuple):
+        first: float
+        second: float
+
+    assert dumps([Pair(1.0, 2.0), math.nan]) == "[[1.0, 2.0], null]"
