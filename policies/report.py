@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..ttt_core.errors import PolicyError
+from ..ttt_core.file_writing import replacing, write_whole
 from .trained_policy import TrainedPolicy
 
 REPORT, PICTURE = "scorecard.md", "scorecard.svg"
+STORED = "free space on its disk; the policy itself is stored"
+"""What to do where the scorecard or the record of a policy cannot be written."""
 ARM_NAMES = {
     "vbs_per_query": "VBS per query",
     "vbs_per_task": "VBS per task",
@@ -45,10 +48,10 @@ _TERMS = (
 
 def write_report(policy: TrainedPolicy, folder: Path) -> None:
     """Writes `scorecard.md` into a bundle's folder, and for a policy of one model `scorecard.svg` if matplotlib is
-    installed."""
+    installed. Raises `FileError` for one that cannot be written, and leaves none in part."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = not policy.models and _draw(policy.scorecard, policy.strategies, folder / PICTURE)
-    (folder / REPORT).write_text(as_markdown(policy, picture=drawn), encoding="utf-8")
+    write_whole(folder / REPORT, as_markdown(policy, picture=drawn), STORED)
 
 
 def arm_name(arm: str, strategies: Sequence[str]) -> str:
@@ -320,7 +323,8 @@ def _draw(card: Mapping[str, Any], strategies: Sequence[str], file: Path) -> boo
     reliability.plot([b[0] for b in bins], [b[1] for b in bins], "o-")
     reliability.plot([0, 1], [0, 1], ":", color="grey")
     reliability.set(xlabel="estimated probability that in-context is wrong", ylabel="share wrong")
-    figure.savefig(file)
+    with replacing(file, STORED) as partial:
+        figure.savefig(partial, format=file.suffix[1:])
     return True
 
 

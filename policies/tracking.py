@@ -19,9 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..ttt_core.file_writing import explained, write_whole
 from .bundle import ESTIMATORS
 from .bundle_card import CARD
-from .report import PICTURE, REPORT
+from .report import PICTURE, REPORT, STORED
 from .trained_policy import TrainedPolicy
 
 RUN = "run.json"
@@ -31,15 +32,17 @@ EXPERIMENT = "autottt policies"
 def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[str, Any]) -> Path:
     """Adds a run to the folder `runs`: parameters, metrics of the scorecard, and the files of the bundle.
 
-    Returns the run's folder, named by the time (UTC); MLflow gets a run of the same name if it is installed.
+    Returns the run's folder, named by the time (UTC); MLflow gets a run of the same name if it is installed. Raises
+    `FileError` where the folder cannot be written.
     """
-    folder = _new_folder(runs)
-    (folder / "bundle").mkdir()
-    estimators = Path(ESTIMATORS)  # with a digest in its name where the bundle replaced another
-    fitted = [file.name for file in bundle.glob(f"{estimators.stem}*{estimators.suffix}")]
-    for name in (CARD, *fitted, REPORT, PICTURE):
-        if (bundle / name).is_file():
-            shutil.copy2(bundle / name, folder / "bundle")
+    with explained(runs, STORED):
+        folder = _new_folder(runs)
+        (folder / "bundle").mkdir()
+        estimators = Path(ESTIMATORS)  # with a digest in its name where the bundle replaced another
+        fitted = [file.name for file in bundle.glob(f"{estimators.stem}*{estimators.suffix}")]
+        for name in (CARD, *fitted, REPORT, PICTURE):
+            if (bundle / name).is_file():
+                shutil.copy2(bundle / name, folder / "bundle")
     metrics = dict(_numbers("", {k: v for k, v in policy.scorecard.items() if k not in _DETAILS}))
     parameters = {"model": policy.base_hash, "strategies": list(policy.strategies), **parameters}
     facts = {
@@ -49,7 +52,7 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("autottt", "scikit-learn", "numpy")},
     }
-    (folder / RUN).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / RUN, json.dumps(facts, indent=1) + "\n", STORED)
     _to_mlflow(folder, parameters, metrics, runs)
     return folder
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import itertools
+import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,9 @@ import pytest
 
 from autottt.controller.cli.display import show_comparison
 from autottt.policies.report import _hull, as_markdown, write_report
+from autottt.policies.tracking import track
 from autottt.policies.trained_policy import TrainedPolicy
-from autottt.ttt_core.errors import PolicyError
+from autottt.ttt_core.errors import FileError, PolicyError
 
 CARD: dict[str, Any] = {
     "cases": 40, "queries": 20, "tasks": 10, "families": 8, "cost_weight": 0.001, "probe_share": 0.75,
@@ -50,6 +54,27 @@ POLICY = TrainedPolicy(
     "base", ("in_context", "ttt_in_context"), {}, {}, {"": (1.0, 60.0)}, 0.001, 1.0,
     ("ttt_in_context", "in_context"), (), (), (), (), ("a",), ("d",), 0, scorecard=CARD,
 )  # fmt: skip
+
+
+def test_a_full_disk_is_named_and_leaves_no_part_of_a_file(tmp_path, monkeypatch) -> None:
+    def full(path, *more, **named):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bundle = tmp_path / "bundle"
+    write_report(POLICY, bundle)
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+    (bundle / "card.json").write_text("{}")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(
+        FileError, match=r"scorecard\.md cannot be written \(No space left.*the policy itself is stored"
+    ):
+        write_report(replace(POLICY, scorecard={**CARD, "cases": 41}), bundle)
+    assert (bundle / "scorecard.md").read_bytes() == before["scorecard.md"]
+    assert {file.name for file in bundle.iterdir()} == {*before, "card.json"}
+    monkeypatch.setattr(shutil, "copy2", lambda source, target: full(target / "card.json"))
+    with pytest.raises(FileError, match=r"runs cannot be written \(No space left.*the policy itself is stored"):
+        track(POLICY, bundle, tmp_path / "runs", {})
 
 
 def test_the_numbers_are_in_the_words() -> None:
