@@ -48,10 +48,11 @@ def estimate(learner: Learner, batches: Sequence[Batch], seed: int = 0) -> Colle
 def _batch_tokens(learner: Learner, batch: Batch) -> float:
     """Token equivalents of the missing outcomes of a task's queries: adapters are trained once, answers are not."""
     trained: set[str] = set()
-    total = 0.0
+    total, formats = 0.0, len(learner.loaded.formats)
     for item in batch:
         try:
             length = learner.window.length(item.task)
+            total, formats = total + formats * length, 0  # the format is chosen once for the queries of a task
             for strategy in item.strategies:
                 if strategy.name not in trained:
                     total += _training_tokens(learner, strategy, item.task, item.seed)
@@ -62,8 +63,7 @@ def _batch_tokens(learner: Learner, batch: Batch) -> float:
                     total += length * (PROMPTS_OF_FEATURES + len(item.task.demonstrations))
         except AutotttError:  # it will be an outcome without cost
             continue
-    formats = len(learner.loaded.formats) if batch else 0
-    return total + formats * learner.window.length(batch[0].task)
+    return total
 
 
 def _training_tokens(learner: Learner, strategy: Strategy, task: Task, seed: int) -> float:

@@ -50,3 +50,16 @@ def test_the_token_equivalents_are_near_those_that_are_measured(learner, tmp_pat
     assert measured / 2 < expected.token_equivalents < measured * 2
     assert expected.seconds > 0
     assert estimate(learner, missing(ModelIdentity.of(learner), every, chosen, [0], store)[0]).outcomes == 0
+
+
+def test_a_task_that_does_not_fit_in_the_context_costs_nothing(learner, tmp_path):
+    chosen, short = [get_strategy(name) for name in STRATEGIES], tasks(2, 1)
+    long = make_task([([1] * 400, [2] * 400)] * 3, [1], answer=[2], id="long", family="long")
+
+    def estimated(some):
+        return estimate(learner, missing(ModelIdentity.of(learner), some, chosen, [0], OutcomeStore(tmp_path))[0])
+
+    alone, beside = estimated(short), estimated([long, *short])
+    assert beside.token_equivalents == pytest.approx(alone.token_equivalents)
+    assert beside.outcomes == alone.outcomes * 3 / 2
+    assert estimated([long]).token_equivalents == 0
