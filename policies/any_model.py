@@ -182,15 +182,28 @@ def _models_held_out(table: OutcomeTable, whole: OutcomeTable, settings: Trainin
     """Stage -> probability of each strategy on the cases of `whole` [N, S], by classifiers that were trained on neither
     the case's model nor its family."""
     estimates = {stage: np.zeros(whole.correct.shape) for stage in whole.feature_names}
-    models, families = _model_of(table), np.array(table.families)
+    models = _model_of(table)
     for model in sorted(set(models.tolist())):
         own = np.flatnonzero(_model_of(whole) == model)
         for _, held_out in group_folds([whole.families[n] for n in own], FOLDS_OF_OTHER_MODELS, settings.seed):
             unseen = whole.take(own[held_out])
-            elsewhere = table.take(np.flatnonzero((models != model) & ~np.isin(families, unseen.families)))
+            elsewhere = _without_families_of(unseen, table.take(np.flatnonzero(models != model)))
             for stage, values in estimated_elsewhere(elsewhere, unseen, settings).items():
                 estimates[stage][own[held_out]] = values
     return estimates
+
+
+def _without_families_of(unseen: OutcomeTable, others: OutcomeTable) -> OutcomeTable:
+    """The cases of other models whose families are not those of `unseen` cases. Raises `PolicyError` where nothing is
+    left to train on."""
+    families = set(unseen.families)
+    elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), sorted(families))))
+    if not elsewhere.fully_observed.any():
+        raise PolicyError(
+            f"nothing is left to train on while a model and the families {shortened(', '.join(sorted(families)))} are "
+            "held out: on other families no other model ran every strategy; collect more of these"
+        )
+    return elsewhere
 
 
 def _judged(
@@ -211,13 +224,7 @@ def _judged(
     folds, served = group_folds(own.families, settings.fold_count, settings.seed), []
     for _, held_out in folds:
         unseen = own.take(held_out)
-        elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
-        if not elsewhere.fully_observed.any():
-            names = ", ".join(sorted(set(unseen.families)))
-            raise PolicyError(
-                f"{model[:12]}: nothing is left to train on while it and the families {shortened(names)} are held out: "
-                "every strategy was run on these families alone by the other models; collect more of other families"
-            )
+        elsewhere = _without_families_of(unseen, others)
         policy = _fitted(elsewhere, settings)
         served.append(policy.with_probe_cost(policy.probe_answers * float(unseen.costs[:, 0].mean())))
         record_policy(results, held_out, served[-1], unseen, settings.seed)
