@@ -185,7 +185,8 @@ def _models_held_out(table: OutcomeTable, whole: OutcomeTable, settings: Trainin
     models = _model_of(table)
     for model in sorted(set(models.tolist())):
         own = np.flatnonzero(_model_of(whole) == model)
-        for _, held_out in group_folds([whole.families[n] for n in own], FOLDS_OF_OTHER_MODELS, settings.seed):
+        folds = group_folds([whole.families[n] for n in own], FOLDS_OF_OTHER_MODELS, settings.seed)
+        for held_out in [others for _, others in folds] or [np.arange(len(own))]:  # a single family is one fold
             unseen = whole.take(own[held_out])
             elsewhere = _without_families_of(unseen, table.take(np.flatnonzero(models != model)))
             for stage, values in estimated_elsewhere(elsewhere, unseen, settings).items():
