@@ -49,6 +49,13 @@ def with_shares(outcomes: list[Outcome]) -> list[Outcome]:
     ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies are fitted many times here; which estimator is selected is tested elsewhere."""
+    monkeypatch.setattr(any_model, "CANDIDATES", ("logistic",))
+    monkeypatch.setattr(any_model, "FOLDS_OF_OTHER_MODELS", 2)
+
+
 @cache
 def trained() -> TrainedPolicy:
     return train_any_model(OUTCOMES, fold_count=3)
