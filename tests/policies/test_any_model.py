@@ -53,7 +53,6 @@ def with_shares(outcomes: list[Outcome]) -> list[Outcome]:
 def few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Policies are fitted many times here; which estimator is selected is tested elsewhere."""
     monkeypatch.setattr(any_model, "CANDIDATES", ("logistic",))
-    monkeypatch.setattr(any_model, "FOLDS_OF_OTHER_MODELS", 2)
 
 
 @cache
