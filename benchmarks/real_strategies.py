@@ -108,7 +108,7 @@ def strategy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str
         reached = goal is not None and row["gain"] >= goal and row["gain_interval_90"][0] > 0
         numbers.append(row | {"goal": goal, "holds": None if goal is None else reached})
     if label == TOGETHER and CONTROLLER in by_strategy:
-        numbers += _against_best(by_strategy, f"{name}, {label}: controller")
+        numbers += _against_best(by_strategy, f"{name}, {label}")
     return numbers
 
 
@@ -150,15 +150,40 @@ def _against_best(by_strategy: Mapping[str, Mapping[tuple[str, str], Row]], name
     best = max(right, key=right.__getitem__)
     rows = by_strategy[best]
     compared = _compared(mine, rows)
-    costs = [_relative_cost([(rows[key], base[key]) for key in mine]) for rows in (mine, rows)]
+    costs = [_relative_cost([(some[key], base[key]) for key in mine]) for some in (mine, rows)]
     share = costs[0] / costs[1]
+    bounds = _bounds([(rows[key], base[key]) for key in mine], name, best) if best != BASE else []
     return [
         {
-            "name": f"{name} minus the best fixed strategy", "value": compared["gain"], "unit": "points",
+            "name": f"{name}: controller minus the best fixed strategy", "value": compared["gain"], "unit": "points",
             "interval_90": compared["gain_interval_90"], "against": best, "goal": None, "holds": None,
         },
         {
-            "name": f"{name}, cost of the best fixed strategy's", "value": round(share, 3), "unit": "times",
+            "name": f"{name}: controller, cost of the best fixed strategy's", "value": round(share, 3), "unit": "times",
             "against": best, "goal": CONTROLLER_COST, "holds": share <= CONTROLLER_COST,
         },
+        *bounds,
+    ]  # fmt: skip
+
+
+def _bounds(pairs: Sequence[tuple[Row, Row]], name: str, best: str) -> list[Row]:
+    """What a choice for each task between in_context and another strategy reaches at most, where the gain of every task
+    is known beforehand: the other one answers the tasks of the largest gains, and in_context is paid for on all."""
+    tasks = [(sum(one["right"]) - sum(other["right"]), _relative_cost([(one, other)])) for one, other in pairs]
+    tasks.sort(key=lambda task: -task[0])
+    always, total = sum(cost for _, cost in tasks), sum(gain for gain, _ in tasks)
+    chosen = [(0, float(len(tasks)))]
+    for gain, cost in tasks:
+        chosen.append((chosen[-1][0] + gain, chosen[-1][1] + cost))
+    shares = [(gain, cost / always) for gain, cost in chosen]
+    equal = min(share for gain, share in shares if gain >= total)
+    most = max((gain for gain, share in shares if share <= CONTROLLER_COST), default=0)
+    points = 100 * most / sum(len(one["right"]) for one, _ in pairs)
+    choice, facts = f"{name}: a choice that knows every gain", {"against": best, "goal": None, "holds": None}
+    return [
+        {"name": f"{choice}, cost of as many right answers", "value": round(equal, 3), "unit": "times"} | facts,
+        {
+            "name": f"{choice}, over {BASE} at {CONTROLLER_COST:g} of the cost",
+            "value": round(points, 1), "unit": "points",
+        } | facts,
     ]  # fmt: skip

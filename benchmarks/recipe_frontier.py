@@ -120,7 +120,8 @@ def measure(
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Per recipe: accuracy with its interval, points beyond in context, harm, and seconds beside Trainer + PEFT.
+    """Per recipe: accuracy, points beyond in context and beyond Trainer + PEFT with intervals, harm, and seconds beside
+    Trainer + PEFT.
 
     Only tasks that every recipe has answered count, so that all comparisons are paired.
     """
@@ -137,23 +138,36 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     for name, mine in by_recipe.items():
         pairs = {g: list(zip(base[g]["right"], mine[g]["right"], strict=True)) for g in shared}
         flat = [pair for some in pairs.values() for pair in some]
-        families: dict[str, list[float]] = defaultdict(list)
-        for group, some in pairs.items():
-            families[mine[group]["family"]] += [after - before for before, after in some]
+        beyond_trainer = _gains(mine, by_recipe[TRAINER], shared) if reference else {}
         seconds, cpu_seconds = (
             statistics.median(mine[g].get(unit, math.nan) for g in shared) for unit in ("seconds", "cpu_seconds")
         )
         results.append({
             "name": name, "settings": mine[shared[0]]["settings"], "tasks": len(shared), "queries": len(flat),
             "accuracy": round(100 * statistics.fmean(after for _, after in flat), 1),
-            "gain": round(100 * statistics.fmean(after - before for before, after in flat), 1),
-            "gain_interval_90": percent_interval(families),
+            "gain": _mean_points(_gains(mine, base, shared)),
+            "gain_interval_90": percent_interval(_gains(mine, base, shared)),
+            "beyond_trainer": _mean_points(beyond_trainer),
+            "beyond_trainer_interval_90": percent_interval(beyond_trainer) if beyond_trainer else None,
             "harm": round(100 * statistics.fmean(before and not after for before, after in flat), 1),
             "seconds": round(seconds, 2),
             "of_trainer_seconds": round(seconds / reference["seconds"], 3) if reference else None,
             "of_trainer_cpu_seconds": round(cpu_seconds / reference["cpu_seconds"], 3) if reference else None,
         })  # fmt: skip
     return sorted(results, key=lambda result: result["seconds"])
+
+
+def _gains(mine: Mapping[str, Row], others: Mapping[str, Row], groups: Sequence[str]) -> dict[str, list[float]]:
+    """Family -> how much more often each query is right in the one than in the others."""
+    families: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        both = zip(mine[group]["right"], others[group]["right"], strict=True)
+        families[mine[group]["family"]] += [one - other for one, other in both]
+    return families
+
+
+def _mean_points(families: Mapping[str, Sequence[float]]) -> float | None:
+    return round(100 * statistics.fmean(v for some in families.values() for v in some), 1) if families else None
 
 
 def draw(results: Sequence[Row], model: str, file: Path) -> None:
@@ -234,7 +248,8 @@ def main() -> None:
         draw(results, Path(options.model).name, options.picture)
     for row in results:
         print(f"{row['name']:32s} {row['accuracy']:5.1f}%  gain {row['gain']:+5.1f} {row['gain_interval_90']}  "
-              f"{row['seconds']:7.2f} s  {row['of_trainer_seconds'] or '-'} of Trainer + PEFT")  # fmt: skip
+              f"{row['seconds']:7.2f} s  beside Trainer + PEFT: {row['of_trainer_seconds'] or '-'} of its seconds, "
+              f"{row['beyond_trainer'] or 0:+.1f} points {row['beyond_trainer_interval_90'] or ''}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -182,9 +182,9 @@ def _models_held_out(table: OutcomeTable, whole: OutcomeTable, settings: Trainin
     """Stage -> probability of each strategy on the cases of `whole` [N, S], by classifiers that were trained on neither
     the case's model nor its family."""
     estimates = {stage: np.zeros(whole.correct.shape) for stage in whole.feature_names}
-    models = _model_of(table)
+    models, models_of_whole = _model_of(table), _model_of(whole)
     for model in sorted(set(models.tolist())):
-        own = np.flatnonzero(_model_of(whole) == model)
+        own = np.flatnonzero(models_of_whole == model)
         folds = group_folds([whole.families[n] for n in own], FOLDS_OF_OTHER_MODELS, settings.seed)
         for held_out in [others for _, others in folds] or [np.arange(len(own))]:  # a single family is one fold
             unseen = whole.take(own[held_out])
@@ -197,11 +197,11 @@ def _models_held_out(table: OutcomeTable, whole: OutcomeTable, settings: Trainin
 def _without_families_of(unseen: OutcomeTable, others: OutcomeTable) -> OutcomeTable:
     """The cases of other models whose families are not those of `unseen` cases. Raises `PolicyError` where nothing is
     left to train on."""
-    families = set(unseen.families)
-    elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), sorted(families))))
+    elsewhere = others.take(np.flatnonzero(~np.isin(np.array(others.families), unseen.families)))
     if not elsewhere.fully_observed.any():
+        names = ", ".join(sorted(set(unseen.families)))
         raise PolicyError(
-            f"nothing is left to train on while a model and the families {shortened(', '.join(sorted(families)))} are "
+            f"nothing is left to train on while a model and the families {shortened(names)} are "
             "held out: on other families no other model ran every strategy; collect more of these"
         )
     return elsewhere

@@ -24,6 +24,7 @@ Booleans = NDArray[np.bool_]
 NEVER = 2.0
 """A threshold above every probability."""
 NEVER_SURE = (NEVER, NEVER)
+"""No in-context answer is sure, with the probe or without it."""
 MARGIN = 0.25
 """A feature is out of range if it is further from the training range than this share of the range."""
 MAX_DEVIATIONS = 4.0
@@ -207,18 +208,14 @@ class TrainedPolicy:
         """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift`, a number or one
         for each row, is added to the log-odds of a right in-context answer."""
         estimates = self._stage_classifiers[stage](rows)
-        base = estimates[:, 0] if not np.any(shift) else shifted(estimates[:, 0], shift)
-        return compose_probabilities(base, estimates[:, 1::2], estimates[:, 2::2])
+        if np.any(shift):
+            estimates = np.column_stack([shifted(estimates[:, 0], shift), estimates[:, 1:]])
+        return composed(estimates)
 
     @cached_property
     def _stage_classifiers(self) -> Mapping[int, Callable[[Floats], Floats]]:
-        """Stage -> function from features [N, F] to probabilities [N, 1 + 2 (S - 1)]: in-context right, then fixes and
-        breaks of each other strategy."""
-        pairs = {
-            stage: [classifier for c in changes for classifier in (c.fixes, c.breaks)]
-            for stage, changes in self.changes.items()
-        }
-        return {stage: batched_probabilities([first, *pairs[stage]]) for stage, first in self.difficulty.items()}
+        """Stage -> function from features [N, F] to the estimates of `composed`."""
+        return {stage: batched_stage(first, self.changes[stage]) for stage, first in self.difficulty.items()}
 
     def expected_costs(self, kinds: Sequence[str], free: Floats) -> Floats:
         """Expected relative cost of each strategy from here on [N, S], from kinds and free features [N, F]. The
@@ -382,6 +379,17 @@ def shifted(probabilities: Floats, shift: float | Floats) -> Floats:
     clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
     result: Floats = 1 / (1 + (1 - clipped) / clipped * np.exp(-shift))
     return result
+
+
+def batched_stage(difficulty: CalibratedClassifier, changes: Sequence[Change]) -> Callable[[Floats], Floats]:
+    """Function from features [N, F] to the estimates of `composed`."""
+    return batched_probabilities([difficulty, *(one for c in changes for one in (c.fixes, c.breaks))])
+
+
+def composed(estimates: Floats) -> Floats:
+    """Probability that each strategy is right [N, S], from estimates [N, 1 + 2 (S - 1)]: in-context right, then fixes
+    and breaks of each other strategy."""
+    return compose_probabilities(estimates[:, 0], estimates[:, 1::2], estimates[:, 2::2])
 
 
 def compose_probabilities(base: Floats, fixes: Floats, breaks: Floats) -> Floats:

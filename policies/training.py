@@ -27,7 +27,6 @@ from .classifiers import (
     BinaryTarget,
     CalibratedClassifier,
     CostRegressor,
-    batched_probabilities,
     eligible_candidates,
     fit_classifiers,
     fit_cost_regressor,
@@ -39,7 +38,7 @@ from .outcomes import Outcome
 from .policy import HeuristicPolicy
 from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
 from .simulation import run_attempts, simulate
-from .trained_policy import NEVER, Change, ProbePlan, TrainedPolicy, compose_probabilities
+from .trained_policy import NEVER, Change, ProbePlan, TrainedPolicy, batched_stage, compose_probabilities, composed
 from .unfamiliar import accuracy_margin, evidence_pays, fit_evidence, fit_familiarity, most_accurate
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
@@ -297,7 +296,7 @@ def fit(table: OutcomeTable, settings: TrainingSettings, models: AcrossModels | 
     estimates, weights = (models.probabilities, models.weights) if models else (probabilities, None)
     without, measured = (_select_margin(policy, whole, estimates[stage], costs, weights) for stage in sorted(estimates))
     thresholds, margins = zip(without, measured, strict=True)
-    policy = replace(policy, sure_thresholds=thresholds, utility_margins=margins)  # what follows needs preferences
+    policy = replace(policy, sure_thresholds=thresholds, utility_margins=margins)  # first, as they decide preferences
     policy = replace(policy, skip_probe_threshold=_select_skip_probe_threshold(policy, whole, probabilities, costs))
     if settings.by_free_features:
         policy = replace(policy, probe_margin=_select_probe_margin(policy, whole, probabilities, costs))
@@ -323,9 +322,7 @@ def estimated_elsewhere(table: OutcomeTable, unseen: OutcomeTable, settings: Tra
     estimates = {}
     for stage in table.feature_names:
         classifier, changes, _ = _fit_stage(table, table.stage(stage), settings)
-        every = [classifier, *(one for change in changes for one in (change.fixes, change.breaks))]
-        values = batched_probabilities(every)(unseen.stage(stage))
-        estimates[stage] = compose_probabilities(values[:, 0], values[:, 1::2], values[:, 2::2])
+        estimates[stage] = composed(batched_stage(classifier, changes)(unseen.stage(stage)))
     return estimates
 
 

@@ -584,6 +584,9 @@ class TestRealModels:
         assert values["controller minus the best fixed strategy"]["value"] == -25.0
         cost = values["controller, cost of the best fixed strategy's"]
         assert (cost["value"], cost["against"], cost["holds"]) == (0.3, "ttt_in_context", True)
+        bound = "a choice that knows every gain, "
+        assert values[f"{bound}cost of as many right answers"]["value"] == (2 + 20 + 20) / 40
+        assert values[f"{bound}over in_context at 0.4 of the cost"]["value"] == 0.0, "one task costs 22 of 40"
 
     def test_the_row_of_a_controller_has_the_strategy_of_each_answer(self) -> None:
         controller = Controller.from_pretrained(strategy="in_context")
