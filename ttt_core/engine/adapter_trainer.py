@@ -75,7 +75,7 @@ class AdapterTrainer:
                     charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
                     start=None if start is None else start.weights.copied(),
                     step_limit=None if limit is None else limit.steps,
-                    is_wanted=partial(_is_wanted_from, at, is_wanted),
+                    is_wanted=partial(_is_wanted_from, at, is_wanted), token_seconds=self._guarded.token_seconds,
                 )  # fmt: skip
                 if charged:
                     _refuse_failed(trainings)
@@ -115,6 +115,7 @@ class AdapterTrainer:
                 self._loaded, learned, recipe, seeds, deadline=deadline - looking, on_step=on_step, monitor=watch,
                 charge=self._guarded.charge, memory=None if bound is None else bound - aside,
                 step_limit=None if limit is None else limit.steps, start=None if start is None else start.weights,
+                token_seconds=self._guarded.token_seconds,
             )  # fmt: skip
             training = merge_records(trainings)
             if training.error and watch.best is None:

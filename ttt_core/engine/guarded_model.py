@@ -76,6 +76,8 @@ class GuardedModel:
         """Where training stops as if its deadline had passed; see `limiting_steps`."""
         self.on_phase: OnPhase | None = None
         """Receives `training` and `answering` when they begin; see `reporting_phases`."""
+        self._read = Cost()
+        """What reading and answering have cost so far; see `reading`."""
         self._fingerprint: Fingerprint = Fingerprint(loaded.model, None if original is None else original._fingerprint)
         self._rotary = RotaryState(loaded.model.modules())
         self._parts = ModelParts(loaded.model)
@@ -155,6 +157,14 @@ class GuardedModel:
                     yield
 
     @contextmanager
+    def reading(self, adapter: Adapter | None) -> Iterator[None]:
+        """As `compute`, for passes without a way back: what is charged inside counts for `token_seconds`."""
+        with self.compute(adapter):
+            meter = self.meter()
+            yield
+            self._read += meter.read()
+
+    @contextmanager
     def stop_when(self, should_stop: Callable[[], bool]) -> Iterator[None]:
         """While inside, `should_stop` is called before every prompt and every layer of a pass, and may raise.
 
@@ -222,6 +232,11 @@ class GuardedModel:
     def meter(self) -> Meter:
         """A meter of what is spent from now on. Prefetched work counts when it is used."""
         return Meter(lambda: self.charged)
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Mean seconds of a token that went forward through the model in `reading`; None before any did."""
+        return self._read.seconds / self._read.forward_tokens if self._read.forward_tokens else None
 
     def _refuse_if_changed(self) -> None:
         if self._changed is not None:

@@ -46,6 +46,8 @@ LONGER_ROWS = 1.5
 grows at most with the length of its row, so the bytes of a token are multiplied by the ratio of the lengths."""
 MEMORY_SHARE = 0.6
 """Of the memory that is free when training begins, what its passes may take, unless a bound is given."""
+STEP_PASSES = 3
+"""Forward passes that take as long as a training step: the way back takes twice as long as the way forward."""
 
 
 def forget_measurements(model: torch.nn.Module) -> None:
@@ -317,7 +319,7 @@ class GradientEngine:
             self._split(step, one)
             return self.estimate_seconds(optimizer, rows)
         rounds = min(math.ceil(len(sizes) / self._workers), sum(sizes) / max(sizes))
-        return 3 * seconds * max(1.0, rounds)
+        return STEP_PASSES * seconds * max(1.0, rounds)
 
     def _activation_bytes(self, loaded: LoadedModel, optimizer: BatchedAdamW, row: Encoded) -> tuple[int, list[str]]:
         """Bytes that the pass of one row keeps for its way back, and the layers that get no gradient from it."""

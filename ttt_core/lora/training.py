@@ -18,7 +18,7 @@ from ..model.encoding import Encoded
 from ..model.loading import LoadedModel
 from ..recipes import Recipe, recipes_for_each
 from ..spans import NoSpan, Span, span
-from .gradients import GradientEngine
+from .gradients import STEP_PASSES, GradientEngine
 from .modules import coverage, warn_of_checkpointing
 from .optimizer import BatchedAdamW
 from .weights import LoraWeights
@@ -99,6 +99,7 @@ def train(
     charge: Callable[[int, int], None] | None = None,
     start: LoraWeights | None = None,
     is_wanted: Callable[[int], bool] = lambda place: True,
+    token_seconds: float | None = None,
 ) -> tuple[LoraWeights, list[TrainingRecord]]:
     """Trains one adapter for each list of `examples`, all in one batch; each gets the weights that it would get alone.
 
@@ -109,7 +110,8 @@ def train(
     continue. `step_limit` is the number of steps after which a deadline stopped the training that is repeated: it stops
     there again, with the same stop reason. `workers` is the number of threads on a CPU and `memory` a bound in bytes
     (see `GradientEngine`). `charge` receives the numbers of forward and backward tokens before each pass. Before each
-    step an adapter is taken out of the batch where `is_wanted` is false for its place.
+    step an adapter is taken out of the batch where `is_wanted` is false for its place. `token_seconds` is the mean
+    time of reading a token so far: where a first step at that rate leaves ample time, nothing is read to estimate it.
 
     An adapter whose loss or weights become non-finite fails, and its record says so; the others continue, unless there
     is a monitor. Raises `AdaptationError` where there are no examples, `ModelError` for different batching keys.
@@ -124,7 +126,7 @@ def train(
     runs = [_AdapterRun(*parts) for parts in zip(examples, recipes, seeds, bounds, strict=True)]
     with span("train") as step, GradientEngine(loaded, recipes, workers, memory) as engine:
         step.set(adapters=len(runs), examples=[len(run.examples) for run in runs], seeds=list(seeds))
-        loop = _TrainingLoop(loaded, runs, engine, start, began)
+        loop = _TrainingLoop(loaded, runs, engine, start, began, token_seconds)
         loop.run(deadline, step_limit, _recorded(step, recipes[0], on_step), on_batch_step, monitor, charge, is_wanted)
         weights = loop.weights()
         step.set(stop_reasons=[run.stop_reason for run in runs], tokens=sum(run.tokens for run in runs))
@@ -223,9 +225,9 @@ class _TrainingLoop:
 
     def __init__(
         self, loaded: LoadedModel, runs: Sequence[_AdapterRun], engine: GradientEngine, start: LoraWeights | None,
-        began: float,
+        began: float, token_seconds: float | None = None,
     ) -> None:  # fmt: skip
-        self._runs, self._engine = runs, engine
+        self._runs, self._engine, self._token_seconds = runs, engine, token_seconds
         self._divided_until = began
         """Time of `clock.monotonic` up to which the seconds are divided among the adapters."""
         # Neighbours share a micro-batch: sorted by batch size and length, they need little padding.
@@ -288,13 +290,27 @@ class _TrainingLoop:
 
     def _estimated_seconds(self, deadline: float, charge: Callable[[int, int], None] | None) -> float:
         """Estimated seconds of the first step, where time is bounded and not up yet; else 0. The adapters with a bound
-        pay for the estimate, and each gets its share as that of its slowest step. One prompt of each adapter is read;
-        where the step may take more than a tenth of the time, its largest pass is."""
+        pay for the estimate, and each gets its share as that of its slowest step. At the rate at which tokens were read
+        so far, forward and backward, it may take at most a tenth of the time: then nothing is read. Otherwise one
+        prompt of each adapter is, and where the step may still take more than that, its largest pass."""
         self.divide_seconds(self._active)
         bounds = [(run, min(deadline, run.max_seconds)) for run in self._active]
         bounded = [run for run, bound in bounds if bound < math.inf and run.seconds < run.max_seconds]
         if not bounded or clock.monotonic() >= deadline:
             return 0.0
+        every, paying = (sum(run.max_step_tokens for run in runs) for runs in (self._active, bounded))
+        left = min([deadline - clock.monotonic(), *(run.max_seconds - run.seconds for run in bounded)])
+        seconds = STEP_PASSES * every * (math.inf if self._token_seconds is None else self._token_seconds)
+        seconds, read = (seconds, 0) if seconds <= AMPLE * left else self._read_estimate(left, charge)
+        self.divide_seconds(bounded)
+        for run in bounded:
+            run.slowest = seconds * run.max_step_tokens / every
+            run.estimate_tokens = round(read * run.max_step_tokens / paying)
+        return seconds
+
+    def _read_estimate(self, left: float, charge: Callable[[int, int], None] | None) -> tuple[float, int]:
+        """Seconds of the first step, estimated by reading one prompt of each adapter, or its largest pass where it may
+        take more than a tenth of the seconds that are left; and how many tokens were read."""
         read = 0
 
         def count(forward: int, backward: int) -> None:
@@ -303,19 +319,13 @@ class _TrainingLoop:
             if charge is not None:
                 charge(forward, backward)
 
-        left = min([deadline - clock.monotonic(), *(run.max_seconds - run.seconds for run in bounded)])
         sizes = [run.recipe.batch_size for run in self._active]
         single = [[run.longest] for run in self._active]
         seconds = self._engine.estimate_seconds(self._optimizer, single, count) * fmean(sizes)
         if seconds > AMPLE * left and max(sizes) > 1:
             batches = [[run.longest] * size for run, size in zip(self._active, sizes, strict=True)]
             seconds = self._engine.estimate_seconds(self._optimizer, batches, count)
-        self.divide_seconds(bounded)
-        every, paying = (sum(run.max_step_tokens for run in runs) for runs in (self._active, bounded))
-        for run in bounded:
-            run.slowest = seconds * run.max_step_tokens / every
-            run.estimate_tokens = round(read * run.max_step_tokens / paying)
-        return seconds
+        return seconds, read
 
     def weights(self) -> LoraWeights:
         """The current weights of all adapters, in the order of the runs."""

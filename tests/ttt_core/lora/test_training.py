@@ -254,6 +254,39 @@ def test_the_estimate_reads_one_prompt_where_there_is_ample_time(
     assert read == [1, 3], "three times 60 seconds are more than a tenth of the time"
 
 
+@pytest.mark.parametrize(("bound", "prompts"), [(1001.0, 0), (900.0, 1)])
+def test_no_prompt_is_read_where_the_rate_of_reading_shows_ample_time(
+    loaded: LoadedModel, examples: list[Encoded], bound: float, prompts: int
+) -> None:
+    tokens, charged = 3 * len(examples[0].ids), list[tuple[int, int]]()
+    hundred_seconds = 100.0 / (3 * tokens)
+    _, (record,) = train(
+        loaded, [examples[:1]], replace(RECIPE, batch_size=3), [0], max_seconds=[bound],
+        token_seconds=hundred_seconds, charge=lambda *both: charged.append(both),
+    )  # fmt: skip
+    assert record.stop_reason == "finished"
+    assert sum(forward - backward for forward, backward in charged) == prompts * len(examples[0].ids)
+    assert record.estimate_tokens == prompts * len(examples[0].ids)
+
+
+def test_a_prompt_is_read_where_the_rate_of_reading_leaves_too_little_time(
+    loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GradientEngine, "estimate_seconds", lambda *_: 0.0)
+    _, (record,) = train(loaded, [examples], RECIPE, [0], max_seconds=[1000.0], token_seconds=1e6)
+    assert record.stop_reason == "finished", "answers of one token overestimate the rate: the estimate decides"
+
+
+def test_training_after_an_answer_reads_nothing_to_estimate_its_first_step(task: Task) -> None:
+    learner, deadline = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer())), time.monotonic() + 1e6
+    first = learner.adapt(leave_one_out(task), RECIPE, deadline=deadline).training
+    assert first.estimate_tokens > 0, "nothing was read before"
+    learner.answer([task])
+    later = learner.adapt(leave_one_out(task), RECIPE, seed=1, deadline=deadline).training
+    assert later.estimate_tokens == 0
+    assert first.stop_reason == later.stop_reason == "finished"
+
+
 def test_an_adapter_that_has_converged_stops_and_the_others_continue(
     loaded: LoadedModel, examples: list[Encoded]
 ) -> None:
