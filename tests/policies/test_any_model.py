@@ -57,7 +57,9 @@ def few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def trained() -> TrainedPolicy:
-    return train_any_model(OUTCOMES, fold_count=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(any_model, "CANDIDATES", ("logistic",))
+        return train_any_model(OUTCOMES, fold_count=3)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from autottt.strategies.registry import strategies
 from tests.controller.cli.commands import on_a_terminal, piped, task, tasks_file
 from tests.controller.cli.test_solve import plain
 
-STEPS = 150
+STEPS = 50
 WORDS = ["--strategy", "ttt_in_context"]
-TRAINING = re.compile(r"ttt_in_context: training.*?(\d+)/150.*?loss \d+\.\d+, \d+ s left")
+TRAINING = re.compile(r"ttt_in_context: training.*?(\d+)/50.*?loss \d+\.\d+, \d+ s left")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_training_of_several_tasks_says_of_how_many(
 ) -> None:
     file = tasks_file(tmp_path, other(5), other(6))
     printed = plain(on_a_terminal(forkserver, ["solve", file, "--model", slow_model, *WORDS], columns=150))
-    assert re.search(r"ttt_in_context: training for 2 tasks.*?/150.*?loss \d", printed)
+    assert re.search(r"ttt_in_context: training for 2 tasks.*?/50.*?loss \d", printed)
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
