@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -112,15 +112,18 @@ class Controller:
         """Whose trained adapters are reused; see `for_scope`."""
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
         self._schedulers: list[Scheduler] = []
+        self._is_copy = False
+        """Whether another controller around the same learner made it."""
         lazy.import_all()
 
     def for_scope(self, scope: str) -> Controller:
         """A controller around the same model, with the same policy and settings, that reuses only adapters that were
-        trained in the same scope, such as the name of a client. The scope of a new controller is empty."""
+        trained in the same scope, such as the name of a client. The scope of a new controller is empty. `close` on it
+        closes its own schedulers alone, and leaves what the learner caches to this one."""
         if not isinstance(scope, str):
             raise TypeError(f"scope: expected a text, such as the name of a client; received {scope!r}")
         scoped = copy.copy(self)
-        scoped.scope = scope
+        scoped.scope, scoped._schedulers, scoped._is_copy = scope, [], True
         return scoped
 
     @property
@@ -144,7 +147,8 @@ class Controller:
         drops what the learner caches in memory. The model stays as it is, and the controller can be used again."""
         for scheduler in self._schedulers:
             scheduler.close()
-        self.learner.clear()
+        if not self._is_copy:
+            self.learner.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +210,11 @@ class Controller:
         """
         if strategy is not None:
             get_strategy(strategy)
+            if policy is not None:
+                raise PolicyError(
+                    f"expected a strategy or a policy; received strategy={strategy!r} and policy={str(policy)!r}: one "
+                    "strategy for every task leaves a policy no choice; give one"
+                )
         paths = {
             "model": model, "policy": policy, "adapters": adapters, "starting_adapter": starting_adapter,
             "shadow": shadow,
@@ -330,15 +339,16 @@ class Controller:
             with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 together = len(batch) > 1
                 batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None
-                for result in batched or map(solve_alone, batch):
-                    results.append(result)
-                    if on_result is not None:
-                        on_result(result)
+                with closing(batched or (solve_alone(task) for task in batch)) as answered:
+                    for result in answered:
+                        results.append(result)
+                        if on_result is not None:
+                            on_result(result)
         return results
 
     def _solve_batch(
         self, tasks: Sequence[Task], context: Context, seed: int, on_event: OnEvent | None
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """The results of tasks whose adapters are trained in batches."""
         graph = lazy.graph.build_graph(lazy.memory.InMemorySaver())
         refusals: dict[int, Result] = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -410,9 +410,9 @@ class HeuristicPolicy:
         return _untrained_decision(choice, reason, features)
 
     def card(self) -> Mapping[str, Any]:
-        return {
-            "note": self.note, "skip_probe_threshold": self.skip_probe_threshold, "keep_threshold": self.keep_threshold
-        }  # fmt: skip
+        card = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "name"}
+        by_kind = {kind: list(names) for kind, names in self.training_strategies.items()}
+        return {**card, "training_strategies": by_kind, "cross_validated_kinds": list(self.cross_validated_kinds)}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import os
 import pkgutil
@@ -127,14 +128,30 @@ def _import(source: str) -> None:
         importlib.import_module(source)
         return
     path = Path(source).resolve()
-    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+    name = _module_name(path)
+    if getattr(sys.modules.get(name), "__file__", None) == str(path):
         return
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise StrategyError(f"{source}: no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # else the next attempt would take it for imported
+        raise
+
+
+def _module_name(path: Path) -> str:
+    """The name of a plug-in file as a module: its own, unless another module has that name."""
+    try:
+        other = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):  # a module without a specification, such as `__main__`
+        other = None
+    known = path.stem in sys.modules or other is not None
+    if not known or str(path) in (getattr(sys.modules.get(path.stem), "__file__", None), other and other.origin):
+        return path.stem
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def strategies() -> Mapping[str, Strategy]:

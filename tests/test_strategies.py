@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import random
@@ -263,6 +264,33 @@ def test_a_strategy_of_a_plug_in_file_is_registered(tmp_path: Path, monkeypatch:
     for _ in range(2):  # not forgotten the second time
         with pytest.raises(StrategyError, match=r"no\.such\.module cannot be imported"):
             strategies()
+
+
+def test_a_plug_in_file_that_fails_is_refused_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "failing_plugin.py"
+    file.write_text("raise RuntimeError('not today')\n")
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
+    monkeypatch.setenv(registry.PLUGINS, str(file))
+    for _ in range(2):
+        with pytest.raises(StrategyError, match=r"failing_plugin.*RuntimeError: not today"):
+            strategies()
+    file.write_text("imported = True\n")
+    strategies()
+    assert sys.modules.pop("failing_plugin").imported
+
+
+def test_a_plug_in_file_replaces_no_module_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "wave.py"  # a module of the standard library, which may not have been imported yet
+    file.write_text("imported = True\n")
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
+    monkeypatch.setenv(registry.PLUGINS, str(file))
+    strategies()
+    assert not hasattr(importlib.import_module("wave"), "imported")
+    (name,) = (name for name, module in sys.modules.items() if getattr(module, "__file__", None) == str(file))
+    monkeypatch.setattr(registry, "_DISCOVERED", [])
+    before = sys.modules[name]
+    strategies()
+    assert sys.modules.pop(name) is before, "a file is run once"
 
 
 @pytest.mark.parametrize(

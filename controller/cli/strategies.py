@@ -81,10 +81,10 @@ def _page(strategy: Strategy) -> RenderableType:
 
 
 def _recipes(strategy: Strategy) -> dict[str, Recipe]:
-    """The recipes of a strategy: its own, or those of the bundled model and of other models."""
+    """The recipes of a strategy: its own, or those of the bundled model, of small models and of other models."""
     from ...strategies.base import recipe_for
     from ...ttt_core.model.loading import BUNDLED
-    from ...ttt_core.recipes import Recipe
+    from ...ttt_core.recipes import MEASURED_RATES, SMALL_MODELS, Recipe, recipes_for_model
 
     if strategy.recipe is not None:
         return {"every model": strategy.recipe}
@@ -95,6 +95,10 @@ def _recipes(strategy: Strategy) -> dict[str, Recipe]:
     kinds = [place.partition("/")[2] for place in bundled if place.startswith(f"{strategy.name}/")]
     columns = {"bundled model": recipe_for(strategy, bundled, "")}
     columns |= {f"bundled model, {kind}": recipe_for(strategy, bundled, kind) for kind in kinds}
+    for model_type in ("", *MEASURED_RATES):
+        small = recipes_for_model(SMALL_MODELS[0], model_type).get(strategy.name)
+        if small is not None and small not in columns.values():
+            columns[", ".join(filter(None, ("0.1 to 1B parameters", model_type)))] = small
     return {**columns, "other models": strategy.default_recipe}
 
 

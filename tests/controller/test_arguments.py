@@ -11,7 +11,7 @@ import pytest
 from autottt import Controller
 from autottt.controller.budget import Budget
 from autottt.policies.policy import FixedPolicy
-from autottt.ttt_core.errors import AutotttError
+from autottt.ttt_core.errors import AutotttError, PolicyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.tasks.task import Task
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -107,3 +107,8 @@ def test_a_controller_is_not_copied_to_other_processes(controller: Controller, w
     for value in (controller, controller.learner):
         with pytest.raises(TypeError, match="make one in each process"):
             way(value)
+
+
+def test_a_strategy_leaves_a_policy_no_choice() -> None:
+    with pytest.raises(PolicyError, match=r"strategy='in_context' and policy='public'.*give one"):
+        Controller.from_pretrained(strategy="in_context", policy="public")

@@ -1075,6 +1075,15 @@ def test_prefetched_adapters_are_cached_when_a_queue_is_interrupted(learner: Lea
     assert (learner.guarded.charged - before).backward_tokens == charged.backward_tokens
 
 
+def test_a_queue_has_ended_when_an_error_of_on_result_is_raised(learner: Learner) -> None:
+    controller = Controller(learner, FixedPolicy("ttt_in_context"))
+    learner.clear()
+    with pytest.raises(ZeroDivisionError) as caught:
+        controller.solve_many(many(), on_result=lambda _: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert learner.adapters.prefetched_bytes == 0, "even while the error holds the frames of the call"
+    assert caught.value.__traceback__ is not None
+
+
 def test_a_queue_is_trained_in_as_many_batches_as_memory_asks_for(
     learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 
+from autottt.controller.run_facts import policy_digest
 from autottt.policies import bundle as bundle_module
 from autottt.policies import policy as policy_module
 from autottt.policies.bundle import load_bundle, save_bundle
@@ -526,3 +527,13 @@ def test_costs_are_multiples_of_an_in_context_answer_that_shares_the_reading_of_
     assert {name: again.cost_alone(name, cost) for name, cost in paid.items()} == alone
     assert dataclasses.replace(cached, shared_views=views).shared_cost("ttt_augmented", 60.0) == 3.0
     assert learned.decide(features, ALL).costs["in_context"] == 0
+
+
+def test_every_setting_of_the_heuristic_policy_is_part_of_its_digest() -> None:
+    policies = [
+        HeuristicPolicy(), HeuristicPolicy(note="why"), HeuristicPolicy(skip_probe_threshold=0.8),
+        HeuristicPolicy(keep_threshold=0.5), HeuristicPolicy(training_strategies={}),
+        HeuristicPolicy(doubtful_below=0.1), HeuristicPolicy(cross_validated_kinds=()),
+    ]  # fmt: skip
+    assert len({policy_digest(policy) for policy in policies}) == len(policies)
+    assert policy_digest(HeuristicPolicy()) == policy_digest(policies[0])

@@ -725,6 +725,18 @@ def test_a_controller_closes_its_schedulers(controller):
     assert set(threading.enumerate()) == before
 
 
+def test_closing_a_controller_of_a_scope_leaves_the_schedulers_and_caches_of_the_others(controller):
+    with controller.scheduler() as scheduler:
+        scheduler.solve(EASY)
+        cached = len(controller.learner.answerer.base_answers)
+        with controller.for_scope("one") as scoped:
+            own = scoped.scheduler()
+        assert own.is_closed
+        assert not scheduler.is_closed
+        assert len(controller.learner.answerer.base_answers) == cached > 0
+        assert scheduler.solve(EASY).status != "refused"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_is_told_to_make_a_scheduler_of_its_own(controller):
