@@ -94,13 +94,13 @@ def evaluate_transfer(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, A
     single = cases.strategies.index(policy.trained.ranking[0])
     utilities = {
         "policy": right - weight * costs,
-        "single": cases.correct[:, single] - weight * cases.costs[:, single],
+        "single": cases.alone[:, single] - weight * cases.costs[:, single],
     }
     gain = Bootstrap(cases.families, utilities, 0).gain("single")
     assert gain is not None
     numbers = {
         "utility": utilities["policy"].mean(), "accuracy": right.mean(), "cost": costs.mean(),
-        "sbs_utility": utilities["single"].mean(), "sbs_accuracy": cases.correct[:, single].mean(),
+        "sbs_utility": utilities["single"].mean(), "sbs_accuracy": cases.alone[:, single].mean(),
         "sbs_cost": cases.costs[:, single].mean(), "in_context": cases.correct[:, 0].mean(), "gain": gain["value"],
     }  # fmt: skip
     result: dict[str, Any] = {name: round(float(number), 4) for name, number in numbers.items()}

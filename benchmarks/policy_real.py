@@ -124,8 +124,8 @@ def race(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     table: OutcomeTable = build_outcome_table(some).complete()
     arms = {
         name: {
-            "accuracy": float(table.correct[:, s].mean()), "cost": float(table.costs[:, s].mean()),
-            "harm_share": float((table.correct[:, s] < table.correct[:, 0]).mean()),
+            "accuracy": float(table.alone[:, s].mean()), "cost": float(table.costs[:, s].mean()),
+            "harm_share": float((table.alone[:, s] < table.correct[:, 0]).mean()),
         }
         for s, name in enumerate(table.strategies)
     }  # fmt: skip

@@ -321,6 +321,7 @@ def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
         may_keep=decision is None or decision.may_keep,
         alternatives=bool(_untried(progress)) and not (decision is not None and decision.exclusive),
         worthwhile=lambda: _next_decision(progress, context).worthwhile,
+        forced=decision is not None and decision.exclusive and not decision.policy_choice,
     )  # fmt: skip
     is_usual = verdict.action == "accept" and progress.attempts[-1].status == "answered"
     level = logging.DEBUG if is_usual else logging.INFO
@@ -330,18 +331,21 @@ def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
 
 def judged(
     attempt: Attempt, attempts: int, left: float, in_context: Attempt, may_keep: bool = True, alternatives: bool = True,
-    worthwhile: Callable[[], bool] = lambda: True,
+    worthwhile: Callable[[], bool] = lambda: True, forced: bool = False,
 ) -> Verdict:  # fmt: skip
     """The verdict on an attempt, the last of `attempts`, with `left` seconds of the budget.
 
     The in-context answer takes its place only where the risk guarantee allows to keep that one (`Decision.may_keep`).
+    The answer of an adapter that is less certain than it gives way to it, unless the caller `forced` the strategy.
     `alternatives` says whether a strategy is left that may be tried, `worthwhile` whether the next one is worth its
     cost.
     """
     differs = attempt.value is not None and in_context.value not in (None, attempt.value)
-    result = attempt.cross_validation
-    if result and differs and may_keep and rejects_adapter(result.gain, attempt.confidence, in_context.confidence):
-        return Verdict("fall_back", _no_gain(attempt, result, in_context))
+    result, trained = attempt.cross_validation, attempt.training_record is not None
+    gain = None if result is None else result.gain
+    replaceable = differs and may_keep and (result is not None or (trained and not forced))
+    if replaceable and rejects_adapter(gain, attempt.confidence, in_context.confidence):
+        return Verdict("fall_back", _less_certain(attempt, in_context))
     if attempt.status == "answered":
         return Verdict("accept", f"{attempt.strategy} gave a valid answer")
     if attempt.strategy == "in_context" and attempts > 1:
@@ -360,14 +364,20 @@ def judged(
     return Verdict("fall_back", f"{problem}; the in-context answer is the fallback")
 
 
-def _no_gain(attempt: Attempt, result: CrossValidationResult, in_context: Attempt) -> str:
-    """Why the adapter of an attempt is rejected, with the numbers."""
+def _less_certain(attempt: Attempt, in_context: Attempt) -> str:
+    """Why the answer of an attempt is rejected, with the numbers."""
+    measure = "vote share" if attempt.candidates else "probability"
+    certainty = (
+        f"the in-context answer is more certain (probability {in_context.confidence:.2f}, {measure} of the adapted "
+        f"answer {attempt.confidence:.2f}); the in-context answer is the fallback"
+    )
+    if attempt.cross_validation is None:
+        return f"{attempt.strategy}: {certainty}"
+    result = attempt.cross_validation
     count = len(result.before)
     return (
         f"{attempt.strategy}: cross-validation found no gain (held-out accuracy {sum(result.before)}/{count} "
-        f"before training, {sum(result.after)}/{count} after), and the in-context answer is more certain "
-        f"(probability {in_context.confidence:.2f}, vote share of the adapted answer {attempt.confidence:.2f}); "
-        "the in-context answer is the fallback"
+        f"before training, {sum(result.after)}/{count} after), and {certainty}"
     )
 
 

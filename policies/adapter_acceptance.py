@@ -10,11 +10,12 @@ MAX_ATTEMPTS = 3
 """Strategies that are tried on one query while none of them gives an answer that can be parsed."""
 
 
-def rejects_adapter(gain: float, vote_share: float, in_context_probability: float) -> bool:
-    """Whether the in-context answer replaces the answer of cross-validated adapters.
+def rejects_adapter(gain: float | None, confidence: float, in_context_probability: float) -> bool:
+    """Whether the in-context answer replaces another answer after training.
 
     The adapters' answer stands if training raised the held-out accuracy (`gain` above 0, see
-    `CrossValidationResult.gain`). Otherwise the answer with more certainty stands: `vote_share` is the share of the
-    votes for the adapters' answer, `in_context_probability` the model's probability of the in-context answer.
+    `CrossValidationResult.gain`; None without cross-validation). Otherwise the answer with more certainty stands:
+    `confidence` is the adapted model's probability of its answer, or the share of the votes for it,
+    `in_context_probability` the model's probability of the in-context answer. Measured in benchmarks/LOG.md.
     """
-    return gain <= 0 and vote_share < in_context_probability
+    return (gain is None or gain <= 0) and confidence < in_context_probability

@@ -55,11 +55,11 @@ def domains_held_out(table: OutcomeTable, settings: TrainingSettings) -> dict[st
 
 def _judged(policy: LearnedPolicy, unseen: OutcomeTable) -> dict[str, Any]:
     """Correctness and costs [N] of a policy, of the same at cost weight 0, and of the best fixed strategy."""
-    best = int(unseen.correct.mean(axis=0).argmax())
+    best = int(unseen.alone.mean(axis=0).argmax())
     arms = {
         "policy": unseen.score_routing(simulate(policy, unseen)),
         "accuracy_first": unseen.score_routing(simulate(policy.with_cost_weight(0), unseen)),
-        "best_fixed": (unseen.correct[:, best], unseen.costs[:, best]),
+        "best_fixed": (unseen.alone[:, best], unseen.costs[:, best]),
     }
     unfamiliar = policy.trained.is_out_of_distribution(unseen.stage(0), unseen.kinds)
     return {"families": unseen.families, "arms": arms, "best": unseen.strategies[best], "unfamiliar": unfamiliar}

@@ -76,7 +76,10 @@ class OutcomeTable:
     X: Floats
     """[N, F], all stages."""
     correct: Floats
-    """[N, S], 0 or 1; NaN where a strategy was not tried. `in_context` always was."""
+    """[N, S], 0 or 1, as the controller would serve it: where an adapter is rejected (`rejects_adapter`), the in-context
+    answer counts; NaN where a strategy was not tried. `in_context` always was."""
+    alone: Floats
+    """[N, S], the same of each strategy by itself, without a controller."""
     costs: Floats
     """[N, S], relative costs; NaN likewise."""
     probe_cost: Floats
@@ -115,8 +118,12 @@ class OutcomeTable:
         return self.X[:, : len(self.feature_names[stage])]
 
     def utilities(self, cost_weight: float) -> Floats:
-        """[N, S]: accuracy minus weighted cost of each strategy, without a policy."""
+        """[N, S]: accuracy minus weighted cost of each strategy, as the controller would serve it."""
         return self.correct - cost_weight * self.costs
+
+    def utilities_alone(self, cost_weight: float) -> Floats:
+        """[N, S]: the same of each strategy by itself."""
+        return self.alone - cost_weight * self.costs
 
     def score_routing(self, routed: RoutedCases) -> tuple[Floats, Floats]:
         """Whether each case [N] was answered right, and its total relative cost, including the in-context answer."""
@@ -150,15 +157,15 @@ class OutcomeTable:
         )
         return replace(
             self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, X=self.X[chosen],
-            correct=self.correct[chosen], costs=self.costs[chosen], probe_cost=self.probe_cost[chosen],
+            correct=self.correct[chosen], alone=self.alone[chosen], costs=self.costs[chosen], probe_cost=self.probe_cost[chosen],
             applicable=self.applicable[chosen], unparsed=self.unparsed[chosen],
         )  # fmt: skip
 
     def best_of_tasks(self, cost_weight: float) -> NDArray[np.int64]:
-        """For each case [N] the strategy with the highest utility over all queries and seeds of its task (VBS per
-        task)."""
+        """For each case [N] the strategy with the highest utility, by itself, over all queries and seeds of its task
+        (VBS per task)."""
         _, task = np.unique(np.array(list(zip(self.datasets, self.groups, strict=True))), axis=0, return_inverse=True)
-        utilities = self.utilities(cost_weight)
+        utilities = self.utilities_alone(cost_weight)
         sums = np.stack([np.bincount(task, weights=utilities[:, s]) for s in range(utilities.shape[1])], axis=1)
         return np.asarray(sums.argmax(axis=1)[task], dtype=np.int64)
 
@@ -176,7 +183,7 @@ def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
     by_query: dict[tuple[str, str, int], dict[str, Outcome]] = {}
     for outcome in sorted(rows, key=lambda o: o.key):
         by_query.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
-    measured = [_as_served(by) for by in by_query.values() if BASE in by and by[BASE].features]
+    measured = [_as_run(by) for by in by_query.values() if BASE in by and by[BASE].features]
     strategies = _comparable_strategies({o.strategy for o in rows}, measured)
     _check(rows, measured, strategies)
     long = over_long(rows)
@@ -242,12 +249,12 @@ def _family(outcome: Outcome) -> str:
     return outcome.family or outcome.group or outcome.task_id
 
 
-def _as_served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """The outcomes of a query as the graph would serve them: the in-context answer replaces that of a strategy with too
-    few demonstrations, and that of adapters which cross-validation rejects (`rejects_adapter`)."""
+def _as_run(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """The outcomes of a query by strategies that are run by themselves: the in-context answer replaces that of a
+    strategy with too few demonstrations, and that of adapters which cross-validation rejects (`rejects_adapter`)."""
     base = by[BASE]
 
-    def served(outcome: Outcome) -> Outcome:
+    def run(outcome: Outcome) -> Outcome:
         if outcome.status == "too_few":  # the status distinguishes it from strategies that were tried
             return replace(outcome, correct=base.correct, relative_cost=base.relative_cost)
         answered = outcome.answer and base.answer
@@ -255,7 +262,17 @@ def _as_served(by: Mapping[str, Outcome]) -> dict[str, Outcome]:
             return replace(outcome, correct=base.correct)
         return outcome
 
-    return {name: served(outcome) for name, outcome in by.items()}
+    return {name: run(outcome) for name, outcome in by.items()}
+
+
+def _as_served(outcome: Outcome, base: Outcome) -> float:
+    """Whether a query is answered right where the controller runs a strategy: the in-context answer replaces that of an
+    adapter if it is more certain. Cross-validated adapters were compared before (`_as_run`); they alone have a gain
+    that is not 1."""
+    trained = outcome.backward_tokens > 0 and outcome.held_out_gain == 1
+    known = outcome.answer and base.answer and outcome.confidence > 0
+    rejected = trained and known and rejects_adapter(None, outcome.confidence, base.confidence)
+    return base.correct if rejected else outcome.correct
 
 
 def merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -355,7 +372,8 @@ def _table(base_hash: str, measured: Sequence[dict[str, Outcome]], strategies: s
         groups=tuple(b.group or b.task_id for b in bases),
         kinds=tuple(b.kind for b in bases),
         X=np.array([[b.features[name] for name in columns] for b in bases]),
-        correct=np.array([[by[s].correct if s in by else np.nan for s in names] for by in measured]),
+        correct=np.array([[_as_served(by[s], by[BASE]) if s in by else np.nan for s in names] for by in measured]),
+        alone=np.array([[by[s].correct if s in by else np.nan for s in names] for by in measured]),
         costs=np.array([[by[s].relative_cost if s in by else np.nan for s in names] for by in measured]),
         probe_cost=np.array([b.probe_cost for b in bases]),
         applicable=np.array([applicable[s] for s in names]).T,

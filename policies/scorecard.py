@@ -161,7 +161,7 @@ def _arms(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight:
     index, shares = np.arange(len(table)), _shares(table, draws)
 
     def fixed(choices: Sequence[NDArray[np.int64]]) -> Arm:
-        right = np.stack([table.correct[index, choice] for choice in choices])
+        right = np.stack([table.alone[index, choice] for choice in choices])
         return right, np.stack([table.costs[index, choice] for choice in choices])
 
     def routed(several: Sequence[RoutedCases]) -> Arm:
@@ -170,10 +170,10 @@ def _arms(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight:
 
     return {
         "policy": routed([draw.policy for draw in draws]),
-        **{name: (table.correct[:, s], table.costs[:, s]) for s, name in enumerate(table.strategies)},
+        **{name: (table.alone[:, s], table.costs[:, s]) for s, name in enumerate(table.strategies)},
         "sbs": fixed([draw.sbs for draw in draws]),
         "vbs_per_task": fixed([table.best_of_tasks(cost_weight)]),
-        "vbs_per_query": fixed([table.utilities(cost_weight).argmax(axis=1)]),
+        "vbs_per_query": fixed([table.utilities_alone(cost_weight).argmax(axis=1)]),
         "random_at_equal_share": (table.correct @ shares, table.costs @ shares),
         "one_feature": routed([draw.one_feature for draw in draws]),
         "sbs_per_kind": fixed([draw.sbs_per_kind for draw in draws]),
@@ -288,7 +288,7 @@ def leakage(
 def spread(table: OutcomeTable, draws: Sequence[OutOfFoldDecisions], cost_weight: float) -> dict[str, Any]:
     """Mean, minimum and maximum of the main metrics over the draws of the folds."""
     index = np.arange(len(table))
-    utilities = table.utilities(cost_weight)
+    utilities = table.utilities_alone(cost_weight)
     best = utilities[index, table.best_of_tasks(cost_weight)].mean()
     values: dict[str, list[float]] = {}
     for draw in draws:

@@ -209,7 +209,7 @@ def record_baselines(
     results: OutOfFoldDecisions, held_out: NDArray[np.int64], train: OutcomeTable, unseen: OutcomeTable, weight: float
 ) -> None:
     """Decisions of the baselines, selected on the training cases, on held-out cases."""
-    results.sbs[held_out] = train.utilities(weight).mean(axis=0).argmax()
+    results.sbs[held_out] = train.utilities_alone(weight).mean(axis=0).argmax()
     results.sbs_per_kind[held_out] = _best_per_kind(train, unseen.kinds, weight)
     results.alternative[held_out] = alternative = 1 + train.correct[:, 1:].mean(axis=0).argmax()
     in_context = results.probabilities[held_out, 0]
@@ -234,7 +234,7 @@ def _permuted(policy: TrainedPolicy, table: OutcomeTable, seed: int) -> Floats:
 
 def _best_per_kind(train: OutcomeTable, kinds: Sequence[str], cost_weight: float) -> NDArray[np.int64]:
     """The strategy with the highest utility on training cases of each of the kinds; on all cases for an unseen kind."""
-    utilities, kind_of = train.utilities(cost_weight), np.array(train.kinds)
+    utilities, kind_of = train.utilities_alone(cost_weight), np.array(train.kinds)
     best = {kind: int(utilities[kind_of == kind].mean(axis=0).argmax()) for kind in set(train.kinds)}
     return np.array([best.get(kind, int(utilities.mean(axis=0).argmax())) for kind in kinds], dtype=np.int64)
 

@@ -23,7 +23,7 @@ from autottt.controller.results import Result
 from autottt.controller.state import State, attempt_from_plain, task_from_plain, task_to_plain
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
-from autottt.strategies.base import Attempt, Cost, run
+from autottt.strategies.base import Attempt, Candidate, Cost, run
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_provider import AdapterProvider
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
@@ -39,6 +39,7 @@ from autottt.ttt_core.errors import (
     TooLongError,
 )
 from autottt.ttt_core.learner import Learner
+from autottt.ttt_core.lora.training import TrainingRecord
 from autottt.ttt_core.model import generation as decoding
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.recipes import Recipe
@@ -197,6 +198,33 @@ def test_the_verdict_of_judge():
     assert judged(failed, 3, 10.0, read).action == "fall_back"
     assert judged(failed, 3, 10.0, unread).action == "accept"
     assert judged(unread, 1, 0.0, unread).action == "accept"
+
+
+def test_the_judge_keeps_the_more_certain_of_the_answers_before_and_after_training():
+    trained = Attempt("ttt_direct", (1,), "1", 0.5, training_record=TrainingRecord(1, (1.0,), 1.0, 9, "finished"))
+    read = Attempt("in_context", (2,), "2", 0.6)
+    verdict = judged(trained, 1, 10.0, read)
+    assert verdict.action == "fall_back"
+    assert "ttt_direct: the in-context answer is more certain (probability 0.60, probability of the adapted answer" in (
+        verdict.reason
+    )
+    voted = judged(replace(trained, candidates=(Candidate((1,), 0.5),)), 1, 10.0, read)
+    assert "vote share of the adapted answer 0.50" in voted.reason
+    assert judged(trained, 1, 10.0, replace(read, confidence=0.5)).action == "accept", "it is not more certain"
+    assert judged(trained, 1, 10.0, replace(read, value=None)).action == "accept", "there is nothing to fall back on"
+    assert judged(trained, 1, 10.0, read, may_keep=False).action == "accept", "a promise forbids to keep it"
+    assert judged(trained, 1, 10.0, read, forced=True).action == "accept", "the caller asked for this strategy"
+    assert judged(replace(trained, training_record=None), 1, 10.0, read).action == "accept", "nothing was trained"
+
+
+def test_a_forced_strategy_answers_even_where_the_in_context_answer_is_more_certain(learner, monkeypatch):
+    task, sure = make_task([("a", "b"), ("c", "d")], "e"), Attempt("in_context", "sure", "sure", 1.0)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: sure)
+    forced = Controller(learner, FixedPolicy("ttt_direct")).solve(task)
+    assert (forced.attempts[0].status, forced.strategy) == ("answered", "ttt_direct")
+    decided = Controller(learner, Scripted(["ttt_direct"])).solve(task)
+    assert (decided.strategy, decided.answer) == ("in_context", "sure")
+    assert "the in-context answer is more certain (probability 1.00" in decided.reason
 
 
 def test_a_budget_that_pays_for_no_training_keeps_the_in_context_answer(learner):

@@ -90,6 +90,35 @@ def test_rejected_adapters_count_as_the_in_context_answer():
     assert served(0.0, 0.1) == read
 
 
+@pytest.mark.parametrize(
+    ("changed", "rejected"),
+    [
+        ({}, True),
+        ({"confidence": 0.9}, False),
+        ({"confidence": 0.0}, False),  # it is unknown
+        ({"answer": ""}, False),
+        ({"backward_tokens": 0}, False),  # nothing was trained
+        ({"held_out_gain": 0.5}, False),  # cross-validation speaks for training
+    ],
+)
+def test_a_less_certain_answer_after_training_counts_as_the_in_context_answer_where_it_is_served(changed, rejected):
+    plain = build_outcome_table(SMALL)
+    other = plain.strategies[-1]
+    trained = {"answer": "b", "confidence": 0.1, "backward_tokens": 5, **changed}
+    rows = [
+        dataclasses.replace(o, **trained) if o.strategy == other else dataclasses.replace(o, answer="a", confidence=0.5)
+        for o in SMALL
+    ]
+    cases = build_outcome_table(rows)
+    own, read = plain.correct[:, -1].tolist(), plain.correct[:, 0].tolist()
+    assert own != read
+    assert cases.alone[:, -1].tolist() == own
+    assert cases.correct[:, -1].tolist() == (read if rejected else own)
+    kept = np.flatnonzero(np.arange(len(cases)) % 2)
+    assert cases.take(kept).alone.tolist() == cases.alone[kept].tolist()
+    assert cases.utilities_alone(0.0).tolist() == cases.alone.tolist()
+
+
 def test_the_order_of_the_outcomes_changes_nothing():
     shuffled = list(SMALL)
     np.random.default_rng(0).shuffle(shuffled)
