@@ -218,12 +218,13 @@ def test_the_judge_keeps_the_more_certain_of_the_answers_before_and_after_traini
 
 
 def test_a_forced_strategy_answers_even_where_the_in_context_answer_is_more_certain(learner, monkeypatch):
-    task, sure = make_task([("a", "b"), ("c", "d")], "e"), Attempt("in_context", "sure", "sure", 1.0)
+    sure, doubtful = Attempt("in_context", (1,), "1", 1.0), Attempt("ttt_direct", (2,), "2", 0.5)
     monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: sure)
-    forced = Controller(learner, FixedPolicy("ttt_direct")).solve(task)
-    assert (forced.attempts[0].status, forced.strategy) == ("answered", "ttt_direct")
-    decided = Controller(learner, Scripted(["ttt_direct"])).solve(task)
-    assert (decided.strategy, decided.answer) == ("in_context", "sure")
+    monkeypatch.setattr("autottt.strategies.ttt_direct.from_answer", lambda name, answer: doubtful)
+    forced = Controller(learner, FixedPolicy("ttt_direct")).solve(TASK)
+    assert (forced.strategy, forced.answer) == ("ttt_direct", (2,))
+    decided = Controller(learner, Scripted(["ttt_direct"])).solve(TASK)
+    assert (decided.strategy, decided.answer) == ("in_context", (1,))
     assert "the in-context answer is more certain (probability 1.00" in decided.reason
 
 
