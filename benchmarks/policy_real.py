@@ -157,6 +157,27 @@ def strategy_numbers(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return dict(sorted(numbers.items(), key=lambda item: item[1]["cost"]))
 
 
+def more_certain(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """By strategy that trains without cross-validation: what it gains where the in-context answer stands if it is more
+    certain than the answer after training, as in serving."""
+    table = build_outcome_table(outcomes)
+    numbers = {}
+    for s, name in enumerate(table.strategies):
+        tried = np.flatnonzero(table.applicable[:, s] & ~np.isnan(table.alone[:, s]))
+        served, alone, base = table.correct[tried, s], table.alone[tried, s], table.correct[tried, 0]
+        if not (served != alone).any():
+            continue
+        gains: dict[str, list[float]] = {}
+        for case, gain in zip(tried, served - alone, strict=True):
+            gains.setdefault(table.families[case], []).append(float(gain))
+        numbers[name] = {
+            "cases": len(tried), "accuracy_alone": float(alone.mean()), "gain": float((served - alone).mean()),
+            "gain_interval_90": percent_interval(gains), "harm_share_alone": float((alone < base).mean()),
+            "harm_share": float((served < base).mean()),
+        }  # fmt: skip
+    return numbers
+
+
 def any_model(by_model: dict[str, list[Outcome]]) -> dict[str, Any]:
     """The policy for unknown models: each model in turn held out with its families."""
     card = train_any_model([o for some in by_model.values() for o in some], bundled_vocabulary()).scorecard
@@ -184,6 +205,7 @@ def main() -> None:
         collected = [o for o in outcomes if o.strategy != RACE]
         results[model] = {
             "strategies": strategy_numbers(outcomes),
+            "more_certain": more_certain(collected),
             "domains": rows.measured(
                 f"domains {model[:12]}", collected, lambda o=collected: held_out(o, options.quick), options.quick
             ),

@@ -47,6 +47,7 @@ def _model_rows(name: str, parts: Mapping[str, Any]) -> Iterator[Row]:
     yield _row(f"{who}: harm", card["harm_share"], "", 0.02, most=True, against="of all queries")
     yield from _domain_rows(name, parts["domains"]["held_out"])
     yield from _race_rows(name, parts["race"])
+    yield from _more_certain_rows(name, parts["more_certain"])
 
 
 def _gap_rows(who: str, card: Mapping[str, Any], goal: float) -> Iterator[Row]:
@@ -80,6 +81,17 @@ def _race_rows(name: str, race: Mapping[str, Any]) -> Iterator[Row]:
     yield _row(f"{who}: accuracy beyond", racing["accuracy"] - rival["accuracy"], "", None, against=against)
     yield _row(f"{who}: cost of", racing["cost"] / rival["cost"], "x", None, against=against)
     yield _row(f"{who}: harm", racing["harm_share"], "", None, against="of all queries")
+
+
+def _more_certain_rows(name: str, strategies: Mapping[str, Any]) -> Iterator[Row]:
+    for strategy, numbers in strategies.items():
+        who = f"{name}, the more certain of the in-context answer and that of {strategy}"
+        interval = [x / 100 for x in numbers["gain_interval_90"]]
+        yield _row(
+            f"{who}: accuracy beyond", numbers["gain"], "", None, against=f"always {strategy}", interval=interval
+        )
+        harm = f"{numbers['harm_share_alone']:.1%} of all queries by always {strategy}"
+        yield _row(f"{who}: harm", numbers["harm_share"], "", None, against=harm)
 
 
 def _unknown_rows(any_model: Mapping[str, Any]) -> Iterator[Row]:

@@ -26,7 +26,6 @@ from ..strategies.voting import strategies_with_cached_views
 from ..ttt_core import clock
 from ..ttt_core.errors import without_messages
 from ..ttt_core.learner import Learner
-from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
 from .events import seconds_per_token, step_facts

@@ -110,7 +110,8 @@ def _uniform(table: OutcomeTable, strategies: Sequence[str], names: set[str]) ->
     scale = 100 / float(np.nanmean(table.costs[:, places], axis=0).max())
     return replace(
         table, base_hash=ANY_MODEL, strategies=tuple(strategies), X=table.X[:, columns], feature_names=chosen,
-        correct=table.correct[:, places], alone=table.alone[:, places], costs=scale * table.costs[:, places], probe_cost=scale * table.probe_cost,
+        correct=table.correct[:, places], alone=table.alone[:, places], costs=scale * table.costs[:, places],
+        probe_cost=scale * table.probe_cost,
         applicable=table.applicable[:, places], unparsed=table.unparsed[:, places], recipes={}, prompt_format="",
     )  # fmt: skip
 
@@ -129,7 +130,8 @@ def joined(tables: Sequence[OutcomeTable]) -> OutcomeTable:
         first, families=texts("families"), tasks=texts("tasks"), kinds=texts("kinds"),
         datasets=tuple(f"{n}:{value}" for n, table in enumerate(tables) for value in table.datasets),
         groups=texts("groups"), X=rows("X"), correct=rows("correct"), alone=rows("alone"),
-        costs=rows("costs"), probe_cost=rows("probe_cost"), applicable=np.concatenate([table.applicable for table in tables]),
+        costs=rows("costs"), probe_cost=rows("probe_cost"),
+        applicable=np.concatenate([table.applicable for table in tables]),
         unparsed=np.concatenate([table.unparsed for table in tables]),
     )  # fmt: skip
 

@@ -76,8 +76,8 @@ class OutcomeTable:
     X: Floats
     """[N, F], all stages."""
     correct: Floats
-    """[N, S], 0 or 1, as the controller would serve it: where an adapter is rejected (`rejects_adapter`), the in-context
-    answer counts; NaN where a strategy was not tried. `in_context` always was."""
+    """[N, S], 0 or 1, as the controller would serve it: where it rejects an adapter (`rejects_adapter`), the
+    in-context answer counts; NaN where a strategy was not tried. `in_context` always was."""
     alone: Floats
     """[N, S], the same of each strategy by itself, without a controller."""
     costs: Floats
@@ -157,7 +157,8 @@ class OutcomeTable:
         )
         return replace(
             self, families=families, datasets=datasets, tasks=tasks, groups=groups, kinds=kinds, X=self.X[chosen],
-            correct=self.correct[chosen], alone=self.alone[chosen], costs=self.costs[chosen], probe_cost=self.probe_cost[chosen],
+            correct=self.correct[chosen], alone=self.alone[chosen], costs=self.costs[chosen],
+            probe_cost=self.probe_cost[chosen],
             applicable=self.applicable[chosen], unparsed=self.unparsed[chosen],
         )  # fmt: skip
 

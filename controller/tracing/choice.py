@@ -3,7 +3,8 @@ Knows nothing about pages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ...policies.outcomes import BASE
 from ...policies.rounding import lead_text, told_apart
@@ -35,17 +36,23 @@ def margin_sentences(trace: Trace) -> Iterator[str]:
 
 def threshold_sentences(trace: Trace) -> Iterator[str]:
     """The threshold from which the in-context answer may be kept, beside the estimate, and by what rule answers of
-    cross-validated adapters stand."""
+    adapters stand."""
     yield from _keep_threshold(trace)
     yield from _acceptance(trace)
 
 
 def _acceptance(trace: Trace) -> Iterator[str]:
-    """Whether the answers of cross-validated adapters stood, and what would have changed that."""
+    """By what rule the answers of adapters stood or not, and what would have changed that."""
     base = trace.in_context
+    first = trace.decisions[0] if trace.decisions else {}
+    forced = first.get("exclusive") and not first.get("policy_choice")
     for attempt in trace.attempts:
         held_out = attempt["cross_validation"]
-        if not held_out or not base or attempt["confidence"] is None or base["confidence"] is None:
+        if not base or attempt["confidence"] is None or base["confidence"] is None:
+            continue
+        if not held_out:
+            if attempt["training_record"] and attempt["value"] is not None and not forced:
+                yield _certainties(attempt, base)
             continue
         before, after, count = sum(held_out["before"]), sum(held_out["after"]), len(held_out["before"])
         share, likely = told_apart(attempt["confidence"], base["confidence"], 2)
@@ -55,6 +62,16 @@ def _acceptance(trace: Trace) -> Iterator[str]:
             f"the token sequence probability of the in-context answer ({share} against {likely}); that comparison is a "
             "rule of thumb, since the two measure different things"
         )
+
+
+def _certainties(attempt: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """The rule by which the answer of an adapter without cross-validation stands."""
+    own, likely = told_apart(attempt["confidence"], base["confidence"], 2)
+    measure = "share of the votes" if attempt["candidates"] else "token sequence probability"
+    return (
+        f"The answer of {attempt['strategy']} stands where its {measure} is at least the token sequence probability of "
+        f"the in-context answer ({own} against {likely})"
+    )
 
 
 def _keep_threshold(trace: Trace) -> Iterator[str]:
