@@ -619,7 +619,10 @@ class TestRealPolicies:
     def test_goals_hold_only_where_they_are_reached(self) -> None:
         rows_of = script("policy_real_rows").goal_rows
         race = {"cases": 0}
+        certain = {"accuracy_alone": 0.5, "gain": 0.02, "gain_interval_90": [1.0, 3.0], "harm_share": 0.01}
+        certain = {"ttt_direct": {**certain, "harm_share_alone": 0.03}}
         models = {"m": {"own_policy": self.card(0.61, 25.0), "domains": {"held_out": None}, "race": race}}
+        models["m"]["more_certain"] = certain
         gain = {"value": 0.02, "interval_90": [0.01, 0.03]}
         unknown = {"models": {"m": self.card(0.5, 5.0)}, "gain_over_rule_of_thumb": gain}
         holds = {row["name"]: row["holds"] for row in rows_of(models, unknown)}
@@ -628,6 +631,9 @@ class TestRealPolicies:
         assert holds["m, own policy: gap closed, SBS to VBS per task"]
         assert not holds["m, own policy: gap closed, lower bound"]
         assert holds["policy for unknown models, all models: utility beyond, lower bound"]
+        more, harm = (row for row in rows_of(models, None) if "more certain" in row["name"])
+        assert (more["value"], more["interval_90"], more["against"]) == (0.02, [0.01, 0.03], "always ttt_direct")
+        assert (harm["value"], harm["against"]) == (0.01, "3.0% of all queries by always ttt_direct")
         assert rows_of(models, None) == rows_of(models, unknown)[: len(rows_of(models, None))]
 
     def test_the_table_has_a_line_for_each_policy(self, tmp_path: Path) -> None:
