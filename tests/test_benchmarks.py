@@ -649,6 +649,26 @@ class TestRealPolicies:
         (line,) = script("policy_real_rows").strategies_table(tmp_path).splitlines()[2:]
         assert line == "| m | `ttt_in_context` | 3, 1 | 50.0 | +25.0 [-5.0, +30.0] | 12.5 | 20.0x | 1.50 |"
 
+    def test_what_the_more_certain_answer_gains_is_counted_by_strategy(self) -> None:
+        def outcome(number: int, strategy: str, correct: float, confidence: float) -> Outcome:
+            trained = {"answer": strategy, "confidence": confidence, "backward_tokens": 5 * (strategy == "ttt_direct")}
+            features = dict.fromkeys(NAMES[1], 0.0)
+            return Outcome(
+                task_id=str(number), group=str(number), family=f"f{number % 5}", dataset="d", kind="text",
+                strategy=strategy, seed=0, status="answered", correct=correct, seconds=2.0, token_equivalents=10,
+                relative_cost=3.0, base_hash="m", features=features, features_version=FEATURES_VERSION, probe_cost=0.0,
+                **trained,
+            )  # fmt: skip
+
+        right_before = [outcome(n, "in_context", float(n < 4), 0.9) for n in range(10)]
+        after = [outcome(n, "ttt_direct", float(n not in (0, 9)), 0.5 if n in (0, 5) else 0.95) for n in range(10)]
+        votes = [outcome(n, "in_context_vote", 1.0, 0.5) for n in range(10)]
+        numbers = script("policy_real").more_certain([*right_before, *after, *votes])
+        assert set(numbers) == {"ttt_direct"}, "a vote without training stands"
+        row = numbers["ttt_direct"]
+        assert (row["cases"], row["accuracy_alone"], row["harm_share_alone"]) == (10, 0.8, 0.1)
+        assert (row["gain"], row["harm_share"]) == (0.0, 0.0), "one is right again, and one wrong again"
+
     def test_a_strategy_is_compared_on_the_queries_that_it_was_tried_on(self) -> None:
         def outcome(task: str, strategy: str, correct: float) -> Outcome:
             return Outcome(
