@@ -6,6 +6,7 @@ The work never waits for its reader. Knows nothing about tasks.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Generic, Protocol, TypeVar
 
-from ..ttt_core.errors import BaseChangedError
+from ..ttt_core.errors import BaseChangedError, ClosedError
 
 T = TypeVar("T")
 Published = TypeVar("Published", contravariant=True)
@@ -43,7 +44,7 @@ class BackgroundRun(Generic[T]):
         self._events: deque[tuple[T, bool]] = deque()
         self._droppable, self._done = 0, False
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
+        self._changed, self._process = threading.Condition(), os.getpid()
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="autottt", daemon=True)
         self._thread.start()
 
@@ -68,7 +69,10 @@ class BackgroundRun(Generic[T]):
         self._on_change()
 
     def take(self, *, wait: bool) -> tuple[list[T], bool]:
-        """The events that were not read yet, and whether no more will come. `wait` blocks until either is the case."""
+        """The events that were not read yet, and whether no more will come. `wait` blocks until either is the case.
+        Raises `ClosedError` in a process that was forked since: the thread that works is not there."""
+        if os.getpid() != self._process:
+            raise ClosedError("this stream was begun by the process that this one was forked from; begin one here")
         with self._changed:
             while wait and not self._events and not self._done:
                 self._changed.wait()
@@ -83,7 +87,10 @@ class BackgroundRun(Generic[T]):
             raise self._error
 
     def stop(self) -> None:
-        """Makes the work end and waits until it has. Raises only `BaseChangedError`: nobody reads other errors now."""
+        """Makes the work end and waits until it has, in the process that began it. Raises only `BaseChangedError`:
+        nobody reads other errors now."""
+        if os.getpid() != self._process:
+            return
         self._stop.set()
         self._thread.join()
         if isinstance(self._error, BaseChangedError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,10 @@ class CalibratedClassifier:
     def probabilities(self, rows: Floats) -> Floats:
         """Probability of the positive class for each row [N, F] -> [N]."""
         return _calibrated(np.mean([part(rows) for part in self._parts], axis=0), self.slope, self.intercept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the functions that are made of the estimators."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def _parts(self) -> list[Callable[[Floats], Floats]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -211,6 +211,10 @@ class TrainedPolicy:
         if np.any(shift):
             estimates = np.column_stack([shifted(estimates[:, 0], shift), estimates[:, 1:]])
         return composed(estimates)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the functions that are made of the estimators at the first decision."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def _stage_classifiers(self) -> Mapping[int, Callable[[Floats], Floats]]:

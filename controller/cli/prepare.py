@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...ttt_core.errors import AutotttError, TaskError
+from ...ttt_core.errors import AutotttError, ModelError, TaskError
 from .console import interruptible, line, note
 from .locks import exclusive
 from .options import ModelOptions, TaskOptions
@@ -43,6 +43,11 @@ def prepare(
     It is trained on the families of the training split and judged, after each round, on those of the test split. It can
     be interrupted: the same command continues after the last round.
     """
+    if options.starting_adapter is not None or options.read_with_adapter:
+        raise ModelError(
+            "prepare trains an adapter from new weights; leave out --starting-adapter and --read-with-adapter, and "
+            "their settings in the environment and the configuration file"
+        )
     loaded = selection.read(tasks)
     training, held_out = divided(loaded.tasks)
     from ...ttt_core.pretraining.prepare import RECIPE, Preparation
@@ -77,8 +82,9 @@ def divided(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     same rule on their content. Raises `TaskError` for a task without an answer or without a family."""
     by_family: dict[str, list[Task]] = {}
     for task in tasks:
-        if task.answer is None or not task.family:
-            missing = "the right answer of its query" if task.answer is None else "the field `family`"
+        if task.answer is None or not task.family or not task.demonstrations:
+            missing = "the right answer of its query" if task.answer is None else "demonstrations"
+            missing = missing if task.family else "the field `family`"
             raise TaskError(f"{task.id}: training an adapter needs {missing}; this task has none")
         by_family.setdefault(task.family, []).append(task)
     from ...ttt_core.sources.base import splits_of

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import operator
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from autottt.policies.policy import BUNDLED, FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
-from autottt.ttt_core.errors import Cancelled, PolicyError, StateError, StrategyError, TaskError
+from autottt.ttt_core.errors import Cancelled, ClosedError, PolicyError, StateError, StrategyError, TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -618,6 +620,24 @@ def test_solving_inside_an_open_stream_costs_neither_what_the_other_does(learner
     assert [result.cost.backward_tokens for result in outer] == alone * 2
     assert len(inner) > 12
     assert {result.cost.backward_tokens for result in inner} == {0}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_stream_that_was_open_when_the_process_was_forked_is_closed_in_the_child(endless: Learner) -> None:
+    stream: Any = Controller(endless, FixedPolicy("ttt_in_context")).stream(TASK)
+    next(stream)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            list(stream)
+        except ClosedError as error:
+            os._exit(10 if "the process that this one was forked from" in str(error) else 11)
+        finally:
+            os._exit(12)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+    stream.close()
 
 
 @pytest.mark.parametrize("closes", ["stream", "graph"])

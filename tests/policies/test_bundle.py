@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -35,7 +36,7 @@ from autottt.policies.features import NAMES, Features
 from autottt.policies.policy import LearnedPolicy
 from autottt.policies.trained_policy import Change, TrainedPolicy
 from autottt.ttt_core.errors import PolicyError
-from tests.policies.synthetic import trained_small
+from tests.policies.synthetic import at, trained_small
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(120, len(NAMES[1])))
@@ -435,3 +436,11 @@ def test_estimators_that_unpack_to_much_more_are_refused_before_they_are_unpacke
             opened.write(b" " * (1 << 20))
     with pytest.raises(PolicyError, match="128 MiB of schema"):
         load_bundle(folder)
+
+
+def test_a_policy_that_has_decided_can_be_pickled() -> None:
+    policy = LearnedPolicy(trained_small())
+    features = at(0.5)
+    allowed = list(policy.trained.strategies)
+    before = policy.decide(features, allowed)
+    assert pickle.loads(pickle.dumps(policy)).decide(features, allowed) == before

@@ -30,6 +30,7 @@ from ..model.interruption import checked_passes
 from ..model.loading import LoadedModel
 from ..model.locks import lock_of
 from ..model.memory import free_memory, out_of_memory, peak_memory, tokens_that_fit
+from ..model.probe import refuse_unnamed_outputs
 from ..spans import span
 from .cost import Cost, Meter
 
@@ -147,6 +148,7 @@ class GuardedModel:
             if adapter is not None:
                 self.refuse_other_base(adapter)
             model = self.loaded.model
+            refuse_unnamed_outputs(model)
             is_checked = self.should_stop is not None or self.pause is not None
             checks = checked_passes(model, self.raise_if_stopped) if is_checked else nullcontext()
             with restoring(model, self._parts) as parts, without_host_modes(model.device), checks:

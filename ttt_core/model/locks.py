@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import nn
 
 from ..errors import ModelError
@@ -160,7 +161,12 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    for lock, acquired in _FORKING.pop():
+    """Sets the number of PyTorch's threads to 1 where a model is in use: the threads of its pool end with the fork, and
+    work that is given to them would wait for ever."""
+    locks = _FORKING.pop()
+    if locks and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+    for lock, acquired in locks:
         if acquired:
             lock.compute.release()
         lock.after_fork(was_computing=not acquired)

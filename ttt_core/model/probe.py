@@ -33,6 +33,13 @@ _RULED_OUT = -1e30
 """Logits below this are of tokens that a model never gives: minus infinity, or the least number of a precision."""
 
 
+def refuse_unnamed_outputs(model: PreTrainedModel) -> None:
+    """Raises `ModelError` for a model that returns tuples."""
+    if getattr(model.config, "return_dict", True) is False:
+        name = type(model).__name__
+        raise ModelError(f"{name}: config.return_dict is False, so its outputs have no names: set it to True")
+
+
 def can_pad(model: PreTrainedModel) -> bool:
     """Whether padding in front of a prompt, or between a cached prefix and its continuation, changes no logits.
 
@@ -42,8 +49,7 @@ def can_pad(model: PreTrainedModel) -> bool:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} has an encoder; use a decoder-only model (AutoModelForCausalLM)")
-    if getattr(model.config, "return_dict", True) is False:
-        raise ModelError(f"{name}: config.return_dict is False, so its outputs have no names: set it to True")
+    refuse_unnamed_outputs(model)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.tensor([[(7 * n + 3) % vocabulary for n in range(SHARED + OWN)]], device=model.device)
     with lock_of(model).compute, restoring(model), without_host_modes(model.device):

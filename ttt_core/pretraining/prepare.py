@@ -81,9 +81,14 @@ def prepare(
     the best one to a PEFT folder. What happened is in `folder`'s neighbour `.NAME.state`, where a killed run continues;
     a run with other tasks or settings has a state of its own there, and loses none of the others.
 
-    Raises `TaskError` where a family is on both sides or a side is empty, and `ModelError` where no round improved on
-    the model without an adapter: then nothing is written.
+    Raises `TaskError` where a family is on both sides, a side is empty, or a task to train on has no demonstrations;
+    `ModelError` where no round improved on the model without an adapter: then nothing is written. So it does for a
+    learner that has a starting adapter: training begins from new weights.
     """
+    if learner.adapters.starting is not None or learner.answerer.reading is not None:
+        raise ModelError(
+            "expected a learner without a starting adapter, since training begins from new weights; it has one"
+        )
     _check(training, held_out)
     state = folder.parent / f".{folder.name}.state" / _identity(learner, training, held_out, settings)
     state.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,9 @@ def _check(training: Sequence[Task], held_out: Sequence[Task]) -> None:
         )
     if shared := sorted(families[0] & families[1]):
         raise TaskError(f"{shared[0]}: this family is both trained on and held out")
+    for task in training:
+        if not task.demonstrations:
+            raise TaskError(f"{task.id}: training an adapter needs demonstrations; this task has none")
 
 
 def _examples(training: Sequence[Task], settings: Preparation, number: int) -> list[Task]:
@@ -145,8 +153,9 @@ def _judged(learner: Learner, held_out: Sequence[Task], adapter: Adapter | None,
 
 def _identity(learner: Learner, training: Sequence[Task], held_out: Sequence[Task], settings: Preparation) -> str:
     """What a run that continues has in common with the one that was interrupted; the number of rounds may grow."""
-    digests = [sorted(task.digest for task in tasks) for tasks in (training, held_out)]
-    parts = learner.base_hash, learner.loaded.prompt_format, digests, settings.recipe, settings.seed
+    sides = [[(t.digest, t.answer, t.comparison, t.family) for t in tasks] for tasks in (training, held_out)]
+    model = learner.base_hash, learner.guarded.precision, learner.loaded.prompt_format
+    parts = *model, sides, settings.recipe, settings.seed
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

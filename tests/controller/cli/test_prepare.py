@@ -66,3 +66,11 @@ def test_the_adapter_is_written_and_used(tmp_path, model):
     assert call(*solved)[0] == 0
     assert call(*solved, "--read-with-adapter")[0] == 0
     assert call("solve", file, "--model", model, "--limit", "1", "--read-with-adapter")[0] == 2
+    again = ["prepare", model, "--tasks", file, "--out", out, *options]
+    code, _, err = call(*again, "--starting-adapter", out)
+    assert code == 2
+    assert "trains an adapter from new weights; leave out --starting-adapter" in " ".join(err.split())
+    bare = tasks_file(tmp_path, task("bare", demonstrations=[], family="f"))
+    code, _, err = call("prepare", model, "--tasks", bare, "--out", str(tmp_path / "other"), *options)
+    assert code == 2
+    assert "bare: training an adapter needs demonstrations" in " ".join(err.split())

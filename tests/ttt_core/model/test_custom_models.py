@@ -253,3 +253,14 @@ def test_quantized_weights_without_memory_of_their_own_are_counted() -> None:
     assert _storage(values) == (values.untyped_storage().data_ptr(), 48)
     quantized = Quantized(values)
     assert _storage(quantized) == (id(quantized), 48)
+
+
+def test_a_model_whose_outputs_lose_their_names_after_it_was_wrapped_is_refused_until_they_are_back() -> None:
+    learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer())
+    task = make_task([([1, 2], [2, 1]), ([3, 4], [4, 3])], [5, 6])
+    learner.loaded.model.config.return_dict = False
+    with pytest.raises(ModelError, match=r"config\.return_dict is False, so its outputs have no names: set it to True"):
+        learner.answer([task])
+    learner.loaded.model.config.return_dict = True
+    assert learner.answer([task])
+    learner.verify(full=True)

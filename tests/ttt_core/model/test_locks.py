@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -238,3 +240,23 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not(computing: 
         os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(status[1]) == (11 if computing else 10)
     assert is_free(lock)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("model", "threads"), [("nn.Linear(1, 1)", 1), ("None", 2)])
+def test_a_process_that_is_forked_after_a_model_was_used_computes_with_one_thread(model: str, threads: int) -> None:
+    """The threads of PyTorch's pool end with the fork: work for them would wait for ever."""
+    code = f"""
+import os, torch
+from torch import nn
+from autottt.ttt_core.model.locks import lock_of
+torch.set_num_threads(2)
+model = {model}
+lock = model and lock_of(model)
+child = os.fork()
+if child == 0:
+    os._exit(10 + torch.get_num_threads())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.split()) == (0, [str(10 + threads), "2"]), run.stderr

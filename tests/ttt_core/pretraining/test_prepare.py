@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from autottt.ttt_core.errors import FileError, ModelError, TaskError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.lora.starting_adapter import read_card
-from autottt.ttt_core.pretraining.prepare import RECIPE, Preparation, Round, prepare
+from autottt.ttt_core.pretraining.prepare import RECIPE, Preparation, Round, _identity, prepare
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
 
@@ -171,3 +171,23 @@ def test_what_cannot_be_prepared_is_refused(make_learner, tmp_path):
     with pytest.raises(ModelError, match="no round of 3 steps was better on held-out families"):
         prepare(make_learner(), tasks_of(1), tasks_of(5), tmp_path / "a", useless)
     assert not (tmp_path / "a").exists()
+    bare = [replace(task, demonstrations=()) for task in tasks_of(1)]
+    with pytest.raises(TaskError, match="1-0: training an adapter needs demonstrations; this task has none"):
+        prepare(make_learner(), [*tasks_of(2), *bare], tasks_of(5), tmp_path / "a", SETTINGS)
+    learner = make_learner()
+    learner.answerer.reading = learner.adapt(tasks_of(1), SETTINGS.recipe)
+    with pytest.raises(ModelError, match="a learner without a starting adapter"):
+        prepare(learner, tasks_of(1), tasks_of(5), tmp_path / "a", SETTINGS)
+
+
+@pytest.mark.parametrize("changed", [{"answer": (2, 2)}, {"comparison": "ignore_case"}])
+def test_corrected_tasks_do_not_continue_the_run_of_those_before(make_learner, tmp_path, changed):
+    held_out, learner = tasks_of(5), make_learner()
+    names = {
+        _identity(learner, tasks_of(1), held_out, SETTINGS),
+        _identity(learner, tasks_of(1), [replace(held_out[0], **changed), held_out[1]], SETTINGS),
+        _identity(learner, [replace(task, **changed) for task in tasks_of(1)], held_out, SETTINGS),
+        _identity(learner, tasks_of(1)[::-1], held_out, SETTINGS),
+    }
+    assert len(names) == 4
+    assert _identity(make_learner(), tasks_of(1), tasks_of(5), SETTINGS) in names
