@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
         for name in (CARD, *fitted, REPORT, PICTURE):
             if (bundle / name).is_file():
                 shutil.copy2(bundle / name, folder / "bundle")
-    metrics = dict(_numbers("", {k: v for k, v in policy.scorecard.items() if k not in _DETAILS}))
+    metrics = dict(_numbers("", policy.scorecard))
     parameters = {"model": policy.base_hash, "strategies": list(policy.strategies), **parameters}
     facts = {
         "parameters": parameters,
@@ -58,7 +59,9 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
 
 
 _DETAILS = ("permutation_importance", "changes_per_family", "cost_weight_curve")
-"""Parts of a scorecard with too many numbers for metrics; they are in the bundle."""
+"""Parts of a scorecard, or of a model's in it, with too many numbers for metrics; they are in the bundle."""
+_UNSUITED = re.compile(r"[^\w\-. :/]", re.ASCII)
+"""Characters that MLflow does not allow in the name of a metric."""
 
 
 def _new_folder(runs: Path) -> Path:
@@ -73,10 +76,11 @@ def _new_folder(runs: Path) -> Path:
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Every number in nested mappings and pairs, under its path."""
+    """Every number in nested mappings and pairs, under its path, but those of `_DETAILS`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(f"{name}/{key}" if name else str(key), inner)
+            if key not in _DETAILS:
+                yield from _numbers(f"{name}/{key}" if name else str(key), inner)
     elif isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
         yield f"{name}/low", float(value[0])
         yield f"{name}/high", float(value[1])
@@ -109,6 +113,6 @@ def _log(client: Any, folder: Path, parameters: Mapping[str, Any], metrics: Mapp
     for name, value in parameters.items():
         client.log_param(run, name, value)
     for name, number in metrics.items():
-        client.log_metric(run, name, number)
+        client.log_metric(run, _UNSUITED.sub("_", name), number)
     client.log_artifacts(run, str(folder / "bundle"))
     client.set_terminated(run)

@@ -404,6 +404,8 @@ def test_mlflow_gets_the_run_where_it_is_installed(tmp_path: Path) -> None:
     bundle.mkdir()
     (bundle / "card.json").write_text("{}")
     policy = dataclasses.replace(policy_of(np.zeros((3, len(NAMES[1])))), scorecard={"arms": {"x": 0.5}})
+    details = {"changes_per_family": {"lists/a>b": 0.1}, "domains": {"sort_by>drop": 0.25}}
+    policy = dataclasses.replace(policy, scorecard={**policy.scorecard, "models": {"m": details}})
     folder = track(policy, bundle, tmp_path / "runs", {"seed": 7})
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("autottt policies")
@@ -411,7 +413,7 @@ def test_mlflow_gets_the_run_where_it_is_installed(tmp_path: Path) -> None:
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == (folder.name, "FINISHED")
     assert run.data.params["seed"] == "7"
-    assert run.data.metrics == {"arms/x": 0.5}
+    assert run.data.metrics == {"arms/x": 0.5, "models/m/domains/sort_by_drop": 0.25}
     assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["card.json"]
 
 
