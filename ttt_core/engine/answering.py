@@ -100,8 +100,8 @@ class Answerer:
     def read(self, task: Task, adapter: Adapter | None = None) -> PromptScores:
         """Scores the demonstrations' answers in one pass over the prompt."""
         adapter = adapter or self.reading
-        reading = self._guarded.reading(require_single(adapter))
-        with memory_errors("reading the demonstrations"), reading, span("read") as step:
+        computing = self._guarded.compute(require_single(adapter))
+        with memory_errors("reading the demonstrations"), computing, span("read") as step:
             prompt, charged = self._window.encode(task), self._guarded.charged
             prefix = self._prefix_of(prompt, adapter, whole=True)
             new = self._guarded.charged.forward_tokens - charged.forward_tokens
@@ -118,7 +118,7 @@ class Answerer:
         if not tasks:
             return [[] for _ in range(count)]
         self._guarded.begin_phase("answering")
-        with memory_errors("answering"), self._guarded.reading(adapter), span("decode") as step:
+        with memory_errors("answering"), self._guarded.compute(adapter), span("decode") as step:
             step.set(answers=len(tasks), adapters=count, temperature=temperature, seed=seed)
             requests = [self._window.request(t) for t in tasks]
             prompts = [request.prompt for request in requests]
@@ -156,7 +156,7 @@ class Answerer:
         `on_text` receives the text so far, without what could still become the beginning of an end. Raises
         `TooLongError`.
         """
-        with memory_errors("answering"), self._guarded.reading(self.reading), span("decode") as step:
+        with memory_errors("answering"), self._guarded.compute(self.reading), span("decode") as step:
             prompt, prompt_format = self._window.encode(task), self._loaded.format_of(task)
             prompt = replace(prompt, ends=(*prompt.ends, *stops))
             limit = min(max_new_tokens, self._loaded.context_length - len(prompt.ids))
@@ -195,8 +195,8 @@ class Answerer:
     def score(self, tasks: Sequence[Task], adapter: Adapter | None = None) -> list[list[TokenScores]]:
         """Scores of the answers in each prompt; those without an adapter are cached."""
         given, adapter = adapter, adapter or self.reading
-        reading = self._guarded.reading(require_single(adapter))
-        with memory_errors("scoring answers"), reading, span("score") as step:
+        computing = self._guarded.compute(require_single(adapter))
+        with memory_errors("scoring answers"), computing, span("score") as step:
             prompts = [self._window.encode(t, require_answer(t)) for t in tasks]
             cached = self._base_scores if given is None else {}
             scores = {p: cached[p] for p in prompts if p in cached}
@@ -204,7 +204,8 @@ class Answerer:
             tokens = sum(len(p.ids) for p in new)
             step.set(prompts_scored=len(new), cached=len(prompts) - len(new), tokens=tokens)
             self._guarded.charge(forward=tokens)
-            scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
+            with self._guarded.reading(tokens):
+                scores |= zip(new, score_answers(self._loaded, new, self._guarded.max_batch_tokens()), strict=True)
             if given is None:
                 self._base_scores |= scores
                 while len(self._base_scores) > MAX_CACHED_SCORES:
@@ -292,7 +293,9 @@ class Answerer:
         count = 1 if owner is None else owner.adapter_count
         if self._max_prefixes == 1:
             self._drop_prefixes(owner, 0, ids)  # before the next one takes memory
-        prefix = read_prefix(self._loaded, prompt, count, whole)
+        tokens = len(prompt.ids if whole else ids) * count
+        with self._guarded.reading(tokens):
+            prefix = read_prefix(self._loaded, prompt, count, whole)
         self._prefixes.append((owner, prefix))
         self._drop_prefixes(owner, self._max_prefixes, ids)
         self._guarded.charge(forward=(len(ids) + len(prefix.remainder)) * count)

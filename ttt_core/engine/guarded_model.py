@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from .. import clock
 from ..arguments import as_number
 from ..errors import AdaptationError, BaseChangedError, DeadlineError, ModelError
 from ..lora.adapter import Adapter
@@ -78,7 +79,7 @@ class GuardedModel:
         self.on_phase: OnPhase | None = None
         """Receives `training` and `answering` when they begin; see `reporting_phases`."""
         self._read = Cost()
-        """What reading and answering have cost so far; see `reading`."""
+        """What reading has cost so far; see `reading`."""
         self._fingerprint: Fingerprint = Fingerprint(loaded.model, None if original is None else original._fingerprint)
         self._rotary = RotaryState(loaded.model.modules())
         self._parts = ModelParts(loaded.model)
@@ -159,14 +160,6 @@ class GuardedModel:
                     yield
 
     @contextmanager
-    def reading(self, adapter: Adapter | None) -> Iterator[None]:
-        """As `compute`, for passes without a way back: what is charged inside counts for `token_seconds`."""
-        with self.compute(adapter):
-            meter = self.meter()
-            yield
-            self._read += meter.read()
-
-    @contextmanager
     def stop_when(self, should_stop: Callable[[], bool]) -> Iterator[None]:
         """While inside, `should_stop` is called before every prompt and every layer of a pass, and may raise.
 
@@ -234,6 +227,13 @@ class GuardedModel:
     def meter(self) -> Meter:
         """A meter of what is spent from now on. Prefetched work counts when it is used."""
         return Meter(lambda: self.charged)
+
+    @contextmanager
+    def reading(self, tokens: int) -> Iterator[None]:
+        """Counts the seconds inside, in which whole prompts of so many tokens are read, for `token_seconds`."""
+        began = clock.monotonic()
+        yield
+        self._read += Cost(clock.monotonic() - began, tokens)
 
     @property
     def token_seconds(self) -> float | None:

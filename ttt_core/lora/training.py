@@ -57,6 +57,8 @@ class TrainingRecord:
 
 AMPLE = 0.1
 """A first step that takes at most this share of the time needs no closer estimate."""
+AMPLE_BY_RATE = 0.25
+"""A first step that takes at most this share of the time, at the rate of earlier prompts, needs no estimate."""
 OnStep = Callable[[int, float], None]
 """Called after each training step with its number (from 1) and its loss in nats."""
 OnBatchStep = Callable[[int, Mapping[int, float]], None]
@@ -291,7 +293,7 @@ class _TrainingLoop:
     def _estimated_seconds(self, deadline: float, charge: Callable[[int, int], None] | None) -> float:
         """Estimated seconds of the first step, where time is bounded and not up yet; else 0. The adapters with a bound
         pay for the estimate, and each gets its share as that of its slowest step. At the rate at which tokens were read
-        so far, forward and backward, it may take at most a tenth of the time: then nothing is read. Otherwise one
+        so far, forward and backward, it may take at most a quarter of the time: then nothing is read. Otherwise one
         prompt of each adapter is, and where the step may still take more than that, its largest pass."""
         self.divide_seconds(self._active)
         bounds = [(run, min(deadline, run.max_seconds)) for run in self._active]
@@ -301,7 +303,7 @@ class _TrainingLoop:
         every, paying = (sum(run.max_step_tokens for run in runs) for runs in (self._active, bounded))
         left = min([deadline - clock.monotonic(), *(run.max_seconds - run.seconds for run in bounded)])
         seconds = STEP_PASSES * every * (math.inf if self._token_seconds is None else self._token_seconds)
-        seconds, read = (seconds, 0) if seconds <= AMPLE * left else self._read_estimate(left, charge)
+        seconds, read = (seconds, 0) if seconds <= AMPLE_BY_RATE * left else self._read_estimate(left, charge)
         self.divide_seconds(bounded)
         for run in bounded:
             run.slowest = seconds * run.max_step_tokens / every

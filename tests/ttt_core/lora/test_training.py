@@ -254,7 +254,7 @@ def test_the_estimate_reads_one_prompt_where_there_is_ample_time(
     assert read == [1, 3], "three times 60 seconds are more than a tenth of the time"
 
 
-@pytest.mark.parametrize(("bound", "prompts"), [(1001.0, 0), (900.0, 1)])
+@pytest.mark.parametrize(("bound", "prompts"), [(401.0, 0), (390.0, 1)])
 def test_no_prompt_is_read_where_the_rate_of_reading_shows_ample_time(
     loaded: LoadedModel, examples: list[Encoded], bound: float, prompts: int
 ) -> None:
@@ -274,10 +274,10 @@ def test_a_prompt_is_read_where_the_rate_of_reading_leaves_too_little_time(
 ) -> None:
     monkeypatch.setattr(GradientEngine, "estimate_seconds", lambda *_: 0.0)
     _, (record,) = train(loaded, [examples], RECIPE, [0], max_seconds=[1000.0], token_seconds=1e6)
-    assert record.stop_reason == "finished", "answers of one token overestimate the rate: the estimate decides"
+    assert record.stop_reason == "finished", "the rate may be far off: the estimate decides"
 
 
-def test_training_after_an_answer_reads_nothing_to_estimate_its_first_step(task: Task) -> None:
+def test_training_after_a_prompt_was_read_reads_nothing_to_estimate_its_first_step(task: Task) -> None:
     learner, deadline = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer())), time.monotonic() + 1e6
     first = learner.adapt(leave_one_out(task), RECIPE, deadline=deadline).training
     assert first.estimate_tokens > 0, "nothing was read before"
