@@ -120,7 +120,7 @@ class _Routes:
         self._answers = Answers(engine, upstream)
         self._model_name = model_name
         self._created = int(time.time())
-        self._labels = Labels(engine.metrics)
+        self._labels = Labels(engine.metrics, has_other_server=upstream is not None)
         self._live_page = live_page
 
     async def models(self) -> ModelList:
@@ -235,7 +235,7 @@ class _Routes:
         """Counts the answer to a chat."""
         if answer.result is not None:
             self._engine.metrics.result(answer.result)
-            self._labels.remember(answer.result)
+            self._labels.remember(answer.result, answer.facts.source)
             self._live_page.remember(client, answer.result.trace_id)
             return
         self._engine.metrics.decided(answer.facts.decision)
@@ -296,7 +296,7 @@ class _Routes:
     def _solved(self, client: str, result: Result, source: Source | None) -> SolveResponse:
         """The response to a solved task, which is counted and can be labelled from now on."""
         self._engine.metrics.result(result)
-        self._labels.remember(result)
+        self._labels.remember(result, source)
         self._live_page.remember(client, result.trace_id)
         return SolveResponse(
             id=_new_id("solve"), created=int(time.time()), model=self._model_name, answer=result.answer,

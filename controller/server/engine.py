@@ -92,8 +92,7 @@ class Engine:
     ) -> AsyncGenerator[Event, None]:
         """The events of work, and None whenever there is none for `idle_seconds`.
 
-        Closing the iterator cancels the work. Raises what the work
-        raises, and `ApiError` where a limit is reached.
+        Closing the iterator cancels the work. Raises what the work raises, and `ApiError` where a limit is reached.
         """
         _ = self.controller  # raises where there is none
         assert self.scheduler is not None

@@ -63,6 +63,8 @@ async def answered_there(upstream: Upstream, result: Result) -> tuple[Result, So
             async for event in events:
                 answer = event if isinstance(event, UpstreamAnswer) else answer
         assert answer is not None
+        if answer.finish_reason == "length":
+            return result, Source(fallback="the answer of the other server was cut off at its token limit")
         value = read_answer(task, answer.text)
     except UpstreamError as error:
         return result, Source(fallback=str(error))

@@ -15,7 +15,7 @@ from ...ttt_core.tasks.answers import canonical_output, same_answer
 from ...ttt_core.tasks.kinds import KINDS
 from .api_errors import ApiError, trace_not_found
 from .metrics import Metrics
-from .schemas import FeedbackRequest
+from .schemas import FeedbackRequest, Source
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -40,41 +40,57 @@ class _Answers:
 
     kind: str
     comparison: str
+    given: Any
+    """The answer that the client received."""
     strategy: str
-    """Whose answer was given."""
+    """Whose answer that is; empty where the other server gave it."""
     by_strategy: Mapping[str, Any]
+
+    def is_given(self, right_answer: Any) -> bool:
+        """Whether the client received the right answer. Raises `TaskError` for a value of another kind."""
+        return self._is_same(self.given, self._canonical(right_answer))
 
     def labels(self, right_answer: Any) -> dict[str, bool]:
         """Whether the answer of each strategy is right. Raises `TaskError` for a value of another kind."""
-        return self._same_as(canonical_output(self.kind, KINDS[self.kind].check(right_answer)))
+        return self._same_as(self._canonical(right_answer))
 
     def labels_of_given(self, right: bool) -> dict[str, bool]:
-        """The same where the answer that was given is right; where it is wrong, of those that equal it."""
-        same = self._same_as(self.by_strategy[self.strategy])
+        """The same where the answer that was given is right; where it is wrong, of those that equal it. Nothing where
+        the other server gave it."""
+        if not self.strategy:
+            return {}
+        same = self._same_as(self.given)
         return same if right else {name: False for name, is_same in same.items() if is_same or name == self.strategy}
 
+    def _canonical(self, answer: Any) -> Any:
+        return canonical_output(self.kind, KINDS[self.kind].check(answer))
+
     def _same_as(self, answer: Any) -> dict[str, bool]:
-        return {
-            name: value is not None and same_answer(value, answer, self.comparison)
-            for name, value in self.by_strategy.items()
-        }
+        return {name: self._is_same(value, answer) for name, value in self.by_strategy.items()}
+
+    def _is_same(self, value: Any, answer: Any) -> bool:
+        return value is not None and same_answer(value, answer, self.comparison)
 
 
 class Labels:
     """Compares answers with what clients report, and stores the outcome."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, has_other_server: bool = False) -> None:
+        """With `has_other_server`, an answer that is no longer in memory may have been that of the other server."""
         self._metrics = metrics
+        self._has_other_server = has_other_server
         self._answers: OrderedDict[str, _Answers] = OrderedDict()
         """By trace id; traces need not contain answers."""
 
-    def remember(self, result: Result) -> None:
-        """Keeps the answers of a run that was recorded; of too many, the oldest are dropped."""
+    def remember(self, result: Result, source: Source | None) -> None:
+        """Keeps the answers of a run that was recorded, and who gave that of `result`; of too many, the oldest are
+        dropped."""
         if not result.trace_id or result.in_context is None:
             return
         by_strategy = {attempt.strategy: attempt.value for attempt in (result.in_context, *result.attempts)}
-        task = result.task
-        self._answers[result.trace_id] = _Answers(task.kind, task.comparison, result.strategy, by_strategy)
+        task, strategy = result.task, "" if source is not None and source.server else result.strategy
+        answers = _Answers(task.kind, task.comparison, result.answer, strategy, by_strategy)
+        self._answers[result.trace_id] = answers
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
 
@@ -92,11 +108,15 @@ class Labels:
                 message = "answer: the answer of this trace is no longer in memory; give right in place of answer"
                 raise ApiError(400, message, "answer", "answer_not_in_memory")
             strategies = answers.labels(feedback.answer)
-            right = strategies[answers.strategy]
+            right = answers.is_given(feedback.answer)
         else:
             right = bool(feedback.right)
             strategies = {} if answers is None else answers.labels_of_given(right)
-        label = {"right": right, "strategies": strategies, "answer": feedback.answer}
+        label: dict[str, Any] = {"right": right, "strategies": strategies}
+        if feedback.answer is not None:
+            label["answer"] = feedback.answer
+        if self._has_other_server if answers is None else not answers.strategy:
+            label["other_server"] = True
         if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):
             raise trace_not_found(feedback.trace_id)
         self._metrics.labelled(right)

@@ -21,7 +21,7 @@ KEY_VARIABLE = "AUTOTTT_IN_CONTEXT_KEY"
 CONNECT_SECONDS, SILENCE_SECONDS = 3.0, 60.0
 """Time to connect, and the longest silence of an answer."""
 RETRY_SECONDS = 10.0
-"""How long a server that failed is not asked again."""
+"""How long a server that could not be reached, or was overloaded or broken, is not asked again."""
 MAX_CHARACTERS = 1 << 20
 """Longest answer that is read."""
 
@@ -79,8 +79,7 @@ class Upstream:
                 body["model"] = self._model = self._model or await self._first_model(client)
                 path = f"{self._base}/chat/completions"
                 async with client.stream("POST", path, json=body) as response:
-                    if response.status_code != 200:
-                        raise UpstreamError(f"the other server answered with the status {response.status_code}")
+                    self._check_status(response.status_code)
                     reader = _Reader()
                     async for line in response.aiter_lines():
                         if reader.read(line):
@@ -89,12 +88,18 @@ class Upstream:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             self._failed_until = monotonic() + RETRY_SECONDS
             raise UpstreamError(f"the other server cannot be reached ({type(error).__name__})") from None
-        except UpstreamError:
+
+    def _check_status(self, status: int) -> None:
+        """Raises `UpstreamError` for a failure; of the server itself and not of this request, it is not asked again for
+        a while."""
+        if status == 429 or status >= 500:
             self._failed_until = monotonic() + RETRY_SECONDS
-            raise
+        if status != 200:
+            raise UpstreamError(f"the other server answered with the status {status}")
 
     async def _first_model(self, client: httpx2.AsyncClient) -> str:
         response = await client.get(f"{self._base}/models")
+        self._check_status(response.status_code)
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError):

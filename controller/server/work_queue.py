@@ -21,11 +21,6 @@ class WorkQueue:
         self._of_client: Counter[str] = Counter()
         self._beside = 0
 
-    @property
-    def under_way(self) -> int:
-        """Requests that use the model, or wait for it."""
-        return self._of_client.total()
-
     @contextmanager
     def place_of(self, client: str) -> Iterator[None]:
         """A client's request is under way while inside. Raises `ApiError` where the client has too many."""

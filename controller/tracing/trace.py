@@ -101,7 +101,8 @@ class Trace:
     @property
     def label(self) -> Mapping[str, Any]:
         """What was known of the answer afterwards: `right` (whether it was), `strategies` (whether the answer of each
-        was) and, in a trace with content, `answer` (the right one); empty where nothing was reported."""
+        was), `other_server` where the answer was, or may have been, that of another server and not that of this run,
+        and, in a trace with content, `answer` (the right one); empty where nothing was reported."""
         label: Mapping[str, Any] = self.plain.get("label", {})
         return label
 

@@ -393,7 +393,7 @@ def test_feedback_with_the_right_answer_labels_the_answer_of_every_strategy(serv
 
 
 def test_feedback_that_the_answer_is_right_labels_every_strategy_and_wrong_only_equal_ones():
-    answers = _Answers("list", "exact", "ttt_direct", {"in_context": (1,), "ttt_direct": (2,), "ttt_warm": (2,)})
+    answers = _Answers("list", "exact", (2,), "ttt_direct", {"in_context": (1,), "ttt_direct": (2,), "ttt_warm": (2,)})
     assert answers.labels_of_given(True) == {"in_context": False, "ttt_direct": True, "ttt_warm": True}
     assert answers.labels_of_given(False) == {"ttt_direct": False, "ttt_warm": False}
     assert answers.labels([1]) == {"in_context": True, "ttt_direct": False, "ttt_warm": False}

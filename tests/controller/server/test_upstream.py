@@ -11,6 +11,10 @@ import pytest
 
 from autottt import Controller, FixedPolicy
 from autottt.controller.server.upstream import Upstream
+from autottt.controller.tracing.log_rows import log_rows
+from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.store import TraceStore
+from autottt.strategies.base import Attempt
 from autottt.ttt_core.errors import SettingsError
 from tests.controller.server.conftest import TASK
 from tests.controller.server.test_app import events_of
@@ -24,6 +28,7 @@ class Other:
 
     def __init__(self) -> None:
         self.text, self.status, self.breaks_off, self.lists = "tac", 200, False, True
+        self.finish_reason = "stop"
         self.asked: list[dict] = []
         self.headers: list[str | None] = []
         other = self
@@ -44,7 +49,7 @@ class Other:
                 for piece in pieces:
                     self.event({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
                 if not other.breaks_off:
-                    self.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+                    self.event({"choices": [{"delta": {}, "finish_reason": other.finish_reason}]})
                     usage = {"prompt_tokens": 11, "completion_tokens": 3}
                     self.event({"choices": [], "usage": usage})
                     self.wfile.write(b"data: [DONE]\n\n")
@@ -169,6 +174,24 @@ def test_a_server_that_is_down_is_not_asked_again_at_once(serve):
     assert first["text"] == second["text"] == serve().post("/v1/solve", json=TASK).json()["text"]
 
 
+def test_a_bad_request_of_one_client_turns_the_server_off_for_nobody(serve, other):
+    client = serve(upstream=Upstream(other.url))
+    other.status = 400
+    first = client.post(PATH, json=CONVERSATION).json()
+    assert "with the status 400" in first["autottt"]["source"]["fallback"]
+    other.status = 200
+    assert client.post(PATH, json=CONVERSATION).json()["autottt"]["source"]["server"] == other.url
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_overloaded_or_broken_server_is_not_asked_again_at_once(serve, other, status):
+    client = serve(upstream=Upstream(other.url, model="named"))
+    other.status = status
+    assert f"with the status {status}" in client.post(PATH, json=CONVERSATION).json()["autottt"]["source"]["fallback"]
+    other.status = 200
+    assert "a moment ago" in client.post(PATH, json=CONVERSATION).json()["autottt"]["source"]["fallback"]
+
+
 def test_an_answer_that_breaks_off_after_its_beginning_is_an_error_and_no_mixture(serve, other):
     other.breaks_off = True
     *_, last = events_of(serve(upstream=Upstream(other.url)).post(PATH, json={**CONVERSATION, "stream": True}))
@@ -179,6 +202,57 @@ def test_an_answer_of_another_kind_is_not_taken(serve, other):
     other.text = "I do not know"
     body = serve(upstream=Upstream(other.url)).post("/v1/solve", json=TASK).json()
     assert "no value of the kind list" in body["autottt"]["source"]["fallback"]
+
+
+def test_an_answer_to_a_task_that_was_cut_off_is_not_taken(serve, other):
+    other.text, other.finish_reason = "[4, 2]", "length"
+    for path, request in (("/v1/solve", TASK), (PATH, FEW_SHOT)):
+        source = serve(upstream=Upstream(other.url)).post(path, json=request).json()["autottt"]["source"]
+        assert source == {"server": "", "fallback": "the answer of the other server was cut off at its token limit"}
+
+
+HERE, THERE = [7], [8]
+"""What the model here and the other server answer in the tests of feedback."""
+
+
+@pytest.fixture
+def labelled(serve, other, controller, tmp_path, monkeypatch):
+    """A function that lets the other server answer a task and sends feedback: whether the answer was right, and the
+    labelled trace. With `later`, the server that gets the feedback has no answers in memory."""
+    here = Attempt("in_context", tuple(HERE), str(HERE), 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: here)
+    other.text = str(THERE)
+    store = TraceStore(tmp_path / "traces.sqlite")
+
+    def label(feedback, *, content: bool = True, later: bool = False):
+        traced = Controller(controller.learner, controller.policy, trace=TraceRecorder([store], content=content))
+        client = serve(traced, upstream=Upstream(other.url))
+        solved = client.post("/v1/solve", json=TASK).json()
+        assert (solved["answer"], solved["autottt"]["in_context_answer"]) == (THERE, HERE)
+        client = serve(traced, upstream=Upstream(other.url)) if later else client
+        trace_id = solved["autottt"]["trace_id"]
+        response = client.post("/v1/feedback", json={"trace_id": trace_id, **feedback})
+        return response.json()["right"], store.get(trace_id)
+
+    return label
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_feedback_on_the_other_servers_answer_labels_no_answer_of_the_model_here(labelled, content, right, later):
+    is_right, trace = labelled({"right": right}, content=content, later=later)
+    assert is_right is right
+    assert trace.label == {"right": right, "strategies": {}, "other_server": True}
+    assert [row["task"]["answer"] for row in log_rows([trace])[0]] == [None] * content
+
+
+@pytest.mark.parametrize(("answer", "right"), [(THERE, True), (HERE, False), ([9], False)])
+def test_the_right_answer_is_compared_with_the_given_answer_and_with_that_of_the_model_here(labelled, answer, right):
+    is_right, trace = labelled({"answer": answer})
+    assert is_right is trace.label["right"] is right
+    assert trace.label["strategies"] == {"in_context": answer == HERE}
+    assert log_rows([trace])[0][0]["task"]["answer"] == answer
 
 
 @pytest.mark.parametrize(

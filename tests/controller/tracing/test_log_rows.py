@@ -9,6 +9,7 @@ import pytest
 
 from autottt.controller.controller import Controller
 from autottt.controller.run_facts import RunFacts
+from autottt.controller.tracing.content import without_content
 from autottt.controller.tracing.log_rows import log_rows
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
@@ -150,6 +151,25 @@ def test_a_label_makes_outcomes_of_a_run_whose_right_answer_was_unknown(
     if not content:
         assert all(o.correct == float(right == (o.strategy == "in_context")) for o in made)
     assert skipped_counts(rows, {}) == {}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_label_without_the_right_answer_teaches_the_same_with_content_and_without(
+    explored: list[Trace], right: bool
+) -> None:
+    trace = next(t for t in explored if t.attempts[0]["strategy"] != "in_context")
+    names = "in_context", trace.attempts[0]["strategy"]
+    label = {"right": right, "strategies": dict.fromkeys(names, right)}
+    task = {**trace.result["task"], "answer": None}
+    answers = {"answer": [0], "in_context": {**trace.in_context, "value": [0]}, "attempts": [
+        {**attempt, "value": [0]} for attempt in trace.attempts
+    ]}  # fmt: skip
+    attributes = {**trace.attributes, "result": {**trace.result, **answers, "task": task}}
+    known = Trace({**trace.plain, "root": {**trace.root, "attributes": attributes}, "label": label})
+    assert [o.correct for o in outcomes([known])] == [float(right)] * len(outcomes([known])) != []
+    assert outcomes([Trace({**known.plain, "label": {**label, "answer": None}})]) == outcomes([known])
+    reduced = without_content(known)
+    assert [o.correct for o in outcomes([reduced])] == [o.correct for o in outcomes([known])]
 
 
 def test_a_label_of_another_answer_than_the_first_ones_gives_no_outcome(learner: Learner, tmp_path: Path) -> None:
