@@ -10,7 +10,6 @@ import logging
 import math
 import platform
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 
 from ..strategies.base import Attempt, Strategy, recipe_for, run
 from ..strategies.registry import get_strategy, plugin_proofs
+from ..ttt_core import clock
 from ..ttt_core.errors import BaseChangedError, FileError, StrategyError, TaskError, TooLongError, shortened
 from ..ttt_core.file_writing import explained
 from ..ttt_core.learner import Learner
@@ -103,8 +103,9 @@ def evaluate(
     Queries of one task come one after the other and share the task's adapter, which its first query pays for; where the
     controller chooses what a strategy before it has trained, it pays as much and nothing is trained twice. `on_event`
     receives phases and training steps (see `Controller.stream`). Rows are added to `file` as they come, after a line
-    with the settings; those that it holds are not measured again. Raises `TaskError` when an answer is not known, or
-    when the file holds rows of other settings or other queries, and `StrategyError` for a name that is not known.
+    with the settings; those that it holds are not measured again, unless it lacks the strategy's row of another query
+    of the task: a later row counts in place of an earlier one. Raises `TaskError` when an answer is not known, or when
+    the file holds rows of other settings or other queries, and `StrategyError` for a name that is not known.
     """
     _require_answers(tasks)
     wanted = list(dict.fromkeys(["in_context", *names]))
@@ -126,9 +127,10 @@ def evaluate(
             controller.learner.clear()
             for name in wanted:
                 controller.learner.reset_charges()
-                for task in group:
-                    row = done.get((name, task.id))
-                    if row is None:
+                known = [done.get((name, task.id)) for task in group]
+                complete = None not in known  # the rows share an adapter, so their costs belong to one run
+                for task, row in zip(group, known, strict=True):
+                    if row is None or not complete:
                         row = _row(controller, task, name, seed, on_event)
                         if stream is not None and file is not None:
                             _add_line(stream, file, asdict(row))
@@ -230,7 +232,7 @@ def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_eve
     """The attempt of a strategy; `on_event` receives its phases and training steps."""
     if on_event is None:
         return run(strategy, learner, task, seed=seed)
-    began, max_steps = time.monotonic(), recipe_for(strategy, learner.loaded.recipes, task.kind).max_steps
+    began, max_steps = clock.monotonic(), recipe_for(strategy, learner.loaded.recipes, task.kind).max_steps
 
     def on_phase(name: str, tokens: int = 0) -> None:
         on_event({"event": "phase", "tasks": [task.id], "phase": name})

@@ -98,6 +98,7 @@ def _problem(row: Row) -> str:
             outcome_from(vars(_attempt_outcome(with_tokens, attempt, None, _token_equivalents(attempt), features)))
             _paid_in_full(attempt)
         outcome_from(vars(_attempt_outcome(with_tokens, row["attempts"][0], None, _token_equivalents(row), {})))
+        _format_choice_tokens(row)
         _plain([row["task"]["answer"], row["answer"]])
         decision = row["decision"]
         names = [decision["strategy"], decision["policy_choice"] or "", decision["shadow"] or ""]
@@ -138,8 +139,8 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any], *, forced: bool
         right, in_context, tokens = _right(row, answers), row["in_context"], row["in_context_tokens"]
         if right is None or not _fully_measured(row) or not _finite(row) or not tokens:
             continue
-        others = [attempt for attempt in row["attempts"] if attempt["strategy"] != BASE]
-        probe = _token_equivalents(row) - _token_equivalents(in_context) - sum(map(_token_equivalents, others))
+        paid = [in_context, *(attempt for attempt in row["attempts"] if attempt["strategy"] != BASE)]
+        probe = _token_equivalents(row) - _format_choice_tokens(row) - sum(map(_token_equivalents, paid))
         measured = {"features": row["features"], "features_version": FEATURES_VERSION, "probe_cost": probe / tokens}
         outcomes.append(_attempt_outcome(row, in_context, right, tokens, measured))
         first = row["attempts"][0]
@@ -226,6 +227,12 @@ def _token_equivalents(row: Row) -> int:
     """Tokens forward plus twice the tokens backward."""
     cost = row["cost"]
     return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
+
+
+def _format_choice_tokens(row: Row) -> int:
+    """Token equivalents of choosing the prompt format, which are part of the total and of no strategy's cost."""
+    choice = row.get("format_choice", {})
+    return 0 if choice == {} else _token_equivalents(choice)
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ class InContextVote:
     """Idea: answer under several orders of the demonstrations and invertible transformations, undo them, and vote.
 
     Wins on grids, whose symmetries show the model other sides of the same rule; +0.5 points on BIG-Bench Hard, where
-    only the order can change. Loses nothing but its price: one answer per view. Source: Akyürek et al. 2025, sec. 4.2.
+    only the order can change. Loses nothing but its cost: one answer per view. Source: Akyürek et al. 2025, sec. 4.2.
     """
 
     name: str = "in_context_vote"

@@ -18,6 +18,7 @@ from ...policies.outcome_table import over_long
 from ...policies.outcomes import BASE, Outcome
 from ...policies.report import cost_text, scorecard_errors
 from ...policies.trained_policy import TrainedPolicy
+from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
 from ..evaluation import Summary
@@ -167,10 +168,9 @@ def mark(right: bool | None) -> Text:
 def show_result(result: Result) -> RenderableType:
     """The decision and its reason, the in-context answer and the final one, time, and the proof."""
     table = Table.grid(padding=(0, 2))
-    known = result.task.answer is not None
     if result.in_context and result.strategy != BASE:
         value = result.in_context.value
-        right = value == result.task.answer if known else None
+        right = None if result.right is None else is_right(result.task, value)
         table.add_row(BASE, show_value(result.task.kind, value), mark(right))
     table.add_row(result.strategy, show_value(result.task.kind, result.answer), mark(result.right))
     proof = (

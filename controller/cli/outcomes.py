@@ -83,13 +83,14 @@ def collect(
     make_folders(store=store)
     loaded = tasks.read(files) if files else None
     all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
+    learner = None
     if max_tokens or dry_run:
         learner = model.load_learner()
         all_tasks = choose_tasks(learner, all_tasks, max_tokens)
         if dry_run:
             return _show_estimate(learner, all_tasks, names, strategy_seeds, store, workers.workers)
     with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
-        stored = collect_into(store, all_tasks, names, strategy_seeds, model, workers)
+        stored = collect_into(store, all_tasks, names, strategy_seeds, model, workers, learner)
     line(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...")
     if len(models := {o.base_hash for o in stored}) > 1:
         warn(

@@ -1,7 +1,7 @@
 """Settings of the command line: an argument, else an `AUTOTTT_*` variable, else the configuration file, else a default.
 
 Reads the configuration file and names the source of a value; which settings there are is declared in `options`. The
-Python API reads neither variables nor the file.
+Python API reads neither the file nor variables, except `AUTOTTT_PLUGINS` and `AUTOTTT_TRACE`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...ttt_core.tasks.task import as_tuples
+from ..tracing.answers import is_right_in
 from ..tracing.candidates import candidates_of
 from ..tracing.statistics import Statistics
 from ..tracing.store import Summary
@@ -64,9 +65,8 @@ def _answers(trace: Trace) -> Iterator[RenderableType]:
     table.add_row("query", show_value(task.kind, task.query))
     by_strategy = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
     for attempt in by_strategy.values():
-        value = attempt["value"]
-        right = None if task.answer is None else as_tuples(value) == task.answer
-        table.add_row(attempt["strategy"], show_value(task.kind, as_tuples(value)), mark(right))
+        value = show_value(task.kind, as_tuples(attempt["value"]))
+        table.add_row(attempt["strategy"], value, mark(is_right_in(trace, attempt)))
     if task.answer is not None:
         table.add_row("right answer", show_value(task.kind, task.answer))
     yield table

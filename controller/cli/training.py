@@ -270,8 +270,8 @@ def _recorded(
     return track(
         trained, written, training.runs,
         {
-            "store": " ".join(map(str, stores)), "outcomes": len(outcomes), "price": training.training_cost_weight,
-            "risk": training.risk, "seed": training.seed,
+            "store": " ".join(map(str, stores)), "outcomes": len(outcomes),
+            "cost_weight": training.training_cost_weight, "risk": training.risk, "seed": training.seed,
         },
     )  # fmt: skip
 

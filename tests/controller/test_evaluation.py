@@ -23,6 +23,7 @@ from autottt.controller.evaluation import (
 )
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import Attempt, Candidate
+from autottt.ttt_core.clock import without_pauses
 from autottt.ttt_core.errors import StrategyError, TaskError
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -241,6 +242,29 @@ def test_names_and_answers_are_checked_before_anything_is_written(tmp_path, make
     with pytest.raises(StrategyError, match="magic"):
         evaluate(controller, [task], ["magic"], file=file)
     assert not file.exists()
+
+
+def test_resuming_between_the_queries_of_a_task_gives_the_rows_of_an_uninterrupted_run(make_learner, task, tmp_path):
+    other = replace(task, id="other", query=task.demonstrations[0].input, answer=task.demonstrations[0].output)
+    controller, file = Controller(make_learner(), FixedPolicy("in_context")), tmp_path / "rows"
+    whole = evaluate(controller, [task, other], ["ttt_in_context"], file=file)
+    lines = file.read_text().splitlines(keepends=True)
+    for stored in range(1, len(lines)):
+        file.write_text("".join(lines[:stored]))
+        resumed = evaluate(controller, [task, other], ["ttt_in_context"], file=file)
+        assert [(r.id, r.strategy, r.work, r.right) for r in resumed] == [
+            (r.id, r.strategy, r.work, r.right) for r in whole
+        ]
+        assert evaluate(controller, [task, other], ["ttt_in_context"], file=file) == resumed
+
+
+def test_the_seconds_left_of_a_training_leave_out_pauses(make_learner, task):
+    events: list[dict] = []
+    with without_pauses(lambda: 1e6):
+        evaluate(Controller(make_learner(), FixedPolicy("in_context")), [task], ["ttt_direct"], on_event=events.append)
+    first = next(event for event in events if event["event"] == "step")
+    assert first["max_steps"] > 1
+    assert 0 < first["seconds_left"] < 1e3
 
 
 def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_learner, task, monkeypatch):

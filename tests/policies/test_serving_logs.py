@@ -223,6 +223,15 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
             assert outcome.relative_cost > 3
 
 
+def test_the_cost_of_choosing_the_prompt_format_is_no_cost_of_the_probe(log: Path) -> None:
+    (row, *_) = read_log([log])
+    (measured, *_) = outcomes_of([row], {})
+    cost = {"seconds": 0.5, "forward_tokens": 40, "backward_tokens": 0}
+    total = {**row["cost"], "forward_tokens": row["cost"]["forward_tokens"] + 40}
+    chosen = {**row, "cost": total, "format_choice": {**row["format_choice"], "cost": cost}}
+    assert outcomes_of([chosen], {})[0].probe_cost == measured.probe_cost
+
+
 def test_served_outcomes_know_the_adapter_that_training_started_from(log: Path) -> None:
     rows = read_log([log])
     assert {o.starting_adapter for o in outcomes_of(rows, {})} == {""}
@@ -280,12 +289,17 @@ def test_a_line_with_a_field_of_another_type_is_refused_with_its_number_or_used(
 ) -> None:
     first = json.loads(log.read_text().splitlines()[0])
     file, refused = tmp_path / "changed.jsonl", set()
-    for name in first.keys() & {"attempts", "in_context", "features", "cost", "proof", "task", "decision", "seed"}:
+    for name in first.keys() & {
+        "attempts", "in_context", "features", "cost", "proof", "task", "decision", "seed", "format_choice",
+    }:  # fmt: skip
         file.write_text(log.read_text() + json.dumps({**first, name: value}) + "\n")
+        if (name, value) == ("format_choice", {}):
+            assert len(read_log([file])) == 5, "nothing was compared"
+            continue
         with pytest.raises(PolicyError, match=r"changed\.jsonl:5: not a result"):
             read_log([file])
         refused.add(name)
-    assert len(refused) == 8
+    assert len(refused) == (8 if value == {} else 9)
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"id"'])
@@ -427,8 +441,8 @@ def test_without_mlflow_the_folder_is_enough(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
-def test_a_price_of_the_callers_own() -> None:
-    cheap, dear = (Controller.from_pretrained(cost_weight=price).policy for price in (0.0, 1.0))
+def test_a_cost_weight_of_the_callers_own() -> None:
+    cheap, dear = (Controller.from_pretrained(cost_weight=weight).policy for weight in (0.0, 1.0))
     for policy, strategy in ((cheap, "ttt_augmented"), (dear, "in_context")):
         assert isinstance(policy, LearnedPolicy)
         utilities = policy.trained.utilities(np.array([[0.2, 0.2, 0.2, 0.4]]), np.array([[0.0, 9.0, 100.0, 200.0]]))

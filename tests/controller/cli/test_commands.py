@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from autottt.controller.cli import main as cli
 from autottt.controller.cli.answer_files import SHORT
+from autottt.controller.cli.options import ModelOptions
 from autottt.controller.cli.training import without_families_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
@@ -507,6 +508,14 @@ def test_a_dry_run_of_collecting_estimates_the_time_and_stores_nothing(tmp_path,
     assert "--max-tokens 2: each of the 2 tasks has a longer prompt; allow more" in err
 
 
+def test_collecting_short_tasks_loads_the_model_once(tmp_path, model, monkeypatch):
+    file, loaded, load = tasks_file(tmp_path, task("t")), [], ModelOptions.load_learner
+    monkeypatch.setattr(ModelOptions, "load_learner", lambda self: loaded.append(1) or load(self))
+    options = ["--strategies", "zero_shot", "--model", model, "--max-tokens", "200"]
+    assert call("collect", file, "--store", str(tmp_path / "s"), *options)[0] == 0
+    assert len(loaded) == 1
+
+
 def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     families = [task(f"t{i}", family=f"f{i}", queries=[{"input": [5, i], "output": [i, 5]}]) for i in range(6)]
     store, bundle = str(tmp_path / "store"), str(tmp_path / "bundle")
@@ -520,7 +529,8 @@ def test_collecting_and_training_give_a_bundle_that_solves(tmp_path, model):
     assert code == 0
     assert json.loads(out)["cases"] == 6
     assert f"the policy is in {bundle}, with scorecard.md" in err
-    assert [p.name for p in (tmp_path / "runs").glob("*/run.json")] == ["run.json"]
+    (run,) = (tmp_path / "runs").glob("*/run.json")
+    assert "cost_weight" in json.loads(run.read_text())["parameters"]
     assert "# Scorecard" in (tmp_path / "bundle" / "scorecard.md").read_text()
     code, out, _ = call("policy", "explain", file, "--model", model, "--policy", bundle, "--limit", "1")
     assert code == 0
