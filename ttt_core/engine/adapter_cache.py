@@ -40,13 +40,15 @@ class AdapterCache:
         self, memory_bytes: int = 1 << 27, folder: Path | None = None, disk_bytes: int = 1 << 30,
         per_scope: int | None = None,
     ) -> None:  # fmt: skip
-        """`per_scope` is how many adapters each scope may have: of more, its least recently used ones are deleted, from
-        the folder too."""
+        """`per_scope` is how many adapters of one base model each scope may have: of more, its least recently used ones
+        are deleted, from the folder too, whichever process saved them."""
         self.memory_bytes = memory_bytes
         self.disk_bytes = disk_bytes
         self.per_scope = per_scope
         self._folder = folder
         self._entries: OrderedDict[str, tuple[object, Adapter]] = OrderedDict()
+        self._owners: dict[str, tuple[str, str]] = {}
+        """By the name of a file: the scope and the base hash of its adapter. Read where scopes are bounded."""
         self._lock = threading.RLock()
         self._warned = False
         if folder is not None:
@@ -82,6 +84,8 @@ class AdapterCache:
             if self._folder is not None:
                 try:
                     adapter.save(self._folder / f"{name}.safetensors", name)
+                    if self.per_scope is not None:
+                        self._bound_files(self._folder, adapter, self.per_scope)
                     self._prune(self._folder)
                 except OSError as error:
                     self._warn(error)
@@ -152,16 +156,32 @@ class AdapterCache:
         while self.used_bytes > self.memory_bytes and len(self._entries) > 1:
             self._entries.popitem(last=False)
         if self.per_scope is not None:
-            self._bound_scope(adapter.scope, self.per_scope)
+            self._bound_scope((adapter.scope, adapter.base_hash), self.per_scope)
 
-    def _bound_scope(self, scope: str, limit: int) -> None:
-        """Deletes the adapters of a scope beyond a limit, the least recently used first."""
-        names = [name for name, (_, adapter) in self._entries.items() if adapter.scope == scope]
+    def _bound_scope(self, owner: tuple[str, str], limit: int) -> None:
+        """Deletes the adapters in memory of a scope and base hash beyond a limit, the least recently used first."""
+        names = [name for name, (_, each) in self._entries.items() if (each.scope, each.base_hash) == owner]
         for name in names[: max(0, len(names) - limit)]:
             del self._entries[name]
             if self._folder is not None:
                 with suppress(OSError):
                     (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def _bound_files(self, folder: Path, adapter: Adapter, limit: int) -> None:
+        """Deletes the files of an adapter's scope and base model beyond a limit, the least recently used first; among
+        files of one time those that are not in memory. A file that cannot be read counts for no scope."""
+        places = {name: place for place, name in enumerate(self._entries)}
+        owners, files = {}, []
+        for file in _own_files(folder, ".safetensors"):
+            with suppress(OSError, ModelError):  # another process deleted it, or it is damaged or in another format
+                owners[file.stem] = owner = self._owners.get(file.stem) or _owner_of(file)
+                if owner == (adapter.scope, adapter.base_hash):
+                    files.append((file.stat().st_mtime, places.get(file.stem, -1), file))
+        self._owners = owners
+        for _, _, file in sorted(files)[: max(0, len(files) - limit)]:
+            self._entries.pop(file.stem, None)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def _prune(self, folder: Path) -> None:
         """Deletes abandoned partial files, then the least recently used files until the rest, with partial ones, is
@@ -266,8 +286,7 @@ def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: b
     """Reads an adapter whose file holds the name that it has, and the base model that is expected. Raises `ModelError`,
     also for a file that was renamed; logs a warning for any file that is there and cannot be used."""
     try:
-        if file.exists() and not file.is_file():  # opening a named pipe would wait for a writer
-            raise ModelError(f"{file}: cannot be read as an adapter: it is not a file")
+        _refuse_no_file(file)
         adapter, name = Adapter.load_named(file, device)
         if name != file.stem or (base_hash is not None and adapter.base_hash != base_hash):
             raise ModelError(f"{file}: was saved as {name!r}; a renamed adapter file is not used: delete it")
@@ -276,6 +295,18 @@ def _load(file: Path, base_hash: str | None, device: torch.device | str, warn: b
             _log.warning("%s; the adapter is trained again when needed", error)
         raise
     return adapter
+
+
+def _owner_of(file: Path) -> tuple[str, str]:
+    """Scope and base hash of the adapter in a file. Raises `ModelError` where it cannot be read."""
+    _refuse_no_file(file)
+    return Adapter.owner_of(file)
+
+
+def _refuse_no_file(file: Path) -> None:
+    """Raises `ModelError` for anything but a file: opening a named pipe would wait for a writer."""
+    if file.exists() and not file.is_file():
+        raise ModelError(f"{file}: cannot be read as an adapter: it is not a file")
 
 
 def _delete_abandoned(folder: Path) -> None:

@@ -50,7 +50,7 @@ class FormatChoice:
     reason: str = ""
     """Why nothing was compared."""
     cost: Cost = field(default_factory=Cost)
-    """Of reading the demonstrations in the formats that were not chosen; nothing where an earlier choice was cached."""
+    """Of reading the demonstrations in the formats that were not chosen; nothing where they were read before."""
 
     @property
     def margin(self) -> float:
@@ -60,15 +60,29 @@ class FormatChoice:
         return self.scores[self.name] - max(others) if others else 0.0
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """What is known of the formats of one set of demonstrations, whatever the query."""
+
+    readings: dict[str, FormatReading] = field(default_factory=dict)
+    """By format, of those in which the demonstrations were read."""
+    refused: set[str] = field(default_factory=set)
+    """Formats that the chat template does not allow, of which a warning was logged."""
+
+
 class FormatChooser:
-    """Chooses among the prompt formats of one model, and caches the choices by the demonstrations."""
+    """Chooses among the prompt formats of one model. Caches how the demonstrations are predicted in each format, and
+    the choices by demonstrations and query: which formats may be used depends on both."""
 
     def __init__(self, guarded: GuardedModel, window: ContextWindow, answerer: Answerer) -> None:
         self._guarded = guarded
         self._loaded = guarded.loaded
         self._window = window
         self._answerer = answerer
+        self._evidence: dict[object, _Evidence] = {}
+        """By the demonstrations."""
         self._choices: dict[object, FormatChoice] = {}
+        """By the demonstrations and the query."""
 
     def formatted(self, task: Task) -> Task:
         """The task with its prompt format chosen, unless it has one or there is only one format. Raises `TaskError` for
@@ -78,53 +92,59 @@ class FormatChooser:
         return replace(task, prompt_format=self.choose(task).name)
 
     def choose(self, task: Task) -> FormatChoice:
-        """The prompt format of a task. One pass over the demonstrations in each format is charged, unless an earlier
-        task had the same demonstrations."""
+        """The prompt format of a task, among those in which its prompt fits. One pass over the demonstrations in each
+        of them is charged, unless an earlier task had the same demonstrations."""
         if task.prompt_format in self._loaded.formats:
             return FormatChoice(task.prompt_format, reason="the task names its prompt format")
         if not self._loaded.formats:
             return FormatChoice(self._loaded.format.name, reason=self._loaded.format_reason)
-        key = task.kind, task.instruction, task.demonstrations
+        demonstrations = task.kind, task.instruction, task.demonstrations
+        key = *demonstrations, task.query
         if key in self._choices:
             return replace(self._choices[key], cost=Cost())
+        evidence = self._evidence.setdefault(demonstrations, _Evidence())
         with span("format") as step:
-            self._choices[key] = choice = self._compare(task)
+            self._choices[key] = choice = self._compare(task, evidence)
             step.set(name=choice.name, scores=dict(choice.scores), reason=choice.reason)
-        if len(self._choices) > MAX_CACHED_CHOICES:
-            del self._choices[next(iter(self._choices))]
+        for cache in (self._choices, self._evidence):
+            if len(cache) > MAX_CACHED_CHOICES:
+                del cache[next(iter(cache))]
         return choice
 
     def clear(self) -> None:
-        """Drops the cached choices."""
+        """Drops the cached choices, and what they are made of."""
         self._choices.clear()
+        self._evidence.clear()
 
-    def _compare(self, task: Task) -> FormatChoice:
+    def _compare(self, task: Task, evidence: _Evidence) -> FormatChoice:
         versions = [replace(task, prompt_format=name) for name in self._loaded.formats]
         if len(task.demonstrations) < MIN_DEMONSTRATIONS:
             default = STANDARD_FORMAT.name if task.demonstrations else self._loaded.format.name
             versions.sort(key=lambda version: version.prompt_format != default)
-            name = next((version.prompt_format for version in versions if self._usable(version)), default)
+            name = next((v.prompt_format for v in versions if self._usable(v, evidence)), default)
             return FormatChoice(name, reason=f"too few demonstrations to compare formats ({len(task.demonstrations)})")
-        fitting = [version for version in versions if self._usable(version)]
+        fitting = {version.prompt_format: version for version in versions if self._usable(version, evidence)}
         if not fitting:
             return FormatChoice(self._loaded.format.name, reason="the task can be written in no format")
-        readings: dict[str, FormatReading] = {}
         costs: dict[str, Cost] = {}
         with self._answerer.caching_prefixes(len(fitting)):
-            for version in fitting:
-                meter = self._guarded.meter()
-                readings[version.prompt_format] = FormatReading.of(self._answerer.read(version).answers)
-                costs[version.prompt_format] = meter.read()
+            for name, version in fitting.items():
+                if name not in evidence.readings:
+                    meter = self._guarded.meter()
+                    evidence.readings[name] = FormatReading.of(self._answerer.read(version).answers)
+                    costs[name] = meter.read()
+            readings = {name: evidence.readings[name] for name in fitting}
             name = best_format(readings, STANDARD_FORMAT.name)
-            self._answerer.read(next(v for v in fitting if v.prompt_format == name))  # the prefix that stays cached
+            if costs:
+                self._answerer.read(fitting[name])  # the prefix that stays cached
         scores = {n: fmean(reading.likelihoods) for n, reading in readings.items()}
         right = {n: reading.right for n, reading in readings.items()}
         return FormatChoice(name, scores, right, cost=sum((c for n, c in costs.items() if n != name), Cost()))
 
-    def _usable(self, version: Task) -> bool:
+    def _usable(self, version: Task, evidence: _Evidence) -> bool:
         """Whether the task fits in the context in its format. False where an output contains what ends an answer in it,
-        and, with a warning, where the chat template changes the prompt, or raises an error, for this number of turns.
-        """
+        and, with a warning for the first query of the demonstrations, where the chat template changes the prompt, or
+        raises an error, for this number of turns."""
         try:
             return self._window.fits(version)
         except TaskError:
@@ -132,6 +152,9 @@ class FormatChooser:
         except ModelError as error:
             if version.prompt_format == STANDARD_FORMAT.name:
                 raise
+            if version.prompt_format in evidence.refused:
+                return False
+            evidence.refused.add(version.prompt_format)
             problem = re.split(r" \(|: ", str(error))[0]  # what follows may quote the task
             _LOG.warning("%s: the prompt format %s is not used: %s", version.id, version.prompt_format, problem)
             _LOG.debug("why the prompt format is not used: %s", error)

@@ -98,16 +98,28 @@ class Adapter:
         try:
             adapter, name = cls._read(file)
         except Exception as error:  # a damaged file may make the libraries raise anything
-            raise ModelError(f"{file}: cannot be read as an adapter ({type(error).__name__}: {error})") from error
+            raise _unreadable(file, error) from error
         return adapter.to(device), name
+
+    @classmethod
+    def owner_of(cls, file: Path) -> tuple[str, str]:
+        """The scope and the base hash that a file names. Reads no weights, so the checksum is not verified. Raises
+        `ModelError` for a file that names none, or has another format."""
+        try:
+            with safe_open(file, "pt") as opened:
+                header: dict[str, str] = opened.metadata()
+            _check_format(header)
+            metadata: dict[str, Any] = json.loads(header["adapter"])
+            return str(metadata.get("scope", "")), str(metadata["base_hash"])
+        except Exception as error:  # a damaged file may make the libraries raise anything
+            raise _unreadable(file, error) from error
 
     @classmethod
     def _read(cls, file: Path) -> tuple[Adapter, str]:
         with safe_open(file, "pt") as opened:
             header: dict[str, str] = opened.metadata()
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if (version := header.get("format", "3 or older")) != str(FORMAT):
-            raise ValueError(f"its format is {version}; this version reads format {FORMAT}: train the adapter again")
+        _check_format(header)
         if header["checksum"] != _checksum(header["adapter"], tensors):
             raise ValueError("the checksum does not match the content: train the adapter again")
         metadata: dict[str, Any] = json.loads(header["adapter"])
@@ -176,6 +188,16 @@ class Adapter:
     def to(self, device: torch.device | str) -> Adapter:
         """A copy with its weights on a device."""
         return replace(self, weights=self.weights.to(device))
+
+
+def _check_format(header: Mapping[str, str]) -> None:
+    """Raises `ValueError` for the metadata of a file in another format."""
+    if (version := header.get("format", "3 or older")) != str(FORMAT):
+        raise ValueError(f"its format is {version}; this version reads format {FORMAT}: train the adapter again")
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError(f"{file}: cannot be read as an adapter ({type(error).__name__}: {error})")
 
 
 def _check_fits(

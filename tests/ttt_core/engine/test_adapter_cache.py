@@ -447,6 +447,32 @@ def test_each_scope_keeps_its_most_recent_adapters_only(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 27])
+def test_the_adapters_of_a_scope_are_bounded_in_the_folder_whether_or_not_they_are_in_memory(
+    tmp_path: Path, memory_bytes: int
+) -> None:
+    def names(count: int, scope: str = "one", base: str = "base") -> list[Path]:
+        return [tmp_path / f"{_entry_name((scope, number), base)}.safetensors" for number in range(count)]
+
+    others = AdapterCache(folder=tmp_path)
+    others.put(("two", 0), replace(adapter(), scope="two"))
+    for number in range(4):
+        others.put(("one", number), replace(adapter(), scope="one", base_hash="another base"))
+    unbounded = AdapterCache(folder=tmp_path)
+    for number in range(4):
+        unbounded.put(("one", number), replace(adapter(), scope="one"))
+    for age, file in enumerate(names(4)):
+        os.utime(file, (time.time() - 1000 + age,) * 2)
+    (tmp_path / f"{'0' * 40}-v{FORMAT}.safetensors").write_bytes(b"damaged")
+    cache = AdapterCache(folder=tmp_path, per_scope=2, memory_bytes=memory_bytes)
+    assert cache.get(("one", 0), "base")
+    cache.put(("one", 4), replace(adapter(), scope="one"))
+    assert [file.exists() for file in names(5)] == [True, False, False, False, True]
+    cache.put(("one", 3), replace(adapter(), scope="one"))
+    assert [file.exists() for file in names(5)] == [False, False, False, True, True]
+    assert all(file.exists() for file in [*names(1, "two"), *names(4, base="another base")])
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["ttt_in_context", "ttt_crossfit"])
 def test_a_task_with_a_cached_adapter_is_answered_without_training(

@@ -201,13 +201,45 @@ def test_without_the_default_the_likeliest_format_is_best() -> None:
 def test_choices_are_bounded_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = learner_of()
     monkeypatch.setattr(
-        type(learner.formats), "_compare", lambda self, task: FormatChoice("chat", {"chat": -1.0, "standard": -2.0})
+        type(learner.formats), "_compare", lambda self, task, _: FormatChoice("chat", {"chat": -1.0, "standard": -2.0})
     )
     for n in range(MAX_CACHED_CHOICES + 3):
         learner.formats.choose(make_task([([n], [n]), ([n + 1], [n + 1])], [1]))
-    assert len(learner.formats._choices) == MAX_CACHED_CHOICES
+    assert len(learner.formats._choices) == len(learner.formats._evidence) == MAX_CACHED_CHOICES
     learner.clear()
     assert not learner.formats._choices
+    assert not learner.formats._evidence
+
+
+@pytest.mark.parametrize("long_first", [True, False])
+def test_a_query_gets_the_best_format_that_it_fits_in_whatever_was_asked_before(
+    monkeypatch: pytest.MonkeyPatch, long_first: bool
+) -> None:
+    prefer(monkeypatch, "chat")
+    learner = learner_of()
+    long, short, over = (task_of(query=(4, 6) * length) for length in (80, 1, 1000))
+    tasks = [over, long, short] if long_first else [short, long, over]
+    choices = {len(task.query): learner.formats.choose(task) for task in tasks}
+    assert {length: choice.name for length, choice in choices.items()} == {160: "compact", 2: "chat", 2000: "chat"}
+    assert set(choices[160].scores) == {"compact"}
+    assert set(choices[2].scores) == {"chat", "standard", "compact"}
+    assert choices[2].margin > 0
+
+
+@pytest.mark.parametrize("long_first", [True, False])
+def test_the_demonstrations_are_read_once_in_each_format_in_which_a_query_fits(long_first: bool) -> None:
+    learner = learner_of()
+    long, short = task_of(query=(4, 6) * 80), task_of()
+    meter, reads = learner.guarded.meter(), []
+    for task in (long, short) if long_first else (short, long):
+        before = meter.read().forward_tokens
+        learner.formats.choose(task)
+        reads.append(meter.read().forward_tokens - before)
+    assert all(reads) if long_first else reads[1] == 0
+    before = meter.read().forward_tokens
+    for task in (task_of(query=(8, 9)), task_of(query=(8, 8) * 80)):
+        learner.formats.choose(task)
+    assert meter.read().forward_tokens == before
 
 
 def test_the_record_has_the_choice_and_every_strategy_answers_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
