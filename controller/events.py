@@ -109,6 +109,8 @@ class PrefetchProgress:
         if step == 1:
             self._began = self._last_step
         self._last_step = _now()
+        if not losses:
+            return
         for each in losses:
             for run in self._runs_of(each.plans):
                 self._span_of(run).event(step=step, loss=each.loss)

@@ -20,7 +20,7 @@ from ..policies.features import Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.adapter_training import adapter_answers, has_adapter
-from ..strategies.base import Attempt, Cost, Strategy, recipe_for, run
+from ..strategies.base import Attempt, Cost, Strategy, answer_count, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
 from ..strategies.voting import strategies_with_cached_views
 from ..ttt_core import clock
@@ -249,23 +249,22 @@ def _pays(name: str, decision: Decision, progress: Progress, learner: Learner, l
     seconds = decision.costs.get(name, DEFAULT_RELATIVE_COST[strategy.cost_class]) * in_context
     if strategy.cost_class == "train":
         if has_adapter(learner, strategy, query.task, query.seed):
-            seconds = answering_seconds(strategy, learner, query.task.kind, in_context)
+            seconds = answering_seconds(strategy, learner, query.task, in_context)
         else:
             seconds /= 2
     return name == "in_context" or seconds <= left
 
 
-def answering_seconds(strategy: Strategy, learner: Learner, kind: str, in_context_seconds: float) -> float:
+def answering_seconds(strategy: Strategy, learner: Learner, task: Task, in_context_seconds: float) -> float:
     """Seconds to reserve for the answers after training: as long as the in-context answer for each answer that votes.
     Views are answered in one batch, so this is an upper estimate."""
-    recipe = recipe_for(strategy, learner.loaded.recipes, kind)
-    return in_context_seconds * strategy.answers_per_query(recipe)
+    return in_context_seconds * answer_count(strategy, learner.loaded.recipes, task)
 
 
 def training_seconds(strategy: Strategy, learner: Learner, progress: Progress, left: float) -> float:
     """Seconds that training may take of those that are left: the rest, at most half, is for the answers."""
     in_context_seconds = progress.in_context.cost.seconds
-    return left - min(answering_seconds(strategy, learner, progress.query.task.kind, in_context_seconds), left / 2)
+    return left - min(answering_seconds(strategy, learner, progress.query.task, in_context_seconds), left / 2)
 
 
 def strategy_node(strategy: Strategy) -> Node:

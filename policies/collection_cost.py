@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from ..strategies.adapter_training import PlansAdapter
-from ..strategies.base import Strategy, recipe_for
+from ..strategies.base import Strategy, answer_count
 from ..ttt_core.errors import AutotttError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
 from .collect import Batch, missing_count
+from .features import probe_tokens
+from .outcomes import BASE
 
 SAMPLE = 40
 """Batches whose tokens are counted; the others are taken to be as long."""
 TIMED = 3
 """In-context answers that are timed."""
-PROMPTS_OF_FEATURES = 1
-"""Prompts that the features of an answer read besides one for each demonstration."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def estimate(learner: Learner, batches: Sequence[Batch], seed: int = 0) -> Colle
 
 
 def _batch_tokens(learner: Learner, batch: Batch) -> float:
-    """Token equivalents of the missing outcomes of a task's queries: adapters are trained once, answers are not."""
+    """Token equivalents of the missing outcomes of a task's queries: adapters are trained once, answers are not. The
+    probes of all queries are taken to be as long as that of the first."""
     trained: set[str] = set()
+    probed: int | None = None
     total, formats = 0.0, len(learner.loaded.formats)
     for item in batch:
         try:
@@ -57,10 +59,10 @@ def _batch_tokens(learner: Learner, batch: Batch) -> float:
                 if strategy.name not in trained:
                     total += _training_tokens(learner, strategy, item.task, item.seed)
                     trained.add(strategy.name)
-                recipe = recipe_for(strategy, learner.loaded.recipes, item.task.kind)
-                total += length * strategy.answers_per_query(recipe)
-                if strategy.name == "in_context":
-                    total += length * (PROMPTS_OF_FEATURES + len(item.task.demonstrations))
+                total += length * answer_count(strategy, learner.loaded.recipes, item.task)
+                if strategy.name == BASE:
+                    probed = probe_tokens(learner, item.task, item.seed) if probed is None else probed
+                    total += probed
         except AutotttError:  # it will be an outcome without cost
             continue
     return total

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .features import LOG_PROB_FLOOR, STAGE_1, VIEWS
+from ..ttt_core.model.generation import LOG_PROB_FLOOR
+from .features import STAGE_1, VIEWS
 
 FREE = "none"
 """The in-context answer yields it."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..strategies.voting import distinct_transformations
+from ..ttt_core.model.generation import LOG_PROB_FLOOR, floored
 from ..ttt_core.tasks.augmentation import leave_one_out, shuffled, single_pairs
 from ..ttt_core.tasks.kinds import KINDS
 from ..ttt_core.tasks.task import Task, Value
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 FEATURES_VERSION = 2
 """Rises when the meaning of a name changes, not when a feature is added: policies and outcomes carry their names."""
 
-LOG_PROB_FLOOR = -20.0
-"""Log-probabilities are clipped here: lower ones carry no more information."""
 NEUTRAL = -2.0
 """Log-probability per token if there is nothing to measure: neither confident nor hopeless."""
 VIEWS = 3
@@ -249,14 +248,12 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int, mode
     if len(task.demonstrations) < 2:
         neutral = {name: NEUTRAL if name.endswith(("_mean", "_min")) else 0.0 for name in STAGE_1}
         return neutral | {"loo_mean_normalised": NEUTRAL / math.log(max(2, model.vocabulary))}
-    rng = random.Random(f"probe-{seed}")
-    held_out, alone = leave_one_out(task), single_pairs(task)
-    orders, turns = _views(learner, task, answer.value, rng) if answer.value is not None else ([], [])
-    scores = iter([row[-1] for row in learner.score([*held_out, *alone, *orders, *turns])])
-    from_others = [next(scores) for _ in held_out]
-    from_nothing = [next(scores) for _ in alone]
-    by_order = _agreement("orders", [next(scores) for _ in orders])
-    by_turn = _agreement("turns", list(scores)) if turns else _renamed(by_order, "orders", "turns")
+    prompts = _ProbePrompts.of(learner, task, answer.value, seed)
+    scores = iter([row[-1] for row in learner.score(prompts.all)])
+    from_others = [next(scores) for _ in prompts.held_out]
+    from_nothing = [next(scores) for _ in prompts.alone]
+    by_order = _agreement("orders", [next(scores) for _ in prompts.orders])
+    by_turn = _agreement("turns", list(scores)) if prompts.turns else _renamed(by_order, "orders", "turns")
     loo = _agreement("loo", from_others)
     gain = loo["loo_mean"] - fmean(map(_per_token, from_nothing))
     comparable = {
@@ -264,6 +261,38 @@ def probe_features(learner: Learner, task: Task, answer: Answer, seed: int, mode
         "loo_rank": _mean_rank(from_others),
     }
     return {"loo_possible": 1.0, **loo, "shots_gain": gain, **by_order, **by_turn, **comparable}
+
+
+def probe_tokens(learner: Learner, task: Task, seed: int) -> int:
+    """Tokens that `probe_features` reads, where the in-context answer is as long as the right one. Raises as
+    `Learner.score`."""
+    if len(task.demonstrations) < 2:
+        return 0
+    return sum(map(learner.window.length, dict.fromkeys(_ProbePrompts.of(learner, task, task.answer, seed).all)))
+
+
+@dataclass(frozen=True)
+class _ProbePrompts:
+    """The prompts that the probe scores."""
+
+    held_out: Sequence[Task]
+    """Each demonstration after all others."""
+    alone: Sequence[Task]
+    """Each demonstration without any other."""
+    orders: Sequence[Task] = ()
+    turns: Sequence[Task] = ()
+    """The task with its in-context answer, under permutations and under transformations."""
+
+    @classmethod
+    def of(cls, learner: Learner, task: Task, value: Value | None, seed: int) -> _ProbePrompts:
+        """Those of a task with at least two demonstrations, whose in-context answer is `value`."""
+        rng = random.Random(f"probe-{seed}")
+        orders, turns = ([], []) if value is None else _views(learner, task, value, rng)
+        return cls(leave_one_out(task), single_pairs(task), orders, turns)
+
+    @property
+    def all(self) -> list[Task]:
+        return [*self.held_out, *self.alone, *self.orders, *self.turns]
 
 
 def _views(learner: Learner, task: Task, value: Value, rng: random.Random) -> tuple[list[Task], list[Task]]:
@@ -305,7 +334,7 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def _clipped(scores: TokenScores) -> list[float]:
-    return [max(x, LOG_PROB_FLOOR) for x in scores.log_probs]
+    return list(map(floored, scores.log_probs))
 
 
 def _per_token(scores: TokenScores) -> float:

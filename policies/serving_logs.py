@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ttt_core.engine.cost import BACKWARD_WEIGHT, token_equivalents
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.tasks.answers import same_answer
@@ -203,7 +204,7 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
         status="failed" if attempt["error"] else parsed, correct=float(_same(task, attempt["value"], right)),
         seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
-        forward_tokens=tokens - 2 * attempt["cost"]["backward_tokens"],
+        forward_tokens=tokens - BACKWARD_WEIGHT * attempt["cost"]["backward_tokens"],
         backward_tokens=attempt["cost"]["backward_tokens"], confidence=attempt["confidence"] or 0.0,
         answer="" if attempt["value"] is None else content_digest(attempt["value"]),
         held_out_gain=CrossValidationResult(**attempt["cross_validation"]).gain if attempt["cross_validation"] else 1.0,
@@ -224,9 +225,8 @@ def _origin(row: Row) -> dict[str, Any]:
 
 
 def _token_equivalents(row: Row) -> int:
-    """Tokens forward plus twice the tokens backward."""
     cost = row["cost"]
-    return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
+    return int(token_equivalents(cost["forward_tokens"], cost["backward_tokens"]))
 
 
 def _format_choice_tokens(row: Row) -> int:

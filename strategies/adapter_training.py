@@ -12,7 +12,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.lora.adapter import Adapter
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
-from .base import Attempt, Strategy, is_plugin, recipe_for
+from .base import Attempt, Strategy, answer_count, is_plugin
 
 QV_MLP = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 """The modules that Akyürek et al. 2025 adapt on ARC; on BIG-Bench Hard also `o_proj`."""
@@ -67,8 +67,8 @@ def adapter_answers(
         if isinstance(strategy, PlansAdapter) and not is_plugin(strategy):
             with suppress(Exception):  # a task that a strategy cannot plan for, which says so when it runs
                 found = learner.adapters.is_cached(strategy.plan(learner, task, seed))
-                recipe = recipe_for(strategy, learner.loaded.recipes, task.kind)
-                (cached if found else others)[strategy.name] = float(strategy.answers_per_query(recipe))
+                answers = answer_count(strategy, learner.loaded.recipes, task)
+                (cached if found else others)[strategy.name] = float(answers)
     return cached, others
 
 

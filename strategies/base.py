@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ..ttt_core.engine.answering import Answer
+from ..ttt_core.engine.cost import TRAINING_WEIGHT
 from ..ttt_core.engine.cost import Cost as Cost
 from ..ttt_core.errors import AdaptationError, AutotttError, DeadlineError, StrategyError
 from ..ttt_core.learner import Learner
@@ -91,7 +92,8 @@ class Strategy(Protocol):
         ...
 
     def answers_per_query(self, recipe: Recipe) -> int:
-        """How many answers are decoded for a query under a recipe; 1 unless they are voted over."""
+        """How many answers are decoded for a query under a recipe; 1 unless they are voted over. Where folds of the
+        demonstrations vote, of a task with many demonstrations; see `CrossValidates`."""
         ...
 
     def attempt(
@@ -102,6 +104,15 @@ class Strategy(Protocol):
         `deadline` is a time of `ttt_core.clock.monotonic` by which training stops. Raises `TooLongError` when the task
         does not fit in the context, and `AdaptationError` or `DeadlineError`, which `run` turns into a failed attempt.
         """
+        ...
+
+
+@runtime_checkable
+class CrossValidates(Protocol):
+    """A strategy that trains an adapter for each fold of the demonstrations, which all vote under every view."""
+
+    def fold_count(self, demonstrations: int) -> int:
+        """The number of folds of so many demonstrations."""
         ...
 
 
@@ -120,13 +131,22 @@ def recipe_digest_for(strategy: Strategy, recipes: Mapping[str, Recipe], kind: s
     return recipe_digest(recipe_for(strategy, recipes, kind)) if strategy.default_recipe is not None else ""
 
 
+def answer_count(strategy: Strategy, recipes: Mapping[str, Recipe], task: Task) -> int:
+    """How many answers a strategy decodes for a query: `Strategy.answers_per_query`, or of as many folds as the
+    demonstrations of the task make."""
+    recipe = recipe_for(strategy, recipes, task.kind)
+    if isinstance(strategy, CrossValidates):
+        return strategy.fold_count(len(task.demonstrations)) * recipe.views
+    return strategy.answers_per_query(recipe)
+
+
 def nominal_cost(recipes: Mapping[str, Recipe], strategy: Strategy) -> float:
-    """The cost of a strategy in multiples of an in-context answer, by its recipe alone: its answers, and three times
-    its training prompts, since a backward pass counts as two forward passes. Each fold has an adapter."""
+    """The cost of a strategy in multiples of an in-context answer, by its recipe alone: its answers, and its
+    training prompts, each with the weight of a prompt that is trained on. Each fold has an adapter."""
     recipe = recipe_for(strategy, recipes, "")
     answers = strategy.answers_per_query(recipe)
     adapters = max(1, answers // recipe.views) if strategy.cost_class == "train" else 0
-    return answers + 3.0 * adapters * recipe.max_steps * recipe.batch_size
+    return float(answers + TRAINING_WEIGHT * adapters * recipe.max_steps * recipe.batch_size)
 
 
 def is_plugin(strategy: object) -> bool:

@@ -49,6 +49,9 @@ class TttCrossfit:
     def answers_per_query(self, recipe: Recipe) -> int:
         return self.folds * recipe.views
 
+    def fold_count(self, demonstrations: int) -> int:
+        return min(self.folds, demonstrations)
+
     def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
         return self._plan(learner, task, seed)[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.learner import Learner
 from ..ttt_core.recipes import Recipe
 from ..ttt_core.tasks.task import Task
+from ..ttt_core.tasks.transformations import Transformation
 from .adapter_training import ARC_RECIPE, with_training
 from .base import Attempt, CostClass, OnStep, recipe_for
 from .registry import register
@@ -43,18 +45,23 @@ class TttRace:
     def answers_per_query(self, recipe: Recipe) -> int:
         return 2 * recipe.views
 
+    def fold_count(self, demonstrations: int) -> int:
+        return 2 if demonstrations > self.min_demonstrations else self.min_demonstrations
+
     def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
-        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
-        folds = 2 if len(task.demonstrations) > self.min_demonstrations else self.min_demonstrations
-        trial = max(FEWEST_STEPS, math.ceil(self.trial_share * recipe.max_steps))
-        plan, _ = crossfit_plan(self.name, learner, task, recipe, seed, folds)
-        return replace(plan, key=(plan.key, trial), trial_steps=trial)
+        return self._plan(learner, task, seed)[0]
 
     def attempt(
         self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> Attempt:
-        plan = self.plan(learner, task, seed)
-        _, transformations = crossfit_plan(self.name, learner, task, plan.recipe, seed, 2)
+        plan, transformations = self._plan(learner, task, seed)
         adapter, from_cache = learner.adapters.get_or_train(plan, deadline, on_step)
         attempt = vote_over_views(self.name, learner, task, plan.recipe, transformations(), seed, adapter)
         return with_training(attempt, adapter, from_cache)
+
+    def _plan(self, learner: Learner, task: Task, seed: int) -> tuple[AdapterPlan, Callable[[], list[Transformation]]]:
+        recipe = recipe_for(self, learner.loaded.recipes, task.kind)
+        trial = max(FEWEST_STEPS, math.ceil(self.trial_share * recipe.max_steps))
+        folds = self.fold_count(len(task.demonstrations))
+        plan, transformations = crossfit_plan(self.name, learner, task, recipe, seed, folds)
+        return replace(plan, key=(plan.key, trial), trial_steps=trial), transformations

@@ -142,15 +142,6 @@ def _first_unique(prompts: Sequence[tuple[int, Task]]) -> list[tuple[int, Task]]
     return [unique[i] for i in sorted(range(len(unique)), key=lambda i: ranks[i])]
 
 
-def hierarchical_vote(groups: Sequence[Sequence[Answer]], top: int = 3) -> tuple[Candidate, ...]:
-    """Votes within each group, then over the groups' first `top`; likeliest first among equals.
-
-    Each group holds the answers from one view of a task under several orders, mapped back to the task's own
-    representation (Akyürek et al. 2025, section 4.2).
-    """
-    return _ranked(_tally(groups, top))
-
-
 @dataclass(frozen=True)
 class _Tally:
     """What speaks for one answer."""
@@ -161,7 +152,11 @@ class _Tally:
 
 
 def _tally(groups: Sequence[Sequence[Answer]], top: int = 3) -> dict[Value, _Tally]:
-    """The votes of each answer that is among the first `top` of a group."""
+    """The votes of each answer that is among the first `top` of a group, over all groups.
+
+    Each group holds the answers from one view of a task under several orders, mapped back to the task's own
+    representation (the hierarchical vote of Akyürek et al. 2025, section 4.2).
+    """
     votes: dict[Value, int] = {}
     likelihood: dict[Value, float] = {}
     for group in groups:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from autottt import strategies as package
-from autottt.strategies import registry
-from autottt.strategies.base import Attempt, Candidate, Cost, run
+from autottt.strategies import registry, voting
+from autottt.strategies.adapter_training import adapter_answers
+from autottt.strategies.base import Attempt, Candidate, Cost, answer_count, recipe_for, run
 from autottt.strategies.registry import get_strategy, register, strategies
-from autottt.strategies.voting import hierarchical_vote
+from autottt.strategies.voting import _ranked, _tally
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.engine.answering import Answer, Answerer
@@ -370,20 +371,20 @@ def answer(value: Any, total: float = -1.0) -> Answer:
 
 def test_votes_are_counted_within_groups_and_then_over_their_first_three() -> None:
     many = [answer("a")] * 4 + [answer("b", -0.5)] * 3 + [answer("c")] * 2 + [answer("d")]
-    ranked = hierarchical_vote([many, [answer("d"), answer("b")]])
+    ranked = _ranked(_tally([many, [answer("d"), answer("b")]]))
     assert [(c.value, round(c.share * 11, 9)) for c in ranked] == [("b", 4), ("a", 4), ("c", 2), ("d", 1)]
 
 
 def test_the_likeliest_of_equals_comes_first() -> None:
     groups = [[answer("a", -3.0), answer("b", -0.5)], [answer("b", -9.0), answer("a", -2.0)]]
-    assert hierarchical_vote(groups) == (Candidate("b", 0.5), Candidate("a", 0.5))
+    assert _ranked(_tally(groups)) == (Candidate("b", 0.5), Candidate("a", 0.5))
     likely = [[answer("x", -4.0), answer("y", -3.0), answer("z", -2.0), answer("w", -1.0)]]
-    assert [c.value for c in hierarchical_vote(likely, top=2)] == ["w", "z"]
+    assert [c.value for c in _ranked(_tally(likely, top=2))] == ["w", "z"]
 
 
 def test_an_answer_that_cannot_be_parsed_has_no_vote() -> None:
-    assert hierarchical_vote([[answer(None, 0.0)] * 5, [answer((1,))]]) == (Candidate((1,), 1.0),)
-    assert hierarchical_vote([[answer(None)]]) == hierarchical_vote([]) == ()
+    assert _ranked(_tally([[answer(None, 0.0)] * 5, [answer((1,))]])) == (Candidate((1,), 1.0),)
+    assert _ranked(_tally([[answer(None)]])) == _ranked(_tally([])) == ()
 
 
 def test_views_are_mapped_back_before_they_vote(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +429,35 @@ def test_a_name_that_is_taken_is_refused_when_a_strategy_registers():
             default_recipe: None = None
             answers_per_query: None = None
             attempt: None = None
+
+
+# --- folds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("name", ["ttt_race", "ttt_crossfit"])
+def test_the_answers_of_folds_are_counted_as_they_are_planned(
+    name: str, count: int, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy: Any = get_strategy(name)
+    task = make_task([([n, n + 1], [n + 1, n]) for n in range(count)], [7, 8])
+    folds = len(strategy.plan(learner, task, 0).make_examples().folds)
+    recipes = learner.loaded.recipes
+    assert answer_count(strategy, recipes, task) == folds * recipe_for(strategy, recipes, "list").views
+    assert adapter_answers(learner, [strategy], task, 0)[1] == {name: answer_count(strategy, recipes, task)}
+
+
+def test_a_race_is_planned_once(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = voting.distinct_transformations
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(voting, "distinct_transformations", counted)
+    run(get_strategy("ttt_race"), learner, TASKS["list"])
+    assert len(calls) == 1
 
 
 # --- racing ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Learner:
         guard_of_original = None if original is None else original.guarded
         self.guarded: GuardedModel = GuardedModel(loaded, verify, memory_bytes, guard_of_original)
         self.window = ContextWindow(loaded, self.guarded.raise_if_stopped)
-        answers = AnswerPrefetch(self.guarded, self.window)
+        answers = AnswerPrefetch(self.guarded)
         self.answerer = Answerer(self.guarded, self.window, answers)
         self.formats = FormatChooser(self.guarded, self.window, self.answerer)
         self.trainer = AdapterTrainer(self.guarded, self.window, self.answerer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...policies.outcomes import BASE
+from ...ttt_core.engine.cost import token_equivalents
 from .trace import Trace
 
 
@@ -53,8 +54,8 @@ def mark_of(trace: Trace, row: CandidateRow) -> str:
 def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any] | None, trace: Trace) -> CandidateRow:
     measured, answered = None, ""
     if attempt is not None:
-        base = trace.result.get("in_context_tokens") or (trace.in_context and token_equivalents(trace.in_context))
-        measured = 0.0 if name == BASE else token_equivalents(attempt) / base if base else None
+        base = trace.result.get("in_context_tokens") or (trace.in_context and tokens_of(trace.in_context))
+        measured = 0.0 if name == BASE else tokens_of(attempt) / base if base else None
         valid = attempt.get("value") is not None or "value" not in attempt
         answered = "failed" if attempt["error"] else "answered" if valid else "no answer"
     return CandidateRow(
@@ -63,7 +64,7 @@ def _candidate(name: str, decision: Mapping[str, Any], attempt: Mapping[str, Any
     )  # fmt: skip
 
 
-def token_equivalents(attempt: Mapping[str, Any]) -> int:
-    """Tokens of an attempt, or of a node: those read forward, and those read backward counted twice."""
+def tokens_of(attempt: Mapping[str, Any]) -> int:
+    """Token equivalents of an attempt, or of a node."""
     cost = attempt["cost"]
-    return int(cost["forward_tokens"] + 2 * cost["backward_tokens"])
+    return int(token_equivalents(cost["forward_tokens"], cost["backward_tokens"]))

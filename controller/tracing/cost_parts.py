@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...policies.outcomes import BASE
-from .candidates import candidates_of, token_equivalents
+from ...ttt_core.engine.cost import TRAINING_WEIGHT
+from .candidates import candidates_of, tokens_of
 from .trace import SpanPlain, Trace, find_spans, walk
 
 MISSED = 1.25
@@ -38,7 +39,7 @@ class _Spent:
 
     @classmethod
     def of(cls, cost: Mapping[str, Any]) -> _Spent:
-        return cls(float(cost["seconds"]), token_equivalents({"cost": cost}))
+        return cls(float(cost["seconds"]), tokens_of({"cost": cost}))
 
     def __add__(self, other: _Spent) -> _Spent:
         return _Spent(self.seconds + other.seconds, self.tokens + other.tokens)
@@ -97,7 +98,7 @@ def _of_attempt(node: SpanPlain) -> dict[str, _Spent]:
             parts[f"{words} {name}"] = _Spent(seconds, sum(map(_forward_tokens, spans)))
     seconds = sum(_seconds_of_adapter(adapter) for adapter in adapters) - sum(p.seconds for p in parts.values())
     seconds = min(whole.seconds, max(0.0, seconds))
-    parts = {f"training of {name}": _Spent(seconds, 3 * int(cost["backward_tokens"])), **parts}
+    parts = {f"training of {name}": _Spent(seconds, TRAINING_WEIGHT * int(cost["backward_tokens"])), **parts}
     return {**parts, f"answers of {name}": whole - sum(parts.values(), start=_Spent())}
 
 

@@ -252,10 +252,10 @@ def test_time_reserved_for_answering_counts_every_vote():
             tiny_model("llama"), tiny_tokenizer(), recipes={"ttt_augmented": Recipe(views=8), "in_context": Recipe()}
         )
     )
-    assert answering_seconds(get_strategy("ttt_augmented"), learner, "list", 0.5) == 4.0
-    assert answering_seconds(get_strategy("in_context"), learner, "list", 0.5) == 0.5
+    assert answering_seconds(get_strategy("ttt_augmented"), learner, TASK, 0.5) == 4.0
+    assert answering_seconds(get_strategy("in_context"), learner, TASK, 0.5) == 0.5
     own = replace(get_strategy("ttt_crossfit"), recipe=Recipe(views=3), folds=2)
-    assert answering_seconds(own, learner, "list", 0.5) == 3.0
+    assert answering_seconds(own, learner, TASK, 0.5) == 3.0
 
 
 @pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])

@@ -14,6 +14,7 @@ import torch
 from autottt.controller.cli.answer_files import line_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import evaluate
+from autottt.controller.events import OnEvent
 from autottt.controller.results import Result
 from autottt.controller.run_facts import RunFacts
 from autottt.policies.policy import BUNDLED, FixedPolicy
@@ -64,7 +65,7 @@ def test_lines_are_standard_json_with_the_status_and_null(results: dict[str, Res
         assert standard(line_of(result))["status"] == "no_answer"
         whole = standard(line_of(result, facts, content=True))
         assert whole["status"] == "no_answer"
-        assert whole["features"]["answer_mean"] is None
+        assert whole["features"]["answer_entropy_mean"] is None
         assert whole["features"]["demonstrations"] == 3.0
 
 
@@ -73,6 +74,13 @@ def test_the_prompt_format_is_the_default_where_it_would_be_chosen() -> None:
     result = Controller(learner, FixedPolicy("in_context")).solve(TASK)
     assert (result.status, learner.formats.choose(TASK).name) == ("no_answer", "standard")
     assert standard(line_of(result, RunFacts.of(learner, FixedPolicy("in_context")), content=True))
+
+
+@pytest.mark.parametrize("on_event", [None, lambda event: None])
+def test_tasks_that_are_trained_together_have_results(learner: Learner, on_event: OnEvent | None) -> None:
+    tasks = [TASK, make_task([*((d.input, d.output) for d in TASK.demonstrations), ([7], [7])], [1, 2], id="other")]
+    results = Controller(learner, FixedPolicy("ttt_in_context")).solve_many(tasks, on_event=on_event)
+    assert [result.status for result in results] == ["no_answer"] * 2
 
 
 def test_a_result_comes_back_from_json(results: dict[str, Result]) -> None:

@@ -8,7 +8,6 @@ import math
 import pytest
 
 from autottt.policies.features import (
-    LOG_PROB_FLOOR,
     NEUTRAL,
     STAGE_0,
     STAGE_1,
@@ -19,7 +18,7 @@ from autottt.policies.features import (
     probe_features,
 )
 from autottt.ttt_core.engine.answering import Answer, PromptScores
-from autottt.ttt_core.model.generation import TokenScores
+from autottt.ttt_core.model.generation import LOG_PROB_FLOOR, TokenScores
 from autottt.ttt_core.tasks.kinds import make_task
 
 TASKS = {
@@ -92,6 +91,13 @@ def test_a_task_without_demonstrations_and_an_unreadable_answer_have_features(ki
 def test_impossible_tokens_stay_finite():
     values = free_features(TASKS["list"], answer_of((1,), -math.inf), READING, FACTS)
     assert values["answer_total"] == LOG_PROB_FLOOR
+
+
+def test_a_token_whose_likelihood_is_no_number_counts_as_impossible():
+    reading = PromptScores((scores(-0.1), scores(math.nan, -1.0), scores(-0.3)))
+    values = free_features(TASKS["list"], answer_of((1,), math.nan, -1.0), reading, FACTS)
+    assert (values["answer_total"], values["answer_q00"]) == (LOG_PROB_FLOOR - 1, LOG_PROB_FLOOR)
+    assert values["reading_mean"] == pytest.approx((-0.1 + (LOG_PROB_FLOOR - 1) / 2 - 0.3) / 3)
 
 
 def test_the_likelihood_of_the_answer_is_described_by_quantiles():

@@ -10,6 +10,7 @@ from statistics import fmean
 from ..model.context_window import ContextWindow
 from ..recipes import Recipe
 from ..tasks.task import Task
+from .cost import TRAINING_WEIGHT
 
 SAMPLED_PROMPTS = 8
 """Prompts of an adapter whose lengths are measured for an estimate."""
@@ -26,7 +27,7 @@ class TrainingExamples:
 
     def training_tokens(self, recipe: Recipe, window: ContextWindow) -> int:
         """Token equivalents of all steps of a recipe with its adapted batch size, estimated from the first prompts."""
-        steps = 3 * recipe.max_steps * recipe.batch_size  # a backward pass counts as two forward passes
+        steps = TRAINING_WEIGHT * recipe.max_steps * recipe.batch_size
         return round(sum(steps * fmean(window.length(task) for task in fold[:SAMPLED_PROMPTS]) for fold in self.folds))
 
 

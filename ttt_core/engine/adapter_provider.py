@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from ..errors import BaseChangedError, Cancelled
 from ..lora.adapter import Adapter
 from ..lora.training import OnBatchStep, OnStep, TrainingRecord
+from ..model.context_window import GenerationRequest
 from ..model.encoding import prompt_digest
 from ..recipes import Recipe
 from ..spans import NoSpan, Span, span
@@ -214,14 +215,17 @@ class AdapterProvider:
             return trained
 
     def prefetch_answers(self, plans: Sequence[AdapterPlan]) -> None:
-        """Lets the prefetched adapters of plans answer their prompts in batches."""
+        """Lets the prefetched adapters of plans answer their prompts in batches. A plan whose prompts fail is left to
+        its attempt, which raises."""
         with self._guarded.lock.compute:
-            prompts: dict[object, list[Task]] = {}
+            requests: dict[object, list[GenerationRequest]] = {}
             for plan in plans:
-                key = self._full_key(plan)
-                if plan.can_be_prefetched and key in self._prefetched:
-                    prompts.setdefault(key, []).extend(plan.inference_prompts())
-            ready = {key: tasks for key, tasks in prompts.items() if tasks}
+                with suppress(Exception):  # over-long, or a strategy's mistake
+                    key = self._full_key(plan)
+                    if plan.can_be_prefetched and key in self._prefetched:
+                        mine = [self._trainer.window.request(task) for task in plan.inference_prompts()]
+                        requests.setdefault(key, []).extend(mine)
+            ready = {key: mine for key, mine in requests.items() if mine}
             self.answers.decode([self._prefetched[key].weights for key in ready], list(ready.values()))
 
     def release_prefetched(self) -> None:

@@ -56,8 +56,7 @@ class AdapterTrainer:
         all that was trained is lost.
         """
         recipes = recipes_for_each(recipes, len(examples))
-        if start is not None:
-            self._refuse_start(start, recipes[0])
+        begin = None if start is None else self._starting_weights(start, recipes[0])
         adapters: list[Adapter] = []
         with (
             memory_errors(f"training (batch {max((r.batch_size for r in recipes), default=0)})"),
@@ -73,7 +72,7 @@ class AdapterTrainer:
                     deadline=now + share * (deadline - now), max_seconds=max_seconds[some], on_step=on_step,
                     memory=self._guarded.memory_bytes,
                     charge=self._guarded.charge if charged else None, on_batch_step=_from_place(at, on_batch_step),
-                    start=None if start is None else start.weights.copied(),
+                    start=None if begin is None else begin.copied(),
                     step_limit=None if limit is None else limit.steps,
                     is_wanted=partial(_is_wanted_from, at, is_wanted), token_seconds=self._guarded.token_seconds,
                 )  # fmt: skip
@@ -94,8 +93,7 @@ class AdapterTrainer:
         start: Adapter | None = None, trial_steps: int = 0,
     ) -> Adapter:  # fmt: skip
         """As `Learner.cross_validate`."""
-        if start is not None:
-            self._refuse_start(start, recipe)
+        begin = None if start is None else self._starting_weights(start, recipe)
         with memory_errors(f"training (batch {recipe.batch_size})"), self._guarded.compute(None):
             learned, judged = self._encoded(examples), self._encoded(held_out)
             aside = self._reserved_bytes(len(held_out), recipe)
@@ -114,7 +112,7 @@ class AdapterTrainer:
             weights, trainings = train(
                 self._loaded, learned, recipe, seeds, deadline=deadline - looking, on_step=on_step, monitor=watch,
                 charge=self._guarded.charge, memory=None if bound is None else bound - aside,
-                step_limit=None if limit is None else limit.steps, start=None if start is None else start.weights,
+                step_limit=None if limit is None else limit.steps, start=begin,
                 token_seconds=self._guarded.token_seconds,
             )  # fmt: skip
             training = merge_records(trainings)
@@ -137,8 +135,8 @@ class AdapterTrainer:
 
     def max_batched_adapters(self, recipes: Sequence[Recipe], prefetched_bytes: int) -> int:
         """How many adapters of these recipes may be trained side by side: weights, gradients, moments and copies of
-        them take no more than a quarter of the memory that is free, or the bound, and what is `prepared`, in bytes, as
-        much; 0: none.
+        them take no more than a quarter of the memory that is free, or the bound, and prefetched adapters of
+        `prefetched_bytes` as much; 0: none.
         """
         recipe = max(recipes, key=lambda r: r.batch_size)
         one = self._adapter_bytes(recipe)
@@ -152,8 +150,9 @@ class AdapterTrainer:
         """The tasks' prompts with their answers."""
         return [[self.window.encode(t, require_answer(t)) for t in some] for some in tasks]
 
-    def _refuse_start(self, start: Adapter, recipe: Recipe) -> None:
-        """Raises `AdaptationError` where adapters of a recipe cannot start from the given adapter."""
+    def _starting_weights(self, start: Adapter, recipe: Recipe) -> LoraWeights:
+        """The weights of an adapter on the device of the model. Raises `AdaptationError` where adapters of a recipe
+        cannot start from it."""
         self._guarded.refuse_other_base(start)
         if not start.matches(recipe, self._loaded.model):
             raise AdaptationError(
@@ -162,6 +161,7 @@ class AdapterTrainer:
                 f"{_places(start.recipe)}: one adapter of the same rank and alpha on the same modules is expected; "
                 "change the recipe, or start from zero"
             )
+        return start.weights.to(self._loaded.model.device)
 
     def _reserved_bytes(self, folds: int, recipe: Recipe) -> int:
         """Bytes of the folds' adapters that training does not count. Raises `AdaptationError` where all that training

@@ -7,6 +7,17 @@ from dataclasses import dataclass, replace
 
 from .. import clock
 
+BACKWARD_WEIGHT = 2
+"""Tokens read forward that a token read backward counts as: a backward pass takes about as long as two forward passes.
+"""
+TRAINING_WEIGHT = 1 + BACKWARD_WEIGHT
+"""Tokens read forward that a token counts as which is trained on: it is read forward and backward."""
+
+
+def token_equivalents(forward_tokens: int, backward_tokens: int) -> int:
+    """Forward-token equivalents of tokens read forward and backward."""
+    return forward_tokens + BACKWARD_WEIGHT * backward_tokens
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -18,8 +29,8 @@ class Cost:
 
     @property
     def token_equivalents(self) -> int:
-        """Forward-token equivalents: a backward pass counts as two forward passes."""
-        return self.forward_tokens + 2 * self.backward_tokens
+        """Forward-token equivalents: a token read backward counts `BACKWARD_WEIGHT` times."""
+        return token_equivalents(self.forward_tokens, self.backward_tokens)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(

@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 
 from ..errors import ModelError, TaskError
 from ..model.context_window import ContextWindow
-from ..model.generation import TokenScores
+from ..model.generation import TokenScores, floored
 from ..spans import span
 from ..tasks.prompts import STANDARD_FORMAT, check_format
 from ..tasks.task import Task
@@ -30,9 +30,6 @@ MIN_DEMONSTRATIONS = 3
 """Demonstrations with which formats are compared: the first is not scored, and one difference has no standard error."""
 MAX_CACHED_CHOICES = 256
 """Sets of demonstrations whose choice is cached."""
-LOG_PROB_FLOOR = -20.0
-"""Log-probabilities of tokens are clipped here: one impossible token must not outweigh all others. Also what those of
-a model that computes NaN count as."""
 SMALLEST_ERROR = 1e-3
 """Standard errors, in nats, are at least this: a few equal differences are no certainty."""
 
@@ -173,8 +170,7 @@ class FormatReading:
     @classmethod
     def of(cls, answers: Sequence[TokenScores]) -> FormatReading:
         """Of the scores of all demonstrations' answers."""
-        # in this order max() gives the floor for NaN
-        likelihoods = [sum(max(LOG_PROB_FLOOR, x) for x in answer.log_probs) for answer in answers[1:]]
+        likelihoods = [sum(map(floored, answer.log_probs)) for answer in answers[1:]]
         return cls(tuple(likelihoods), sum(answer.all_hit for answer in answers[1:]))
 
 

@@ -11,21 +11,19 @@ from contextlib import suppress
 from .. import clock
 from ..errors import AdaptationError
 from ..lora.weights import LoraWeights
-from ..model.context_window import ContextWindow, GenerationRequest
+from ..model.context_window import GenerationRequest
 from ..model.encoding import Encoded, batches_by_tokens
 from ..model.generation import MAX_BATCH_TOKENS, Generated, decode_per_adapter
 from ..model.loading import LoadedModel
 from ..model.memory import HalvingQueue
-from ..tasks.task import Task
 from .guarded_model import GuardedModel, memory_errors
 
 
 class AnswerPrefetch:
     """Answers that adapters gave ahead of use. They are charged when they are taken."""
 
-    def __init__(self, guarded: GuardedModel, window: ContextWindow) -> None:
+    def __init__(self, guarded: GuardedModel) -> None:
         self._guarded = guarded
-        self._window = window
         self._answers: dict[int, tuple[LoraWeights, dict[Encoded, Generated], float]] = {}
         """By the id of the weights: the weights, the answers by prompt, and the seconds of one answer."""
 
@@ -33,9 +31,8 @@ class AnswerPrefetch:
         """Number of adapters with answers."""
         return len(self._answers)
 
-    def decode(self, adapters: Sequence[LoraWeights], tasks: Sequence[Sequence[Task]]) -> None:
-        """Decodes and stores each adapter's answers to its tasks; stores nothing where memory runs out."""
-        requests = [[self._window.request(task) for task in mine] for mine in tasks]
+    def decode(self, adapters: Sequence[LoraWeights], requests: Sequence[Sequence[GenerationRequest]]) -> None:
+        """Decodes and stores each adapter's answers to its requests; stores nothing where memory runs out."""
         with suppress(AdaptationError), memory_errors("answering"), self._guarded.compute(None):
             began = clock.monotonic()
             answers = decode_for_adapters(self._guarded.loaded, adapters, requests, self._guarded.max_batch_tokens())

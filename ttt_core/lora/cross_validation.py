@@ -19,14 +19,11 @@ import torch
 
 from .. import clock
 from ..model.encoding import Encoded
-from ..model.generation import MAX_BATCH_TOKENS, TokenScores, score_answers
+from ..model.generation import LOG_PROB_FLOOR, MAX_BATCH_TOKENS, TokenScores, floored, score_answers
 from ..model.loading import LoadedModel
 from ..spans import span
 from ..tasks.task import Task
 from .weights import LoraWeights
-
-LOG_PROB_FLOOR = -20.0
-"""Lower bound of log-probabilities, in nats."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ AnswerScore = tuple[bool, float]
 
 def score_of(scores: TokenScores) -> AnswerScore:
     """The score of one teacher-forced answer."""
-    likelihoods = [max(x, LOG_PROB_FLOOR) for x in scores.log_probs]
+    likelihoods = list(map(floored, scores.log_probs))
     return scores.all_hit, fmean(likelihoods) if likelihoods else LOG_PROB_FLOOR
 
 

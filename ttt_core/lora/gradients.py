@@ -147,8 +147,8 @@ def shard_count(adapters: int, batch: int, workers: int) -> int:
 class GradientEngine:
     """Does the passes of training steps. A context manager: the threads and the copies of the model end with it.
 
-    What a pass keeps for its way back is measured on the longest row before the first (`measure`), and passes are made
-    to fit in `memory`.
+    What a pass keeps for its way back is measured on the longest row before the first (`measure_memory`), and passes
+    are made to fit in `memory`.
     """
 
     def __init__(
@@ -234,9 +234,9 @@ class GradientEngine:
         model's own memory, and the adapters', are not counted. A model's measurements are kept, and hold for rows that
         are up to `LONGER_ROWS` times as long.
 
-        What the adapters have at layers that have no part in reading text is dropped from `buffer`, and where it is
-        copies of the model that lack a part (methods that were replaced may hold on to the original), one thread goes
-        on with the model itself. Raises `AdaptationError` when no layer is left.
+        What the adapters have at layers that have no part in reading text is dropped from `optimizer`, and where it
+        is copies of the model that lack a part (methods that were replaced may hold on to the original), one thread
+        goes on with the model itself. Raises `AdaptationError` when no layer is left.
         """
         key = self._measurement_key(optimizer)
         longest, token_bytes = _MEASURED.get(self._loaded.model, {}).get(key, (0, 0.0))

@@ -63,7 +63,7 @@ OnStep = Callable[[int, float], None]
 """Called after each training step with its number (from 1) and its loss in nats."""
 OnBatchStep = Callable[[int, Mapping[int, float]], None]
 """Called after each training step of a batch with its number (from 1) and the losses in nats of the adapters that were
-trained in it, by their place in the batch."""
+trained in it, by their place in the batch; not where no loss is finite."""
 TrainingMonitor = Callable[[int, Callable[[], LoraWeights]], bool]
 """Called after each step with its number (from 1) and a function that returns the current weights; True stops all."""
 
@@ -269,8 +269,9 @@ class _TrainingLoop:
             self._update(step, losses, tokens)
             if on_step is not None:
                 on_step(step + 1, fmean([run.losses[-1] for run in self._runs if run.losses] or [math.nan]))
-            if on_batch_step is not None:
-                on_batch_step(step + 1, {self._runs.index(run): run.losses[-1] for run in self._active if run.losses})
+            losses_by_place = {self._runs.index(run): run.losses[-1] for run in self._active if not run.error}
+            if on_batch_step is not None and losses_by_place:
+                on_batch_step(step + 1, losses_by_place)
             if monitor is not None and (any(run.error for run in self._runs) or monitor(step + 1, self.weights)):
                 return self._stop_all("monitor")
             self._end_step(step, tokens)

@@ -40,8 +40,9 @@ class ContextWindow:
         self._check = check
 
     def encode(self, task: Task, answer: Value | None = None) -> Encoded:
-        """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it, and `ModelError` where
-        the tokenizer gives an id that the model does not know."""
+        """The task's prompt as ids. Raises `TooLongError` where no answer would fit behind it, `ModelError` where the
+        tokenizer gives an id that the model does not know or the chat template changes the prompt, and `TaskError`
+        where an output contains what ends an answer in its prompt format."""
         self._check()
         self.refuse_oversized(task)
         least = 0 if answer is not None else min(min(self._output_lengths(task), default=1), self.max_new_tokens(task))
@@ -59,7 +60,7 @@ class ContextWindow:
         refuse_oversized(self._loaded, task)
 
     def fits(self, task: Task, answer: Value | None = None) -> bool:
-        """Whether `encode` raises nothing."""
+        """Whether `encode` does not raise `TooLongError`. Its other errors are raised."""
         try:
             self.encode(task, answer)
         except TooLongError:

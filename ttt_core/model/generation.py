@@ -28,8 +28,16 @@ MAX_DRAFT_LOGITS = 1 << 26
 """Largest number of logits in one verification of drafts; larger batches are decoded without drafts."""
 MIN_ACCEPTED = 8
 """Accepted tokens of a draft after which its remainder is verified again behind a rejected token."""
+LOG_PROB_FLOOR = -20.0
+"""Log-probabilities of tokens, in nats, are clipped here where they are averaged: lower ones carry no more information,
+and one impossible token must not outweigh all others."""
 PrefixFilter = Callable[[str], bool]
 """Whether a text can be the beginning of a valid answer."""
+
+
+def floored(log_prob: float) -> float:
+    """The log-probability, at least `LOG_PROB_FLOOR`; that floor for NaN, which a damaged model computes."""
+    return max(LOG_PROB_FLOOR, log_prob)  # in this order max() gives the floor for NaN
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 UNKNOWN_MEMORY = 4 << 30
 """Free bytes that are assumed on systems that do not report them."""
 GROUP = Path("/sys/fs/cgroup")
-"""Where Linux reports the limits of the control group of this process."""
+"""Where Linux reports the limits of control groups, of version 2."""
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""Where Linux names the control group of this process, relative to `GROUP`: in a container with its own namespace `/`.
+"""
 
 SHARE = 0.5
 """Share of the free memory that forward passes may use, unless a bound is given."""
@@ -48,10 +51,28 @@ def free_memory(device: torch.device) -> int:
 
 
 def _free_in_group() -> int | None:
-    """Free bytes under the control group's limit, inactive page cache included; None without a limit."""
+    """Free bytes under the limits of this process's control group and of all above it; None without a limit."""
+    groups = [GROUP]
+    for part in Path(_group_name()).parts:
+        if part not in ("/", ".."):
+            groups.append(groups[-1] / part)
+    return min((free for group in groups if (free := _free_under_limit(group)) is not None), default=None)
+
+
+def _group_name() -> str:
+    """The control group of this process; the root where it is unknown."""
     try:
-        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        facts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        lines = MEMBERSHIP.read_text().splitlines()
+    except (OSError, ValueError):
+        return "/"
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+
+
+def _free_under_limit(group: Path) -> int | None:
+    """Free bytes under a control group's limit, inactive page cache included; None without a limit."""
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return max(1, limit - used + int(facts.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None

@@ -151,6 +151,26 @@ def test_where_memory_does_not_suffice_fewer_adapters_answer_at_once(
     assert len(learner.adapters.answers) == 0, "they answer when they are asked"
 
 
+def _no_prompts() -> list[Task]:
+    raise ValueError("a mistake of a strategy")
+
+
+@pytest.mark.parametrize("prompts", [_no_prompts, lambda: [task_of(1, 200)]], ids=["mistake", "over-long"])
+def test_a_plan_whose_prompts_fail_leaves_the_answers_of_the_others(
+    prompts: Any, make_learner: Any, plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedModel, "batches_adapters", True)
+    learner = ready(make_learner, [])
+    failing = replace(plans[1], inference_prompts=prompts)
+    every = [plans[0], failing, plans[2], replace(plans[0], inference_prompts=prompts)]
+    assert len(learner.adapters.prefetch(every)) == 3
+    assert len(learner.adapters.answers) == 2
+    adapter, _ = learner.adapters.get_or_train(plans[0])
+    before = learner.guarded.charged.forward_tokens
+    learner.answer(asked(0), adapter)
+    assert learner.guarded.charged.forward_tokens > before
+
+
 @pytest.mark.parametrize("strategy", ["ttt_direct", "ttt_in_context", "ttt_augmented"])
 def test_a_queue_on_an_accelerator_gets_the_same_answers_in_fewer_passes(
     strategy: str, make_learner: Any, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,24 @@ def test_training_can_start_from_another_adapter_without_changing_it(task: Task)
         learner.adapt(examples, QUICK, start=replace(first, base_hash="other"))
 
 
+def test_training_moves_the_adapter_that_it_starts_from_to_the_device_of_the_model(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer()))
+    examples = leave_one_out(task)
+    first = learner.adapt(examples, QUICK)
+    devices: list[object] = []
+
+    def to(self: LoraWeights, device: torch.device | str) -> LoraWeights:
+        devices.append(device)
+        return self
+
+    monkeypatch.setattr(LoraWeights, "to", to)
+    learner.adapt(examples, QUICK, start=first)
+    learner.trainer.cross_validate([examples[:1]], [examples[1:]], QUICK, start=first)
+    assert devices == [learner.loaded.model.device] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [

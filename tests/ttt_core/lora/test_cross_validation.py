@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import replace
@@ -26,6 +27,7 @@ from autottt.ttt_core.lora.cross_validation import (
     CrossValidationResult,
     HeldOutMonitor,
     fold_seeds,
+    score_of,
     split_folds,
 )
 from autottt.ttt_core.lora.optimizer import BatchedAdamW
@@ -65,6 +67,11 @@ def test_every_demonstration_is_held_out_once_and_not_trained_on_in_that_fold(
         assert len(shown) + len(fold.held_out) == count
         assert all(h.demonstrations == fold.training_task.demonstrations for h in fold.held_out)
         assert fold.training_task.query == task.query
+
+
+def test_a_token_whose_likelihood_is_no_number_counts_as_impossible() -> None:
+    scores = decoding.TokenScores((math.nan, -1.0), (0.0, 0.0), (1.0, 1.0), (False, True))
+    assert score_of(scores) == (False, (decoding.LOG_PROB_FLOOR - 1) / 2)
 
 
 def test_one_demonstration_cannot_be_divided() -> None:

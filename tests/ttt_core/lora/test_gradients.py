@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -481,6 +482,30 @@ def test_file_cache_counts_as_free_memory_of_a_control_group(tmp_path: Any, monk
     assert memory.free_memory(torch.device("cpu")) == 610
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(torch.device("cpu")) > 610
+
+
+@pytest.mark.parametrize(
+    ("membership", "free"),
+    [
+        ("4:memory:/v1\n0::/slice/service\n", 300), ("0::/slice\n", 500), ("0::/\n", 900), ("4:memory:/slice\n", 900),
+        ("0::/../slice/service\n", 300), ("0::/elsewhere\n", 900), (None, 900),
+    ],
+)  # fmt: skip
+def test_free_memory_is_bounded_by_the_control_groups_of_this_process(
+    membership: str | None, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in (("", "1000"), ("slice", "600"), ("slice/service", "400"), ("other", "200")):
+        group = tmp_path / name
+        group.mkdir(exist_ok=True)
+        for file, text in (("max", limit), ("current", "100"), ("stat", "anon 90")):
+            (group / f"memory.{file}").write_text(f"{text}\n")
+    if membership is not None:
+        (tmp_path / "membership").write_text(membership)
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    assert memory.free_memory(torch.device("cpu")) == free
+    (tmp_path / "slice" / "service" / "memory.max").write_text("max\n")
+    assert memory.free_memory(torch.device("cpu")) == max(free, 500)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

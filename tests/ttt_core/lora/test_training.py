@@ -405,6 +405,18 @@ def test_an_adapter_that_fails_takes_no_other_with_it(
             torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("count", "reported"), [(1, [[0]]), (2, [[0, 1], [1], [1]])])
+def test_a_loss_that_is_no_number_is_not_reported(
+    count: int, reported: list[list[int]], loaded: LoadedModel, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled(monkeypatch, adapter=0, step=2)
+    steps: list[list[int]] = []
+    train(
+        loaded, [examples] * count, RECIPE, list(range(count)), on_batch_step=lambda _, losses: steps.append([*losses])
+    )
+    assert steps == reported
+
+
 def test_a_failure_in_a_batch_is_raised_by_its_own_plan_and_charged_to_no_other(
     task: Task, make_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
