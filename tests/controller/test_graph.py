@@ -260,14 +260,14 @@ def test_time_reserved_for_answering_counts_every_vote():
 
 @pytest.mark.parametrize("strategy", ["ttt_augmented", "ttt_crossfit"])
 def test_a_budget_is_not_exceeded(strategy: str, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 10% or 0.2 s; three tries, since other processes have the machine as well."""
+    """Within 10% or 0.2 s; five tries, since other processes have the machine as well."""
     learner.clear()
     long = replace(QUICK, max_steps=100_000, views=2)
     monkeypatch.setattr(learner, "loaded", replace(learner.loaded, recipes=dict.fromkeys(strategies(), long)))
     monkeypatch.setitem(nodes.DEFAULT_RELATIVE_COST, "train", 0.0)  # training is begun whatever the budget
     controller = Controller(learner, FixedPolicy(strategy))
     late = []
-    for budget in (1.0, 2.0, 3.0):
+    for budget in (1.0, 2.0, 3.0, 5.0, 8.0):
         learner.clear()
         began = time.monotonic()
         result = controller.solve(TASK, budget=Budget(seconds=budget))
