@@ -319,7 +319,7 @@ def judge(progress: Progress, runtime: Runtime[Context]) -> Verdict:
         may_keep=decision is None or decision.may_keep,
         alternatives=bool(_untried(progress)) and not (decision is not None and decision.exclusive),
         worthwhile=lambda: _next_decision(progress, context).worthwhile,
-        forced=decision is not None and decision.exclusive and not decision.policy_choice,
+        forced=decision is not None and decision.forced,
     )  # fmt: skip
     is_usual = verdict.action == "accept" and progress.attempts[-1].status == "answered"
     level = logging.DEBUG if is_usual else logging.INFO

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..policies.calibration import Calibration
 from ..policies.features import Features
-from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, Policy
+from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, Policy, was_forced
 from ..ttt_core.engine.guarded_model import StepLimit
 from ..ttt_core.errors import TraceError
 from .budget import UNLIMITED, Budget
@@ -138,7 +138,7 @@ class _RepeatedPolicy:
         if stored is None or stored["strategy"] not in allowed:
             return decision
         escalated = self.actions[len(tried) : len(tried) + 1] == ["escalate"]
-        decision = replace(decision, exclusive=decision.exclusive or not escalated)
+        decision = replace(decision, exclusive=decision.exclusive or not escalated, forced=was_forced(stored))
         if stored["strategy"] == decision.strategy:
             return decision
         return replace(decision, strategy=stored["strategy"], reason=stored["reason"])

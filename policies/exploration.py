@@ -62,7 +62,7 @@ class ExploringPolicy:
         propensity = self.explore * (chosen in options) / len(options) + (1 - self.explore) * (chosen == own)
         if draw is not None:
             reason = f"explored: drawn from {len(options)} strategies instead of {own} ({without.reason})"
-            decision = replace(decision, strategy=chosen, reason=reason, policy_choice=own)
+            decision = replace(decision, strategy=chosen, reason=reason, policy_choice=own, forced=False)
         return self._shadowed(replace(decision, propensity=propensity), features, allowed, tried)
 
     def _unexplored(

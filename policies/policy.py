@@ -71,11 +71,19 @@ class Decision:
     that calibrates itself; empty for others."""
     exclusive: bool = False
     """Whether no other strategy may be tried after this one; the in-context answer, which is there, may replace it."""
+    forced: bool = False
+    """Whether the caller chose the strategy: then its answer stands, however certain the in-context answer is."""
 
     @property
     def worthwhile(self) -> bool:
         """Whether the chosen strategy has a positive utility; true if the utility is unknown."""
         return self.utilities.get(self.strategy, 1.0) > 0
+
+
+def was_forced(decision: Mapping[str, Any]) -> bool:
+    """Whether the caller chose the strategy of a stored decision; one that was drawn to explore is not forced. Stored
+    decisions without the field `forced` are judged by the others."""
+    return bool(decision.get("forced", decision.get("exclusive") and not decision.get("policy_choice")))
 
 
 @runtime_checkable
@@ -351,7 +359,7 @@ class FixedPolicy:
             why = _why_unusable([self.strategy], features, tried)
             reason += "; it has been tried" if self.strategy in tried else f"; it cannot be used here ({why})"
             reason += f"; fallback to {choice}"
-        return replace(_untrained_decision(choice, reason, features), exclusive=True)
+        return replace(_untrained_decision(choice, reason, features), exclusive=True, forced=True)
 
     def card(self) -> Mapping[str, Any]:
         return {"strategy": self.strategy, "why": self.why}

@@ -25,6 +25,7 @@ from ..ttt_core.tasks.task import content_digest
 from .fast_inference import Floats
 from .features import FEATURES_VERSION, REQUIRED, STAGE_0, STAGE_1
 from .outcomes import BASE, Outcome, finite, outcome_from
+from .policy import was_forced
 from .trained_policy import TrainedPolicy
 from .versions import LOG_VERSION
 
@@ -152,7 +153,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any], *, forced: bool
 
 def is_forced(row: Row) -> bool:
     """Whether the caller forced the strategy of the first attempt; one that was drawn to explore is not forced."""
-    return bool(row["decision"].get("exclusive")) and not row["decision"].get("policy_choice")
+    return was_forced(row["decision"])
 
 
 def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str, int]:

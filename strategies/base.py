@@ -112,7 +112,7 @@ class CrossValidates(Protocol):
     """A strategy that trains an adapter for each fold of the demonstrations, which all vote under every view."""
 
     def fold_count(self, demonstrations: int) -> int:
-        """The number of folds of so many demonstrations."""
+        """The number of folds where a task has this number of demonstrations."""
         ...
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...policies.outcomes import BASE
+from ...policies.policy import was_forced
 from ...policies.rounding import lead_text, told_apart
 from ...strategies.registry import strategies as registered
 from .candidates import CandidateRow, candidates_of
@@ -44,8 +45,7 @@ def threshold_sentences(trace: Trace) -> Iterator[str]:
 def _acceptance(trace: Trace) -> Iterator[str]:
     """By what rule the answers of adapters stood or not, and what would have changed that."""
     base = trace.in_context
-    first = trace.decisions[0] if trace.decisions else {}
-    forced = first.get("exclusive") and not first.get("policy_choice")
+    forced = bool(trace.decisions) and was_forced(trace.decisions[0])
     for attempt in trace.attempts:
         held_out = attempt["cross_validation"]
         if not base or attempt["confidence"] is None or base["confidence"] is None:

@@ -15,6 +15,7 @@ from autottt.controller.replay import replay
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy
+from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.errors import TraceError
@@ -198,3 +199,16 @@ def test_another_model_another_policy_and_missing_content_are_refused(learner, s
     Controller(learner, policy, trace=TraceRecorder([store], content=False)).solve(TASK, budget="1s")
     with pytest.raises(TraceError, match="without the content"):
         replay(Controller(learner, policy), store.get("last"))
+
+
+def test_an_answer_after_training_that_gave_way_to_a_more_certain_one_gives_way_again(learner, store, monkeypatch):
+    sure, doubtful = Attempt("in_context", (1,), "1", 1.0), Attempt("ttt_in_context", (2,), "2", 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: sure)
+    monkeypatch.setattr("autottt.strategies.ttt_in_context.from_answer", lambda name, answer: doubtful)
+    policy = HeuristicPolicy(keep_threshold=2.0)
+    learner.clear()
+    result = Controller(learner, policy, trace=TraceRecorder([store])).solve(TASK)
+    assert (result.decision["strategy"], result.strategy) == ("ttt_in_context", "in_context")
+    learner.clear()
+    repeated = replay(Controller(learner, policy), store.get("last"))
+    assert (repeated.result.strategy, repeated.result.answer) == ("in_context", (1,))

@@ -230,7 +230,7 @@ class GuardedModel:
 
     @contextmanager
     def reading(self, tokens: int) -> Iterator[None]:
-        """Counts the seconds inside, in which whole prompts of so many tokens are read, for `token_seconds`."""
+        """Measures how long it takes to read whole prompts with this number of tokens, for `token_seconds`."""
         began = clock.monotonic()
         yield
         self._read += Cost(clock.monotonic() - began, tokens)

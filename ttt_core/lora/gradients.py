@@ -234,9 +234,9 @@ class GradientEngine:
         model's own memory, and the adapters', are not counted. A model's measurements are kept, and hold for rows that
         are up to `LONGER_ROWS` times as long.
 
-        What the adapters have at layers that have no part in reading text is dropped from `optimizer`, and where it
-        is copies of the model that lack a part (methods that were replaced may hold on to the original), one thread
-        goes on with the model itself. Raises `AdaptationError` when no layer is left.
+        Adapted layers that a forward pass over text does not use are removed from `optimizer`. Where only the copies of
+        the model do not use them (replaced methods may refer to the original), training continues in one thread with
+        the model itself. Raises `AdaptationError` where no adapted layer is used.
         """
         key = self._measurement_key(optimizer)
         longest, token_bytes = _MEASURED.get(self._loaded.model, {}).get(key, (0, 0.0))

@@ -105,13 +105,13 @@ def test_the_rule_by_which_the_answer_of_an_adapter_stands_is_told_unless_it_was
     candidates = [{"value": [1], "share": 0.31}]
     attempt |= {"cross_validation": None, "confidence": 0.31, "value": [1], "candidates": candidates}
     trace.in_context["confidence"] = 0.45
-    trace.decisions[0]["exclusive"] = False
+    trace.decisions[0]["forced"] = False
     texts = list(threshold_sentences(trace))
     assert any(text.startswith(f"The answer of {attempt['strategy']} stands where its share of") for text in texts)
     assert "(0.31 against 0.45)" in texts[-1]
     attempt["candidates"] = []
     assert "stands where its token sequence probability is at least" in list(threshold_sentences(trace))[-1]
-    trace.decisions[0]["exclusive"] = True
+    trace.decisions[0]["forced"] = True
     assert not any("stands where" in text for text in threshold_sentences(trace))
 
 
