@@ -5,9 +5,10 @@
 DATA is a folder with `open/<set>.jsonl`, MODEL what `--model` takes elsewhere (such as smollm2-135m). For every task
 each prompt format answers all queries, and the format is chosen as the controller chooses it: `automatic` is the
 accuracy of the chosen formats. Each strategy of --strategies then answers all queries in the chosen format, and, with
---policy, the controller decides by that policy, which must not have been trained on families of these sets. The tasks
-of the goals' sets come first, then those of the others, each in a random order, of which --limit takes the first ones;
---quick takes three tasks of each set. --accuracy-only leaves time and memory as they stand in --json.
+--policy, the controller decides by that policy, which must not have been trained on families of these sets, once with
+the policy's cost weight and once with each of --cost-weights. The tasks of the goals' sets come first, then those of
+the others, each in a random order, of which --limit takes the first ones; --quick takes three tasks of each set.
+--accuracy-only leaves time and memory as they stand in --json.
 Rows are appended to --rows task by task, so that an interrupted run continues. Writes the rows {"name", "value",
 "unit", "against", "goal", "holds"} with the machine, versions, commit and date. Intervals are 90% bootstrap intervals
 over families.
@@ -28,15 +29,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from model_folders import folder_of
-from real_strategies import ORDER, TOGETHER, controller_row, strategy_row, strategy_rows
+from real_strategies import ORDER, TOGETHER, controller_row, strategy_row, strategy_rows, with_cost_weight
 from real_training import training_rows
 from row_files import Row, percent_interval, read_rows
 
 from autottt import Controller
+from autottt.controller.controller import policy_for, weighted
 from autottt.controller.evaluation import CONTROLLER
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.registry import get_strategy
@@ -110,10 +113,10 @@ def shuffled_tasks(sets: Sequence[str], data: Path, quick: bool, limit: int | No
 
 def measure(
     learner: Learner, tasks: Sequence[tuple[str, list[Task]]], strategies: Sequence[str], rows: Path,
-    controller: Controller | None = None,
+    controllers: Mapping[str, Controller] = MappingProxyType({}),
 ) -> None:  # fmt: skip
-    """Appends the rows that the file lacks, task by task: those of the formats, then those of the strategies, and that
-    of the controller, if there is one."""
+    """Appends the rows that the file lacks, task by task: those of the formats, those of the strategies, and those of
+    the controllers, by name."""
     loaded = learner.loaded
     fixed = {
         name: Learner(wrap_model(loaded.model, loaded.tokenizer, name=loaded.name, prompt_format=name))
@@ -129,8 +132,8 @@ def measure(
         longest = MAX_TOKENS if name == "bbh" else None
         for strategy in (s for s in strategies if s not in known):
             lines.append(strategy_row(learner, get_strategy(strategy), name, queries, longest))
-        if controller is not None and CONTROLLER not in known:
-            lines.append(controller_row(controller, name, queries, longest))
+        for label in controllers.keys() - known:
+            lines.append(controller_row(controllers[label], label, name, queries, longest))
         if lines:
             with rows.open("a") as file:
                 file.write("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -339,6 +342,16 @@ def easy_query(learner: Learner, tasks: Sequence[Task]) -> tuple[float, float]:
     return ours, theirs
 
 
+def controllers_of(learner: Learner, policy: Path | None, cost_weights: Sequence[float]) -> dict[str, Controller]:
+    """The controller that decides by a policy, and those that do so with other cost weights, by name."""
+    if policy is None:
+        return {}
+    return {CONTROLLER: Controller(learner, policy)} | {
+        with_cost_weight(weight): Controller(learner, weighted(policy_for(learner, policy), weight))
+        for weight in cost_weights
+    }
+
+
 def commit() -> str:
     """The short hash of the checkout."""
     words = ["git", "rev-parse", "--short", "HEAD"]
@@ -366,6 +379,7 @@ def main() -> None:
     parser.add_argument(
         "--policy", type=Path, help="bundle of the policy by which the controller answers; without it, it is left out"
     )
+    parser.add_argument("--cost-weights", type=float, nargs="*", default=(), help="of the policy, beside its own")
     parser.add_argument("--limit", type=int, help="measure only the first tasks of the random order")
     parser.add_argument("--accuracy-only", action="store_true", help="keep the file's rows of time and memory")
     parser.add_argument("--quick", action="store_true", help="three tasks of each set, one round")
@@ -377,8 +391,8 @@ def main() -> None:
     for name in options.models:
         learner, label = Learner(load_model(name)), Path(name).name
         tasks = shuffled_tasks(sets, options.data, options.quick, options.limit)
-        controller = options.policy and Controller(learner, options.policy)
-        measure(learner, tasks, options.strategies.split(","), options.rows, controller)
+        controllers = controllers_of(learner, options.policy, options.cost_weights)
+        measure(learner, tasks, options.strategies.split(","), options.rows, controllers)
         rows = read_rows(options.rows)
         answers = [r for r in rows if "strategy" in r]
         numbers = [n for s in sets for n in accuracy_rows(rows, label, learner.base_hash, [s], s)]

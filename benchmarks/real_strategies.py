@@ -29,6 +29,16 @@ CONTROLLER_GOAL, CONTROLLER_COST = 10.0, 0.4
 best fixed strategy's cost."""
 
 
+def with_cost_weight(cost_weight: float) -> str:
+    """The name of the controller whose policy has this cost weight in place of its own."""
+    return f"{CONTROLLER}, cost weight {cost_weight:g}"
+
+
+def is_controller(name: str) -> bool:
+    """Whether rows of this name are those of a controller, whatever its cost weight."""
+    return name == CONTROLLER or name.startswith(with_cost_weight(0)[:-1])
+
+
 def strategy_row(
     learner: Learner, strategy: Strategy, dataset: str, queries: Sequence[Task], max_tokens: int | None
 ) -> Row:
@@ -49,11 +59,13 @@ def strategy_row(
     }  # fmt: skip
 
 
-def controller_row(controller: Controller, dataset: str, queries: Sequence[Task], max_tokens: int | None) -> Row:
-    """The row of a controller on the queries of a task, as `strategy_row`, with the strategy of each answer. All that
-    it measures to decide is part of the cost; the format of the prompt is chosen before."""
+def controller_row(
+    controller: Controller, name: str, dataset: str, queries: Sequence[Task], max_tokens: int | None
+) -> Row:
+    """The row of a controller, by its name, on the queries of a task, as `strategy_row`, with the strategy of each
+    answer. All that it measures to decide is part of the cost; the format of the prompt is chosen before."""
     learner = controller.learner
-    row = _row(learner, dataset, queries[0], CONTROLLER)
+    row = _row(learner, dataset, queries[0], name)
     try:
         _formatted(learner, queries, max_tokens)
         meter = learner.guarded.meter()
@@ -89,26 +101,27 @@ def _formatted(learner: Learner, queries: Sequence[Task], max_tokens: int | None
 
 
 def strategy_rows(rows: Sequence[Row], name: str, model: str, sets: Sequence[str], label: str) -> list[Row]:
-    """Accuracy and cost of each strategy and of the controller, and what it gains over in_context on the queries that
-    both answered."""
+    """Accuracy and cost of each strategy and of the controllers, and what each gains over in_context on the queries
+    that both answered."""
     by_strategy: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
     for row in rows:
         if row["model"] == model and row["set"] in sets and row["right"]:
             by_strategy[row["strategy"]][row["set"], row["group"]] = row
     base = by_strategy.get(BASE, {})
     numbers = []
-    for strategy in [s for s in (*ORDER, CONTROLLER) if s in by_strategy]:
+    controllers = sorted(filter(is_controller, by_strategy))
+    for strategy in [*(s for s in ORDER if s in by_strategy), *controllers]:
         mine = by_strategy[strategy]
         if not any(key in base for key in mine):
             continue
         row = {"name": f"{name}, {label}: {strategy}", **_compared(mine, base)}
         goal = None
         if label == TOGETHER:
-            goal = {"ttt_in_context": GOALS.get(name), CONTROLLER: CONTROLLER_GOAL}.get(strategy)
+            goal = CONTROLLER_GOAL if strategy in controllers else {"ttt_in_context": GOALS.get(name)}.get(strategy)
         reached = goal is not None and row["gain"] >= goal and row["gain_interval_90"][0] > 0
         numbers.append(row | {"goal": goal, "holds": None if goal is None else reached})
-    if label == TOGETHER and CONTROLLER in by_strategy:
-        numbers += _against_best(by_strategy, f"{name}, {label}")
+    for controller in controllers if label == TOGETHER else ():
+        numbers += _against_best(by_strategy, controller, f"{name}, {label}")
     return numbers
 
 
@@ -137,13 +150,13 @@ def _relative_cost(pairs: Sequence[tuple[Row, Row]]) -> float:
     return statistics.fmean(one["token_equivalents"] / other["token_equivalents"] for one, other in pairs)
 
 
-def _against_best(by_strategy: Mapping[str, Mapping[tuple[str, str], Row]], name: str) -> list[Row]:
-    """The controller's accuracy and cost beside those of the fixed strategy with the most right answers, of the
-    strategies that answered all of its tasks."""
-    mine, base = by_strategy[CONTROLLER], by_strategy[BASE]
+def _against_best(by_strategy: Mapping[str, Mapping[tuple[str, str], Row]], controller: str, name: str) -> list[Row]:
+    """A controller's accuracy and cost beside those of the fixed strategy with the most right answers, of the
+    strategies that answered all of its tasks; of the first controller also the bounds of such a choice."""
+    mine, base = by_strategy[controller], by_strategy[BASE]
     right = {
         strategy: sum(sum(rows[key]["right"]) for key in mine)
-        for strategy, rows in by_strategy.items() if strategy != CONTROLLER and mine.keys() <= rows.keys()
+        for strategy, rows in by_strategy.items() if not is_controller(strategy) and mine.keys() <= rows.keys()
     }  # fmt: skip
     if not right:
         return []
@@ -152,15 +165,16 @@ def _against_best(by_strategy: Mapping[str, Mapping[tuple[str, str], Row]], name
     compared = _compared(mine, rows)
     costs = [_relative_cost([(some[key], base[key]) for key in mine]) for some in (mine, rows)]
     share = costs[0] / costs[1]
-    bounds = _bounds([(rows[key], base[key]) for key in mine], name, best) if best != BASE else []
+    has_bounds = controller == CONTROLLER and best != BASE
+    bounds = _bounds([(rows[key], base[key]) for key in mine], name, best) if has_bounds else []
     return [
         {
-            "name": f"{name}: controller minus the best fixed strategy", "value": compared["gain"], "unit": "points",
+            "name": f"{name}: {controller} minus the best fixed strategy", "value": compared["gain"], "unit": "points",
             "interval_90": compared["gain_interval_90"], "against": best, "goal": None, "holds": None,
         },
         {
-            "name": f"{name}: controller, cost of the best fixed strategy's", "value": round(share, 3), "unit": "times",
-            "against": best, "goal": CONTROLLER_COST, "holds": share <= CONTROLLER_COST,
+            "name": f"{name}: {controller}, cost of the best fixed strategy's", "value": round(share, 3),
+            "unit": "times", "against": best, "goal": CONTROLLER_COST, "holds": share <= CONTROLLER_COST,
         },
         *bounds,
     ]  # fmt: skip

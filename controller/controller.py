@@ -227,7 +227,7 @@ class Controller:
             memory_bytes=memory_bytes, starting_adapter=starting_adapter, read_with_adapter=read_with_adapter,
         )  # fmt: skip
         chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
-        chosen = chosen if cost_weight is None else _weighted(chosen, cost_weight)
+        chosen = chosen if cost_weight is None else weighted(chosen, cost_weight)
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)
             chosen = ExploringPolicy(chosen, other, explore, seed)
@@ -552,7 +552,7 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
     return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
 
 
-def _weighted(policy: Policy, cost_weight: float) -> Policy:
+def weighted(policy: Policy, cost_weight: float) -> Policy:
     """The policy with another cost weight. Raises `PolicyError` for one that weighs no costs."""
     if not isinstance(policy, (LearnedPolicy, AnyModelPolicy)):
         raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {policy.name}")

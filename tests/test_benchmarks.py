@@ -18,10 +18,11 @@ import torch
 
 from autottt import Controller
 from autottt.controller.evaluation import Row
+from autottt.policies.bundle import load_bundle
 from autottt.policies.features import FEATURES_VERSION, NAMES
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome
-from autottt.policies.policy import LearnedPolicy
+from autottt.policies.policy import BUNDLED, LearnedPolicy
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.pretraining.tokenizer import build_tokenizer
@@ -572,6 +573,7 @@ class TestRealModels:
         rows += [row("ttt_in_context", group, [True, True], 200) for group in "ab"]
         rows += [row("ttt_augmented", group, [True, True], 500) for group in "a"]
         rows += [row("controller", group, [True, group == "a"], 60) for group in "ab"]
+        rows += [row("controller, cost weight 0.5", group, [True, False], 20) for group in "ab"]
         numbers = script("real_strategies").strategy_rows(
             rows, "m", "hash", ["function_vectors"], "both sets of the goals"
         )
@@ -584,6 +586,9 @@ class TestRealModels:
         assert values["controller minus the best fixed strategy"]["value"] == -25.0
         cost = values["controller, cost of the best fixed strategy's"]
         assert (cost["value"], cost["against"], cost["holds"]) == (0.3, "ttt_in_context", True)
+        dear = values["controller, cost weight 0.5"]
+        assert (dear["gain"], dear["relative_cost"], dear["goal"]) == (0.0, 2.0, 10.0)
+        assert values["controller, cost weight 0.5, cost of the best fixed strategy's"]["value"] == 0.1
         bound = "a choice that knows every gain, "
         assert values[f"{bound}cost of as many right answers"]["value"] == (2 + 20 + 20) / 40
         assert values[f"{bound}over in_context at 0.4 of the cost"]["value"] == 0.0, "one task costs 22 of 40"
@@ -592,11 +597,20 @@ class TestRealModels:
         controller = Controller.from_pretrained(strategy="in_context")
         demonstrations = [([1, 2], [2, 1]), ([3, 4, 5], [5, 4, 3])]
         tasks = [make_task(demonstrations, query, answer=query[::-1]) for query in ([6, 7], [8, 9, 7])]
-        row = script("real_strategies").controller_row(controller, "lists", tasks, None)
+        row = script("real_strategies").controller_row(controller, "controller", "lists", tasks, None)
+        assert row["strategy"] == "controller"
         assert row["right"] == [controller.solve(task).right for task in tasks]
         assert row["strategies"] == ["in_context", "in_context"]
         assert row["token_equivalents"] > 0
-        assert script("real_strategies").controller_row(controller, "lists", tasks, 2)["right"] == []
+        assert script("real_strategies").controller_row(controller, "controller", "lists", tasks, 2)["right"] == []
+
+    def test_a_controller_for_each_cost_weight(self) -> None:
+        learner = Controller.from_pretrained(strategy="in_context").learner
+        controllers = script("real_models").controllers_of(learner, BUNDLED, [0.5])
+        assert list(controllers) == ["controller", "controller, cost weight 0.5"]
+        weights = [each.policy.trained.cost_weight for each in controllers.values()]
+        assert weights == [load_bundle(BUNDLED).cost_weight, 0.5]
+        assert script("real_models").controllers_of(learner, None, [0.5]) == {}
 
 
 class TestRealPolicies:
