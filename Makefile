@@ -102,9 +102,9 @@ bench-proof: $(STAMP)  ## Measure the proof that the base is unchanged (QUICK=1 
 # MODELS are names that `autottt models fetch` has fetched, folders or GGUF files. Interrupted, it continues;
 # ROWS=benchmarks/results/real.rows.jsonl goes on with the rows behind the published numbers, instead of from nothing.
 ROWS ?= runs/real$(if $(QUICK),_quick).rows.jsonl
-bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, POLICY=bundle, QUICK=1)
+bench-real: $(STAMP)  ## Measure real language models in context (hours; DATA=folder, MODELS=names, POLICY=bundle, COST_WEIGHTS="0.01", QUICK=1)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_models.py $(DATA) $(MODELS) \
-		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows $(ROWS) $(if $(QUICK),--quick) $(if $(POLICY),--policy $(POLICY))
+		--json $(if $(QUICK),runs,benchmarks/results)/real.json --rows $(ROWS) $(if $(QUICK),--quick) $(if $(POLICY),--policy $(POLICY) --cost-weights $(COST_WEIGHTS))
 
 # TASKS are files of `autottt tasks export`; MODEL was fetched before. Interrupted, it continues.
 MODEL ?= smollm2-135m
