@@ -19,8 +19,9 @@ from autottt.ttt_core.tasks.task import Task
 BASE = "in_context"
 ORDER = (
     "in_context", "ttt_in_context", "ttt_direct", "zero_shot", "in_context_vote", "ttt_augmented", "ttt_crossfit",
+    "ttt_race",
 )  # fmt: skip
-"""The strategies that are measured, the first of every set before the second."""
+"""The strategies that are measured, in this order on each task; `ttt_warm` depends on the tasks before."""
 TOGETHER = "both sets of the goals"
 GOALS = {"smollm2-135m": 15.0, "gemma3-270m": 5.0}
 """Points that the best strategy that trains is to gain on both sets of the goals."""

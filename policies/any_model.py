@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.model.loading import BUNDLED
 from .bundle_card import ANY_MODEL, BUNDLES, read_card
-from .calibration import Calibration
+from .calibration import Calibration, share_answered_right
 from .classifiers import group_folds
 from .fast_inference import Floats
 from .features import COMPARABLE, NAMES, REQUIRED
@@ -245,13 +245,13 @@ def _judged(
 
 
 def _calibration_shifts(table: OutcomeTable, results: OutOfFoldDecisions, seed: int) -> Floats:
-    """For each case the shift by the demonstrations of the queries before it, in a random order, as far as the probe
-    measured them."""
-    names = table.feature_names[1]
-    hits, possible = (table.X[:, names.index(name)] for name in ("loo_hits", "loo_possible"))
+    """For each case the shift by the demonstrations of the queries before it, in a random order."""
+    estimates = {0: results.free_in_context_probability, 1: results.in_context_probability}
     calibration, shifts = Calibration(), np.zeros(len(table))
     for case in np.random.default_rng(seed).permutation(len(table)):
         shifts[case] = calibration.shift
-        if results.policy.measured[case] and possible[case]:
-            calibration = calibration.updated(float(results.in_context_probability[case]), float(hits[case]))
+        stage = int(results.policy.measured[case])
+        right = share_answered_right(dict(zip(table.feature_names[stage], table.stage(stage)[case], strict=True)))
+        if right is not None:
+            calibration = calibration.updated(float(estimates[stage][case]), float(right))
     return shifts

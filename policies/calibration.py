@@ -1,7 +1,7 @@
 """Calibration of a policy on the model that answers, by the demonstrations of the queries that it serves.
 
-Each query brings labels: the model answers every demonstration from the others, and the right answers are there. The
-mean of these against the mean of the estimates shifts the log-odds of later estimates. Knows nothing about policies.
+Each query brings labels: the model answers demonstrations from others, and the right answers are there. The mean of
+these against the mean of the estimates shifts the log-odds of later estimates. Knows nothing about policies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Calibration:
     estimated: float = 0.0
     """Weighted sum of the estimated probabilities of a right in-context answer."""
     right: float = 0.0
-    """Weighted sum of the shares of demonstrations that the model answered right from the others."""
+    """Weighted sum of the shares of demonstrations that the model answered right (see `share_answered_right`)."""
 
     @property
     def shift(self) -> float:
@@ -73,9 +73,18 @@ class CalibrationState:
 
     def observe(self, estimated: float, right: float) -> None:
         """Adds a query: the estimated probability of a right in-context answer, and the share of demonstrations that
-        the model answered right from the others."""
+        the model answered right (see `share_answered_right`)."""
         with self._lock:
             self._current = self._current.updated(estimated, right)
+
+
+def share_answered_right(features: Mapping[str, float]) -> float | None:
+    """The share of demonstrations that the model answered right from the others, by the features of a query: of all
+    demonstrations where the probe left out each in turn, else of the last one alone, which reading the prompt answers
+    from those before it. None with fewer than two demonstrations, or where it was not measured."""
+    if features.get("loo_possible"):
+        return features["loo_hits"]
+    return features.get("reading_hit_last") if features.get("demonstrations", 0) >= 2 else None
 
 
 @runtime_checkable

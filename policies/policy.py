@@ -23,7 +23,7 @@ from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError
 from .bundle import TrainedFor, card_of, load_bundle
 from .bundle_card import ANY_MODEL, BUNDLES, CARD, bundle_folder, policies_folder
-from .calibration import Calibration, CalibrationState
+from .calibration import Calibration, CalibrationState, share_answered_right
 from .fast_inference import Floats
 from .features import NAMES, Features
 from .installed import installed_folder
@@ -280,7 +280,7 @@ def _is_better(one: str, other: str, decision: Decision) -> bool:
 @dataclass(frozen=True)
 class AnyModelPolicy:
     """The learned policy for models without one of their own. It calibrates itself on the model: whether it answers
-    the demonstrations of each query right from the others is known without labels.
+    demonstrations of each query right from others is known without labels of queries.
 
     A run decides by the calibration with which it began, and its decisions record it.
     """
@@ -307,9 +307,8 @@ class AnyModelPolicy:
 
     def observe(self, features: Features) -> None:
         """Notes the answers to the demonstrations of a query; later snapshots count them."""
-        if features.values.get("loo_possible"):
-            estimated = self.learned.decide(features, [BASE]).scores[BASE]
-            self.state.observe(estimated, features.values["loo_hits"])
+        if (right := share_answered_right(features.values)) is not None:
+            self.state.observe(self.learned.decide(features, [BASE]).scores[BASE], right)
 
     def needs_more(self, features: Features) -> bool:
         return self._calibrated.needs_more(features)

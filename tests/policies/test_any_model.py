@@ -15,7 +15,7 @@ from autottt.policies import policy as policy_module
 from autottt.policies.any_model import PROBE_COSTS, completed, tables_by_model, train_any_model
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.bundle_card import policies_folder
-from autottt.policies.calibration import DECAY, MAX_SHIFT, Calibration
+from autottt.policies.calibration import DECAY, MAX_SHIFT, Calibration, share_answered_right
 from autottt.policies.classifiers import group_folds
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
@@ -304,9 +304,25 @@ def test_answers_to_demonstrations_shift_later_estimates_and_no_earlier_snapshot
     assert after.calibration["queries"] == 30
     repeated = policy.with_calibration(Calibration.from_plain(after.calibration))
     assert repeated.decide(at(0.0), ALL) == after
-    policy.observe(measured(0.0, 0.0, stage=0))
-    assert policy.snapshot().calibration.queries == 30, "a query without the probe has no such label"
     assert policy.card() == before.card()
+
+
+def test_without_the_probe_the_last_demonstration_is_the_label(policy) -> None:
+    known = at(0.0, 0)
+    for right in (0.0, 1.0):
+        values = {**known.values, "demonstrations": 4.0, "reading_hit_last": right}
+        policy.observe(dataclasses.replace(known, values=values))
+    observed = policy.snapshot().calibration
+    assert (observed.queries, observed.right) == (2, 1.0)
+    assert 0 < observed.estimated < 2
+
+
+def test_what_a_query_says_about_the_demonstrations() -> None:
+    reading = {"demonstrations": 2.0, "reading_hit_last": 1.0}
+    assert share_answered_right(reading) == 1.0
+    assert share_answered_right({**reading, "loo_possible": 1.0, "loo_hits": 0.5}) == 0.5
+    assert share_answered_right({**reading, "demonstrations": 1.0, "loo_possible": 0.0, "loo_hits": 0.0}) is None
+    assert share_answered_right({"demonstrations": 2.0}) is None, "outcomes without this feature"
 
 
 def test_the_shift_is_bounded_and_forgets() -> None:
