@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ...ttt_core.errors import TaskError
 from ...ttt_core.tasks.answers import canonical_output, same_answer
 from ...ttt_core.tasks.kinds import KINDS
 from .api_errors import ApiError, trace_not_found
@@ -63,7 +64,11 @@ class _Answers:
         return same if right else {name: False for name, is_same in same.items() if is_same or name == self.strategy}
 
     def _canonical(self, answer: Any) -> Any:
-        return canonical_output(self.kind, KINDS[self.kind].check(answer))
+        """The answer of a client. Raises `TaskError` for one that the task's kind does not have."""
+        try:
+            return canonical_output(self.kind, KINDS[self.kind].check(answer))
+        except TaskError as error:
+            raise TaskError(f"answer: {error}") from None
 
     def _same_as(self, answer: Any) -> dict[str, bool]:
         return {name: self._is_same(value, answer) for name, value in self.by_strategy.items()}

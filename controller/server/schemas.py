@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -45,6 +46,11 @@ def _checked_stop(value: object) -> object:
     if value is None or all(isinstance(text, str) and is_utf8(text) for text in texts):
         return value
     raise ValueError("expected a text or a list of texts")
+
+
+def _text_of_integer(value: object) -> object:
+    """The text of an integer, as task files may have it; anything else as it is."""
+    return str(value) if type(value) is int and abs(value) <= MAX_SEED else value
 
 
 Budget = Annotated[
@@ -112,7 +118,11 @@ class TaskRequest(Request):
     comparison: Literal["exact", "ignore_case", "words", "number"] = Field(
         "exact", description="How answers are compared."
     )
-    id: Annotated[StrictStr, Field(min_length=1, max_length=200)] = "task"
+    id: Annotated[
+        StrictStr,
+        Field(min_length=1, max_length=200, description="A text, or an integer."),
+        BeforeValidator(_text_of_integer),
+    ] = "task"
     model: StrictStr | None = Field(None, description="Name in /v1/models.")
     budget: Budget = None
     seed: Seed | None = None

@@ -41,7 +41,7 @@ def canonical_output(kind: str, value: Value, shown: Sequence[Value] = ()) -> Va
         return value
     outputs = [str(output).strip() for output in shown]
     text = str(value).strip()
-    if outputs == [text] and len(text.splitlines()) <= 1:
+    if outputs == [text] and "\n" not in text:
         return text  # nothing of an output is an addition to itself; there may be 100,000 of them
     if outputs and not any("\n" in output for output in outputs):
         text = _first_line(text, outputs)
@@ -52,7 +52,7 @@ def canonical_output(kind: str, value: Value, shown: Sequence[Value] = ()) -> Va
 
 def _first_line(text: str, outputs: Sequence[str]) -> str:
     """The first line with content; code fences, and lines that announce the next one with a colon, have none."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]  # `splitlines` also splits at form feeds and the like
     lines = [line for line in lines if line and not line.startswith("```")] or [text]
     if not any(output.endswith(":") for output in outputs):
         while len(lines) > 1 and lines[0].endswith(":"):

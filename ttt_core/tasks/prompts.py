@@ -84,7 +84,7 @@ class PlainFormat:
         if target is None:
             return [prompt]
         text = " " + kind.render(target, self.notation)
-        _refuse_marker(task, text, self.end)
+        _refuse_marker(task, text, self.end, self.name)
         return [prompt, Piece(text, "answer"), Piece(self.end, "end")]
 
     def read(self, task: Task, text: str) -> Value:
@@ -276,7 +276,7 @@ class ChatFormat:
 
     def _answer(self, task: Task, text: str, end: str) -> list[Piece]:
         for marker in self.ends:
-            _refuse_marker(task, text, marker.strip() or marker)
+            _refuse_marker(task, text, marker.strip() or marker, self.name)
         return [Piece(text, "answer"), Piece(end, "end")]
 
     def read(self, task: Task, text: str) -> Value:
@@ -346,15 +346,19 @@ def read_answer(task: Task, text: str, notation: Notation = STANDARD) -> Value:
         return _read(task, _last_block(text), notation)
 
 
-def _refuse_marker(task: Task, text: str, marker: str) -> None:
-    """Raises `TaskError` if the text of an answer contains `marker`, where reading it would stop."""
+def _refuse_marker(task: Task, text: str, marker: str, name: str) -> None:
+    """Raises `TaskError` if the text of an answer contains `marker`, where reading it would stop in the format of this
+    name."""
     if marker and marker in text:
-        raise TaskError(f"{task.id}: an output contains {marker!r}, which ends an answer in this prompt format")
+        raise TaskError(
+            f"{task.id}: the output {shortened(text.strip())} contains {marker!r}, which ends an answer in the prompt "
+            f'format {name}; prompt_format="auto" takes a format that has room for every output, where there is one'
+        )
 
 
 def _last_block(text: str) -> str:
     """The last paragraph of a reply, without code fences: chat models often write an introduction."""
-    lines = [line for line in text.strip().splitlines() if not line.startswith("```")]
+    lines = [line for line in text.strip().split("\n") if not line.startswith("```")]
     return "\n".join(lines).rsplit("\n\n", 1)[-1]
 
 

@@ -415,6 +415,22 @@ def test_feedback_that_cannot_be_stored_is_refused(serve, traced, feedback, stat
     assert_is_error(serve(controller).post("/v1/feedback", json=feedback), status, param=param)
 
 
+def test_an_answer_that_the_kind_of_the_task_does_not_have_is_refused_by_its_field(serve, traced):
+    controller, _ = traced(content=False)
+    client = serve(controller)
+    trace_id = client.post("/v1/solve", json=TASK).headers["x-autottt-trace-id"]
+    response = client.post("/v1/feedback", json={"trace_id": trace_id, "answer": "x"})
+    assert_is_error(response, 400, param="answer")
+    assert response.json()["error"]["message"].startswith("answer: expected a list of integers")
+
+
+def test_an_id_may_be_an_integer_as_in_a_task_file(serve, make_learner):
+    client = serve(Controller(make_learner(), FixedPolicy("in_context")))
+    assert client.post("/v1/solve", json={**TASK, "id": 7}).status_code == 200
+    for other in (True, 1.5, 2**70):
+        assert_is_error(client.post("/v1/solve", json={**TASK, "id": other}), 400, param="id")
+
+
 def test_feedback_labels_no_run_of_another_client(serve, traced):
     controller, store = traced(content=False)
     client = serve(controller, keys=ApiKeys({"key-of-the-first-client": "one", "key-of-another-client": "other"}))

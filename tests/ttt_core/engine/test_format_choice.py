@@ -158,7 +158,7 @@ def test_a_task_that_no_format_can_write_is_refused() -> None:
     task = make_task([(str(n), f"a\n\nb{end}") for n in range(3)], "7")
     learner = Learner.wrap(tiny_model("llama"), tiny_tokenizer(chat=True))
     learner.loaded.formats.pop("compact")
-    with pytest.raises(TaskError, match="which ends an answer in this prompt format"):
+    with pytest.raises(TaskError, match="ends an answer in the prompt format chat; "):
         Controller(learner, FixedPolicy("in_context")).solve(task)
 
 

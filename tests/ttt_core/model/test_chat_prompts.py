@@ -703,7 +703,7 @@ def test_where_a_line_break_ends_answers_those_over_several_lines_are_refused(na
     assert loaded.format.ends == ("\n",)
     grid, word = tasks_of(1)[3], tasks_of(1)[0]
     assert encode(loaded, word, word.answer).answers
-    with pytest.raises(TaskError, match=r"an output contains '\\n', which ends an answer"):
+    with pytest.raises(TaskError, match=r"contains '\\n', which ends an answer in the prompt format chat"):
         encode(loaded, grid)
 
 

@@ -11,8 +11,8 @@ from autottt.controller.state import checked_task, task_to_plain
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.tasks.answers import COMPARISONS, canonical_output, is_right, same_answer
 from autottt.ttt_core.tasks.formats import ReadSettings, read_object
-from autottt.ttt_core.tasks.kinds import make_task
-from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT
+from autottt.ttt_core.tasks.kinds import STANDARD, make_task
+from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT, read_answer
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,9 @@ from autottt.ttt_core.tasks.prompts import STANDARD_FORMAT
         ("text", "So, the answer is: Answer: 4.", ["5"], "4"),
         ("text", " **a**. ", [" **a**. "], "**a**."),
         ("text", "The answer is 4", ["The answer is 4"], "The answer is 4"),
-        ("text", "a\rb", ["a\rb"], "a"),
+        ("text", "a\rb", ["a\rb"], "a\rb"),
+        ("text", "page one\x0cpage two", ["one\x0ctwo"], "page one\x0cpage two"),
+        ("text", "a\u2028b\nExplanation: it is.", ["c\u2028d"], "a\u2028b"),
         ("text", " \n", [], ""),
         ("text", '"cat"', ["dog"], "cat"),
         ("text", '"cat"', ['"dog"'], '"cat"'),
@@ -142,3 +144,13 @@ def test_a_hundred_thousand_demonstrations_are_checked_in_less_than_a_second(pai
         seconds.append(time.process_time() - began)
     assert min(seconds) < 1
     assert len(task.demonstrations) == 100_000
+
+
+@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_outputs_keep_characters_at_which_only_python_splits_lines(separator: str) -> None:
+    pairs = [(f"{a}{separator}{b}", f"{b}{separator}{a}") for a, b in ("ab", "cd", "ef")]
+    task = make_task(pairs, f"g{separator}h", answer=f"h{separator}g")
+    assert [d.output for d in task.demonstrations] == [output for _, output in pairs]
+    assert task.answer == f"h{separator}g"
+    assert not is_right(task, "h")
+    assert read_answer(task, f"```\nh{separator}g\n```\n", STANDARD) == task.answer

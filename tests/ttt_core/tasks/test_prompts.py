@@ -123,9 +123,9 @@ def test_chat_answers_may_be_introduced_and_fenced() -> None:
 )
 def test_an_output_that_contains_the_end_marker_is_refused(form: PromptFormat, output: str) -> None:
     task = make_task([("a", output)], "b", id="t3")
-    with pytest.raises(TaskError, match=r"t3: an output contains .*ends an answer"):
+    with pytest.raises(TaskError, match=r"t3: the output .* contains .*ends an answer"):
         form.pieces(task)
-    with pytest.raises(TaskError, match=r"t3: an output contains"):
+    with pytest.raises(TaskError, match=r't3: the output .*; prompt_format="auto" takes'):
         form.pieces(make_task([], "b", id="t3"), output)
 
 
