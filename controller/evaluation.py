@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..policies.calibration import Calibrates, Calibration
+from ..policies.policy import Policy
 from ..strategies.base import Attempt, Strategy, recipe_for, run
 from ..strategies.registry import get_strategy, plugin_proofs
 from ..ttt_core import clock
@@ -61,6 +63,8 @@ class Row:
     """What was asked (see `Task.digest`); empty in files of earlier versions."""
     expected: str = ""
     """Digest of the right answer and of how answers are compared; empty in files of earlier versions."""
+    calibration: str = ""
+    """What a policy that calibrates itself had observed when the query was answered (`Calibration`, as JSON)."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,10 @@ class Summary:
     queries: int
     tasks: int
     seconds: float
-    cost: float
-    """Seconds, as a multiple of those of `in_context` on the same queries in the same run."""
-    work: float
+    cost: float | None
+    """Seconds, as a multiple of those of `in_context`, on the queries that both could try in the same run; None where
+    there are none."""
+    work: float | None
     """Forward-token equivalents, as the same multiple: free of the machine's noise."""
     adapted: float
     """Share of queries that were answered by, or after, training; 0 to 1."""
@@ -105,7 +110,8 @@ def evaluate(
     receives phases and training steps (see `Controller.stream`). Rows are added to `file` as they come, after a line
     with the settings; those that it holds are not measured again, unless it lacks the strategy's row of another query
     of the task: a later row counts in place of an earlier one. Raises `TaskError` when an answer is not known, or when
-    the file holds rows of other settings or other queries, and `StrategyError` for a name that is not known.
+    the file holds rows of other settings or other queries, and `StrategyError` for a name that is not known. A policy
+    that calibrates itself continues with what it had observed.
     """
     _require_answers(tasks)
     wanted = list(dict.fromkeys(["in_context", *names]))
@@ -134,6 +140,8 @@ def evaluate(
                         row = _row(controller, task, name, seed, on_event)
                         if stream is not None and file is not None:
                             _add_line(stream, file, asdict(row))
+                    elif row.calibration and isinstance(controller.policy, Calibrates):
+                        controller.policy.restore(Calibration.from_plain(json.loads(row.calibration)))
                     rows.append(row)
                     if on_row is not None:
                         on_row(row)
@@ -209,6 +217,7 @@ def _row(controller: Controller, task: Task, name: str, seed: int, on_event: OnE
                 adapted=result.adapted, seconds=result.cost.seconds, work=result.cost.token_equivalents,
                 error=result.error,
                 second=bool(result.attempts) and _second_is_right(result.attempts[-1], task),
+                calibration=_observed(controller.policy),
             )  # fmt: skip
         with plugin_proofs(controller.learner):
             attempt = _attempt(get_strategy(name), controller.learner, task, seed, on_event)
@@ -226,6 +235,11 @@ def _row(controller: Controller, task: Task, name: str, seed: int, on_event: OnE
         return Row(
             **common, right=False, status=status, chosen="", adapted=False, seconds=0.0, work=0, error=str(error)
         )
+
+
+def _observed(policy: Policy) -> str:
+    """What a policy that calibrates itself has observed, as JSON; empty for others."""
+    return dumps(policy.observed().to_plain()) if isinstance(policy, Calibrates) else ""
 
 
 def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_event: OnEvent | None) -> Attempt:
@@ -257,21 +271,38 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
         cells.setdefault((row.dataset, row.strategy), []).append(row)
     summaries = []
     for (dataset, strategy), cell in cells.items():
-        base = cells[dataset, "in_context"]
+        seconds, work = _costs(cell, cells[dataset, "in_context"])
         groups: dict[str, bool] = {}
         for row in cell:
             groups[row.group] = groups.get(row.group, True) and row.right
         summaries.append(
             Summary(
                 dataset, strategy, sum(r.right for r in cell) / len(cell), sum(groups.values()) / len(groups),
-                len(cell), len(groups), sum(r.seconds for r in cell),
-                sum(r.seconds for r in cell) / max(1e-9, sum(r.seconds for r in base)),
-                sum(r.work for r in cell) / max(1, sum(r.work for r in base)),
+                len(cell), len(groups), sum(r.seconds for r in cell), seconds, work,
                 sum(r.adapted for r in cell) / len(cell), sum(r.status == "refused" for r in cell),
                 sum(r.status == "inapplicable" for r in cell),
             )
         )  # fmt: skip
     return summaries
+
+
+def _costs(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float | None, float | None]:
+    """Seconds and forward-token equivalents of a strategy as multiples of those of `in_context`, on the queries that
+    both could try; None where there are none, or where `in_context` took nothing."""
+    of_base = {row.id: row for row in base if _was_tried(row)}
+    pairs = [(row, of_base[row.id]) for row in rows if _was_tried(row) and row.id in of_base]
+
+    def multiple(mine: float, others: float) -> float | None:
+        return mine / others if others else None
+
+    return (
+        multiple(sum(row.seconds for row, _ in pairs), sum(other.seconds for _, other in pairs)),
+        multiple(sum(row.work for row, _ in pairs), sum(other.work for _, other in pairs)),
+    )
+
+
+def _was_tried(row: Row) -> bool:
+    return row.status not in ("refused", "inapplicable")
 
 
 def accuracy_interval(rows: Sequence[Row], repeats: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -71,6 +71,11 @@ class CalibrationState:
         """The latest snapshot."""
         return self._current
 
+    def restore(self, calibration: Calibration) -> None:
+        """Continues after a snapshot, such as that of an interrupted command."""
+        with self._lock:
+            self._current = calibration
+
     def observe(self, estimated: float, right: float) -> None:
         """Adds a query: the estimated probability of a right in-context answer, and the share of demonstrations that
         the model answered right (see `share_answered_right`)."""
@@ -97,6 +102,14 @@ class Calibrates(Protocol):
 
     def observe(self, features: Features) -> None:
         """Notes a query that was measured."""
+        ...
+
+    def observed(self) -> Calibration:
+        """What was noted until now."""
+        ...
+
+    def restore(self, calibration: Calibration) -> None:
+        """Continues after what was noted until a snapshot, such as that of an interrupted command."""
         ...
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import PolicyError
-from .calibration import Calibrates
+from .calibration import Calibrates, Calibration
 from .features import STAGE_0, Features
 from .outcomes import BASE
 from .policy import Decision, Policy, untried_strategies
@@ -50,6 +50,15 @@ class ExploringPolicy:
         """See `Calibrates`."""
         if isinstance(self.policy, Calibrates):
             self.policy.observe(features)
+
+    def observed(self) -> Calibration:
+        """See `Calibrates`."""
+        return self.policy.observed() if isinstance(self.policy, Calibrates) else Calibration()
+
+    def restore(self, calibration: Calibration) -> None:
+        """See `Calibrates`."""
+        if isinstance(self.policy, Calibrates):
+            self.policy.restore(calibration)
 
     def needs_more(self, features: Features) -> bool:
         return (features.stage == 0 and self._draw(features) is not None) or self.policy.needs_more(features)

@@ -310,6 +310,14 @@ class AnyModelPolicy:
         if (right := share_answered_right(features.values)) is not None:
             self.state.observe(self.learned.decide(features, [BASE]).scores[BASE], right)
 
+    def observed(self) -> Calibration:
+        """What was noted until now."""
+        return self.state.current
+
+    def restore(self, calibration: Calibration) -> None:
+        """Continues after what was noted until a snapshot; see `Calibrates`."""
+        self.state.restore(calibration)
+
     def needs_more(self, features: Features) -> bool:
         return self._calibrated.needs_more(features)
 

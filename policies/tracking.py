@@ -90,14 +90,14 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 def _to_mlflow(folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float], runs: Path) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             from mlflow import MlflowClient
         except ImportError:
             return
+        for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
         except Exception as error:  # the run is in its folder already, so a database error must not fail it

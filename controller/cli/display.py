@@ -201,7 +201,8 @@ def show_summary(summaries: Sequence[Summary]) -> RenderableType:
             table.add_row(Text(s.dataset, style="bold"))
             last = s.dataset
         any_tried = s.refused + s.inapplicable < s.queries
-        measured = f"{s.seconds:.1f}", f"{s.cost:.1f}x", f"{s.work:.1f}x", f"{100 * s.adapted:.0f}%"
+        costs = ("-" if cost is None else f"{cost:.1f}x" for cost in (s.cost, s.work))
+        measured = f"{s.seconds:.1f}", *costs, f"{100 * s.adapted:.0f}%"
         table.add_row(
             s.strategy, f"{100 * s.query_accuracy:.1f}% of {s.queries}", f"{100 * s.task_accuracy:.1f}% of {s.tasks}",
             *(measured if any_tried else ["-"] * len(measured)),

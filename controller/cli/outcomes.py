@@ -80,8 +80,9 @@ def collect(
     strategy_seeds = parse_seeds(seeds) if seeds else [tasks.seed]
     if not files and not generated.generated:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
-    make_folders(store=store)
     loaded = tasks.read(files) if files else None
+    if not dry_run:
+        make_folders(store=store)
     all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
     learner = None
     if max_tokens or dry_run:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...policies.outcomes import BASE
 from ...ttt_core.errors import PolicyError, TaskError
 from .console import in_words, interruptible, line, note, warn
 from .locks import exclusive
@@ -20,6 +21,7 @@ from .training import Risk, TrainingCostWeight, TrainingOptions, train_and_write
 
 if TYPE_CHECKING:
     from ...policies.collect import Batch
+    from ...policies.outcomes import Outcome
     from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.task import Task
 
@@ -77,6 +79,7 @@ def fit(
             _require_consent(options.yes)
         with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
             outcomes = collect_into(store, chosen, names, strategy_seeds, model, workers, learner, remedy)
+        outcomes = _of(outcomes, chosen, names, strategy_seeds, store)
         if not outcomes:
             raise PolicyError(f"{store} holds no outcomes of these tasks")
         settings = TrainingOptions(
@@ -87,6 +90,20 @@ def fit(
         line(f"installed: {out.name} is the policy of this model from now on; `autottt policy show` prints it")
     if loaded.problems:
         raise typer.Exit(1)
+
+
+def _of(
+    outcomes: Sequence[Outcome], tasks: Sequence[Task], names: Sequence[str], seeds: Sequence[int], store: Path
+) -> list[Outcome]:
+    """The outcomes of these tasks, strategies and seeds, and of `in_context`; says how many others are left out."""
+    wanted, ids = {BASE, *names}, {(task.dataset, task.id) for task in tasks}
+    mine = [o for o in outcomes if (o.dataset, o.task_id) in ids and o.strategy in wanted and o.seed in seeds]
+    if others := len(outcomes) - len(mine):
+        note(
+            f"{others} outcomes of other tasks, strategies or seeds in {store} are left out; name their task files as "
+            "well to train on all"
+        )
+    return mine
 
 
 def _check_families(tasks: Sequence[Task]) -> None:

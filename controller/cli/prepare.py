@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    base: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder, GGUF file, hub id, or name in `autottt models list`.")
-    ],
     tasks: Annotated[list[Path], typer.Option("--tasks", help="Task file or folder; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder that the adapter is written to, in PEFT's format.")],
     options: ModelOptions,
     selection: TaskOptions,
+    base: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Folder, GGUF file, hub id, or name in `autottt models list`; default: that of --model, else the "
+            "bundled model.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of training at most.")] = 30,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of a round.")] = 10,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter, and of all that start from it.")] = 16,
@@ -53,7 +58,7 @@ def prepare(
     from ...ttt_core.pretraining.prepare import RECIPE, Preparation
     from ...ttt_core.pretraining.prepare import prepare as train
 
-    learner = replace(options, model=base).load_learner()
+    learner = (options if base is None else replace(options, model=base)).load_learner()
     fitting = [[task for task in side if learner.fits(task, task.answer)] for side in (training, held_out)]
     recipe = replace(RECIPE, max_steps=steps, rank=rank, alpha=float(rank), learning_rate=learning_rate)
     settings = Preparation(recipe, rounds, patience, selection.seed)

@@ -21,12 +21,13 @@ from autottt.controller.evaluation import (
     read_settings,
     summarise,
 )
-from autottt.policies.policy import FixedPolicy
+from autottt.policies.policy import AnyModelPolicy, FixedPolicy, LearnedPolicy
 from autottt.strategies.base import Attempt, Candidate
 from autottt.ttt_core.clock import without_pauses
 from autottt.ttt_core.errors import StrategyError, TaskError
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
+from tests.policies.test_any_model import trained
 
 
 def row(group: str, query: int, strategy: str, right: bool, **more: object) -> Row:
@@ -46,6 +47,28 @@ def test_costs_are_multiples_of_in_context_on_the_same_queries():
     rows = [row("a", 0, "in_context", True), row("a", 0, "ttt_direct", True, seconds=7.0, work=300, adapted=True)]
     summary = summarise(rows)[1]
     assert (summary.cost, summary.work, summary.adapted) == (7.0, 30.0, 1.0)
+
+
+def test_costs_count_only_queries_that_both_could_try():
+    rows = [
+        row("a", 0, "in_context", True, seconds=2.0, work=20), row("b", 0, "in_context", True, seconds=8.0, work=80),
+        row("c", 0, "in_context", False, status="refused", seconds=0.0, work=0),
+        row("a", 0, "ttt_direct", True, seconds=6.0, work=80),
+        row("b", 0, "ttt_direct", False, status="inapplicable", seconds=0.0, work=0),
+        row("c", 0, "ttt_direct", True, seconds=5.0, work=50),
+    ]  # fmt: skip
+    summary = summarise(rows)[1]
+    assert (summary.cost, summary.work, summary.seconds) == (3.0, 4.0, 11.0)
+
+
+def test_without_a_query_that_both_could_try_there_is_no_cost():
+    rows = [
+        row("a", 0, "in_context", False, status="refused", seconds=0.0, work=0), row("a", 0, "zero_shot", True),
+    ]  # fmt: skip
+    summary = summarise(rows)[1]
+    assert (summary.cost, summary.work) == (None, None)
+    line = next(line for line in shown(rows).splitlines() if "zero_shot" in line)
+    assert line.split()[-4:] == ["1.0", "-", "-", "0%"]
 
 
 def test_refused_queries_are_counted_and_wrong():
@@ -282,3 +305,20 @@ def test_the_controller_pays_for_an_adapter_that_a_strategy_trained_before(make_
     assert rows[2].work > 2 * rows[3].work, "the first query pays for the adapter"
     assert rows[2].seconds > rows[1].seconds
     assert [r.right for r in rows[2:]] == [r.right for r in alone]
+
+
+def test_a_resumed_evaluation_calibrates_its_policy_as_an_uninterrupted_one(tmp_path, make_learner) -> None:
+    tasks = [
+        make_task([([n, 2], [2, n]), ([3, n], [n, 3]), ([n, n], [n, n])], [5, n], answer=[n, 5], id=str(n))
+        for n in range(1, 5)
+    ]  # fmt: skip
+
+    def policy_after(count: int, file: Path) -> list[str]:
+        controller = Controller(make_learner(), AnyModelPolicy(LearnedPolicy(trained())))
+        rows = evaluate(controller, tasks[:count], [CONTROLLER], file=file)
+        return [each.calibration for each in rows if each.strategy == CONTROLLER]
+
+    whole = policy_after(4, tmp_path / "whole.jsonl")
+    assert len(set(whole)) == 4
+    assert policy_after(2, tmp_path / "interrupted.jsonl") == whole[:2]
+    assert policy_after(4, tmp_path / "interrupted.jsonl") == whole

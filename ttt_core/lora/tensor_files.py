@@ -16,6 +16,9 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[st
     """Writes a safetensors file. Raises `FileError`, which names the file, where it cannot be written."""
     with replacing(file) as partial:
         try:
+            partial.touch()  # with the permissions of a new file: those of safetensors' own are for its owner alone
+            permissions = partial.stat().st_mode
             save_file(dict(tensors), partial, metadata=dict(metadata))
+            partial.chmod(permissions)
         except SafetensorError as error:  # what the library makes of an error of the system
             raise OSError(str(error)) from error

@@ -68,6 +68,11 @@ class Preparation:
         done = len(self.curve) - 1
         return done >= self.rounds or (done >= 0 and done - self.best >= self.patience)
 
+    @property
+    def is_past_its_end(self) -> bool:
+        """Whether training went on after it should have ended: an earlier run had more rounds, or more patience."""
+        return any(replace(self, curve=self.curve[:count]).is_finished for count in range(1, len(self.curve)))
+
 
 OnRound = Callable[[Preparation], None]
 """Called with what happened so far, after each evaluation."""
@@ -79,7 +84,8 @@ def prepare(
 ) -> Preparation:  # fmt: skip
     """Trains a starting adapter on the `training` tasks, judged by the `held_out` tasks of other families, and writes
     the best one to a PEFT folder. What happened is in `folder`'s neighbour `.NAME.state`, where a killed run continues;
-    a run with other tasks or settings has a state of its own there, and loses none of the others.
+    a run with other tasks or settings, or with fewer rounds than were trained, has a state of its own there, and loses
+    none of the others.
 
     Raises `TaskError` where a family is on both sides, a side is empty, or a task to train on has no demonstrations;
     `ModelError` where no round improved on the model without an adapter: then nothing is written. So it does for a
@@ -91,8 +97,11 @@ def prepare(
         )
     _check(training, held_out)
     state = folder.parent / f".{folder.name}.state" / _identity(learner, training, held_out, settings)
-    state.mkdir(parents=True, exist_ok=True)
     so_far, adapter = _resumed(state, settings)
+    if so_far.is_past_its_end:  # of its earlier rounds only the best adapter is kept
+        state = state.with_name(f"{state.name}-{settings.rounds}-{settings.patience}")
+        so_far, adapter = _resumed(state, settings)
+    state.mkdir(parents=True, exist_ok=True)
     if not so_far.curve:
         so_far = replace(so_far, curve=(_judged(learner, held_out, None, 0, 0.0),))
         _save_state(state, so_far, None)

@@ -118,3 +118,21 @@ def test_a_question_is_asked_on_a_terminal_only(monkeypatch, terminal, yes, answ
     else:
         with pytest.raises(policy_fit.typer.Exit):
             policy_fit._require_consent(yes)
+
+
+def test_a_fit_trains_on_the_tasks_and_strategies_that_it_names(tmp_path, model):
+    def file_of(numbers: range) -> str:
+        lines = [task(f"family{n}", queries=[{"input": [5, n], "output": [n, 5]}]) for n in numbers]
+        (folder := tmp_path / str(numbers.start)).mkdir()
+        return tasks_file(folder, *lines)
+
+    assert fit(file_of(range(5)), model)[0] == 0
+    code, _, err = call(
+        "policy", "fit", "--tasks", file_of(range(5, 10)), "--model", model, "--strategies", "in_context_vote"
+    )
+    assert code == 0, err
+    assert "10 outcomes of other tasks, strategies or seeds" in err
+    (row,) = installed()
+    assert row["families"] == 5
+    code, out, err = call("policy", "show", "--policy", str(row["name"]), "--json")
+    assert json.loads(out)["strategies"] == ["in_context", "in_context_vote"], err

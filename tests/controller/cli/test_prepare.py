@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from autottt.controller.cli.options import ModelOptions
 from autottt.controller.cli.prepare import divided
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.sources.export import SOURCES
@@ -74,3 +75,21 @@ def test_the_adapter_is_written_and_used(tmp_path, model):
     code, _, err = call("prepare", model, "--tasks", bare, "--out", str(tmp_path / "other"), *options)
     assert code == 2
     assert "bare: training an adapter needs demonstrations" in " ".join(err.split())
+
+
+def test_without_a_model_it_is_the_bundled_one(tmp_path, monkeypatch):
+    asked = []
+
+    class Loads(Exception):
+        pass
+
+    def load(options):
+        asked.append(options.model)
+        raise Loads
+
+    monkeypatch.setattr(ModelOptions, "load_learner", load)
+    file = tasks_file(tmp_path, *(task(f"f{n}") for n in range(12)))
+    for words in ([], ["other"], ["--model", "named"]):
+        with pytest.raises(Loads):
+            call("prepare", *words, "--tasks", file, "--out", str(tmp_path / "adapter"))
+    assert asked == [None, "other", "named"]

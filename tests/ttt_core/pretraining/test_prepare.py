@@ -93,6 +93,27 @@ def test_a_killed_run_continues_after_its_last_round_with_the_same_result(make_l
     assert rounds == [5], "and does not lose it"
 
 
+def test_fewer_rounds_than_an_earlier_run_had_give_the_adapter_of_fewer_rounds(make_learner, tmp_path):
+    sides, short = (tasks_of(1, 2), tasks_of(5)), replace(SETTINGS, rounds=2)
+    longer = prepare(make_learner(), *sides, tmp_path / "adapter", SETTINGS)
+    assert longer.best > 2
+    fresh = prepare(make_learner(), *sides, tmp_path / "fresh", short)
+    for _ in range(2):
+        assert prepare(make_learner(), *sides, tmp_path / "adapter", short) == fresh
+    files = [tmp_path / folder / "adapter_model.safetensors" for folder in ("adapter", "fresh")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rounds: list[int] = []
+    again = prepare(make_learner(), *sides, tmp_path / "adapter", SETTINGS, lambda so_far: rounds.append(1))
+    assert (again, rounds) == (longer, [1]), "the longer run is not lost"
+
+
+def test_an_adapter_may_be_read_by_whoever_may_read_a_new_file(make_learner, tmp_path):
+    prepare(make_learner(), tasks_of(1, 2), tasks_of(5), tmp_path / "adapter", SETTINGS)
+    (tmp_path / "new").touch()
+    modes = {file.name: file.stat().st_mode for file in [*(tmp_path / "adapter").iterdir(), tmp_path / "new"]}
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_a_run_that_failed_while_it_wrote_ends_like_one_that_did_not(make_learner, tmp_path, monkeypatch):
     sides = tasks_of(1, 2), tasks_of(5)
     settings = replace(SETTINGS, rounds=2)
