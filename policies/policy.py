@@ -196,8 +196,14 @@ class LearnedPolicy:
                 f"accuracy comes first: {choice} was the most accurate in training, and the lead of {best} "
                 f"({lead:+.2f} in probability) is not certain enough"
             )
+        lead, sbs = estimates.utilities[best] - estimates.utilities[choice], self.trained.ranking[0]
+        if basis == "estimates" and self._lacks_certainty(best, lead, estimates):
+            more = "more" if self.trained.margins_for == "dearer" else "less"
+            return (
+                f"{_reason(choice, estimates, known)}; {best} costs {more} than {sbs}, which was best on average in "
+                f"training, and its lead ({lead:+.3f} in utility) is not certain enough"
+            )
         if basis == "estimates" and self._favours(choice, best, estimates):
-            lead, sbs = estimates.utilities[best] - estimates.utilities[choice], self.trained.ranking[0]
             start = (
                 f"{_reason(choice, estimates, known)}; {sbs} was best on average in training"
                 if choice == sbs
@@ -205,6 +211,15 @@ class LearnedPolicy:
             )
             return f"{start}, and the lead of {best} ({lead:+.3f} in utility) is not certain enough"
         return _reason(choice, estimates, known)
+
+    def _lacks_certainty(self, best: str, lead: float, estimates: Decision) -> bool:
+        """Whether the strategy of the highest utility is not chosen since, at another cost weight than that of
+        training, it is on the side of the SBS on which a lead is needed."""
+        side, costs = self.trained.margins_for, estimates.costs
+        if side == "all" or not 0 < lead <= self.trained.utility_margins[estimates.stage == max(NAMES)]:
+            return False
+        beyond = costs[best] - costs[self.trained.ranking[0]]
+        return beyond > 0 if side == "dearer" else beyond < 0
 
     def _favours(self, choice: str, best: str, estimates: Decision) -> bool:
         """Whether the SBS, or a sure in-context answer, is chosen by the margin, before one of a higher utility."""
@@ -225,13 +240,13 @@ class LearnedPolicy:
             )
         name = f"{self.name} with cost weight {cost_weight:.2g}"
         trained = replace(self.trained, cost_weight=cost_weight)
-        if cost_weight != self.trained.cost_weight:  # another strategy may be best on average
-            trained = replace(trained, utility_margins=NO_MARGINS)
+        if cost_weight > self.trained.cost_weight:
+            trained = replace(trained, margins_for="dearer")
         if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
-            trained = replace(trained, probe_margin=None, probes_unfamiliar=True)
+            trained = replace(trained, margins_for="cheaper", probe_margin=None, probes_unfamiliar=True)
         if cost_weight == 0 and trained.accurate:
             others = [s for s in trained.ranking if s != trained.accurate]
-            trained = replace(trained, ranking=(trained.accurate, *others))
+            trained = replace(trained, ranking=(trained.accurate, *others), utility_margins=NO_MARGINS)
         return replace(self, trained=trained, name=name)
 
     def card(self) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from .fast_inference import Floats
 from .features import NAMES
 
 Booleans = NDArray[np.bool_]
+MarginsFor = Literal["all", "dearer", "cheaper"]
 
 NEVER = 2.0
 """A threshold above every probability."""
@@ -173,8 +174,11 @@ class TrainedPolicy:
     accuracy_margin: float = 0.0
     """Lead in probability over `accurate` that another strategy needs where the cost weight is 0."""
     utility_margins: tuple[float, float] = NO_MARGINS
-    """Lead in utility over the SBS, the first of `ranking`, that another strategy needs at the cost weight of training,
-    without the probe and with it: smaller ones are not certain enough."""
+    """Lead in utility over the SBS, the first of `ranking`, that another strategy needs, without the probe and with it:
+    smaller ones are not certain enough."""
+    margins_for: MarginsFor = "all"
+    """Which strategies need that lead: all others; at a higher cost weight than that of training those that cost more
+    than the SBS, at a lower one those that cost less. So a higher cost weight chooses nothing dearer."""
     sure_thresholds: tuple[float, float] = NEVER_SURE
     """Probability of a right in-context answer, without the probe and with it, from which `in_context` needs no such
     lead."""
@@ -239,13 +243,19 @@ class TrainedPolicy:
         return probabilities - self.cost_weight * costs
 
     def with_margin(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
-        """Utilities [N, S] with the margin of the SBS, and of an in-context answer that is sure and better than the
-        SBS; `measured` says whether the probe was run."""
+        """Utilities [N, S] with the margin of those that need no lead over the SBS: of itself, and of an in-context
+        answer that is sure and better. `measured` says whether the probe was run."""
         utilities, sbs = self.utilities(probabilities, costs), self.strategies.index(self.ranking[0])
         is_sure = (probabilities[:, 0] >= self.sure_thresholds[measured]) & (utilities[:, 0] > utilities[:, sbs])
-        utilities[:, sbs] += self.utility_margins[measured]
-        utilities[is_sure, 0] += self.utility_margins[measured]
-        return utilities
+        needs_lead = self._needs_lead(costs, sbs)
+        needs_lead[is_sure, 0] = False
+        return utilities + self.utility_margins[measured] * ~needs_lead
+
+    def _needs_lead(self, costs: Floats, sbs: int) -> Booleans:
+        """Which strategies need a lead over the SBS [N, S]."""
+        if self.margins_for == "all":
+            return np.broadcast_to(np.arange(costs.shape[1]) != sbs, costs.shape).copy()
+        return costs > costs[:, [sbs]] if self.margins_for == "dearer" else costs < costs[:, [sbs]]
 
     @property
     def feature_medians(self) -> tuple[float, ...]:

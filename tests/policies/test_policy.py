@@ -128,8 +128,31 @@ def test_a_small_lead_over_the_strategy_that_is_best_on_average_is_not_enough(le
     free = [at(level, stage=0) for level in np.linspace(-1, 1, 41)]
     assert {plain.decide(features, ALL).strategy for features in free} > {sbs}
     assert {careful.decide(features, ALL).strategy for features in free} == {sbs}, "the margin without the probe"
-    other = careful.with_cost_weight(2 * careful.trained.cost_weight)
-    assert other.trained.utility_margins == (0, 0), "another strategy may be the best one on average"
+
+
+def test_a_higher_cost_weight_chooses_nothing_dearer_and_a_lower_one_nothing_cheaper(learned):
+    weight = learned.trained.cost_weight
+    sbs = "ttt_in_context"
+    ranking = (sbs, *(name for name in learned.trained.ranking if name != sbs))
+    careful = LearnedPolicy(dataclasses.replace(learned.trained, ranking=ranking, utility_margins=(0.3, 0.3)))
+    plain = LearnedPolicy(dataclasses.replace(careful.trained, utility_margins=(0.0, 0.0)))
+    levels = [at(level) for level in np.linspace(-1, 1, 41)]
+
+    def cost(policy, features):
+        decision = policy.decide(features, ALL)
+        return decision.costs[decision.strategy]
+
+    for factor, sign in ((1.05, 1), (2, 1), (10, 1), (0.95, -1), (0.5, -1)):
+        costs = [(cost(careful, f), cost(careful.with_cost_weight(factor * weight), f)) for f in levels]
+        assert all(sign * now <= sign * before for before, now in costs), factor
+    for factor in (2, 0.5):
+        other = careful.with_cost_weight(factor * weight)
+        told = [d for d in (other.decide(f, ALL) for f in levels) if "and its lead (+" in d.reason]
+        for decision in told:
+            assert decision.strategy != max(ALL, key=lambda name: decision.utilities[name])
+    saved = [f for f in levels if cost(careful.with_cost_weight(2 * weight), f) < cost(careful, f)]
+    assert saved, "a cheaper strategy needs no lead at a higher cost weight"
+    assert any(cost(plain, f) != cost(careful, f) for f in levels)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
