@@ -42,12 +42,13 @@ Row = Mapping[str, Any]
 
 
 def read_log(files: Iterable[Path]) -> list[Row]:
-    """The results in logs, without refused tasks; an incomplete last line, which an interruption leaves, is skipped.
+    """The results in logs, without refused tasks. An incomplete last line, which an interruption leaves, is skipped; a
+    line that occurs again, as in a copy of a log, counts once.
 
     Raises `PolicyError` naming the file and line that is not a result, or that has another version of the format or of
     the features.
     """
-    rows: list[Row] = []
+    rows, seen = list[Row](), set[bytes]()
     for file in files:
         try:
             lines = file.read_bytes().splitlines(keepends=True)
@@ -70,7 +71,9 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                 continue  # the line of a task that could not be read has few fields
             if problem := problem_of(row):
                 raise PolicyError(f"{place}: {problem}")
-            rows.append(row)
+            if line.rstrip() not in seen:
+                rows.append(row)
+            seen.add(line.rstrip())
     return rows
 
 

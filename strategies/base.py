@@ -15,14 +15,17 @@ from typing import Literal, Protocol, runtime_checkable
 from ..ttt_core.engine.answering import Answer
 from ..ttt_core.engine.cost import TRAINING_WEIGHT
 from ..ttt_core.engine.cost import Cost as Cost
-from ..ttt_core.errors import AdaptationError, AutotttError, DeadlineError, StrategyError
+from ..ttt_core.errors import AdaptationError, AutotttError, DeadlineError, StrategyError, TaskError
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import OnStep as OnStep
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.recipes import Recipe, recipe_digest
+from ..ttt_core.tasks.kinds import KINDS
 from ..ttt_core.tasks.task import Task, Value
 
+ROUNDING = 1e-6
+"""By how much a probability may exceed 1."""
 CostClass = Literal["read", "sample", "train"]
 """One pass over the prompt; several; or training."""
 
@@ -165,8 +168,8 @@ def run(
 ) -> Attempt:
     """Runs an attempt in the prompt format of the task, or else in the one that is chosen now, and adds its cost.
 
-    A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged;
-    other errors of this package are raised.
+    A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged, or
+    what a plug-in returns in place of an attempt; other errors of this package are raised.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -180,6 +183,8 @@ def run(
         task = learner.formats.formatted(task)
         with learner.guarded.full_proofs() if is_plugin(strategy) else nullcontext():
             attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
+        if is_plugin(strategy):
+            attempt = _checked(attempt, strategy.name, task)
     except (AdaptationError, DeadlineError) as error:
         said = f"{type(error).__name__}: {error}" if is_plugin(strategy) else str(error)  # which may quote the task
         attempt = Attempt(strategy.name, None, "", 0.0, error=said)
@@ -192,6 +197,28 @@ def run(
         attempt = Attempt(strategy.name, None, "", 0.0, error=f"{type(error).__name__}: {error}")
     digest = recipe_digest_for(strategy, learner.loaded.recipes, task.kind)
     return replace(attempt, cost=meter.read(), recipe=digest)
+
+
+def _checked(attempt: object, name: str, task: Task) -> Attempt:
+    """What a plug-in returned, under its own name and with its value in canonical form. Raises `TypeError` or
+    `ValueError` for what is no attempt, or has a field of another type."""
+    if not isinstance(attempt, Attempt):
+        raise TypeError(f"attempt: expected an Attempt; received a {type(attempt).__name__}")
+    for field_name in ("text", "error"):
+        if not isinstance(text := getattr(attempt, field_name), str):
+            raise TypeError(f"{field_name}: expected a text; received a {type(text).__name__}")
+    confidence = attempt.confidence
+    if not isinstance(confidence, (int, float)) or isinstance(confidence, bool):
+        raise TypeError(f"confidence: expected a number between 0 and 1; received a {type(confidence).__name__}")
+    if not 0 <= confidence <= 1 + ROUNDING:
+        raise ValueError(f"confidence: expected a number between 0 and 1; received {confidence!r}")
+    check = KINDS[task.kind].check
+    try:
+        value = None if attempt.value is None else check(attempt.value)
+        candidates = tuple(replace(candidate, value=check(candidate.value)) for candidate in attempt.candidates)
+    except TaskError as error:
+        raise ValueError(f"value: {error}") from None
+    return replace(attempt, strategy=name, value=value, confidence=min(1.0, float(confidence)), candidates=candidates)
 
 
 def from_answer(name: str, answer: Answer) -> Attempt:

@@ -1,7 +1,9 @@
-"""Nothing that a plug-in's write to the base has changed is published: to a cache, a store of outcomes, or rows."""
+"""Nothing that a plug-in's write to the base has changed is published: to a cache, a store of outcomes, or rows. What a
+plug-in returns in place of an attempt is a failed attempt."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import evaluate
@@ -16,7 +19,7 @@ from autottt.policies.collect import collect
 from autottt.policies.outcomes import OutcomeStore
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies import registry
-from autottt.strategies.base import Attempt, CostClass, OnStep, from_answer
+from autottt.strategies.base import Attempt, Candidate, CostClass, OnStep, from_answer
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_cache import AdapterCache
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
@@ -211,3 +214,60 @@ def test_a_write_before_an_interruption_is_raised_in_its_place(
     with pytest.raises(BaseChangedError):
         controller.solve_many([TASK, OTHER]) if together else controller.solve(TASK)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Returns(Writer):
+    """A plug-in that returns what it is given."""
+
+    name: str = "returns"
+    cost_class: CostClass = "read"
+    returned: ClassVar[Any] = None
+
+    def attempt(
+        self, learner: Learner, task: Task, *, seed: int = 0, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> Attempt:
+        return self.returned
+
+
+def solved_by(returned: object, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(Returns, "returned", returned)
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    strategies()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry.register(Returns)
+    return Controller(learner, FixedPolicy("returns")).solve(TASK)
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        (None, "attempt: expected an Attempt; received a NoneType"),
+        ("8 7", "attempt: expected an Attempt; received a str"),
+        (Attempt("returns", (8, 7), None, 0.5), "text: expected a text; received a NoneType"),  # type: ignore[arg-type]
+        (Attempt("returns", (8, 7), "8 7", 7.0), "confidence: expected a number between 0 and 1; received 7.0"),
+        (Attempt("returns", (8, 7), "8 7", math.nan), "confidence: expected a number between 0 and 1; received nan"),
+        (Attempt("returns", (8, 7), "8 7", torch.tensor(0.5)), "confidence: expected a number between 0 and 1"),
+        (Attempt("returns", {1, 2}, "1 2", 0.5), "value: expected a list of integers"),  # type: ignore[arg-type]
+        (Attempt("returns", "abc", "abc", 0.5), "value: expected a list of integers"),
+        (Attempt("returns", (1.5, 2), "1 2", 0.5), "value: "),  # type: ignore[arg-type]
+        (
+            Attempt("returns", (8, 7), "8 7", 0.5, candidates=(Candidate("abc", 1.0),)),
+            "value: expected a list of integers",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_attempt_of_the_task_is_a_failed_one(
+    returned: object, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = solved_by(returned, monkeypatch)
+    (failed,) = [attempt for attempt in result.attempts if attempt.strategy == "returns"]
+    assert failed.status == "failed"
+    assert problem in failed.error
+    assert result.answer is None or result.strategy == "in_context"
+    json.dumps(result.to_plain(content=True))
+
+
+def test_an_attempt_has_the_name_of_its_strategy_and_a_canonical_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = solved_by(Attempt("in_context", [8, 7], "8 7", 1), monkeypatch)  # type: ignore[arg-type]
+    assert (result.strategy, result.answer, result.right) == ("returns", (8, 7), True)

@@ -223,6 +223,11 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
             assert outcome.relative_cost > 3
 
 
+def test_a_line_that_occurs_again_counts_once(log: Path, tmp_path: Path) -> None:
+    (copy := tmp_path / "copy.jsonl").write_bytes(log.read_bytes() + log.read_bytes())
+    assert read_log([log, copy]) == read_log([log])
+
+
 def test_the_cost_of_choosing_the_prompt_format_is_no_cost_of_the_probe(log: Path) -> None:
     (row, *_) = read_log([log])
     (measured, *_) = outcomes_of([row], {})
