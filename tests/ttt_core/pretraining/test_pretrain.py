@@ -219,7 +219,7 @@ def test_a_signal_to_the_whole_group_stops_resumably(tmp_path):
     words += ["--steps", "100000", "--workers", "1"]
     process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(3000):  # a session of its own may get little of a busy machine
             if (tmp_path / "log.jsonl").exists() and log_of(tmp_path):
                 break
             time.sleep(0.1)
