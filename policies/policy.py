@@ -199,9 +199,10 @@ class LearnedPolicy:
         lead, sbs = estimates.utilities[best] - estimates.utilities[choice], self.trained.ranking[0]
         if basis == "estimates" and self._lacks_certainty(best, lead, estimates):
             more = "more" if self.trained.margins_for == "dearer" else "less"
+            start = _judgement(estimates) if choice == BASE else _reason(choice, estimates, known)
             return (
-                f"{_reason(choice, estimates, known)}; {best} costs {more} than {sbs}, which was best on average in "
-                f"training, and its lead ({lead:+.3f} in utility) is not certain enough"
+                f"{start}; {best} costs {more} than {sbs}, which was best on average in training, and its lead "
+                f"({lead:+.3f} in utility) is not certain enough"
             )
         if basis == "estimates" and self._favours(choice, best, estimates):
             start = (

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Literal, Protocol, runtime_checkable
 
 from ..ttt_core.engine.answering import Answer
@@ -208,7 +209,7 @@ def _checked(attempt: object, name: str, task: Task) -> Attempt:
         if not isinstance(text := getattr(attempt, field_name), str):
             raise TypeError(f"{field_name}: expected a text; received a {type(text).__name__}")
     confidence = attempt.confidence
-    if not isinstance(confidence, (int, float)) or isinstance(confidence, bool):
+    if not isinstance(confidence, Real) or isinstance(confidence, bool):
         raise TypeError(f"confidence: expected a number between 0 and 1; received a {type(confidence).__name__}")
     if not 0 <= confidence <= 1 + ROUNDING:
         raise ValueError(f"confidence: expected a number between 0 and 1; received {confidence!r}")

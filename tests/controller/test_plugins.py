@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -269,5 +270,7 @@ def test_what_is_no_attempt_of_the_task_is_a_failed_one(
 
 
 def test_an_attempt_has_the_name_of_its_strategy_and_a_canonical_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = solved_by(Attempt("in_context", [8, 7], "8 7", 1), monkeypatch)  # type: ignore[arg-type]
+    confidence = np.float32(0.5)
+    result = solved_by(Attempt("in_context", [8, 7], "8 7", confidence), monkeypatch)  # type: ignore[arg-type]
     assert (result.strategy, result.answer, result.right) == ("returns", (8, 7), True)
+    assert type(result.attempts[-1].confidence) is float

@@ -149,7 +149,9 @@ def test_a_higher_cost_weight_chooses_nothing_dearer_and_a_lower_one_nothing_che
         other = careful.with_cost_weight(factor * weight)
         told = [d for d in (other.decide(f, ALL) for f in levels) if "and its lead (+" in d.reason]
         for decision in told:
-            assert decision.strategy != max(ALL, key=lambda name: decision.utilities[name])
+            best = max(ALL, key=lambda name: decision.utilities[name])
+            assert decision.strategy != best
+            assert not (decision.strategy == "in_context" and "not worth its cost" in decision.reason)
     saved = [f for f in levels if cost(careful.with_cost_weight(2 * weight), f) < cost(careful, f)]
     assert saved, "a cheaper strategy needs no lead at a higher cost weight"
     assert any(cost(plain, f) != cost(careful, f) for f in levels)
