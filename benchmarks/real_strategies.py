@@ -29,15 +29,18 @@ CONTROLLER_GOAL, CONTROLLER_COST = 10.0, 0.4
 """Points that the controller is to gain on both sets of the goals, and the most that it is to cost, as a share of the
 best fixed strategy's cost."""
 
+WEIGHTED = f"{CONTROLLER}, cost weight "
+"""How the names of controllers with another cost weight than the policy's own begin."""
+
 
 def with_cost_weight(cost_weight: float) -> str:
     """The name of the controller whose policy has this cost weight in place of its own."""
-    return f"{CONTROLLER}, cost weight {cost_weight:g}"
+    return f"{WEIGHTED}{cost_weight:g}"
 
 
 def is_controller(name: str) -> bool:
     """Whether rows of this name are those of a controller, whatever its cost weight."""
-    return name == CONTROLLER or name.startswith(with_cost_weight(0)[:-1])
+    return name == CONTROLLER or name.startswith(WEIGHTED)
 
 
 def strategy_row(

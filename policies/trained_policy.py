@@ -178,7 +178,7 @@ class TrainedPolicy:
     smaller ones are not certain enough."""
     margins_for: MarginsFor = "all"
     """Which strategies need that lead: all others; at a higher cost weight than that of training those that cost more
-    than the SBS, at a lower one those that cost less. So a higher cost weight chooses nothing dearer."""
+    than the SBS, at a lower one those that cost less."""
     sure_thresholds: tuple[float, float] = NEVER_SURE
     """Probability of a right in-context answer, without the probe and with it, from which `in_context` needs no such
     lead."""
