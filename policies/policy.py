@@ -120,6 +120,8 @@ class LearnedPolicy:
     name: str = "learned"
     shift: float = 0.0
     """Added to the log-odds of a right in-context answer."""
+    at_training: LearnedPolicy | None = None
+    """The policy at the cost weight of training, where this one has another."""
 
     def needs_more(self, features: Features) -> bool:
         if features.stage > 0:
@@ -239,16 +241,18 @@ class LearnedPolicy:
             raise PolicyError(
                 f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight!r}"
             )
-        name = f"{self.name} with cost weight {cost_weight:.2g}"
-        trained = replace(self.trained, cost_weight=cost_weight)
-        if cost_weight > self.trained.cost_weight:
+        original = self.at_training or self
+        weight_of_training = original.trained.cost_weight
+        name = f"{original.name} with cost weight {cost_weight:.2g}"
+        trained = replace(original.trained, cost_weight=cost_weight)
+        if cost_weight > weight_of_training:
             trained = replace(trained, margins_for="dearer")
-        if cost_weight < self.trained.cost_weight:  # where accuracy is worth more, so is what the probe tells
+        if cost_weight < weight_of_training:  # where accuracy is worth more, so is what the probe tells
             trained = replace(trained, margins_for="cheaper", probe_margin=None, probes_unfamiliar=True)
         if cost_weight == 0 and trained.accurate:
             others = [s for s in trained.ranking if s != trained.accurate]
             trained = replace(trained, ranking=(trained.accurate, *others), utility_margins=NO_MARGINS)
-        return replace(self, trained=trained, name=name)
+        return replace(self, trained=trained, name=name, at_training=original)
 
     def card(self) -> Mapping[str, Any]:
         return card_of(self.trained)

@@ -247,9 +247,10 @@ class TrainedPolicy:
         answer that is sure and better. `measured` says whether the probe was run."""
         utilities, sbs = self.utilities(probabilities, costs), self.strategies.index(self.ranking[0])
         is_sure = (probabilities[:, 0] >= self.sure_thresholds[measured]) & (utilities[:, 0] > utilities[:, sbs])
-        needs_lead = self._needs_lead(costs, sbs)
-        needs_lead[is_sure, 0] = False
-        return utilities + self.utility_margins[measured] * ~needs_lead
+        margins = (~self._needs_lead(costs, sbs)).astype(np.float64)
+        # Where cheaper strategies need no lead over the SBS, those that cost more than a sure answer need one over it.
+        margins[is_sure, 0] = 2.0 if self.margins_for == "dearer" else 1.0
+        return utilities + self.utility_margins[measured] * margins
 
     def _needs_lead(self, costs: Floats, sbs: int) -> Booleans:
         """Which strategies need a lead over the SBS [N, S]."""

@@ -157,6 +157,41 @@ def test_a_higher_cost_weight_chooses_nothing_dearer_and_a_lower_one_nothing_che
     assert any(cost(plain, f) != cost(careful, f) for f in levels)
 
 
+def test_a_sure_in_context_answer_gives_way_to_nothing_dearer_at_a_higher_cost_weight(learned):
+    costs = {kind: (1.0, 60.0, 8.0) for kind in ("", "list")}
+    ranking = ("in_context_vote", "ttt_in_context", "in_context")
+    sure = dataclasses.replace(
+        learned.trained, ranking=ranking, mean_costs=costs, cost_models=(), utility_margins=(0.3, 0.3),
+        sure_thresholds=(0.0, 0.0),
+    )  # fmt: skip
+    policy = LearnedPolicy(sure)
+    levels = [at(level) for level in np.linspace(-1, 1, 41)]
+    kept = [f for f in levels if policy.decide(f, ALL).strategy == "in_context"]
+    by_margin = [f for f in kept if best_of(policy.decide(f, ALL)) == "ttt_in_context"]
+    assert by_margin, "there is an answer that is kept by its margin alone"
+    for factor in (1.001, 1.05, 2):
+        higher = policy.with_cost_weight(factor * sure.cost_weight)
+        assert {higher.decide(f, ALL).strategy for f in kept} == {"in_context"}, factor
+    for decision in (higher.decide(f, ALL) for f in by_margin):
+        assert best_of(decision) == "in_context" or "is not certain enough" in decision.reason
+
+
+def best_of(decision):
+    return max(decision.utilities, key=decision.utilities.__getitem__)
+
+
+def test_a_cost_weight_replaces_an_earlier_one(learned):
+    careful = LearnedPolicy(dataclasses.replace(learned.trained, utility_margins=(0.3, 0.2), probe_margin=0.05))
+    weight = careful.trained.cost_weight
+    levels = [at(level, stage) for level in np.linspace(-1, 1, 21) for stage in (0, 1)]
+    for first in (0, weight / 2, 3 * weight):
+        assert careful.with_cost_weight(first).with_cost_weight(weight) == careful.with_cost_weight(weight)
+        for second in (0, weight / 3, weight, 2 * weight, 4 * weight):
+            twice, once = careful.with_cost_weight(first).with_cost_weight(second), careful.with_cost_weight(second)
+            assert [twice.decide(f, ALL) for f in levels] == [once.decide(f, ALL) for f in levels]
+            assert [twice.needs_more(f) for f in levels] == [once.needs_more(f) for f in levels]
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_sure_in_context_answer_needs_no_lead(learned, stage):
     plain = dataclasses.replace(learned.trained, utility_margins=(0.0, 0.0), sure_thresholds=(NEVER, NEVER))
