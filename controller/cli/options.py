@@ -11,7 +11,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -317,15 +318,26 @@ def load_controller(
     )  # fmt: skip
 
 
-def make_folders(**folders: Path) -> None:
-    """Makes the folders that options name. Raises `PolicyError` for one that cannot be written to."""
-    for option, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PolicyError(f"--{option} {folder}: the folder cannot be created ({error.strerror})") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PolicyError(f"--{option} {folder}: the folder cannot be written to")
+@contextmanager
+def made_folders(**folders: Path) -> Iterator[None]:
+    """Makes the folders that options name, and removes those that it made and that are empty at the end, as after an
+    error. Raises `PolicyError` for one that cannot be written to."""
+    made: list[Path] = []
+    try:
+        for option, folder in folders.items():
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PolicyError(f"--{option} {folder}: the folder cannot be created ({error.strerror})") from None
+            made += missing
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PolicyError(f"--{option} {folder}: the folder cannot be written to")
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is in use
+                folder.rmdir()
 
 
 def settings() -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from ...strategies.registry import check_names
 from ...ttt_core.errors import TaskError, TooLongError
 from .console import in_words, interruptible, line, note, reporting, screen, warn
 from .evaluate import strategy_names
-from .options import ModelOptions, TaskOptions, command, make_folders
+from .options import ModelOptions, TaskOptions, command, made_folders
 
 if TYPE_CHECKING:
     from ...policies.outcomes import Outcome, OutcomeStore
@@ -81,17 +82,16 @@ def collect(
     if not files and not generated.generated:
         raise TaskError("there is nothing to collect from: name task files, or give --generated 200")
     loaded = tasks.read(files) if files else None
-    if not dry_run:
-        make_folders(store=store)
-    all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
-    learner = None
-    if max_tokens or dry_run:
-        learner = model.load_learner()
-        all_tasks = choose_tasks(learner, all_tasks, max_tokens)
-        if dry_run:
-            return _show_estimate(learner, all_tasks, names, strategy_seeds, store, workers.workers)
-    with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
-        stored = collect_into(store, all_tasks, names, strategy_seeds, model, workers, learner)
+    with nullcontext() if dry_run else made_folders(store=store):
+        all_tasks = [*(loaded.tasks if loaded else ()), *generated.tasks(tasks.seed)]
+        learner = None
+        if max_tokens or dry_run:
+            learner = model.load_learner()
+            all_tasks = choose_tasks(learner, all_tasks, max_tokens)
+            if dry_run:
+                return _show_estimate(learner, all_tasks, names, strategy_seeds, store, workers.workers)
+        with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):
+            stored = collect_into(store, all_tasks, names, strategy_seeds, model, workers, learner)
     line(f"{store} holds {len(stored)} outcomes; next: autottt train-policy {store} --out ...")
     if len(models := {o.base_hash for o in stored}) > 1:
         warn(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from ...ttt_core.errors import PolicyError, SettingsError, TaskError, TraceError
 from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
 from .locks import exclusive
-from .options import AsJson, Demonstrations, Seed, check_amount, check_share, make_folders
+from .options import AsJson, Demonstrations, Seed, check_amount, check_share, made_folders
 from .outcomes import add_outcomes, read_outcomes
 from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, right_answers
 from .traces import store_of, time_of
@@ -52,9 +53,11 @@ class TrainingOptions:
     seed: Seed = 0
     as_json: AsJson = False
 
-    def make_folders(self) -> None:
-        """Makes the folders. Raises `PolicyError` for one that cannot be written to."""
-        make_folders(out=self.out, runs=self.runs)
+    @contextmanager
+    def writing(self, **more: Path) -> Iterator[None]:
+        """Makes the folders and locks the one of the policy; see `made_folders` and `exclusive` for what it raises."""
+        with made_folders(out=self.out, runs=self.runs, **more), exclusive(self.out):
+            yield
 
 
 def train_policy(
@@ -95,8 +98,7 @@ def train_policy(
         models = ", ".join(sorted({o.base_hash for o in every}))
         raise TaskError(f"--model-hash {model_hash}: the outcomes in {', '.join(map(str, stores))} are of {models}")
     outcomes = without_families_of(outcomes, leave_out or [])
-    training.make_folders()
-    with exclusive(training.out):
+    with training.writing():
         if any_model:
             _train_any_model(outcomes, stores, training)
         else:
@@ -196,9 +198,7 @@ def retrain(
 
     if not logs and source.traces is None:
         raise TaskError("there is nothing to learn from: name files that `autottt solve --trace` wrote, or --traces")
-    training.make_folders()
-    make_folders(store=store)
-    with exclusive(training.out):
+    with training.writing(store=store):
         (traced, unusable), rows = source.rows(), read_log(logs or [])
         outcome_store, right = OutcomeStore(store), right_answers(answers, [*rows, *traced], demonstrations)
         logged = [*outcomes_of(rows, right), *outcomes_of(traced, right, forced=source.forced)]

@@ -425,6 +425,21 @@ def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, option):
     assert f"{option} {file / 'inside'}: the folder cannot be created" in err.replace("\n", "")
 
 
+def test_a_refused_training_leaves_no_folder_that_it_made(tmp_path):
+    store = OutcomeStore(tmp_path / "store")
+    store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
+    there = tmp_path / "mine"
+    there.mkdir()
+    for out in (tmp_path / "new" / "policy", there):
+        code, _, err = call(
+            "train-policy", str(tmp_path / "store"), "--out", str(out), "--runs", str(tmp_path / "runs" / "a")
+        )
+        assert code == 2, err
+    assert not list(tmp_path.glob("new/[!.]*")), "the lock file stays"
+    assert not (tmp_path / "runs").exists()
+    assert there.is_dir(), "it was there before"
+
+
 def test_outcomes_of_one_of_several_models_are_named(tmp_path):
     store = OutcomeStore(tmp_path)
     store.append(Outcome("t", "t", "f", "d", "list", "in_context", 0, "answered", 1.0, 0.1, 10, 1.0, "base"))
