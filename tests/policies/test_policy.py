@@ -158,7 +158,7 @@ def test_a_higher_cost_weight_chooses_nothing_dearer_and_a_lower_one_nothing_che
 
 
 def test_a_sure_in_context_answer_gives_way_to_nothing_dearer_at_a_higher_cost_weight(learned):
-    costs = {kind: (1.0, 60.0, 8.0) for kind in ("", "list")}
+    costs = dict.fromkeys(("", "list"), (1.0, 60.0, 8.0))
     ranking = ("in_context_vote", "ttt_in_context", "in_context")
     sure = dataclasses.replace(
         learned.trained, ranking=ranking, mean_costs=costs, cost_models=(), utility_margins=(0.3, 0.3),
