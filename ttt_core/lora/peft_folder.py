@@ -51,6 +51,8 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
         rank_pattern=other, alpha_pattern={n: recipe.alpha * rank / recipe.rank for n, rank in other.items()},
         task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
     )  # fmt: skip
+    # PEFT keeps the names as a set, and would write them in the order of their hashes, another in each process.
+    config.target_modules = sorted(config.target_modules)
     with explained(folder / "adapter_config.json"):
         config.save_pretrained(str(folder))
     tensors = {}

@@ -167,6 +167,16 @@ def test_peft_reproduces_an_exported_adapter(architecture: str, task: Task, tmp_
 
 
 @with_peft
+def test_an_exported_adapter_names_its_modules_in_order(task: Task, tmp_path: Path) -> None:
+    learner = tiny_learner("llama")
+    recipe = replace(QUICK, target_modules=("up_proj", "q_proj", "down_proj", "v_proj", "o_proj", "gate_proj"))
+    learner.export(learner.adapt(leave_one_out(task), recipe), tmp_path)
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(named) > 6
+    assert named == sorted(named), "PEFT alone writes them in the order of their hashes, another in each process"
+
+
+@with_peft
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
 def test_the_learner_reproduces_an_adapter_that_peft_saved(targets: Any, task: Task, tmp_path: Path) -> None:
     theirs = from_peft(tmp_path / "theirs", target_modules=targets, lora_dropout=0.1)
