@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from ..policies.calibration import Calibrates
-from ..policies.exploration import ExploringPolicy
+from ..policies.exploration import ExploringPolicy, without_exploration
 from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy, Policy, load_policy
 from ..strategies.adapter_training import PlansAdapter
 from ..strategies.base import is_plugin, nominal_cost, recipe_digest_for
@@ -93,11 +93,12 @@ class Controller:
             policy = policy_for(learner, policy)
         self.policy = policy
         self.budget = Budget.of(budget)
-        if budget is None and isinstance(self.policy, HeuristicPolicy | AnyModelPolicy):
+        deciding = without_exploration(self.policy)
+        if budget is None and isinstance(deciding, HeuristicPolicy | AnyModelPolicy):
             self.budget = DEFAULT_BUDGET
-            if isinstance(self.policy, HeuristicPolicy):
+            if isinstance(deciding, HeuristicPolicy):
                 basis = "no policy was trained for this model; decisions follow a rule of thumb"
-            elif self.policy.knows_model:
+            elif deciding.knows_model:
                 basis = "decisions follow a policy that was trained on this model and others"
             else:
                 basis = "no policy was trained for this model; decisions follow a policy of other models"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..policies.calibration import Calibration
+from ..policies.exploration import without_exploration
 from ..policies.features import Features
 from ..policies.policy import AnyModelPolicy, Decision, FixedPolicy, Policy, was_forced
 from ..ttt_core.engine.guarded_model import StepLimit
@@ -63,7 +64,7 @@ def replay(
     what_if = strategy is not None or budget is not None or other_policy
     forced = trace.attributes["policy"].get("strategy")
     _refuse_other(trace, controller, ask_policy=not what_if and not forced)
-    policy: Policy = FixedPolicy(strategy) if strategy is not None else controller.policy
+    policy: Policy = FixedPolicy(strategy) if strategy is not None else without_exploration(controller.policy)
     if strategy is None and not other_policy and forced and not _has_policy(controller, trace):
         policy = FixedPolicy(forced)
     if trace.decisions and isinstance(policy, AnyModelPolicy) and trace.decisions[0].get("calibration"):
@@ -77,8 +78,8 @@ def replay(
     context = replace(repeated.context(limit), step_limits=limits, adapters=trace.adapter_costs)
     result = repeated.solve_with(context, task, seed=trace.attributes["seed"])
     differences = compare(trace, collected.traces[0])
-    if not what_if:  # the time limit is not repeated, but the decisions that it led to
-        differences = [d for d in differences if d.name != "budget"]
+    if not what_if:  # these are not repeated, but the decisions that they led to
+        differences = [d for d in differences if d.name not in _NOT_REPEATED]
     return Replay(result, collected.traces[0], tuple(differences))
 
 
@@ -116,6 +117,12 @@ def _refuse_other(trace: Trace, controller: Controller, *, ask_policy: bool) -> 
         )
 
 
+_NOT_REPEATED = ("budget", "policy served", "policy strategy")
+"""What a repetition is not given: the time limit, and what is explored."""
+_FOR_THE_RECORD = ("propensity", "policy_choice", "shadow", "shadow_had_features")
+"""What exploration and a shadow policy add to a decision."""
+
+
 @dataclass(frozen=True)
 class _RepeatedPolicy:
     """A policy whose estimates are made again, and whose choices are those of a stored run."""
@@ -139,7 +146,8 @@ class _RepeatedPolicy:
             return decision
         escalated = self.actions[len(tried) : len(tried) + 1] == ["escalate"]
         decision = replace(decision, exclusive=decision.exclusive or not escalated, forced=was_forced(stored))
-        if stored["strategy"] == decision.strategy:
+        decision = replace(decision, **{name: stored[name] for name in _FOR_THE_RECORD if name in stored})
+        if stored["strategy"] == decision.strategy and not decision.policy_choice:
             return decision
         return replace(decision, strategy=stored["strategy"], reason=stored["reason"])
 

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from ..policies.exploration import SERVED
 from ..policies.policy import Policy
 from ..strategies.base import recipe_digest_for
 from ..strategies.registry import strategies
@@ -41,16 +42,22 @@ def _digest(card: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _digest_of(card: Mapping[str, Any]) -> str:
+    """Digest of what a policy decides by: its card without what is explored."""
+    return _digest({name: value for name, value in card.items() if name != SERVED})
+
+
 _digests: dict[int, tuple[weakref.ref[Policy], str]] = {}
 """By the id of a policy: a reference to it, and the digest of its card."""
 
 
 def policy_digest(policy: Policy) -> str:
-    """Digest of a policy's card. That of a learned policy takes milliseconds, so it is cached by the object."""
+    """Digest of a policy's card, without what is explored. That of a learned policy takes milliseconds, so it is cached
+    by the object."""
     known = _digests.get(id(policy))
     if known is not None and known[0]() is policy:
         return known[1]
-    digest = _digest(policy.card())
+    digest = _digest_of(policy.card())
     with suppress(TypeError):  # an object without weak references
         _digests[id(policy)] = weakref.ref(policy), digest
     for dead in [key for key, (policy_of, _) in list(_digests.items()) if policy_of() is None]:
@@ -63,6 +70,7 @@ def outcome_settings(learner: Learner, policy: Policy, budget: Budget) -> dict[s
     not share a file."""
     return {
         "model": learner.base_hash, "policy": f"{policy.name} ({policy_digest(policy)[:12]})", "budget": str(budget),
+        "exploration": json.dumps(policy.card().get(SERVED), sort_keys=True),
         "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
         "starting_adapter": learner.adapters.starting_digest or "none", "recipes": _recipes_digest(learner),
     }  # fmt: skip
@@ -96,7 +104,8 @@ class RunFacts:
     """Name, content hash, device, precision and prompt format, and the starting adapter where there is one."""
     policy: Mapping[str, Any]
     """Name, version of the bundle's format (None without a bundle), digest of the policy's card, the thresholds that
-    the card has, and the strategy of a policy that always chooses the same."""
+    the card has, the strategy of a policy that always chooses the same, and, where there is one, the share that is
+    explored and the shadow policy."""
     versions: Mapping[str, str]
     """Of Python and of the packages."""
 
@@ -112,9 +121,10 @@ class RunFacts:
             },
             policy={
                 "name": policy.name, "version": card.get("format_version"),
-                "digest": _digest(card),
+                "digest": _digest_of(card),
                 "thresholds": {name: card[name] for name in _THRESHOLDS if name in card},
-                "strategy": None if "served" in card else card.get("strategy"),
+                "strategy": None if card.get(SERVED, {}).get("explore") else card.get("strategy"),
+                **({SERVED: card[SERVED]} if SERVED in card else {}),
             },
             versions={"python": platform.python_version(), **package_versions()},
         )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,9 @@ from .calibration import Calibrates, Calibration
 from .features import STAGE_0, Features
 from .outcomes import BASE
 from .policy import Decision, Policy, untried_strategies
+
+SERVED = "served"
+"""Entry of a card: the share that is explored, and the shadow policy."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,21 @@ class ExploringPolicy:
         return self.policy.name
 
     def snapshot(self) -> ExploringPolicy:
-        """See `Calibrates`."""
-        return replace(self, policy=self.policy.snapshot()) if isinstance(self.policy, Calibrates) else self
+        """See `Calibrates`; the shadow policy calibrates itself as well."""
+        policy = self.policy.snapshot() if isinstance(self.policy, Calibrates) else self.policy
+        shadow = self.shadow.snapshot() if isinstance(self.shadow, Calibrates) else self.shadow
+        return replace(self, policy=policy, shadow=shadow)
 
     def observe(self, features: Features) -> None:
         """See `Calibrates`."""
         if isinstance(self.policy, Calibrates):
             self.policy.observe(features)
+        if isinstance(self.shadow, Calibrates):
+            with suppress(Exception):  # it would fail at the decision as well, which records it
+                self.shadow.observe(features)
 
     def observed(self) -> Calibration:
-        """See `Calibrates`."""
+        """See `Calibrates`; of the policy alone."""
         return self.policy.observed() if isinstance(self.policy, Calibrates) else Calibration()
 
     def restore(self, calibration: Calibration) -> None:
@@ -85,7 +94,7 @@ class ExploringPolicy:
 
     def card(self) -> Mapping[str, Any]:
         served = {"explore": self.explore, "shadow": None if self.shadow is None else self.shadow.name}
-        return {**self.policy.card(), "served": served}
+        return {**self.policy.card(), SERVED: served}
 
     def _draw(self, features: Features) -> random.Random | None:
         """The random generator to draw the strategy with, if this query is explored."""
@@ -103,6 +112,11 @@ class ExploringPolicy:
             return replace(decision, shadow=choice, shadow_had_features=not self.shadow.needs_more(features))
         except Exception as error:  # a shadow is on trial: its failure is recorded, not raised
             return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")
+
+
+def without_exploration(policy: Policy) -> Policy:
+    """The policy that decides where nothing is explored."""
+    return policy.policy if isinstance(policy, ExploringPolicy) else policy
 
 
 def _options(decision: Decision, remaining: Sequence[str]) -> Sequence[str]:

@@ -46,6 +46,29 @@ def replacing(file: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_together(folder: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
+    """A new folder inside `folder`, which is made; the files in it replace those in `folder` when the block ends. All
+    are complete before the first one is moved: an error or a full disk leaves `folder` as it was, and only a kill
+    between two moves leaves files of both. Raises `FileError`, which names `folder`, as `explained` does."""
+    partial = folder / f".{secrets.token_hex(4)}.partial"
+    try:
+        with explained(folder, remedy):
+            partial.mkdir(parents=True)
+            try:
+                yield partial
+            except FileError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                raise
+            for file in sorted(partial.iterdir()):
+                if (target := folder / file.name).exists():
+                    shutil.copymode(target, file)
+                os.replace(file, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_whole(file: Path, text: str, remedy: str = FREE_SPACE) -> None:
     """Writes a text in UTF-8 to a file, whole or not at all. Raises `FileError`."""
     with replacing(file, remedy) as partial:

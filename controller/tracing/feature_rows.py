@@ -13,6 +13,7 @@ from ...policies.bundle import load_bundle
 from ...policies.bundle_card import bundles
 from ...policies.calibration import Calibration
 from ...policies.explain import Contribution, Explanation, explain
+from ...policies.exploration import without_exploration
 from ...policies.feature_glossary import GLOSSARY
 from ...policies.features import Features
 from ...policies.policy import AnyModelPolicy, LearnedPolicy, Policy
@@ -189,6 +190,7 @@ def _policy_of(trace: Trace, features: Features, policy: Policy | None) -> Learn
     facts = trace.attributes.get("policy", {})
     digest, cost_weight = str(facts.get("digest")), facts.get("thresholds", {}).get("cost_weight")
     if policy is not None and policy_digest(policy) == digest:
+        policy = without_exploration(policy)
         learned = policy.learned if isinstance(policy, AnyModelPolicy) else policy
         return learned if isinstance(learned, LearnedPolicy) else None
     for _, folder in bundles():

@@ -30,6 +30,7 @@ from autottt.controller.graph import build_graph
 from autottt.controller.results import Result
 from autottt.controller.state import checked_task, task_to_plain
 from autottt.controller.task_graph import parent_stream_writer
+from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import Features
 from autottt.policies.policy import BUNDLED, FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
@@ -847,6 +848,9 @@ def test_a_model_without_a_policy_gets_a_budget_and_a_warning(
     assert controller.budget == DEFAULT_BUDGET
     assert "no policy was trained" in caplog.text
     assert str(DEFAULT_BUDGET) in caplog.text
+    caplog.clear()
+    explored = ExploringPolicy(controller.policy, FixedPolicy("in_context"), explore=0.1)
+    assert Controller(learner, explored).budget == DEFAULT_BUDGET
     caplog.clear()
     assert Controller(learner, budget="7s").budget.seconds == 7
     assert Controller(learner, FixedPolicy("in_context")).budget.seconds == float("inf")

@@ -14,6 +14,7 @@ from autottt.controller.controller import Controller
 from autottt.controller.replay import replay
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
+from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
@@ -58,6 +59,22 @@ def test_the_decisions_of_a_run_with_a_budget_are_repeated(learner, store):
     repeated = replay(Controller(learner, policy), store.get("last"))
     assert [event["node"] for event in repeated.result.trace] == [event["node"] for event in result.trace]
     assert repeated.is_identical
+
+
+@pytest.mark.parametrize("policy", [HeuristicPolicy(), FixedPolicy("ttt_direct")], ids=lambda policy: policy.name)
+@pytest.mark.parametrize("explore", [0.0, 1.0])
+def test_a_run_with_a_shadow_or_exploration_is_repeated_without_them(learner, store, policy, explore):
+    served = ExploringPolicy(policy, HeuristicPolicy(name="new rule", keep_threshold=0.0), explore)
+    learner.clear()
+    Controller(learner, served, trace=TraceRecorder([store])).solve(TASK)
+    learner.clear()
+    trace = store.get("last")
+    assert trace.attributes["policy"]["served"] == {"explore": explore, "shadow": "new rule"}
+    for other in (policy, served):
+        repeated = replay(Controller(learner, other), trace)
+        assert [str(difference) for difference in repeated.differences] == []
+        assert repeated.trace.decisions[0]["shadow"] == trace.decisions[0]["shadow"] != ""
+        learner.clear()
 
 
 def test_a_decision_for_a_cached_adapter_is_repeated_where_the_adapter_is_no_longer(learner, store):

@@ -20,7 +20,7 @@ from autottt.policies.classifiers import group_folds
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import COMPARABLE, NAMES, REQUIRED, Features
 from autottt.policies.outcomes import Outcome
-from autottt.policies.policy import AnyModelPolicy, HeuristicPolicy, LearnedPolicy, load_policy
+from autottt.policies.policy import AnyModelPolicy, FixedPolicy, HeuristicPolicy, LearnedPolicy, load_policy
 from autottt.policies.trained_policy import ProbePlan, TrainedPolicy
 from autottt.policies.training import TrainingSettings, fit
 from autottt.ttt_core.errors import PolicyError
@@ -344,3 +344,8 @@ def test_an_exploring_policy_passes_snapshots_on(policy) -> None:
     exploring.observe(measured(0.0, 1.0))
     assert before.policy.calibration.queries == 0
     assert exploring.snapshot().policy.calibration.queries == 1
+    trial = ExploringPolicy(FixedPolicy("in_context"), policy)
+    before = trial.snapshot()
+    trial.observe(measured(0.0, 1.0))
+    assert before.shadow.calibration.queries == 1, "what was observed before, by either"
+    assert trial.snapshot().shadow.calibration.queries == 2

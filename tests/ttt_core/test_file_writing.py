@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from autottt.ttt_core.errors import FileError
-from autottt.ttt_core.file_writing import replacing, write_whole
+from autottt.ttt_core.file_writing import replacing, replacing_together, write_whole
 from autottt.ttt_core.lora import tensor_files
 
 
@@ -69,3 +69,30 @@ def test_tensors_that_a_full_disk_cannot_take_leave_nothing(tmp_path: Path, monk
     with pytest.raises(FileError, match=r"a\.safetensors cannot be written \(.*No space left.*\): free space"):
         tensor_files.save_tensors({}, tmp_path / "a.safetensors", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_a_folder_are_replaced_when_all_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new" / "folder"
+    with replacing_together(folder) as partial:
+        (partial / "a").write_text("old")
+    (folder / "a").chmod(0o600)
+    (folder / "b").write_text("stays")
+
+    def texts() -> dict[str, str]:
+        return {file.name: file.read_text() for file in folder.iterdir()}
+
+    def on_a_full_disk() -> None:
+        with replacing_together(folder, "make room") as partial:
+            write_whole(partial / "a", "new")
+            with replacing(partial / "b"):
+                full()
+
+    with pytest.raises(FileError, match=r"folder cannot be written \(No space left on device\): make room"):
+        on_a_full_disk()
+    with pytest.raises(FileError, match="first"), replacing_together(folder):
+        raise FileError("first")
+    assert texts() == {"a": "old", "b": "stays"}
+    with replacing_together(folder) as partial:
+        write_whole(partial / "a", "new")
+    assert texts() == {"a": "new", "b": "stays"}
+    assert (folder / "a").stat().st_mode & 0o777 == 0o600

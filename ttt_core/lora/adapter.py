@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import lazy
 from ..errors import ModelError
+from ..file_writing import FREE_SPACE
 from ..recipes import Recipe
 from ..tasks.task import as_tuples
 from .cross_validation import CrossValidationResult
@@ -66,9 +67,9 @@ class Adapter:
         named = recipe.target_modules, recipe.layers_to_transform
         return self.weights.pairs.keys() == target_paths(model, *named)
 
-    def save(self, file: Path, name: str = "") -> None:
+    def save(self, file: Path, name: str = "", remedy: str = FREE_SPACE) -> None:
         """Writes a safetensors file atomically: the whole file, or none. `name` is stored inside, for a cache that
-        looks adapters up by file name. Raises `FileError`."""
+        looks adapters up by file name. Raises `FileError` with the remedy."""
         tensors = {}
         for layer, (down, up) in self.weights.pairs.items():
             tensors[f"{layer}.down"], tensors[f"{layer}.up"] = down.cpu().contiguous(), up.cpu().contiguous()
@@ -85,7 +86,7 @@ class Adapter:
         }
         text = json.dumps(metadata)
         header = {"format": str(FORMAT), "adapter": text, "checksum": _checksum(text, tensors)}
-        save_tensors(tensors, file, header)
+        save_tensors(tensors, file, header, remedy)
 
     @classmethod
     def load(cls, file: Path, device: torch.device | str = "cpu") -> Adapter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import lazy
 from ..errors import ModelError
-from ..file_writing import explained
+from ..file_writing import replacing_together
 from ..recipes import Recipe
 from .parameters import is_named, pattern_value
 from .tensor_files import save_tensors
@@ -38,10 +38,8 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
     """Writes the weights of an adapter, with `base` as the name of the base model.
 
     Where parameters are adapted, the configuration has dropout 0: PEFT refuses any other. Raises `FileError` where a
-    file cannot be written.
+    file cannot be written; then a folder that was there is as it was.
     """
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     parameters = [name for name, (down, _) in pairs.items() if down.dim() == 3 or name.endswith(".weight")]
     ranks = {name: pairs[name][0].shape[-2] for name in parameters}
     other = {re.escape(name): rank for name, rank in ranks.items() if rank != recipe.rank}
@@ -53,8 +51,6 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
     )  # fmt: skip
     # PEFT keeps the names as a set, and would write them in the order of their hashes, another in each process.
     config.target_modules = sorted(config.target_modules)
-    with explained(folder / "adapter_config.json"):
-        config.save_pretrained(str(folder))
     tensors = {}
     for name, (down, up) in pairs.items():
         path = _wrapper_path(name, parameters) if name in ranks else name
@@ -62,7 +58,9 @@ def write_folder(folder: Path, pairs: Mapping[str, Pair], recipe: Recipe, base: 
             down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
         tensors[f"{_NAMES}{path}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"{_NAMES}{path}.lora_B.weight"] = up.detach().cpu().contiguous()
-    save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    with replacing_together(folder) as partial:
+        config.save_pretrained(str(partial))
+        save_tensors(tensors, partial / "adapter_model.safetensors", {"format": "pt"})
 
 
 def _wrapper_path(name: str, parameters: list[str]) -> str:

@@ -9,12 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..file_writing import replacing
+from ..file_writing import FREE_SPACE, replacing
 
 
-def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. Raises `FileError`, which names the file, where it cannot be written."""
-    with replacing(file) as partial:
+def save_tensors(
+    tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str], remedy: str = FREE_SPACE
+) -> None:
+    """Writes a safetensors file. Raises `FileError`, with the file and the remedy, where it cannot be written."""
+    with replacing(file, remedy) as partial:
         try:
             partial.touch()  # with the permissions of a new file: those of safetensors' own are for its owner alone
             permissions = partial.stat().st_mode

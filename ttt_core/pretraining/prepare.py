@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, TaskError
-from ..file_writing import write_whole
+from ..file_writing import replacing_together, write_whole
 from ..learner import Learner
 from ..lora.adapter import Adapter
 from ..lora.starting_adapter import write_card
@@ -28,6 +28,7 @@ RECIPE = Recipe(
     target_modules=("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "o_proj"),
 )  # fmt: skip
 """One round. Rank and modules are those of the recipes of small models, so that their trainings start from it."""
+_CONTINUES = "free space on its disk; the same command continues after the last round"
 STATE = "state.json"
 """What a run reached: the curve, and the names and digests of the adapters after the last and the best round."""
 
@@ -122,8 +123,9 @@ def prepare(
             f"no round of {settings.recipe.max_steps} steps was better on held-out families than the model without an "
             "adapter: give tasks of more families, or a lower --learning-rate"
         )
-    learner.export(Adapter.load(state / _file_of(so_far.best), learner.loaded.model.device), folder)
-    write_card(folder, _card(learner, training, held_out, so_far))
+    with replacing_together(folder, _CONTINUES) as partial:
+        learner.export(Adapter.load(state / _file_of(so_far.best), learner.loaded.model.device), partial)
+        write_card(partial, _card(learner, training, held_out, so_far))
     return so_far
 
 
@@ -178,9 +180,10 @@ def _save_state(state: Path, so_far: Preparation, adapter: Adapter | None) -> No
     names: a kill in between leaves the state before or after the round, with its files."""
     last = len(so_far.curve) - 1
     if adapter is not None:
-        adapter.save(state / _file_of(last))
+        adapter.save(state / _file_of(last), remedy=_CONTINUES)
     files = {_file_of(number): _sha256(state / _file_of(number)) for number in {last, so_far.best} - {0}}
-    write_whole(state / STATE, json.dumps({"curve": [asdict(one) for one in so_far.curve], "files": files}))
+    text = json.dumps({"curve": [asdict(one) for one in so_far.curve], "files": files})
+    write_whole(state / STATE, text, _CONTINUES)
     _delete_others(state, files)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from autottt.ttt_core.errors import FileError, ModelError, TaskError
 from autottt.ttt_core.learner import Learner
-from autottt.ttt_core.lora.starting_adapter import read_card
+from autottt.ttt_core.lora.starting_adapter import CARD, read_card
 from autottt.ttt_core.pretraining.prepare import RECIPE, Preparation, Round, _identity, prepare
 from autottt.ttt_core.tasks.kinds import make_task
 from autottt.ttt_core.tasks.task import Task
@@ -112,6 +113,37 @@ def test_an_adapter_may_be_read_by_whoever_may_read_a_new_file(make_learner, tmp
     (tmp_path / "new").touch()
     modes = {file.name: file.stat().st_mode for file in [*(tmp_path / "adapter").iterdir(), tmp_path / "new"]}
     assert len(set(modes.values())) == 1, modes
+
+
+def test_a_full_disk_leaves_the_adapter_of_an_earlier_run(make_learner, tmp_path, monkeypatch):
+    folder, sides = tmp_path / "adapter", (tasks_of(1, 2), tasks_of(5))
+    prepare(make_learner(), *sides, folder, SETTINGS)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = replace(SETTINGS, seed=1)
+    for name in ("adapter_config.json", "adapter_model.safetensors", CARD):
+        real = Path.write_text
+
+        def full(self, *arguments, name=name, real=real):
+            if name in self.name:
+                raise OSError(28, "No space left on device")
+            return real(self, *arguments)
+
+        def save(tensors, file, name=name, **more):
+            full(Path(file), "")
+            save_file(tensors, file, **more)
+
+        def write_config(config, place, name=name, **more):
+            full(Path(place) / "adapter_config.json", "")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            patch.setattr("autottt.ttt_core.lora.tensor_files.save_file", save)
+            patch.setattr("peft.LoraConfig.save_pretrained", write_config)
+            with pytest.raises(FileError, match=r"adapter cannot be written \(No space.*the same command continues"):
+                prepare(make_learner(), *sides, folder, other)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before, name
+    prepare(make_learner(), *sides, folder, other)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} != before
 
 
 def test_a_run_that_failed_while_it_wrote_ends_like_one_that_did_not(make_learner, tmp_path, monkeypatch):
