@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -26,19 +26,23 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.runnables.utils import gather_with_concurrency
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 from ...ttt_core.errors import TaskError
 from ..background import Publish, aiterate
 from ..controller import Controller
+from ..run_facts import outcome_settings
 from ..server.chat_answers import ChatAnswer
 from ..server.facts import progress_of
 from .chats import ChatQuery, answer, answer_events, answer_many, read_chat_query
 
 BUNDLED_NAME = "autottt-bundled"
 """The name of the bundled model in `response_metadata`."""
-_LOADING = ("model", "policy", "device", "dtype", "prompt_format", "adapters", "memory_bytes", "trace")
+_LOADING = (
+    "model", "policy", "device", "dtype", "prompt_format", "verify", "adapters", "memory_bytes", "starting_adapter",
+    "read_with_adapter", "shadow", "explore", "ignore_mismatch", "cost_weight", "trace",
+)  # fmt: skip
 """Fields that are arguments of `Controller.from_pretrained`."""
 _ANSWERING = ("seed", "max_tokens", "temperature", "few_shot")
 """Fields that a call may replace; so may it `strategy` and `budget`, which concern few-shot chats only."""
@@ -56,11 +60,14 @@ class ChatAutottt(BaseChatModel):
 
     The controller is loaded at the first call, from the same settings as `Controller.from_pretrained`, once for all
     models of a process with equal settings; `controller` gives one that the program holds, and such a model cannot be
-    pickled. `response_metadata` of an answer has what the server's object `autottt` has: `decision`, `strategy`,
-    `scores`, `cost`, `adaptation`, `proof`, `trace_id` and others. Streams show training as chunks without text, whose
-    `response_metadata["progress"]` is a list of events. `batch` and `abatch` train the adapters of all inputs in
-    batches. Raises `TaskError` for a chat that cannot be read and for what is not supported, such as tools.
+    pickled. Other arguments are refused. `response_metadata` of an answer has what the server's object `autottt` has:
+    `decision`, `strategy`, `scores`, `cost`, `adaptation`, `proof`, `trace_id` and others. Streams show training as
+    chunks without text, whose `response_metadata["progress"]` is a list of events. `batch` and `abatch` train the
+    adapters of all inputs in batches. Raises `TaskError` for a chat that cannot be read and for what is not supported,
+    such as tools.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     model: PathText = None
     """Folder, hub id or GGUF file of the model; None: the bundled one."""
@@ -71,6 +78,13 @@ class ChatAutottt(BaseChatModel):
     adapters: PathText = None
     """Folder where trained adapters are kept."""
     memory_bytes: int | None = None
+    verify: Literal["pointers", "full"] = "pointers"
+    starting_adapter: PathText = None
+    read_with_adapter: bool = False
+    shadow: PathText = None
+    explore: float = 0.0
+    ignore_mismatch: bool = False
+    cost_weight: float | None = None
     trace: PathText = None
     """Where runs are recorded; see `Controller`."""
     controller: Controller | None = Field(default=None, exclude=True, repr=False)
@@ -206,7 +220,12 @@ class ChatAutottt(BaseChatModel):
             raise TaskError(f"model: expected the model of this object, {self.model!r}; received {kwargs['model']!r}")
         given = {name: value for name, value in kwargs.items() if name not in ("model", "stop")}
         stops = stop if stop is not None else kwargs.get("stop", self.stop)
-        plain = convert_to_openai_messages(list(messages))
+        try:  # as blocks, which are joined as the server joins them
+            plain = convert_to_openai_messages(list(messages), text_format="block")
+        except ValueError as error:
+            raise TaskError(
+                f"messages: expected a chat of texts; received one that LangChain cannot convert: {error}"
+            ) from None
         query = read_chat_query(plain, **{**settings, **given, "stop": stops})
         if not query.chat.few_shot:
             return query
@@ -291,10 +310,12 @@ class ChatAutottt(BaseChatModel):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         if self.controller is None:
             return super().to_json()
-        learner, policy = self.controller.learner, self.controller.policy
-        settings = json.dumps(self._identifying_params)  # LangChain's caches tell models apart by this
-        plain = self.to_json_not_implemented()
-        return {**plain, "name": self.get_name(), "id": [*plain["id"], learner.base_hash, policy.name, settings]}
+        held, plain = self.controller, self.to_json_not_implemented()
+        settings = {  # LangChain's caches tell models apart by this
+            **self._identifying_params, "seed of the controller": held.seed, "scope": held.scope,
+            **outcome_settings(held.learner, held.policy, held.budget),
+        }  # fmt: skip
+        return {**plain, "name": self.get_name(), "id": [*plain["id"], json.dumps(settings)]}
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.controller is not None:
@@ -339,11 +360,11 @@ class _Batch:
 
     def _answer_all(self) -> list[ChatAnswer | Exception]:
         model, stop = self._model, self._kwargs.get("stop")
-        read: list[ChatQuery | TaskError] = []
+        read: list[ChatQuery | Exception] = []
         for each in self._inputs:
             try:
                 read.append(model._query(model._convert_input(each).to_messages(), stop, self._kwargs))
-            except TaskError as error:
+            except Exception as error:  # raised where this input is answered
                 read.append(error)
         queries = [query for query in read if isinstance(query, ChatQuery)]
         answers = iter(answer_many(model._ready(), queries, self.cancel))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import pickle
 import threading
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.load import dumpd, load
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.graph import MessagesState, StateGraph
+from pydantic import ValidationError
 
 from autottt import BaseChangedError, Cancelled, ChatAutottt, Controller, Demonstration, TooLongError, make_task
 from autottt.controller.integrations import langchain
+from autottt.policies.policy import FixedPolicy, HeuristicPolicy
 from autottt.ttt_core.errors import TaskError
 from tests.controller.integrations.conftest import PAIRS
 
@@ -315,6 +318,60 @@ def test_a_cache_tells_models_apart(controller):
     assert model.invoke([*MARKED, QUERY]).id == first.id
     other = ChatAutottt(controller=controller, cache=cache, max_tokens=8, strategy="in_context")
     assert other.invoke([*MARKED, QUERY]).response_metadata["decision"] == "in_context"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"budget": "1x"},
+        {"policy": FixedPolicy("in_context")},
+        {"policy": HeuristicPolicy(keep_threshold=0.1)},
+        {"seed": 1},
+    ],
+    ids=["budget", "policy", "policy of one name", "seed"],
+)
+def test_a_cache_tells_controllers_apart(controller, settings):
+    cache, rule = InMemoryCache(), HeuristicPolicy(keep_threshold=2.0)
+    first = ChatAutottt(controller=Controller(controller.learner, rule), cache=cache).invoke([*MARKED, QUERY])
+    other = Controller(controller.learner, settings.pop("policy", rule), **settings)
+    assert ChatAutottt(controller=other, cache=cache).invoke([*MARKED, QUERY]).id != first.id
+    assert ChatAutottt(controller=other.for_scope("client"), cache=cache).invoke([*MARKED, QUERY]).id != first.id
+    same = Controller(controller.learner, HeuristicPolicy(keep_threshold=2.0))
+    assert ChatAutottt(controller=same, cache=cache).invoke([*MARKED, QUERY]).id == first.id
+
+
+def test_arguments_that_are_no_settings_are_refused(controller):
+    with pytest.raises(ValidationError, match="fewshot"):
+        ChatAutottt(controller=controller, fewshot=True)
+
+
+def test_every_setting_of_loading_is_one_of_the_model():
+    others = {"cls", "strategy", "budget", "seed", "langsmith"}
+    arguments = inspect.signature(Controller.from_pretrained).parameters.keys() - others
+    assert set(langchain._LOADING) == arguments
+    assert arguments <= ChatAutottt.model_fields.keys()
+
+
+def test_parts_of_a_message_are_joined_as_the_server_joins_them(model):
+    parts = HumanMessage([{"type": "text", "text": "g"}, {"type": "text", "text": "h"}])
+    joined = model._query([*MARKED, parts], None, {})
+    assert joined.chat.task.query == model._query([*MARKED, QUERY], None, {}).chat.task.query == "gh"
+
+
+@pytest.mark.parametrize("unreadable", [[("wizard", "x")], 5, [RemoveMessage(id="1")]], ids=str)
+def test_an_input_of_a_batch_that_cannot_be_read_is_an_error_of_its_own(model, unreadable):
+    expected = model.invoke([QUERY]).content
+    answers = model.batch([[QUERY], unreadable], return_exceptions=True)
+    assert answers[0].content == expected
+    assert isinstance(answers[1], ValueError | TaskError)
+    asynchronous = asyncio.run(model.abatch([[QUERY], unreadable], return_exceptions=True))
+    assert asynchronous[0].content == expected
+    assert isinstance(asynchronous[1], ValueError | TaskError)
+
+
+def test_a_message_that_is_no_text_is_named(model):
+    with pytest.raises(TaskError, match=r"^messages: expected a chat of texts"):
+        model.invoke([RemoveMessage(id="1"), QUERY])
 
 
 def test_events_and_traces_have_the_name_of_the_class(model):
