@@ -182,7 +182,7 @@ def run(
     meter = learner.guarded.meter()
     try:
         task = learner.formats.formatted(task)
-        with learner.guarded.full_proofs() if is_plugin(strategy) else nullcontext():
+        with learner.guarded.running_plugin() if is_plugin(strategy) else nullcontext():
             attempt = strategy.attempt(learner, task, seed=seed, deadline=deadline, on_step=on_step)
         if is_plugin(strategy):
             attempt = _checked(attempt, strategy.name, task)

@@ -274,3 +274,43 @@ def test_an_attempt_has_the_name_of_its_strategy_and_a_canonical_value(monkeypat
     result = solved_by(Attempt("in_context", [8, 7], "8 7", confidence), monkeypatch)  # type: ignore[arg-type]
     assert (result.strategy, result.answer, result.right) == ("returns", (8, 7), True)
     assert type(result.attempts[-1].confidence) is float
+
+
+@dataclass(frozen=True)
+class Careless(Writer):
+    """A plug-in that leaves parameters with gradients, and the recording of gradients switched."""
+
+    name: str = "careless"
+    raises: ClassVar[bool] = False
+
+    def attempt(self, learner: Learner, task: Task, **more: Any) -> Attempt:
+        for parameter in learner.loaded.model.parameters():
+            parameter.requires_grad_(not parameter.requires_grad)
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+        torch.set_grad_enabled(not torch.is_grad_enabled())
+        if self.raises:
+            raise KeyError("careless")
+        return from_answer(self.name, learner.answer([task])[0])
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_gradients_are_as_before_a_plug_in(raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategies()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry.register(Careless)
+    monkeypatch.setattr(Careless, "raises", raises)
+    learner = learner_with(tmp_path)
+    parameters = list(learner.loaded.model.parameters())
+    for parameter in parameters[::2]:
+        parameter.requires_grad_(True)
+        parameter.grad = torch.zeros_like(parameter)
+    before = [(p.requires_grad, p.grad) for p in parameters]
+    for recording in (True, False):
+        with torch.set_grad_enabled(recording):
+            result = Controller(learner, FixedPolicy("careless")).solve(TASK)
+            assert torch.is_grad_enabled() == recording
+        assert result.status == ("failed" if raises else "answered")
+        for parameter, (required, gradient) in zip(parameters, before, strict=True):
+            assert parameter.requires_grad == required
+            assert parameter.grad is gradient
+    learner.verify(full=True)

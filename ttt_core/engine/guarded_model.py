@@ -24,6 +24,7 @@ from ..model.fingerprint import (
     RotaryState,
     freeze,
     restoring,
+    restoring_gradients,
 )
 from ..model.generation import MAX_BATCH_TOKENS
 from ..model.host_modes import without_host_modes
@@ -130,6 +131,14 @@ class GuardedModel:
             except BaseChangedError as error:
                 self._changed = error
                 raise
+
+    @contextmanager
+    def running_plugin(self) -> Iterator[None]:
+        """For code of others that works with the model: while inside, every proof is a full one, since the cheap proof
+        may not see such code's writes at once; at the end `requires_grad` and gradients, which no proof compares, are
+        as before."""
+        with self.lock.compute, restoring_gradients(list(self.loaded.model.parameters())), self.full_proofs():
+            yield
 
     @contextmanager
     def full_proofs(self) -> Iterator[None]:

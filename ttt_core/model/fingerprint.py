@@ -12,7 +12,7 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -528,20 +528,9 @@ def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[Mod
         parts = ModelParts(model)
     modules, parameters, containers = parts.modules, parts.parameters, parts.hooks
     training = [m.training for m in modules]
-    required = [p.requires_grad for p in parameters]
-    gradients = [p.grad for p in parameters]
     hooks = [(container, dict(container)) for container in filter(None, containers)]
     without_capture = [own for own in parts.attributes if _CAPTURING not in own]
     rotary = RotaryState(modules)
-    grad_enabled = torch.is_grad_enabled()
-
-    def restore_parameters() -> None:
-        now = [p.requires_grad for p in parameters]
-        for parameter, after, before, grad in zip(parameters, now, required, gradients, strict=True):
-            if after != before:
-                parameter.requires_grad_(before)
-            if parameter.grad is not grad:
-                parameter.grad = grad
 
     def restore_modes() -> None:
         for module, before in zip(modules, training, strict=True):
@@ -560,11 +549,32 @@ def restoring(model: nn.Module, parts: ModelParts | None = None) -> Iterator[Mod
         for own in without_capture:
             own.pop(_CAPTURING, None)
 
-    with ExitStack() as stack:
-        restore_recording = partial(torch.set_grad_enabled, grad_enabled)
-        for step in (restore_recording, rotary.restore, restore_hooks, restore_modes, restore_parameters):
+    with restoring_gradients(parameters), ExitStack() as stack:
+        for step in (rotary.restore, restore_hooks, restore_modes):
             stack.callback(_completed, step)
         yield parts
+
+
+@contextmanager
+def restoring_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Restores `requires_grad` and gradients of parameters, and whether gradients are recorded, whatever is raised
+    inside."""
+    required = [p.requires_grad for p in parameters]
+    gradients = [p.grad for p in parameters]
+    grad_enabled = torch.is_grad_enabled()
+
+    def restore_parameters() -> None:
+        now = [p.requires_grad for p in parameters]
+        for parameter, after, before, grad in zip(parameters, now, required, gradients, strict=True):
+            if after != before:
+                parameter.requires_grad_(before)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+    with ExitStack() as stack:
+        for step in (partial(torch.set_grad_enabled, grad_enabled), restore_parameters):
+            stack.callback(_completed, step)
+        yield
 
 
 def _completed(step: Callable[[], object]) -> None:
