@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,42 +39,48 @@ FIELDS = (
 """Fields that every line of a log has."""
 RESAMPLES = 2000
 """Samples from the training distribution, for the sampling error of the stability index."""
+NOT_A_RESULT = "expected a result, as each line of what `autottt solve --trace` writes"
+REMOVE = "Remove the line if it is damaged"
 Row = Mapping[str, Any]
 
 
 def read_log(files: Iterable[Path]) -> list[Row]:
-    """The results in logs, without refused tasks. An incomplete last line, which an interruption leaves, is skipped; a
-    line that occurs again, as in a copy of a log, counts once.
+    """The results in logs, without refused tasks. An incomplete last line, which an interruption leaves, and blank lines
+    are skipped; a line that occurs again, as in a copy of a log, counts once, however it is spaced.
 
     Raises `PolicyError` naming the file and line that is not a result, or that has another version of the format or of
     the features.
     """
-    rows, seen = list[Row](), set[bytes]()
+    rows, seen = list[Row](), set[str]()
     for file in files:
         try:
-            lines = file.read_bytes().splitlines(keepends=True)
+            lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
         except OSError as error:
             raise PolicyError(f"{file}: the log cannot be read ({error.strerror})") from None
         for number, line in enumerate(lines, start=1):
             place = f"{file}:{number}"
+            if not line.strip():
+                continue
             if number == len(lines) and line.startswith(b"{") and not line.endswith((b"\n", b"}")):
                 continue
             try:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise PolicyError(f"{file}: expected a text in UTF-8 (line {number}: {error})") from None
+                raise PolicyError(
+                    f"{file}: expected a text in UTF-8 (line {number}: {error}): unpack a compressed log first"
+                ) from None
             except (ValueError, RecursionError) as error:
                 if number == len(lines) and line.startswith(b"{") and not line.endswith(b"\n"):
                     continue
-                raise PolicyError(f"{place}: not JSON ({error})") from None
+                raise PolicyError(f"{place}: {NOT_A_RESULT} (it is not JSON: {error}). {REMOVE}") from None
             refused = isinstance(row, dict) and row.get("status") == "refused"
             if refused and row.get("log_version", LOG_VERSION) == LOG_VERSION:
                 continue  # the line of a task that could not be read has few fields
             if problem := problem_of(row):
                 raise PolicyError(f"{place}: {problem}")
-            if line.rstrip() not in seen:
+            if (content := json.dumps(row, sort_keys=True)) not in seen:
                 rows.append(row)
-            seen.add(line.rstrip())
+            seen.add(content)
     return rows
 
 
@@ -90,7 +97,7 @@ def problem_of(row: Any) -> str:
         version = shortened(row["features_version"])
         return f"features of version {version}; this package measures version {FEATURES_VERSION}"
     problem = _problem(row)
-    return f"not a result ({problem}). Remove the line if it is damaged" if problem else ""
+    return f"not a result ({problem}). {REMOVE}" if problem else ""
 
 
 def _problem(row: Row) -> str:

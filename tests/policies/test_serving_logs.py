@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -226,6 +227,19 @@ def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner)
 def test_a_line_that_occurs_again_counts_once(log: Path, tmp_path: Path) -> None:
     (copy := tmp_path / "copy.jsonl").write_bytes(log.read_bytes() + log.read_bytes())
     assert read_log([log, copy]) == read_log([log])
+    spaced = [
+        json.dumps(json.loads(line), indent=None, separators=(" ,", " : ")) for line in log.read_text().splitlines()
+    ]
+    copy.write_text("\n".join(spaced))
+    assert read_log([log, copy]) == read_log([log])
+
+
+def test_blank_lines_and_a_mark_of_the_byte_order_are_skipped(log: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other.jsonl").write_bytes(b"\xef\xbb\xbf\n" + log.read_bytes().replace(b"\n", b"\n\r\n \n"))
+    assert read_log([other]) == read_log([log])
+    (packed := tmp_path / "log.jsonl.gz").write_bytes(gzip.compress(log.read_bytes()))
+    with pytest.raises(PolicyError, match="unpack a compressed log first"):
+        read_log([packed])
 
 
 def test_the_cost_of_choosing_the_prompt_format_is_no_cost_of_the_probe(log: Path) -> None:
@@ -266,7 +280,11 @@ def test_rows_without_all_features_or_full_costs_give_no_outcome(log: Path) -> N
 
 def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
     file = tmp_path / "other.jsonl"
-    for text, says in (("{", "1: not JSON"), ('{"id": 1}', "1: lacks status, answer"), ("[]", "1: lacks id")):
+    for text, says in (
+        ("{", "1: expected a result, as each line of"),
+        ('{"id": 1}', "1: lacks status, answer"),
+        ("[]", "1: lacks id"),
+    ):
         file.write_text(text + "\n")
         with pytest.raises(PolicyError, match=says):
             read_log([log, file])
@@ -311,7 +329,7 @@ def test_a_line_with_a_field_of_another_type_is_refused_with_its_number_or_used(
 def test_a_line_that_cannot_be_decoded_is_refused_with_its_number(tmp_path: Path, log: Path, line: str) -> None:
     file = tmp_path / "changed.jsonl"
     file.write_text(log.read_text() + line + "\n")
-    with pytest.raises(PolicyError, match=r"changed\.jsonl:5: not JSON"):
+    with pytest.raises(PolicyError, match=r"changed\.jsonl:5: expected a result.*not JSON.*Remove the line"):
         read_log([file])
     with pytest.raises(PolicyError, match="the log cannot be read"):
         read_log([tmp_path])
