@@ -45,8 +45,8 @@ Row = Mapping[str, Any]
 
 
 def read_log(files: Iterable[Path]) -> list[Row]:
-    """The results in logs, without refused tasks. An incomplete last line, which an interruption leaves, and blank lines
-    are skipped; a line that occurs again, as in a copy of a log, counts once, however it is spaced.
+    """The results in logs, without refused tasks. Blank lines and an incomplete last line, which an interruption
+    leaves, are skipped; a line that occurs again, as in a copy of a log, counts once, however it is spaced.
 
     Raises `PolicyError` naming the file and line that is not a result, or that has another version of the format or of
     the features.

@@ -20,6 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from ..ttt_core.errors import first_line
 from ..ttt_core.file_writing import explained, write_whole
 from .bundle import ESTIMATORS
 from .bundle_card import CARD
@@ -58,6 +61,8 @@ def track(policy: TrainedPolicy, bundle: Path, runs: Path, parameters: Mapping[s
     return folder
 
 
+LOCK_SECONDS = 60
+"""Wait for another process that stores a run at most."""
 _DETAILS = ("permutation_importance", "changes_per_family", "cost_weight_curve")
 """Parts of a scorecard, or of a model's in it, with too many numbers for metrics; they are in the bundle."""
 _UNSUITED = re.compile(r"[^\w\-. :/]", re.ASCII)
@@ -99,9 +104,13 @@ def _to_mlflow(folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            _log(MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}"), folder, parameters, metrics)
+            with FileLock(runs / ".mlflow.lock", timeout=LOCK_SECONDS):  # two processes would both make the database
+                client = MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').resolve()}")
+                _log(client, folder, parameters, metrics)
         except Exception as error:  # the run is in its folder already, so a database error must not fail it
-            logging.getLogger("autottt").warning("MLflow could not store the run %s: %s", folder.name, error)
+            logging.getLogger("autottt").warning(
+                "MLflow could not store the run, which is complete in %s: %s", folder, first_line(error)
+            )
 
 
 def _log(client: Any, folder: Path, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -20,8 +20,9 @@ MAX_NAME_BYTES = 255
 
 
 @contextmanager
-def exclusive(path: Path | None) -> Iterator[None]:
-    """Locks a file or a folder, which need not exist, against other commands. Raises `TaskError` if one has it locked.
+def exclusive(path: Path | None, is_option: bool = True) -> Iterator[None]:
+    """Locks a file or a folder, which need not exist, against other commands. Raises `TaskError` if one has it locked;
+    `is_option` says whether the user could name another path.
 
     The lock is the hidden file `.NAME.lock` in the same folder, else the first of `_places` that can be written; it
     ends with the process, however that ends, and the empty file stays. Without a path there is nothing to lock.
@@ -29,14 +30,14 @@ def exclusive(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    lock = _acquired(path)
+    lock = _acquired(path, ", or name another place" if is_option else "")
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquired(path: Path) -> BaseFileLock:
+def _acquired(path: Path, or_else: str) -> BaseFileLock:
     """The lock of a path, held. Raises `TaskError` where another process holds it, or no lock can be made."""
     from filelock import FileLock, Timeout
 
@@ -47,15 +48,14 @@ def _acquired(path: Path) -> BaseFileLock:
             lock.acquire()
         except Timeout:
             raise TaskError(
-                f"{path}: another autottt process is writing it; wait until it has ended, or name another place"
+                f"{path}: another autottt process is writing it; wait until it has ended{or_else}"
             ) from None
         except (OSError, NotImplementedError) as error:
             problem = problem or f"{place}: {getattr(error, 'strerror', None) or error}"
         else:
             return lock
     raise TaskError(
-        f"{path}: cannot be locked against other autottt processes ({problem}): make its folder writable, or name "
-        "another place"
+        f"{path}: cannot be locked against other autottt processes ({problem}): make its folder writable{or_else}"
     )
 
 

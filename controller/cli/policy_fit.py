@@ -74,7 +74,7 @@ def fit(
     for folder in (out.parent, store):
         folder.mkdir(parents=True, exist_ok=True)
     remedy = f"delete the folder {store}, or move it away, and the same command measures everything again"
-    with exclusive(out):
+    with exclusive(out, is_option=False):
         if _announce(learner, chosen, names, strategy_seeds, store, workers.workers, remedy):
             _require_consent(options.yes)
         with interruptible(f"{store} keeps the outcomes so far, and the same command continues after them"):

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from autottt.controller.controller import Controller
+from autottt.policies import tracking
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import NAMES, STAGE_0, Features
 from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
@@ -452,6 +454,19 @@ def test_mlflow_gets_the_run_where_it_is_installed(tmp_path: Path) -> None:
     assert run.data.params["seed"] == "7"
     assert run.data.metrics == {"arms/x": 0.5, "models/m/domains/sort_by_drop": 0.25}
     assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["card.json"]
+
+
+def test_mlflow_is_given_one_run_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    policy = policy_of(np.zeros((3, len(NAMES[1]))))
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0)
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".mlflow.lock"):
+        folder = track(policy, tmp_path / "bundle", tmp_path / "runs", {})
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+    assert f"MLflow could not store the run, which is complete in {folder}" in caplog.text
 
 
 def test_without_mlflow_the_folder_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

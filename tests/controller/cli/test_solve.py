@@ -107,12 +107,13 @@ def test_other_outputs_are_locked_as_well(tmp_path, model, monkeypatch, words):
 def test_a_lock_is_released_after_an_error(tmp_path):
     with pytest.raises(KeyError), exclusive(tmp_path / "file"):
         raise KeyError
-    with (
-        exclusive(tmp_path / "file"),
-        pytest.raises(TaskError, match="another autottt process"),
-        exclusive(tmp_path / "file"),
-    ):
-        pass
+    for is_option, end in ((True, "name another place"), (False, "wait until it has ended")):
+        with (
+            exclusive(tmp_path / "file"),
+            pytest.raises(TaskError, match=f"another autottt process.*{end}$"),
+            exclusive(tmp_path / "file", is_option),
+        ):
+            pass
 
 
 def refused(path, monkeypatch, *folders):
