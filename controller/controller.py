@@ -556,7 +556,9 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
 def weighted(policy: Policy, cost_weight: float) -> Policy:
     """The policy with another cost weight. Raises `PolicyError` for one that weighs no costs."""
     if not isinstance(policy, (LearnedPolicy, AnyModelPolicy)):
-        raise PolicyError(f"cost_weight: only a learned policy weighs costs; this one is {policy.name}")
+        raise PolicyError(
+            f"cost_weight: only a learned policy weighs costs; this one is {policy.name}: give one of the two"
+        )
     return policy.with_cost_weight(cost_weight)
 
 

@@ -78,8 +78,8 @@ def replay(
     context = replace(repeated.context(limit), step_limits=limits, adapters=trace.adapter_costs)
     result = repeated.solve_with(context, task, seed=trace.attributes["seed"])
     differences = compare(trace, collected.traces[0])
-    if not what_if:  # these are not repeated, but the decisions that they led to
-        differences = [d for d in differences if d.name not in _NOT_REPEATED]
+    not_repeated = ("policy served",) if what_if else _NOT_REPEATED
+    differences = [d for d in differences if d.name not in not_repeated]
     return Replay(result, collected.traces[0], tuple(differences))
 
 
@@ -118,7 +118,7 @@ def _refuse_other(trace: Trace, controller: Controller, *, ask_policy: bool) -> 
 
 
 _NOT_REPEATED = ("budget", "policy served", "policy strategy")
-"""What a repetition is not given: the time limit, and what is explored."""
+"""What a repetition is not given: the time limit, and what is explored; the decisions that they led to are."""
 _FOR_THE_RECORD = ("propensity", "policy_choice", "shadow", "shadow_had_features")
 """What exploration and a shadow policy add to a decision."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import weakref
@@ -13,8 +12,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from ..policies.exploration import SERVED
-from ..policies.policy import Policy
+from ..policies.exploration import ExploringPolicy, without_exploration
+from ..policies.policy import Policy, card_digest
 from ..strategies.base import recipe_digest_for
 from ..strategies.registry import strategies
 from ..ttt_core.learner import Learner
@@ -37,27 +36,18 @@ def package_versions() -> dict[str, str]:
     return dict(_installed())
 
 
-def _digest(card: Mapping[str, Any]) -> str:
-    """Digest of a policy's card."""
-    return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _digest_of(card: Mapping[str, Any]) -> str:
-    """Digest of what a policy decides by: its card without what is explored."""
-    return _digest({name: value for name, value in card.items() if name != SERVED})
-
-
 _digests: dict[int, tuple[weakref.ref[Policy], str]] = {}
 """By the id of a policy: a reference to it, and the digest of its card."""
 
 
 def policy_digest(policy: Policy) -> str:
-    """Digest of a policy's card, without what is explored. That of a learned policy takes milliseconds, so it is cached
-    by the object."""
+    """Digest of the card of the policy that decides where nothing is explored. That of a learned policy takes
+    milliseconds, so it is cached by the object."""
+    policy = without_exploration(policy)
     known = _digests.get(id(policy))
     if known is not None and known[0]() is policy:
         return known[1]
-    digest = _digest_of(policy.card())
+    digest = card_digest(policy.card())
     with suppress(TypeError):  # an object without weak references
         _digests[id(policy)] = weakref.ref(policy), digest
     for dead in [key for key, (policy_of, _) in list(_digests.items()) if policy_of() is None]:
@@ -69,8 +59,8 @@ def outcome_settings(learner: Learner, policy: Policy, budget: Budget) -> dict[s
     """What an outcome depends on besides the task, the strategy and the seed, as texts. Runs whose settings differ must
     not share a file."""
     return {
-        "model": learner.base_hash, "policy": f"{policy.name} ({policy_digest(policy)[:12]})", "budget": str(budget),
-        "exploration": json.dumps(policy.card().get(SERVED), sort_keys=True),
+        "model": learner.base_hash, "policy": f"{policy.name} ({card_digest(policy.card())[:12]})",
+        "budget": str(budget),
         "dtype": learner.guarded.precision, "prompt_format": learner.loaded.prompt_format,
         "starting_adapter": learner.adapters.starting_digest or "none", "recipes": _recipes_digest(learner),
     }  # fmt: skip
@@ -83,7 +73,7 @@ def _recipes_digest(learner: Learner) -> str:
         for name, strategy in strategies().items()
         for kind in KINDS
     }
-    return _digest({place: digest for place, digest in digests.items() if digest})[:12]
+    return card_digest({place: digest for place, digest in digests.items() if digest})[:12]
 
 
 def different_settings(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -112,7 +102,7 @@ class RunFacts:
     @classmethod
     def of(cls, learner: Learner, policy: Policy) -> RunFacts:
         """The facts of a learner and a policy."""
-        card = policy.card()
+        card, served = policy.card(), policy.served if isinstance(policy, ExploringPolicy) else {}
         return cls(
             model={
                 "name": str(learner.loaded.name), "hash": learner.base_hash, "device": str(learner.loaded.model.device),
@@ -121,10 +111,10 @@ class RunFacts:
             },
             policy={
                 "name": policy.name, "version": card.get("format_version"),
-                "digest": _digest_of(card),
+                "digest": policy_digest(policy),
                 "thresholds": {name: card[name] for name in _THRESHOLDS if name in card},
-                "strategy": None if card.get(SERVED, {}).get("explore") else card.get("strategy"),
-                **({SERVED: card[SERVED]} if SERVED in card else {}),
+                "strategy": None if served.get("explore") else card.get("strategy"),
+                **({"served": served} if served else {}),
             },
             versions={"python": platform.python_version(), **package_versions()},
         )  # fmt: skip

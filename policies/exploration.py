@@ -16,10 +16,7 @@ from ..ttt_core.errors import PolicyError
 from .calibration import Calibrates, Calibration
 from .features import STAGE_0, Features
 from .outcomes import BASE
-from .policy import Decision, Policy, untried_strategies
-
-SERVED = "served"
-"""Entry of a card: the share that is explored, and the shadow policy."""
+from .policy import Decision, Policy, card_digest, untried_strategies
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,13 @@ class ExploringPolicy:
         return self.policy.decide(free, allowed, tried=tried)
 
     def card(self) -> Mapping[str, Any]:
-        served = {"explore": self.explore, "shadow": None if self.shadow is None else self.shadow.name}
-        return {**self.policy.card(), SERVED: served}
+        return {**self.policy.card(), "served": self.served}
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What is explored, and the shadow policy, as plain JSON."""
+        shadow = None if self.shadow is None else f"{self.shadow.name} ({card_digest(self.shadow.card())[:12]})"
+        return {"explore": self.explore, "seed": self.seed if self.explore else None, "shadow": shadow}
 
     def _draw(self, features: Features) -> random.Random | None:
         """The random generator to draw the strategy with, if this query is explored."""

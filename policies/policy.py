@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -78,6 +80,11 @@ class Decision:
     def worthwhile(self) -> bool:
         """Whether the chosen strategy has a positive utility; true if the utility is unknown."""
         return self.utilities.get(self.strategy, 1.0) > 0
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """Digest of a policy's card."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def was_forced(decision: Mapping[str, Any]) -> bool:

@@ -67,7 +67,8 @@ def read_log(files: Iterable[Path]) -> list[Row]:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise PolicyError(
-                    f"{file}: expected a text in UTF-8 (line {number}: {error}): unpack a compressed log first"
+                    f"{file}: expected a text in UTF-8 (line {number}: {error}): unpack a log that is compressed, or "
+                    "convert one in another encoding"
                 ) from None
             except (ValueError, RecursionError) as error:
                 if number == len(lines) and line.startswith(b"{") and not line.endswith(b"\n"):

@@ -329,10 +329,11 @@ def made_folders(**folders: Path) -> Iterator[None]:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise PolicyError(f"--{option} {folder}: the folder cannot be created ({error.strerror})") from None
+                problem = f"the folder cannot be created ({error.strerror}): name another place"
+                raise PolicyError(f"--{option} {folder}: {problem}") from None
             made += missing
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise PolicyError(f"--{option} {folder}: the folder cannot be written to")
+                raise PolicyError(f"--{option} {folder}: the folder cannot be written to: name another place")
         yield
     finally:
         for folder in made:

@@ -220,9 +220,10 @@ class ChatAutottt(BaseChatModel):
             raise TaskError(f"model: expected the model of this object, {self.model!r}; received {kwargs['model']!r}")
         given = {name: value for name, value in kwargs.items() if name not in ("model", "stop")}
         stops = stop if stop is not None else kwargs.get("stop", self.stop)
-        try:  # as blocks, which are joined as the server joins them
-            plain = convert_to_openai_messages(list(messages), text_format="block")
-        except ValueError as error:
+        try:  # as blocks, which are joined as the server joins them; an empty text has none
+            converted = convert_to_openai_messages(list(messages), text_format="block")
+            plain = [{**one, "content": ""} if one.get("content") == [] else one for one in converted]
+        except (ValueError, LookupError, TypeError) as error:
             raise TaskError(
                 f"messages: expected a chat of texts; received one that LangChain cannot convert: {error}"
             ) from None

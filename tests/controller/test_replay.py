@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
 
+from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.replay import replay
+from autottt.controller.run_facts import different_settings, outcome_settings, policy_digest
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from autottt.policies.exploration import ExploringPolicy
@@ -69,12 +72,37 @@ def test_a_run_with_a_shadow_or_exploration_is_repeated_without_them(learner, st
     Controller(learner, served, trace=TraceRecorder([store])).solve(TASK)
     learner.clear()
     trace = store.get("last")
-    assert trace.attributes["policy"]["served"] == {"explore": explore, "shadow": "new rule"}
+    facts = trace.attributes["policy"]["served"]
+    assert (facts["explore"], facts["seed"]) == (explore, 0 if explore else None)
+    assert facts["shadow"].startswith("new rule (")
     for other in (policy, served):
         repeated = replay(Controller(learner, other), trace)
         assert [str(difference) for difference in repeated.differences] == []
         assert repeated.trace.decisions[0]["shadow"] == trace.decisions[0]["shadow"] != ""
         learner.clear()
+    asked = replay(Controller(learner, policy), trace, budget="1000x")
+    assert "policy served" not in [difference.name for difference in asked.differences]
+
+
+def test_settings_of_a_run_tell_shadows_and_exploration_apart(learner):
+    rule = HeuristicPolicy()
+    policies = [
+        rule, ExploringPolicy(rule, HeuristicPolicy()), ExploringPolicy(rule, HeuristicPolicy(keep_threshold=0.1)),
+        ExploringPolicy(rule, explore=0.1), ExploringPolicy(rule, explore=0.1, seed=1),
+    ]  # fmt: skip
+    settings = [outcome_settings(learner, policy, Budget()) for policy in policies]
+    assert all(different_settings(one, other) for one, other in combinations(settings, 2))
+    assert len({policy_digest(policy) for policy in policies}) == 1, "what decides where nothing is explored"
+
+
+def test_a_card_of_a_callers_policy_may_have_any_entries(learner, store):
+    class Carded(HeuristicPolicy):
+        def card(self):
+            return {"served": {1, 2}, "explore": object()}
+
+    Controller(learner, Carded(), trace=TraceRecorder([store])).solve(TASK)
+    assert "served" not in store.get("last").attributes["policy"]
+    assert outcome_settings(learner, Carded(), Budget())["policy"]
 
 
 def test_a_decision_for_a_cached_adapter_is_repeated_where_the_adapter_is_no_longer(learner, store):

@@ -352,6 +352,18 @@ def test_every_setting_of_loading_is_one_of_the_model():
     assert arguments <= ChatAutottt.model_fields.keys()
 
 
+@pytest.mark.parametrize("empty", [AIMessage(""), AIMessage([]), SystemMessage(""), HumanMessage("")], ids=str)
+def test_a_message_of_a_conversation_may_be_empty(model, empty):
+    before = {"ai": [HumanMessage("a"), empty], "system": [empty], "human": [empty, AIMessage("a")]}[empty.type]
+    assert model.invoke([*before, QUERY]).response_metadata["decision"] == "not_few_shot"
+
+
+@pytest.mark.parametrize("block", [{"type": "audio", "base64": "x"}, {"type": "image", "base64": "x"}], ids=str)
+def test_a_block_that_cannot_be_converted_is_refused(model, block):
+    with pytest.raises((TaskError, ValueError), match=r"messages|mime"):
+        model.invoke([HumanMessage([block])])
+
+
 def test_parts_of_a_message_are_joined_as_the_server_joins_them(model):
     parts = HumanMessage([{"type": "text", "text": "g"}, {"type": "text", "text": "h"}])
     joined = model._query([*MARKED, parts], None, {})
