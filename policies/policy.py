@@ -83,7 +83,7 @@ class Decision:
 
 
 def card_digest(card: Mapping[str, Any]) -> str:
-    """Digest of a policy's card."""
+    """Digest of a policy's card, or of other plain JSON."""
     return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
