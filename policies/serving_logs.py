@@ -39,7 +39,6 @@ FIELDS = (
 """Fields that every line of a log has."""
 RESAMPLES = 2000
 """Samples from the training distribution, for the sampling error of the stability index."""
-NOT_A_RESULT = "expected a result, as each line of what `autottt solve --trace` writes"
 REMOVE = "Remove the line if it is damaged"
 Row = Mapping[str, Any]
 
@@ -73,7 +72,10 @@ def read_log(files: Iterable[Path]) -> list[Row]:
             except (ValueError, RecursionError) as error:
                 if number == len(lines) and line.startswith(b"{") and not line.endswith(b"\n"):
                     continue
-                raise PolicyError(f"{place}: {NOT_A_RESULT} (it is not JSON: {error}). {REMOVE}") from None
+                raise PolicyError(
+                    f"{place}: expected a result, as each line of what `autottt solve --trace` writes (it is not JSON: "
+                    f"{error}). {REMOVE}"
+                ) from None
             refused = isinstance(row, dict) and row.get("status") == "refused"
             if refused and row.get("log_version", LOG_VERSION) == LOG_VERSION:
                 continue  # the line of a task that could not be read has few fields

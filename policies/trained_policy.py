@@ -21,6 +21,7 @@ from .features import NAMES
 
 Booleans = NDArray[np.bool_]
 MarginsFor = Literal["all", "dearer", "cheaper"]
+"""Values of `TrainedPolicy.margins_for`."""
 
 NEVER = 2.0
 """A threshold above every probability."""
@@ -243,8 +244,8 @@ class TrainedPolicy:
         return probabilities - self.cost_weight * costs
 
     def with_margin(self, probabilities: Floats, costs: Floats, measured: bool) -> Floats:
-        """Utilities [N, S] with the margin of those that need no lead over the SBS: of itself, and of an in-context
-        answer that is sure and better. `measured` says whether the probe was run."""
+        """Utilities [N, S] with the margin of strategies that need no lead over the SBS (`margins_for`): of the SBS,
+        and of an in-context answer that is sure and better. `measured` says whether the probe was run."""
         utilities, sbs = self.utilities(probabilities, costs), self.strategies.index(self.ranking[0])
         is_sure = (probabilities[:, 0] >= self.sure_thresholds[measured]) & (utilities[:, 0] > utilities[:, sbs])
         margins = (~self._needs_lead(costs, sbs)).astype(np.float64)
