@@ -176,10 +176,12 @@ def _read_shard(file: Path) -> Iterator[StoredRow | Damage]:
     if arrow is None:
         raise PolicyError(f"{file}: reading Parquet files of outcomes needs pyarrow: pip install 'autottt[policy]'")
     try:
-        with file.open("rb") as opened:  # pyarrow itself would read a folder of this name
-            shard = arrow.parquet.ParquetFile(opened, page_checksum_verification=True)
-            _refuse_oversized(shard.metadata)
-            table = shard.read()
+        # Neither a Python file, which a thread of pyarrow would hold while the process ends and abort it, nor the path:
+        # pyarrow would read a folder of this name.
+        content = arrow.BufferReader(file.read_bytes())
+        shard = arrow.parquet.ParquetFile(content, page_checksum_verification=True)
+        _refuse_oversized(shard.metadata)
+        table = shard.read(use_threads=False)
         version = int((table.schema.metadata or {}).get(VERSION_KEY, b"1"))
     except FileNotFoundError:  # it was set aside after it was listed
         return

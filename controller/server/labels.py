@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -46,32 +46,31 @@ class _Answers:
     strategy: str
     """Whose answer that is; empty where the other server gave it."""
     by_strategy: Mapping[str, Any]
+    shown: Sequence[Any] = ()
+    """The outputs of the task's demonstrations, by which texts are brought into canonical form."""
+
+    def canonical(self, answer: Any) -> Any:
+        """The answer of a client as an answer of this task. Raises `TaskError` for a value of another kind."""
+        try:
+            return canonical_output(self.kind, KINDS[self.kind].check(answer), self.shown)
+        except TaskError as error:
+            raise TaskError(f"answer: {error}") from None
 
     def is_given(self, right_answer: Any) -> bool:
-        """Whether the client received the right answer. Raises `TaskError` for a value of another kind."""
-        return self._is_same(self.given, self._canonical(right_answer))
+        """Whether the client received the right answer, which is canonical."""
+        return self._is_same(self.given, right_answer)
 
     def labels(self, right_answer: Any) -> dict[str, bool]:
-        """Whether the answer of each strategy is right. Raises `TaskError` for a value of another kind."""
-        return self._same_as(self._canonical(right_answer))
+        """Whether the answer of each strategy is the right one, which is canonical."""
+        return {name: self._is_same(value, right_answer) for name, value in self.by_strategy.items()}
 
     def labels_of_given(self, right: bool) -> dict[str, bool]:
         """The same where the answer that was given is right; where it is wrong, of those that equal it. Nothing where
         the other server gave it."""
         if not self.strategy:
             return {}
-        same = self._same_as(self.given)
+        same = self.labels(self.given)
         return same if right else {name: False for name, is_same in same.items() if is_same or name == self.strategy}
-
-    def _canonical(self, answer: Any) -> Any:
-        """The answer of a client. Raises `TaskError` for one that the task's kind does not have."""
-        try:
-            return canonical_output(self.kind, KINDS[self.kind].check(answer))
-        except TaskError as error:
-            raise TaskError(f"answer: {error}") from None
-
-    def _same_as(self, answer: Any) -> dict[str, bool]:
-        return {name: self._is_same(value, answer) for name, value in self.by_strategy.items()}
 
     def _is_same(self, value: Any, answer: Any) -> bool:
         return value is not None and same_answer(value, answer, self.comparison)
@@ -94,7 +93,8 @@ class Labels:
             return
         by_strategy = {attempt.strategy: attempt.value for attempt in (result.in_context, *result.attempts)}
         task, strategy = result.task, "" if source is not None and source.server else result.strategy
-        answers = _Answers(task.kind, task.comparison, result.answer, strategy, by_strategy)
+        shown = [d.output for d in task.demonstrations] if task.kind == "text" else ()
+        answers = _Answers(task.kind, task.comparison, result.answer, strategy, by_strategy, shown)
         self._answers[result.trace_id] = answers
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
@@ -108,18 +108,19 @@ class Labels:
             raise ApiError(400, "this server stores no traces, so there is nothing to label", code="no_traces")
         answers = self._answers.get(feedback.trace_id)
         strategies: dict[str, bool] = {}
+        right_answer = None
         if feedback.answer is not None:
             if answers is None:
                 message = "answer: the answer of this trace is no longer in memory; give right in place of answer"
                 raise ApiError(400, message, "answer", "answer_not_in_memory")
-            strategies = answers.labels(feedback.answer)
-            right = answers.is_given(feedback.answer)
+            right_answer = answers.canonical(feedback.answer)
+            strategies, right = answers.labels(right_answer), answers.is_given(right_answer)
         else:
             right = bool(feedback.right)
             strategies = {} if answers is None else answers.labels_of_given(right)
         label: dict[str, Any] = {"right": right, "strategies": strategies}
-        if feedback.answer is not None:
-            label["answer"] = feedback.answer
+        if right_answer is not None:
+            label["answer"] = right_answer
         if self._has_other_server if answers is None else not answers.strategy:
             label["other_server"] = True
         if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):

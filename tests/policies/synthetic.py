@@ -61,9 +61,9 @@ SMALL = made(8, 8)
 
 
 def trained(outcomes: Sequence[Outcome] = OUTCOMES, **settings: Any) -> TrainedPolicy:
-    """A policy trained with few folds, logistic regressions and few bootstrap resamples."""
+    """A policy trained with two folds, logistic regressions and few bootstrap resamples."""
     with mock.patch.object(scorecard_module, "INTERVAL_RESAMPLES", 40):
-        return train_policy(outcomes, **{"fold_count": 3, "candidates": ("logistic",), "repeats": 1} | settings)
+        return train_policy(outcomes, **{"fold_count": 2, "candidates": ("logistic",), "repeats": 1} | settings)
 
 
 @cache

@@ -59,7 +59,7 @@ def few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained() -> TrainedPolicy:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(any_model, "CANDIDATES", ("logistic",))
-        return train_any_model(OUTCOMES, fold_count=3)
+        return train_any_model(OUTCOMES, fold_count=2)
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
 
     fitted = any_model.fit
     monkeypatch.setattr(any_model, "fit", spied)
-    judged = train_any_model(with_shares(OUTCOMES), fold_count=3)
-    assert [len(models) for models in seen] == [2] * 9 + [3]
+    judged = train_any_model(with_shares(OUTCOMES), fold_count=2)
+    assert [len(models) for models in seen] == [2] * 6 + [3]
     assert set(judged.scorecard["models"]) == {"first", "second", "third"} == set(judged.models)
     for card in judged.scorecard["models"].values():
         utilities = {name: arm["utility"] for name, arm in card["arms"].items()}
@@ -121,8 +121,6 @@ def test_each_model_is_judged_by_policies_that_saw_neither_it_nor_the_families(m
 
 
 def test_no_task_is_on_both_sides_of_a_split_whatever_its_family_is_called(monkeypatch) -> None:
-    from autottt.policies import any_model
-
     def spied(table, settings):
         trained_on.append({task.partition("-")[0] for task in table.tasks})
         return fitted(table, settings)
@@ -138,9 +136,9 @@ def test_no_task_is_on_both_sides_of_a_split_whatever_its_family_is_called(monke
     monkeypatch.setattr(any_model, "record_policy", noted)
     tasks = [dataclasses.replace(o, digest=o.task_id) for o in OUTCOMES]
     renamed = [dataclasses.replace(o, family=f"{o.family} of {o.base_hash}") for o in tasks]
-    train_any_model(renamed, fold_count=3)
-    first_rounds = [*judged_on[:3], *judged_on[6:9], *judged_on[12:15]]  # each model is judged twice, in three folds
-    for unseen, known in zip(first_rounds, trained_on[:9], strict=True):
+    train_any_model(renamed, fold_count=2)
+    first_rounds = [*judged_on[:2], *judged_on[4:6], *judged_on[8:10]]  # each model is judged twice, in two folds
+    for unseen, known in zip(first_rounds, trained_on[:6], strict=True):
         assert unseen
         assert known
         assert not unseen & known
@@ -153,7 +151,7 @@ def test_where_nothing_is_left_to_train_on_the_families_are_named() -> None:
     inside = {families[case] for case in held_out}
     second = [o for o in of_model("second", 1) if o.family in inside]
     with pytest.raises(PolicyError, match="nothing is left to train on while a model and the families 'family"):
-        train_any_model([*first, *second], fold_count=3)
+        train_any_model([*first, *second], fold_count=2)
 
 
 def test_a_held_out_model_is_judged_with_the_calibration_by_its_own_demonstrations(monkeypatch) -> None:
@@ -161,9 +159,9 @@ def test_a_held_out_model_is_judged_with_the_calibration_by_its_own_demonstratio
         dataclasses.replace(o, correct=0.0, features={**o.features, "loo_hits": 0.0})
         if (o.base_hash, o.strategy) == ("third", "in_context") else o for o in with_shares(OUTCOMES)
     ]  # fmt: skip
-    calibrated = train_any_model(wrong, fold_count=3).scorecard["models"]["third"]["difficulty"]["ece"]
+    calibrated = train_any_model(wrong, fold_count=2).scorecard["models"]["third"]["difficulty"]["ece"]
     monkeypatch.setattr(any_model, "_calibration_shifts", lambda table, results, seed: np.zeros(len(table)))
-    plain = train_any_model(wrong, fold_count=3).scorecard["models"]["third"]["difficulty"]["ece"]
+    plain = train_any_model(wrong, fold_count=2).scorecard["models"]["third"]["difficulty"]["ece"]
     assert calibrated < 0.9 * plain, (calibrated, plain)
 
 

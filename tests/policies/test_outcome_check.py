@@ -224,6 +224,21 @@ def test_a_shard_with_a_column_of_another_type_is_read_row_by_row(tmp_path: Path
     assert {outcome.seed for outcome in OutcomeStore(tmp_path).read()} == sound
 
 
+def test_pyarrow_reads_a_shard_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of pyarrow that held a Python file while the process ended aborted it, now and then."""
+    sealed(tmp_path, 0)
+    sources: list[object] = []
+    plain = pyarrow.parquet.ParquetFile
+
+    def noted(source: object, **settings: object) -> object:
+        sources.append(source)
+        return plain(source, **settings)
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", noted)
+    assert check_outcomes(tmp_path).damages == ()
+    assert [type(source) for source in sources] == [pyarrow.BufferReader]
+
+
 @pytest.mark.parametrize("many", ["rows", "losses"])
 def test_a_small_shard_of_very_many_values_is_refused_before_they_are_read(tmp_path: Path, many: str) -> None:
     shard, count = sealed(tmp_path, 0), 40_000_000

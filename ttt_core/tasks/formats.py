@@ -49,7 +49,7 @@ def is_task(data: Mapping[str, object]) -> bool:
 def misspelled_field(data: Mapping[str, object]) -> tuple[str, str] | None:
     """A field of an object for which `is_task` holds that is not read, but spelled like one that is absent, and that
     one; also among the examples."""
-    known = _KNOWN_FIELDS[next(fields for fields, _ in _FORMATS if fields & data.keys())]
+    known = _KNOWN_FIELDS[_format_of(data)[0]]
     if (pair := misspelled(data, known)) is not None:
         return pair
     for field in _EXAMPLE_LISTS & data.keys():
@@ -66,8 +66,15 @@ def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, 
 
     `id` and `dataset` are defaults. Raises `TaskError` that names the invalid field.
     """
-    draft = next(read for fields, read in _FORMATS if fields & data.keys())(data, settings)
+    _, read = _format_of(data)
+    draft = read(data, settings)
     return _tasks(_with_own_fields(draft, data), settings.kind, id, dataset)
+
+
+def _format_of(data: Mapping[str, object]) -> _Format:
+    """The first format that has a field in common with the object; null is none, as rows of a table have every field."""
+    given = {name for name, value in data.items() if value is not None}
+    return next(one for names in (given, data.keys()) for one in _FORMATS if one[0] & names)
 
 
 def task_from_messages(messages: Sequence[Mapping[str, object]], *, id: str = "task") -> Task:
@@ -130,7 +137,7 @@ def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
         comparison=data.get("comparison"),
     )  # fmt: skip
     answer = data.get("answer")
-    if answer is None or "query" in data:
+    if answer is None or data.get("query") is not None:
         return draft
     if len(draft.queries) != 1:
         raise invalid_field("answer", f"outputs in the {len(draft.queries)} queries, as one answer fits one", answer)
@@ -194,9 +201,10 @@ def _examples(data: Mapping[str, object], field: str, output: str = "output", mi
 
 
 def _from_demonstrations(data: Mapping[str, object], settings: ReadSettings) -> _Draft:
-    if "query" in data and "queries" in data:
+    query, queries = data.get("query"), data.get("queries")
+    if query is not None and queries is not None:
         raise TaskError("query: expected either query or queries; received both")
-    if "query" in data:
+    if query is not None or ("query" in data and queries is None):
         queries = [_Example(0, data["query"], data.get("answer"), "query", "answer")]
     else:
         queries = _examples(data, "queries", minimum=1)
@@ -238,7 +246,9 @@ def _from_messages(data: Mapping[str, object], settings: ReadSettings) -> _Draft
     return _Draft(pairs, [example(chat.query, None)], kind="text", instruction=chat.instruction)
 
 
-_FORMATS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, object], ReadSettings], _Draft]]] = (
+_Format = tuple[frozenset[str], Callable[[Mapping[str, object], ReadSettings], _Draft]]
+"""The fields of a format, and the function that reads it."""
+_FORMATS: Sequence[_Format] = (
     (frozenset({"messages"}), _from_messages),
     (frozenset({"demonstrations", "queries", "query"}), _from_demonstrations),
     (frozenset({"train", "test"}), _from_arc),

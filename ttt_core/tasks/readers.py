@@ -253,7 +253,7 @@ def _groups(entries: list[_Entry], settings: ReadSettings, seen: _Seen) -> tuple
             _note_misspelled(entry, seen)
             group = read_object(entry.data, settings, id=entry.id, dataset=entry.dataset)
             _note_ids(group, entry.where, seen.places)
-            if group[0].kind == "grid" and "family" not in entry.data:
+            if group[0].kind == "grid" and entry.data.get("family") is None:
                 group = _in_one_family(group, seen)
             groups.append(group)
         except TaskError as error:

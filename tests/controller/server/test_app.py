@@ -21,9 +21,11 @@ from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.labels import _Answers
 from autottt.controller.server.limits import Limits
+from autottt.controller.tracing.log_rows import log_rows
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
 from autottt.controller.tracing.telemetry import TelemetryTarget
+from autottt.strategies.base import Attempt
 from autottt.ttt_core.recipes import Recipe
 from tests.controller.server.conftest import MODEL, TASK
 
@@ -396,7 +398,35 @@ def test_feedback_that_the_answer_is_right_labels_every_strategy_and_wrong_only_
     answers = _Answers("list", "exact", (2,), "ttt_direct", {"in_context": (1,), "ttt_direct": (2,), "ttt_warm": (2,)})
     assert answers.labels_of_given(True) == {"in_context": False, "ttt_direct": True, "ttt_warm": True}
     assert answers.labels_of_given(False) == {"ttt_direct": False, "ttt_warm": False}
-    assert answers.labels([1]) == {"in_context": True, "ttt_direct": False, "ttt_warm": False}
+    assert answers.labels(answers.canonical([1])) == {"in_context": True, "ttt_direct": False, "ttt_warm": False}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "served", "right_answer"),
+    [
+        (("one", "two"), "it", " it.\n"),
+        (("one", "two"), "it", "The answer is it."),
+        (("one.", "two."), "it.", "it."),
+        (('"one"', '"two"'), '"it"', '"it"'),
+        (("Answer: one", "Answer: two"), "Answer: it", "Answer: it"),
+    ],
+)
+def test_feedback_with_the_text_that_was_served_is_right_and_is_so_for_retraining(
+    serve, traced, outputs, served, right_answer, monkeypatch
+):
+    attempt = Attempt("in_context", served, served, 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: attempt)
+    controller, store = traced(content=True)
+    client = serve(controller)
+    shown = [{"input": str(number), "output": output} for number, output in enumerate(outputs)]
+    solved = client.post("/v1/solve", json={"demonstrations": shown, "query": "3"}).json()
+    assert solved["answer"] == served
+    trace_id = solved["autottt"]["trace_id"]
+    assert client.post("/v1/feedback", json={"trace_id": trace_id, "answer": right_answer}).json()["right"]
+    trace = store.get(trace_id)
+    assert trace.label == {"right": True, "strategies": {"in_context": True}, "answer": served}
+    (row,) = log_rows([trace])[0]
+    assert row["task"]["answer"] == row["in_context"]["value"] == served
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,24 @@ def test_a_query_may_be_given_alone(tmp_path, answer):
     assert (task.id, task.query, task.answer) == ("flip", (5, 6), answer and tuple(answer))
 
 
+FIELDS = (
+    "answer", "comparison", "dataset", "demonstrations", "examples", "family", "id", "instruction", "kind", "messages",
+    "queries", "query", "test", "train",
+)  # fmt: skip
+EXAMPLES = {"examples": [{"input": f"{n} + 1", "target": str(n + 1)} for n in range(5)]}
+
+
+@pytest.mark.parametrize("line", [public(), public(queries=..., query=[5, 6], answer=[6, 5]), ARC, EXAMPLES, CHAT])
+def test_a_field_that_is_null_is_absent(tmp_path, line):
+    """Rows of a table have a value for every column."""
+    row = dict.fromkeys(FIELDS) | line
+    for name, content in ("plain", line), ("row", row):
+        write(tmp_path / name / "tasks.jsonl", content)
+    plain, filled = (read_tasks([tmp_path / name], demonstrations=3) for name in ("plain", "row"))
+    assert plain.tasks
+    assert filled == plain
+
+
 def test_names_come_from_the_place_where_the_line_has_none(tmp_path):
     line = public(id=..., dataset=..., family=..., kind=...)
     (task,) = read_tasks([write(tmp_path / "tasks.jsonl", "", line)]).tasks
@@ -770,6 +788,11 @@ def test_tasks_of_grids_are_compared_in_every_format(tmp_path):
 def test_a_family_that_is_given_stays(tmp_path):
     path = write(tmp_path / "a.jsonl", {"family": "x", **PUBLISHED}, {"family": "y", **PUBLISHED})
     assert [t.family for t in read_tasks([path]).tasks] == ["x", "y"]
+
+
+def test_a_family_that_is_null_is_that_of_equal_tasks(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"id": "a", "family": None, **PUBLISHED}, {"id": "b", **PUBLISHED})
+    assert [t.family for t in read_tasks([path]).tasks] == ["a", "a"]
 
 
 # At the door
