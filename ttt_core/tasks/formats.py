@@ -72,7 +72,7 @@ def read_object(data: Mapping[str, object], settings: ReadSettings, *, id: str, 
 
 
 def _format_of(data: Mapping[str, object]) -> _Format:
-    """The first format that has a field in common with the object; null is none, as rows of a table have every field."""
+    """The first format that has a field in common with the object; null is none: rows of a table have every field."""
     given = {name for name, value in data.items() if value is not None}
     return next(one for names in (given, data.keys()) for one in _FORMATS if one[0] & names)
 
