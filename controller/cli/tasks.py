@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ...ttt_core.file_writing import replacing
 from .answer_files import check_output
-from .console import line, reporting, screen
+from .console import line, reporting, screen, warn
 from .evaluate import split_names
 from .options import AsJson, Files, Seed, TaskOptions, command
 
@@ -79,12 +79,14 @@ def export(
 
     check_output("--out", out, [])
     selection = Selection.parse(families, split)
+    if wanted := split_names(difficulties or ""):
+        selection, left_out = selection.of_difficulties(wanted)
+        if left_out:
+            warn(f"left out, with none of the difficulties {', '.join(wanted)}: {', '.join(left_out)}")
     with replacing(out) as partial, partial.open("w", encoding="utf-8") as file, reporting("tasks") as report:
         total = _total(selection, tasks)
         number = 0
-        for number, text in enumerate(
-            lines_of(selection, tasks, demonstrations, queries, seed, split_names(difficulties or "")), start=1
-        ):
+        for number, text in enumerate(lines_of(selection, tasks, demonstrations, queries, seed), start=1):
             file.write(text + "\n")
             report(number, max(total, number))
     line(f"{out}: {number} tasks of {len(selection.families)} families, {selection.source.version}, seed {seed}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TaskError, shortened
@@ -50,6 +50,21 @@ class Selection:
             raise TaskError(f"{text}: none of these families is of the split {split!r}")
         return cls(source, tuple(chosen))
 
+    def of_difficulties(self, wanted: Sequence[str]) -> tuple[Selection, tuple[str, ...]]:
+        """The selection of these difficulties, and the families that are left out because they have several and none of
+        these; families without difficulties stay. Raises `TaskError` for a difficulty that no family has."""
+        known = sorted({difficulty for family in self.families for difficulty in family.difficulties if difficulty})
+        if unknown := [difficulty for difficulty in wanted if difficulty not in known]:
+            expected = ", ".join(known) or "none, as no family has any"
+            raise TaskError(f"{self.source.name}: expected difficulties of {expected}; received {', '.join(unknown)}")
+        restricted = [
+            family if family.difficulties == ("",) else
+            replace(family, difficulties=tuple(one for one in family.difficulties if one in wanted))
+            for family in self.families
+        ]  # fmt: skip
+        left_out = tuple(family.name for family in restricted if not family.difficulties)
+        return replace(self, families=tuple(family for family in restricted if family.difficulties)), left_out
+
 
 def source_of(name: str) -> TaskSource:
     """The source of a name. Raises `TaskError` for one that does not exist."""
@@ -65,30 +80,16 @@ def _unknown(what: str, name: str, names: Mapping[str, Any]) -> TaskError:
     return TaskError(f"{what}: {shown}; received {shortened(name)}{hint}")
 
 
-def export(
-    selection: Selection, tasks: int, demonstrations: int, queries: int, seed: int, difficulties: Sequence[str] = ()
-) -> Iterator[str]:
+def export(selection: Selection, tasks: int, demonstrations: int, queries: int, seed: int) -> Iterator[str]:
     """Lines of JSON, a task each: `tasks` of every family and difficulty.
 
-    `difficulties` restricts families that have several. The same selection, numbers, seed and version give the same
-    lines. Raises `TaskError` for a difficulty that a family does not have, and for too few different inputs.
+    The same selection, numbers, seed and version give the same lines. Raises `TaskError` for too few different inputs.
     """
     for family in selection.families:
-        for difficulty in _difficulties(selection.source, family, difficulties):
+        for difficulty in family.difficulties:
             drawn = selection.source.draw(family.name, difficulty, tasks, demonstrations, queries, seed)
             for number, task in enumerate(drawn):
                 yield json.dumps(_line(selection.source, family, difficulty, number, task, seed), ensure_ascii=False)
-
-
-def _difficulties(source: TaskSource, family: SourceFamily, wanted: Sequence[str]) -> Sequence[str]:
-    if not wanted or family.difficulties == ("",):
-        return family.difficulties
-    if not (chosen := [difficulty for difficulty in family.difficulties if difficulty in wanted]):
-        raise TaskError(
-            f"{source.name}:{family.name}: expected difficulties of {', '.join(family.difficulties)}; received "
-            f"{', '.join(wanted)}"
-        )
-    return chosen
 
 
 def _line(

@@ -15,7 +15,7 @@ import pytest
 
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.sources import arc, export, reasoning_gym
-from autottt.ttt_core.sources.base import content_digest_of, split_of, splits_of, take_distinct
+from autottt.ttt_core.sources.base import SourceFamily, content_digest_of, split_of, splits_of, take_distinct
 from autottt.ttt_core.sources.english import RULES, English, halves, pairs_of
 from autottt.ttt_core.sources.export import SOURCES, Selection
 from autottt.ttt_core.sources.generated import Generated
@@ -312,7 +312,9 @@ def test_exported_tasks_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_line_names_seed_version_split_and_difficulty() -> None:
-    first, *_ = export.export(Selection.parse("generated:reverse"), 1, 3, 1, seed=7, difficulties=["2"])
+    selection, left_out = Selection.parse("generated:reverse").of_difficulties(["2"])
+    first, *_ = export.export(selection, 1, 3, 1, seed=7)
+    assert not left_out
     line = json.loads(first)
     assert (line["seed"], line["source"], line["difficulty"]) == (7, "generated 1", "2")
     assert line["split"] == Generated().families()["reverse"].split
@@ -356,9 +358,25 @@ def test_an_unknown_name_is_a_task_error(text: str, message: str) -> None:
         Selection.parse(text)
 
 
-def test_an_unknown_difficulty_is_a_task_error() -> None:
-    with pytest.raises(TaskError, match="expected difficulties of 1, 2, 3; received 9"):
-        list(export.export(Selection.parse("generated:reverse"), 1, 3, 1, 0, difficulties=["9"]))
+@pytest.mark.parametrize(
+    ("text", "wanted", "message"),
+    [
+        ("generated:reverse", ["9"], "generated: expected difficulties of 1, 2, 3; received 9"),
+        ("generated:reverse,upper", ["3", "9"], "generated: expected difficulties of 1, 2, 3; received 9"),
+        ("english:antonym", ["1"], "english: expected difficulties of none, as no family has any; received 1"),
+    ],
+)
+def test_an_unknown_difficulty_is_a_task_error(text: str, wanted: list[str], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        Selection.parse(text).of_difficulties(wanted)
+
+
+def test_families_that_have_none_of_the_difficulties_are_left_out_and_those_without_any_stay() -> None:
+    levels = {"steep": ("0", "2"), "flat": ("0", "1"), "plain": ("",)}
+    families = tuple(SourceFamily(name, "text", "test", names) for name, names in levels.items())
+    restricted, left_out = Selection(Generated(), families).of_difficulties(["2"])
+    assert {family.name: family.difficulties for family in restricted.families} == {"steep": ("2",), "plain": ("",)}
+    assert left_out == ("flat",)
 
 
 def test_too_few_different_inputs_are_a_task_error() -> None:
