@@ -35,6 +35,19 @@ def margin_sentences(trace: Trace) -> Iterator[str]:
     yield from _lost_by_cost(trace, chosen, others)
 
 
+def shadow_sentences(trace: Trace) -> Iterator[str]:
+    """What the shadow policy chose at each decision; nothing where none was asked."""
+    for decision in trace.decisions:
+        if not (choice := decision.get("shadow")):
+            continue
+        if choice.startswith("failed"):
+            yield f"The shadow policy {choice}"
+            continue
+        same = "as well" if choice == (decision.get("policy_choice") or decision["strategy"]) else "instead"
+        less = "" if decision.get("shadow_had_features", True) else ", without features that it would have measured"
+        yield f"The shadow policy chose {choice} {same}{less}"
+
+
 def threshold_sentences(trace: Trace) -> Iterator[str]:
     """The threshold from which the in-context answer may be kept, beside the estimate, and by what rule answers of
     adapters stand."""

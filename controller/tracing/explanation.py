@@ -10,7 +10,7 @@ from ...strategies.registry import strategies
 from .adapters import adapter_sentence, recipe_sentence
 from .answers import answer_sentences
 from .candidates import candidates_of, mark_of
-from .choice import margin_sentences, not_compared, threshold_sentences, unusable
+from .choice import margin_sentences, not_compared, shadow_sentences, threshold_sentences, unusable
 from .cost_parts import cost_sentence, missed_estimates, recipe_of, time_sentence
 from .proof import weights_sentence
 from .trace import Trace, find_spans
@@ -39,6 +39,8 @@ def _statements(trace: Trace) -> Iterator[str]:
     yield from _measured(trace)
     for number, decision in enumerate(trace.decisions, start=1):
         yield f"Decision {number}: {decision['strategy']}, because {decision['reason']}."
+    for sentence in shadow_sentences(trace):
+        yield f"{sentence}."
     yield from _alternatives(trace, policy.get("thresholds", {}))
     yield from _attempted(trace)
     for verdict in trace.verdicts:

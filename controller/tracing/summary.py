@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ...policies.outcomes import BASE
 from .answers import is_right_in
-from .choice import margin_sentences, threshold_sentences
+from .choice import margin_sentences, shadow_sentences, threshold_sentences
 from .cost_parts import cost_sentence, missed_estimates, recipe_of
 from .explanation import other_cost_weights
 from .proof import proof_of, weights_sentence
@@ -74,6 +74,7 @@ def _decision(trace: Trace) -> Fact:
         if decision["reason"] not in reasons:
             text += f" Then {decision['strategy']}: {decision['reason']}."
             reasons.append(decision["reason"])
+    text += "".join(f" {sentence}." for sentence in shadow_sentences(trace))
     return Fact("Decision", " → ".join(d["strategy"] for d in trace.decisions), text)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from autottt.controller.tracing.candidates import candidates_of, mark_of
-from autottt.controller.tracing.choice import margin_sentences, not_compared, threshold_sentences
+from autottt.controller.tracing.choice import margin_sentences, not_compared, shadow_sentences, threshold_sentences
+from autottt.controller.tracing.explanation import explanation
+from autottt.controller.tracing.summary import summary_of
 from autottt.controller.tracing.trace import Trace
 from autottt.strategies.registry import strategies
 from tests.controller.tracing.sample_traces import LIST, span, trace_of, trace_with
@@ -26,6 +30,28 @@ COSTS = {"in_context": 0.0, "in_context_vote": 30.0, "ttt_in_context": 150.0}
 def test_the_lead_over_the_second_is_in_utility():
     lead, _ = margin_sentences(decided(SCORES, COSTS, "in_context"))
     assert lead == "in_context led the second, in_context_vote, by 0.010 in expected utility (0.500 against 0.490)"
+
+
+@pytest.mark.parametrize(
+    ("decision", "sentence"),
+    [
+        ({"shadow": ""}, None),
+        ({"shadow": "ttt_direct"}, "The shadow policy chose ttt_direct instead"),
+        ({"shadow": "in_context"}, "The shadow policy chose in_context as well"),
+        ({"shadow": "ttt_direct", "policy_choice": "ttt_direct"}, "The shadow policy chose ttt_direct as well"),
+        (
+            {"shadow": "ttt_direct", "shadow_had_features": False},
+            "The shadow policy chose ttt_direct instead, without features that it would have measured",
+        ),
+        ({"shadow": "failed: ValueError: no"}, "The shadow policy failed: ValueError: no"),
+    ],
+)
+def test_the_choice_of_a_shadow_policy_is_named_wherever_a_run_is_explained(decision, sentence):
+    trace = decided(SCORES, COSTS, "in_context")
+    trace.decisions[0].update(decision)  # type: ignore[attr-defined]
+    assert list(shadow_sentences(trace)) == [sentence] * (sentence is not None)
+    texts = explanation(trace), " ".join(fact.text for fact in summary_of(trace))
+    assert [f"{sentence or 'shadow'}." in text for text in texts] == [sentence is not None] * 2
 
 
 def test_a_strategy_that_lost_by_its_cost_alone_is_named():
