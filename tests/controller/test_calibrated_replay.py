@@ -5,9 +5,9 @@ from __future__ import annotations
 from autottt.controller.controller import Controller
 from autottt.controller.replay import replay
 from autottt.controller.tracing.recorder import TraceRecorder
-from autottt.policies.policy import AnyModelPolicy, LearnedPolicy
+from autottt.policies.bundle import load_bundle
+from autottt.policies.policy import ANY_MODEL_SHIPPED, AnyModelPolicy, LearnedPolicy
 from autottt.ttt_core.tasks.kinds import make_task
-from tests.policies.test_any_model import trained
 
 
 class Kept:
@@ -19,7 +19,7 @@ class Kept:
 
 
 def test_a_run_is_replayed_with_the_calibration_that_it_had(make_learner):
-    kept, policy = Kept(), AnyModelPolicy(LearnedPolicy(trained()))
+    kept, policy = Kept(), AnyModelPolicy(LearnedPolicy(load_bundle(ANY_MODEL_SHIPPED)))
     controller = Controller(make_learner(), policy, trace=TraceRecorder([kept]), budget="8x")
     tasks = [make_task([([n, 2], [2, n]), ([3, n], [n, 3]), ([n, n], [n, n])], [5, n]) for n in range(1, 5)]
     results = [controller.solve(task) for task in tasks]

@@ -21,13 +21,13 @@ from autottt.controller.evaluation import (
     read_settings,
     summarise,
 )
-from autottt.policies.policy import AnyModelPolicy, FixedPolicy, LearnedPolicy
+from autottt.policies.bundle import load_bundle
+from autottt.policies.policy import ANY_MODEL_SHIPPED, AnyModelPolicy, FixedPolicy, LearnedPolicy
 from autottt.strategies.base import Attempt, Candidate
 from autottt.ttt_core.clock import without_pauses
 from autottt.ttt_core.errors import StrategyError, TaskError
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
-from tests.policies.test_any_model import trained
 
 
 def row(group: str, query: int, strategy: str, right: bool, **more: object) -> Row:
@@ -314,7 +314,7 @@ def test_a_resumed_evaluation_calibrates_its_policy_as_an_uninterrupted_one(tmp_
     ]  # fmt: skip
 
     def policy_after(count: int, file: Path) -> list[str]:
-        controller = Controller(make_learner(), AnyModelPolicy(LearnedPolicy(trained())))
+        controller = Controller(make_learner(), AnyModelPolicy(LearnedPolicy(load_bundle(ANY_MODEL_SHIPPED))))
         rows = evaluate(controller, tasks[:count], [CONTROLLER], file=file)
         return [each.calibration for each in rows if each.strategy == CONTROLLER]
 
