@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.task import Task
 
+COLLECTED_STRATEGIES = "in_context,in_context_vote,ttt_in_context,ttt_augmented"
+"""What policies choose between unless others are named: cross-validated strategies cost several times as much."""
+CollectedStrategies = Annotated[str, typer.Option(help="Names, separated by commas.")]
+CollectedSeeds = Annotated[str | None, typer.Option(help="Seeds of the strategies, such as 0,1,2; default: --seed.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")]
 outcomes_app = typer.Typer(no_args_is_help=True, help="Show and check collected outcomes, and import others.")
 
 
@@ -61,17 +66,15 @@ def collect(
     model: ModelOptions,
     tasks: TaskOptions,
     files: Annotated[list[Path] | None, typer.Argument(help="Task files or folders.")] = None,
-    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
-        "in_context,in_context_vote,ttt_in_context,ttt_augmented"
-    ),
-    seeds: Annotated[str | None, typer.Option(help="Seeds of the strategies, such as 0,1,2; default: --seed.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
+    strategies: CollectedStrategies = COLLECTED_STRATEGIES,
+    seeds: CollectedSeeds = None,
+    max_tokens: MaxTokens = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show how many outcomes are missing, and estimate how long they will take."),
     ] = False,
 ) -> None:
-    """Run every strategy on every task and store the result and the cost of each, to train a policy on.
+    """Run strategies on every task and store the result and the cost of each, to train a policy on.
 
     Example: `autottt collect --generated 200 --store runs/outcomes --workers 2`
 

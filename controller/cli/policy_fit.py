@@ -15,7 +15,17 @@ from ...ttt_core.errors import PolicyError, TaskError
 from .console import in_words, interruptible, line, note, warn
 from .locks import exclusive
 from .options import ModelOptions, TaskOptions, command
-from .outcomes import WorkerOptions, choose_tasks, collect_into, parse_seeds, strategies_to_collect
+from .outcomes import (
+    COLLECTED_STRATEGIES,
+    CollectedSeeds,
+    CollectedStrategies,
+    MaxTokens,
+    WorkerOptions,
+    choose_tasks,
+    collect_into,
+    parse_seeds,
+    strategies_to_collect,
+)
 from .policies import policy_app
 from .training import Risk, TrainingCostWeight, TrainingOptions, train_and_write
 
@@ -25,7 +35,6 @@ if TYPE_CHECKING:
     from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.task import Task
 
-FITTED_STRATEGIES = "in_context,in_context_vote,ttt_in_context,ttt_augmented"
 FEW_FAMILIES = 30
 """Families below which a policy is rarely better than a fixed strategy."""
 
@@ -46,11 +55,11 @@ def fit(
     workers: WorkerOptions,
     model: ModelOptions,
     selection: TaskOptions,
-    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = FITTED_STRATEGIES,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of the strategies, such as 0,1,2; default: --seed.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out tasks with a longer prompt.")] = None,
+    strategies: CollectedStrategies = COLLECTED_STRATEGIES,
+    seeds: CollectedSeeds = None,
+    max_tokens: MaxTokens = None,
 ) -> None:
-    """Make a policy for a model: run every strategy on tasks with known answers, train on the outcomes, and install the
+    """Make a policy for a model: run strategies on tasks with known answers, train on the outcomes, and install the
     policy, which that model then gets by default.
 
     Example: `autottt policy fit --model smollm2-135m --tasks tasks.jsonl`
