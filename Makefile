@@ -156,10 +156,12 @@ clean:  ## Remove .venv and everything that can be made again
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: pinned and on its own, it is the one build that was tried here, and what follows finds it installed.
+# pip compiles 20,000 files one after the other; a file that cannot be compiled is none that is imported.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes the first time."
-	@$(PIP) install --constraint constraints.txt torch
-	@$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@$(PIP) install --no-compile --constraint constraints.txt torch
+	@$(PIP) install --no-compile --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
 	@touch $@
 
 $(BIN)/python:
