@@ -235,7 +235,7 @@ class _Routes:
         """Counts the answer to a chat."""
         if answer.result is not None:
             self._engine.metrics.result(answer.result)
-            self._labels.remember(answer.result, answer.facts.source)
+            self._labels.remember(answer.result, answer.facts.source, answer.cut)
             self._live_page.remember(client, answer.result.trace_id)
             return
         self._engine.metrics.decided(answer.facts.decision)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,6 +49,8 @@ class ChatAnswer:
     facts: Facts
     result: Result | None = None
     """Of a few-shot task."""
+    cut: Callable[[str], str] | None = None
+    """Cuts a text as the answer was cut; None where the answer is whole."""
 
     def with_source(self, source: Source) -> ChatAnswer:
         """The answer with who gave it."""
@@ -105,8 +107,13 @@ def content_of(controller: HasLearner, chat: ChatTask, result: Result, prompt_to
         text = result.text
     else:
         text = result.answer if isinstance(result.answer, str) else json.dumps(result.answer)
-    text, count, cut = _first_tokens(controller, chat.cut(text), chat.max_tokens)
-    return ChatAnswer(text, "length" if cut else "stop", prompt_tokens, count, facts_of(result), result)
+
+    def cut(whole: str) -> str:
+        return _first_tokens(controller, chat.cut(whole), chat.max_tokens)[0]
+
+    shown, count, is_long = _first_tokens(controller, chat.cut(text), chat.max_tokens)
+    reason: Literal["stop", "length"] = "length" if is_long else "stop"
+    return ChatAnswer(shown, reason, prompt_tokens, count, facts_of(result), result, None if shown == text else cut)
 
 
 def _first_tokens(controller: HasLearner, text: str, limit: int) -> tuple[str, int, bool]:

@@ -6,8 +6,10 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -49,8 +51,15 @@ class _Answers:
     shown: Sequence[Any] = ()
     """The outputs of the task's demonstrations, by which texts are brought into canonical form."""
 
+    is_cut: bool = False
+    """Whether the client received the beginning of a text only; the answers are beginnings as well then."""
+
     def canonical(self, answer: Any) -> Any:
-        """The answer of a client as an answer of this task. Raises `TaskError` for a value of another kind."""
+        """The answer of a client as an answer of this task; chats have values as JSON texts. Raises `TaskError` for a
+        value of another kind."""
+        if self.kind != "text" and isinstance(answer, str):
+            with suppress(ValueError, RecursionError):
+                answer = json.loads(answer)
         try:
             return canonical_output(self.kind, KINDS[self.kind].check(answer), self.shown)
         except TaskError as error:
@@ -86,15 +95,22 @@ class Labels:
         self._answers: OrderedDict[str, _Answers] = OrderedDict()
         """By trace id; traces need not contain answers."""
 
-    def remember(self, result: Result, source: Source | None) -> None:
-        """Keeps the answers of a run that was recorded, and who gave that of `result`; of too many, the oldest are
-        dropped."""
+    def remember(self, result: Result, source: Source | None, cut: Callable[[str], str] | None = None) -> None:
+        """Keeps the answers of a run that was recorded, and who gave that of `result`, where texts were cut in the form
+        that `cut` leaves; of too many, the oldest are dropped."""
         if not result.trace_id or result.in_context is None:
             return
         by_strategy = {attempt.strategy: attempt.value for attempt in (result.in_context, *result.attempts)}
         task, strategy = result.task, "" if source is not None and source.server else result.strategy
         shown = [d.output for d in task.demonstrations] if task.kind == "text" else ()
-        answers = _Answers(task.kind, task.comparison, result.answer, strategy, by_strategy, shown)
+        given, is_cut = result.answer, task.kind == "text" and cut is not None
+        if is_cut and cut is not None:
+
+            def received(value: Any) -> Any:
+                return None if value is None else canonical_output(task.kind, cut(value), shown)
+
+            given, by_strategy = received(given), {name: received(value) for name, value in by_strategy.items()}
+        answers = _Answers(task.kind, task.comparison, given, strategy, by_strategy, shown, is_cut)
         self._answers[result.trace_id] = answers
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
@@ -119,7 +135,7 @@ class Labels:
             right = bool(feedback.right)
             strategies = {} if answers is None else answers.labels_of_given(right)
         label: dict[str, Any] = {"right": right, "strategies": strategies}
-        if right_answer is not None:
+        if right_answer is not None and answers is not None and not answers.is_cut:
             label["answer"] = right_answer
         if self._has_other_server if answers is None else not answers.strategy:
             label["other_server"] = True

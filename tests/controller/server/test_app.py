@@ -429,6 +429,38 @@ def test_feedback_with_the_text_that_was_served_is_right_and_is_so_for_retrainin
     assert row["task"]["answer"] == row["in_context"]["value"] == served
 
 
+@pytest.mark.parametrize("limit", [{"stop": ["t"]}, {"max_tokens": 1}])
+@pytest.mark.parametrize("is_right", [True, False])
+def test_feedback_on_a_chat_that_was_cut_is_compared_with_what_was_served(serve, traced, limit, is_right, monkeypatch):
+    attempt = Attempt("in_context", "it", "it", 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: attempt)
+    controller, store = traced(content=True)
+    client = serve(controller)
+    shown = [{"input": "a", "output": "one"}, {"input": "b", "output": "two"}]
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "c"}], "demonstrations": shown, **limit}
+    response = client.post("/v1/chat/completions", json=request).json()
+    served = response["choices"][0]["message"]["content"]
+    assert served == "i"
+    feedback = {"trace_id": response["autottt"]["trace_id"], "answer": served if is_right else "it"}
+    assert client.post("/v1/feedback", json=feedback).json()["right"] is is_right
+    trace = store.get(feedback["trace_id"])
+    assert trace.label == {"right": is_right, "strategies": {"in_context": is_right}}
+    (row,) = log_rows([trace])[0]
+    assert (row["task"]["answer"] == row["in_context"]["value"]) is is_right
+
+
+def test_feedback_on_a_chat_of_lists_may_be_the_text_that_was_served(serve, traced, monkeypatch):
+    attempt = Attempt("in_context", (8, 6, 1), "8 6 1", 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: attempt)
+    client = serve(traced(content=True)[0])
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "[6, 2, 4]"}]}
+    response = client.post("/v1/chat/completions", json={**request, "demonstrations": TASK["demonstrations"]}).json()
+    served = response["choices"][0]["message"]["content"]
+    assert served == "[8, 6, 1]"
+    feedback = {"trace_id": response["autottt"]["trace_id"], "answer": served}
+    assert client.post("/v1/feedback", json=feedback).json()["right"]
+
+
 @pytest.mark.parametrize(
     ("feedback", "status", "param"),
     [
