@@ -132,8 +132,8 @@ class TextReaders:
         rows = serving_logs.read_log([self._file("log.jsonl", data)])
         if rows:
             serving_logs.base_of(rows)
-            serving_logs.outcomes_of(rows, {})
-            serving_logs.summary(rows, {}, None)
+            serving_logs.outcomes_of(rows)
+            serving_logs.summary(rows, None)
         return rows
 
     def _read_card(self, data: bytes) -> object:

@@ -22,7 +22,7 @@ from ..ttt_core.engine.cost import BACKWARD_WEIGHT, token_equivalents
 from ..ttt_core.errors import PolicyError, shortened
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.tasks.answers import same_answer
-from ..ttt_core.tasks.task import content_digest
+from ..ttt_core.tasks.task import Task, content_digest
 from .fast_inference import Floats
 from .features import FEATURES_VERSION, REQUIRED, STAGE_0, STAGE_1
 from .outcomes import BASE, Outcome, finite, outcome_from
@@ -37,6 +37,8 @@ FIELDS = (
     "proof", "task", "decision", "seed",
 )  # fmt: skip
 """Fields that every line of a log has."""
+JUDGED = "judged"
+"""A field that is true in rows whose answers are not stored: marks that say which were right stand for them."""
 RESAMPLES = 2000
 """Samples from the training distribution, for the sampling error of the stability index."""
 REMOVE = "Remove the line if it is damaged"
@@ -140,9 +142,20 @@ def base_of(rows: Sequence[Row]) -> str:
     return str(hashes[0])
 
 
-def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any], *, forced: bool = True) -> list[Outcome]:
-    """The outcomes of the in-context answer and of the first attempt, where the right answer is known: from `answers`,
-    by the task's digest, or from the log.
+def with_right_answers(rows: Sequence[Row], tasks: Iterable[Task]) -> list[Row]:
+    """The rows with the right answers of these tasks, and how answers are compared with them, where a task has the
+    digest of the row's. Rows whose answers are unknown (`JUDGED`) stay as they are."""
+    known = {
+        task.digest: {"answer": task.answer, "comparison": task.comparison} for task in tasks if task.answer is not None
+    }
+    return [
+        row if row.get(JUDGED) else {**row, "task": {**row["task"], **known.get(row["task"]["digest"], {})}}
+        for row in rows
+    ]
+
+
+def outcomes_of(rows: Sequence[Row], *, forced: bool = True) -> list[Outcome]:
+    """The outcomes of the in-context answer and of the first attempt, where the right answer is known.
 
     Only queries with the features of every stage count. Later attempts are excluded: they depend on the failure of the
     first, which no feature shows. So are answers by a cached adapter, or by one whose training a deadline stopped:
@@ -151,7 +164,7 @@ def outcomes_of(rows: Sequence[Row], answers: Mapping[str, Any], *, forced: bool
     """
     outcomes: list[Outcome] = []
     for row in rows:
-        right, in_context, tokens = _right(row, answers), row["in_context"], row["in_context_tokens"]
+        right, in_context, tokens = _right(row), row["in_context"], row["in_context_tokens"]
         if right is None or not _fully_measured(row) or not _finite(row) or not tokens:
             continue
         paid = [in_context, *(attempt for attempt in row["attempts"] if attempt["strategy"] != BASE)]
@@ -169,11 +182,11 @@ def is_forced(row: Row) -> bool:
     return was_forced(row["decision"])
 
 
-def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str, int]:
+def skipped_counts(rows: Sequence[Row]) -> dict[str, int]:
     """Reasons why queries yield no outcomes (`outcomes_of`), with the number of queries for each."""
 
     def why(row: Row) -> str:
-        if _right(row, answers) is None:
+        if _right(row) is None:
             return "the right answer is unknown (--answers FILES)"
         if not _fully_measured(row):
             return "the probe was skipped (`solve --explore 0.05` runs it on a share of the queries)"
@@ -184,9 +197,9 @@ def skipped_counts(rows: Sequence[Row], answers: Mapping[str, Any]) -> dict[str,
     return dict(Counter(reason for row in rows if (reason := why(row))))
 
 
-def _right(row: Row, answers: Mapping[str, Any]) -> Any:
+def _right(row: Row) -> Any:
     """The right answer as decoded JSON; None if unknown."""
-    return _plain(answers.get(row["task"]["digest"], row["task"]["answer"]))
+    return _plain(row["task"]["answer"])
 
 
 def _same(task: Row, value: Any, right: Any) -> bool:
@@ -302,12 +315,12 @@ def _stability(counts: NDArray[np.int64], expected: Floats) -> Floats:
     return index
 
 
-def summary(rows: Sequence[Row], answers: Mapping[str, Any], policy: TrainedPolicy | None) -> dict[str, Any]:
+def summary(rows: Sequence[Row], policy: TrainedPolicy | None) -> dict[str, Any]:
     """Summarises served decisions as plain JSON: strategy shares, accuracy where it is known, exploration, shadow
     agreement, and feature drift from the policy's training."""
     decisions = [row["decision"] for row in rows]
     own = [d["policy_choice"] or d["strategy"] for d in decisions]
-    answered = [(row, right) for row in rows if (right := _right(row, answers)) is not None]
+    answered = [(row, right) for row in rows if (right := _right(row)) is not None]
     shadowed = [
         (mine, d["shadow"], d["shadow_had_features"]) for mine, d in zip(own, decisions, strict=True) if d["shadow"]
     ]

@@ -30,6 +30,7 @@ from .options import (
 if TYPE_CHECKING:
     from ...policies.policy import LearnedPolicy, Policy
     from ...policies.trained_policy import TrainedPolicy
+    from ...ttt_core.tasks.task import Task
 
 policy_app = typer.Typer(no_args_is_help=True, help="Fit, list, show, explain, compare and monitor policies.")
 Logs = Annotated[list[Path], typer.Argument(help="Files that `autottt solve --trace` wrote.")]
@@ -228,7 +229,7 @@ def monitor(
     """
     check_bundle(policy)
     from ...policies.bundle import load_bundle
-    from ...policies.serving_logs import base_of, read_log, summary
+    from ...policies.serving_logs import base_of, read_log, summary, with_right_answers
 
     rows = read_log(logs)
     base = base_of(rows)
@@ -237,7 +238,7 @@ def monitor(
         warn("drift is not reported: the model that answered gets no learned policy by default; name one with --policy")
     elif trained.base_hash not in (base, ANY_MODEL):
         raise PolicyError(f"{policy} is for another model than the one that answered: drift from it means nothing")
-    report = summary(rows, right_answers(answers, rows, demonstrations), trained)
+    report = summary(with_right_answers(rows, tasks_with_answers(answers, rows, demonstrations)), trained)
     print_json(report)
     if report.get("drifted"):
         warn(f"drifted from training: {', '.join(report['drifted'])}; `autottt retrain` learns from what was served")
@@ -257,14 +258,14 @@ def _default_of(row: Mapping[str, Any], base_hash: str) -> TrainedPolicy | None:
     return None if learned is None else learned.trained
 
 
-def right_answers(
+def tasks_with_answers(
     files: list[Path] | None, rows: Sequence[Mapping[str, Any]], demonstrations: int | None
-) -> dict[str, Any]:
-    """The answers in task files by the digest of the task, read with the seeds of the log: if a file leaves the choice
-    of demonstrations open, the seed determines it."""
+) -> list[Task]:
+    """The tasks of files, read with the seeds of the log: if a file leaves the choice of demonstrations open, the seed
+    determines it."""
     seeds = sorted({row["seed"] for row in rows})
     groups = [TaskOptions(seed, None, demonstrations).read(files).tasks for seed in seeds] if files else []
-    return {task.digest: task.answer for tasks in groups for task in tasks if task.answer is not None}
+    return [task for tasks in groups for task in tasks]
 
 
 def print_json(content: Any) -> None:

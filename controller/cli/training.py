@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from .console import line, note, reporting, warn
 from .locks import exclusive
 from .options import AsJson, Demonstrations, Seed, check_amount, check_share, made_folders
 from .outcomes import add_outcomes, read_outcomes
-from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, right_answers
+from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, tasks_with_answers
 from .traces import store_of, time_of
 
 if TYPE_CHECKING:
@@ -193,16 +193,17 @@ def retrain(
     """
     from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
-    from ...policies.serving_logs import base_of, outcomes_of, read_log
+    from ...policies.serving_logs import base_of, outcomes_of, read_log, with_right_answers
     from ...policies.training import trainable_table
 
     if not logs and source.traces is None:
         raise TaskError("there is nothing to learn from: name files that `autottt solve --trace` wrote, or --traces")
     with training.writing(store=store):
         (traced, unusable), rows = source.rows(), read_log(logs or [])
-        outcome_store, right = OutcomeStore(store), right_answers(answers, [*rows, *traced], demonstrations)
-        logged = [*outcomes_of(rows, right), *outcomes_of(traced, right, forced=source.forced)]
-        _report_rows(rows, traced, unusable, right, source.forced)
+        outcome_store, answered = OutcomeStore(store), tasks_with_answers(answers, [*rows, *traced], demonstrations)
+        rows, traced = with_right_answers(rows, answered), with_right_answers(traced, answered)
+        logged = [*outcomes_of(rows), *outcomes_of(traced, forced=source.forced)]
+        _report_rows(rows, traced, unusable, source.forced)
         base = base_of([*rows, *traced])
         stored = [o for o in outcome_store.read() if o.base_hash == base]
         trainable_table([*stored, *outcome_store.missing(logged)])  # raises before anything is written
@@ -219,15 +220,13 @@ def retrain(
             )
 
 
-def _report_rows(
-    rows: Sequence[Row], traced: Sequence[Row], unusable: Mapping[str, int], right: Mapping[str, Any], forced: bool
-) -> None:
+def _report_rows(rows: Sequence[Row], traced: Sequence[Row], unusable: Mapping[str, int], forced: bool) -> None:
     """Says how many queries there are, and why some of them teach nothing."""
     from ...policies.serving_logs import is_forced, skipped_counts
 
     counts = [(len(rows), "in the logs"), (len(traced) + sum(unusable.values()), "in the traces")]
     line(f"queries: {', '.join(f'{count} {where}' for count, where in counts if count) or 'none'}")
-    for why, count in {**unusable, **skipped_counts([*rows, *traced], right)}.items():
+    for why, count in {**unusable, **skipped_counts([*rows, *traced])}.items():
         line(f"{count} teach nothing: {why}")
     chosen_by_caller = 0 if forced else sum(map(is_forced, traced))
     if chosen_by_caller:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ...policies.outcomes import BASE
-from ...policies.serving_logs import Row, problem_of
+from ...policies.serving_logs import JUDGED, Row, problem_of
 from .trace import Trace
 
 DAMAGED = "the trace is of another version of this package, or damaged"
@@ -45,7 +45,7 @@ def _labelled(trace: Trace) -> Row:
     task = {**result["task"], "answer": _RIGHT, "comparison": "exact"}
     attempts = [_marked(attempt, marks) for attempt in result["attempts"]]
     answers = {"in_context": _marked(result["in_context"], marks), "attempts": attempts}
-    return {**result, **answers, "task": task, "answer": marks.get(result["strategy"])}
+    return {**result, **answers, "task": task, "answer": marks.get(result["strategy"]), JUDGED: True}
 
 
 def _is_by_other_server(trace: Trace) -> bool:

@@ -106,14 +106,14 @@ def test_a_log_is_read_and_its_queries_are_no_outcomes(results: dict[str, Result
     file.write_text("".join(line_of(result, RunFacts({}, {}, {})) + "\n" for result in results.values()))
     rows = read_log([file])
     assert len(rows) == len(results)
-    assert outcomes_of(rows, {}) == []
-    assert sum(skipped_counts(rows, {}).values()) == len(rows)
+    assert outcomes_of(rows) == []
+    assert sum(skipped_counts(rows).values()) == len(rows)
     shipped = load_bundle(BUNDLED)
-    report = summary(rows, {}, shipped)
+    report = summary(rows, shipped)
     assert report["not_finite"] == len(rows)
     assert "drift" not in report
     finite = {name: 1.0 if value is None else value for name, value in rows[0]["features"].items()}
     measured = {**rows[0], "features": finite}
-    report = summary([*rows, measured], {}, shipped)
+    report = summary([*rows, measured], shipped)
     assert report["not_finite"] == len(rows)
     assert report["drift"].keys() == {d.feature for d in drift(shipped, [measured])}

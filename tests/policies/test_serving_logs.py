@@ -19,7 +19,7 @@ from autottt.policies import tracking
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import NAMES, STAGE_0, Features
 from autottt.policies.policy import Decision, FixedPolicy, HeuristicPolicy, LearnedPolicy
-from autottt.policies.serving_logs import base_of, drift, outcomes_of, read_log, summary
+from autottt.policies.serving_logs import JUDGED, base_of, drift, outcomes_of, read_log, summary, with_right_answers
 from autottt.policies.tracking import RUN, track
 from autottt.policies.trained_policy import TrainedPolicy
 from autottt.strategies.registry import strategies
@@ -27,6 +27,7 @@ from autottt.ttt_core.errors import PolicyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
+from autottt.ttt_core.tasks.task import as_tuples
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
 
 ALL = ["in_context", "in_context_vote", "ttt_in_context", "ttt_augmented"]
@@ -200,7 +201,7 @@ def log(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_log_gives_the_outcomes_of_what_was_tried(log: Path, learner: Learner) -> None:
     rows = read_log([log])
-    outcomes = outcomes_of(rows, {})
+    outcomes = outcomes_of(rows)
     tried = {(o.task_id, o.strategy) for o in outcomes}
     read = {(f"{t.id}#{t.digest}", "in_context") for t in TASKS}
     first = [(r, r["attempts"][0]) for r in rows]
@@ -247,38 +248,52 @@ def test_blank_lines_and_a_mark_of_the_byte_order_are_skipped(log: Path, tmp_pat
 
 def test_the_cost_of_choosing_the_prompt_format_is_no_cost_of_the_probe(log: Path) -> None:
     (row, *_) = read_log([log])
-    (measured, *_) = outcomes_of([row], {})
+    (measured, *_) = outcomes_of([row])
     cost = {"seconds": 0.5, "forward_tokens": 40, "backward_tokens": 0}
     total = {**row["cost"], "forward_tokens": row["cost"]["forward_tokens"] + 40}
     chosen = {**row, "cost": total, "format_choice": {**row["format_choice"], "cost": cost}}
-    assert outcomes_of([chosen], {})[0].probe_cost == measured.probe_cost
+    assert outcomes_of([chosen])[0].probe_cost == measured.probe_cost
 
 
 def test_served_outcomes_know_the_adapter_that_training_started_from(log: Path) -> None:
     rows = read_log([log])
-    assert {o.starting_adapter for o in outcomes_of(rows, {})} == {""}
+    assert {o.starting_adapter for o in outcomes_of(rows)} == {""}
     started = [{**row, "run": {"model": {"starting_adapter": "0123"}}} for row in rows]
-    assert {o.starting_adapter for o in outcomes_of(started, {})} == {"0123"}
+    assert {o.starting_adapter for o in outcomes_of(started)} == {"0123"}
 
 
 def test_answers_that_come_later_are_looked_up_by_id(log: Path) -> None:
     rows = [{**row, "task": {**row["task"], "answer": None}} for row in read_log([log])]
-    assert outcomes_of(rows, {}) == []
+    assert outcomes_of(rows) == []
     value = rows[0]["in_context"]["value"] or [0]
-    outcomes = outcomes_of(rows, {TASKS[0].digest: value})
+    answered = with_right_answers(rows, [dataclasses.replace(TASKS[0], answer=as_tuples(value))])
+    outcomes = outcomes_of(answered)
     assert {o.task_id for o in outcomes} == {f"t0#{TASKS[0].digest}"}
     assert outcomes[0].correct == float(rows[0]["in_context"]["value"] is not None)
+
+
+@pytest.mark.parametrize(("comparison", "right"), [("exact", 0.0), ("ignore_case", 1.0)])
+def test_answers_that_come_later_are_compared_as_their_file_says(log: Path, comparison: str, right: float) -> None:
+    task = make_task([("ab", "ab"), ("cd", "cd")], "hij", answer="HIJ", comparison=comparison)
+    (row, *_) = read_log([log])
+    answer = {**row["in_context"], "value": "hij"}
+    facts = {**row["task"], "kind": "text", "digest": task.digest, "answer": None, "comparison": "exact"}
+    row |= {"task": facts, "answer": "hij", "in_context": answer}
+    (known,) = with_right_answers([row], [task])
+    assert summary([known], None)["accuracy"] == right
+    assert outcomes_of([known])[0].correct == right
+    assert with_right_answers([{**row, JUDGED: True}], [task]) == [{**row, JUDGED: True}], "its answers are marks"
 
 
 def test_rows_without_all_features_or_full_costs_give_no_outcome(log: Path) -> None:
     trained = [(r, a) for r in read_log([log]) for a in r["attempts"] if a["training_record"] and not a["from_cache"]]
     row = {**trained[0][0], "attempts": [trained[0][1]]}
-    assert len(outcomes_of([row], {})) == 2
+    assert len(outcomes_of([row])) == 2
     short = {name: row["features"][name] for name in STAGE_0}
-    assert outcomes_of([{**row, "features": short}], {}) == []
+    assert outcomes_of([{**row, "features": short}]) == []
     for changed in ({"from_cache": True}, {"training_record": {"stop_reason": "deadline"}}):
         attempt = {**row["attempts"][0], **changed}
-        assert [o.strategy for o in outcomes_of([{**row, "attempts": [attempt]}], {})] == ["in_context"]
+        assert [o.strategy for o in outcomes_of([{**row, "attempts": [attempt]}])] == ["in_context"]
 
 
 def test_lines_that_are_no_log_are_named(tmp_path: Path, log: Path) -> None:
@@ -347,7 +362,7 @@ def test_logs_of_several_models_are_refused(log: Path, learner: Learner) -> None
 
 
 def test_served_decisions_are_summarised(log: Path) -> None:
-    report = summary(read_log([log]), {}, None)
+    report = summary(read_log([log]), None)
     assert report["queries"] == report["with_known_answer"] == report["explored"] == 4
     assert 0 <= report["accuracy"] <= 1
     assert report["shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
@@ -385,15 +400,15 @@ def test_drift_is_seen_where_it_is_and_nowhere_else() -> None:
     train, new = rng.normal(size=(1000, len(NAMES[1]))), rng.normal(size=(100, len(NAMES[1])))
     train[:, 0], new[:, 0] = 3.0, 3.0
     place = STAGE_0.index("answer_mean")
-    report = summary(served_rows(new), {}, policy_of(train))
+    report = summary(served_rows(new), policy_of(train))
     assert report["drifted"] == []
     assert report["out_of_distribution_share"] == 0.0
     assert report["accuracy"] == 1.0
     new[:, place] += 1.5
-    report = summary(served_rows(new), {}, policy_of(train))
+    report = summary(served_rows(new), policy_of(train))
     assert report["drifted"] == ["answer_mean"]
     new[:, : len(STAGE_0)] += 20
-    assert summary(served_rows(new), {}, policy_of(train))["out_of_distribution_share"] == 1.0
+    assert summary(served_rows(new), policy_of(train))["out_of_distribution_share"] == 1.0
 
 
 def test_the_stability_index_is_what_its_definition_gives() -> None:

@@ -133,7 +133,7 @@ def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
     own = {name: data[name] for name in ("id", "family", "dataset") if data.get(name) is not None}
     draft = replace(
         draft, id=own.get("id"), family=own.get("family"), dataset=own.get("dataset", draft.dataset),
-        instruction=data.get("instruction") if draft.instruction is None else draft.instruction,
+        instruction=draft.instruction if data.get("instruction") is None else data["instruction"],
         comparison=data.get("comparison"),
     )  # fmt: skip
     answer = data.get("answer")
@@ -142,7 +142,7 @@ def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
     if len(draft.queries) != 1:
         raise invalid_field("answer", f"outputs in the {len(draft.queries)} queries, as one answer fits one", answer)
     (query,) = draft.queries
-    if query.output is not None and query.output is not MISSING and query.output != answer:
+    if query.output is not None and query.output is not MISSING and not _is_same_output(draft, query.output, answer):
         raise invalid_field("answer", f"the {query.output_field}, {shortened(query.output)}, or nothing", answer)
     return replace(draft, queries=[replace(query, output=answer, output_field="answer")])
 
@@ -180,6 +180,14 @@ def _checked(kind: str, raw: object, field: str) -> Value:
 
 def _name(raw: object, field: str, default: str) -> str:
     return check_text(default, field) if raw is None else check_name(raw, field)
+
+
+def _is_same_output(draft: _Draft, one: object, other: object) -> bool:
+    """Whether two outputs are the same, texts in the form that the outputs of the demonstrations show."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one == other
+    shown = [example.output for example in draft.demonstrations if isinstance(example.output, str)]
+    return canonical_output("text", one, shown) == canonical_output("text", other, shown)
 
 
 def _examples(data: Mapping[str, object], field: str, output: str = "output", minimum: int = 0) -> list[_Example]:

@@ -19,7 +19,7 @@ from autottt.policies.features import NAMES
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import FixedPolicy
-from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts
+from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, with_right_answers
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -53,7 +53,7 @@ def explored(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def outcomes(traces: list[Trace]) -> list[Outcome]:
-    return outcomes_of(log_rows(traces)[0], {}, forced=False)
+    return outcomes_of(log_rows(traces)[0], forced=False)
 
 
 def test_a_trace_gives_the_outcomes_of_the_strategies_that_were_run(explored: list[Trace], learner: Learner) -> None:
@@ -101,8 +101,8 @@ def test_a_strategy_that_the_caller_forced_teaches_about_the_in_context_answer_o
     (row,) = log_rows(list(store.traces()))[0]
     assert is_forced(row)
     measured = {**row, "features": dict.fromkeys(NAMES[1], 0.0)}
-    assert [o.strategy for o in outcomes_of([measured], {}, forced=False)] == ["in_context"]
-    assert [o.strategy for o in outcomes_of([measured], {}, forced=True)] == ["in_context", "ttt_direct"]
+    assert [o.strategy for o in outcomes_of([measured], forced=False)] == ["in_context"]
+    assert [o.strategy for o in outcomes_of([measured], forced=True)] == ["in_context", "ttt_direct"]
 
 
 def test_traces_that_teach_nothing_are_counted_with_the_reason(
@@ -122,10 +122,10 @@ def test_traces_that_teach_nothing_are_counted_with_the_reason(
         "the run ended without a result (refused, failed, cancelled or interrupted)": 1,
         "the trace is of another version of this package, or damaged": 1,
     }
-    assert skipped_counts(rows, {}) == {"the right answer is unknown (--answers FILES)": 1}
-    assert outcomes_of(rows, {}, forced=False) == []
-    answers = {TASKS[1].digest: [8, 1]}
-    assert {o.task_id for o in outcomes_of(rows, answers, forced=False)} == {f"t1#{TASKS[1].digest}"}
+    assert skipped_counts(rows) == {"the right answer is unknown (--answers FILES)": 1}
+    assert outcomes_of(rows, forced=False) == []
+    answered = with_right_answers(rows, [replace(TASKS[1], answer=(8, 1))])
+    assert {o.task_id for o in outcomes_of(answered, forced=False)} == {f"t1#{TASKS[1].digest}"}
     _, reasons = log_rows(explored, base_hash="f" * 8)
     assert reasons == {"the run is of another model (--model-hash)": len(explored)}
 
@@ -146,11 +146,11 @@ def test_a_label_makes_outcomes_of_a_run_whose_right_answer_was_unknown(
         store.label(trace.id, {"right": right, "strategies": strategies_right, "answer": [0]})
     rows, reasons = log_rows(store.traces())
     assert reasons == {}
-    made = outcomes_of(rows, {}, forced=False)
+    made = outcomes_of(rows, forced=False)
     assert len(made) > 3
     if not content:
         assert all(o.correct == float(right == (o.strategy == "in_context")) for o in made)
-    assert skipped_counts(rows, {}) == {}
+    assert skipped_counts(rows) == {}
 
 
 @pytest.mark.parametrize("right", [True, False])

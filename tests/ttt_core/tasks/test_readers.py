@@ -107,6 +107,21 @@ def test_a_field_that_is_null_is_absent(tmp_path, line):
     assert filled == plain
 
 
+@pytest.mark.parametrize(("output", "answer"), [("The answer is c.", "c"), ("c", "c "), ("c", "c")])
+def test_an_answer_beside_the_output_of_the_query_may_have_another_form(tmp_path, output, answer):
+    pairs = [example("1", "a"), example("2", "b")]
+    line = {"demonstrations": pairs, "queries": [example("3", output)], "answer": answer}
+    (task,) = read_tasks([write(tmp_path / "tasks.jsonl", line)]).tasks
+    assert task.answer == "c"
+
+
+def test_an_instruction_of_its_own_precedes_the_system_message_in_a_file_as_in_make_task(tmp_path):
+    (task,) = read_tasks([write(tmp_path / "tasks.jsonl", {**CHAT, "instruction": "Spell."})]).tasks
+    *shown, query = CHAT["messages"]
+    assert (task.instruction, task.query) == ("Spell.", query["content"])
+    assert make_task(shown, query["content"], instruction="Spell.").digest == task.digest
+
+
 def test_names_come_from_the_place_where_the_line_has_none(tmp_path):
     line = public(id=..., dataset=..., family=..., kind=...)
     (task,) = read_tasks([write(tmp_path / "tasks.jsonl", "", line)]).tasks
