@@ -278,9 +278,14 @@ def _as_served(outcome: Outcome, base: Outcome) -> float:
 
 def merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """The family of each outcome; for a query without one the name of its group, or its own. Families that share a
-    task, by its content, are merged under the first name: else a query with two names could be on both sides of a
-    split."""
-    parent = {name: name for name in map(_family, outcomes)}
+    task are merged (`merged_by_content`)."""
+    return merged_by_content([_family(outcome) for outcome in outcomes], [outcome.digest for outcome in outcomes])
+
+
+def merged_by_content(families: Sequence[str], digests: Sequence[str]) -> tuple[str, ...]:
+    """The families of queries with these digests of their content, empty where it is unknown. Families that share a
+    query are merged under the first name: else a query with two names could be on both sides of a split."""
+    parent = {name: name for name in families}
 
     def root(name: str) -> str:
         while parent[name] != name:
@@ -288,12 +293,11 @@ def merged_families(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         return name
 
     first_family: dict[str, str] = {}
-    for outcome in outcomes:
-        if outcome.digest:
-            known, own = root(first_family.setdefault(outcome.digest, _family(outcome))), root(_family(outcome))
-            first, second = sorted((known, own))
+    for family, digest in zip(families, digests, strict=True):
+        if digest:
+            first, second = sorted((root(first_family.setdefault(digest, family)), root(family)))
             parent[second] = first
-    return tuple(root(_family(outcome)) for outcome in outcomes)
+    return tuple(map(root, families))
 
 
 def _comparable_strategies(strategies: set[str], measured: Sequence[dict[str, Outcome]]) -> set[str]:

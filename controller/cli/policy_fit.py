@@ -117,13 +117,15 @@ def _of(
 
 def _check_families(tasks: Sequence[Task]) -> None:
     """Raises `TaskError` for too few families to hold some out; warns of few."""
-    from ...policies.outcome_table import MIN_FAMILIES
+    from ...policies.outcome_table import MIN_FAMILIES, merged_by_content
 
-    families = len({task.family or task.group for task in tasks})
+    names = [task.family or task.group for task in tasks]
+    families = len(set(merged_by_content(names, [task.digest for task in tasks])))
     if families < MIN_FAMILIES:
+        shared = f" ({len(set(names))} names; families that have a query in common count as one)"
         raise TaskError(
             f"--tasks: expected tasks of at least {MIN_FAMILIES} families, so that some can be held out; received "
-            f"{families}: give more tasks, with the field `family` in each"
+            f"{families}{shared if len(set(names)) > families else ''}: give more tasks, each with its `family`"
         )
     if families < FEW_FAMILIES:
         warn(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...ttt_core.errors import AutotttError, ModelError, TaskError
-from .console import interruptible, line, note
+from .console import interruptible, line, note, warn
 from .locks import exclusive
 from .options import ModelOptions, TaskOptions
 
@@ -60,6 +60,9 @@ def prepare(
 
     learner = (options if base is None else replace(options, model=base)).load_learner()
     fitting = [[task for task in side if learner.fits(task, task.answer)] for side in (training, held_out)]
+    queries = len(training) + len(held_out)
+    if left_out := queries - sum(map(len, fitting)):
+        warn(f"{left_out} of {queries} queries are left out: they do not fit in the model's context")
     recipe = replace(RECIPE, max_steps=steps, rank=rank, alpha=float(rank), learning_rate=learning_rate)
     settings = Preparation(recipe, rounds, patience, selection.seed)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...ttt_core.tasks.task import as_tuples
-from ..tracing.answers import is_right_in
+from ..tracing.answers import is_right_in, task_with_answer
 from ..tracing.candidates import candidates_of
 from ..tracing.statistics import Statistics
 from ..tracing.store import Summary
@@ -60,7 +60,7 @@ def _answers(trace: Trace) -> Iterator[RenderableType]:
     """The query, the answers of all attempts and the right one, where the trace has content."""
     if not trace.has_content or not trace.result:
         return
-    task = trace.task
+    task = task_with_answer(trace)
     table = Table.grid(padding=(0, 2))
     table.add_row("query", show_value(task.kind, task.query))
     by_strategy = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...policies.outcomes import BASE
 from ...ttt_core.tasks.answers import is_right
-from ...ttt_core.tasks.task import as_tuples
+from ...ttt_core.tasks.task import Task, as_tuples
 from .differences import difference_text, size_text
 from .trace import Trace
 from .votes import views_sentence, vote_sentence, votes_of
@@ -24,7 +25,7 @@ def answer_sentences(trace: Trace) -> Iterator[str]:
     """The query, the answer of every attempt and the right one, where the trace has content."""
     if not trace.has_content or not trace.in_context:
         return
-    task = trace.task
+    task = task_with_answer(trace)
     yield f"Query: {_shown(task.query)}"
     for name, attempt in {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts]}.items():
         right = {True: ", right", False: ", wrong", None: ""}[is_right_in(trace, attempt)]
@@ -41,9 +42,19 @@ def _shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
+def task_with_answer(trace: Trace) -> Task:
+    """The task, with the right answer that the label tells in place of its own."""
+    answer = trace.labelled_answer
+    return trace.task if answer is None else replace(trace.task, answer=as_tuples(answer))
+
+
 def is_right_in(trace: Trace, attempt: Mapping[str, Any]) -> bool | None:
-    """Whether the value of an attempt is the answer of the task; None where the task has no known answer."""
-    task = trace.task
+    """Whether the value of an attempt is right, as the label says, else by the answer of the task; None where neither
+    tells."""
+    said: bool | None = trace.label.get("strategies", {}).get(attempt["strategy"]) if "strategy" in attempt else None
+    if said is not None or not trace.has_content:
+        return said
+    task = task_with_answer(trace)
     return None if task.answer is None else is_right(task, as_tuples(attempt["value"]))
 
 
@@ -57,7 +68,8 @@ def moment(trace: Trace, attempt: Mapping[str, Any]) -> str:
 
 def card_sentences(trace: Trace, attempt: Mapping[str, Any]) -> list[str]:
     """What is said of the answer of an attempt, most important first."""
-    kind, right = trace.task_facts.get("kind", "text"), trace.task_facts.get("answer")
+    labelled = trace.labelled_answer
+    kind, right = trace.task_facts.get("kind", "text"), labelled or trace.task_facts.get("answer")
     value, vote = attempt["value"], votes_of(trace, attempt["strategy"])
     said = [difference_text(kind, value, right) or size_text(kind, value)]
     if value is not None and value == trace.task_facts.get("query"):

@@ -181,7 +181,7 @@ def _adapters(trace: Trace, strategy: str) -> Iterator[str]:
 
 def _ending(trace: Trace) -> Iterator[str]:
     if result := trace.result:
-        right = {True: "right", False: "wrong", None: "of unknown correctness"}[result["right"]]
+        right = {True: "right", False: "wrong", None: "of unknown correctness"}[trace.is_right]
         yield f"The answer is {right}; it came from {result['strategy']} after {trace.seconds:.2f} s."
         if result["proof"]:
             yield f"The weights are unchanged. {weights_sentence(trace)}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ...policies.outcomes import BASE
 from ...policies.serving_logs import JUDGED, Row, problem_of
 from .trace import Trace
 
@@ -33,12 +32,8 @@ def _labelled(trace: Trace) -> Row:
     result, label = trace.result, trace.label
     if not label:
         return result
-    if trace.has_content:
-        right_answer = label.get("answer")
-        if right_answer is None and label["right"] and not _is_by_other_server(trace):
-            right_answer = result["answer"]
-        if right_answer is not None:
-            return {**result, "task": {**result["task"], "answer": right_answer}}
+    if trace.has_content and (right_answer := trace.labelled_answer) is not None:
+        return {**result, "task": {**result["task"], "answer": right_answer}}
     marks = {name: _RIGHT if right else _WRONG for name, right in label["strategies"].items()}
     if not {"in_context", result["attempts"][0]["strategy"]} <= marks.keys():
         return result
@@ -46,11 +41,6 @@ def _labelled(trace: Trace) -> Row:
     attempts = [_marked(attempt, marks) for attempt in result["attempts"]]
     answers = {"in_context": _marked(result["in_context"], marks), "attempts": attempts}
     return {**result, **answers, "task": task, "answer": marks.get(result["strategy"]), JUDGED: True}
-
-
-def _is_by_other_server(trace: Trace) -> bool:
-    """Whether the answer that was labelled may be that of another server, which answers in context only."""
-    return bool(trace.label.get("other_server")) and trace.result["strategy"] == BASE
 
 
 def _marked(attempt: Row, marks: Mapping[str, str]) -> Row:

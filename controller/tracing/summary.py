@@ -51,7 +51,7 @@ def _answer(trace: Trace) -> Fact:
         text = trace.error or str(result.get("error", "")) or "No attempt gave an answer that can be parsed."
         return Fact("Answer", trace.status.replace("_", " ").capitalize(), text, "bad")
     source = f"The answer is that of {result['strategy']}."
-    if result["right"] is None:
+    if trace.is_right is None:
         return Fact("Answer", "Answered", f"{source} The task has no known answer to compare it with.")
     attempts = {attempt["strategy"]: attempt for attempt in [trace.in_context, *trace.attempts] if attempt}
     others = [
@@ -60,7 +60,7 @@ def _answer(trace: Trace) -> Fact:
         if name != result["strategy"]
     ]
     text = f"{source} Other attempts: {', '.join(others)}." if others else source
-    return Fact("Answer", "Right" if result["right"] else "Wrong", text, "good" if result["right"] else "bad")
+    return Fact("Answer", "Right" if trace.is_right else "Wrong", text, "good" if trace.is_right else "bad")
 
 
 def _decision(trace: Trace) -> Fact:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ...policies.outcomes import BASE
 from ...ttt_core.errors import TraceError
 from ...ttt_core.spans import Span
 from ...ttt_core.standard_json import dumps
@@ -105,6 +106,20 @@ class Trace:
         and, in a trace with content, `answer` (the right one); empty where nothing was reported."""
         label: Mapping[str, Any] = self.plain.get("label", {})
         return label
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the answer is right, as the label says, else by the task's own answer; None where neither tells."""
+        right: bool | None = self.label.get("right", self.result.get("right"))
+        return right
+
+    @property
+    def labelled_answer(self) -> Any:
+        """The right answer that the label tells, as decoded JSON; None where it tells none."""
+        if (answer := self.label.get("answer")) is not None or not self.has_content or not self.label.get("right"):
+            return answer
+        of_other_server = self.label.get("other_server") and self.result["strategy"] == BASE  # it reads in context only
+        return None if of_other_server else self.result["answer"]
 
     def require_content(self, what: str) -> None:
         """Raises `TraceError` for a trace without content."""

@@ -75,7 +75,7 @@ def _compared(trace: Trace) -> list[str]:
 
 
 def _title(trace: Trace) -> str:
-    right = trace.result.get("right")
+    right = trace.is_right
     answer = trace.status.replace("_", " ") if right is None else "right" if right else "wrong"
     by = f" by {trace.strategy}" if trace.strategy else ""
     return f"{trace.task_facts.get('id') or 'task'}{by}: {answer}"
@@ -87,6 +87,8 @@ def _task(trace: Trace) -> Plain:
     if not trace.task_facts:
         return {}
     task: Plain = {name: trace.task_facts.get(name) for name in names}
+    if trace.labelled_answer is not None:
+        task["answer"] = trace.labelled_answer
     return {
         **task,
         "query_size": size_text(task["kind"], task["query"]),

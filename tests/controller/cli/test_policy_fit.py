@@ -78,7 +78,7 @@ def test_outcomes_that_do_not_fit_are_refused_with_a_remedy_that_the_command_has
         raise PolicyError(f"another recipe; {remedy}")
 
     monkeypatch.setattr(collecting, "missing", fails)
-    file = tasks_file(tmp_path, *(task(f"family{n}") for n in range(5)))
+    file = tasks_file(tmp_path, *(task(f"family{n}", queries=[{"input": [5, n], "output": [n, 5]}]) for n in range(5)))
     code, _, err = fit(file, model)
     assert code == 2
     assert "another recipe; delete the folder" in err
@@ -87,9 +87,13 @@ def test_outcomes_that_do_not_fit_are_refused_with_a_remedy_that_the_command_has
 
 
 def test_too_few_families_and_missing_answers_are_refused_before_anything_is_measured(tmp_path, model):
-    code, _, err = fit(tasks_file(tmp_path, task("a"), task("b")), model)
+    code, _, err = fit(tasks_file(tmp_path, task("a"), task("b", queries=[{"input": [7, 8], "output": [8, 7]}])), model)
     assert code == 2
     assert "expected tasks of at least 4 families, so that some can be held out; received 2" in err
+    names = [task(f"f{n}", family=f"f{n}") for n in range(4)]  # the same query in every family
+    code, _, err = fit(tasks_file(tmp_path, *names), model)
+    assert code == 2
+    assert "received 1 (4 names; families that have a query in common count as one)" in err
     unanswered = [task(f"f{n}", queries=[{"input": [5, 6]}]) for n in range(5)]
     code, _, err = fit(tasks_file(tmp_path, *unanswered), model)
     assert code == 2

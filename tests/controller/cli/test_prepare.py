@@ -46,11 +46,15 @@ def test_the_adapter_is_written_and_used(tmp_path, model):
         ])
         for n in range(12)
     ]  # fmt: skip
+    lines.append(task("long", demonstrations=[{"input": [1] * 5000, "output": [1]}], queries=[
+        {"input": [2], "output": [1]}
+    ]))  # fmt: skip
     file, out = tasks_file(tmp_path, *lines), str(tmp_path / "adapter")
     options = ["--rounds", "3", "--steps", "2", "--rank", "2", "--learning-rate", "0.02"]
     code, printed, err = call("prepare", model, "--tasks", file, "--out", out, *options)
     assert code == 0, err
     assert "held-out queries right in context" in err
+    assert "1 of 13 queries are left out: they do not fit in the model's context" in err
     assert f"--starting-adapter {out}" in printed
     solved = [
         "solve",

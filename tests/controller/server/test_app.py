@@ -21,10 +21,13 @@ from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.controller.server.guard import ApiKeys
 from autottt.controller.server.labels import _Answers
 from autottt.controller.server.limits import Limits
+from autottt.controller.tracing.explanation import explanation
 from autottt.controller.tracing.log_rows import log_rows
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
+from autottt.controller.tracing.summary import summary_of
 from autottt.controller.tracing.telemetry import TelemetryTarget
+from autottt.controller.tracing.view import view_of
 from autottt.strategies.base import Attempt
 from autottt.ttt_core.recipes import Recipe
 from tests.controller.server.conftest import MODEL, TASK
@@ -427,6 +430,41 @@ def test_feedback_with_the_text_that_was_served_is_right_and_is_so_for_retrainin
     assert trace.label == {"right": True, "strategies": {"in_context": True}, "answer": served}
     (row,) = log_rows([trace])[0]
     assert row["task"]["answer"] == row["in_context"]["value"] == served
+
+
+@pytest.mark.parametrize("own", [None, "no"])
+@pytest.mark.parametrize(
+    ("feedback", "right", "headline", "right_answer"),
+    [
+        ({"answer": "it"}, True, "Right", "it"),
+        ({"answer": "that"}, False, "Wrong", "that"),
+        ({"right": True}, True, "Right", "it"),
+        ({"right": False}, False, "Wrong", None),
+    ],
+)
+@pytest.mark.parametrize("content", [True, False])
+def test_every_view_of_a_run_says_what_feedback_said(
+    serve, traced, own, feedback, right, headline, right_answer, content, monkeypatch
+):
+    attempt = Attempt("in_context", "it", "it", 0.5)
+    monkeypatch.setattr("autottt.policies.measurement.from_answer", lambda name, answer: attempt)
+    controller, store = traced(content=content)
+    client = serve(controller)
+    shown = [{"input": "a", "output": "one"}, {"input": "b", "output": "two"}]
+    request = {"demonstrations": shown, "query": "c"} | ({} if own is None else {"answer": own})
+    trace_id = client.post("/v1/solve", json=request).json()["autottt"]["trace_id"]
+    client.post("/v1/feedback", json={"trace_id": trace_id, **feedback})
+    trace = store.get(trace_id)
+    assert store.summaries()[0].is_right is trace.is_right is right
+    assert summary_of(trace)[0].headline == headline
+    words = explanation(trace)
+    assert f"The answer is {headline.lower()}" in words
+    if content:
+        assert f'Answer of in_context: "it", {headline.lower()}.' in words
+        expected = right_answer or own
+        assert (f'Right answer: "{expected}".' in words) == (expected is not None)
+        page = view_of(trace, ["in_context"])
+        assert (page["task"]["answer"], page["answers"][0]["right"]) == (expected, right)
 
 
 @pytest.mark.parametrize("limit", [{"stop": ["t"]}, {"max_tokens": 1}])
