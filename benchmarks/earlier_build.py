@@ -2,7 +2,7 @@
 
     git worktree add --detach FOLDER REVISION
     python benchmarks/earlier_build.py MODEL TASKS... --checkout FOLDER --rows runs/earlier.rows.jsonl \
-        --json benchmarks/results/earlier_build.json
+        --json benchmarks/results/earlier_build_MODEL.json
 
 MODEL is what `--model` takes elsewhere (such as smollm2-135m), TASKS are files as `autottt tasks export` writes them.
 Each checkout runs in a process of its own with its own defaults for the model, answers all queries of a task with one

@@ -94,7 +94,7 @@ def test_too_few_families_and_missing_answers_are_refused_before_anything_is_mea
     code, _, err = fit(tasks_file(tmp_path, *names), model)
     assert code == 2
     assert "received 1 (4 names; families that have a query in common count as one)" in err
-    unanswered = [task(f"f{n}", queries=[{"input": [5, 6]}]) for n in range(5)]
+    unanswered = [task(f"f{n}", queries=[{"input": [5, n]}]) for n in range(5)]
     code, _, err = fit(tasks_file(tmp_path, *unanswered), model)
     assert code == 2
     assert "needs the right answer of every query" in err
