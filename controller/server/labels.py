@@ -103,14 +103,11 @@ class Labels:
         by_strategy = {attempt.strategy: attempt.value for attempt in (result.in_context, *result.attempts)}
         task, strategy = result.task, "" if source is not None and source.server else result.strategy
         shown = [d.output for d in task.demonstrations] if task.kind == "text" else ()
-        given, is_cut = result.answer, task.kind == "text" and cut is not None
-        if is_cut and cut is not None:
-
-            def received(value: Any) -> Any:
-                return None if value is None else canonical_output(task.kind, cut(value), shown)
-
-            given, by_strategy = received(given), {name: received(value) for name, value in by_strategy.items()}
-        answers = _Answers(task.kind, task.comparison, given, strategy, by_strategy, shown, is_cut)
+        cut = cut if task.kind == "text" else None
+        values = {"": result.answer, **by_strategy}
+        if cut is not None:
+            values = {name: v if v is None else canonical_output("text", cut(str(v)), shown) for name, v in values.items()}
+        answers = _Answers(task.kind, task.comparison, values.pop(""), strategy, values, shown, is_cut=cut is not None)
         self._answers[result.trace_id] = answers
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)

@@ -68,8 +68,9 @@ def moment(trace: Trace, attempt: Mapping[str, Any]) -> str:
 
 def card_sentences(trace: Trace, attempt: Mapping[str, Any]) -> list[str]:
     """What is said of the answer of an attempt, most important first."""
-    labelled = trace.labelled_answer
-    kind, right = trace.task_facts.get("kind", "text"), labelled or trace.task_facts.get("answer")
+    kind, right = trace.task_facts.get("kind", "text"), trace.labelled_answer
+    if right is None:
+        right = trace.task_facts.get("answer")
     value, vote = attempt["value"], votes_of(trace, attempt["strategy"])
     said = [difference_text(kind, value, right) or size_text(kind, value)]
     if value is not None and value == trace.task_facts.get("query"):
