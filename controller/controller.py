@@ -328,7 +328,8 @@ class Controller:
 
         def solve_alone(task: Task) -> Result:
             alone = replace(self.context(budget, cancel, strategy), queries=context.queries)
-            return self._or_refused(task, partial(self.solve_with, alone, task, seed=chosen_seed, on_event=on_event))
+            work = partial(self.solve_with, alone, task, seed=chosen_seed, on_event=on_event)
+            return self._or_refused(task, chosen_seed, work)
 
         results = []
         known = queries_of_call(tasks) if isinstance(tasks, Sequence) else {}
@@ -358,7 +359,7 @@ class Controller:
             runs = [PausedRun(graph, task, context, seed, str(number), on_event) for number, task in enumerate(tasks)]
             try:
                 for index, run in enumerate(runs):
-                    decided = self._or_refused(run.task, run.to_the_decision)
+                    decided = self._or_refused(run.task, seed, run.to_the_decision)
                     if isinstance(decided, Result):
                         refusals[index] = decided
                         continue
@@ -368,7 +369,7 @@ class Controller:
                         self._expect(strategy, formatted, context.scope, seed)
                 self._prefetch(chosen, watched(context, [task for _, task, _ in chosen], on_event), seed)
                 for index, run in enumerate(runs):
-                    yield refusals[index] if index in refusals else self._or_refused(run.task, run.to_the_end)
+                    yield refusals[index] if index in refusals else self._or_refused(run.task, seed, run.to_the_end)
             finally:
                 for run in runs:
                     run.end(Cancelled("another task of the batch ended it"))
@@ -424,14 +425,14 @@ class Controller:
             with self._verified_on_failure(), self._isolated(context) as context:
                 yield self.graph.stream(start, context=context, stream_mode=mode)
 
-    def _or_refused(self, task: Task, work: Callable[[], T]) -> T | Result:
+    def _or_refused(self, task: Task, seed: int, work: Callable[[], T]) -> T | Result:
         """What `work` returns, or the result of a task that cannot be tried."""
         try:
             return work()
         except (BaseChangedError, Cancelled):
             raise
         except AutotttError as error:
-            return refused(task, error, self.learner.verify())
+            return refused(task, error, self.learner.verify(), seed)
 
     def stream(
         self,

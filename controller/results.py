@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from ..ttt_core.standard_json import finite_or_none
 from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.html import value_html
 from ..ttt_core.tasks.task import Task, Value, as_tuples
+from .caller import trace_id_of
 from .state import Progress, State, attempt_from_plain, number, record_from_plain, task_from_plain
 
 
@@ -197,10 +198,10 @@ def output_of(state: State) -> State:
     return {"answer": result.answer, "result": result.to_plain(content=True)}
 
 
-def refused(task: Task, error: Exception, proof: RevertProof | None, trace: Sequence[Mapping[str, Any]] = ()) -> Result:
+def refused(task: Task, error: Exception, proof: RevertProof | None, seed: int) -> Result:
     """The result of a task that could not be tried."""
     return Result(
         task=task, status="refused", answer=None, text="", strategy="", reason="", difficulty=0.0, scores={},
         features={}, in_context=None, attempts=(), adaptation=None, cost=Cost(), relative_seconds=0.0, proof=proof,
-        trace=tuple(trace), error=str(error),
+        trace=(), error=str(error), seed=seed, trace_id=trace_id_of(error),
     )  # fmt: skip

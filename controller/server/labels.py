@@ -106,7 +106,7 @@ class Labels:
         cut = cut if task.kind == "text" else None
         values = {"": result.answer, **by_strategy}
         if cut is not None:
-            values = {name: v if v is None else canonical_output("text", cut(str(v)), shown) for name, v in values.items()}
+            values = {n: v if v is None else canonical_output("text", cut(str(v)), shown) for n, v in values.items()}
         answers = _Answers(task.kind, task.comparison, values.pop(""), strategy, values, shown, is_cut=cut is not None)
         self._answers[result.trace_id] = answers
         while len(self._answers) > MAX_ANSWERS:

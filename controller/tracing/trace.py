@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ...policies.outcomes import BASE
-from ...ttt_core.errors import TraceError
+from ...ttt_core.errors import TooLongError, TraceError
 from ...ttt_core.spans import Span
 from ...ttt_core.standard_json import dumps
 from ...ttt_core.tasks.task import Task
@@ -137,7 +137,7 @@ class Trace:
         if self.root["status"] == "cancelled":
             return "cancelled"
         if self.root["status"] == "error":
-            return "failed" if self.nodes else "refused"
+            return "refused" if not self.nodes or self.error.startswith(TooLongError.__name__) else "failed"
         return "interrupted"
 
     @property

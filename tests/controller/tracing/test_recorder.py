@@ -226,6 +226,18 @@ def test_a_run_whose_time_is_up_is_recorded_with_what_it_did(learner, memory):
     assert memory.only.edges[-1] == ("revert", "__end__")
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("length", [9000, 400])
+def test_the_result_of_a_refused_task_agrees_with_its_trace(learner, memory, together, length):
+    """One that is too long for any prompt is refused at once, a shorter one where its prompt is made."""
+    long = make_task([([1] * length, [2])] * 2, [3], id="long", answer=[1])
+    controller = Controller(learner, FixedPolicy("in_context"), trace=TraceRecorder([memory]))
+    *_, result = controller.solve_many([TASK, long] if together else [long], seed=9)
+    (trace,) = [trace for trace in memory.traces if trace.attributes["task"]["id"] == "long"]
+    assert (result.status, result.seed, result.trace_id) == ("refused", 9, trace.id)
+    assert (trace.status, trace.attributes["seed"]) == ("refused", 9)
+
+
 def test_a_refused_task_is_recorded(learner, memory):
     with pytest.raises(TooLongError):
         controller_of(learner, memory, "in_context").solve(TOO_LONG)
