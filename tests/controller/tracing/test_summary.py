@@ -118,9 +118,9 @@ def test_the_proof_has_its_method_and_hash(crossfit):
     assert proof["hash"] in text
 
 
-def test_a_failed_run_has_its_error_and_the_proof_after_it():
+def test_a_refused_run_has_its_error_and_the_proof_after_it():
     shown = facts(failed_trace())
-    assert (shown["Answer"].headline, shown["Answer"].text) == ("Failed", "TooLongError: 9000 tokens")
+    assert (shown["Answer"].headline, shown["Answer"].text) == ("Refused", "TooLongError: 9000 tokens")
     assert shown["Decision"].headline == "None"
     assert shown["Base weights"].headline == "Unchanged"
 
