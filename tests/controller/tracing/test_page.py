@@ -151,7 +151,7 @@ def test_a_trace_without_content_has_no_page():
 
 def test_a_run_that_failed_before_its_task_was_read_has_a_page():
     data = data_of(page(failed_trace()))
-    assert data["summary"][0]["headline"] == "Failed"
+    assert data["summary"][0]["headline"] == "Refused"
     assert data["task"] == {}
 
 
