@@ -108,12 +108,12 @@ def content_of(controller: HasLearner, chat: ChatTask, result: Result, prompt_to
     else:
         text = result.answer if isinstance(result.answer, str) else json.dumps(result.answer)
 
-    def cut(whole: str) -> str:
-        return _first_tokens(controller, chat.cut(whole), chat.max_tokens)[0]
+    def beginning(whole: str) -> tuple[str, int, bool]:
+        return _first_tokens(controller, chat.cut(whole), chat.max_tokens)
 
-    shown, count, is_long = _first_tokens(controller, chat.cut(text), chat.max_tokens)
-    reason: Literal["stop", "length"] = "length" if is_long else "stop"
-    return ChatAnswer(shown, reason, prompt_tokens, count, facts_of(result), result, None if shown == text else cut)
+    shown, count, is_long = beginning(text)
+    cut = None if shown == text else lambda whole: beginning(whole)[0]
+    return ChatAnswer(shown, "length" if is_long else "stop", prompt_tokens, count, facts_of(result), result, cut)
 
 
 def _first_tokens(controller: HasLearner, text: str, limit: int) -> tuple[str, int, bool]:

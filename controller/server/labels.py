@@ -120,20 +120,19 @@ class Labels:
         if not isinstance(recorder, Labeller):
             raise ApiError(400, "this server stores no traces, so there is nothing to label", code="no_traces")
         answers = self._answers.get(feedback.trace_id)
-        strategies: dict[str, bool] = {}
-        right_answer = None
-        if feedback.answer is not None:
-            if answers is None:
-                message = "answer: the answer of this trace is no longer in memory; give right in place of answer"
-                raise ApiError(400, message, "answer", "answer_not_in_memory")
-            right_answer = answers.canonical(feedback.answer)
-            strategies, right = answers.labels(right_answer), answers.is_given(right_answer)
-        else:
+        label: dict[str, Any]
+        if feedback.answer is None:
             right = bool(feedback.right)
-            strategies = {} if answers is None else answers.labels_of_given(right)
-        label: dict[str, Any] = {"right": right, "strategies": strategies}
-        if right_answer is not None and answers is not None and not answers.is_cut:
-            label["answer"] = right_answer
+            label = {"right": right, "strategies": {} if answers is None else answers.labels_of_given(right)}
+        elif answers is None:
+            message = "answer: the answer of this trace is no longer in memory; give right in place of answer"
+            raise ApiError(400, message, "answer", "answer_not_in_memory")
+        else:
+            right_answer = answers.canonical(feedback.answer)
+            right = answers.is_given(right_answer)
+            label = {"right": right, "strategies": answers.labels(right_answer)}
+            if not answers.is_cut:
+                label["answer"] = right_answer
         if self._has_other_server if answers is None else not answers.strategy:
             label["other_server"] = True
         if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):

@@ -237,7 +237,7 @@ class _Converter:
 
 def correctness(trace: Trace) -> tuple[float, str] | None:
     """Score and label of the answer; None where the right answer is not known, or the run did not finish."""
-    right = trace.result.get("right")
+    right = trace.is_right
     return None if right is None else (float(right), "correct" if right else "incorrect")
 
 

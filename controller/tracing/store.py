@@ -87,7 +87,7 @@ class Summary:
         return cls(
             id=trace.id, time=datetime.fromisoformat(trace.time).timestamp(), task=str(task.get("id", "")),
             kind=str(task.get("kind", "")), dataset=str(task.get("dataset", "")), family=str(task.get("family", "")),
-            strategy=trace.strategy, status=trace.status, is_right=trace.result.get("right"), seconds=trace.seconds,
+            strategy=trace.strategy, status=trace.status, is_right=trace.is_right, seconds=trace.seconds,
             fallbacks=sum(verdict["action"] != "accept" for verdict in trace.verdicts), adaptation=trace.adaptation,
             model=str(facts.get("model", {}).get("hash", "")),
             policy=f"{policy.get('name', '')} {policy.get('digest', '')}".strip(), content=trace.has_content,

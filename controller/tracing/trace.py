@@ -118,7 +118,7 @@ class Trace:
         """The right answer that the label tells, as decoded JSON; None where it tells none."""
         if (answer := self.label.get("answer")) is not None or not self.has_content or not self.label.get("right"):
             return answer
-        of_other_server = self.label.get("other_server") and self.result["strategy"] == BASE  # it reads in context only
+        of_other_server = self.label.get("other_server") and self.result["strategy"] == BASE  # it answers in context
         return None if of_other_server else self.result["answer"]
 
     def require_content(self, what: str) -> None:

@@ -24,6 +24,7 @@ from autottt.controller.server.limits import Limits
 from autottt.controller.tracing.explanation import explanation
 from autottt.controller.tracing.log_rows import log_rows
 from autottt.controller.tracing.recorder import TraceRecorder
+from autottt.controller.tracing.span_records import correctness
 from autottt.controller.tracing.store import TraceStore
 from autottt.controller.tracing.summary import summary_of
 from autottt.controller.tracing.telemetry import TelemetryTarget
@@ -457,6 +458,7 @@ def test_every_view_of_a_run_says_what_feedback_said(
     trace = store.get(trace_id)
     assert store.summaries()[0].is_right is trace.is_right is right
     assert summary_of(trace)[0].headline == headline
+    assert correctness(trace) == (float(right), "correct" if right else "incorrect")
     words = explanation(trace)
     assert f"The answer is {headline.lower()}" in words
     if content:
