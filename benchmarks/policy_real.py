@@ -97,8 +97,15 @@ def short_card(card: dict[str, Any]) -> dict[str, Any]:
         "gap_closed_per_task": card["gap_closed_per_task"], "gain_over_sbs": card["gain_over_sbs"],
         "gain_over_rule_of_thumb": card["gain_over_rule_of_thumb"], "routing": card["routing"],
         "auroc": difficulty["auroc"], "ece": difficulty["ece"], "harm_share": card["harm_share"],
-        "intervals_90": card["intervals_90"],
+        "intervals_90": card["intervals_90"], "partly_tried": card["partly_tried"],
     }  # fmt: skip
+
+
+def compared_outcomes(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of the strategies that a policy of all of them chooses between: not of those that were tried on a
+    few of the queries only."""
+    strategies = set(build_outcome_table(outcomes).strategies)
+    return [outcome for outcome in outcomes if outcome.strategy in strategies]
 
 
 def held_out(outcomes: Sequence[Outcome], quick: bool) -> dict[str, Any]:
@@ -198,11 +205,12 @@ def main() -> None:
     options = parser.parse_args()
     (by_model, names), rows = outcomes_in(options.stores), Rows(options.rows)
     enough = {m: some for m, some in by_model.items() if len({o.family for o in some}) >= MIN_FAMILIES}
+    compared = {model: compared_outcomes(some) for model, some in enough.items()}
     left_out = {m: len({o.family for o in some}) for m, some in by_model.items() if m not in enough}
     results: dict[str, Any] = {}
     repeats = 1 if options.quick else 5
     for model, outcomes in enough.items():
-        collected = [o for o in outcomes if o.strategy != RACE]
+        collected = compared[model]
         results[model] = {
             "strategies": strategy_numbers(outcomes),
             "more_certain": more_certain(collected),
@@ -211,11 +219,11 @@ def main() -> None:
             ),
             "race": rows.measured(f"race {model[:12]}", outcomes, lambda o=outcomes: race(o)),
             "own_policy": rows.measured(
-                f"own {model[:12]}", collected, lambda o=collected: own_policy(o, repeats, options.workers), repeats
+                f"own {model[:12]}", outcomes, lambda o=outcomes: own_policy(o, repeats, options.workers), repeats
             ),
         }
-    every = [o for some in enough.values() for o in some]
-    unknown = rows.measured("any model", every, lambda: any_model(enough)) if len(enough) > 1 else None
+    every = [o for some in compared.values() for o in some]
+    unknown = rows.measured("any model", every, lambda: any_model(compared)) if len(compared) > 1 else None
     if unknown is not None:
         unknown["models"] = {names[model]: card for model, card in unknown["models"].items()}
     models = {names[model]: parts for model, parts in results.items()}

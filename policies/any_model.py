@@ -113,6 +113,7 @@ def _uniform(table: OutcomeTable, strategies: Sequence[str], names: set[str]) ->
         correct=table.correct[:, places], alone=table.alone[:, places], costs=scale * table.costs[:, places],
         probe_cost=scale * table.probe_cost,
         applicable=table.applicable[:, places], unparsed=table.unparsed[:, places], recipes={}, prompt_format="",
+        excluded={},
     )  # fmt: skip
 
 

@@ -93,8 +93,9 @@ class OutcomeTable:
     """Format of the prompts; empty if unknown."""
     starting_adapter: str = ""
     """Digest of the adapter that training started from; empty if it started from zero."""
-    excluded_strategies: tuple[str, ...] = ()
-    """Strategies that were tried on too few of the queries that others were tried on."""
+    excluded: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    """Strategy that was tried on too few of the queries that others were tried on -> whether it is right by itself and
+    its relative cost, [N] each, NaN where it was not tried."""
     recipes: Mapping[str, str] = field(default_factory=dict)
     """`strategy/kind` -> digest of the recipe, where known."""
     over_long: int = 0
@@ -145,6 +146,11 @@ class OutcomeTable:
         """Whether every strategy was tried [N]."""
         return np.asarray(~np.isnan(self.correct).any(axis=1), dtype=np.bool_)
 
+    @property
+    def excluded_strategies(self) -> tuple[str, ...]:
+        """Names of the excluded strategies, sorted."""
+        return tuple(sorted(self.excluded))
+
     def complete(self) -> OutcomeTable:
         """The cases on which every strategy was tried; only they can be evaluated on."""
         return self.take(np.flatnonzero(self.fully_observed))
@@ -160,6 +166,7 @@ class OutcomeTable:
             correct=self.correct[chosen], alone=self.alone[chosen], costs=self.costs[chosen],
             probe_cost=self.probe_cost[chosen],
             applicable=self.applicable[chosen], unparsed=self.unparsed[chosen],
+            excluded={name: (right[chosen], costs[chosen]) for name, (right, costs) in self.excluded.items()},
         )  # fmt: skip
 
     def best_of_tasks(self, cost_weight: float) -> NDArray[np.int64]:
@@ -195,7 +202,7 @@ def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
         prompt_format=prompt_format,
         starting_adapter=_common_starting_adapter(rows),
         unmeasured=len(by_query) - len(measured) - len(long),
-        excluded_strategies=tuple(sorted({o.strategy for o in rows} - strategies)),
+        excluded={name: _alone(name, measured) for name in {o.strategy for o in rows} - strategies},
     )
 
 
@@ -301,16 +308,34 @@ def merged_by_content(families: Sequence[str], digests: Sequence[str]) -> tuple[
 
 
 def _comparable_strategies(strategies: set[str], measured: Sequence[dict[str, Outcome]]) -> set[str]:
-    """The strategies without those that were tried too rarely: a strategy that was only explored in serving must not
-    leave too few families on which all strategies were tried."""
+    """The strategies without those that were tried too rarely to be compared: those with which most outcomes are of
+    queries on which all of them were tried. A strategy that was tried on a few tasks, or only explored in serving, must
+    not leave only these to judge the others on."""
 
-    def family_count(names: set[str]) -> int:
+    def families(names: set[str]) -> int:
         return len({_family(by[BASE]) for by in measured if by.keys() >= names})
 
-    names = strategies
-    while len(names) > 2 and family_count(names) < MIN_FAMILIES:
-        names = names - {min(sorted(names - {BASE}), key=lambda s: family_count({BASE, s}))}
-    return names if family_count(names) >= MIN_FAMILIES else strategies
+    several = [by for by in measured if len(by) > 2]  # not of serving, where in_context and one other are tried
+
+    def outcome_count(names: set[str]) -> int:
+        return (len(names) - 1) * sum(by.keys() >= names for by in several)
+
+    def coverage(strategy: str) -> tuple[int, int, str]:
+        return sum(strategy in by for by in several), families({BASE, strategy}), strategy
+
+    rarest_first = sorted(strategies - {BASE}, key=coverage)
+    sets = [strategies - set(rarest_first[:n]) for n in range(max(1, len(rarest_first)))]
+    enough = [names for names in sets if families(names) >= MIN_FAMILIES]
+    return max(enough, key=outcome_count, default=strategies)
+
+
+def _alone(strategy: str, measured: Sequence[dict[str, Outcome]]) -> tuple[Floats, Floats]:
+    """Whether a strategy is right by itself on each query, and its relative cost; NaN where it was not tried, or could
+    not be."""
+    outcomes = [by.get(strategy) for by in measured]
+    tried = [outcome if outcome and outcome.status != "too_few" else None for outcome in outcomes]
+    right = [outcome.correct if outcome else np.nan for outcome in tried]
+    return np.array(right), np.array([outcome.relative_cost if outcome else np.nan for outcome in tried])
 
 
 def _check(outcomes: Sequence[Outcome], measured: Sequence[dict[str, Outcome]], strategies: set[str]) -> None:

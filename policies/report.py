@@ -91,6 +91,7 @@ def as_markdown(policy: TrainedPolicy, picture: bool = False) -> str:
         "",
         _TERMS,
         "",
+        *_partly_tried(card.get("partly_tried", {})),
         *_gains(card),
         f"- Released: {_released(policy)}.",
         *_exclusions(card, policy.strategies),
@@ -170,6 +171,30 @@ def _arms_table(policy: TrainedPolicy) -> Sequence[str]:
             f"| {arm['utility']:.3f} [{arm['interval_90'][0]:.3f}, {arm['interval_90'][1]:.3f}] |"
             for name, arm in rows
         ),
+    ]
+
+
+def _partly_tried(rows: Mapping[str, Any]) -> Sequence[str]:
+    """Strategies that were tried on some of the cases only, beside the policy on these."""
+    if not rows:
+        return []
+
+    def score(arm: Mapping[str, float]) -> str:
+        return f"{arm['accuracy']:.1%} at {arm['cost']:.1f}x"
+
+    return [
+        "Strategies that were tried on some of the cases only, which the policy does not choose, on these cases:",
+        "",
+        "| | cases, families | in context | always | policy | utility gain of the policy (90% interval) |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| `{name}` | {row['cases']}, {row['families']} | {score(row['arms']['in_context'])} "
+            f"| {score(row['arms'][name])} | {score(row['arms']['policy'])} "
+            f"| {row['gain_of_policy']['value']:+.3f} [{row['gain_of_policy']['interval_90'][0]:+.3f}, "
+            f"{row['gain_of_policy']['interval_90'][1]:+.3f}] |"
+            for name, row in rows.items()
+        ),
+        "",
     ]
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import lazy
 from .fast_inference import Floats
 from .outcome_table import OutcomeTable, RoutedCases
+from .outcomes import BASE
 
 BOOTSTRAP_RESAMPLES = 2000
 """Resamples of the families, for utilities."""
@@ -137,7 +138,39 @@ def scorecard(
         "shares": dict(zip(table.strategies, _shares(table, draws).tolist(), strict=True)),
         "probe_share": float(np.mean([draw.policy.measured for draw in draws])),
         "harm_share": _harm_share(table, draws),
+        "partly_tried": partly_tried(table, arms["policy"], cost_weight, seed),
     }
+
+
+def partly_tried(table: OutcomeTable, policy: Arm, cost_weight: float, seed: int) -> dict[str, Any]:
+    """Each strategy that was tried on some of the cases only, which the policy does not choose, beside the policy and
+    the in-context answer on these cases; the policy's gain in utility has a 90% interval over families."""
+    right, cost = (np.atleast_2d(values) for values in policy)
+    rows = {}
+    for name in table.excluded_strategies:
+        own_right, own_cost = table.excluded[name]
+        cases = np.flatnonzero(~np.isnan(own_right))
+        if not len(cases):
+            continue
+        some = table.take(cases)
+        arms = {
+            name: (own_right[cases], own_cost[cases]),
+            BASE: (some.alone[:, 0], some.costs[:, 0]),
+            "policy": (right[:, cases], cost[:, cases]),
+        }
+        utilities = {arm: right - cost_weight * cost for arm, (right, cost) in arms.items()}
+        rows[name] = {
+            "cases": len(some), "families": len(set(some.families)),
+            "arms": {
+                arm: {
+                    "accuracy": float(right.mean()), "cost": float(cost.mean()),
+                    "utility": float(utilities[arm].mean()),
+                }
+                for arm, (right, cost) in arms.items()
+            },
+            "gain_of_policy": Bootstrap(some.families, utilities, seed).gain(name),
+        }  # fmt: skip
+    return rows
 
 
 def _counts(table: OutcomeTable, cost_weight: float) -> dict[str, Any]:

@@ -315,8 +315,8 @@ def _warn_of_weaknesses(trained: TrainedPolicy, outcomes: Sequence[Outcome]) -> 
         )
     if card["excluded_strategies"]:
         warn(
-            f"left out, since too few queries were tried with all: {', '.join(card['excluded_strategies'])}; collect "
-            "more of them"
+            f"the policy does not choose {', '.join(card['excluded_strategies'])}, which most of the queries lack that "
+            "other strategies were tried on; collect more of them"
         )
     if 2 * card["cases"] < card["training_cases"]:
         warn(f"evaluated on {card['cases']} of {card['training_cases']} cases, on which every strategy was tried")

@@ -9,6 +9,8 @@ import pytest
 
 from autottt.policies import scorecard as scorecard_module
 from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
+from autottt.policies.outcomes import Outcome
+from autottt.policies.report import as_markdown
 from autottt.policies.scorecard import Bootstrap, OutOfFoldDecisions, intervals, leakage, routing, scorecard
 from tests.policies.synthetic import ALL, OUTCOMES, SMALL, trained, trained_small
 
@@ -51,14 +53,42 @@ def test_queries_without_features_are_counted() -> None:
     assert trained_small().scorecard["unmeasured"] == 0
 
 
-def test_the_scorecard_names_what_it_excludes() -> None:
-    often = {f"family{n}" for n in range(3)}
-    late = [dataclasses.replace(o, strategy="late") for o in SMALL if o.strategy == "in_context_vote"]
-    card = trained([*SMALL, *(o for o in late if o.family in often)]).scorecard
-    assert (card["excluded_strategies"], card["training_cases"], card["cases"]) == (["late"], 64, 64)
-    often |= {"family3", "family4"}
-    card = trained([*SMALL, *(o for o in late if o.family in often)]).scorecard
-    assert (card["excluded_strategies"], card["training_cases"], card["cases"]) == ([], 64, 40)
+LATE = [dataclasses.replace(o, strategy="late", relative_cost=5.0) for o in SMALL if o.strategy == "in_context_vote"]
+
+
+def with_late(families: int) -> list[Outcome]:
+    """`SMALL` with another strategy that was tried on the first families only."""
+    return [*SMALL, *(o for o in LATE if int(o.family.removeprefix("family")) < families)]
+
+
+@pytest.mark.parametrize(("families", "excluded", "cases"), [(3, ["late"], 64), (5, ["late"], 64), (6, [], 48)])
+def test_a_strategy_that_most_cases_lack_does_not_leave_few_to_judge_the_others_on(families, excluded, cases) -> None:
+    card = trained(with_late(families)).scorecard
+    assert (card["excluded_strategies"], card["training_cases"], card["cases"]) == (excluded, 64, cases)
+
+
+def test_what_is_served_with_one_strategy_does_not_leave_out_those_that_were_collected() -> None:
+    served = [dataclasses.replace(o, task_id=f"s{o.task_id}", group="", family="") for o in SMALL]
+    served = [o for o in served if o.strategy in ("in_context", "in_context_vote")]
+    table = build_outcome_table([*SMALL, *served])
+    assert (set(table.strategies), table.excluded_strategies) == (set(ALL), ())
+    assert (len(table), len(table.complete())) == (128, 64)
+
+
+def test_a_strategy_that_was_tried_on_some_cases_is_judged_beside_the_policy_on_these() -> None:
+    policy = trained(with_late(5))
+    row = policy.scorecard["partly_tried"]["late"]
+    vote = [o for o in LATE if int(o.family.removeprefix("family")) < 5]
+    assert (row["cases"], row["families"]) == (40, 5)
+    assert row["arms"]["late"]["accuracy"] == pytest.approx(np.mean([o.correct for o in vote]))
+    assert row["arms"]["late"]["cost"] == 5
+    difference = row["arms"]["policy"]["utility"] - row["arms"]["late"]["utility"]
+    assert row["gain_of_policy"]["value"] == pytest.approx(difference)
+    low, high = row["gain_of_policy"]["interval_90"]
+    assert low < difference < high
+    assert "| `late` | 40, 5 | " in as_markdown(policy)
+    assert trained_small().scorecard["partly_tried"] == {}
+    assert "tried on some" not in as_markdown(trained_small())
 
 
 def test_over_long_queries_are_counted_and_excluded():
