@@ -191,6 +191,8 @@ def _from_row(cells: Sequence[str], table: Table) -> Outcome:
     if empty := [name for name in ("seed", accuracy) if not row[name]] or ([] if any(map(row.get, costs)) else costs):
         raise ValueError(f"{' or '.join(empty)} is empty; received {shortened(', '.join(filter(None, cells)))}")
     try:
+        if any("_" in row[name] for name in ("seed", accuracy, *costs)):  # Python's separator of digits
+            raise ValueError
         share = float(row[accuracy]) * SCALES[accuracy]
         parts = [float(row[name] or 0) for name in costs]
         seed = int(row["seed"])

@@ -158,12 +158,12 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def interruptible(remedy: str) -> Iterator[None]:
-    """Adds to an interruption what remains on disk and how to continue."""
+def interruptible(remedy: str | Callable[[], str]) -> Iterator[None]:
+    """Adds to an interruption what remains on disk and how to continue; a function says what it is by then."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(remedy) from None
+        raise KeyboardInterrupt(remedy if isinstance(remedy, str) else remedy()) from None
 
 
 def install_excepthook() -> None:

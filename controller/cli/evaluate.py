@@ -39,6 +39,8 @@ class ReportOptions:
     @property
     def remedy(self) -> str:
         """What an interrupted user can do."""
+        if self.rows_file is not None and not self.rows_file.exists():
+            return "nothing was measured yet"
         place = f"{self.rows_file} keeps the rows so far" if self.json_file else "--json FILE keeps the rows"
         return f"{place}, and --resume continues after them"
 
@@ -77,7 +79,7 @@ def evaluate(
     report.check(files)
     policy.check()
     model.check()
-    with exclusive(report.rows_file), interruptible(report.remedy):
+    with exclusive(report.rows_file), interruptible(lambda: report.remedy):
         loaded = tasks.read(files)
         from .. import evaluation
         from .display import show_summary

@@ -191,6 +191,8 @@ def _show_estimate(
 def parse_seeds(text: str) -> list[int]:
     """The seeds in an option. Raises `TaskError` for another text."""
     try:
+        if "_" in text:  # Python's separator of digits
+            raise ValueError
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise TaskError(

@@ -67,6 +67,8 @@ class OutputOptions:
     @property
     def remedy(self) -> str:
         """What an interrupted user can do."""
+        if self.out is not None and not self.out.exists():
+            return "nothing was answered yet"
         place = f"{self.out} keeps the answers so far" if self.out else "--out FILE keeps the answers"
         return f"{place}, and --resume continues after them"
 
@@ -140,7 +142,7 @@ def solve(
     output.check([] if live else files)
     check_bundle(policy.policy, exploration.shadow)
     model.check()
-    with exclusive(output.out), interruptible(output.remedy):
+    with exclusive(output.out), interruptible(lambda: output.remedy):
         answers = output.existing(tasks.seed)
         groups = _from_stdin(tasks) if live else [tasks.read(files)]
         controller = load_controller(

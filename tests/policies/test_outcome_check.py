@@ -301,6 +301,8 @@ ROW = "t,1,in_context,1,2\n"
         ("t,2,in_context,nan,2\n", "an accuracy of 0 to 1"),
         ("t,2,in_context,1,1e999\n", "a cost above 0"),
         ("t,x,in_context,1,2\n", "expected numbers in seed"),
+        ("t,1_0,in_context,1,2\n", "expected numbers in seed"),
+        ("t,2,in_context,1,1_0\n", "expected numbers in seed"),
         (ROW, "is in line 2 as well"),
     ],
 )

@@ -11,7 +11,7 @@ from .answers import canonical_output, check_comparison
 from .fields import MISSING, check_name, check_seed, check_text, invalid_field, misspelled
 from .kinds import KINDS, demonstration_of, kind_of_inputs
 from .messages import Turn, read_chat
-from .task import Demonstration, Task, Value
+from .task import Demonstration, Task, Value, is_blank
 
 ACCEPTED = """A task is a JSON object in one of these formats (output? may be left out):
   {"demonstrations": [{"input", "output"}, ...], "queries": [{"input", "output"?}, ...]}, or "query": an input;
@@ -133,7 +133,7 @@ def _with_own_fields(draft: _Draft, data: Mapping[str, object]) -> _Draft:
     own = {name: data[name] for name in ("id", "family", "dataset") if data.get(name) is not None}
     draft = replace(
         draft, id=own.get("id"), family=own.get("family"), dataset=own.get("dataset", draft.dataset),
-        instruction=draft.instruction if data.get("instruction") is None else data["instruction"],
+        instruction=draft.instruction if is_blank(data.get("instruction")) else data["instruction"],
         comparison=data.get("comparison"),
     )  # fmt: skip
     answer = data.get("answer")

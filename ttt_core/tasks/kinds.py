@@ -17,7 +17,7 @@ from ..errors import ParseError, TaskError, shortened
 from .answers import canonical_output, check_comparison
 from .fields import MISSING, check_name, check_text, invalid_field, is_utf8
 from .messages import are_messages, read_chat
-from .task import Demonstration, Task, Value, as_grid
+from .task import Demonstration, Task, Value, as_grid, is_blank
 from .transformations import Transformation, draw_grid_transformations, draw_list_transformations
 
 MAX_SIDE = 64
@@ -346,7 +346,7 @@ def _parts(
             query = chat.query.text
         elif chat.query is not None:
             raise TaskError("query: expected no query with a chat that ends with one; received both")
-        instruction = chat.instruction if instruction is None else instruction
+        instruction = chat.instruction if is_blank(instruction) else instruction
         pairs: list[tuple[object, object]] = [
             (user.text, assistant.text) for user, assistant in chat.demonstrations("demonstrations")
         ]

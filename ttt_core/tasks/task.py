@@ -27,6 +27,11 @@ def content_digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def is_blank(instruction: object) -> bool:
+    """Whether a task has no instruction by this value: None, or a text of white space."""
+    return instruction is None or (isinstance(instruction, str) and not instruction.strip())
+
+
 def as_tuples(value: Any) -> Any:
     """The value with every list in it, however deep, as a tuple."""
     return tuple(as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
@@ -68,6 +73,7 @@ class Task:
     answer: Value | None = None
     """The right answer, or None if it is unknown. Never shown to the model."""
     instruction: str | None = None
+    """What to do, in words; a text of white space counts as none."""
     id: str = "task"
     """Identifies the query in outputs; unique within a file."""
     family: str = ""
@@ -82,6 +88,8 @@ class Task:
 
     def __post_init__(self) -> None:
         _make_tuples(self, "demonstrations", "query", "answer")
+        if is_blank(self.instruction):
+            object.__setattr__(self, "instruction", None)
 
     @property
     def digest(self) -> str:

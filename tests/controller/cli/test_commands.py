@@ -290,6 +290,20 @@ def test_evaluate_prints_a_table_and_writes_json(tmp_path, model):
     assert not list(tmp_path.glob("*.rows.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["solve", "--out"], "nothing was answered yet"), (["evaluate", "--json"], "nothing was measured yet")],
+)
+def test_an_interruption_before_the_first_answer_names_no_file(tmp_path, monkeypatch, words, message) -> None:
+    def interrupted(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"autottt.controller.cli.{words[0]}.load_controller", interrupted)
+    file = tasks_file(tmp_path, task("a"))
+    code, _, err = call(words[0], file, *words[1:], str(tmp_path / "out.json"))
+    assert (code, err) == (130, f"interrupted; {message}\n")
+
+
 def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
     from autottt.controller import evaluation
 

@@ -128,6 +128,22 @@ def test_names_come_from_the_place_where_the_line_has_none(tmp_path):
     assert (task.id, task.group, task.family, task.dataset) == ("tasks:2", "tasks:2", "tasks:2", "tasks")
 
 
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_an_instruction_of_white_space_is_none(tmp_path, blank: str) -> None:
+    pairs, chat = [{"input": "a", "output": "b"}], [
+        {"role": "system", "content": "Spell it backwards."}, {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": "ba"}, {"role": "user", "content": "cd"},
+    ]  # fmt: skip
+    lines = [{"demonstrations": pairs, "query": "c"}, {"messages": chat}]
+    lines += [{**line, "instruction": blank} for line in lines]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    without, said, with_blank, said_and_blank = read_tasks(tmp_path / "t.jsonl").tasks
+    assert with_blank.instruction is without.instruction is None
+    assert with_blank.digest == without.digest == make_task([("a", "b")], "c", instruction=blank).digest
+    assert said_and_blank.instruction == said.instruction == "Spell it backwards."
+    assert make_task(chat, instruction=blank).instruction == "Spell it backwards."
+
+
 def test_an_instruction_is_read(tmp_path):
     (task,) = read_tasks([write(tmp_path / "tasks.jsonl", public(instruction="Reverse."))]).tasks
     assert task.instruction == "Reverse."
