@@ -19,7 +19,8 @@ from ..ttt_core.engine.adapter_provider import Prefetched, PrefetchedLoss
 from ..ttt_core.engine.cost import Cost
 from ..ttt_core.spans import NoSpan, Span
 from ..ttt_core.tasks.task import Task
-from .state import Context, Plain, State
+from .plain_tasks import Plain
+from .state import Context, State
 
 _LOG = logging.getLogger("autottt")
 OnEvent = Callable[[Plain], None]

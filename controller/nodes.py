@@ -16,7 +16,7 @@ from langgraph.runtime import Runtime
 
 from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.calibration import Calibrates
-from ..policies.features import Features
+from ..policies.features import AdapterCosts, Features
 from ..policies.measurement import measure_task
 from ..policies.policy import OUTSIDE_GUARANTEE, Decision
 from ..strategies.adapter_training import adapter_answers, has_adapter
@@ -29,21 +29,9 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
 from .events import seconds_per_token, step_facts
+from .plain_tasks import Plain
 from .results import output_of
-from .state import (
-    AdapterCosts,
-    Basis,
-    Context,
-    Measured,
-    Plain,
-    Progress,
-    Queries,
-    Query,
-    State,
-    StrategyRun,
-    Verdict,
-    to_update,
-)
+from .state import Basis, Context, Measured, Progress, Queries, Query, State, StrategyRun, Verdict, to_update
 
 V = TypeVar("V")
 Work = Callable[[V, Runtime[Context]], object]

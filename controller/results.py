@@ -18,7 +18,8 @@ from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.html import value_html
 from ..ttt_core.tasks.task import Task, Value, as_tuples
 from .caller import trace_id_of
-from .state import Progress, State, attempt_from_plain, number, record_from_plain, task_from_plain
+from .plain_tasks import task_from_plain
+from .state import Progress, State, attempt_from_plain, number, record_from_plain
 
 
 @dataclass(frozen=True, kw_only=True)

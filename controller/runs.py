@@ -16,9 +16,10 @@ from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.task import Task
 from . import lazy
 from .events import OnEvent, last_state, watched
+from .plain_tasks import task_from_plain, task_to_plain
 from .results import Result, result_of
 from .session import session_of
-from .state import Context, Progress, Queries, State, task_from_plain, task_to_plain
+from .state import Context, Progress, Queries, State
 
 if TYPE_CHECKING:
     from .task_graph import TaskGraph

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import Any, Literal, NamedTuple, NotRequired, Protocol, runtime_checkable
 
 from typing_extensions import TypedDict
 
-from ..policies.features import Features
+from ..policies.features import AdapterCosts, Features
 from ..policies.measurement import Measurement
 from ..policies.policy import Decision, Policy
 from ..strategies.base import Attempt, Candidate, Cost
@@ -28,14 +28,11 @@ from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.spans import OFF, NoSpan, Span
-from ..ttt_core.tasks.fields import check_seed, check_text
-from ..ttt_core.tasks.kinds import make_task, shortened
-from ..ttt_core.tasks.prompts import check_format
-from ..ttt_core.tasks.task import Demonstration, Task, Value, as_tuples
+from ..ttt_core.tasks.fields import check_seed
+from ..ttt_core.tasks.task import Task, Value, as_tuples
 from .budget import UNLIMITED, Budget
+from .plain_tasks import Plain, checked_task, task_from_plain, task_to_plain
 from .run_facts import policy_digest
-
-Plain = dict[str, Any]
 
 
 class Queries(NamedTuple):
@@ -44,16 +41,6 @@ class Queries(NamedTuple):
     total: int
     to_come: int
     """From this one on."""
-
-
-class AdapterCosts(TypedDict, total=False):
-    """What `Features` say of the costs of adapters."""
-
-    cached_adapters: Mapping[str, float]
-    shared_adapters: Mapping[str, float]
-    queries: int
-    reading_share: float
-    shared_views: Collection[str]
 
 
 class TaskInput(TypedDict):
@@ -367,44 +354,6 @@ def _(result: RevertProof) -> State:
 
 
 # --- plain data and back ---------------------------------------------------------------------------------------------
-
-
-def task_to_plain(task: Task) -> Plain:
-    """The task as plain data."""
-    return asdict(task)
-
-
-def task_from_plain(plain: Plain) -> Task:
-    """The task of a state, also after JSON or msgpack turned its tuples into lists. Values are not checked again."""
-    values = {**plain, "query": as_tuples(plain["query"]), "answer": as_tuples(plain["answer"])}
-    values["demonstrations"] = tuple(
-        Demonstration(as_tuples(d["input"]), as_tuples(d["output"])) for d in plain["demonstrations"]
-    )
-    return Task(**values)
-
-
-_REQUIRED = ("kind", "demonstrations", "query")
-_TEXTS = ("instruction", "id", "family", "dataset", "group", "comparison")
-
-
-def checked_task(given: Any) -> Task:
-    """A task from what a caller gives: a `Task`, or its plain form. Raises `TaskError` that names the field."""
-    if isinstance(given, Task):
-        return given
-    if not isinstance(given, Mapping):
-        raise TaskError(
-            f"task: expected a Task, such as make_task gives, or its plain form; received {shortened(given)}"
-        )
-    known = [f.name for f in fields(Task)]
-    for name in _REQUIRED:
-        if name not in given:
-            raise TaskError(f"task: the field {name} is missing; expected {', '.join(known)}")
-    for name in given:
-        if name not in known:
-            raise TaskError(f"task: unknown field {name!r}; expected {', '.join(known)}")
-    texts = {name: check_text(given[name], name) for name in _TEXTS if given.get(name) is not None}
-    task = make_task(given["demonstrations"], given["query"], kind=given["kind"], answer=given.get("answer"), **texts)
-    return replace(task, prompt_format=check_format(check_text(given.get("prompt_format") or "", "prompt_format")))
 
 
 def attempt_from_plain(plain: Mapping[str, Any]) -> Attempt:

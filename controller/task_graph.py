@@ -22,8 +22,9 @@ from pydantic import BaseModel, create_model
 
 from ..ttt_core.errors import TaskError
 from ..ttt_core.tasks.fields import check_seed
+from .plain_tasks import checked_task, task_to_plain
 from .session import session_of
-from .state import Context, State, TaskInput, TaskOutput, checked_task, task_to_plain
+from .state import Context, State, TaskInput, TaskOutput
 
 
 class TaskGraph(CompiledStateGraph[State, Context, TaskInput, TaskOutput]):

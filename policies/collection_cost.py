@@ -13,7 +13,7 @@ from ..ttt_core.errors import AutotttError
 from ..ttt_core.learner import Learner
 from ..ttt_core.tasks.task import Task
 from .collect import Batch, missing_count
-from .features import probe_tokens
+from .feature_measures import probe_tokens
 from .outcomes import BASE
 
 SAMPLE = 40

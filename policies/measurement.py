@@ -14,7 +14,8 @@ from ..ttt_core.engine.format_choice import FormatChoice
 from ..ttt_core.learner import Learner
 from ..ttt_core.spans import span
 from ..ttt_core.tasks.task import Task
-from .features import Features, ModelFacts, free_features, probe_features
+from .feature_measures import ModelFacts, free_features, probe_features
+from .features import Features
 from .outcomes import BASE
 
 

@@ -67,7 +67,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
-        ("background", "budget", "caller", "run_facts", "session"), ("state",), ("results", "task_graph", "events"),
+        ("background", "budget", "caller", "plain_tasks", "run_facts", "session"), ("state",), ("results", "task_graph", "events"),
         ("nodes",), ("graph",), ("tracing",), ("lazy",), ("runs",), ("scheduler",), ("controller",),
         ("evaluation", "replay", "server"), ("integrations",), ("cli",),
     ),
@@ -278,6 +278,17 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, autottt; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(loaded)
+
+
+def test_showing_what_is_stored_and_training_policies_on_it_import_no_model_library():
+    modules = (
+        "controller.cli.display", "controller.cli.trace_display", "controller.tracing.statistics",
+        "controller.tracing.store", "policies.outcome_check", "policies.report", "policies.training",
+    )  # fmt: skip
+    code = f"import sys, importlib; [importlib.import_module('autottt.' + name) for name in {modules}]; "
+    code += "print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "peft"} & set(loaded)
 
 
 def test_importing_the_package_takes_less_than_half_a_second():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
@@ -21,8 +21,10 @@ from ...policies.trained_policy import TrainedPolicy
 from ...ttt_core.tasks.answers import is_right
 from ...ttt_core.tasks.kinds import KINDS, STANDARD
 from ...ttt_core.tasks.task import Grid, Task, Value
-from ..evaluation import Summary
-from ..results import Result
+
+if TYPE_CHECKING:
+    from ..evaluation import Summary
+    from ..results import Result
 
 _COLOURS = (
     "grey11",

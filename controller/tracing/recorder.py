@@ -17,8 +17,9 @@ from ...ttt_core.errors import AutotttError, SettingsError
 from ...ttt_core.learner import Learner
 from ...ttt_core.spans import Span
 from ..caller import name_trace, remote_carrier
+from ..plain_tasks import task_from_plain
 from ..run_facts import RunFacts
-from ..state import Context, task_from_plain
+from ..state import Context
 from . import OTLP, named_targets
 from .content import without_content
 from .store import TraceStore, local_store

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ...policies.features import AdapterCosts
 from ...policies.outcomes import BASE
 from ...ttt_core.errors import TooLongError, TraceError
 from ...ttt_core.spans import Span
 from ...ttt_core.standard_json import dumps
 from ...ttt_core.tasks.task import Task
-from ..state import AdapterCosts, task_from_plain
+from ..plain_tasks import task_from_plain
 
 TRACE_VERSION = 1
 """Version of the plain form."""

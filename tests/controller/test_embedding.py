@@ -27,8 +27,8 @@ from autottt.controller import background
 from autottt.controller.budget import UNLIMITED
 from autottt.controller.controller import DEFAULT_BUDGET, Controller
 from autottt.controller.graph import build_graph
+from autottt.controller.plain_tasks import checked_task, task_to_plain
 from autottt.controller.results import Result
-from autottt.controller.state import checked_task, task_to_plain
 from autottt.controller.task_graph import parent_stream_writer
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import Features

@@ -19,8 +19,9 @@ from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
 from autottt.controller.graph import build_graph
 from autottt.controller.nodes import answering_seconds, judged
+from autottt.controller.plain_tasks import task_from_plain, task_to_plain
 from autottt.controller.results import Result
-from autottt.controller.state import State, attempt_from_plain, task_from_plain, task_to_plain
+from autottt.controller.state import State, attempt_from_plain
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.policy import Decision, FixedPolicy
 from autottt.strategies.base import Attempt, Candidate, Cost, run

@@ -7,16 +7,8 @@ import math
 
 import pytest
 
-from autottt.policies.features import (
-    NEUTRAL,
-    STAGE_0,
-    STAGE_1,
-    VIEWS,
-    Features,
-    ModelFacts,
-    free_features,
-    probe_features,
-)
+from autottt.policies.feature_measures import ModelFacts, free_features, probe_features
+from autottt.policies.features import NEUTRAL, STAGE_0, STAGE_1, VIEWS, Features
 from autottt.ttt_core.engine.answering import Answer, PromptScores
 from autottt.ttt_core.model.generation import LOG_PROB_FLOOR, TokenScores
 from autottt.ttt_core.tasks.kinds import make_task

@@ -6,8 +6,8 @@ from rich.console import Console, RenderableType
 
 from autottt.controller.cli.display import show_result
 from autottt.controller.cli.trace_display import show_trace
+from autottt.controller.plain_tasks import task_to_plain
 from autottt.controller.results import Result
-from autottt.controller.state import task_to_plain
 from autottt.controller.tracing.trace import Trace
 from autottt.strategies.base import Attempt, Cost
 from autottt.ttt_core.tasks.kinds import make_task

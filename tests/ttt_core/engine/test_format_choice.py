@@ -10,8 +10,8 @@ import pytest
 
 from autottt.controller.budget import Budget
 from autottt.controller.controller import Controller
+from autottt.controller.plain_tasks import checked_task, task_to_plain
 from autottt.controller.results import Result
-from autottt.controller.state import checked_task, task_to_plain
 from autottt.policies.policy import FixedPolicy
 from autottt.strategies.base import run
 from autottt.strategies.registry import get_strategy

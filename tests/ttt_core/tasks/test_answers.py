@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from autottt.controller.state import checked_task, task_to_plain
+from autottt.controller.plain_tasks import checked_task, task_to_plain
 from autottt.ttt_core.errors import TaskError
 from autottt.ttt_core.tasks.answers import COMPARISONS, canonical_output, is_right, same_answer
 from autottt.ttt_core.tasks.formats import ReadSettings, read_object
