@@ -67,7 +67,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "strategies": (("base", "registry"), ("adapter_training", "voting")),
     "controller": (
-        ("background", "budget", "caller", "plain_tasks", "run_facts", "session"), ("state",), ("results", "task_graph", "events"),
+        ("background", "budget", "caller", "plain_tasks", "run_facts", "session"), ("state",),
+        ("results", "task_graph", "events"),
         ("nodes",), ("graph",), ("tracing",), ("lazy",), ("runs",), ("scheduler",), ("controller",),
         ("evaluation", "replay", "server"), ("integrations",), ("cli",),
     ),
