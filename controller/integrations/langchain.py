@@ -10,12 +10,13 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -29,7 +30,7 @@ from langchain_core.runnables.utils import gather_with_concurrency
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from ...ttt_core.errors import TaskError
+from ...ttt_core.errors import TaskError, TooLongError
 from ..background import Publish, aiterate
 from ..controller import Controller
 from ..run_facts import outcome_settings
@@ -49,6 +50,22 @@ _ANSWERING = ("seed", "max_tokens", "temperature", "few_shot")
 PathText = Annotated[
     str | None, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
 ]
+
+
+class ChatTooLongError(TooLongError, ContextOverflowError):
+    """A chat does not fit in the model's context: this package's error and LangChain's, by which middleware knows that
+    it has to shorten the chat."""
+
+
+@contextmanager
+def _with_overflow() -> Iterator[None]:
+    """Raises `ChatTooLongError` for a `TooLongError`."""
+    try:
+        yield
+    except ChatTooLongError:
+        raise
+    except TooLongError as error:
+        raise ChatTooLongError(*error.args) from error
 
 
 class ChatAutottt(BaseChatModel):
@@ -110,9 +127,10 @@ class ChatAutottt(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        if (place := _place_in_batch.get()) is not None:
-            return self._result(place.answer())
-        return self._result(answer(self._ready(), self._query(messages, stop, kwargs)))
+        with _with_overflow():
+            if (place := _place_in_batch.get()) is not None:
+                return self._result(place.answer())
+            return self._result(answer(self._ready(), self._query(messages, stop, kwargs)))
 
     @override
     async def _agenerate(
@@ -128,8 +146,9 @@ class ChatAutottt(BaseChatModel):
             else:
                 publish(answer(self._ready(), self._query(messages, stop, kwargs), cancel))
 
-        async with aclosing(aiterate(work, cancel)) as answers:
-            return self._result(await anext(answers))
+        with _with_overflow():
+            async with aclosing(aiterate(work, cancel)) as answers:
+                return self._result(await anext(answers))
 
     @override
     def _stream(
@@ -138,7 +157,7 @@ class ChatAutottt(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
         written = ""
         events = answer_events(self._ready(), self._query(messages, stop, kwargs))
-        with closing(events):  # type: ignore[type-var]
+        with _with_overflow(), closing(events):  # type: ignore[type-var]
             for event in events:
                 chunk, written = self._chunk(event, written)
                 yield chunk
@@ -154,10 +173,11 @@ class ChatAutottt(BaseChatModel):
             for event in answer_events(self._ready(), self._query(messages, stop, kwargs), cancel):
                 publish(event, droppable=isinstance(event, dict) and event["event"] in ("step", "text"))
 
-        async with aclosing(aiterate(work, cancel)) as events:
-            async for event in events:
-                chunk, written = self._chunk(event, written)
-                yield chunk
+        with _with_overflow():
+            async with aclosing(aiterate(work, cancel)) as events:
+                async for event in events:
+                    chunk, written = self._chunk(event, written)
+                    yield chunk
 
     @override
     def batch(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -139,10 +140,23 @@ def test_stop_texts_and_the_limit_of_tokens_end_an_answer(model):
     assert model.bind(stop=[whole.content[1]]).invoke("abc").content == stopped.content
 
 
-def test_a_chat_that_is_too_long_is_the_error_of_the_controller(model):
-    for messages in ([HumanMessage("a" * 2000)], [*MARKED, HumanMessage("a" * 2000)]):
-        with pytest.raises(TooLongError):
-            model.invoke(messages)
+@pytest.mark.parametrize("shots", [[], MARKED])
+@pytest.mark.parametrize("call", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+def test_a_chat_that_is_too_long_is_the_error_of_the_controller_and_that_of_langchain(model, shots, call) -> None:
+    messages = [*shots, HumanMessage("a" * 2000)]
+
+    async def streamed() -> None:
+        async for _ in model.astream(messages):
+            pass
+
+    calls = {
+        "invoke": lambda: model.invoke(messages), "ainvoke": lambda: asyncio.run(model.ainvoke(messages)),
+        "stream": lambda: list(model.stream(messages)), "astream": lambda: asyncio.run(streamed()),
+        "batch": lambda: model.batch([messages]), "abatch": lambda: asyncio.run(model.abatch([messages])),
+    }  # fmt: skip
+    with pytest.raises(TooLongError, match="token") as caught:
+        calls[call]()
+    assert isinstance(caught.value, ContextOverflowError)
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
