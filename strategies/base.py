@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -16,7 +16,16 @@ from typing import Literal, Protocol, runtime_checkable
 from ..ttt_core.engine.answering import Answer
 from ..ttt_core.engine.cost import TRAINING_WEIGHT
 from ..ttt_core.engine.cost import Cost as Cost
-from ..ttt_core.errors import AdaptationError, AutotttError, DeadlineError, StrategyError, TaskError
+from ..ttt_core.errors import (
+    AdaptationError,
+    AutotttError,
+    BaseChangedError,
+    Cancelled,
+    DeadlineError,
+    StrategyError,
+    TaskError,
+    shortened,
+)
 from ..ttt_core.learner import Learner
 from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import OnStep as OnStep
@@ -140,15 +149,36 @@ def answer_count(strategy: Strategy, recipes: Mapping[str, Recipe], task: Task) 
     demonstrations of the task make."""
     recipe = recipe_for(strategy, recipes, task.kind)
     if isinstance(strategy, CrossValidates):
-        return strategy.fold_count(len(task.demonstrations)) * recipe.views
-    return strategy.answers_per_query(recipe)
+        return _count(strategy, lambda: strategy.fold_count(len(task.demonstrations)) * recipe.views)
+    return _count(strategy, lambda: strategy.answers_per_query(recipe))
+
+
+def _count(strategy: Strategy, count: Callable[[], int]) -> int:
+    """A number of answers of a strategy; 1 where a plug-in raises or gives no such number, which is logged. It only
+    serves to estimate costs: no query is lost for it."""
+    if not is_plugin(strategy):
+        return count()
+    try:
+        return checked_count(count())
+    except Exception as error:
+        log = logging.getLogger("autottt")
+        log.warning("%s does not say how many answers it gives: %s", strategy.name, type(error).__name__)
+        log.debug("the error of %s", strategy.name, exc_info=True)
+        return 1
+
+
+def checked_count(answers: object) -> int:
+    """A number of answers. Raises `TypeError` for what is none."""
+    if not isinstance(answers, int) or isinstance(answers, bool) or answers < 1:
+        raise TypeError(f"expected a number of answers, at least 1; received {shortened(answers)}")
+    return answers
 
 
 def nominal_cost(recipes: Mapping[str, Recipe], strategy: Strategy) -> float:
     """The cost of a strategy in multiples of an in-context answer, by its recipe alone: its answers, and its
     training prompts, each with the weight of a prompt that is trained on. Each fold has an adapter."""
     recipe = recipe_for(strategy, recipes, "")
-    answers = strategy.answers_per_query(recipe)
+    answers = _count(strategy, lambda: strategy.answers_per_query(recipe))
     adapters = max(1, answers // recipe.views) if strategy.cost_class == "train" else 0
     return float(answers + TRAINING_WEIGHT * adapters * recipe.max_steps * recipe.batch_size)
 
@@ -170,7 +200,8 @@ def run(
     """Runs an attempt in the prompt format of the task, or else in the one that is chosen now, and adds its cost.
 
     A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged, or
-    what a plug-in returns in place of an attempt; other errors of this package are raised.
+    what a plug-in returns in place of an attempt. Other errors of this package are raised; of a plug-in, which may have
+    made tasks of its own, only a cancellation and a changed base are.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -189,9 +220,11 @@ def run(
     except (AdaptationError, DeadlineError) as error:
         said = f"{type(error).__name__}: {error}" if is_plugin(strategy) else str(error)  # which may quote the task
         attempt = Attempt(strategy.name, None, "", 0.0, error=said)
-    except AutotttError:
+    except (BaseChangedError, Cancelled):
         raise
     except Exception as error:
+        if isinstance(error, AutotttError) and not is_plugin(strategy):
+            raise
         log = logging.getLogger("autottt")
         log.warning("%s failed on %s: %s", strategy.name, task.id, type(error).__name__)
         log.debug("the error of %s, which may quote the task", strategy.name, exc_info=True)

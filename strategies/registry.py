@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..ttt_core.errors import StrategyError
+from ..ttt_core.errors import StrategyError, shortened
 
 if TYPE_CHECKING:
     from ..ttt_core.learner import Learner
@@ -45,8 +45,8 @@ _DISCOVERING_THREAD: list[int] = []
 def register(cls: type[S]) -> type[S]:
     """Class decorator: adds a strategy with its default settings to the registry, under its name.
 
-    Raises `StrategyError` when the class lacks a member of `Strategy`, when its name, cost class or number of
-    demonstrations is invalid, or when another class has the name.
+    Raises `StrategyError` when the class lacks a member of `Strategy`, when its name, cost class, number of
+    demonstrations, recipe or number of answers is invalid, or when another class has the name.
     """
     if not cls.__module__.startswith(f"{_PACKAGE}."):
         _discover(wait=False)  # so that the names of this folder are taken; waiting in an import could block for ever
@@ -56,6 +56,7 @@ def register(cls: type[S]) -> type[S]:
     other = type(_REGISTRY.get(strategy.name, strategy))
     if (there := f"{other.__module__}.{other.__qualname__}") != where:
         raise StrategyError(f"two strategies are called {strategy.name!r}: {there} and {where}")
+    _check_recipe(strategy, where)
     _REGISTRY[strategy.name] = strategy
     return cls
 
@@ -80,6 +81,23 @@ def _check(strategy: Strategy, where: str) -> None:
             f"{where}: expected the members of a Strategy; {', '.join(missing)} missing (a strategy without training "
             "has recipe = default_recipe = None, and answers_per_query returns 1)"
         )
+
+
+def _check_recipe(strategy: Strategy, where: str) -> None:
+    """Raises `StrategyError` for a recipe, or a number of answers, that is none."""
+    from ..ttt_core.recipes import Recipe
+    from .base import checked_count
+
+    for place, recipe in (("recipe", strategy.recipe), ("default_recipe", strategy.default_recipe)):
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise StrategyError(f"{where}: expected a Recipe or None as {place}; received {shortened(recipe)}")
+    try:
+        checked_count(strategy.answers_per_query(strategy.recipe or strategy.default_recipe or Recipe()))
+    except Exception as error:
+        raise StrategyError(
+            f"{where}: answers_per_query cannot be used ({type(error).__name__}: {error}); a strategy that does not "
+            "vote returns 1"
+        ) from error
 
 
 def _discover(*, wait: bool = True) -> None:

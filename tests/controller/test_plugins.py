@@ -24,7 +24,7 @@ from autottt.strategies.base import Attempt, Candidate, CostClass, OnStep, from_
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_cache import AdapterCache
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
-from autottt.ttt_core.errors import BaseChangedError
+from autottt.ttt_core.errors import BaseChangedError, StrategyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.recipes import Recipe
@@ -267,6 +267,74 @@ def test_what_is_no_attempt_of_the_task_is_a_failed_one(
     assert problem in failed.error
     assert result.answer is None or result.strategy == "in_context"
     json.dumps(result.to_plain(content=True))
+
+
+@dataclass(frozen=True)
+class Fails(Returns):
+    """A plug-in with errors of this package, of tasks that it makes itself."""
+
+    name: str = "fails"
+    attempted: ClassVar[Callable[[Learner], Any]] = staticmethod(lambda _: None)
+    answers: ClassVar[Callable[[], Any]] = staticmethod(lambda: 1)
+
+    def answers_per_query(self, recipe: Recipe) -> int:
+        return type(self).answers()
+
+    def attempt(self, learner: Learner, task: Task, **more: Any) -> Attempt:
+        return type(self).attempted(learner)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[Fails]:
+    strategies()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry.register(Fails)
+    return Fails
+
+
+@pytest.mark.parametrize(
+    ("attempted", "problem"),
+    [
+        (lambda learner: learner.answer([make_task([("a" * 4000, "b")], "c")]), "TooLongError: task: the prompt is"),
+        (lambda learner: make_task([([1], [2])], "x"), "TaskError: query: expected a list of integers"),
+        (lambda learner: get_strategy("nowhere"), "StrategyError: no strategy is called 'nowhere'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("together", [False, True])
+def test_an_error_about_what_a_plug_in_made_is_a_failed_attempt(
+    attempted: Callable[[Learner], Any], problem: str, together: bool, failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failing, "attempted", staticmethod(attempted))
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    controller = Controller(learner, FixedPolicy("fails"))
+    result = controller.solve_many([TASK])[0] if together else controller.solve(TASK)
+    assert result.status != "refused"
+    (failed,) = [attempt for attempt in result.attempts if attempt.strategy == "fails"]
+    assert failed.error.startswith(problem)
+
+
+def broken() -> int:
+    raise ValueError("answers")
+
+
+@pytest.mark.parametrize("answers", [lambda: None, lambda: "3", lambda: 0, lambda: -3, lambda: True, broken])
+def test_a_plug_in_that_does_not_say_how_many_answers_it_gives_is_refused_or_counts_as_one(
+    answers: Callable[[], Any], failing: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(failing, "answers", staticmethod(answers))
+    monkeypatch.setattr(failing, "attempted", staticmethod(lambda learner: Attempt("fails", (8, 7), "8 7", 0.5)))
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    result = Controller(learner, FixedPolicy("fails")).solve(TASK, budget=60)  # it was registered before
+    assert (result.strategy, result.answer) == ("fails", (8, 7))
+    assert "fails does not say how many answers it gives" in caplog.text
+    with pytest.raises(StrategyError, match=r"Fails: answers_per_query cannot be used .*returns 1"):
+        registry.register(failing)
+
+
+def test_a_plug_in_whose_recipe_is_none_is_refused(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failing, "default_recipe", {"rank": 4})
+    with pytest.raises(StrategyError, match=r"expected a Recipe or None as default_recipe; received \{'rank': 4\}"):
+        registry.register(failing)
 
 
 def test_an_attempt_has_the_name_of_its_strategy_and_a_canonical_value(monkeypatch: pytest.MonkeyPatch) -> None:
