@@ -49,6 +49,14 @@ DEFAULT_BUDGET = Budget(multiples=50)
 """For models without a trained policy, whose costs nobody has measured: 50 times the in-context answer."""
 
 
+def _check_policy(policy: object) -> None:
+    """Raises `TypeError` for what is no policy and no name or folder of one."""
+    if policy is not None and not isinstance(policy, (Policy, str, os.PathLike)):
+        missing = [name for name in ("name", "needs_more", "decide", "card") if not hasattr(policy, name)]
+        lacks = f", which lacks {', '.join(missing)} of a Policy" if len(missing) < 4 else ""
+        raise TypeError(f"policy: expected a policy, or the folder of a bundle; received {policy!r}{lacks}")
+
+
 class Controller:
     """A model that judges by itself whether to answer a task at once or to learn from it first.
 
@@ -87,8 +95,7 @@ class Controller:
                 "this strategy"
             )
         self.learner = learner
-        if policy is not None and not isinstance(policy, (Policy, str, os.PathLike)):
-            raise TypeError(f"policy: expected a policy, or the folder of a bundle; received {policy!r}")
+        _check_policy(policy)
         if policy is None or isinstance(policy, (str, os.PathLike)):
             policy = policy_for(learner, policy)
         self.policy = policy
@@ -177,7 +184,7 @@ class Controller:
     def from_pretrained(
         cls,
         model: str | os.PathLike[str] | None = None,
-        policy: str | os.PathLike[str] | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         *,
         strategy: str | None = None,
         device: str | None = None,
@@ -198,6 +205,7 @@ class Controller:
         trace: str | os.PathLike[str] | Recorder | None = None,
     ) -> Controller:
         """Loads a model (folder, hub id, or the bundled one) and a policy (bundle folder, or the one that fits it).
+        `policy` may also be a `Policy` of the program.
 
         `strategy` forces one strategy for every task. `verify="full"` hashes all weights after every answer.
         `adapters` is a folder where trained adapters are kept and found again, also by other processes. `memory_bytes`
@@ -217,9 +225,9 @@ class Controller:
                     "strategy for every task leaves a policy no choice; give one"
                 )
         paths = {
-            "model": model, "policy": policy, "adapters": adapters, "starting_adapter": starting_adapter,
-            "shadow": shadow,
+            "model": model, "adapters": adapters, "starting_adapter": starting_adapter, "shadow": shadow,
         }  # fmt: skip
+        _check_policy(policy)
         for name, path in paths.items():
             check_path(name, path)
         cache = AdapterCache(folder=None if adapters is None else Path(adapters))
@@ -227,7 +235,10 @@ class Controller:
             model, device=device, dtype=dtype, prompt_format=prompt_format, verify=verify, adapters=cache,
             memory_bytes=memory_bytes, starting_adapter=starting_adapter, read_with_adapter=read_with_adapter,
         )  # fmt: skip
-        chosen: Policy = FixedPolicy(strategy) if strategy else policy_for(learner, policy, ignore_mismatch)
+        if strategy is not None:
+            chosen: Policy = FixedPolicy(strategy)
+        else:
+            chosen = policy if isinstance(policy, Policy) else policy_for(learner, policy, ignore_mismatch)
         chosen = chosen if cost_weight is None else weighted(chosen, cost_weight)
         if shadow is not None or explore:
             other = None if shadow is None else policy_for(learner, shadow, ignore_mismatch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
@@ -18,13 +18,13 @@ from ..policies.adapter_acceptance import MAX_ATTEMPTS, rejects_adapter
 from ..policies.calibration import Calibrates
 from ..policies.features import AdapterCosts, Features
 from ..policies.measurement import measure_task
-from ..policies.policy import OUTSIDE_GUARANTEE, Decision
+from ..policies.policy import OUTSIDE_GUARANTEE, Decision, Policy
 from ..strategies.adapter_training import adapter_answers, has_adapter
 from ..strategies.base import Attempt, Cost, Strategy, answer_count, recipe_for, run
 from ..strategies.registry import plugin_proofs, strategies
 from ..strategies.voting import strategies_with_cached_views
 from ..ttt_core import clock
-from ..ttt_core.errors import without_messages
+from ..ttt_core.errors import AutotttError, PolicyError, shortened, without_messages
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.task import Task
@@ -174,7 +174,7 @@ def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
     if verdict is None and isinstance(context.policy, Calibrates):
         context.policy.observe(progress.features)
     if verdict is not None and verdict.action == "fall_back":
-        decision = context.policy.decide(progress.features, ["in_context"], tried=[])
+        decision = _ask(context.policy, progress, ["in_context"], [])
         reason = verdict.reason if decision.may_keep else f"{verdict.reason}; {OUTSIDE_GUARANTEE}"
         decision = replace(decision, strategy="in_context", reason=reason)
     else:
@@ -182,6 +182,24 @@ def decide(progress: Progress, runtime: Runtime[Context]) -> Decision:
         if verdict is not None:
             decision = replace(decision, reason=f"{verdict.reason}: {decision.reason}")
     _log(logging.INFO, progress, decision.strategy, decision.reason)
+    return decision
+
+
+def _ask(policy: Policy, progress: Progress, allowed: Sequence[str], tried: Sequence[str]) -> Decision:
+    """The policy's decision. Raises `PolicyError` where a policy of others raises, or gives what is no decision."""
+    try:
+        decision = policy.decide(progress.features, allowed, tried=tried)
+    except AutotttError:
+        raise
+    except Exception as error:
+        raise PolicyError(f"the policy {policy.name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(decision, Decision):
+        raise PolicyError(f"the policy {policy.name}: expected a Decision from decide; received {shortened(decision)}")
+    if decision.strategy not in strategies():
+        known = ", ".join(strategies())
+        raise PolicyError(
+            f"the policy {policy.name}: expected a strategy, {known}; received {shortened(decision.strategy)}"
+        )
     return decision
 
 
@@ -209,7 +227,7 @@ def _next_decision(progress: Progress, context: Context) -> Decision:
     the cost of answering is enough.
     """
     tried, untried = [attempt.strategy for attempt in progress.attempts], _untried(progress)
-    preferred = context.policy.decide(progress.features, untried, tried=tried)
+    preferred = _ask(context.policy, progress, untried, tried)
     left = progress.seconds_left(context.budget)
     if left == math.inf:
         return preferred
@@ -217,7 +235,7 @@ def _next_decision(progress: Progress, context: Context) -> Decision:
     affordable = affordable or untried[:1]
     if affordable == untried:
         return preferred
-    decision = context.policy.decide(progress.features, affordable, tried=tried)
+    decision = _ask(context.policy, progress, affordable, tried)
     if decision.strategy == preferred.strategy:
         return decision
     note = f"(the budget's remaining {max(0.0, left):.2f} s do not pay for {preferred.strategy})"

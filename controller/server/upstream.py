@@ -44,7 +44,8 @@ class Upstream:
     """A client of the other server."""
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None) -> None:
-        """`model` is what the other server calls the model; None: the first that it lists. Raises `SettingsError` for
+        """`model` is what the other server calls the model; None: the first that it lists, which is asked for again
+        where the server no longer knows it. Raises `SettingsError` for
         what is no address."""
         try:
             parts = urlsplit(url)
@@ -57,7 +58,7 @@ class Upstream:
         self.server = f"{parts.scheme}://{host}{port}"
         """The address without user, password and path."""
         self._base = url.rstrip("/") if parts.path.rstrip("/") else f"{url.rstrip('/')}/v1"
-        self._model = model
+        self._given, self._model = model, model
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._failed_until = 0.0
 
@@ -79,6 +80,8 @@ class Upstream:
                 body["model"] = self._model = self._model or await self._first_model(client)
                 path = f"{self._base}/chat/completions"
                 async with client.stream("POST", path, json=body) as response:
+                    if response.status_code == 404:  # it may have another model now
+                        self._model = self._given
                     self._check_status(response.status_code)
                     reader = _Reader()
                     async for line in response.aiter_lines():

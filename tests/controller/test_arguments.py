@@ -82,9 +82,11 @@ def test_a_scope_is_a_text(controller: Controller, scope: Any) -> None:
 def test_a_policy_and_a_recorder_have_their_methods(controller: Controller, name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: expected .*; received 5"):
         Controller(controller.learner, **{name: 5})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"{name}: expected .*; received 5"):
+        Controller.from_pretrained(**{name: 5})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["model", "policy", "adapters", "starting_adapter", "shadow"])
+@pytest.mark.parametrize("name", ["model", "adapters", "starting_adapter", "shadow"])
 def test_paths_are_paths(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: expected a path"):
         Controller.from_pretrained(**{name: 5})  # type: ignore[arg-type]

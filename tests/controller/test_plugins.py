@@ -24,7 +24,7 @@ from autottt.strategies.base import Attempt, Candidate, CostClass, OnStep, from_
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_cache import AdapterCache
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
-from autottt.ttt_core.errors import BaseChangedError, StrategyError
+from autottt.ttt_core.errors import BaseChangedError, PolicyError, StrategyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.recipes import Recipe
@@ -329,6 +329,56 @@ def test_a_plug_in_that_does_not_say_how_many_answers_it_gives_is_refused_or_cou
     assert "fails does not say how many answers it gives" in caplog.text
     with pytest.raises(StrategyError, match=r"Fails: answers_per_query cannot be used .*returns 1"):
         registry.register(failing)
+
+
+class Own:
+    """A policy of a program."""
+
+    name = "own"
+
+    def __init__(self, decided: Callable[[], Any]) -> None:
+        self.decided = decided
+
+    def needs_more(self, features: object) -> bool:
+        return False
+
+    def decide(self, features: object, allowed: object, *, tried: object = ()) -> Any:
+        return self.decided()
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+
+def decided(strategy: str) -> Decision:
+    return Decision(strategy=strategy, difficulty=0.0, scores={}, costs={}, utilities={}, reason="mine", stage=0)
+
+
+@pytest.mark.parametrize(
+    ("decision", "problem"),
+    [
+        (lambda: None, "the policy own: expected a Decision from decide; received None"),
+        (lambda: "in_context", "the policy own: expected a Decision from decide; received 'in_context'"),
+        (lambda: {}["k"], "the policy own failed: KeyError: 'k'"),
+        (lambda: decided("nowhere"), "the policy own: expected a strategy, in_context, .*; received 'nowhere'"),
+        (lambda: decided("measure"), "the policy own: expected a strategy, in_context, .*; received 'measure'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_decision_of_a_policy_is_its_error(decision: Callable[[], Any], problem: str) -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    with pytest.raises(PolicyError, match=problem):
+        Controller(learner, Own(decision)).solve(TASK)
+    assert "mine" in Controller(learner, Own(lambda: decided("in_context"))).solve(TASK).reason
+
+
+def test_a_policy_that_lacks_a_member_is_refused_by_its_name() -> None:
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    incomplete = type("Incomplete", (), {"name": "x", "needs_more": None, "decide": None})()
+    with pytest.raises(TypeError, match="which lacks card of a Policy"):
+        Controller(learner, incomplete)
+    with pytest.raises(TypeError, match="which lacks card of a Policy"):
+        Controller.from_pretrained(policy=incomplete)
+    with pytest.raises(TypeError, match=r"received 3\.5$"):
+        Controller(learner, 3.5)  # type: ignore[arg-type]
 
 
 def test_a_plug_in_whose_recipe_is_none_is_refused(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:

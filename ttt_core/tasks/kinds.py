@@ -342,7 +342,7 @@ def _parts(
         raise invalid_field("demonstrations", "a list of pairs (input, output)", demonstrations)
     if are_messages(raw):
         chat = read_chat(raw, "demonstrations")
-        if query is MISSING and chat.query is not None:
+        if (query is MISSING or query is None) and chat.query is not None:
             query = chat.query.text
         elif chat.query is not None:
             raise TaskError("query: expected no query with a chat that ends with one; received both")

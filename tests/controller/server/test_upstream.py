@@ -28,14 +28,14 @@ class Other:
 
     def __init__(self) -> None:
         self.text, self.status, self.breaks_off, self.lists = "tac", 200, False, True
-        self.finish_reason = "stop"
+        self.finish_reason, self.model = "stop", "the-model"
         self.asked: list[dict] = []
         self.headers: list[str | None] = []
         other = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                body = json.dumps({"data": [{"id": "the-model"}]} if other.lists else {"oops": 1}).encode()
+                body = json.dumps({"data": [{"id": other.model}]} if other.lists else {"oops": 1}).encode()
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(body)
@@ -43,7 +43,8 @@ class Other:
             def do_POST(self):
                 other.headers.append(self.headers.get("authorization"))
                 other.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-                self.send_response(other.status)
+                known = other.asked[-1]["model"] in (other.model, "named")
+                self.send_response(other.status if known else 404)
                 self.end_headers()
                 pieces = [other.text[:1], other.text[1:]]
                 for piece in pieces:
@@ -181,6 +182,19 @@ def test_a_bad_request_of_one_client_turns_the_server_off_for_nobody(serve, othe
     assert "with the status 400" in first["autottt"]["source"]["fallback"]
     other.status = 200
     assert client.post(PATH, json=CONVERSATION).json()["autottt"]["source"]["server"] == other.url
+
+
+def test_a_server_with_another_model_now_is_asked_for_its_name_again(serve, other):
+    client = serve(upstream=Upstream(other.url))
+    sources = []
+    for model in ("the-model", "another", "another"):
+        other.model = model
+        sources.append(client.post(PATH, json=CONVERSATION).json()["autottt"]["source"])
+    assert [source["server"] for source in sources] == [other.url, "", other.url]
+    assert "with the status 404" in sources[1]["fallback"]
+    given = serve(upstream=Upstream(other.url, model="mine"))
+    assert [given.post(PATH, json=CONVERSATION).json()["autottt"]["source"]["server"] for _ in range(2)] == ["", ""]
+    assert other.asked[-1]["model"] == "mine"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

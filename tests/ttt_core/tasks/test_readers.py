@@ -141,7 +141,7 @@ def test_an_instruction_of_white_space_is_none(tmp_path, blank: str) -> None:
     assert with_blank.instruction is without.instruction is None
     assert with_blank.digest == without.digest == make_task([("a", "b")], "c", instruction=blank).digest
     assert said_and_blank.instruction == said.instruction == "Spell it backwards."
-    assert make_task(chat, instruction=blank).instruction == "Spell it backwards."
+    assert make_task(chat, None, instruction=blank) == make_task(chat)
 
 
 def test_an_instruction_is_read(tmp_path):
