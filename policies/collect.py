@@ -157,7 +157,7 @@ def missing(
                 if key in known and not _same_right_answer(known[key], task):
                     raise PolicyError(
                         f"{task.id}: its right answer is not the one by which the outcomes in {store.folder} were "
-                        f"judged; {remedy}"
+                        f"judged, or answers are compared with it in another way; {remedy}"
                     )
             new = tuple(s for s in wanted if keys[s.name] not in known and keys[s.name] not in keys_of_all)
             keys_of_all |= set(keys.values())
@@ -188,13 +188,15 @@ def _require_storable(task: Task, seed: int, base_hash: str) -> None:
         Outcome(
             task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind, strategy=BASE,
             seed=seed, status="answered", correct=0.0, seconds=0.0, token_equivalents=0, relative_cost=0.0,
-            base_hash=base_hash, digest=task.digest,
+            base_hash=base_hash, digest=task.digest, comparison=task.comparison,
         )
     )  # fmt: skip
 
 
 def _same_right_answer(outcome: Outcome, task: Task) -> bool:
-    """Whether a stored outcome was judged by the task's right answer; true if unknown."""
+    """Whether a stored outcome was judged by the task's right answer and comparison; true if unknown."""
+    if outcome.comparison and outcome.comparison != task.comparison:
+        return False
     if not outcome.answer or not outcome.digest:
         return True
     equal = outcome.answer == content_digest(task.answer)
@@ -278,7 +280,7 @@ def _attempt_outcome(learner: Learner, task: Task, strategy: Strategy, seed: int
         task_id=task.id, group=task.group, family=task.family, dataset=task.dataset, kind=task.kind,
         strategy=strategy.name, seed=seed, status=status, correct=float(is_right(task, value)),
         seconds=cost.seconds, token_equivalents=cost.token_equivalents, relative_cost=0.0,
-        base_hash=learner.base_hash, digest=task.digest,
+        base_hash=learner.base_hash, digest=task.digest, comparison=task.comparison,
         recipe=recipe_digest_for(strategy, learner.loaded.recipes, task.kind),
         forward_tokens=cost.forward_tokens, backward_tokens=cost.backward_tokens,
         confidence=_finite(attempt.confidence) if attempt else 0.0,

@@ -84,10 +84,8 @@ class ExploringPolicy:
         self, decision: Decision, features: Features, allowed: Sequence[str], tried: Sequence[str]
     ) -> Decision:
         """What the policy would have decided from the features that it would have measured."""
-        free = replace(features, stage=0, values={name: features.values[name] for name in STAGE_0})
-        if features.stage == 0 or self.policy.needs_more(free):
-            return decision
-        return self.policy.decide(free, allowed, tried=tried)
+        own = _measured_for(self.policy, features)
+        return decision if own is features else self.policy.decide(own, allowed, tried=tried)
 
     def card(self) -> Mapping[str, Any]:
         return {**self.policy.card(), "served": self.served}
@@ -110,10 +108,18 @@ class ExploringPolicy:
         if self.shadow is None:
             return decision
         try:
-            choice = self.shadow.decide(features, allowed, tried=tried).strategy
+            choice = self.shadow.decide(_measured_for(self.shadow, features), allowed, tried=tried).strategy
             return replace(decision, shadow=choice, shadow_had_features=not self.shadow.needs_more(features))
         except Exception as error:  # a shadow is on trial: its failure is recorded, not raised
             return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")
+
+
+def _measured_for(policy: Policy, features: Features) -> Features:
+    """The features that a policy would have had measured, of those that were."""
+    if features.stage == 0:
+        return features
+    free = replace(features, stage=0, values={name: features.values[name] for name in STAGE_0})
+    return features if policy.needs_more(free) else free
 
 
 def without_exploration(policy: Policy) -> Policy:

@@ -20,7 +20,7 @@ from ..ttt_core.errors import PolicyError
 from .adapter_acceptance import rejects_adapter
 from .fast_inference import Floats
 from .features import NAMES, REQUIRED, STAGE_0
-from .outcomes import BASE, Outcome
+from .outcomes import BASE, Key, Outcome, judged_differently
 
 MIN_FAMILIES = 4
 """Families below which no policy can be trained."""
@@ -182,15 +182,17 @@ def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
     """The table of all queries on which `in_context` was tried and the features were measured.
 
     Its features are those that this package measures and all outcomes have. Over-long queries are counted and excluded.
-    Raises `PolicyError` if the outcomes are of several models, prompt formats or recipes, lack `REQUIRED` features, or
-    are too few to train on.
+    Of an outcome that occurs again the first counts. Raises `PolicyError` if the outcomes are of several models, prompt
+    formats or recipes, or of two tasks under one name, lack `REQUIRED` features, or are too few to train on.
     """
     rows = list(outcomes)
+    _refuse_contradictions(rows)
     base_hash, prompt_format = _common_model(rows), _common_prompt_format(rows)
     recipes = _common_recipes(rows)
     by_query: dict[tuple[str, str, int], dict[str, Outcome]] = {}
     for outcome in sorted(rows, key=lambda o: o.key):
-        by_query.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})[outcome.strategy] = outcome
+        query = by_query.setdefault((outcome.dataset, outcome.task_id, outcome.seed), {})
+        query.setdefault(outcome.strategy, outcome)
     measured = [_as_run(by) for by in by_query.values() if BASE in by and by[BASE].features]
     strategies = _comparable_strategies({o.strategy for o in rows}, measured)
     _check(rows, measured, strategies)
@@ -204,6 +206,26 @@ def build_outcome_table(outcomes: Iterable[Outcome]) -> OutcomeTable:
         unmeasured=len(by_query) - len(measured) - len(long),
         excluded={name: _alone(name, measured) for name in {o.strategy for o in rows} - strategies},
     )
+
+
+def _refuse_contradictions(outcomes: Sequence[Outcome]) -> None:
+    """Raises `PolicyError` for outcomes of different tasks under one name, as several stores may hold them, and for an
+    outcome that was judged in two ways."""
+    digests: dict[tuple[str, str], str] = {}
+    judged: dict[Key, Outcome] = {}
+    for outcome in outcomes:
+        task = outcome.dataset, outcome.task_id
+        if outcome.digest and digests.setdefault(task, outcome.digest) != outcome.digest:
+            raise PolicyError(
+                f"two tasks have the name {outcome.task_id} in the data set {outcome.dataset!r} (digests "
+                f"{digests[task]} and {outcome.digest}): outcomes are known by these names. Collect one of them under "
+                "another id, or from a file of another name, or train on their stores apart"
+            )
+        if judged_differently(judged.setdefault(outcome.key, outcome), outcome):
+            raise PolicyError(
+                f"{outcome.task_id}: {outcome.strategy} with seed {outcome.seed} is right in one of the outcomes and "
+                "wrong in another one, with the same answer: leave out the store that was judged wrongly"
+            )
 
 
 def over_long(outcomes: Iterable[Outcome]) -> set[tuple[str, str, int]]:

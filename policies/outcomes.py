@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 from ..ttt_core.arguments import as_number
 from ..ttt_core.errors import FileError, PolicyError, shortened
+from ..ttt_core.file_writing import replacing
 from ..ttt_core.tasks.fields import MAX_SEED, MISSING, is_utf8
 from .outcome_files import (
     SHARD,
@@ -117,6 +118,8 @@ class Outcome:
     """When the run began, in ISO 8601; empty if unknown."""
     versions: str = ""
     """Versions of the packages that answered; empty if unknown."""
+    comparison: str = ""
+    """How the answer was compared with the right one, a key of `answers.COMPARISONS`; empty if unknown."""
 
     @property
     def key(self) -> Key:
@@ -241,11 +244,15 @@ def read_outcomes_of(file: Path) -> Iterator[StoredOutcome | Damage]:
 
 def write_outcomes(outcomes: Sequence[Outcome], folder: Path) -> Path:
     """Writes a shard, completely or not at all, and returns its path."""
+    target = folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
+    _write_shard(outcomes, target)
+    return target
+
+
+def _write_shard(outcomes: Sequence[Outcome], target: Path) -> None:
     hints = get_type_hints(Outcome)
     columns = {name: [_plain(getattr(outcome, name)) for outcome in outcomes] for name in hints}
-    target = folder / f"outcomes-{secrets.token_hex(6)}{SHARD}"
     write_shard(columns, hints, target)
-    return target
 
 
 def _plain(value: Any) -> Any:
@@ -309,23 +316,60 @@ class OutcomeStore:
             )  # fmt: skip
         return outcomes
 
-    def missing(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def missing(self, outcomes: Iterable[Outcome], same_costs: bool = False) -> list[Outcome]:
         """The given outcomes that the store does not hold. Raises `PolicyError` if it holds one of the same key and
-        answer that was judged differently."""
+        answer that was judged differently or, with `same_costs`, has another cost."""
         known = {outcome.key: outcome for outcome in self.read()}
         new = []
         for outcome in outcomes:
             stored = known.get(outcome.key)
             if stored is None:
-                new.append(outcome)
-                known[outcome.key] = outcome
-            elif stored.answer == outcome.answer and not math.isclose(stored.correct, outcome.correct):
+                new.append(known.setdefault(outcome.key, outcome))
+                continue
+            differing = "correct" if judged_differently(stored, outcome) else ""
+            if same_costs and not math.isclose(stored.seconds, outcome.seconds):
+                differing = differing or "seconds"
+            if differing:
                 raise PolicyError(
-                    f"{outcome.task_id}: the outcome of {outcome.strategy} with seed {outcome.seed} has correct = "
-                    f"{stored.correct:g} in {self.folder} or among the new outcomes, and also correct = "
-                    f"{outcome.correct:g}; nothing was added. Correct one of them, or use another --store"
+                    f"{outcome.task_id}: the outcome of {outcome.strategy} with seed {outcome.seed} has {differing} = "
+                    f"{getattr(stored, differing):g} in {self.folder} or among the new outcomes, and also {differing} "
+                    f"= {getattr(outcome, differing):g}; nothing was added. Correct one of them, or use another --store"
                 )
         return new
+
+    def judged_anew(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """The given outcomes that the store holds with another judgement, whatever stands for the answer there."""
+        known = {outcome.key: outcome for outcome in self.read()}
+        return [o for o in outcomes if o.key in known and not math.isclose(known[o.key].correct, o.correct)]
+
+    def replace(self, outcomes: Sequence[Outcome]) -> None:
+        """Puts outcomes in the place of those with their keys, file by file, each of which is replaced whole or not at
+        all. Raises `PolicyError`, before anything is replaced, where another process writes to such a file, or it is
+        damaged."""
+        new = {outcome.key: checked(outcome) for outcome in outcomes}
+        if not new:
+            return
+        self.close()
+        with sealing_lock(self.folder), ExitStack() as locks:
+            replaced: dict[Path, list[Outcome]] = {}
+            for file in [*journals_in(self.folder), *shards_in(self.folder)]:
+                stored, damages = _split(file)
+                if not any(outcome.key in new for outcome in stored):
+                    continue
+                if not file.name.endswith(SHARD) and not lock_journal(file, locks):
+                    raise PolicyError(f"{file}: another process writes to it; try again when it has ended")
+                if damaged := [damage for damage in damages if damage.kind != "torn"]:
+                    raise PolicyError(
+                        f"{damaged[0]}; `autottt outcomes check {self.folder} --mend` sets it aside, and then other "
+                        "outcomes of this file can be replaced"
+                    )
+                replaced[file] = [new.get(outcome.key, outcome) for outcome in stored]
+            for file, stored in replaced.items():
+                if file.name.endswith(SHARD):
+                    _write_shard(stored, file)
+                else:
+                    with replacing(file) as partial:
+                        partial.write_bytes(b"".join(journal_line(asdict(outcome)) for outcome in stored))
 
     def seal(self) -> None:
         """Moves the journals of this writer, and of writers that no longer run, into a shard. Without pyarrow the
@@ -386,6 +430,11 @@ class OutcomeStore:
     def _is_own(self, file: Path) -> bool:
         """Whether a journal belongs to this writer."""
         return self._journal is not None and file.name == Path(self._journal.name).name
+
+
+def judged_differently(one: Outcome, other: Outcome) -> bool:
+    """Whether two outcomes of one key have the same answer, and one of them is right and the other wrong."""
+    return one.answer == other.answer and not math.isclose(one.correct, other.correct)
 
 
 def checked(outcome: Outcome) -> Outcome:

@@ -231,6 +231,7 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
         status="failed" if attempt["error"] else parsed, correct=float(_same(task, attempt["value"], right)),
         seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],
         base_hash=row["proof"]["hash"], recipe=attempt.get("recipe", ""), digest=task["digest"],
+        comparison="" if row.get(JUDGED) else task.get("comparison", ""),
         forward_tokens=tokens - BACKWARD_WEIGHT * attempt["cost"]["backward_tokens"],
         backward_tokens=attempt["cost"]["backward_tokens"], confidence=attempt["confidence"] or 0.0,
         answer="" if attempt["value"] is None else content_digest(attempt["value"]),
@@ -315,9 +316,15 @@ def _stability(counts: NDArray[np.int64], expected: Floats) -> Floats:
     return index
 
 
+def _shares(names: Sequence[str]) -> dict[str, float]:
+    """The share of each name."""
+    return {name: names.count(name) / len(names) for name in sorted(set(names))}
+
+
 def summary(rows: Sequence[Row], policy: TrainedPolicy | None) -> dict[str, Any]:
-    """Summarises served decisions as plain JSON: strategy shares, accuracy where it is known, exploration, shadow
-    agreement, and feature drift from the policy's training."""
+    """Summarises served decisions as plain JSON: shares of the strategies as they were served, to which the accuracy
+    belongs where it is known, and as the policy itself chose, with which the shadow's choices are compared;
+    exploration, and feature drift from the policy's training."""
     decisions = [row["decision"] for row in rows]
     own = [d["policy_choice"] or d["strategy"] for d in decisions]
     answered = [(row, right) for row in rows if (right := _right(row)) is not None]
@@ -328,7 +335,8 @@ def summary(rows: Sequence[Row], policy: TrainedPolicy | None) -> dict[str, Any]
     changes = [f"{mine} -> {other}" for mine, other, _ in shadowed if other not in (mine, *failed)]
     result: dict[str, Any] = {
         "queries": len(rows),
-        "shares": {name: own.count(name) / len(rows) for name in sorted(set(own))},
+        "shares": _shares([d["strategy"] for d in decisions]),
+        "policy_shares": _shares(own),
         "explored": sum(bool(d["policy_choice"]) for d in decisions),
         "with_known_answer": len(answered),
         "not_finite": len(rows) - len(list(filter(_finite, rows))),

@@ -22,6 +22,7 @@ from ..ttt_core.errors import (
     BaseChangedError,
     Cancelled,
     DeadlineError,
+    ModelError,
     StrategyError,
     TaskError,
     shortened,
@@ -201,7 +202,7 @@ def run(
 
     A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged, or
     what a plug-in returns in place of an attempt. Other errors of this package are raised; of a plug-in, which may have
-    made tasks of its own, only a cancellation and a changed base are.
+    made tasks of its own, only a cancellation, and a model that has changed or cannot be used, are.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -220,7 +221,7 @@ def run(
     except (AdaptationError, DeadlineError) as error:
         said = f"{type(error).__name__}: {error}" if is_plugin(strategy) else str(error)  # which may quote the task
         attempt = Attempt(strategy.name, None, "", 0.0, error=said)
-    except (BaseChangedError, Cancelled):
+    except (BaseChangedError, Cancelled, ModelError):
         raise
     except Exception as error:
         if isinstance(error, AutotttError) and not is_plugin(strategy):

@@ -259,13 +259,13 @@ def import_outcomes(
     from ...policies.outcomes import OutcomeStore
 
     outcomes = import_csv(file, in_context=in_context, model=name)
-    new = add_outcomes(OutcomeStore(store), outcomes)
+    new = add_outcomes(OutcomeStore(store), outcomes, same_costs=True)
     line(f"{len(new)} outcomes added to {store}; {len(outcomes) - len(new)} are there already")
 
 
-def add_outcomes(store: OutcomeStore, outcomes: list[Outcome]) -> list[Outcome]:
-    """Adds to a store the outcomes that it lacks, and returns those."""
-    new = store.missing(outcomes)
+def add_outcomes(store: OutcomeStore, outcomes: list[Outcome], same_costs: bool = False) -> list[Outcome]:
+    """Adds to a store the outcomes that it lacks, and returns those. Raises as `OutcomeStore.missing`."""
+    new = store.missing(outcomes, same_costs)
     for outcome in new:
         store.append(outcome)
     store.seal()

@@ -202,14 +202,19 @@ def retrain(
         (traced, unusable), rows = source.rows(), read_log(logs or [])
         outcome_store, answered = OutcomeStore(store), tasks_with_answers(answers, [*rows, *traced], demonstrations)
         rows, traced = with_right_answers(rows, answered), with_right_answers(traced, answered)
-        logged = [*outcomes_of(rows), *outcomes_of(traced, forced=source.forced)]
+        of_traces = outcomes_of(traced, forced=source.forced)
+        corrected = outcome_store.judged_anew(of_traces)  # by later feedback: a trace has its last label
+        keys = {outcome.key for outcome in corrected}
+        logged = [outcome for outcome in [*outcomes_of(rows), *of_traces] if outcome.key not in keys]
         _report_rows(rows, traced, unusable, source.forced)
         base = base_of([*rows, *traced])
-        stored = [o for o in outcome_store.read() if o.base_hash == base]
-        trainable_table([*stored, *outcome_store.missing(logged)])  # raises before anything is written
+        stored = [o for o in outcome_store.read() if o.base_hash == base and o.key not in keys]
+        trainable_table([*stored, *corrected, *outcome_store.missing(logged)])  # raises before anything is written
+        outcome_store.replace(corrected)
         new = add_outcomes(outcome_store, logged)
-        line(f"{len(logged)} outcomes of them can be learned from, {len(new)} new")
-        if new or not (training.out / CARD).exists():
+        anew = f", {len(corrected)} judged anew" if corrected else ""
+        line(f"{len(logged) + len(corrected)} outcomes of them can be learned from, {len(new)} new{anew}")
+        if new or corrected or not (training.out / CARD).exists():
             train_and_write(
                 [o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training
             )

@@ -22,6 +22,7 @@ from autottt.policies import outcome_files
 from autottt.policies import outcomes as outcomes_module
 from autottt.policies.collect import collect
 from autottt.policies.features import FEATURES_VERSION, NAMES
+from autottt.policies.outcome_check import check_outcomes
 from autottt.policies.outcome_files import JOURNAL, VERSION_KEY
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
@@ -351,7 +352,7 @@ def test_tokens_each_way_the_answer_and_what_training_did_are_written_down(tmp_p
     ("strategy", "status", "work"),
     [
         (Fake(error=AdaptationError("NaN")), "failed", 200),
-        (Fake(error=TooLongError("long")), "too_long", 200),
+        (Fake(error=TooLongError("long")), "failed", 200),
         (Fake(min_demonstrations=3), "too_few", 0),
         (Fake(), "unreadable", 200),
     ],
@@ -426,6 +427,18 @@ def test_a_task_whose_outcomes_have_another_answer_is_refused_before_any_work(tm
     learner = Echo()
     with pytest.raises(PolicyError, match=r"t0: its right answer is not the one .* another --store"):
         collected(tmp_path, [Fake(value=(4,))], learner, corrected)
+    assert learner.answered == 0
+
+
+def test_a_task_whose_answers_are_compared_in_another_way_now_is_refused_before_any_work(tmp_path):
+    spoken = [make_task([("a", "b")], f"c{n}", answer="d", id=f"t{n}", family=f"f{n}", dataset="made") for n in (0, 1)]
+    collected(tmp_path, tasks=spoken)
+    assert {o.comparison for o in OutcomeStore(tmp_path).read()} == {"exact"}
+    learner = Echo()
+    other = [spoken[0], dataclasses.replace(spoken[1], comparison="words")]
+    with pytest.raises(PolicyError, match=r"t1: its right answer is not .* compared with it in another way; .*another"):
+        collected(tmp_path, learner=learner, tasks=other)
+    collected(tmp_path, learner=learner, tasks=spoken)
     assert learner.answered == 0
 
 
@@ -568,6 +581,42 @@ def test_new_outcomes_with_another_right_answer_are_refused(tmp_path):
     assert store.missing([new, new]) == [new], "twice in what is to be added"
     assert store.missing([dataclasses.replace(OUTCOME, correct=1 - 1e-16)]) == []
     assert store.missing([dataclasses.replace(OUTCOME, correct=0.0, answer="another")]) == [], "rounded elsewhere"
+
+
+def test_an_imported_outcome_with_another_cost_is_refused(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.append(OUTCOME)
+    dearer = dataclasses.replace(OUTCOME, seconds=0.2)
+    assert store.missing([dearer]) == [], "measured again"
+    with pytest.raises(PolicyError, match=r"seed 0 has seconds = 0\.1 in .*, and also seconds = 0\.2; nothing"):
+        store.missing([dearer], same_costs=True)
+    assert store.missing([OUTCOME], same_costs=True) == []
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_outcomes_that_were_judged_anew_take_the_place_of_the_old_ones(tmp_path, sealed: bool):
+    store = OutcomeStore(tmp_path)
+    others = [dataclasses.replace(OUTCOME, seed=seed) for seed in (1, 2)]
+    for outcome in (OUTCOME, *others):
+        store.append(outcome)
+    store.seal() if sealed else store.close()
+    wrong = dataclasses.replace(OUTCOME, correct=0.0, answer="wrong")
+    assert store.judged_anew([wrong, *others, dataclasses.replace(OUTCOME, seed=9)]) == [wrong]
+    store.replace([wrong])
+    assert OutcomeStore(tmp_path).read() == [wrong, *others]
+    assert check_outcomes(tmp_path).damages == ()
+    store.append(dataclasses.replace(OUTCOME, seed=3))
+    store.seal()
+    assert len(OutcomeStore(tmp_path).read()) == 4
+
+
+def test_an_outcome_of_another_running_writer_is_not_replaced(tmp_path):
+    writer = OutcomeStore(tmp_path)
+    writer.append(OUTCOME)
+    with pytest.raises(PolicyError, match="another process writes to it"):
+        OutcomeStore(tmp_path).replace([dataclasses.replace(OUTCOME, correct=0.0)])
+    writer.close()
+    assert OutcomeStore(tmp_path).read() == [OUTCOME]
 
 
 @pytest.mark.usefixtures("forked_workers")

@@ -49,6 +49,22 @@ def test_a_strategy_that_was_rarely_tried_is_excluded():
     assert "ttt_augmented" in build_outcome_table([*OUTCOMES, *some]).strategies
 
 
+def test_two_tasks_under_one_name_are_refused():
+    named = [dataclasses.replace(o, digest=f"digest of {o.task_id}") for o in OUTCOMES]
+    assert len(build_outcome_table([*named, *named])) == 240
+    last = named[-1]
+    elsewhere = [dataclasses.replace(o, task_id=last.task_id, dataset=last.dataset, seed=5) for o in named[:3]]
+    with pytest.raises(PolicyError, match=f"two tasks have the name {last.task_id} in the data set 'made'.* apart"):
+        build_outcome_table([*named, *elsewhere])
+    assert len(build_outcome_table([*named, *(dataclasses.replace(o, digest="") for o in elsewhere)])) == 241
+
+
+def test_an_outcome_that_was_judged_in_two_ways_is_refused():
+    other = dataclasses.replace(OUTCOMES[0], correct=1 - OUTCOMES[0].correct)
+    with pytest.raises(PolicyError, match="is right in one of the outcomes and wrong in another one"):
+        build_outcome_table([*OUTCOMES, other])
+
+
 def test_the_group_is_the_family_of_queries_without_one():
     """Four of one group are one family, which is too few for a strategy that was tried on no others."""
     grouped = [dataclasses.replace(o, family="", group=o.family) for o in SMALL]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_the_policys_own_choice_is_that_of_what_it_would_have_measured() -> None
             chosen = [d.propensity for _, _, d in half if d.strategy == name]
             assert len(chosen) / len(half) == pytest.approx(chosen[0], abs=0.04)
             assert len({round(p, 6) for p in chosen}) == 1
+
+
+def test_a_shadow_that_is_the_served_policy_never_disagrees() -> None:
+    """Also where exploring measures what neither of them would have asked for."""
+    served = ExploringPolicy(Staged(), shadow=Staged(), explore=0.3)
+    decisions = []
+    for n in range(2000):
+        measured = features(n, int(served.needs_more(features(n))))
+        decisions.append((measured.stage, served.decide(measured, ALL)))
+    assert all((d.policy_choice or d.strategy) == d.shadow and d.shadow_had_features for _, d in decisions)
+    assert sum(stage == 1 and d.shadow == "in_context" for stage, d in decisions) > 100
 
 
 def test_exploration_does_not_choose_an_answer_outside_the_risk_guarantee() -> None:
@@ -365,7 +377,10 @@ def test_served_decisions_are_summarised(log: Path) -> None:
     report = summary(read_log([log]), None)
     assert report["queries"] == report["with_known_answer"] == report["explored"] == 4
     assert 0 <= report["accuracy"] <= 1
-    assert report["shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
+    drawn = Counter(row["decision"]["strategy"] for row in read_log([log]))
+    assert report["shares"] == {name: count / 4 for name, count in drawn.items()}
+    assert set(drawn) != {"in_context"}
+    assert report["policy_shares"] == {"in_context": 1.0}, "the policy's own choice, whatever was drawn"
     assert report["shadow"]["queries"] == 4
     assert report["shadow"]["disagreements"] == {"in_context -> ttt_in_context": 4}
     assert report["shadow"]["lacked_features"] == report["shadow"]["failed"] == 0

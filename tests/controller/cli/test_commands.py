@@ -22,6 +22,7 @@ from autottt.controller.cli.options import ModelOptions
 from autottt.controller.cli.training import without_families_of
 from autottt.controller.controller import Controller
 from autottt.controller.evaluation import Row
+from autottt.controller.tracing.store import TraceStore
 from autottt.policies import any_model
 from autottt.policies.bundle import load_bundle
 from autottt.policies.bundle_card import BUNDLES
@@ -656,6 +657,19 @@ def test_a_policy_is_trained_on_stored_traces(tmp_path, model, monkeypatch):
     code, out, _ = call("retrain", "--traces", traces, *places)
     assert code == 0
     assert " 0 new" in " ".join(out.split())
+    labels, right_before = TraceStore(traces), {(o.task_id, o.strategy): o.correct for o in added}
+    for trace in labels.traces():
+        result = trace.result
+        right = not right_before.get((f"{result['id']}#{result['task']['digest']}", result["strategy"]), 0)
+        strategies = ["in_context", *(attempt["strategy"] for attempt in result["attempts"])]
+        labels.label(trace.id, {"right": right, "strategies": dict.fromkeys(strategies, right)})
+    code, out, err = call("retrain", "--traces", traces, *places)
+    assert code == 0, err
+    assert "judged anew" in " ".join(out.split()), "by feedback after the outcomes were stored"
+    judged = {(o.task_id, o.strategy): o.correct for o in OutcomeStore(outcomes).read()}
+    assert any(judged[key] != right for key, right in right_before.items())
+    code, out, _ = call("retrain", "--traces", traces, *places)
+    assert "judged anew" not in out
     assert call("retrain", *places)[0] != 0
     code, _, err = call("retrain", "--traces", "nowhere", *places)
     assert code != 0
