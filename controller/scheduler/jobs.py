@@ -61,6 +61,8 @@ class Job:
     """Whether its deadline has passed."""
     in_lane: bool = False
     """Whether a thread works on it."""
+    lane: threading.RLock = field(default_factory=threading.RLock)
+    """Held by the thread that works on it: a lane that hands it over has left its variables before the other enters."""
     error: BaseException | None = None
     """What its future raises."""
 

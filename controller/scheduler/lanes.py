@@ -451,19 +451,20 @@ class Lanes:
     def _work(self, job: Job, work: Callable[[Job], None]) -> None:
         """Works on a job; what is raised ends this job only, unless the base was changed."""
         learner = self.learner if work == self._read else self._trainer
-        job.in_lane = True
-        try:
-            self.sweep()
-            if job.phase != "done":
-                if job.run is None:
-                    self.on_wait(time.monotonic() - job.arrived)
-                job.variables.run(work, job)
-        except BaseException as error:
-            self._on_error(job, learner, error)
-        finally:
-            job.in_lane = False
-            if job.phase == "done":
-                self._forget(job)
+        with job.lane:
+            job.in_lane = True
+            try:
+                self.sweep()
+                if job.phase != "done":
+                    if job.run is None:
+                        self.on_wait(time.monotonic() - job.arrived)
+                    job.variables.run(work, job)
+            except BaseException as error:
+                self._on_error(job, learner, error)
+            finally:
+                job.in_lane = False
+                if job.phase == "done":
+                    self._forget(job)
 
     def _on_error(self, job: Job, learner: Learner, error: BaseException) -> None:
         try:

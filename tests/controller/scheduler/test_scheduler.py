@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import types
 import weakref
 from collections import defaultdict
@@ -20,7 +21,8 @@ from typing import Any, ClassVar
 import pytest
 
 from autottt import BaseChangedError, Cancelled, Controller, FixedPolicy, TooLongError, make_task
-from autottt.controller.scheduler.lanes import ANSWERS_BEFORE_TRAINING
+from autottt.controller.scheduler.jobs import Job
+from autottt.controller.scheduler.lanes import ANSWERS_BEFORE_TRAINING, Lanes
 from autottt.strategies import registry
 from autottt.strategies.base import Attempt, CostClass
 from autottt.strategies.registry import strategies
@@ -776,3 +778,17 @@ print("began", flush=True)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "began\n"
     assert done.returncode == 0, done.stderr
+
+
+def test_a_query_is_trained_after_the_lane_that_read_it_has_left_it(controller, monkeypatch) -> None:
+    """The caller's variables can be entered by one thread at a time."""
+    read = Lanes._read
+
+    def slow(self: Lanes, job: Job) -> None:
+        read(self, job)
+        time.sleep(0.05)  # long enough for the training lane to take the job
+
+    monkeypatch.setattr(Lanes, "_read", slow)
+    with controller.scheduler() as scheduler:
+        results = [scheduler.submit(hard(number), strategy="ttt_in_context").result() for number in range(2)]
+    assert all(result.strategy == "ttt_in_context" or result.attempts for result in results)
