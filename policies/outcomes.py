@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, dataclass, field, fields
@@ -342,19 +342,19 @@ class OutcomeStore:
         known = {outcome.key: outcome for outcome in self.read()}
         return [o for o in outcomes if o.key in known and not math.isclose(known[o.key].correct, o.correct)]
 
-    def replace(self, outcomes: Sequence[Outcome]) -> None:
-        """Puts outcomes in the place of those with their keys, file by file, each of which is replaced whole or not at
-        all. Raises `PolicyError`, before anything is replaced, where another process writes to such a file, or it is
-        damaged."""
+    def replace(self, outcomes: Sequence[Outcome], dropped: Collection[Key] = ()) -> None:
+        """Puts outcomes in the place of those with their keys, and drops others, file by file, each of which is
+        replaced whole or not at all. Raises `PolicyError`, before anything is replaced, where another process writes to
+        such a file, or it is damaged."""
         new = {outcome.key: checked(outcome) for outcome in outcomes}
-        if not new:
+        if not new and not dropped:
             return
         self.close()
         with sealing_lock(self.folder), ExitStack() as locks:
             replaced: dict[Path, list[Outcome]] = {}
             for file in [*journals_in(self.folder), *shards_in(self.folder)]:
                 stored, damages = _split(file)
-                if not any(outcome.key in new for outcome in stored):
+                if not any(outcome.key in new or outcome.key in dropped for outcome in stored):
                     continue
                 if not file.name.endswith(SHARD) and not lock_journal(file, locks):
                     raise PolicyError(f"{file}: another process writes to it; try again when it has ended")
@@ -363,9 +363,11 @@ class OutcomeStore:
                         f"{damaged[0]}; `autottt outcomes check {self.folder} --mend` sets it aside, and then other "
                         "outcomes of this file can be replaced"
                     )
-                replaced[file] = [new.get(outcome.key, outcome) for outcome in stored]
+                replaced[file] = [new.get(o.key, o) for o in stored if o.key not in dropped]
             for file, stored in replaced.items():
-                if file.name.endswith(SHARD):
+                if not stored:
+                    file.unlink()
+                elif file.name.endswith(SHARD):
                     _write_shard(stored, file)
                 else:
                     with replacing(file) as partial:

@@ -39,6 +39,8 @@ FIELDS = (
 """Fields that every line of a log has."""
 JUDGED = "judged"
 """A field that is true in rows whose answers are not stored: marks that say which were right stand for them."""
+UNDECIDED = "undecided"
+"""A field that is true in rows whose feedback leaves open whether the answers were right that outcomes are made of."""
 RESAMPLES = 2000
 """Samples from the training distribution, for the sampling error of the stability index."""
 REMOVE = "Remove the line if it is damaged"
@@ -177,6 +179,19 @@ def outcomes_of(rows: Sequence[Row], *, forced: bool = True) -> list[Outcome]:
     return outcomes
 
 
+def withdrawn(rows: Iterable[Row]) -> set[tuple[str, str, int]]:
+    """Data set, name and seed of the queries whose outcomes, if there are any, were judged by feedback that has changed
+    since, in a way that no longer says whether they are right."""
+    return {
+        (row["task"]["dataset"], _task_id(row), row["seed"])
+        for row in rows if row.get(UNDECIDED) and _right(row) is None
+    }  # fmt: skip
+
+
+def _task_id(row: Row) -> str:
+    return f"{row['id']}#{row['task']['digest']}"
+
+
 def is_forced(row: Row) -> bool:
     """Whether the caller forced the strategy of the first attempt; one that was drawn to explore is not forced."""
     return was_forced(row["decision"])
@@ -186,6 +201,8 @@ def skipped_counts(rows: Sequence[Row]) -> dict[str, int]:
     """Reasons why queries yield no outcomes (`outcomes_of`), with the number of queries for each."""
 
     def why(row: Row) -> str:
+        if _right(row) is None and row.get(UNDECIDED):
+            return "their feedback does not say whether each of their answers was right"
         if _right(row) is None:
             return "the right answer is unknown (--answers FILES)"
         if not _fully_measured(row):
@@ -226,7 +243,7 @@ def _attempt_outcome(row: Row, attempt: Row, right: Any, tokens: int, measured: 
     task = row["task"]
     parsed = "answered" if attempt["value"] is not None else "unreadable"
     return Outcome(
-        task_id=f"{row['id']}#{task['digest']}", group=task["group"], family=task["family"], dataset=task["dataset"],
+        task_id=_task_id(row), group=task["group"], family=task["family"], dataset=task["dataset"],
         kind=task["kind"], strategy=attempt["strategy"], seed=row["seed"],
         status="failed" if attempt["error"] else parsed, correct=float(_same(task, attempt["value"], right)),
         seconds=attempt["cost"]["seconds"], token_equivalents=tokens, relative_cost=tokens / row["in_context_tokens"],

@@ -193,7 +193,7 @@ def retrain(
     """
     from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
-    from ...policies.serving_logs import base_of, outcomes_of, read_log, with_right_answers
+    from ...policies.serving_logs import base_of, outcomes_of, read_log, with_right_answers, withdrawn
     from ...policies.training import trainable_table
 
     if not logs and source.traces is None:
@@ -209,12 +209,16 @@ def retrain(
         _report_rows(rows, traced, unusable, source.forced)
         base = base_of([*rows, *traced])
         stored = [o for o in outcome_store.read() if o.base_hash == base and o.key not in keys]
+        queries = withdrawn(traced)
+        dropped = {o.key for o in stored if (o.dataset, o.task_id, o.seed) in queries}
+        stored = [o for o in stored if o.key not in dropped]
         trainable_table([*stored, *corrected, *outcome_store.missing(logged)])  # raises before anything is written
-        outcome_store.replace(corrected)
+        outcome_store.replace(corrected, dropped)
         new = add_outcomes(outcome_store, logged)
         anew = f", {len(corrected)} judged anew" if corrected else ""
+        anew += f", {len(dropped)} withdrawn" if dropped else ""
         line(f"{len(logged) + len(corrected)} outcomes of them can be learned from, {len(new)} new{anew}")
-        if new or corrected or not (training.out / CARD).exists():
+        if new or corrected or dropped or not (training.out / CARD).exists():
             train_and_write(
                 [o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training
             )

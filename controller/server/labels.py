@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ...ttt_core.errors import TaskError
 from ...ttt_core.tasks.answers import canonical_output, same_answer
 from ...ttt_core.tasks.kinds import KINDS
+from ..tracing.trace import NoResultError
 from .api_errors import ApiError, trace_not_found
 from .metrics import Metrics
 from .schemas import FeedbackRequest, Source
@@ -125,7 +126,10 @@ class Labels:
             right = bool(feedback.right)
             label = {"right": right, "strategies": {} if answers is None else answers.labels_of_given(right)}
         elif answers is None:
-            message = "answer: the answer of this trace is no longer in memory; give right in place of answer"
+            message = (
+                "answer: the answers of this trace are not in memory: its run gave none, or "
+                f"{MAX_ANSWERS:,} others came after it; give right in place of answer"
+            )
             raise ApiError(400, message, "answer", "answer_not_in_memory")
         else:
             right_answer = answers.canonical(feedback.answer)
@@ -135,7 +139,11 @@ class Labels:
                 label["answer"] = right_answer
         if self._has_other_server if answers is None else not answers.strategy:
             label["other_server"] = True
-        if not await asyncio.to_thread(recorder.label, feedback.trace_id, label):
+        try:
+            found = await asyncio.to_thread(recorder.label, feedback.trace_id, label)
+        except NoResultError as error:
+            raise ApiError(409, f"trace_id: {error}", "trace_id", "no_answer") from error
+        if not found:
             raise trace_not_found(feedback.trace_id)
         self._metrics.labelled(right)
         return right

@@ -43,9 +43,8 @@ def _shown(value: object) -> str:
 
 
 def task_with_answer(trace: Trace) -> Task:
-    """The task, with the right answer that the label tells in place of its own."""
-    answer = trace.labelled_answer
-    return trace.task if answer is None else replace(trace.task, answer=as_tuples(answer))
+    """The task, with the right answer that the label tells in place of its own, and none that it refutes."""
+    return replace(trace.task, answer=as_tuples(trace.right_answer))
 
 
 def is_right_in(trace: Trace, attempt: Mapping[str, Any]) -> bool | None:
@@ -68,9 +67,7 @@ def moment(trace: Trace, attempt: Mapping[str, Any]) -> str:
 
 def card_sentences(trace: Trace, attempt: Mapping[str, Any]) -> list[str]:
     """What is said of the answer of an attempt, most important first."""
-    kind, right = trace.task_facts.get("kind", "text"), trace.labelled_answer
-    if right is None:
-        right = trace.task_facts.get("answer")
+    kind, right = trace.task_facts.get("kind", "text"), trace.right_answer
     value, vote = attempt["value"], votes_of(trace, attempt["strategy"])
     said = [difference_text(kind, value, right) or size_text(kind, value)]
     if value is not None and value == trace.task_facts.get("query"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ...policies.serving_logs import JUDGED, Row, problem_of
+from ...policies.serving_logs import JUDGED, UNDECIDED, Row, problem_of
 from .trace import Trace
 
 DAMAGED = "the trace is of another version of this package, or damaged"
@@ -28,19 +28,21 @@ def log_rows(traces: Iterable[Trace], base_hash: str = "") -> tuple[list[Row], d
 
 def _labelled(trace: Trace) -> Row:
     """The result of a run with what its label says of the answers. Where the right answer itself is unknown, a mark
-    stands for it, and one of two marks for each answer that the label calls right or wrong."""
+    stands for it, and one of two marks for each answer that the label calls right or wrong; where it leaves open
+    whether the answers were right that a policy learns from, the row says so."""
     result, label = trace.result, trace.label
     if not label:
         return result
-    if trace.has_content and (right_answer := trace.labelled_answer) is not None:
+    if trace.has_content and (right_answer := trace.right_answer) is not None:
         return {**result, "task": {**result["task"], "answer": right_answer}}
     marks = {name: _RIGHT if right else _WRONG for name, right in label["strategies"].items()}
-    if not {"in_context", result["attempts"][0]["strategy"]} <= marks.keys():
-        return result
-    task = {**result["task"], "answer": _RIGHT, "comparison": "exact"}
     attempts = [_marked(attempt, marks) for attempt in result["attempts"]]
-    answers = {"in_context": _marked(result["in_context"], marks), "attempts": attempts}
-    return {**result, **answers, "task": task, "answer": marks.get(result["strategy"]), JUDGED: True}
+    marked = {**result, "in_context": _marked(result["in_context"], marks), "attempts": attempts, JUDGED: True}
+    if {"in_context", result["attempts"][0]["strategy"]} <= marks.keys():
+        task = {**result["task"], "answer": _RIGHT, "comparison": "exact"}
+        return {**marked, "task": task, "answer": marks.get(result["strategy"])}
+    undecided = {"task": {**result["task"], "answer": None}, UNDECIDED: True}
+    return {**result, **undecided} if trace.has_content else {**marked, "answer": None, **undecided}
 
 
 def _marked(attempt: Row, marks: Mapping[str, str]) -> Row:

@@ -25,7 +25,7 @@ from platformdirs import user_state_path
 
 from ...ttt_core.errors import TraceError, shortened
 from ...ttt_core.standard_json import dumps
-from .trace import TRACE_VERSION, Trace
+from .trace import TRACE_VERSION, NoResultError, Trace
 
 STORE_VERSION = 1
 """Version of the tables, in SQLite's `user_version`."""
@@ -214,7 +214,8 @@ class TraceStore:
 
     def label(self, id: str, label: Mapping[str, Any]) -> bool:
         """Adds to the trace of an id, or replaces, what is known of its answer afterwards (see `Trace.label`), without
-        `answer` where the trace has no content. False where there is no such trace; raises `TraceError`.
+        `answer` where the trace has no content. False where there is no such trace; raises `TraceError`, and
+        `NoResultError` for a run that ended without a result.
         """
         with self._lock, self._writing() as connection:
             query = "SELECT key, body FROM traces LEFT JOIN bodies USING (key) WHERE id = ?"
@@ -222,6 +223,8 @@ class TraceStore:
             if row is None:
                 return False
             trace = read_trace(row[1], f"{self.file}: trace {id}")
+            if not trace.result:
+                raise NoResultError(f"the run {id} ended without an answer ({trace.status}): there is nothing to label")
             kept = {name: value for name, value in label.items() if name != "answer" or trace.has_content}
             body = zlib.compress(dumps({**trace.plain, "label": kept}, default=str).encode(), 1)
             connection.execute("UPDATE bodies SET body = ? WHERE key = ?", (body, row[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ...policies.features import AdapterCosts
@@ -12,7 +12,8 @@ from ...policies.outcomes import BASE
 from ...ttt_core.errors import TooLongError, TraceError
 from ...ttt_core.spans import Span
 from ...ttt_core.standard_json import dumps
-from ...ttt_core.tasks.task import Task
+from ...ttt_core.tasks.answers import is_right
+from ...ttt_core.tasks.task import Task, as_tuples
 from ..plain_tasks import task_from_plain
 
 TRACE_VERSION = 1
@@ -32,6 +33,10 @@ def span_to_plain(span: Span, began: float) -> Plain:
     if span.children:
         plain["children"] = [span_to_plain(child, began) for child in span.children]
     return plain
+
+
+class NoResultError(TraceError):
+    """A run ended without a result, so that there is no answer to label."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +117,30 @@ class Trace:
     def is_right(self) -> bool | None:
         """Whether the answer is right, as the label says, else by the task's own answer; None where neither tells."""
         right: bool | None = self.label.get("right", self.result.get("right"))
-        return right
+        return right if self.result else None
 
     @property
-    def labelled_answer(self) -> Any:
-        """The right answer that the label tells, as decoded JSON; None where it tells none."""
-        if (answer := self.label.get("answer")) is not None or not self.has_content or not self.label.get("right"):
+    def right_answer(self) -> Any:
+        """The right answer as decoded JSON: that which the label tells, else that of the task unless the label says
+        otherwise of an answer; None where it is unknown."""
+        if (answer := self.label.get("answer")) is not None:
             return answer
+        own = self.task_facts.get("answer")
+        if not self.has_content or not self.result:
+            return own
         of_other_server = self.label.get("other_server") and self.result["strategy"] == BASE  # it answers in context
-        return None if of_other_server else self.result["answer"]
+        if self.label.get("right") and not of_other_server:
+            return self.result["answer"]
+        return None if own is None or self._is_refuted(own) else own
+
+    def _is_refuted(self, answer: Any) -> bool:
+        """Whether the label says of an answer of the run what is not so where this one is right."""
+        task, said = replace(self.task, answer=as_tuples(answer)), self.label.get("strategies", {})
+        attempts = (self.result["in_context"], *self.result["attempts"])
+        return any(
+            said.get(attempt["strategy"]) not in (None, is_right(task, as_tuples(attempt["value"])))
+            for attempt in attempts
+        )
 
     def require_content(self, what: str) -> None:
         """Raises `TraceError` for a trace without content."""

@@ -87,8 +87,7 @@ def _task(trace: Trace) -> Plain:
     if not trace.task_facts:
         return {}
     task: Plain = {name: trace.task_facts.get(name) for name in names}
-    if trace.labelled_answer is not None:
-        task["answer"] = trace.labelled_answer
+    task["answer"] = trace.right_answer
     return {
         **task,
         "query_size": size_text(task["kind"], task["query"]),

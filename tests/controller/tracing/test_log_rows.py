@@ -9,17 +9,18 @@ import pytest
 
 from autottt.controller.controller import Controller
 from autottt.controller.run_facts import RunFacts
+from autottt.controller.tracing.answers import answer_sentences
 from autottt.controller.tracing.content import without_content
 from autottt.controller.tracing.log_rows import log_rows
 from autottt.controller.tracing.recorder import TraceRecorder
 from autottt.controller.tracing.store import TraceStore
-from autottt.controller.tracing.trace import Trace
+from autottt.controller.tracing.trace import NoResultError, Trace
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import NAMES
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import FixedPolicy
-from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, with_right_answers
+from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, with_right_answers, withdrawn
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -179,7 +180,70 @@ def test_a_label_of_another_answer_than_the_first_ones_gives_no_outcome(learner:
     controller.solve(replace(TASKS[0], answer=None))
     (trace,) = store.traces()
     store.label(trace.id, {"right": False, "strategies": {"ttt_direct": False}})
-    assert list(log_rows(store.traces())[1]) == ["the trace was stored without content, so its answers are unknown"]
+    rows, reasons = log_rows(store.traces())
+    assert (len(rows), reasons, outcomes_of(rows)) == (1, {}, [])
+    assert skipped_counts(rows) == {"their feedback does not say whether each of their answers was right": 1}
+    assert with_right_answers(rows, TASKS) == rows, "its answers are unknown"
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_withdrawn(
+    learner: Learner, tmp_path: Path, content: bool
+) -> None:
+    store, kept = TraceStore(tmp_path / "traces.sqlite"), OutcomeStore(tmp_path / "outcomes")
+    learner.clear()
+    controller = Controller(learner, EXPLORING, trace=TraceRecorder([store], content=content))
+    for task in TASKS:
+        controller.solve(replace(task, answer=None))
+    traces = {trace.id: trace.attempts[0]["strategy"] for trace in store.traces()}
+    for id, strategy in traces.items():
+        store.label(id, {"right": True, "strategies": {"in_context": strategy == "in_context", strategy: True}})
+    for outcome in outcomes(list(store.traces())):
+        kept.append(outcome)
+    kept.close()
+    assert withdrawn(log_rows(store.traces())[0]) == set()
+    id, strategy = next(item for item in traces.items() if item[1] != "in_context")
+    store.label(id, {"right": False, "strategies": {strategy: False}})
+    rows, _ = log_rows(store.traces())
+    (query,) = withdrawn(rows)
+    gone = [o for o in kept.read() if (o.dataset, o.task_id, o.seed) == query]
+    assert {o.strategy for o in gone} == {"in_context", strategy}
+    kept.replace([], {o.key for o in gone})
+    assert [o for o in kept.read() if (o.dataset, o.task_id, o.seed) == query] == []
+    assert len(kept.read()) == len(outcomes(list(store.traces()))) > 0
+
+
+def test_an_answer_of_the_task_that_the_label_refutes_is_not_the_right_one(explored: list[Trace]) -> None:
+    trace = next(t for t in explored if t.attempts[0]["strategy"] != "in_context")
+    attempt = {**trace.result["attempts"][0], "value": [8, 1]}
+    task, own = ({**facts["task"], "answer": attempt["value"]} for facts in (trace.attributes, trace.result))
+    result = {**trace.result, "task": own, "attempts": [attempt], "answer": attempt["value"]}
+    attributes = {**trace.attributes, "task": task, "result": result}
+    label = {"right": False, "strategies": {attempt["strategy"]: False}}
+    known = Trace({**trace.plain, "root": {**trace.root, "attributes": attributes}})
+    refuted = Trace({**known.plain, "label": label})
+    assert known.right_answer == attempt["value"]
+    assert refuted.right_answer is None
+    said = " ".join(answer_sentences(refuted))
+    assert "Right answer" not in said
+    assert f"{attempt['strategy']}: " in said
+    assert "as the right answer" not in said
+    assert outcomes([known]) != []
+    assert outcomes([refuted]) == []
+    confirmed = Trace({**known.plain, "label": {"right": True, "strategies": {attempt["strategy"]: True}}})
+    assert confirmed.right_answer == known.right_answer
+
+
+def test_a_run_without_a_result_takes_no_label(explored: list[Trace], tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    trace = explored[0]
+    attributes = {name: value for name, value in trace.attributes.items() if name != "result"}
+    ended = Trace({**trace.plain, "root": {**trace.root, "attributes": attributes, "status": "cancelled"}})
+    store.write(ended)
+    with pytest.raises(NoResultError, match=r"ended without an answer \(cancelled\)"):
+        store.label(ended.id, {"right": True, "strategies": {}})
+    labelled = Trace({**ended.plain, "label": {"right": True, "strategies": {}}})
+    assert (labelled.is_right, labelled.right_answer) == (None, trace.task_facts["answer"])
 
 
 def test_a_task_under_two_names_is_in_one_family(explored: list[Trace], learner: Learner, tmp_path: Path) -> None:
