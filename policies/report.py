@@ -294,7 +294,7 @@ def _exclusions(card: Mapping[str, Any], strategies: Sequence[str]) -> Sequence[
     """Queries, strategies and features that the evaluation goes without."""
     lines = []
     if "ttt_crossfit" not in strategies:
-        lines.append("- The rule of thumb is evaluated without `ttt_crossfit`, which has no outcomes.")
+        lines.append("- The rule of thumb is evaluated without `ttt_crossfit`, which was not tried on every case.")
     if card.get("over_long"):
         lines.append(f"- {card['over_long']} queries are excluded: they exceed the model's context window.")
     if card.get("unmeasured"):
