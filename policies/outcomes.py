@@ -337,8 +337,8 @@ class OutcomeStore:
                 )
         return new
 
-    def judged_anew(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """The given outcomes that the store holds with another judgement, whatever stands for the answer there."""
+    def relabelled(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """The given outcomes that the store holds with another label, right or wrong, whatever their answers are."""
         known = {outcome.key: outcome for outcome in self.read()}
         return [o for o in outcomes if o.key in known and not math.isclose(known[o.key].correct, o.correct)]
 

@@ -39,7 +39,7 @@ FIELDS = (
 """Fields that every line of a log has."""
 JUDGED = "judged"
 """A field that is true in rows whose answers are not stored: marks that say which were right stand for them."""
-UNDECIDED = "undecided"
+UNLABELLED = "unlabelled"
 """A field that is true in rows whose feedback leaves open whether the answers were right that outcomes are made of."""
 RESAMPLES = 2000
 """Samples from the training distribution, for the sampling error of the stability index."""
@@ -179,12 +179,12 @@ def outcomes_of(rows: Sequence[Row], *, forced: bool = True) -> list[Outcome]:
     return outcomes
 
 
-def withdrawn(rows: Iterable[Row]) -> set[tuple[str, str, int]]:
+def unlabelled_queries(rows: Iterable[Row]) -> set[tuple[str, str, int]]:
     """Data set, name and seed of the queries whose outcomes, if there are any, were judged by feedback that has changed
     since, in a way that no longer says whether they are right."""
     return {
         (row["task"]["dataset"], _task_id(row), row["seed"])
-        for row in rows if row.get(UNDECIDED) and _right(row) is None
+        for row in rows if row.get(UNLABELLED) and _right(row) is None
     }  # fmt: skip
 
 
@@ -201,10 +201,9 @@ def skipped_counts(rows: Sequence[Row]) -> dict[str, int]:
     """Reasons why queries yield no outcomes (`outcomes_of`), with the number of queries for each."""
 
     def why(row: Row) -> str:
-        if _right(row) is None and row.get(UNDECIDED):
-            return "their feedback does not say whether each of their answers was right"
         if _right(row) is None:
-            return "the right answer is unknown (--answers FILES)"
+            unlabelled = "their feedback does not say whether each of their answers was right"
+            return unlabelled if row.get(UNLABELLED) else "the right answer is unknown (--answers FILES)"
         if not _fully_measured(row):
             return "the probe was skipped (`solve --explore 0.05` runs it on a share of the queries)"
         if not _finite(row):

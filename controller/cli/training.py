@@ -193,7 +193,7 @@ def retrain(
     """
     from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
-    from ...policies.serving_logs import base_of, outcomes_of, read_log, with_right_answers, withdrawn
+    from ...policies.serving_logs import base_of, outcomes_of, read_log, unlabelled_queries, with_right_answers
     from ...policies.training import trainable_table
 
     if not logs and source.traces is None:
@@ -203,22 +203,22 @@ def retrain(
         outcome_store, answered = OutcomeStore(store), tasks_with_answers(answers, [*rows, *traced], demonstrations)
         rows, traced = with_right_answers(rows, answered), with_right_answers(traced, answered)
         of_traces = outcomes_of(traced, forced=source.forced)
-        corrected = outcome_store.judged_anew(of_traces)  # by later feedback: a trace has its last label
-        keys = {outcome.key for outcome in corrected}
+        relabelled = outcome_store.relabelled(of_traces)  # by later feedback: a trace has its last label
+        keys = {outcome.key for outcome in relabelled}
         logged = [outcome for outcome in [*outcomes_of(rows), *of_traces] if outcome.key not in keys]
         _report_rows(rows, traced, unusable, source.forced)
         base = base_of([*rows, *traced])
         stored = [o for o in outcome_store.read() if o.base_hash == base and o.key not in keys]
-        queries = withdrawn(traced)
+        queries = unlabelled_queries(traced)
         dropped = {o.key for o in stored if (o.dataset, o.task_id, o.seed) in queries}
         stored = [o for o in stored if o.key not in dropped]
-        trainable_table([*stored, *corrected, *outcome_store.missing(logged)])  # raises before anything is written
-        outcome_store.replace(corrected, dropped)
+        trainable_table([*stored, *relabelled, *outcome_store.missing(logged)])  # raises before anything is written
+        outcome_store.replace(relabelled, dropped)
         new = add_outcomes(outcome_store, logged)
-        anew = f", {len(corrected)} judged anew" if corrected else ""
-        anew += f", {len(dropped)} withdrawn" if dropped else ""
-        line(f"{len(logged) + len(corrected)} outcomes of them can be learned from, {len(new)} new{anew}")
-        if new or corrected or dropped or not (training.out / CARD).exists():
+        changed = f", {len(relabelled)} relabelled" if relabelled else ""
+        changed += f", {len(dropped)} removed, which changed feedback no longer labels" if dropped else ""
+        line(f"{len(logged) + len(relabelled)} outcomes of them can be learned from, {len(new)} new{changed}")
+        if new or relabelled or dropped or not (training.out / CARD).exists():
             train_and_write(
                 [o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training
             )

@@ -45,8 +45,7 @@ class Upstream:
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None) -> None:
         """`model` is what the other server calls the model; None: the first that it lists, which is asked for again
-        where the server no longer knows it. Raises `SettingsError` for
-        what is no address."""
+        where the server no longer knows it. Raises `SettingsError` for what is no address."""
         try:
             parts = urlsplit(url)
             port = "" if parts.port is None else f":{parts.port}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ...policies.serving_logs import JUDGED, UNDECIDED, Row, problem_of
+from ...policies.serving_logs import JUDGED, UNLABELLED, Row, problem_of
 from .trace import Trace
 
 DAMAGED = "the trace is of another version of this package, or damaged"
@@ -41,8 +41,8 @@ def _labelled(trace: Trace) -> Row:
     if {"in_context", result["attempts"][0]["strategy"]} <= marks.keys():
         task = {**result["task"], "answer": _RIGHT, "comparison": "exact"}
         return {**marked, "task": task, "answer": marks.get(result["strategy"])}
-    undecided = {"task": {**result["task"], "answer": None}, UNDECIDED: True}
-    return {**result, **undecided} if trace.has_content else {**marked, "answer": None, **undecided}
+    unlabelled = {"task": {**result["task"], "answer": None}, UNLABELLED: True}
+    return {**result, **unlabelled} if trace.has_content else {**marked, "answer": None, **unlabelled}
 
 
 def _marked(attempt: Row, marks: Mapping[str, str]) -> Row:

@@ -594,14 +594,14 @@ def test_an_imported_outcome_with_another_cost_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_outcomes_that_were_judged_anew_take_the_place_of_the_old_ones(tmp_path, sealed: bool):
+def test_outcomes_that_were_relabelled_take_the_place_of_the_old_ones(tmp_path, sealed: bool):
     store = OutcomeStore(tmp_path)
     others = [dataclasses.replace(OUTCOME, seed=seed) for seed in (1, 2)]
     for outcome in (OUTCOME, *others):
         store.append(outcome)
     store.seal() if sealed else store.close()
     wrong = dataclasses.replace(OUTCOME, correct=0.0, answer="wrong")
-    assert store.judged_anew([wrong, *others, dataclasses.replace(OUTCOME, seed=9)]) == [wrong]
+    assert store.relabelled([wrong, *others, dataclasses.replace(OUTCOME, seed=9)]) == [wrong]
     store.replace([wrong])
     assert OutcomeStore(tmp_path).read() == [wrong, *others]
     assert check_outcomes(tmp_path).damages == ()

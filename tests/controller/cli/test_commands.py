@@ -665,11 +665,11 @@ def test_a_policy_is_trained_on_stored_traces(tmp_path, model, monkeypatch):
         labels.label(trace.id, {"right": right, "strategies": dict.fromkeys(strategies, right)})
     code, out, err = call("retrain", "--traces", traces, *places)
     assert code == 0, err
-    assert "judged anew" in " ".join(out.split()), "by feedback after the outcomes were stored"
+    assert "relabelled" in " ".join(out.split()), "by feedback after the outcomes were stored"
     judged = {(o.task_id, o.strategy): o.correct for o in OutcomeStore(outcomes).read()}
     assert any(judged[key] != right for key, right in right_before.items())
     code, out, _ = call("retrain", "--traces", traces, *places)
-    assert "judged anew" not in out
+    assert "relabelled" not in out
     assert call("retrain", *places)[0] != 0
     code, _, err = call("retrain", "--traces", "nowhere", *places)
     assert code != 0

@@ -20,7 +20,7 @@ from autottt.policies.features import NAMES
 from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import FixedPolicy
-from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, with_right_answers, withdrawn
+from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, unlabelled_queries, with_right_answers
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -187,7 +187,7 @@ def test_a_label_of_another_answer_than_the_first_ones_gives_no_outcome(learner:
 
 
 @pytest.mark.parametrize("content", [True, False])
-def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_withdrawn(
+def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_found(
     learner: Learner, tmp_path: Path, content: bool
 ) -> None:
     store, kept = TraceStore(tmp_path / "traces.sqlite"), OutcomeStore(tmp_path / "outcomes")
@@ -201,11 +201,11 @@ def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_withdrawn
     for outcome in outcomes(list(store.traces())):
         kept.append(outcome)
     kept.close()
-    assert withdrawn(log_rows(store.traces())[0]) == set()
+    assert unlabelled_queries(log_rows(store.traces())[0]) == set()
     id, strategy = next(item for item in traces.items() if item[1] != "in_context")
     store.label(id, {"right": False, "strategies": {strategy: False}})
     rows, _ = log_rows(store.traces())
-    (query,) = withdrawn(rows)
+    (query,) = unlabelled_queries(rows)
     gone = [o for o in kept.read() if (o.dataset, o.task_id, o.seed) == query]
     assert {o.strategy for o in gone} == {"in_context", strategy}
     kept.replace([], {o.key for o in gone})
