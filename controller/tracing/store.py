@@ -398,8 +398,13 @@ class TraceStore:
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
         """Whether the file holds the tables of a store; false for an empty file. Raises `TraceError` for a database of
         another program, and for a store of another version."""
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        connection.execute("BEGIN")  # one snapshot for both reads: another process may be making the store
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        finally:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
         if not names and version == 0:
             return False
         if not {"traces", "bodies"} <= names:

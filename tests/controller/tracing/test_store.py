@@ -131,6 +131,39 @@ def test_several_processes_write_to_one_store(store, forkserver):
     assert len(store.summaries()) == 150
 
 
+@pytest.mark.parametrize("use", ["write", "read"])
+def test_a_store_that_another_process_makes_while_it_is_opened_is_read_as_it_is_before_or_after(
+    store, monkeypatch, use
+):
+    """The other one writes between the read of the version and the read of the tables, where it can."""
+    others = []
+
+    def make(statement):
+        if "sqlite_master" in statement and not others:
+            others.append(threading.Thread(target=TraceStore(store.file).write, args=[trace_of(2)]))
+            others[0].start()
+            others[0].join(0.5)
+
+    def connect(*arguments, **options):
+        connection = connect_to_database(*arguments, **options)
+        if threading.current_thread() is threading.main_thread():
+            connection.set_trace_callback(make)
+        return connection
+
+    store.file.parent.mkdir(parents=True, exist_ok=True)
+    store.file.touch()
+    connect_to_database = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    if use == "write":
+        store.write(trace_of(1))
+    else:
+        with pytest.raises(TraceError, match="there are no traces"):
+            store.summaries()
+    others[0].join()
+    expected = {"task 1", "task 2"} if use == "write" else {"task 2"}
+    assert {s.task for s in TraceStore(store.file).summaries()} == expected
+
+
 def test_a_new_store_waits_for_another_process_that_makes_it_too(store):
     store.file.parent.mkdir(parents=True, exist_ok=True)
     other = sqlite3.connect(store.file, isolation_level=None, check_same_thread=False)
