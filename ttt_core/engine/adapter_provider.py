@@ -24,6 +24,7 @@ from .adapter_cache import AdapterCache
 from .adapter_plan import AdapterPlan, TrainingExamples
 from .adapter_trainer import AdapterTrainer
 from .answering import Answerer
+from .cost import training_cost
 from .guarded_model import GuardedModel
 from .prefetch import AnswerPrefetch
 
@@ -247,12 +248,11 @@ class AdapterProvider:
     def reset_charges(self) -> None:
         """Makes the adapters in memory count as prefetched, so that the next caller pays for them again.
 
-        Costs can so be measured as if nothing were cached, without training anything twice. Cross-validated adapters
-        are dropped: what their evaluation cost is not recorded.
+        Costs can so be measured as if nothing were cached, without training anything twice. The time in which a warm
+        start is chosen is not charged again.
         """
         with self._guarded.lock.compute:
-            reusable = {k: a for k, a in self.cache.clear() if a.cross_validation is None}
-            unpaid = self._prefetched | reusable
+            unpaid = self._prefetched | dict(self.cache.clear())
             self.clear()
             self._prefetched.update(unpaid)
 
@@ -366,9 +366,8 @@ class AdapterProvider:
         `BaseChangedError` where the base is not what was loaded."""
         self._guarded.verify()
         adapter = self._prefetched.pop(key)
-        training = adapter.training
-        read = training.tokens + training.estimate_tokens
-        self._guarded.charge(read, training.tokens, prefetch_seconds=training.seconds)
+        cost = training_cost(adapter.training)
+        self._guarded.charge(cost.forward_tokens, cost.backward_tokens, prefetch_seconds=cost.seconds)
         self._cache_complete(key, adapter)
         return adapter
 

@@ -22,6 +22,7 @@ from ..model.encoding import Encoded
 from ..recipes import Recipe, recipes_for_each
 from ..tasks.task import Task
 from .answering import Answerer, require_answer
+from .cost import training_cost
 from .guarded_model import GuardedModel, memory_errors
 
 COPIES = 8
@@ -95,6 +96,7 @@ class AdapterTrainer:
         """As `Learner.cross_validate`."""
         begin = None if start is None else self._starting_weights(start, recipe)
         with memory_errors(f"training (batch {recipe.batch_size})"), self._guarded.compute(None):
+            total = self._guarded.meter()
             learned, judged = self._encoded(examples), self._encoded(held_out)
             aside = self._reserved_bytes(len(held_out), recipe)
             meter = self._guarded.meter()
@@ -123,7 +125,11 @@ class AdapterTrainer:
             if training.steps and not training.error and in_time:
                 watch.evaluate(training.steps, weights)
             best = watch.best or self._untrained(recipe, seeds)
-            training = replace(training, zero_update=all(best.zero_updates()))
+            beside = total.read() - training_cost(training)
+            training = replace(
+                training, zero_update=all(best.zero_updates()),
+                evaluation_tokens=beside.forward_tokens, evaluation_seconds=max(0.0, beside.seconds),
+            )  # fmt: skip
             return Adapter(best, recipe, training, self._guarded.base_hash, watch.result(), examples[0][0].kind)
 
     def _untrained(self, recipe: Recipe, seeds: Sequence[int]) -> LoraWeights:

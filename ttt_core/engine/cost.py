@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .. import clock
+
+if TYPE_CHECKING:
+    from ..lora.training import TrainingRecord
 
 BACKWARD_WEIGHT = 2
 """Tokens read forward that a token read backward counts as: a backward pass takes about as long as two forward passes.
@@ -45,6 +49,12 @@ class Cost:
             self.forward_tokens - other.forward_tokens,
             self.backward_tokens - other.backward_tokens,
         )
+
+
+def training_cost(record: TrainingRecord) -> Cost:
+    """What an adapter cost: its training, and the evaluation of a cross-validation."""
+    forward = record.tokens + record.estimate_tokens + record.evaluation_tokens
+    return Cost(record.seconds + record.evaluation_seconds, forward, record.tokens)
 
 
 class Meter:

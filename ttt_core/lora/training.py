@@ -53,6 +53,11 @@ class TrainingRecord:
     """Digest of the adapter that training started from, as `LoraWeights.digest` returns it; empty for new weights."""
     estimate_tokens: int = 0
     """Tokens that were read forward to estimate the seconds of the first step: this adapter's share."""
+    evaluation_tokens: int = 0
+    """Tokens that were read forward to evaluate the folds of a cross-validation, before training, during it and
+    after it."""
+    evaluation_seconds: float = 0.0
+    """Of what a cross-validation did beside training: preparing the prompts, and evaluation."""
 
 
 AMPLE = 0.1
