@@ -316,31 +316,29 @@ class OutcomeStore:
             )  # fmt: skip
         return outcomes
 
-    def missing(self, outcomes: Iterable[Outcome], same_costs: bool = False) -> list[Outcome]:
+    def missing(
+        self, outcomes: Iterable[Outcome], same_costs: bool = False, stored: Iterable[Outcome] | None = None
+    ) -> list[Outcome]:
         """The given outcomes that the store does not hold. Raises `PolicyError` if it holds one of the same key and
-        answer that was judged differently or, with `same_costs`, has another cost."""
-        known = {outcome.key: outcome for outcome in self.read()}
+        answer that was judged differently or, with `same_costs`, has another cost. `stored` is what `read` returned;
+        None: it is read."""
+        known = {outcome.key: outcome for outcome in (self.read() if stored is None else stored)}
         new = []
         for outcome in outcomes:
-            stored = known.get(outcome.key)
-            if stored is None:
+            before = known.get(outcome.key)
+            if before is None:
                 new.append(known.setdefault(outcome.key, outcome))
                 continue
-            differing = "correct" if judged_differently(stored, outcome) else ""
-            if same_costs and not math.isclose(stored.seconds, outcome.seconds):
+            differing = "correct" if judged_differently(before, outcome) else ""
+            if same_costs and not math.isclose(before.seconds, outcome.seconds):
                 differing = differing or "seconds"
             if differing:
                 raise PolicyError(
                     f"{outcome.task_id}: the outcome of {outcome.strategy} with seed {outcome.seed} has {differing} = "
-                    f"{getattr(stored, differing):g} in {self.folder} or among the new outcomes, and also {differing} "
+                    f"{getattr(before, differing):g} in {self.folder} or among the new outcomes, and also {differing} "
                     f"= {getattr(outcome, differing):g}; nothing was added. Correct one of them, or use another --store"
                 )
         return new
-
-    def relabelled(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """The given outcomes that the store holds with another label, right or wrong, whatever their answers are."""
-        known = {outcome.key: outcome for outcome in self.read()}
-        return [o for o in outcomes if o.key in known and not math.isclose(known[o.key].correct, o.correct)]
 
     def replace(self, outcomes: Sequence[Outcome], dropped: Collection[Key] = ()) -> None:
         """Puts outcomes in the place of those with their keys, and drops others, file by file, each of which is

@@ -16,13 +16,14 @@ from ..tracing import STORE_SUFFIXES
 from .console import line, note, reporting, warn
 from .locks import exclusive
 from .options import AsJson, Demonstrations, Seed, check_amount, check_share, made_folders
-from .outcomes import add_outcomes, read_outcomes
+from .outcomes import read_outcomes
 from .policies import AnswerFiles, OptionalLogs, print_json, print_markdown, tasks_with_answers
 from .traces import store_of, time_of
 
 if TYPE_CHECKING:
     from ...policies.outcomes import Outcome
     from ...policies.serving_logs import Row
+    from ...policies.store_update import StoreUpdate
     from ...policies.trained_policy import TrainedPolicy
 
 
@@ -193,35 +194,23 @@ def retrain(
     """
     from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
-    from ...policies.serving_logs import base_of, outcomes_of, read_log, unlabelled_queries, with_right_answers
+    from ...policies.serving_logs import read_log, with_right_answers
+    from ...policies.store_update import StoreUpdate
     from ...policies.training import trainable_table
 
     if not logs and source.traces is None:
         raise TaskError("there is nothing to learn from: name files that `autottt solve --trace` wrote, or --traces")
     with training.writing(store=store):
         (traced, unusable), rows = source.rows(), read_log(logs or [])
-        outcome_store, answered = OutcomeStore(store), tasks_with_answers(answers, [*rows, *traced], demonstrations)
+        answered = tasks_with_answers(answers, [*rows, *traced], demonstrations)
         rows, traced = with_right_answers(rows, answered), with_right_answers(traced, answered)
-        of_traces = outcomes_of(traced, forced=source.forced)
-        relabelled = outcome_store.relabelled(of_traces)  # by later feedback: a trace has its last label
-        keys = {outcome.key for outcome in relabelled}
-        logged = [outcome for outcome in [*outcomes_of(rows), *of_traces] if outcome.key not in keys]
         _report_rows(rows, traced, unusable, source.forced)
-        base = base_of([*rows, *traced])
-        stored = [o for o in outcome_store.read() if o.base_hash == base and o.key not in keys]
-        queries = unlabelled_queries(traced)
-        dropped = {o.key for o in stored if (o.dataset, o.task_id, o.seed) in queries}
-        stored = [o for o in stored if o.key not in dropped]
-        trainable_table([*stored, *relabelled, *outcome_store.missing(logged)])  # raises before anything is written
-        outcome_store.replace(relabelled, dropped)
-        new = add_outcomes(outcome_store, logged)
-        changed = f", {len(relabelled)} relabelled" if relabelled else ""
-        changed += f", {len(dropped)} removed, which changed feedback no longer labels" if dropped else ""
-        line(f"{len(logged) + len(relabelled)} outcomes of them can be learned from, {len(new)} new{changed}")
-        if new or relabelled or dropped or not (training.out / CARD).exists():
-            train_and_write(
-                [o for o in read_outcomes(outcome_store) if o.base_hash.startswith(base)], [store], training
-            )
+        update = StoreUpdate.planned(OutcomeStore(store), rows, traced, forced=source.forced)
+        trainable_table(update.outcomes)  # raises before anything is written
+        update.apply()
+        _report_update(update)
+        if update or not (training.out / CARD).exists():
+            train_and_write(update.outcomes, [store], training)
         else:
             warn(
                 f"nothing new to learn, so {training.out} is unchanged; `autottt train-policy {store} --out "
@@ -240,6 +229,13 @@ def _report_rows(rows: Sequence[Row], traced: Sequence[Row], unusable: Mapping[s
     chosen_by_caller = 0 if forced else sum(map(is_forced, traced))
     if chosen_by_caller:
         line(f"{chosen_by_caller} teach about in_context only: the caller forced the strategy (--forced uses them)")
+
+
+def _report_update(update: StoreUpdate) -> None:
+    """Says what changed in the store."""
+    changed = f", {len(update.relabelled)} relabelled" if update.relabelled else ""
+    changed += f", {len(update.dropped)} removed, which changed feedback no longer labels" if update.dropped else ""
+    line(f"{update.found} outcomes of them can be learned from, {len(update.new)} new{changed}")
 
 
 def train_and_write(

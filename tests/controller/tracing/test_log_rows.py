@@ -21,6 +21,7 @@ from autottt.policies.outcome_table import build_outcome_table
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import FixedPolicy
 from autottt.policies.serving_logs import is_forced, outcomes_of, skipped_counts, unlabelled_queries, with_right_answers
+from autottt.policies.store_update import StoreUpdate
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.tasks.kinds import make_task
@@ -201,16 +202,47 @@ def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_found(
     for outcome in outcomes(list(store.traces())):
         kept.append(outcome)
     kept.close()
-    assert unlabelled_queries(log_rows(store.traces())[0]) == set()
+    assert not planned(kept, store)
     id, strategy = next(item for item in traces.items() if item[1] != "in_context")
     store.label(id, {"right": False, "strategies": {strategy: False}})
     rows, _ = log_rows(store.traces())
     (query,) = unlabelled_queries(rows)
-    gone = [o for o in kept.read() if (o.dataset, o.task_id, o.seed) == query]
+    update = planned(kept, store)
+    assert (update.new, update.relabelled) == ([], [])
+    gone = [o for o in kept.read() if o.key in update.dropped]
+    assert {(o.dataset, o.task_id, o.seed) for o in gone} == {query}
     assert {o.strategy for o in gone} == {"in_context", strategy}
-    kept.replace([], {o.key for o in gone})
+    update.apply()
     assert [o for o in kept.read() if (o.dataset, o.task_id, o.seed) == query] == []
+    assert kept.read() == update.outcomes
     assert len(kept.read()) == len(outcomes(list(store.traces()))) > 0
+    assert not planned(kept, store)
+
+
+def planned(kept: OutcomeStore, store: TraceStore) -> StoreUpdate:
+    return StoreUpdate.planned(kept, [], log_rows(store.traces())[0], forced=False)
+
+
+def test_of_contrary_labels_of_one_query_that_of_the_newest_trace_counts(learner: Learner, tmp_path: Path) -> None:
+    store, kept = TraceStore(tmp_path / "traces.sqlite"), OutcomeStore(tmp_path / "outcomes")
+    controller = Controller(learner, EXPLORING, trace=TraceRecorder([store]))
+    for task in [TASKS[1], TASKS[0], TASKS[0]]:
+        learner.clear()
+        controller.solve(replace(task, answer=None))
+    for trace, right in zip(store.traces(), (False, True, True), strict=True):
+        strategies = ["in_context", *(attempt["strategy"] for attempt in trace.attempts)]
+        store.label(trace.id, {"right": right, "strategies": dict.fromkeys(strategies, right)})
+    update = planned(kept, store)
+    update.apply()
+    assert {o.task_id.partition("#")[0]: o.correct for o in kept.read()} == {"t0": 0.0, "t1": 1.0}
+    assert kept.read() == update.outcomes == sorted(update.new, key=lambda o: o.key)
+    assert not planned(kept, store), "nothing is relabelled again"
+    newest = next(store.traces())
+    store.label(newest.id, {"right": True, "strategies": dict.fromkeys(strategies, True)})
+    update = planned(kept, store)
+    assert {o.task_id.partition("#")[0] for o in update.relabelled} == {"t0"}
+    update.apply()
+    assert [o.correct for o in kept.read()] == [1.0] * len(kept.read())
 
 
 def test_an_answer_of_the_task_that_the_label_refutes_is_not_the_right_one(explored: list[Trace]) -> None:
