@@ -24,7 +24,7 @@ from ..strategies.registry import get_strategy, plugin_proofs, strategies
 from ..ttt_core.arguments import check_callable, check_path
 from ..ttt_core.engine.adapter_cache import AdapterCache
 from ..ttt_core.engine.adapter_provider import Prefetched
-from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError
+from ..ttt_core.errors import AutotttError, BaseChangedError, Cancelled, PolicyError, ignoring_errors
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.fingerprint import RevertProof
 from ..ttt_core.tasks.fields import check_seed
@@ -275,7 +275,7 @@ class Controller:
         A budget is a `Budget`, a text such as `10s` or `20x`, or seconds; it begins when the task's turn comes. Raises
         `TooLongError` when the task does not fit in the model's context, and `Cancelled` soon after another thread sets
         `cancel`: while it waits for its turn, before the next step of training, or before the next node. `on_event`
-        receives the events of `stream` while the task is solved.
+        receives the events of `stream` while the task is solved; what it raises is raised.
 
         Whatever is raised, the model is as it was; if it is not, `BaseChangedError` is raised instead.
         """
@@ -400,7 +400,7 @@ class Controller:
         own = self.learner.adapters.scoped(context.scope)
         with own, plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
             for strategy, task, run in chosen:
-                with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
+                with ignoring_errors():  # a mistake in a strategy is raised again, and reported, when it runs
                     planned.append(PlannedRun(strategy.plan(self.learner, task, seed), task, run.root))
             progress, trained = PrefetchProgress(planned, context.on_event), list[Prefetched]()
             if planned:

@@ -30,7 +30,7 @@ from ..ttt_core.tasks.answers import is_right
 from ..ttt_core.tasks.fields import MAX_SEED, is_utf8
 from ..ttt_core.tasks.task import Task, content_digest
 from .controller import Controller
-from .events import OnEvent, step_facts
+from .events import CallbackErrors, OnEvent, step_facts
 from .run_facts import different_settings, outcome_settings
 
 CONTROLLER = "controller"
@@ -255,9 +255,12 @@ def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_eve
         facts = step_facts(strategy.name, step, loss, max_steps, began)
         on_event({"event": "step", "tasks": [task.id], **facts})
 
+    errors = CallbackErrors()
     on_phase(strategy.name)
-    with learner.guarded.reporting_phases(on_phase):
-        return run(strategy, learner, task, seed=seed, on_step=on_step)
+    with learner.guarded.reporting_phases(errors.watch(on_phase)):
+        attempt = run(strategy, learner, task, seed=seed, on_step=errors.watch(on_step))
+    errors.reraise()
+    return attempt
 
 
 def _second_is_right(attempt: Attempt, task: Task) -> bool:

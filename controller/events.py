@@ -27,6 +27,30 @@ OnEvent = Callable[[Plain], None]
 """Receives each event as a dictionary; see `Controller.stream`."""
 
 
+class CallbackErrors:
+    """What callbacks of the caller raise inside a strategy, which would take it for a failure of its own."""
+
+    def __init__(self) -> None:
+        self._first: BaseException | None = None
+
+    def watch(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """The callback, of which the first exception is kept."""
+
+        def watched(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except BaseException as error:
+                self._first = self._first or error
+                raise
+
+        return watched
+
+    def reraise(self) -> None:
+        """Raises what a callback has raised first, if one did."""
+        if self._first is not None:
+            raise self._first
+
+
 def watched(context: Context, tasks: Sequence[Task], on_event: OnEvent | None) -> Context:
     """The context of a run of tasks whose phases and training steps `on_event` receives; None: as it is."""
     if on_event is None:

@@ -24,11 +24,12 @@ from ..strategies.base import Attempt, Cost, Strategy, answer_count, recipe_for,
 from ..strategies.registry import plugin_proofs, strategies
 from ..strategies.voting import strategies_with_cached_views
 from ..ttt_core import clock
-from ..ttt_core.errors import AutotttError, PolicyError, shortened, without_messages
+from ..ttt_core.errors import AutotttError, PolicyError, described, is_interruption, shortened, without_messages
 from ..ttt_core.learner import Learner
 from ..ttt_core.model.fingerprint import RevertProof
+from ..ttt_core.tasks.fields import as_utf8
 from ..ttt_core.tasks.task import Task
-from .events import seconds_per_token, step_facts
+from .events import CallbackErrors, seconds_per_token, step_facts
 from .plain_tasks import Plain
 from .results import output_of
 from .state import Basis, Context, Measured, Progress, Queries, Query, State, StrategyRun, Verdict, to_update
@@ -191,8 +192,10 @@ def _ask(policy: Policy, progress: Progress, allowed: Sequence[str], tried: Sequ
         decision = policy.decide(progress.features, allowed, tried=tried)
     except AutotttError:
         raise
-    except Exception as error:
-        raise PolicyError(f"the policy {policy.name} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if is_interruption(error):
+            raise
+        raise PolicyError(f"the policy {policy.name} failed: {as_utf8(described(error))}") from error
     if not isinstance(decision, Decision):
         raise PolicyError(f"the policy {policy.name}: expected a Decision from decide; received {shortened(decision)}")
     if decision.strategy not in strategies():
@@ -289,7 +292,8 @@ def strategy_node(strategy: Strategy) -> Node:
             _LOG.debug("%s: %s, step %d of at most %d: loss %.4f", query.task.id, strategy.name, step, max_steps, loss)
             context.raise_if_cancelled()
 
-        publish = context.on_event or runtime.stream_writer
+        errors = CallbackErrors()
+        publish = errors.watch(context.on_event or runtime.stream_writer)
         max_steps = recipe_for(strategy, context.learner.loaded.recipes, query.task.kind).max_steps
         left = progress.seconds_left(context.budget)
         for_training = training_seconds(strategy, context.learner, progress, left)
@@ -307,10 +311,12 @@ def strategy_node(strategy: Strategy) -> Node:
         def begin_phase(name: str, tokens: int) -> None:
             context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))
 
-        with guarded.stop_when(time_is_up), guarded.reporting_phases(begin_phase), guarded.limiting_steps(limit):
+        phases = guarded.reporting_phases(errors.watch(begin_phase))
+        with guarded.stop_when(time_is_up), phases, guarded.limiting_steps(limit):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=began + for_training, on_step=on_step
             )
+        errors.reraise()
         return StrategyRun((*progress.attempts, finished), tuple(steps))
 
     return attempt

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ttt_core.arguments import as_number
-from ..ttt_core.errors import PolicyError
+from ..ttt_core.errors import PolicyError, described, is_interruption
+from ..ttt_core.tasks.fields import as_utf8
 from .calibration import Calibrates, Calibration
 from .features import STAGE_0, Features
 from .outcomes import BASE
@@ -110,8 +111,10 @@ class ExploringPolicy:
         try:
             choice = self.shadow.decide(_measured_for(self.shadow, features), allowed, tried=tried).strategy
             return replace(decision, shadow=choice, shadow_had_features=not self.shadow.needs_more(features))
-        except Exception as error:  # a shadow is on trial: its failure is recorded, not raised
-            return replace(decision, shadow=f"failed: {type(error).__name__}: {error}")
+        except BaseException as error:  # a shadow is on trial: its failure is recorded, not raised
+            if is_interruption(error):
+                raise
+            return replace(decision, shadow=f"failed: {as_utf8(described(error))}")
 
 
 def _measured_for(policy: Policy, features: Features) -> Features:

@@ -25,6 +25,8 @@ from ..ttt_core.errors import (
     ModelError,
     StrategyError,
     TaskError,
+    described,
+    is_interruption,
     shortened,
 )
 from ..ttt_core.learner import Learner
@@ -32,6 +34,7 @@ from ..ttt_core.lora.cross_validation import CrossValidationResult
 from ..ttt_core.lora.training import OnStep as OnStep
 from ..ttt_core.lora.training import TrainingRecord
 from ..ttt_core.recipes import Recipe, recipe_digest
+from ..ttt_core.tasks.fields import as_utf8, is_utf8
 from ..ttt_core.tasks.kinds import KINDS
 from ..ttt_core.tasks.task import Task, Value
 
@@ -202,7 +205,7 @@ def run(
 
     A training that fails makes a failed attempt, and so does an unexpected exception of a strategy, which is logged, or
     what a plug-in returns in place of an attempt. Other errors of this package are raised; of a plug-in, which may have
-    made tasks of its own, only a cancellation, and a model that has changed or cannot be used, are.
+    made tasks of its own, only a cancellation, a model that has changed or cannot be used, and `KeyboardInterrupt` are.
 
     Raises `StrategyError` when the task has too few demonstrations and `TooLongError` when it does not fit.
     """
@@ -219,17 +222,18 @@ def run(
         if is_plugin(strategy):
             attempt = _checked(attempt, strategy.name, task)
     except (AdaptationError, DeadlineError) as error:
-        said = f"{type(error).__name__}: {error}" if is_plugin(strategy) else str(error)  # which may quote the task
+        said = as_utf8(described(error)) if is_plugin(strategy) else str(error)  # which may quote the task
         attempt = Attempt(strategy.name, None, "", 0.0, error=said)
     except (BaseChangedError, Cancelled, ModelError):
         raise
-    except Exception as error:
-        if isinstance(error, AutotttError) and not is_plugin(strategy):
+    except BaseException as error:
+        is_own = not is_plugin(strategy) and (isinstance(error, AutotttError) or not isinstance(error, Exception))
+        if is_own or is_interruption(error):
             raise
         log = logging.getLogger("autottt")
         log.warning("%s failed on %s: %s", strategy.name, task.id, type(error).__name__)
         log.debug("the error of %s, which may quote the task", strategy.name, exc_info=True)
-        attempt = Attempt(strategy.name, None, "", 0.0, error=f"{type(error).__name__}: {error}")
+        attempt = Attempt(strategy.name, None, "", 0.0, error=as_utf8(described(error)))
     digest = recipe_digest_for(strategy, learner.loaded.recipes, task.kind)
     return replace(attempt, cost=meter.read(), recipe=digest)
 
@@ -242,6 +246,8 @@ def _checked(attempt: object, name: str, task: Task) -> Attempt:
     for field_name in ("text", "error"):
         if not isinstance(text := getattr(attempt, field_name), str):
             raise TypeError(f"{field_name}: expected a text; received a {type(text).__name__}")
+        if not is_utf8(text):
+            raise ValueError(f"{field_name}: expected a text that UTF-8 can hold; received {shortened(text)}")
     confidence = attempt.confidence
     if not isinstance(confidence, Real) or isinstance(confidence, bool):
         raise TypeError(f"confidence: expected a number between 0 and 1; received a {type(confidence).__name__}")

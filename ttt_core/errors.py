@@ -3,7 +3,8 @@
 A message says what was received, what was expected, and what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class AutotttError(Exception):
@@ -91,6 +92,33 @@ def shortened(value: object) -> str:
     except Exception:  # a number of thousands of digits; lists thousands deep
         return f"a value of type {type(value).__name__} that cannot be printed"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def described(error: BaseException) -> str:
+    """The class and the message of an exception, whose own code may fail to give one."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "its message cannot be read"
+    return f"{type(error).__name__}: {message}"
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether the user ends the program. Code of others may raise `SystemExit` and the like for reasons of its own."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
+@contextmanager
+def ignoring_errors() -> Iterator[None]:
+    """While inside, whatever is raised ends the code without a word, except an interruption by the user: for what code
+    of others fails at now, and again, where it is reported."""
+    try:
+        yield
+    except BaseException as error:
+        if is_interruption(error):
+            raise
 
 
 def first_line(error: BaseException) -> str:

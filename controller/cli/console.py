@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import unicodedata
@@ -157,13 +159,30 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which batch systems and `timeout` send: it ends a command in the way of Ctrl-C."""
+
+
 @contextmanager
 def interruptible(remedy: str | Callable[[], str]) -> Iterator[None]:
-    """Adds to an interruption what remains on disk and how to continue; a function says what it is by then."""
+    """Adds to an interruption, by Ctrl-C or SIGTERM, what remains on disk and how to continue; a function says what it
+    is by then. A second SIGTERM ends the process at once."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    is_own = threading.current_thread() is threading.main_thread()
+    is_own = is_own and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # and not one of the program around it
+    if is_own:
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(remedy if isinstance(remedy, str) else remedy()) from None
+    except KeyboardInterrupt as interruption:
+        raise type(interruption)(remedy if isinstance(remedy, str) else remedy()) from None
+    finally:
+        if is_own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def install_excepthook() -> None:

@@ -34,7 +34,7 @@ class ReportOptions:
     @property
     def rows_file(self) -> Path | None:
         """Where rows are stored until the evaluation is complete."""
-        return self.json_file and self.json_file.with_suffix(".rows.jsonl")
+        return self.json_file and self.json_file.with_name(f"{self.json_file.name.removesuffix('.json')}.rows.jsonl")
 
     @property
     def remedy(self) -> str:
@@ -45,7 +45,7 @@ class ReportOptions:
         return f"{place}, and --resume continues after them"
 
     def check(self, inputs: list[Path]) -> None:
-        """Raises `TaskError` if writing would overwrite an input, mix runs, or lose rows."""
+        """Raises `TaskError` if writing would overwrite an input or a report, mix runs, or lose rows."""
         if self.json_file is None or self.rows_file is None:
             if self.resume:
                 raise TaskError("--resume continues with the rows next to a file: name it with --json")
@@ -57,6 +57,8 @@ class ReportOptions:
                 f"{self.rows_file} holds the rows of an interrupted evaluation: give --resume to continue with them, "
                 "another --json, or remove it to start again"
             )
+        if self.json_file.exists() and not self.rows_file.exists():
+            raise TaskError(f"{self.json_file} holds a finished evaluation; name another --json, or remove it")
 
 
 def evaluate(

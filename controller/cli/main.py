@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from ...ttt_core.errors import AutotttError, SettingsError
 from .cache import cache_app
-from .console import install_excepthook, line, note, print_error, quiet, screen, warn
+from .console import Terminated, install_excepthook, line, note, print_error, quiet, screen, warn
 from .doctor import doctor
 from .evaluate import evaluate
 from .live import Quiet
@@ -43,8 +43,8 @@ from .tasks import tasks_app
 from .traces import trace_app
 from .training import retrain, train_policy
 
-FAILED, INTERRUPTED = 2, 130
-"""Exit codes of an error and, as in shells, of an interruption."""
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+"""Exit codes of an error and, as in shells, of Ctrl-C and of SIGTERM."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The error for wrong arguments; Typer contains its own click, or uses the installed one."""
 
@@ -61,8 +61,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
-            warn("; ".join(["interrupted", *map(str, interruption.args)]))
-            raise typer.Exit(INTERRUPTED) from None
+            is_signal = isinstance(interruption, Terminated)
+            warn("; ".join(["terminated" if is_signal else "interrupted", *map(str, interruption.args)]))
+            raise typer.Exit(TERMINATED if is_signal else INTERRUPTED) from None
         except BrokenPipeError:
             raise
         except (AutotttError, OSError) as error:

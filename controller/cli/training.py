@@ -251,13 +251,13 @@ def train_and_write(
             outcomes, cost_weight=training.training_cost_weight, risk=training.risk, seed=training.seed,
             workers=workers, on_progress=on_progress,
         )  # fmt: skip
+    written = save_bundle(trained, training.out)
+    record = _recorded(trained, written, outcomes, stores, training)
     if training.as_json:
         print_json(trained.scorecard)
     else:
         print_markdown(as_markdown(trained))
     _warn_of_weaknesses(trained, outcomes)
-    written = save_bundle(trained, training.out)
-    record = _recorded(trained, written, outcomes, stores, training)
     note(f"the policy is in {written}, with {REPORT}; the run is recorded in {record}")
     _report_release(trained, written, training.out)
 

@@ -24,7 +24,7 @@ from ...strategies.registry import get_strategy, plugin_proofs, strategies
 from ...ttt_core import clock
 from ...ttt_core.engine.adapter_plan import AdapterPlan
 from ...ttt_core.engine.adapter_provider import Prefetched
-from ...ttt_core.errors import BaseChangedError, Cancelled, ClosedError, DeadlineError, QueueFullError
+from ...ttt_core.errors import BaseChangedError, Cancelled, ClosedError, DeadlineError, QueueFullError, ignoring_errors
 from ...ttt_core.learner import Learner, learner_of_replica
 from ...ttt_core.model.fingerprint import RevocableChangeError
 from .. import lazy
@@ -400,7 +400,7 @@ class Lanes:
                 continue
             strategy = get_strategy(run.strategy)
             if isinstance(strategy, PlansAdapter):
-                with suppress(Exception):  # a mistake in a strategy is raised again, and reported, when it runs
+                with ignoring_errors():  # a mistake in a strategy is raised again, and reported, when it runs
                     plan = strategy.plan(self._trainer, run.formatted_task, run.seed)
                     plan = replace(plan, scope=run.context.scope, max_seconds=run.training_seconds)
                     planned.append((PlannedRun(plan, run.task, run.root, self._publisher(job, run)), job))

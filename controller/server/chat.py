@@ -69,7 +69,7 @@ def _refuse_unsupported(body: ChatRequest) -> None:
     for name, neutral in NEUTRAL.items():
         value = getattr(body, name)
         if value is not None and not any(value == other and type(value) is type(other) for other in neutral):
-            if name in ("top_p", "frequency_penalty", "presence_penalty") and value in neutral:
+            if name in ("top_p", "frequency_penalty", "presence_penalty") and type(value) is float and value in neutral:
                 continue  # 1.0 for 1
             expected = " or ".join(json.dumps(other) for other in neutral)
             raise unsupported(name, f"leave it out{f', or give {expected}' if expected else ''}", value)

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ...ttt_core.errors import BaseChangedError, Cancelled
+from ...ttt_core.errors import BaseChangedError, Cancelled, described
 from .api_errors import ApiError, shutting_down
 from .limits import Limits
 from .metrics import Metrics
@@ -136,7 +136,8 @@ class Engine:
             self.metrics.failed(Cancelled())
             events.put_nowait(("error", Cancelled("the run was cancelled")))
             raise
-        except Exception as error:
+        except BaseException as raised:  # that of a plug-in would end the event loop, or leave the client waiting
+            error = raised if isinstance(raised, Exception) else RuntimeError(described(raised))
             self.metrics.failed(error)
             if isinstance(error, BaseChangedError):
                 self.metrics.reverted(False)

@@ -24,6 +24,7 @@ from .schemas import FeedbackRequest, Source
 if TYPE_CHECKING:
     from ..controller import Controller
     from ..results import Result
+    from ..tracing.trace import Trace
 
 MAX_ANSWERS = 1024
 """Answers that are remembered, so that a right answer can be compared with them."""
@@ -35,6 +36,10 @@ class Labeller(Protocol):
 
     def label(self, trace_id: str, label: Mapping[str, Any]) -> bool:
         """Adds a label to a trace, without its answer where the trace has no content; false where there is none."""
+        ...
+
+    def stored(self, trace_id: str) -> Trace | None:
+        """The trace of a run; None where no store has it."""
         ...
 
 
@@ -126,6 +131,8 @@ class Labels:
             right = bool(feedback.right)
             label = {"right": right, "strategies": {} if answers is None else answers.labels_of_given(right)}
         elif answers is None:
+            if await asyncio.to_thread(recorder.stored, feedback.trace_id) is None:
+                raise trace_not_found(feedback.trace_id)
             message = (
                 "answer: the answers of this trace are not in memory: its run gave none, or "
                 f"{MAX_ANSWERS:,} others came after it; give right in place of answer"

@@ -3,6 +3,7 @@ plug-in returns in place of an attempt is a failed attempt."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -246,6 +247,7 @@ def solved_by(returned: object, monkeypatch: pytest.MonkeyPatch) -> Any:
         (None, "attempt: expected an Attempt; received a NoneType"),
         ("8 7", "attempt: expected an Attempt; received a str"),
         (Attempt("returns", (8, 7), None, 0.5), "text: expected a text; received a NoneType"),  # type: ignore[arg-type]
+        (Attempt("returns", (8, 7), "\ud800", 0.5), "text: expected a text that UTF-8 can hold; received '\\ud800'"),
         (Attempt("returns", (8, 7), "8 7", 7.0), "confidence: expected a number between 0 and 1; received 7.0"),
         (Attempt("returns", (8, 7), "8 7", math.nan), "confidence: expected a number between 0 and 1; received nan"),
         (Attempt("returns", (8, 7), "8 7", torch.tensor(0.5)), "confidence: expected a number between 0 and 1"),
@@ -311,6 +313,128 @@ def test_an_error_about_what_a_plug_in_made_is_a_failed_attempt(
     assert result.status != "refused"
     (failed,) = [attempt for attempt in result.attempts if attempt.strategy == "fails"]
     assert failed.error.startswith(problem)
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def raising(error: BaseException) -> Any:
+    def attempted(learner: Learner) -> Attempt:
+        raise error
+
+    return staticmethod(attempted)
+
+
+Solve = Callable[[Controller], Any]
+WAYS: dict[str, Solve] = {
+    "solve": lambda controller: controller.solve(TASK),
+    "together": lambda controller: controller.solve_many([TASK, OTHER], batch_size=2)[0],
+    "scheduler": lambda controller: scheduled(controller),
+    "stream": lambda controller: list(controller.stream(TASK))[-1],
+    "asolve": lambda controller: asyncio.run(controller.asolve(TASK)),
+}
+
+
+def scheduled(controller: Controller, **more: Any) -> Any:
+    with controller.scheduler() as scheduler:
+        return scheduler.submit(TASK, **more).result(60)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (SystemExit(3), "SystemExit: 3"), (GeneratorExit(), "GeneratorExit: "), (BaseException("own"), "own"),
+        (asyncio.CancelledError("inner"), "CancelledError: inner"), (Wordless(), "Wordless: its message cannot be"),
+        (BaseExceptionGroup("both", [SystemExit(1), ValueError(2)]), "BaseExceptionGroup: both"),
+        (StopIteration(1), "StopIteration: 1"), (ValueError("\ud800"), "ValueError: \ufffd"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_whatever_a_plug_in_raises_is_a_failed_attempt(
+    error: BaseException, problem: str, way: str, failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failing, "attempted", raising(error))
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    result = WAYS[way](Controller(learner, FixedPolicy("fails")))
+    (failed,) = [attempt for attempt in result.attempts if attempt.strategy == "fails"]
+    assert (failed.status, problem in failed.error) == ("failed", True)
+    json.dumps(result.to_plain(content=True)).encode()
+    assert learner.verify(full=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_interruption_by_the_user_passes_a_plug_in(
+    grouped: bool, way: str, failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError(2)]) if grouped else KeyboardInterrupt()
+    monkeypatch.setattr(failing, "attempted", raising(error))
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    with pytest.raises(type(error)):
+        WAYS[way](Controller(learner, FixedPolicy("fails")))
+    assert learner.verify(full=True)
+
+
+@dataclass(frozen=True)
+class PlanFails(Writer):
+    """A plug-in that ends the program where it plans an adapter."""
+
+    name: str = "plan_fails"
+
+    def plan(self, learner: Learner, task: Task, seed: int) -> AdapterPlan:
+        raise SystemExit(4)
+
+    def attempt(self, learner: Learner, task: Task, **more: Any) -> Attempt:
+        self.plan(learner, task, 0)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("way", ["together", "scheduler"])
+def test_a_plan_that_ends_the_program_is_a_failed_attempt(way: str, failing: Any) -> None:
+    registry.register(PlanFails)
+    learner = Learner(wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard"))
+    result = WAYS[way](Controller(learner, FixedPolicy("plan_fails")))
+    (failed,) = [attempt for attempt in result.attempts if attempt.strategy == "plan_fails"]
+    assert failed.error == "SystemExit: 4"
+
+
+@pytest.mark.parametrize("error", [ValueError("callback"), SystemExit(5)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("way", ["solve", "together", "scheduler", "evaluate"])
+def test_what_a_callback_raises_is_raised_whenever_it_is_called(way: str, error: BaseException) -> None:
+    learner = Learner(
+        wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard", recipes={"ttt_direct": QUICK})
+    )
+    controller = Controller(learner, FixedPolicy("ttt_direct"))
+
+    def run(on_event: Callable[[Any], None]) -> Any:
+        learner.clear()
+        if way == "solve":
+            return controller.solve(TASK, on_event=on_event)
+        if way == "together":
+            return controller.solve_many([TASK, OTHER], batch_size=2, on_event=on_event)
+        if way == "evaluate":
+            return evaluate(controller, [TASK], ["ttt_direct"], on_event=on_event)
+        return scheduled(controller, on_event=on_event)
+
+    events: list[Any] = []
+    run(events.append)
+    assert {event["event"] for event in events} >= {"step", "phase"}
+    for number in range(len(events)):
+        calls: list[Any] = []
+
+        def fails(event: Any, calls: list[Any] = calls, last: int = number) -> None:
+            calls.append(event)
+            if len(calls) > last:
+                raise error
+
+        with pytest.raises(type(error)) as raised:
+            run(fails)
+        assert raised.value is error
+        assert len(calls) == number + 1, "it is not called again"
+    assert learner.verify(full=True)
 
 
 def broken() -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
-from ..errors import BaseChangedError, Cancelled
+from ..errors import BaseChangedError, Cancelled, ignoring_errors
 from ..lora.adapter import Adapter
 from ..lora.training import OnBatchStep, OnStep, TrainingRecord
 from ..model.context_window import GenerationRequest
@@ -207,7 +207,7 @@ class AdapterProvider:
                     same.append(plan)
             batches: dict[object, list[_Planned]] = {}
             for same in new.values():
-                with suppress(Exception):  # over-long, or a strategy's mistake: its `get_or_train` raises it
+                with ignoring_errors():  # over-long, or a strategy's mistake: its `get_or_train` raises it
                     examples, recipe = self._fitted(same[0])
                     batches.setdefault(recipe.batching_key, []).append(_Planned(same, examples.folds[0], recipe))
             trained = [each for batch in batches.values() for each in self._train_batch(batch, on_step, is_wanted)]
@@ -221,7 +221,7 @@ class AdapterProvider:
         with self._guarded.lock.compute:
             requests: dict[object, list[GenerationRequest]] = {}
             for plan in plans:
-                with suppress(Exception):  # over-long, or a strategy's mistake
+                with ignoring_errors():  # over-long, or a strategy's mistake
                     key = self._full_key(plan)
                     if plan.can_be_prefetched and key in self._prefetched:
                         mine = [self._trainer.window.request(task) for task in plan.inference_prompts()]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from autottt.controller.cli import main as cli
 from autottt.controller.cli.answer_files import SHORT
+from autottt.controller.cli.evaluate import ReportOptions
 from autottt.controller.cli.options import ModelOptions
 from autottt.controller.cli.training import without_families_of
 from autottt.controller.controller import Controller
@@ -334,6 +336,43 @@ def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
     assert calls == ["a", "b", "b"]
     assert {r["id"] for r in json.loads(out.read_text())["rows"]} == {"a", "b"}
     assert not kept.exists()
+    report = out.read_text()
+    for more in ([], ["--resume"]):
+        code, _, err = call(*words, *more)
+        said = " ".join(err.split())
+        assert (code, "out.json holds a finished evaluation; name another --json" in said) == (2, True)
+    assert out.read_text() == report
+
+
+def test_reports_with_other_names_have_rows_of_their_own(tmp_path):
+    names = ["out.json", "out.v1", "out.v2"]
+    rows = [ReportOptions(json_file=tmp_path / name).rows_file.name for name in names]
+    assert rows == ["out.rows.jsonl", "out.v1.rows.jsonl", "out.v2.rows.jsonl"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "collect"])
+def test_a_command_that_a_batch_system_ends_says_how_to_continue(tmp_path, model, monkeypatch, command):
+    from autottt.controller import evaluation
+    from autottt.policies import collect
+
+    module, name = (evaluation, "_row") if command == "evaluate" else (collect, "_attempt_outcome")
+    real, calls = getattr(module, name), []
+
+    def terminated(*arguments):
+        calls.append(name)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    file, store = tasks_file(tmp_path, task("a"), task("b")), str(tmp_path / "store")
+    place = ["--json", str(tmp_path / "out.json")] if command == "evaluate" else ["--store", store]
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, terminated)
+        code, _, err = call(command, file, "--model", model, "--strategies", "zero_shot", *place)
+    kept = "out.rows.jsonl keeps the rows so far, and --resume" if command == "evaluate" else "store keeps the outcomes"
+    assert (code, "terminated; " in err, kept in err) == (143, True, True)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("words", [["outcomes", "show"], ["train-policy", "--out", "bundle"]])

@@ -508,7 +508,7 @@ def test_feedback_on_a_chat_of_lists_may_be_the_text_that_was_served(serve, trac
         ({"trace_id": "../../etc", "right": True}, 400, "trace_id"),
         ({"trace_id": "0" * 12}, 400, "answer"),
         ({"trace_id": "0" * 12, "right": True, "answer": [1]}, 400, "answer"),
-        ({"trace_id": "0" * 12, "answer": [1]}, 400, "answer"),
+        ({"trace_id": "0" * 12, "answer": [1]}, 404, "trace_id"),
         ({"trace_id": "0" * 12, "right": "yes"}, 400, "right"),
     ],
 )

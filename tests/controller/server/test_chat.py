@@ -183,7 +183,7 @@ def test_what_messages_may_have_beside_their_text_is_accepted_where_it_is_empty(
     ("name", "value"),
     [
         ("n", 2), ("n", True), ("logprobs", True), ("top_logprobs", 3), ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"), ("response_format", {"type": "json_object"}), ("top_p", 0.5),
+        ("tool_choice", "required"), ("response_format", {"type": "json_object"}), ("top_p", 0.5), ("top_p", True),
         ("frequency_penalty", 1), ("presence_penalty", -0.5), ("logit_bias", {"5": 1}), ("modalities", ["audio"]),
         ("audio", {"voice": "x"}), ("store", True), ("reasoning_effort", "high"), ("functions", [{}]),
         ("service_tier", "priority"), ("prediction", {"type": "content"}), ("max_tokens", 0),

@@ -181,6 +181,29 @@ def test_an_error_of_the_work_that_is_a_timeout_is_not_the_time_limit(serve, mon
     assert 'autottt_failures_total{error="DeadlineError"} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("own")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_work_that_ends_the_program_is_an_error_of_its_request_alone(serve, monkeypatch, error, stream):
+    async def ends(*arguments, **options):
+        raise error
+
+    async def streams(*arguments, **options):
+        raise error
+        yield
+
+    client = serve()
+    with monkeypatch.context() as broken:
+        broken.setattr(Scheduler, "asolve", ends)
+        broken.setattr(Scheduler, "astream", streams)
+        response = client.post("/v1/solve", json={**TASK, "stream": stream})
+    if stream:
+        assert '"code":"internal_error"' in response.text.replace(" ", "")
+    else:
+        assert_is_error(response, 500, code="internal_error")
+    assert 'autottt_failures_total{error="RuntimeError"} 1.0' in client.get("/metrics").text
+    assert client.post("/v1/solve", json=TASK).status_code == 200
+
+
 class held:
     """The model is in use while inside."""
 
