@@ -330,25 +330,26 @@ def merged_by_content(families: Sequence[str], digests: Sequence[str]) -> tuple[
 
 
 def _comparable_strategies(strategies: set[str], measured: Sequence[dict[str, Outcome]]) -> set[str]:
-    """The strategies without those that were tried too rarely to be compared: those with which most outcomes are of
-    queries on which all of them were tried. A strategy that was tried on a few tasks, or only explored in serving, must
-    not leave only these to judge the others on."""
-
-    def families(names: set[str]) -> int:
-        return len({_family(by[BASE]) for by in measured if by.keys() >= names})
-
+    """The strategies without those that were tried too rarely to be compared: those for which the number of strategies
+    times that of the families on which all of them were tried is largest. Queries of one family tell much the same, so
+    families are counted, and queries where these are equal. A strategy that was tried on a few tasks, or only explored
+    in serving, must not leave only these to judge the others on."""
     several = [by for by in measured if len(by) > 2]  # not of serving, where in_context and one other are tried
 
-    def outcome_count(names: set[str]) -> int:
-        return (len(names) - 1) * sum(by.keys() >= names for by in several)
+    def families(names: set[str], queries: Sequence[dict[str, Outcome]]) -> int:
+        return len({_family(by[BASE]) for by in queries if by.keys() >= names})
+
+    def compared(names: set[str]) -> tuple[int, int]:
+        queries = sum(by.keys() >= names for by in several)
+        return (len(names) - 1) * families(names, several), (len(names) - 1) * queries
 
     def coverage(strategy: str) -> tuple[int, int, str]:
-        return sum(strategy in by for by in several), families({BASE, strategy}), strategy
+        return families({BASE, strategy}, several), sum(strategy in by for by in several), strategy
 
     rarest_first = sorted(strategies - {BASE}, key=coverage)
     sets = [strategies - set(rarest_first[:n]) for n in range(max(1, len(rarest_first)))]
-    enough = [names for names in sets if families(names) >= MIN_FAMILIES]
-    return max(enough, key=outcome_count, default=strategies)
+    enough = [names for names in sets if families(names, measured) >= MIN_FAMILIES]
+    return max(enough, key=compared, default=strategies)
 
 
 def _alone(strategy: str, measured: Sequence[dict[str, Outcome]]) -> tuple[Floats, Floats]:

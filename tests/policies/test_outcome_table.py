@@ -49,6 +49,20 @@ def test_a_strategy_that_was_rarely_tried_is_excluded():
     assert "ttt_augmented" in build_outcome_table([*OUTCOMES, *some]).strategies
 
 
+def test_a_strategy_that_was_tried_on_many_queries_of_few_families_is_excluded():
+    """The other families have fewer queries and count as much."""
+    families = sorted({o.family for o in OUTCOMES})
+    several = families[: len(families) // 2]
+    queries = sorted({o.task_id for o in OUTCOMES if o.family in families[len(families) // 2 :]})
+    single = {o.family: o.task_id for o in OUTCOMES if o.task_id in queries}
+    fewer = [o for o in OUTCOMES if o.family in several or single[o.family] == o.task_id]
+    more = [dataclasses.replace(o, strategy="zero_shot") for o in fewer if o.family in several and o.strategy == ALL[0]]
+    assert len(more) > 0.7 * len({o.task_id for o in fewer})
+    table = build_outcome_table([*fewer, *more])
+    assert (table.strategies, len(set(table.families))) == (tuple(ALL), len(families))
+    assert "zero_shot" in table.excluded
+
+
 def test_two_tasks_under_one_name_are_refused():
     named = [dataclasses.replace(o, digest=f"digest of {o.task_id}") for o in OUTCOMES]
     assert len(build_outcome_table([*named, *named])) == 240
