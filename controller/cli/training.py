@@ -320,7 +320,7 @@ def _warn_of_weaknesses(trained: TrainedPolicy, outcomes: Sequence[Outcome]) -> 
         )
     if card["excluded_strategies"]:
         warn(
-            f"the policy does not choose {', '.join(card['excluded_strategies'])}, which most of the queries lack that "
+            f"the policy does not choose {', '.join(card['excluded_strategies'])}, which many of the families lack that "
             "other strategies were tried on; collect more of them"
         )
     if 2 * card["cases"] < card["training_cases"]:
