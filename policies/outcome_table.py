@@ -343,8 +343,9 @@ def _comparable_strategies(strategies: set[str], measured: Sequence[dict[str, Ou
         queries = sum(by.keys() >= names for by in several)
         return (len(names) - 1) * families(names, several), (len(names) - 1) * queries
 
-    def coverage(strategy: str) -> tuple[int, int, str]:
-        return families({BASE, strategy}, several), sum(strategy in by for by in several), strategy
+    def coverage(strategy: str) -> tuple[int, int, int, str]:
+        tried = sum(strategy in by for by in several)
+        return families({BASE, strategy}, several), tried, families({BASE, strategy}, measured), strategy
 
     rarest_first = sorted(strategies - {BASE}, key=coverage)
     sets = [strategies - set(rarest_first[:n]) for n in range(max(1, len(rarest_first)))]

@@ -320,8 +320,8 @@ def _warn_of_weaknesses(trained: TrainedPolicy, outcomes: Sequence[Outcome]) -> 
         )
     if card["excluded_strategies"]:
         warn(
-            f"the policy does not choose {', '.join(card['excluded_strategies'])}, which many of the families lack that "
-            "other strategies were tried on; collect more of them"
+            f"the policy does not choose {', '.join(card['excluded_strategies'])}, which many of the families lack on "
+            "which other strategies were tried; collect more of them"
         )
     if 2 * card["cases"] < card["training_cases"]:
         warn(f"evaluated on {card['cases']} of {card['training_cases']} cases, on which every strategy was tried")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -350,29 +349,46 @@ def test_reports_with_other_names_have_rows_of_their_own(tmp_path):
     assert rows == ["out.rows.jsonl", "out.v1.rows.jsonl", "out.v2.rows.jsonl"]
 
 
-@pytest.mark.parametrize("command", ["evaluate", "collect"])
-def test_a_command_that_a_batch_system_ends_says_how_to_continue(tmp_path, model, monkeypatch, command):
-    from autottt.controller import evaluation
-    from autottt.policies import collect
+TERMINATED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from tests.controller.cli.commands import call
 
-    module, name = (evaluation, "_row") if command == "evaluate" else (collect, "_attempt_outcome")
-    real, calls = getattr(module, name), []
+module = importlib.import_module(MODULE)
+real, calls = getattr(module, NAME), []
 
-    def terminated(*arguments):
-        calls.append(name)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+def terminated(*arguments):
+    calls.append(NAME)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(*arguments)
 
-    file, store = tasks_file(tmp_path, task("a"), task("b")), str(tmp_path / "store")
-    place = ["--json", str(tmp_path / "out.json")] if command == "evaluate" else ["--store", store]
-    before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patched:
-        patched.setattr(module, name, terminated)
-        code, _, err = call(command, file, "--model", model, "--strategies", "zero_shot", *place)
-    kept = "out.rows.jsonl keeps the rows so far, and --resume" if command == "evaluate" else "store keeps the outcomes"
-    assert (code, "terminated; " in err, kept in err) == (143, True, True)
-    assert signal.getsignal(signal.SIGTERM) == before
+setattr(module, NAME, terminated)
+code, _, err = call(*WORDS)
+Path(FILE).write_text(err)
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "kept"),
+    [
+        (["evaluate", "--json", "out.json"], ("controller.evaluation", "_row"), "out.rows.jsonl keeps the rows so far"),
+        (["collect", "--store", "store"], ("policies.collect", "_attempt_outcome"), "store keeps the outcomes so far"),
+    ],
+)
+def test_a_command_that_a_batch_system_ends_says_how_to_continue(tmp_path, model, forkserver, words, place, kept):
+    file, said = tasks_file(tmp_path, task("a"), task("b")), tmp_path / "said"
+    command, option, name = words
+    words = [command, file, "--model", model, "--strategies", "zero_shot", option, str(tmp_path / name)]
+    variables = {"MODULE": f"autottt.{place[0]}", "NAME": place[1], "WORDS": words, "FILE": str(said)}
+    process = forkserver.Process(target=exec, args=(TERMINATED, variables))
+    process.start()
+    process.join()
+    assert process.exitcode == 143
+    assert "terminated; " in said.read_text()
+    assert kept in said.read_text()
 
 
 @pytest.mark.parametrize("words", [["outcomes", "show"], ["train-policy", "--out", "bundle"]])
