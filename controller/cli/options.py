@@ -71,7 +71,7 @@ def check_amount(ctx: typer.Context, param: typer.CallbackParam, value: float | 
 def check_share(ctx: typer.Context, param: typer.CallbackParam, value: float | None) -> float | None:
     """Refuses what is not between 0 and 1."""
     if value is not None and not 0 < value < 1:
-        raise _invalid(ctx, param, "a share between 0 and 1", value)
+        raise _invalid(ctx, param, "a share above 0 and below 1", value)
     return value
 
 
