@@ -143,7 +143,7 @@ def _check_settings(
     if cost_weight is not None and not 0 <= cost_weight < math.inf:
         raise PolicyError(f"cost weight: expected accuracy per one in-context cost, 0 or more; received {cost_weight}")
     if risk is not None and not 0 < risk < 1:
-        raise PolicyError(f"risk: expected a share between 0 and 1; received {risk}")
+        raise PolicyError(f"risk: expected a share above 0 and below 1; received {risk}")
     if fold_count < 2 or repeats < 1:
         raise PolicyError(f"expected at least 2 folds and 1 repeat; received {fold_count} and {repeats}")
     if not candidates or set(candidates) - set(CANDIDATES):

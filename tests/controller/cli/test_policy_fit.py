@@ -102,7 +102,7 @@ def test_too_few_families_and_missing_answers_are_refused_before_anything_is_mea
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--strategies", "in_context"), "a policy chooses between it and others; name some"),
-    (("--risk", "20"), "--risk: expected a share between 0 and 1; received 20"),
+    (("--risk", "20"), "--risk: expected a share above 0 and below 1; received 20"),
     (("--cost-weight", "-1"), "--cost-weight: expected a number of at least 0; received -1"),
 ])  # fmt: skip
 def test_what_no_policy_can_be_trained_with_is_refused_before_the_model_is_loaded(tmp_path, options, message):
