@@ -513,7 +513,7 @@ def test_a_guarantee_that_cannot_hold_keeps_nothing():
     decision = policy.decide(at(2.0), ALL)
     assert decision.strategy != "in_context"
     assert "requires probability 2.00 to keep" in decision.reason
-    with pytest.raises(PolicyError, match="between 0 and 1"):
+    with pytest.raises(PolicyError, match="above 0 and below 1"):
         trained(risk=1.5)
 
 
