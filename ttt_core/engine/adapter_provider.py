@@ -248,11 +248,13 @@ class AdapterProvider:
     def reset_charges(self) -> None:
         """Makes the adapters in memory count as prefetched, so that the next caller pays for them again.
 
-        Costs can so be measured as if nothing were cached, without training anything twice. The time in which a warm
-        start is chosen is not charged again.
+        Costs can so be measured as if nothing were cached, without training anything twice. What choosing a warm start
+        costs is not charged again. Adapters of earlier versions that do not tell what evaluating their folds cost are
+        dropped.
         """
         with self._guarded.lock.compute:
-            unpaid = self._prefetched | dict(self.cache.clear())
+            known = {k: a for k, a in self.cache.clear() if a.cross_validation is None or a.training.evaluation_tokens}
+            unpaid = self._prefetched | known
             self.clear()
             self._prefetched.update(unpaid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,22 @@ def test_what_evaluating_the_folds_costs_is_recorded_and_stored(make_learner: An
     assert 0 < record.evaluation_seconds < record.seconds + record.evaluation_seconds <= spent.seconds
     adapter.save(tmp_path / "adapter.safetensors")
     assert Adapter.load(tmp_path / "adapter.safetensors").training == record
+
+
+def test_an_adapter_that_does_not_tell_its_cost_is_trained_again(make_learner: Any, task: Task) -> None:
+    """As a folder of adapters holds it that an earlier version has filled."""
+    learner: Learner = make_learner()
+    strategy: Any = get_strategy("ttt_crossfit")
+    plan = strategy.plan(learner, task, 0)
+    adapter, _ = learner.adapters.get_or_train(plan)
+    ((key, cached),) = learner.adapters.cache.clear()
+    assert cached is adapter
+    old = replace(adapter, training=replace(adapter.training, evaluation_tokens=0, evaluation_seconds=0.0))
+    learner.adapters.cache.put(key, old)
+    learner.reset_charges()
+    again, from_cache = learner.adapters.get_or_train(strategy.plan(learner, task, 0))
+    assert not from_cache
+    assert again.training.evaluation_tokens == adapter.training.evaluation_tokens > 0
 
 
 def test_an_adapter_without_folds_has_no_evaluation(make_learner: Any, task: Task) -> None:
