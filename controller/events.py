@@ -40,7 +40,8 @@ class CallbackErrors:
             try:
                 callback(*arguments)
             except BaseException as error:
-                self._first = self._first or error
+                if self._first is None:
+                    self._first = error
                 raise
 
         return watched

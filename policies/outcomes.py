@@ -340,6 +340,12 @@ class OutcomeStore:
                 )
         return new
 
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Appends outcomes and seals them. Raises as `append`."""
+        for outcome in outcomes:
+            self.append(outcome)
+        self.seal()
+
     def replace(self, outcomes: Sequence[Outcome], dropped: Collection[Key] = ()) -> None:
         """Puts outcomes in the place of those with their keys, and drops others, file by file, each of which is
         replaced whole or not at all. Raises `PolicyError`, before anything is replaced, where another process writes to

@@ -61,9 +61,7 @@ class StoreUpdate:
     def apply(self) -> None:
         """Changes the store. Raises as `OutcomeStore.replace`, with nothing changed."""
         self.store.replace(self.relabelled, self.dropped)
-        for outcome in self.new:
-            self.store.append(outcome)
-        self.store.seal()
+        self.store.add(self.new)
 
 
 def _has_other_label(stored: Outcome, outcome: Outcome) -> bool:

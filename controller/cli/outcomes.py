@@ -266,9 +266,7 @@ def import_outcomes(
 def add_outcomes(store: OutcomeStore, outcomes: list[Outcome], same_costs: bool = False) -> list[Outcome]:
     """Adds to a store the outcomes that it lacks, and returns those. Raises as `OutcomeStore.missing`."""
     new = store.missing(outcomes, same_costs)
-    for outcome in new:
-        store.append(outcome)
-    store.seal()
+    store.add(new)
     return new
 
 
