@@ -154,6 +154,12 @@ class GridKind:
         return draw_grid_transformations(count, rng, one_row=self.one_row)
 
 
+def _not_a_list_of_integers(raw: object) -> TaskError:
+    """The error also says how numbers and objects are given: a list is the kind of inputs that show no other."""
+    expected = "a list of integers such as [3, 1, 4] (a task of other values has strings throughout)"
+    return TaskError(f"expected {expected}; received {shortened(raw)}")
+
+
 @dataclass(frozen=True)
 class ListKind:
     """A list of integers, possibly empty."""
@@ -163,10 +169,10 @@ class ListKind:
     def check(self, raw: object) -> Value:
         raw = raw if type(raw) is list else _as_list(raw)
         if not isinstance(raw, (list, tuple)):
-            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
+            raise _not_a_list_of_integers(raw)
         plain = _PLAIN.issuperset(map(type, raw))
         if not plain and not all(map(_is_int, raw)):
-            raise TaskError(f"expected a list of integers such as [3, 1, 4]; received {shortened(raw)}")
+            raise _not_a_list_of_integers(raw)
         integers = tuple(raw if plain else map(int, raw))
         if integers and (max(integers) > _LARGEST or min(integers) < -_LARGEST):
             received = next(i for i in integers if abs(i) > _LARGEST)

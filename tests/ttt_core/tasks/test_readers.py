@@ -361,7 +361,7 @@ def test_messages_out_of_order_are_refused(messages, message):
 
 OBJECTS = 'expected a list of objects {"input", "output"}; received '
 OBJECT = 'expected an object {"input", "output"}; received '
-NUMBERS = "expected a list of integers such as [3, 1, 4]; received "
+NUMBERS = "expected a list of integers such as [3, 1, 4] (a task of other values has strings throughout); received "
 GRID = "expected a grid, rows of equal length: [[0, 1], [1, 0]], cells 0-9; received "
 KINDS = "expected one of grid, grid1d, list, text; received "
 
