@@ -7,14 +7,9 @@ same rows for any number of workers.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple
@@ -28,6 +23,7 @@ from ..ttt_core.model.loading import threads_in_use, use_threads
 from ..ttt_core.tasks.task import Task
 from .collect import ANOTHER_STORE, Batch, ModelIdentity, OnProgress, WorkItem, measure_batch, missing, missing_count
 from .outcomes import Outcome, OutcomeStore
+from .worker_processes import worker_pool
 
 
 @dataclass(frozen=True)
@@ -94,17 +90,14 @@ class Jobs(NamedTuple):
 
 Progress = Iterator[tuple[list[Outcome], int, int]]
 """New outcomes, the number of outcomes so far, and the number there will be."""
-StopFlag = Any
-"""A shared `c_bool`: whether workers should exit."""
 POLL = 0.5
 """Seconds between two checks for new outcomes."""
 
 
 def _on_this_machine(jobs: Jobs, workers: int) -> Progress:
-    context = multiprocessing.get_context("spawn")
-    queue, stop = context.SimpleQueue(), context.RawValue(c_bool, False)  # no lock, which a dead worker might hold
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
     threads, done, total = max(1, threads_in_use() // workers), 0, 0
-    with ProcessPoolExecutor(workers, context, _start, (jobs.source, threads, queue, stop)) as pool:
+    with worker_pool(workers, _start, jobs.source, threads, queue) as pool:
         try:
             batches, total = jobs.missing(pool.submit(_identity).result())
             done = total - missing_count(batches)
@@ -117,18 +110,14 @@ def _on_this_machine(jobs: Jobs, workers: int) -> Progress:
                 yield outcomes, done, total
                 for one in finished:
                     one.result()
-        except BaseException as error:
-            stop.value = True
-            if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
-                yield _drained(queue), done, total
+        except (KeyboardInterrupt, BrokenProcessPool) as error:
+            yield _drained(queue), done, total
             if isinstance(error, BrokenProcessPool):
                 raise PolicyError(
                     "a worker process is gone: it was killed, or ran out of memory (try fewer --workers). The outcomes "
                     "so far are stored, and the same command continues after them"
                 ) from None
             raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _drained(queue: SimpleQueue[Outcome]) -> list[Outcome]:
@@ -145,25 +134,15 @@ _queue: SimpleQueue[Outcome] | None = None
 """Where a worker process puts its outcomes."""
 
 
-def _start(source: Source, threads: int, queue: SimpleQueue[Outcome], stop: StopFlag) -> None:
-    """Loads the model of a worker process, which exits if `stop` is set or its parent ends."""
+def _start(source: Source, threads: int, queue: SimpleQueue[Outcome]) -> None:
+    """Loads the model of a worker process."""
     global _learner, _queue
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives the interrupt too, and sets the flag
-    threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
     use_threads(threads)
     _queue = queue
     try:
         _learner = source.load()
     except AutotttError as error:
         _learner = error
-
-
-def _exit_with_parent(stop: StopFlag) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while parent.is_alive() and not stop.value:
-        time.sleep(POLL)
-    os._exit(1)
 
 
 def _loaded() -> Learner:

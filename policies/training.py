@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +38,7 @@ from .scorecard import OutOfFoldDecisions, best_rule, leakage, scorecard, spread
 from .simulation import run_attempts, simulate
 from .trained_policy import NEVER, Change, ProbePlan, TrainedPolicy, batched_stage, compose_probabilities, composed
 from .unfamiliar import accuracy_margin, evidence_pays, fit_evidence, fit_familiarity, most_accurate
+from .worker_processes import worker_pool
 
 DEFAULT_ACCURACY_PER_MAX_COST = 0.1
 """Accuracy that the most expensive strategy costs with the default cost weight."""
@@ -132,7 +131,11 @@ def train_policy(
     *draws, at_random = _cross_validate_all([*jobs, (table, settings, False)], workers, on_progress)
     card = scorecard(whole, draws, weight, seed)
     card |= {"leakage": leakage(whole, draws[0], at_random, weight), "repeats": spread(whole, draws, weight)}
-    card |= {"training_cases": len(table), "excluded_strategies": list(table.excluded_strategies)}
+    card |= {
+        "training_cases": len(table),
+        "training_digest": table.digest,
+        "excluded_strategies": list(table.excluded_strategies),
+    }
     return replace(fit(table, settings), scorecard=card | {"unmeasured": table.unmeasured})
 
 
@@ -160,7 +163,7 @@ def _cross_validate_all(
     """The results of `_cross_validate` for each job, in order."""
     results = []
     columns = zip(*jobs, strict=True)
-    with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext() as pool:
+    with worker_pool(workers) if workers > 1 else nullcontext() as pool:
         for one in map(_cross_validate, *columns) if pool is None else pool.map(_cross_validate, *columns):
             results.append(one)
             if on_progress is not None:

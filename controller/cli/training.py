@@ -13,7 +13,7 @@ import typer
 from ...policies.bundle_card import ANY_MODEL, policies_folder
 from ...ttt_core.errors import PolicyError, SettingsError, TaskError, TraceError
 from ..tracing import STORE_SUFFIXES
-from .console import line, note, reporting, warn
+from .console import interruptible, line, note, reporting, warn
 from .locks import exclusive
 from .options import AsJson, Demonstrations, Seed, check_amount, check_share, made_folders
 from .outcomes import read_outcomes
@@ -192,7 +192,6 @@ def retrain(
     makes sure that there are some of every kind. A policy is evaluated on queries that every strategy was tried on. Of
     traces, attempts whose strategy the caller forced are left out unless `--forced`.
     """
-    from ...policies.bundle_card import CARD
     from ...policies.outcomes import OutcomeStore
     from ...policies.serving_logs import read_log, with_right_answers
     from ...policies.store_update import StoreUpdate
@@ -206,16 +205,30 @@ def retrain(
         rows, traced = with_right_answers(rows, answered), with_right_answers(traced, answered)
         _report_rows(rows, traced, unusable, source.forced)
         update = StoreUpdate.planned(OutcomeStore(store), rows, traced, forced=source.forced)
-        trainable_table(update.outcomes)  # raises before anything is written
+        table = trainable_table(update.outcomes)  # raises before anything is written
         update.apply()
         _report_update(update)
-        if update or not (training.out / CARD).exists():
+        if (
+            update or _training_digest(training.out) != table.digest
+        ):  # also after a run that ended before it had trained
             train_and_write(update.outcomes, [store], training)
         else:
             warn(
                 f"nothing new to learn, so {training.out} is unchanged; `autottt train-policy {store} --out "
                 f"{training.out}` trains it again"
             )
+
+
+def _training_digest(bundle: Path) -> str | None:
+    """The digest of the outcomes that the policy in a folder was trained on; None where there is none that can be read,
+    or where an earlier version wrote it."""
+    from ...policies.bundle_card import read_card
+
+    try:
+        digest = read_card(bundle)["scorecard"]["training_digest"]
+    except (PolicyError, LookupError, TypeError):
+        return None
+    return digest if isinstance(digest, str) else None
 
 
 def _report_rows(rows: Sequence[Row], traced: Sequence[Row], unusable: Mapping[str, int], forced: bool) -> None:
@@ -246,7 +259,7 @@ def train_and_write(
     from ...policies.report import REPORT, as_markdown
     from ...policies.training import train_policy
 
-    with reporting(f"training on {len(outcomes)} outcomes") as on_progress:
+    with interruptible(_remedy(stores)), reporting(f"training on {len(outcomes)} outcomes") as on_progress:
         trained = train_policy(
             outcomes, cost_weight=training.training_cost_weight, risk=training.risk, seed=training.seed,
             workers=workers, on_progress=on_progress,
@@ -260,6 +273,11 @@ def train_and_write(
     _warn_of_weaknesses(trained, outcomes)
     note(f"the policy is in {written}, with {REPORT}; the run is recorded in {record}")
     _report_release(trained, written, training.out)
+
+
+def _remedy(stores: Sequence[Path]) -> str:
+    """What an interruption of training leaves."""
+    return f"the outcomes in {', '.join(map(str, stores))} are kept, and the same command trains on them again"
 
 
 def _recorded(
@@ -286,7 +304,8 @@ def _train_any_model(outcomes: Sequence[Outcome], stores: Sequence[Path], traini
     from ...policies.any_model import bundled_vocabulary, train_any_model
     from ...policies.bundle import save_bundle
 
-    trained = train_any_model(outcomes, bundled_vocabulary(), seed=training.seed)
+    with interruptible(_remedy(stores)):
+        trained = train_any_model(outcomes, bundled_vocabulary(), seed=training.seed)
     if training.as_json:
         print_json(trained.scorecard)
     for model, card in trained.scorecard["models"].items():

@@ -26,7 +26,7 @@ from autottt.controller.evaluation import Row
 from autottt.controller.tracing.store import TraceStore
 from autottt.policies import any_model
 from autottt.policies.bundle import load_bundle
-from autottt.policies.bundle_card import BUNDLES
+from autottt.policies.bundle_card import BUNDLES, read_card
 from autottt.policies.outcomes import Outcome, OutcomeStore
 from autottt.policies.policy import HeuristicPolicy
 from autottt.policies.report import REPORT
@@ -662,10 +662,19 @@ def test_a_policy_is_trained_on_serving_logs(tmp_path, model):
         solutions, *({**t, "queries": [{"input": [n, 6], "output": [6, n]}]} for n, t in enumerate(families))
     )
     before = len(OutcomeStore(store).read())
+    shutil.copytree(bundle, tmp_path / "before")
     for new_ones in (True, False):
         code, out, _ = call("retrain", log, "--answers", answers, *places)
         assert code == 0
         assert (" 0 new" in " ".join(out.split())) != new_ones
+    trained = read_card(bundle)["scorecard"]
+    places_before = [*places[:3], str(tmp_path / "before"), *places[4:]]
+    code, out, err = call("retrain", log, "--answers", answers, *places_before)
+    assert code == 0
+    assert " 0 new" in " ".join(out.split())
+    assert "nothing new to learn" not in " ".join(err.split())
+    after_a_kill = read_card(tmp_path / "before")["scorecard"]
+    assert after_a_kill["training_digest"] == trained["training_digest"], "a run that ended before it had trained"
     after = OutcomeStore(store).read()
     new_ones = [o for o in after if o.task_id.startswith("new-")]
     assert len(after) == before + len(new_ones)
