@@ -147,6 +147,8 @@ class Labels:
         if self._has_other_server if answers is None else not answers.strategy:
             label["other_server"] = True
         try:
+            if feedback.answer is None:
+                label = await asyncio.to_thread(_with_known, label, recorder, feedback.trace_id)
             found = await asyncio.to_thread(recorder.label, feedback.trace_id, label)
         except NoResultError as error:
             raise ApiError(409, f"trace_id: {error}", "trace_id", "no_answer") from error
@@ -154,3 +156,12 @@ class Labels:
             raise trace_not_found(feedback.trace_id)
         self._metrics.labelled(right)
         return right
+
+
+def _with_known(label: dict[str, Any], recorder: Labeller, trace_id: str) -> dict[str, Any]:
+    """A label without a right answer, with what an earlier one says beyond it where both say the same of the answer."""
+    trace = recorder.stored(trace_id)
+    known: Mapping[str, Any] = {} if trace is None else trace.label
+    if any(known.get(name) != label.get(name) for name in ("right", "other_server")):
+        return label
+    return {**known, **label, "strategies": {**known.get("strategies", {}), **label["strategies"]}}

@@ -137,10 +137,10 @@ class Trace:
         """Whether the label says of an answer of the run what is not so where this one is right."""
         task, said = replace(self.task, answer=as_tuples(answer)), self.label.get("strategies", {})
         attempts = (self.result["in_context"], *self.result["attempts"])
-        return any(
-            said.get(attempt["strategy"]) not in (None, is_right(task, as_tuples(attempt["value"])))
-            for attempt in attempts
-        )
+        labelled = [(attempt["value"], said.get(attempt["strategy"])) for attempt in attempts]
+        if not self.label.get("other_server"):
+            labelled.append((self.result["answer"], self.label.get("right")))
+        return any(right not in (None, is_right(task, as_tuples(value))) for value, right in labelled)
 
     def require_content(self, what: str) -> None:
         """Raises `TraceError` for a trace without content."""

@@ -398,6 +398,22 @@ def test_feedback_with_the_right_answer_labels_the_answer_of_every_strategy(serv
     assert label["right"] == (given is not None)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_feedback_that_says_less_keeps_what_earlier_feedback_said_beyond_it(serve, traced, in_memory):
+    controller, store = traced(content=True)
+    client = serve(controller)
+    trace_id = client.post("/v1/solve", json={**TASK, "strategy": "ttt_direct"}).json()["autottt"]["trace_id"]
+    client.post("/v1/feedback", json={"trace_id": trace_id, "answer": [99, 98, 97]})
+    full = store.get(trace_id).label
+    client = client if in_memory else serve(controller)
+    client.post("/v1/feedback", json={"trace_id": trace_id, "right": False})
+    assert store.get(trace_id).label == full
+    client.post("/v1/feedback", json={"trace_id": trace_id, "right": True})
+    corrected = store.get(trace_id).label
+    assert corrected["right"], "contrary feedback replaces it"
+    assert "answer" not in corrected
+
+
 def test_feedback_that_the_answer_is_right_labels_every_strategy_and_wrong_only_equal_ones():
     answers = _Answers("list", "exact", (2,), "ttt_direct", {"in_context": (1,), "ttt_direct": (2,), "ttt_warm": (2,)})
     assert answers.labels_of_given(True) == {"in_context": False, "ttt_direct": True, "ttt_warm": True}

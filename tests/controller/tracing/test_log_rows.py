@@ -187,6 +187,24 @@ def test_a_label_of_another_answer_than_the_first_ones_gives_no_outcome(learner:
     assert with_right_answers(rows, TASKS) == rows, "its answers are unknown"
 
 
+def test_the_answer_that_came_with_a_task_is_not_right_where_feedback_of_the_served_answer_says_otherwise(
+    learner: Learner, tmp_path: Path
+) -> None:
+    """By a server that no longer has the answers in memory, so it cannot tell what each strategy's was."""
+    store = TraceStore(tmp_path / "traces.sqlite")
+    learner.clear()
+    Controller(learner, EXPLORING, trace=TraceRecorder([store])).solve(TASKS[0])
+    (trace,) = store.traces()
+    served = {**trace.result, "answer": trace.task_facts["answer"]}
+    plain = {**trace.plain, "root": {**trace.root, "attributes": {**trace.attributes, "result": served}}}
+    assert outcomes([Trace(plain)])
+    label = {"right": False, "strategies": {}}
+    refuted = Trace({**plain, "label": label})
+    assert (refuted.right_answer, outcomes([refuted])) == (None, [])
+    there = Trace({**plain, "label": {**label, "other_server": True}})
+    assert outcomes([there]), "the answer of another server was wrong"
+
+
 @pytest.mark.parametrize("content", [True, False])
 def test_outcomes_whose_feedback_was_corrected_and_no_longer_tells_are_found(
     learner: Learner, tmp_path: Path, content: bool
