@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from autottt.policies.collect import ModelIdentity, collect, missing
-from autottt.policies.collection_cost import estimate
+from autottt.policies.collection_cost import CollectionEstimate, _Speed, _speed, estimate
 from autottt.policies.outcomes import OutcomeStore
 from autottt.strategies.registry import get_strategy
 from autottt.ttt_core.engine.answering import Answer, Answerer
@@ -65,6 +65,28 @@ def test_the_probe_is_part_of_the_estimate(shown, learner, tmp_path, monkeypatch
     collect(learner, some, [], [0], store)
     measured = sum(o.forward_tokens + o.probe_cost * o.token_equivalents for o in store.read())
     assert measured / 1.25 < expected.token_equivalents < measured * 1.25
+
+
+def test_the_seconds_are_those_of_answers_that_are_decoded_and_of_tokens_that_are_only_read(
+    learner, tmp_path, monkeypatch
+):
+    chosen, every = [get_strategy(name) for name in STRATEGIES], tasks(4, 2)
+    batches = missing(ModelIdentity.of(learner), every, chosen, [0], OutcomeStore(tmp_path))[0]
+
+    def estimated(answer: float, token: float) -> CollectionEstimate:
+        monkeypatch.setattr("autottt.policies.collection_cost._speed", lambda *_: _Speed(answer, token))
+        return estimate(learner, batches)
+
+    assert estimated(1.0, 0.0).seconds == len(every) * (1 + len(STRATEGIES))
+    prompts = sum(map(learner.window.length, every)) * (1 + len(STRATEGIES))
+    read = estimated(0.0, 1.0)
+    assert read.seconds == pytest.approx(read.token_equivalents - prompts)
+    assert read.seconds > prompts
+
+
+def test_a_token_that_is_only_read_is_timed_over_many_prompts_at_once(learner):
+    answer, token = _speed(learner, tasks(1, 1)[0])
+    assert 0 < token < answer
 
 
 def test_a_task_that_does_not_fit_in_the_context_costs_nothing(learner, tmp_path):
