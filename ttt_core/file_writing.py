@@ -69,6 +69,16 @@ def replacing_together(folder: Path, remedy: str = FREE_SPACE) -> Iterator[Path]
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Deletes what a killed process left of the files that it was writing into a folder, which no other process writes
+    to now."""
+    for partial in folder.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def write_whole(file: Path, text: str, remedy: str = FREE_SPACE) -> None:
     """Writes a text in UTF-8 to a file, whole or not at all. Raises `FileError`."""
     with replacing(file, remedy) as partial:

@@ -325,20 +325,23 @@ def made_folders(**folders: Path) -> Iterator[None]:
     made: list[Path] = []
     try:
         for option, folder in folders.items():
-            missing = [path for path in (folder, *folder.parents) if not path.exists()]
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                problem = f"the folder cannot be created ({error.strerror}): name another place"
-                raise PolicyError(f"--{option} {folder}: {problem}") from None
-            made += missing
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PolicyError(f"--{option} {folder}: the folder cannot be written to: name another place")
+            made += [path for path in (folder, *folder.parents) if not path.exists()]
+            make_folder(folder, f"--{option} {folder}", "name another place")
         yield
     finally:
         for folder in made:
             with suppress(OSError):  # it is in use
                 folder.rmdir()
+
+
+def make_folder(folder: Path, name: str, remedy: str) -> None:
+    """Makes a folder if there is none. Raises `PolicyError`, which names it so, where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PolicyError(f"{name}: the folder cannot be created ({error.strerror}): {remedy}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PolicyError(f"{name}: the folder cannot be written to: {remedy}")
 
 
 def settings() -> dict[str, object]:

@@ -14,7 +14,7 @@ from ...policies.outcomes import BASE
 from ...ttt_core.errors import PolicyError, TaskError
 from .console import in_words, interruptible, line, note, warn
 from .locks import exclusive
-from .options import ModelOptions, TaskOptions, command
+from .options import ModelOptions, TaskOptions, command, make_folder
 from .outcomes import (
     COLLECTED_STRATEGIES,
     CollectedSeeds,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ...ttt_core.learner import Learner
     from ...ttt_core.tasks.task import Task
 
+_PLACE = "set XDG_DATA_HOME to a folder that can be written to"
+"""What to do where the folder of this user's policies cannot be used."""
 FEW_FAMILIES = 30
 """Families below which a policy is rarely better than a fixed strategy."""
 
@@ -70,10 +72,11 @@ def fit(
     names = strategies_to_collect(strategies)
     strategy_seeds = parse_seeds(seeds) if seeds else [selection.seed]
     loaded = selection.read(tasks)
-    from ...policies.bundle_card import CARD
+    from ...policies.bundle_card import CARD, policies_folder
     from ...policies.collect import ModelIdentity
     from ...policies.installed import installed_folder, outcomes_folder
 
+    make_folder(policies_folder(), str(policies_folder()), _PLACE)
     learner = model.load_learner()
     chosen = choose_tasks(learner, loaded.tasks, max_tokens)
     _check_families(chosen)
@@ -81,7 +84,7 @@ def fit(
     place = identity.base_hash, identity.prompt_format, identity.starting_adapter
     out, store = installed_folder(*place), outcomes_folder(*place)
     for folder in (out.parent, store):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, str(folder), _PLACE)
     remedy = f"delete the folder {store}, or move it away, and the same command measures everything again"
     with exclusive(out, is_option=False):
         if _announce(learner, chosen, names, strategy_seeds, store, workers.workers, remedy):

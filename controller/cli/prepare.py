@@ -13,7 +13,7 @@ import typer
 from ...ttt_core.errors import AutotttError, ModelError, TaskError
 from .console import interruptible, line, note, warn
 from .locks import exclusive
-from .options import ModelOptions, TaskOptions
+from .options import ModelOptions, TaskOptions, made_folders
 
 if TYPE_CHECKING:
     from ...ttt_core.pretraining.prepare import Preparation
@@ -56,25 +56,37 @@ def prepare(
     loaded = selection.read(tasks)
     training, held_out = divided(loaded.tasks)
     from ...ttt_core.pretraining.prepare import RECIPE, Preparation
+
+    recipe = replace(RECIPE, max_steps=steps, rank=rank, alpha=float(rank), learning_rate=learning_rate)
+    settings = Preparation(recipe, rounds, patience, selection.seed)
+    options = options if base is None else replace(options, model=base)
+    with (
+        made_folders(out=out),
+        exclusive(out),
+        interruptible(f"the same command continues after the last round of {out}"),
+    ):
+        result = _prepared(options, training, held_out, out, settings)
+    line(f"{out}: the adapter after {result.curve[result.best].steps} steps; use it with --starting-adapter {out}")
+    if loaded.problems:
+        raise typer.Exit(1)
+
+
+def _prepared(
+    options: ModelOptions, training: Sequence[Task], held_out: Sequence[Task], out: Path, settings: Preparation
+) -> Preparation:
+    """Loads the model, and trains and judges on the tasks that fit in its context."""
     from ...ttt_core.pretraining.prepare import prepare as train
 
-    learner = (options if base is None else replace(options, model=base)).load_learner()
+    learner = options.load_learner()
     fitting = [[task for task in side if learner.fits(task, task.answer)] for side in (training, held_out)]
     queries = len(training) + len(held_out)
     if left_out := queries - sum(map(len, fitting)):
         warn(f"{left_out} of {queries} queries are left out: they do not fit in the model's context")
-    recipe = replace(RECIPE, max_steps=steps, rank=rank, alpha=float(rank), learning_rate=learning_rate)
-    settings = Preparation(recipe, rounds, patience, selection.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
     note(
         f"{len({t.family for t in fitting[0]})} families to train on; {len(fitting[1])} queries of "
         f"{len({t.family for t in fitting[1]})} held out"
     )
-    with exclusive(out), interruptible(f"the same command continues after the last round of {out}"):
-        result = train(learner, fitting[0], fitting[1], out, settings, lambda so_far: _report(so_far, len(fitting[1])))
-    line(f"{out}: the adapter after {result.curve[result.best].steps} steps; use it with --starting-adapter {out}")
-    if loaded.problems:
-        raise typer.Exit(1)
+    return train(learner, fitting[0], fitting[1], out, settings, lambda so_far: _report(so_far, len(fitting[1])))
 
 
 def _report(so_far: Preparation, queries: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, TaskError
-from ..file_writing import replacing_together, write_whole
+from ..file_writing import explained, remove_partial, replacing_together, write_whole
 from ..learner import Learner
 from ..lora.adapter import Adapter
 from ..lora.starting_adapter import write_card
@@ -102,7 +102,10 @@ def prepare(
     if so_far.is_past_its_end:  # of its earlier rounds only the best adapter is kept
         state = state.with_name(f"{state.name}-{settings.rounds}-{settings.patience}")
         so_far, adapter = _resumed(state, settings)
-    state.mkdir(parents=True, exist_ok=True)
+    with explained(state, _CONTINUES):
+        state.mkdir(parents=True, exist_ok=True)
+    for written in (folder, state):
+        remove_partial(written)
     if not so_far.curve:
         so_far = replace(so_far, curve=(_judged(learner, held_out, None, 0, 0.0),))
         _save_state(state, so_far, None)

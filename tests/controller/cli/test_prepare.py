@@ -97,3 +97,14 @@ def test_without_a_model_it_is_the_bundled_one(tmp_path, monkeypatch):
         with pytest.raises(Loads):
             call("prepare", *words, "--tasks", file, "--out", str(tmp_path / "adapter"))
     assert asked == [None, "other", "named"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(ModelOptions, "load_learner", lambda options: pytest.fail("the model is loaded"))
+    (tmp_path / "file").write_text("precious")
+    file = tasks_file(tmp_path, *(task(f"f{n}") for n in range(12)))
+    code, _, err = call("prepare", "--tasks", file, "--out", str(tmp_path / place))
+    assert code == 2
+    assert f"--out {tmp_path / place}: the folder cannot be created" in " ".join(err.split())
+    assert (tmp_path / "file").read_text() == "precious"

@@ -191,6 +191,17 @@ def test_a_run_that_failed_while_it_wrote_ends_like_one_that_did_not(make_learne
     assert failures >= 10
 
 
+def test_what_a_kill_left_half_written_is_deleted_by_the_next_run(make_learner, tmp_path):
+    sides, out = (tasks_of(1, 2), tasks_of(5)), tmp_path / "adapter"
+    prepare(make_learner(), *sides, out, SETTINGS)
+    (state,) = (tmp_path / ".adapter.state").iterdir()
+    (out / ".0a1b.partial").mkdir()
+    for half in (out / ".0a1b.partial" / "adapter_model.safetensors", state / ".round-2.safetensors.0a1b.partial"):
+        half.write_bytes(b"half")
+    prepare(make_learner(), *sides, out, SETTINGS)
+    assert not [file for folder in (out, state) for file in folder.glob(".*")]
+
+
 def test_a_state_of_an_earlier_version_is_no_state(make_learner, tmp_path):
     sides = tasks_of(1, 2), tasks_of(5)
     prepare(make_learner(), *sides, tmp_path / "a", replace(SETTINGS, rounds=1))
