@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
+from uuid import UUID
 from weakref import WeakValueDictionary
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseRunManager, CallbackManagerForLLMRun
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -27,6 +28,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.runnables.utils import gather_with_concurrency
+from langchain_core.utils.uuid import uuid7
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
@@ -128,7 +130,7 @@ class ChatAutottt(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         with _with_overflow():
-            if (place := _place_in_batch.get()) is not None:
+            if (place := self._take_place(run_manager)) is not None:
                 return self._result(place.answer())
             return self._result(answer(self._ready(), self._query(messages, stop, kwargs)))
 
@@ -137,7 +139,7 @@ class ChatAutottt(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        place = _place_in_batch.get()
+        place = self._take_place(run_manager)
         cancel = threading.Event() if place is None else place.batch.cancel
 
         def work(publish: Publish[ChatAnswer]) -> None:
@@ -188,9 +190,10 @@ class ChatAutottt(BaseChatModel):
         batch = _Batch(self, inputs, kwargs)
 
         def one(number: int) -> Any:
-            token = _place_in_batch.set(_Place(batch, number))
+            place = _Place(batch, number, configs[number].get("run_id") or uuid7())
+            token = _place_in_batch.set(place)
             try:
-                return self.invoke(inputs[number], configs[number], **kwargs)
+                return self.invoke(inputs[number], {**configs[number], "run_id": place.run_id}, **kwargs)
             except Exception as error:
                 if return_exceptions:
                     return error
@@ -212,9 +215,10 @@ class ChatAutottt(BaseChatModel):
         batch = _Batch(self, inputs, kwargs)
 
         async def one(number: int) -> Any:
-            _place_in_batch.set(_Place(batch, number))
+            place = _Place(batch, number, configs[number].get("run_id") or uuid7())
+            _place_in_batch.set(place)
             try:
-                return await self.ainvoke(inputs[number], configs[number], **kwargs)
+                return await self.ainvoke(inputs[number], {**configs[number], "run_id": place.run_id}, **kwargs)
             except Exception as error:
                 if return_exceptions:
                     return error
@@ -232,6 +236,15 @@ class ChatAutottt(BaseChatModel):
             "tools: is not supported: the answer to a chat is a text; leave out tools and structured output; "
             f"received {len(tools)}"
         )
+
+    def _take_place(self, run: BaseRunManager | None) -> _Place | None:
+        """The place in a batch whose answer a run is to give, once. Other runs have none: callbacks call models too,
+        with the context variables of the input that they belong to."""
+        place = _place_in_batch.get()
+        if place is None or run is None or place.batch.model is not self or place.run_id != run.run_id:
+            return None
+        _place_in_batch.set(None)
+        return place
 
     def _query(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]) -> ChatQuery:
         """The query of messages. Raises `TaskError`."""
@@ -360,7 +373,7 @@ class _Batch:
 
     def __init__(self, model: ChatAutottt, inputs: Sequence[LanguageModelInput], kwargs: Mapping[str, Any]) -> None:
         self.cancel = threading.Event()
-        self._model, self._inputs, self._kwargs = model, inputs, kwargs
+        self.model, self._inputs, self._kwargs = model, inputs, kwargs
         self._lock = threading.Lock()
         self._answers: list[ChatAnswer | Exception] | BaseException | None = None
 
@@ -380,7 +393,7 @@ class _Batch:
         return answer
 
     def _answer_all(self) -> list[ChatAnswer | Exception]:
-        model, stop = self._model, self._kwargs.get("stop")
+        model, stop = self.model, self._kwargs.get("stop")
         read: list[ChatQuery | Exception] = []
         for each in self._inputs:
             try:
@@ -398,6 +411,8 @@ class _Place:
 
     batch: _Batch
     number: int
+    run_id: UUID
+    """Of LangChain's run that answers it."""
 
     def answer(self) -> ChatAnswer:
         """Its answer."""

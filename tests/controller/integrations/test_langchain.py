@@ -7,15 +7,19 @@ import copy
 import inspect
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.utils.uuid import uuid7
 from langgraph.graph import MessagesState, StateGraph
 from pydantic import ValidationError
 
@@ -294,6 +298,64 @@ def test_a_batch_keeps_the_callbacks_of_every_input(model):
     configs = [{"run_name": name, "tags": [name]} for name in ("first", "second")]
     answers = model.batch(INPUTS[:2], configs)
     assert len({answer.id for answer in answers}) == 2
+
+
+class Calls(BaseCallbackHandler):
+    """Calls models, where LangChain reports an event of a run, unless the event is one of its own call."""
+
+    run_inline = True
+
+    def __init__(self, event: str, call: Callable[[], Any]) -> None:
+        self.answers: list[Any] = []
+        self._call, self._is_calling = call, threading.local()
+        setattr(self, event, self._on_event)
+
+    def _on_event(self, *_: Any, **__: Any) -> None:
+        if getattr(self._is_calling, "now", False):
+            return
+        self._is_calling.now = True
+        try:
+            self.answers.append(self._call())
+        finally:
+            self._is_calling.now = False
+
+
+NESTED = [*MARKED, HumanMessage("kl")]
+CALLS: dict[str, Callable[[ChatAutottt], list[str]]] = {
+    "invoke": lambda model: [model.invoke(NESTED).content],
+    "batch": lambda model: [message.content for message in model.batch([NESTED, "mn"])],
+    "batch of one": lambda model: [message.content for message in model.batch([NESTED], {"max_concurrency": 1})],
+    "ainvoke": lambda model: [in_a_thread(model.ainvoke(NESTED)).content],
+    "abatch": lambda model: [message.content for message in in_a_thread(model.abatch([NESTED, "mn"]))],
+}
+
+
+def in_a_thread(coroutine: Any) -> Any:
+    """What a coroutine returns, from the inside of another too, with the same context variables."""
+    with ContextThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, coroutine).result(60)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("event", ["on_chat_model_start", "on_llm_end"])
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same model", "another model"])
+@pytest.mark.parametrize("way", ["batch", "abatch"])
+def test_a_callback_of_a_batch_gets_the_answer_to_its_own_chat(model, controller, is_same, way, event, call):
+    other = model if is_same else ChatAutottt(controller=Controller(controller.learner, FixedPolicy("in_context")))
+    expected = CALLS[call](other)
+    single = [model.invoke(each).content for each in INPUTS[:3]]
+    calls = Calls(event, lambda: CALLS[call](other))
+    config: Any = {"callbacks": [calls], "max_concurrency": 1}
+    answers = model.batch(INPUTS[:3], config) if way == "batch" else asyncio.run(model.abatch(INPUTS[:3], config))
+    assert [answer.content for answer in answers] == single
+    assert calls.answers == [expected] * 3
+
+
+def test_an_input_of_a_batch_keeps_the_run_that_its_caller_names(model):
+    configs: Any = [{"run_id": uuid7()}, {}]
+    answers = model.batch(INPUTS[:2], configs)
+    assert answers[0].id.endswith(f"{configs[0]['run_id']}-0")
+    assert [answer.content for answer in answers] == [model.invoke(each).content for each in INPUTS[:2]]
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
