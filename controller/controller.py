@@ -151,8 +151,9 @@ class Controller:
         return scheduler
 
     def close(self) -> None:
-        """Closes the schedulers that this controller made, once they have finished the queries that they took, and
-        drops what the learner caches in memory. The model stays as it is, and the controller can be used again."""
+        """Closes the schedulers that this controller made, once they have finished the queries that they took (see
+        `Scheduler.close`), and drops what the learner caches in memory. The model stays as it is, and the controller
+        can be used again."""
         for scheduler in self._schedulers:
             scheduler.close()
         if not self._is_copy:

@@ -58,6 +58,26 @@ def _end_lanes() -> None:
         lanes.close(cancel=True, timeout=EXIT_SECONDS)
 
 
+class _Thread(threading.local):
+    """What is known of the current thread."""
+
+    is_at_work = False
+    """Whether it does the work of a scheduler, which callbacks are part of."""
+
+
+_THREAD = _Thread()
+
+
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """While inside, the current thread does the work of a scheduler."""
+    before, _THREAD.is_at_work = _THREAD.is_at_work, True
+    try:
+        yield
+    finally:
+        _THREAD.is_at_work = before
+
+
 class Lanes:
     """The threads, queues and jobs of a scheduler."""
 
@@ -82,10 +102,17 @@ class Lanes:
         self._graphs: tuple[tuple[str, ...], TaskGraph] | None = None
         self._trainer = self._training_learner()
         loops = [self._read_all, self._train_all] if self._trainer is not learner else [self._take_turns]
-        self._threads = [threading.Thread(target=loop, name=f"autottt-{loop.__name__}", daemon=True) for loop in loops]
+        self._threads = [
+            threading.Thread(target=self._run, args=[loop], name=f"autottt-{loop.__name__}", daemon=True)
+            for loop in loops
+        ]
         for thread in self._threads:
             thread.start()
         _OPEN.add(self)
+
+    def _run(self, loop: Callable[[], None]) -> None:
+        with _at_work():
+            loop()
 
     def _training_learner(self) -> Learner:
         """The learner of the training lane."""
@@ -145,7 +172,8 @@ class Lanes:
 
     def close(self, *, cancel: bool, timeout: float | None = None) -> None:
         """Ends both lanes, after the jobs that were taken; with `cancel` these are cancelled. Waits up to `timeout`
-        seconds for each lane."""
+        seconds for each lane, but not where the lanes may wait for the caller: where the caller does the work of a
+        scheduler, or holds the model."""
         with self._changed:
             if self._error is None:
                 self._error = ClosedError("this scheduler is closed")
@@ -154,11 +182,11 @@ class Lanes:
             return
         if cancel:
             self._cancel_all(lambda: Cancelled("the scheduler was closed; this query has no answer"))
+        if _THREAD.is_at_work or self.learner.guarded.lock.is_held_by_caller():
+            return
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout)
+            thread.join(timeout)
         _OPEN.discard(self)
-        self._trainer = self.learner  # the replica goes
 
     def _cancel_all(self, make_error: Callable[[], BaseException]) -> None:
         for job in list(self._jobs):
@@ -187,11 +215,18 @@ class Lanes:
             self._changed.notify_all()
         if not job.in_lane:
             self._forget(job)
-        if job.future.set_running_or_notify_cancel():
-            if error is None:
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(error)
+        with _at_work():  # this may be a thread of PyTorch, which pauses in the middle of a backward pass
+            self._give(job, result, error)
+
+    @staticmethod
+    def _give(job: Job, result: Any, error: BaseException | None) -> None:
+        """Gives a job's future its result, which calls back."""
+        if not job.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
 
     def _remove(self, job: Job) -> None:
         """Takes a job out of the queue that it waits in."""
@@ -303,6 +338,7 @@ class Lanes:
     def _train_all(self) -> None:
         while jobs := self._next_to_train():
             self._train(jobs)
+        self._trainer = self.learner  # the replica goes
 
     def _take_turns(self) -> None:
         """Both lanes in one thread: what can be read goes first."""

@@ -192,7 +192,11 @@ class Scheduler:
             stop.set()
 
     def close(self, *, cancel: bool = False) -> None:
-        """Takes no more queries, waits for those that were taken, or cancels them, and ends the threads."""
+        """Takes no more queries, waits for those that were taken, or cancels them, and ends the threads.
+
+        Called by a callback of a query, or while the caller holds the model, it does not wait: the queries may wait for
+        the caller. They end afterwards, and the threads after them; `close` outside the callback waits for both.
+        """
         self.lanes.close(cancel=cancel)
 
     def __enter__(self) -> Scheduler:

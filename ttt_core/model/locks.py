@@ -46,6 +46,11 @@ class ModelLock:
         """The token of the innermost turn under way."""
         return next((token for reference, _ in reversed(self._turns) if (token := _held(reference))), None)
 
+    def is_held_by_caller(self) -> bool:
+        """Whether the caller is inside a turn under way, so that other callers wait for it."""
+        outer = _turns_of_caller()
+        return any(_held(reference) in outer for reference, _ in self._turns)
+
     def claim(self, token: Token, outer: Sequence[Token]) -> bool:
         """Begins the turn of a token, which must be held, unless a turn is under way that is none of `outer`."""
         with self._state:
@@ -70,6 +75,11 @@ def _held(reference: Reference) -> Token | None:
     return token if token is not None and token.locked() else None
 
 
+def _turns_of_caller() -> list[Token]:
+    """The tokens of the turns that the caller is inside of, of all models."""
+    return [token for reference in _HELD.get() if (token := _held(reference))]
+
+
 class Turn:
     """A caller's turn at a model, a context manager. It ends with its `with` block, or when its token is dropped.
 
@@ -83,7 +93,7 @@ class Turn:
         """Held from the claim to the end; one that is not held is worth nothing."""
 
     def __enter__(self) -> None:
-        outer = [token for reference in _HELD.get() if (token := _held(reference))]
+        outer = _turns_of_caller()
         try:
             self._token.acquire()
             self._wait(outer)

@@ -14,6 +14,7 @@ import time
 import types
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,8 +22,10 @@ from typing import Any, ClassVar
 import pytest
 
 from autottt import BaseChangedError, Cancelled, Controller, FixedPolicy, TooLongError, make_task
+from autottt.controller.scheduler import lanes
 from autottt.controller.scheduler.jobs import Job
 from autottt.controller.scheduler.lanes import ANSWERS_BEFORE_TRAINING, Lanes
+from autottt.controller.scheduler.scheduler import Scheduler
 from autottt.strategies import registry
 from autottt.strategies.base import Attempt, CostClass
 from autottt.strategies.registry import strategies
@@ -737,6 +740,82 @@ def test_closing_a_controller_of_a_scope_leaves_the_schedulers_and_caches_of_the
         assert not scheduler.is_closed
         assert len(controller.learner.answerer.base_answers) == cached > 0
         assert scheduler.solve(EASY).status != "refused"
+
+
+def within(call: Callable[[], Any]) -> Any:
+    """What a call returns; where it never does, the test fails."""
+    future: Future[Any] = Future()
+    threading.Thread(target=lambda: future.set_result(call()), daemon=True).start()
+    return future.result(SECONDS)
+
+
+CALLBACKS: dict[str, Callable[[Scheduler, Callable[[Any], None]], Future[Any]]] = {
+    "event of reading": lambda scheduler, back: scheduler.submit(EASY, on_event=back),
+    "event of training": lambda scheduler, back: scheduler.submit(
+        hard(9), strategy="ttt_direct", on_event=lambda event: back(event) if event["event"] == "step" else None
+    ),
+    "call": lambda scheduler, back: scheduler.call(lambda: back(None)),
+    "result": lambda scheduler, back: with_callback(scheduler.submit(EASY), back),
+    "result of training": lambda scheduler, back: with_callback(scheduler.submit(hard(9), strategy="ttt_direct"), back),
+}
+
+
+def with_callback(future: Future[Any], back: Callable[[Any], None]) -> Future[Any]:
+    future.add_done_callback(back)
+    return future
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["finish", "cancel"])
+@pytest.mark.parametrize("has_replica", [True, False], ids=["two lanes", "in turns"])
+@pytest.mark.parametrize("way", CALLBACKS)
+def test_a_scheduler_may_be_closed_by_its_own_callbacks(controller, monkeypatch, way, has_replica, cancel):
+    if not has_replica:
+        monkeypatch.setattr(lanes, "learner_of_replica", lambda learner: None)
+    scheduler, called, submitted = controller.scheduler(), threading.Event(), threading.Event()
+
+    def close(_: Any) -> None:
+        called.set()
+        assert submitted.wait(SECONDS)
+        scheduler.close(cancel=cancel)
+
+    hold = Hold()
+    held = scheduler.submit(EASY, on_event=hold)
+    hold.wait()
+    futures = [held, CALLBACKS[way](scheduler, close)]
+    hold.released.set()
+    assert called.wait(SECONDS)
+    futures += [scheduler.submit(hard(1), strategy="ttt_direct"), scheduler.submit(EASY)]
+    submitted.set()
+    for future in futures[2:]:
+        if cancel:
+            with pytest.raises(Cancelled, match="closed"):
+                future.result(SECONDS)
+        else:
+            assert future.result(SECONDS).status != "refused"
+    until(lambda: all(future.done() for future in futures) and scheduler.is_closed)
+    with pytest.raises(ClosedError):
+        scheduler.submit(EASY)
+    within(scheduler.close)
+    assert not any(thread.is_alive() for thread in scheduler.lanes._threads)
+    assert scheduler.lanes._trainer is controller.learner
+    assert within(lambda: controller.solve(EASY)).status != "refused"
+
+
+@pytest.mark.parametrize("way", ["solve", "another scheduler"])
+def test_a_controller_may_be_closed_while_the_caller_holds_the_model(controller, way):
+    scheduler, futures = controller.scheduler(), list[Any]()
+
+    def close(event: dict[str, Any]) -> None:
+        if not futures:
+            futures.extend(within(lambda n=n: scheduler.submit(hard(n), strategy="ttt_direct")) for n in range(2))
+        controller.close()
+
+    if way == "solve":
+        within(lambda: controller.solve(EASY, on_event=close))
+    else:
+        controller.scheduler().submit(EASY, on_event=close).result(SECONDS)
+    assert [future.result(SECONDS).adaptation.steps for future in futures] == [3, 3]
+    within(controller.close)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

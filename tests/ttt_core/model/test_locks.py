@@ -161,6 +161,18 @@ def _stop() -> None:
     raise Stop
 
 
+def test_a_caller_is_told_whether_others_wait_for_its_turn() -> None:
+    lock, other, seen = ModelLock(), ModelLock(), list[bool]()
+    with lock.exclusive():
+        assert lock.is_held_by_caller()
+        assert not other.is_held_by_caller()
+        outside = threading.Thread(target=lambda: seen.append(lock.is_held_by_caller()))
+        outside.start()
+        outside.join()
+    assert seen == [False]
+    assert not lock.is_held_by_caller()
+
+
 def test_a_turn_that_is_dropped_without_an_end_is_worth_nothing() -> None:
     lock = ModelLock()
     turn = lock.exclusive()
