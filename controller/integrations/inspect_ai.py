@@ -25,13 +25,15 @@ BUNDLED = "bundled"
 """The name of the bundled model, after `autottt/`."""
 MAX_CONNECTIONS = 16
 """Samples that wait or are answered at a time, unless the caller says otherwise."""
-_PARAMETERS = {
-    "max_tokens": "max_tokens", "temperature": "temperature", "seed": "seed", "top_p": "top_p", "stop_seqs": "stop",
-    "best_of": "best_of", "frequency_penalty": "frequency_penalty", "presence_penalty": "presence_penalty",
-    "logit_bias": "logit_bias", "num_choices": "n", "logprobs": "logprobs", "top_logprobs": "top_logprobs",
-    "response_schema": "response_format", "modalities": "modalities",
+_RENAMED = {"stop_seqs": "stop", "num_choices": "n", "response_schema": "response_format"}
+"""Fields of inspect-ai's `GenerateConfig` with another name than the parameters of a chat."""
+_UNRELATED = {
+    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections",
+    "batch", "cache", "cache_prompt", "extra_headers", "system_message", "max_tool_output", "internal_tools",
+    "parallel_tool_calls", "fallback_models", "fail_on_refusal", "reasoning_history", "reasoning_summary",
 }  # fmt: skip
-"""Fields of inspect-ai's `GenerateConfig` that change an answer, with the parameters of a chat."""
+"""Fields that change no answer of this model: inspect-ai applies them itself, or they concern connections, tools and
+reasoning, which it has not. Any other field is a parameter of a chat: one that is not implemented is refused."""
 
 
 @modelapi(name="autottt")  # type: ignore[untyped-decorator, unused-ignore]
@@ -74,8 +76,9 @@ class AutotttAPI(ModelAPI):  # type: ignore[misc, unused-ignore]
     def _query(self, input: Sequence[ChatMessage], tools: Sequence[ToolInfo], config: GenerateConfig) -> ChatQuery:
         if tools:
             raise TaskError(f"tools: expected none, as they are not supported; received {len(tools)}")
-        given = {name: getattr(config, field, None) for field, name in _PARAMETERS.items()}
-        given |= config.extra_body or {}
+        fields = config.model_dump(exclude=_UNRELATED, exclude_none=True)
+        extra = fields.pop("extra_body", {})
+        given = {_RENAMED.get(name, name): value for name, value in fields.items()} | extra
         query = read_chat_query(
             [_plain(message) for message in input], few_shot=self.few_shot and len(input) > 1,
             **{name: value for name, value in given.items() if value is not None},

@@ -42,6 +42,9 @@ class Config(SimpleNamespace):
     def __init__(self, **given):
         super().__init__(**{"extra_body": None, **given})
 
+    def model_dump(self, *, exclude: set[str], exclude_none: bool) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in exclude and value is not None}
+
 
 class LM:
     def __init__(self):
@@ -218,3 +221,45 @@ def test_inspect_is_told_what_cannot_be_honoured(api):
             ask(model, messages, **config)
     with pytest.raises(TaskError, match=r"^tools"):
         ask(model, [QUERY], tools=[object()])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("top_p", 0.5, "top_p"),
+        ("top_k", 40, "top_k"),
+        ("best_of", 2, "best_of"),
+        ("frequency_penalty", 1.0, "frequency_penalty"),
+        ("presence_penalty", 1.0, "presence_penalty"),
+        ("logit_bias", {4: 1.0}, "logit_bias"),
+        ("num_choices", 2, "n"),
+        ("logprobs", True, "logprobs"),
+        ("top_logprobs", 3, "top_logprobs"),
+        ("prompt_logprobs", 1, "prompt_logprobs"),
+        ("verbosity", "low", "verbosity"),
+        ("effort", "low", "effort"),
+        ("reasoning_effort", "high", "reasoning_effort"),
+        ("reasoning_mode", "pro", "reasoning_mode"),
+        ("reasoning_tokens", 100, "reasoning_tokens"),
+        ("response_schema", {"name": "answer"}, "response_format"),
+        ("modalities", ["image"], "modalities"),
+        ("a_field_of_a_later_version", 1, "a_field_of_a_later_version"),
+    ],
+)
+def test_inspect_settings_that_would_change_the_answer_are_refused(api, field, value, named):
+    with pytest.raises(TaskError, match=rf"^{named}\b"):
+        ask(api("bundled"), [QUERY], **{field: value})
+
+
+def test_inspect_settings_that_change_no_answer_are_accepted(api):
+    model = api("bundled")
+    expected = ask(model, [QUERY]).completion
+    neutral = {"top_p": 1.0, "num_choices": 1, "logprobs": False, "reasoning_effort": "none", "temperature": 0.0}
+    of_the_harness = {
+        "max_retries": 1, "timeout": 60, "attempt_timeout": 60, "stream_idle_timeout": 60, "max_connections": 4,
+        "adaptive_connections": False, "system_message": "Be brief.", "parallel_tool_calls": False,
+        "internal_tools": False, "max_tool_output": 1, "cache_prompt": "auto", "fallback_models": ["other"],
+        "fail_on_refusal": True, "reasoning_summary": "auto", "reasoning_history": "none", "extra_headers": {"a": "b"},
+        "cache": True, "batch": True,
+    }  # fmt: skip
+    assert ask(model, [QUERY], **neutral, **of_the_harness).completion == expected
