@@ -31,7 +31,7 @@ from ..ttt_core.tasks.fields import check_seed
 from ..ttt_core.tasks.task import Task
 from . import background, lazy
 from .budget import UNLIMITED, Budget
-from .events import OnEvent, PlannedRun, PrefetchProgress, last_state, watched
+from .events import CallbackErrors, OnEvent, PlannedRun, PrefetchProgress, last_state, watched
 from .results import Result, refused, result_of
 from .runs import PausedRun, input_of, queries_of_call, recorded, require_task
 from .scheduler.scheduler import Scheduler
@@ -334,6 +334,8 @@ class Controller:
             raise ValueError(f"batch_size: expected an integer of at least 1; received {batch_size!r}")
         check_callable("on_result", on_result)
         check_callable("on_event", on_event)
+        errors = CallbackErrors()
+        on_event = None if on_event is None else errors.watch(on_event)
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
         size = batch_size if context.budget == UNLIMITED else 1
@@ -350,7 +352,7 @@ class Controller:
             for task in batch:
                 require_task(task)
             context = replace(context, queries=known or queries_of_call(batch))
-            with self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
+            with errors, self.learner.guarded.lock.exclusive(context.raise_if_cancelled):
                 together = len(batch) > 1
                 batched = self._solve_batch(batch, context, chosen_seed, on_event) if together else None
                 with closing(batched or (solve_alone(task) for task in batch)) as answered:
@@ -416,8 +418,10 @@ class Controller:
         """Runs the graph to its end and returns the last state; `on_event` receives what happens meanwhile."""
         check_callable("on_event", on_event)
         mode: StreamMode | list[StreamMode] = "values" if on_event is None else ["updates", "values"]
+        errors = CallbackErrors()
+        on_event = None if on_event is None else errors.watch(on_event)
         watched_context = watched(context, [task], on_event) if isinstance(task, Task) else context
-        with self._started(task, watched_context, seed, mode) as parts:
+        with self._started(task, watched_context, seed, mode) as parts, errors:
             return last_state(parts, task, on_event)
 
     @contextmanager

@@ -124,7 +124,9 @@ def evaluate(
     for task in tasks:
         groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
     rows = []
-    with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
+    errors = CallbackErrors()
+    on_event = None if on_event is None else errors.watch(on_event)
+    with errors, file.open("a", encoding="utf-8") if file else nullcontext() as stream:
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
         if file and stream and read_settings(file) is None and not done:
@@ -257,10 +259,8 @@ def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_eve
 
     errors = CallbackErrors()
     on_phase(strategy.name)
-    with learner.guarded.reporting_phases(errors.watch(on_phase)):
-        attempt = run(strategy, learner, task, seed=seed, on_step=errors.watch(on_step))
-    errors.reraise()
-    return attempt
+    with errors, learner.guarded.reporting_phases(errors.watch(on_phase)):
+        return run(strategy, learner, task, seed=seed, on_step=errors.watch(on_step))
 
 
 def _second_is_right(attempt: Attempt, task: Task) -> bool:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
+from types import TracebackType
 from typing import Any
 
 from ..ttt_core import clock
 from ..ttt_core.engine.adapter_plan import AdapterPlan
 from ..ttt_core.engine.adapter_provider import Prefetched, PrefetchedLoss
 from ..ttt_core.engine.cost import Cost
+from ..ttt_core.errors import BaseChangedError, Cancelled
 from ..ttt_core.spans import NoSpan, Span
 from ..ttt_core.tasks.task import Task
 from .plain_tasks import Plain
@@ -28,28 +30,42 @@ OnEvent = Callable[[Plain], None]
 
 
 class CallbackErrors:
-    """What callbacks of the caller raise inside a strategy, which would take it for a failure of its own."""
+    """A context manager that raises again what callbacks of the caller have raised inside, the same object.
+
+    Strategies and LangGraph, which lie between, would take it for a failure of their own, or make another error of it:
+    a `Cancelled` goes through them in its place. Only a changed base is raised before it.
+    """
 
     def __init__(self) -> None:
         self._first: BaseException | None = None
 
     def watch(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """The callback, of which the first exception is kept."""
+        """The callback, which is not called again once one has raised."""
 
         def watched(*arguments: Any) -> None:
-            try:
-                callback(*arguments)
-            except BaseException as error:
-                if self._first is None:
+            if self._first is None:
+                try:
+                    return callback(*arguments)
+                except BaseException as error:
                     self._first = error
-                raise
+            raise Cancelled(f"a callback of the caller raised {type(self._first).__name__}") from self._first
 
         return watched
 
-    def reraise(self) -> None:
-        """Raises what a callback has raised first, if one did."""
-        if self._first is not None:
-            raise self._first
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        first = self._first
+        if first is None or isinstance(error, BaseChangedError):
+            return
+        context = first.__context__
+        try:
+            raise first
+        finally:
+            first.__context__ = context  # not what went through in its place
 
 
 def watched(context: Context, tasks: Sequence[Task], on_event: OnEvent | None) -> Context:

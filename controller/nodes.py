@@ -312,11 +312,10 @@ def strategy_node(strategy: Strategy) -> Node:
             context.begin_phase(name, tokens * seconds_per_token(progress.in_context.cost))
 
         phases = guarded.reporting_phases(errors.watch(begin_phase))
-        with guarded.stop_when(time_is_up), phases, guarded.limiting_steps(limit):
+        with errors, guarded.stop_when(time_is_up), phases, guarded.limiting_steps(limit):
             finished = run(
                 strategy, context.learner, query.task, seed=query.seed, deadline=began + for_training, on_step=on_step
             )
-        errors.reraise()
         return StrategyRun((*progress.attempts, finished), tuple(steps))
 
     return attempt

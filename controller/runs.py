@@ -15,7 +15,7 @@ from ..ttt_core.learner import Learner
 from ..ttt_core.spans import Span, inside
 from ..ttt_core.tasks.task import Task
 from . import lazy
-from .events import OnEvent, last_state, watched
+from .events import CallbackErrors, OnEvent, last_state, watched
 from .plain_tasks import task_from_plain, task_to_plain
 from .results import Result, result_of
 from .session import session_of
@@ -85,6 +85,9 @@ class PausedRun:
         self, graph: TaskGraph, task: Task, context: Context, seed: int, thread: str, on_event: OnEvent | None
     ) -> None:
         self.task = task
+        self.callback_errors = CallbackErrors()
+        """What `on_event` raises, also where others call it."""
+        on_event = None if on_event is None else self.callback_errors.watch(on_event)
         self.context = watched(begun(context, task, seed), [task], on_event)
         """What the run's nodes work with from now on."""
         self.state: State = {}
@@ -136,7 +139,7 @@ class PausedRun:
         """Runs until the node of one of the strategies `stops` comes next, or to the end."""
         start = None if self.state else input_of(self.context.learner, self.task, self.seed)
         mode: Any = "values" if self._on_event is None else ["updates", "values"]
-        with inside(self.root):
+        with inside(self.root), self.callback_errors:
             parts = self._graph.stream(
                 start, self._config, context=self.context, stream_mode=mode, interrupt_before=list(stops),
                 durability="exit",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -440,24 +441,29 @@ class Lanes:
                     plan = strategy.plan(self._trainer, run.formatted_task, run.seed)
                     plan = replace(plan, scope=run.context.scope, max_seconds=run.training_seconds)
                     planned.append((PlannedRun(plan, run.task, run.root, self._publisher(job, run)), job))
-                    run.context.begin_phase("training")
+                    self._call_back(job, run, partial(run.context.begin_phase, "training"))
         return planned
 
     def _publisher(self, job: Job, run: PausedRun) -> Callable[[dict[str, Any]], None] | None:
-        """What receives the training steps of a job. An exception ends this job only."""
+        """What receives the training steps of a job."""
         publish = run.context.on_event
         if publish is None:
             return None
 
         def publish_step(step: dict[str, Any]) -> None:
-            try:
-                if job.is_wanted:
-                    publish(step)
-            except Exception as error:
-                job.stop.set()
-                self._settle(job, error=error)
+            if job.is_wanted:
+                self._call_back(job, run, partial(publish, step))
 
         return publish_step
+
+    def _call_back(self, job: Job, run: PausedRun, callback: Callable[[], None]) -> None:
+        """Calls a callback of a job while a batch is trained. What it raises ends this job only."""
+        try:
+            with run.callback_errors:
+                callback()
+        except BaseException as error:
+            job.stop.set()
+            self._settle(job, error=error)
 
     def _answer(self, job: Job) -> None:
         """Runs what remains of a run: with the adapter that the batch has trained, or with its own training."""

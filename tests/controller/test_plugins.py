@@ -25,7 +25,7 @@ from autottt.strategies.base import Attempt, Candidate, CostClass, OnStep, from_
 from autottt.strategies.registry import get_strategy, strategies
 from autottt.ttt_core.engine.adapter_cache import AdapterCache
 from autottt.ttt_core.engine.adapter_plan import AdapterPlan, TrainingExamples
-from autottt.ttt_core.errors import BaseChangedError, PolicyError, StrategyError
+from autottt.ttt_core.errors import BaseChangedError, Cancelled, PolicyError, StrategyError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.model.loading import wrap_model
 from autottt.ttt_core.recipes import Recipe
@@ -401,9 +401,17 @@ def test_a_plan_that_ends_the_program_is_a_failed_attempt(way: str, failing: Any
     assert failed.error == "SystemExit: 4"
 
 
-@pytest.mark.parametrize("error", [ValueError("callback"), SystemExit(5)], ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize("way", ["solve", "together", "scheduler", "evaluate"])
-def test_what_a_callback_raises_is_raised_whenever_it_is_called(way: str, error: BaseException) -> None:
+RAISED = [
+    ValueError("callback"), SystemExit(5), StopIteration(1), asyncio.CancelledError("callback"),
+    StrategyError("callback"), Cancelled("callback"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("way", ["solve", "alone", "together", "scheduler", "evaluate"])
+def test_what_a_callback_raises_is_raised_whenever_it_is_called(
+    way: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     learner = Learner(
         wrap_model(tiny_model("llama"), tiny_tokenizer(), prompt_format="standard", recipes={"ttt_direct": QUICK})
     )
@@ -413,16 +421,18 @@ def test_what_a_callback_raises_is_raised_whenever_it_is_called(way: str, error:
         learner.clear()
         if way == "solve":
             return controller.solve(TASK, on_event=on_event)
-        if way == "together":
-            return controller.solve_many([TASK, OTHER], batch_size=2, on_event=on_event)
+        if way in ("alone", "together"):
+            size = 1 if way == "alone" else 2
+            return controller.solve_many([TASK, OTHER], batch_size=size, on_event=on_event)
         if way == "evaluate":
             return evaluate(controller, [TASK], ["ttt_direct"], on_event=on_event)
         return scheduled(controller, on_event=on_event)
 
     events: list[Any] = []
     run(events.append)
-    assert {event["event"] for event in events} >= {"step", "phase"}
-    for number in range(len(events)):
+    kinds = [(event["event"], event.get("phase") == "training") for event in events]
+    assert {kind for kind, _ in kinds} >= {"step", "phase"}
+    for number in map(kinds.index, dict.fromkeys(kinds)):
         calls: list[Any] = []
 
         def fails(event: Any, calls: list[Any] = calls, last: int = number) -> None:
@@ -434,6 +444,8 @@ def test_what_a_callback_raises_is_raised_whenever_it_is_called(way: str, error:
             run(fails)
         assert raised.value is error
         assert len(calls) == number + 1, "it is not called again"
+        assert raised.value.__context__ is None, "what lies between is not part of the error"
+    assert "failed" not in caplog.text, "the strategy has not failed"
     assert learner.verify(full=True)
 
 

@@ -604,10 +604,17 @@ def test_a_stream_that_is_closed_cancels_its_query(endless):
 
 
 @pytest.mark.parametrize("budget", [None, "1000s"])
-def test_a_query_that_raises_harms_no_other(controller, budget):
+@pytest.mark.parametrize("at", ["step", "training"])
+@pytest.mark.parametrize(
+    "error", [KeyError("of the caller"), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError()], ids=repr
+)
+def test_a_query_that_raises_harms_no_other(controller, budget, error, at):
+    calls: list[str] = []
+
     def raises(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            raise KeyError("of the caller")
+        if at in (event["event"], event.get("phase")):
+            calls.append(at)
+            raise error
 
     with controller.scheduler() as scheduler:
         hold = Hold()
@@ -620,9 +627,9 @@ def test_a_query_that_raises_harms_no_other(controller, budget):
         hold.released.set()
         with pytest.raises(TooLongError):
             too_long.result(SECONDS)
-        with pytest.raises(KeyError, match="of the caller"):
-            broken.result(SECONDS)
+        assert broken.exception(SECONDS) is error
         assert [f.result(SECONDS).adaptation.steps for f in (first, sound)] == [3, 3]
+        assert calls == [at]
         assert controller.learner.verify(full=True).hash == controller.learner.base_hash
 
 
