@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,6 +305,27 @@ def test_an_interruption_before_the_first_answer_names_no_file(tmp_path, monkeyp
     file = tasks_file(tmp_path, task("a"))
     code, _, err = call(words[0], file, *words[1:], str(tmp_path / "out.json"))
     assert (code, err) == (130, f"interrupted; {message}\n")
+
+
+IMPORTING = """
+import importlib, sys
+
+class Interrupts:
+    def find_spec(self, name, *more):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+module, function = sys.argv[1].split(":")
+getattr(importlib.import_module(module), function)()
+"""
+
+
+def test_an_interruption_while_the_commands_are_imported_is_one_line():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    script = project["project"]["scripts"]["autottt"]
+    done = subprocess.run([sys.executable, "-c", IMPORTING, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_an_interrupted_evaluation_resumes(tmp_path, model, monkeypatch):
