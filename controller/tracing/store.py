@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from platformdirs import user_state_path
 
@@ -132,6 +132,18 @@ class Filter:
         return (f"WHERE {text}" if text else ""), [value for _, values in parts for value in values]
 
 
+class _Opened(NamedTuple):
+    """A connection to a store."""
+
+    process: int
+    """That opened it."""
+    connection: sqlite3.Connection
+    writes: bool
+    """Whether it can write."""
+    file: tuple[int, int] | None
+    """Device and inode of the file."""
+
+
 class TraceStore:
     """Traces in a SQLite file that only its owner may read. Safe for several threads and processes."""
 
@@ -141,8 +153,8 @@ class TraceStore:
         self.max_bytes = max_bytes
         self.max_days = max_days
         self._lock = threading.Lock()
-        self._opened: tuple[int, sqlite3.Connection, bool] | None = None
-        """The process that opened it, the connection, and whether it can write."""
+        self._opened: _Opened | None = None
+        self._warned_of_another_file = False
 
     def write(self, trace: Trace) -> None:
         """Stores a trace, and deletes what exceeds the bounds. Raises `TraceError` where it cannot be stored."""
@@ -291,8 +303,8 @@ class TraceStore:
             self._close()
 
     def _close(self) -> None:
-        if self._opened is not None and self._opened[0] == os.getpid():
-            self._opened[1].close()
+        if self._opened is not None and self._opened.process == os.getpid():
+            self._opened.connection.close()
         self._opened = None
 
     def _delete_old(self, connection: sqlite3.Connection) -> None:
@@ -345,17 +357,37 @@ class TraceStore:
 
     def _connection(self, *, writes: bool) -> sqlite3.Connection:
         """The open connection of this process, which can write if `writes`. A connection that a fork copied is never
-        used."""
-        if self._opened is None or self._opened[0] != os.getpid() or (writes and not self._opened[2]):
+        used, nor one to a file that was removed or replaced: what it stored would be lost."""
+        if self._opened is not None and self._opened.file != _identity(self.file):
+            self._close_other_file(self._opened)
+        if self._opened is None or self._opened.process != os.getpid() or (writes and not self._opened.writes):
             self._close()
-            self._opened = os.getpid(), self._open_to_write() if writes else self._open_to_read(), writes
-        return self._opened[1]
+            if writes:
+                self._make_file()
+            file = _identity(self.file)  # before it is opened: a file that replaces it from now on has another one
+            self._opened = _Opened(
+                os.getpid(), self._open_to_write() if writes else self._open_to_read(), writes, file
+            )  # fmt: skip
+        return self._opened.connection
 
-    def _open_to_write(self) -> sqlite3.Connection:
-        """A connection to the store, which is made where there is no file or an empty one."""
+    def _close_other_file(self, opened: _Opened) -> None:
+        """Closes a connection to a file that is no longer at the path; a warning says so once, if it has written."""
+        if opened.writes and not self._warned_of_another_file:
+            self._warned_of_another_file = True
+            logging.getLogger("autottt").warning(
+                "%s: the file was removed or replaced while this process had it open; traces are stored in a new file, "
+                "or in the one that is there now", self.file,
+            )  # fmt: skip
+        self._close()
+
+    def _make_file(self) -> None:
+        """Makes an empty file where there is none."""
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        """A connection to the file, in which the tables are made if it is empty."""
         connection = self._connect("mode=rw")
         try:
             if not self._has_tables(connection):
@@ -432,6 +464,15 @@ class TraceStore:
                 self.file, values["id"], shortened(values["stages"]),
             )  # fmt: skip
         return Summary(**{**values, "stages": stages, "content": bool(values["content"])})
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

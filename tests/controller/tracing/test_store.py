@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -322,6 +323,47 @@ def test_no_connection_of_a_parent_process_is_used_after_a_fork(store, monkeypat
     assert store._opened is not None
     assert opened is not None
     assert store._opened[1] is not opened[1]
+
+
+def remove(file):
+    for each in file.parent.glob(f"{file.name}*"):
+        each.unlink()
+
+
+def test_a_store_whose_file_was_removed_is_made_again_and_a_warning_says_so_once(store, caplog):
+    for number in range(1, 4):
+        store.write(trace_of(number))
+        remove(store.file)
+    store.write(trace_of(4))
+    assert [summary.task for summary in TraceStore(store.file).summaries()] == ["task 4"]
+    assert [record.getMessage().count("was removed or replaced") for record in caplog.records] == [1]
+
+
+def test_a_store_whose_folder_was_removed_is_made_again(store):
+    store.write(trace_of(1))
+    shutil.rmtree(store.file.parent)
+    store.write(trace_of(2))
+    assert [summary.task for summary in store.summaries()] == ["task 2"]
+
+
+def test_traces_are_written_to_and_read_from_the_file_that_replaced_an_open_one(store, tmp_path):
+    store.write(trace_of(1))
+    reader = TraceStore(store.file)
+    assert len(reader.summaries()) == 1
+    other = TraceStore(tmp_path / "other.sqlite")
+    other.write(trace_of(2))
+    other.close()
+    remove(store.file)
+    other.file.rename(store.file)
+    assert [summary.task for summary in reader.summaries()] == ["task 2"]
+    store.write(trace_of(3))
+    assert {summary.task for summary in TraceStore(store.file).summaries()} == {"task 2", "task 3"}
+
+
+def test_no_label_is_reported_as_stored_after_the_file_was_removed(store):
+    store.write(trace_of(1))
+    remove(store.file)
+    assert not store.label(trace_of(1).id, {"right": True})
 
 
 def test_reading_logs_nothing(store, caplog):
