@@ -127,7 +127,7 @@ def _timings(trace: Trace) -> RenderableType:
     for span, depth in walk(trace.root):
         seconds = span["seconds"] or 0.0
         state = "" if span["status"] == "ok" else span["status"]
-        bar = Text("█" * max(1, round(BAR * seconds / whole)), style="cyan" if depth < 2 else "blue")
+        bar = Text("█" * max(1, round(BAR * min(1.0, seconds / whole))), style="cyan" if depth < 2 else "blue")
         table.add_row("  " * depth + span["name"], f"{seconds:9.4f} s", bar, Text(state, style="red"))
     return table
 

@@ -25,6 +25,7 @@ from platformdirs import user_state_path
 
 from ...ttt_core.errors import TraceError, shortened
 from ...ttt_core.standard_json import dumps
+from .structure import check_structure
 from .trace import TRACE_VERSION, NoResultError, Trace
 
 STORE_VERSION = 1
@@ -96,6 +97,18 @@ class Summary:
 
 
 _COLUMNS = tuple(field.name for field in fields(Summary))
+_TEXTS = ("id", "task", "kind", "dataset", "family", "strategy", "status", "adaptation", "model", "policy", "stages")
+_NUMBERS = ("seconds", "fallbacks", "content", "bytes")
+_LAST_TIME = 253_000_000_000
+"""Seconds from 1970 to the year 9987; a calendar has no later ones."""
+_SOUND = " AND ".join([
+    *(f"typeof({name}) = 'text'" for name in _TEXTS),
+    *(f"typeof({name}) IN ('integer', 'real') AND {name} BETWEEN 0 AND 1e18" for name in _NUMBERS),
+    f"typeof(time) IN ('integer', 'real') AND time BETWEEN 0 AND {_LAST_TIME}",
+    "(is_right IS NULL OR is_right IN (0, 1))",
+])  # fmt: skip
+"""The condition, in SQL, that the columns of a row are of the kinds that a summary has."""
+_SOUND_STAGES = "CASE WHEN json_valid(stages) THEN json_type(stages) = 'object' END"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +128,7 @@ class Filter:
 
     def condition(self) -> tuple[str, list[Any]]:
         """The condition in SQL, and its parameters."""
-        parts: list[tuple[str, list[Any]]] = []
+        parts: list[tuple[str, list[Any]]] = [("TRUE", [])]
         if self.strategy is not None:
             parts.append(("strategy = ?", [self.strategy]))
         if self.wrong:
@@ -128,8 +141,7 @@ class Filter:
             parts.append(("time >= ?", [self.since]))
         if self.until is not None:
             parts.append(("time < ?", [self.until]))
-        text = " AND ".join(part for part, _ in parts)
-        return (f"WHERE {text}" if text else ""), [value for _, values in parts for value in values]
+        return " AND ".join(part for part, _ in parts), [value for _, values in parts for value in values]
 
 
 class _Opened(NamedTuple):
@@ -174,28 +186,31 @@ class TraceStore:
             self._delete_old(connection)
 
     def summaries(self, which: Filter | None = None, limit: int | None = None) -> list[Summary]:
-        """The summaries of traces, the newest first."""
-        condition, values = (which or Filter()).condition()
-        order = f"ORDER BY time DESC, key DESC LIMIT {-1 if limit is None else int(limit)}"
+        """The summaries of traces, the newest first. Damaged ones are left out, and a warning names each."""
+        names = ", ".join(_COLUMNS)
         with self._lock, self._reading() as connection:
-            rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM traces {condition} {order}", values)
-            return [self._summary(row) for row in rows.fetchall()]
+            self._warn_of_damaged(connection)
+            rows = _newest(connection, names, which, limit, _SOUND)
+            return [self._summary(row) for row in rows]
 
     def columns(self, names: Sequence[str], which: Filter | None = None) -> list[tuple[Any, ...]]:
-        """Columns of the summaries of traces as they are stored, in no order: much faster than `summaries`."""
+        """Columns of the summaries of traces as they are stored, in no order: much faster than `summaries`. Damaged
+        traces are left out, and a warning names each."""
         if unknown := set(names) - set(_COLUMNS):
             raise ValueError(f"expected fields of a Summary; received {', '.join(sorted(unknown))}")
         condition, values = (which or Filter()).condition()
+        query = f"SELECT {', '.join(names)} FROM traces WHERE {_SOUND} AND {condition}"
         with self._lock, self._reading() as connection:
-            return connection.execute(f"SELECT {', '.join(names)} FROM traces {condition}", values).fetchall()
+            self._warn_of_damaged(connection)
+            return connection.execute(query, values).fetchall()
 
     def stage_seconds(self, which: Filter | None = None) -> dict[str, float]:
         """Seconds of all runs by stage, the largest first."""
         condition, values = (which or Filter()).condition()
-        sound = f"(SELECT stages FROM traces {condition + ' AND' if condition else 'WHERE'} json_valid(stages))"
+        sound = f"(SELECT stages FROM traces WHERE {_SOUND} AND {condition} AND {_SOUND_STAGES})"
         query = (
-            f"SELECT stage.key, sum(stage.value) FROM {sound} AS sound, json_each(sound.stages) AS stage "
-            "GROUP BY stage.key ORDER BY sum(stage.value) DESC"
+            f"SELECT stage.key, total(stage.value) FROM {sound} AS sound, json_each(sound.stages) AS stage "
+            "GROUP BY stage.key ORDER BY total(stage.value) DESC"
         )
         with self._lock, self._reading() as connection:
             return dict(connection.execute(query, values).fetchall())
@@ -205,7 +220,7 @@ class TraceStore:
         several."""
         with self._lock, self._reading() as connection:
             if id == "last":
-                rows = connection.execute("SELECT key, id FROM traces ORDER BY time DESC, key DESC LIMIT 1").fetchall()
+                rows = _newest(connection, "key, id", None, 1, _SOUND)
             else:
                 query = "SELECT key, id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 3"
                 rows = connection.execute(query, (len(id), id)).fetchall()
@@ -219,9 +234,12 @@ class TraceStore:
     def find(self, id: str) -> Trace | None:
         """The trace of a whole id; None where there is none. Raises `TraceError` for a store or a trace that cannot be
         read."""
-        query = "SELECT body FROM traces LEFT JOIN bodies USING (key) WHERE id = ?"
+        return self._find("id = ?", id, id)
+
+    def _find(self, condition: str, value: str | int, id: str) -> Trace | None:
+        query = f"SELECT body FROM traces LEFT JOIN bodies USING (key) WHERE {condition}"
         with self._lock, self._reading() as connection:
-            row = connection.execute(query, (id,)).fetchone()
+            row = connection.execute(query, (value,)).fetchone()
         return None if row is None else read_trace(row[0], f"{self.file}: trace {id}")
 
     def label(self, id: str, label: Mapping[str, Any]) -> bool:
@@ -252,9 +270,11 @@ class TraceStore:
     ) -> Iterator[Trace]:
         """The traces, the newest first, read one by one. `on_damaged` receives why a trace cannot be read; without it
         that is logged as a warning."""
-        for summary in self.summaries(which, limit):
+        with self._lock, self._reading() as connection:
+            rows = _newest(connection, "key, id", which, limit)
+        for key, id in rows:
             try:
-                trace = self.find(summary.id)
+                trace = self._find("key = ?", key, id)
             except TraceError as error:
                 if on_damaged is None:
                     logging.getLogger("autottt").warning("%s; skipped", error)
@@ -316,11 +336,11 @@ class TraceStore:
         if used <= self.max_bytes:
             return
         excess, keys = used - (1 - EVICTED_SHARE) * self.max_bytes, []
-        for key, size in connection.execute("SELECT key, bytes FROM traces ORDER BY time, key"):
+        for key, size in connection.execute("SELECT key, CAST(bytes AS INTEGER) FROM traces ORDER BY time, key"):
             if excess <= 0:
                 break
             keys.append((key,))
-            excess -= size
+            excess -= size or 0  # of a damaged row it may be unknown
         connection.executemany("DELETE FROM bodies WHERE key = ?", keys)
         connection.executemany("DELETE FROM traces WHERE key = ?", keys)
 
@@ -451,6 +471,14 @@ class TraceStore:
             )
         return True
 
+    def _warn_of_damaged(self, connection: sqlite3.Connection) -> None:
+        """Names the traces of which a column is damaged."""
+        for key, id in connection.execute(f"SELECT key, id FROM traces WHERE NOT ({_SOUND})"):
+            logging.getLogger("autottt").warning(
+                "%s: trace %s is damaged (a column of row %d has another type or range than is stored); it is left out",
+                self.file, id, key,
+            )  # fmt: skip
+
     def _summary(self, row: Sequence[Any]) -> Summary:
         """The summary in a row of columns. Damaged stages are left out, with a warning."""
         values = dict(zip(_COLUMNS, row, strict=True))
@@ -502,11 +530,22 @@ def read_trace(body: bytes | None, place: str) -> Trace:
     try:
         plain = json.loads(zlib.decompress(body))
         version = plain["version"]
+        if version == TRACE_VERSION:
+            check_structure(plain)
     except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
         raise TraceError(f"{place} is damaged ({type(error).__name__}: {error})") from None
     if version != TRACE_VERSION:
-        raise TraceError(f"{place} has version {version}; this package reads version {TRACE_VERSION}")
+        raise TraceError(f"{place} has version {shortened(version)}; this package reads version {TRACE_VERSION}")
     return Trace(plain)
+
+
+def _newest(
+    connection: sqlite3.Connection, names: str, which: Filter | None, limit: int | None, sound: str = "TRUE"
+) -> list[tuple[Any, ...]]:
+    """Columns of the rows that a filter and the condition `sound` select, the newest first."""
+    condition, values = (which or Filter()).condition()
+    order = f"ORDER BY time DESC, key DESC LIMIT {-1 if limit is None else int(limit)}"
+    return connection.execute(f"SELECT {names} FROM traces WHERE {sound} AND {condition} {order}", values).fetchall()
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

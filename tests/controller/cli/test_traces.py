@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sqlite3
+import zlib
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,25 @@ def test_damaged_traces_are_counted_and_the_others_are_exported(solved, tmp_path
     assert "1 damaged traces were left out" in printed
     rows, unusable = TraceSource(traces="local").rows()
     assert (len(rows), unusable) == (2, {DAMAGED: 1})
+
+
+def test_a_trace_of_damaged_structure_is_named_by_every_command(solved, tmp_path):
+    with sqlite3.connect(local_store().file) as connection:
+        (body,) = connection.execute(
+            "SELECT body FROM bodies JOIN traces USING (key) WHERE id = ?", (solved,)
+        ).fetchone()
+        plain = json.loads(zlib.decompress(body))
+        plain["root"]["children"] = 5
+        body = zlib.compress(json.dumps(plain).encode())
+        connection.execute(
+            "UPDATE bodies SET body = ? WHERE key = (SELECT key FROM traces WHERE id = ?)", (body, solved)
+        )
+    connection.close()
+    words = f"trace {solved} is damaged (ValueError: root.children: expected a list of objects; received 5)"
+    for command in (["show"], ["explain"], ["open"], ["diff", solved], ["export"], ["replay"]):
+        assert words in run("trace", *command, solved, code=2), command
+    assert words in run("trace", "export", "--out", tmp_path / "traces.jsonl", code=1)
+    assert len((tmp_path / "traces.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_file_that_exists_or_cannot_be_written_is_left_as_it_is(solved, tasks, tmp_path, monkeypatch):

@@ -13,7 +13,10 @@ import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.console import Group
+from rich.table import Table
 
+from autottt.controller.cli.trace_display import show_list, show_statistics
 from autottt.controller.tracing.statistics import statistics_of
 from autottt.controller.tracing.store import Filter, TraceStore
 from autottt.controller.tracing.trace import TRACE_VERSION, Trace
@@ -277,8 +280,8 @@ def test_damaged_traces_are_named_and_hide_no_others(store, caplog):
     damaged: list[TraceError] = []
     assert [trace.id[-1] for trace in store.traces(on_damaged=damaged.append)] == ["4", "3"]
     assert [f"trace {2 - n:012x} is damaged" in str(error) for n, error in enumerate(damaged)] == [True] * 3
-    assert "trace 000000000003 is damaged: expected its stages" in caplog.text
     assert [len(summary.stages) > 0 for summary in store.summaries()] == [True, False, True, True, True]
+    assert "trace 000000000003 is damaged: expected its stages" in caplog.text
     assert statistics_of(store).stages["measure"] == pytest.approx(0.4)
     for number in range(3):
         with pytest.raises(TraceError, match=f"trace {number:012x} is damaged"):
@@ -287,6 +290,54 @@ def test_damaged_traces_are_named_and_hide_no_others(store, caplog):
             store.label(f"{number:012x}", {"right": True})
     assert len(list(store.traces())) == 2
     assert "000000000000 is damaged" in caplog.text
+
+
+DAMAGED_COLUMNS = [
+    ("id", None), ("time", "soon"), ("time", None), ("time", 1e300), ("task", b"torn"), ("strategy", None),
+    ("status", None), ("seconds", "slow"), ("seconds", None), ("seconds", 9e999), ("fallbacks", "no"),
+    ("fallbacks", None), ("is_right", "yes"), ("stages", None), ("bytes", -(2**63)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED_COLUMNS)
+def test_a_damaged_column_of_a_trace_hides_no_other_and_its_trace_is_still_read(store, caplog, column, value):
+    for number in range(2):
+        store.write(trace_of(number, age=1 - number))
+    with sqlite3.connect(store.file) as connection:
+        connection.execute(f"UPDATE traces SET {column} = ? WHERE id = ?", (value, trace_of(0).id))
+    connection.close()
+    summaries = store.summaries()
+    assert [summary.id for summary in summaries] == [trace_of(1).id]
+    assert "is damaged (a column of row 1" in caplog.text
+    assert isinstance(show_list(summaries), Table)
+    assert isinstance(show_statistics(statistics_of(store)), Group)
+    assert store.get("last").id == trace_of(1).id
+    assert sorted(trace.id for trace in store.traces()) == [trace_of(0).id, trace_of(1).id]
+
+
+@pytest.mark.parametrize("stages", ["{", "[1]", "5", "null", '{"measure": "long"}', '{"measure": null}'])
+def test_statistics_leave_out_damaged_stages(store, stages):
+    for number in range(2):
+        store.write(trace_of(number))
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE traces SET stages = ? WHERE id = ?", (stages, trace_of(0).id))
+    connection.close()
+    assert statistics_of(store).stages["measure"] == pytest.approx(0.1)
+    assert len(store.summaries()) == 2
+    assert isinstance(show_statistics(statistics_of(store)), Group)
+
+
+def test_a_store_with_a_damaged_size_stays_within_its_bound(tmp_path):
+    store = TraceStore(tmp_path / "traces.sqlite", max_bytes=400_000)
+    for number in range(3):
+        store.write(trace_of(number, text=os.urandom(4000).hex()))
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE traces SET bytes = 'many' WHERE id = ?", (trace_of(0).id,))
+        connection.execute("UPDATE traces SET bytes = NULL WHERE id = ?", (trace_of(1).id,))
+    connection.close()
+    for number in range(3, 100):
+        store.write(trace_of(number, text=os.urandom(4000).hex()))
+    assert store.summaries()[0].id == trace_of(99).id
 
 
 def test_clearing_beside_another_process_deletes_and_warns(store, caplog, monkeypatch):
