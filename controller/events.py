@@ -143,13 +143,16 @@ class PrefetchProgress:
     _began: tuple[float, float] = field(default_factory=_now)
     """When the batch began, in the times of spans and of `clock.monotonic`."""
     _last_step: tuple[float, float] = field(default_factory=_now)
+    _shared_by: int = 1
+    """Runs whose adapters are trained in the batch; several may share an adapter."""
     _spans: dict[int, Span | NoSpan] = field(default_factory=dict)
     """By the id of the plan."""
 
     def on_step(self, step: int, losses: Sequence[PrefetchedLoss]) -> None:
         """Publishes and records one step of a batch; an `OnPrefetchStep`."""
+        runs = self._runs_of([plan for each in losses for plan in each.plans])
         if step == 1:
-            self._began = self._last_step
+            self._began, self._shared_by = self._last_step, len(runs)
         self._last_step = _now()
         if not losses:
             return
@@ -159,7 +162,6 @@ class PrefetchProgress:
                 if run.publish is not None:
                     steps = each.recipe.max_steps
                     run.publish(step_facts(run.plan.strategy, step, each.loss, steps, self._began[1]))
-        runs = self._runs_of([plan for each in losses for plan in each.plans])
         loss, max_steps = fmean(each.loss for each in losses), max(each.recipe.max_steps for each in losses)
         names = ", ".join(run.task.id for run in runs)
         _LOG.debug("%s: trained together, step %d of at most %d: mean loss %.4f", names, step, max_steps, loss)
@@ -175,8 +177,7 @@ class PrefetchProgress:
             for run in self._runs_of(each.plans):
                 record = each.training
                 self._span_of(run).set(
-                    recipe=asdict(each.recipe), stop_reasons=[record.stop_reason], tokens=record.tokens,
-                    shared_by=each.batch_size,
+                    recipe=asdict(each.recipe), stop_reasons=[record.stop_reason], tokens=record.tokens
                 )  # fmt: skip
         for span in self._spans.values():
             if isinstance(span, Span):
@@ -190,7 +191,8 @@ class PrefetchProgress:
     def _span_of(self, run: PlannedRun) -> Span | NoSpan:
         """The span of a run's training; it begins with the batch."""
         if id(run.plan) not in self._spans:
-            span = NoSpan() if run.root is None else run.root.child("train", prefetched=True, seeds=[run.plan.seed])
+            facts = {"prefetched": True, "seeds": [run.plan.seed], "shared_by": self._shared_by}
+            span = NoSpan() if run.root is None else run.root.child("train", **facts)
             if isinstance(span, Span):
                 span.began = self._began[0]
             self._spans[id(run.plan)] = span

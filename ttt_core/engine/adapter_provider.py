@@ -52,8 +52,6 @@ class Prefetched:
     """The plans that share the adapter."""
     recipe: Recipe
     training: TrainingRecord
-    batch_size: int
-    """Adapters in the batch."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +325,7 @@ class AdapterProvider:
                     raise
                 continue  # one of them may be the cause; each fails, or not, in its own `get_or_train`
             for planned, adapter in zip(some, adapters, strict=True):
-                trained.append(Prefetched(planned.plans, planned.recipe, adapter.training, len(adapters)))
+                trained.append(Prefetched(planned.plans, planned.recipe, adapter.training))
                 if adapter.training.stop_reason not in ("failed", "cancelled"):
                     plan = planned.plans[0]
                     scoped = replace(adapter, strategy=plan.strategy, scope=self._scope_of(plan))

@@ -149,6 +149,16 @@ def test_training_in_a_batch_is_in_the_trace_of_each_task(learner, memory):
         assert share == pytest.approx(training["seconds"] / 3)
 
 
+def test_a_training_that_several_tasks_share_is_counted_once_over_their_traces(learner, memory):
+    same = [replace(TASK, id=str(i), query=(i, i + 1)) for i in range(3)]
+    other = replace(TASK, id="other", demonstrations=(*TASK.demonstrations, TASK.demonstrations[0]))
+    controller_of(learner, memory, "ttt_direct").solve_many([*same, other])
+    trainings = [find_spans(trace.root, "train")[0] for trace in memory.traces]
+    assert [training["attributes"]["shared_by"] for training in trainings] == [4, 4, 4, 4]
+    longest = max(training["seconds"] for training in trainings)
+    assert sum(trace.stages()["train"] for trace in memory.traces) <= longest + 1e-5
+
+
 def test_training_in_a_batch_that_is_cancelled_is_recorded_up_to_its_last_step(learner, memory, monkeypatch):
     cancel, real = threading.Event(), AdapterTrainer.adapt_many
 
@@ -168,6 +178,7 @@ def test_training_in_a_batch_that_is_cancelled_is_recorded_up_to_its_last_step(l
     for trace in memory.traces:
         (training,) = find_spans(trace.root, "train")
         assert [event["step"] for event in training["events"]] == [1, 2]
+        assert training["attributes"]["shared_by"] == 2
         assert trace.status == "cancelled"
 
 
