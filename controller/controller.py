@@ -404,7 +404,7 @@ class Controller:
         with own, plugin_proofs(self.learner), self.learner.guarded.stop_when(context.cancelled):
             for strategy, task, run in chosen:
                 with ignoring_errors():  # a mistake in a strategy is raised again, and reported, when it runs
-                    planned.append(PlannedRun(strategy.plan(self.learner, task, seed), task, run.root))
+                    planned.append(PlannedRun(strategy.plan(self.learner, task, seed), task, run.waiting))
             progress, trained = PrefetchProgress(planned, context.on_event), list[Prefetched]()
             if planned:
                 context.begin_phase("training")

@@ -126,8 +126,8 @@ class PlannedRun:
 
     plan: AdapterPlan
     task: Task
-    root: Span | None
-    """Of the run's trace; None where none is recorded."""
+    waiting: Span | NoSpan
+    """In the run's trace: the wait during which the adapter is trained."""
     publish: OnEvent | None = None
     """Receives the steps of this run's adapter alone."""
 
@@ -191,8 +191,9 @@ class PrefetchProgress:
     def _span_of(self, run: PlannedRun) -> Span | NoSpan:
         """The span of a run's training; it begins with the batch."""
         if id(run.plan) not in self._spans:
-            facts = {"prefetched": True, "seeds": [run.plan.seed], "shared_by": self._shared_by}
-            span = NoSpan() if run.root is None else run.root.child("train", **facts)
+            plan, waiting = run.plan, run.waiting
+            facts = {"strategy": plan.strategy, "seeds": [plan.seed], "shared_by": self._shared_by}
+            span = waiting.child("train", prefetched=True, **facts) if isinstance(waiting, Span) else waiting
             if isinstance(span, Span):
                 span.began = self._began[0]
             self._spans[id(run.plan)] = span

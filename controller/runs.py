@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..strategies.registry import get_strategy, strategies
 from ..ttt_core.learner import Learner
-from ..ttt_core.spans import Span, inside
+from ..ttt_core.spans import OFF, NoSpan, Span, inside
 from ..ttt_core.tasks.task import Task
 from . import lazy
 from .events import CallbackErrors, OnEvent, last_state, watched
@@ -92,9 +92,12 @@ class PausedRun:
         """What the run's nodes work with from now on."""
         self.state: State = {}
         """The last state; empty before the first part of the run."""
+        self.waiting: Span | NoSpan = OFF
+        """The span of the time since the run was advanced last."""
         self.seed, self.thread = seed, thread
         self._graph, self._on_event = graph, on_event
         self._config: Any = {"configurable": {"thread_id": thread}}
+        self._begin_waiting()
 
     @property
     def root(self) -> Span | None:
@@ -137,6 +140,7 @@ class PausedRun:
 
     def advance(self, stops: Sequence[str] = ()) -> None:
         """Runs until the node of one of the strategies `stops` comes next, or to the end."""
+        self._end_waiting()
         start = None if self.state else input_of(self.context.learner, self.task, self.seed)
         mode: Any = "values" if self._on_event is None else ["updates", "values"]
         with inside(self.root), self.callback_errors:
@@ -145,6 +149,8 @@ class PausedRun:
                 durability="exit",
             )  # fmt: skip
             self.state = last_state(parts, self.task, self._on_event) or self.state
+        if not self.is_finished:
+            self._begin_waiting()
 
     def decide_for_in_context(self, reason: str) -> None:
         """Replaces the last decision by one for the in-context answer, after which no other strategy is tried."""
@@ -160,8 +166,16 @@ class PausedRun:
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the trace of the run, unless it has ended."""
+        self._end_waiting()
         if self.context.recorder is not None:
             self.context.recorder.finish(self.context, error)
+
+    def _begin_waiting(self) -> None:
+        self.waiting = OFF if self.root is None else self.root.child("wait")
+
+    def _end_waiting(self) -> None:
+        if isinstance(self.waiting, Span) and self.waiting.seconds is None:
+            self.waiting.end()
 
     @contextmanager
     def ended_by_errors(self) -> Iterator[None]:

@@ -440,7 +440,7 @@ class Lanes:
                 with ignoring_errors():  # a mistake in a strategy is raised again, and reported, when it runs
                     plan = strategy.plan(self._trainer, run.formatted_task, run.seed)
                     plan = replace(plan, scope=run.context.scope, max_seconds=run.training_seconds)
-                    planned.append((PlannedRun(plan, run.task, run.root, self._publisher(job, run)), job))
+                    planned.append((PlannedRun(plan, run.task, run.waiting, self._publisher(job, run)), job))
                     self._call_back(job, run, partial(run.context.begin_phase, "training"))
         return planned
 

@@ -8,16 +8,22 @@ from typing import Any
 _SOURCES = {
     "trained": "{They} {were} trained in this run and did not come from the cache",
     "cached": "{They} came from the cache: an earlier run with the same demonstrations trained {them}",
-    "prefetched": (
-        "{They} {were} trained before this run began, in one batch with those of other tasks, and {are} charged here"
+    "prefetched": "{They} {were} trained ahead of the attempt, and {are} charged here",
+}
+_IN_BATCH = {
+    "cached": (
+        "{They} {were} trained while this run waited{batch}, and {are} charged to another task with the same "
+        "demonstrations"
     ),
+    "prefetched": "{They} {were} trained while this run waited{batch}, and {are} charged here",
 }
 _ONE = {"They": "It", "were": "was", "them": "it", "are": "is"}
 _SEVERAL = {word: word for word in _ONE}
 
 
-def adapter_sentence(facts: Mapping[str, Any]) -> str:
-    """What the span of an adapter says of it; empty where training ended before that was known."""
+def adapter_sentence(facts: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> str:
+    """What the span of an adapter says of it; empty where training ended before that was known. `training` is what the
+    run recorded of its training in a batch (`Trace.batch_training`), if there was one."""
     modules: Mapping[str, int] = facts.get("modules") or {}
     if not modules or "rank" not in facts:
         return ""
@@ -36,8 +42,16 @@ def adapter_sentence(facts: Mapping[str, Any]) -> str:
         text += f". {'Together they have' if several else 'The adapter has'} {size:,} bytes"
     if digest := facts.get("hash"):
         text += f" and the digest {digest}"
-    source = _SOURCES.get(str(facts.get("source")), "").format(**(_SEVERAL if several else _ONE))
+    source = _source(str(facts.get("source")), training or {}).format(**(_SEVERAL if several else _ONE))
     return f"{text}. {source}." if source else f"{text}."
+
+
+def _source(source: str, training: Mapping[str, Any]) -> str:
+    """The sentence on where adapters came from, in which the words for one or several are missing."""
+    if not training or source not in _IN_BATCH:
+        return _SOURCES.get(source, "")
+    tasks = training.get("shared_by", 1)
+    return _IN_BATCH[source].replace("{batch}", f", in a batch of {tasks} tasks" if tasks > 1 else "")
 
 
 def recipe_sentence(recipe: Mapping[str, Any]) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 from ...policies.outcomes import BASE
 from ...ttt_core.engine.cost import TRAINING_WEIGHT
 from .candidates import candidates_of, tokens_of
-from .trace import SpanPlain, Trace, find_spans, walk
+from .trace import WAIT, SpanPlain, Trace, find_spans, walk
 
 MISSED = 1.25
 """Factor between estimate and measurement from which an estimate counts as missed."""
+SHORT = 0.05
+"""Seconds below which waiting, and what the cost leaves out, is not worth a word."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +180,38 @@ def recipe_of(trace: Trace, strategy: str) -> Mapping[str, Any]:
 
 
 def time_sentence(trace: Trace) -> str:
-    """Why the seconds of the cost differ from those of the timeline; empty for a run without a result."""
+    """What the seconds of the timeline went to, and which of them the cost counts; empty for a run without a result."""
     if not trace.result:
         return ""
-    cost, run = float(trace.result["cost"]["seconds"]), float(trace.root["seconds"] or 0.0)
+    cost, run = trace.seconds, trace.duration
     if cost > run:
         return f"{cost - run:.2g} s of these {cost:.3g} s were spent before the run, in a batch with other tasks"
-    return (
-        f"The timeline shows {run:.3g} s: the {cost:.3g} s inside the nodes of the graph, and {run - cost:.2g} s "
-        "between them, in which the trace was recorded and states were passed on"
+    nodes = sum(float(node["seconds"] or 0.0) for node in trace.nodes)
+    training, tasks = _training_in_batch(trace)
+    waiting = max(0.0, sum(float(span["seconds"] or 0.0) for span in find_spans(trace.root, WAIT)) - training)
+    terms = [f"{nodes:.3g} s inside the nodes of the graph"]
+    if training:
+        terms.append(f"{training:.3g} s of training {f'in a batch of {tasks} tasks' if tasks > 1 else 'ahead of them'}")
+    if waiting >= SHORT:
+        terms.append(f"{waiting:.3g} s of waiting for other tasks")
+    between = max(0.0, run - nodes - training - waiting)
+    text = (
+        f"The timeline shows {run:.3g} s: {', '.join(terms)}, and {between:.2g} s between them, in which the trace was "
+        "recorded and states were passed on"
     )
+    if nodes + training + waiting - cost < SHORT:
+        return text
+    return (
+        f"{text}. The cost counts {cost:.3g} s of them: it leaves out waiting, pauses in which other tasks went first, "
+        "and what a batch charges to other tasks"
+    )
+
+
+def _training_in_batch(trace: Trace) -> tuple[float, int]:
+    """The seconds of training in batches during the run, and the number of tasks in the largest batch."""
+    spans = [span for span in find_spans(trace.root, "train") if span.get("attributes", {}).get("prefetched")]
+    tasks = [int(span["attributes"].get("shared_by", 1)) for span in spans]
+    return sum(float(span["seconds"] or 0.0) for span in spans), max(tasks, default=1)
 
 
 def _compared(measured: float, expected: float) -> str:

@@ -77,8 +77,8 @@ def _cached(trace: Trace) -> Iterator[str]:
     if scores := sum(span["attributes"].get("cached", 0) for span in find_spans(trace.root, "score")):
         facts.append(f"the scores of {scores} prompts")
     for span in find_spans(trace.root, "adapter"):
-        if (source := span.get("attributes", {}).get("source")) in ("cached", "prefetched"):
-            facts.append(f"the adapter of {span['attributes']['strategy']} ({source})")
+        if span.get("attributes", {}).get("source") == "cached":
+            facts.append(f"the adapter of {span['attributes']['strategy']}")
     yield f"From the cache: {', '.join(facts) or 'nothing'}."
 
 
@@ -175,14 +175,14 @@ def _attempted(trace: Trace) -> Iterator[str]:
 def _adapters(trace: Trace, strategy: str) -> Iterator[str]:
     """What the adapters of an attempt are."""
     for span in trace.adapters(strategy):
-        if sentence := adapter_sentence(span["attributes"]):
+        if sentence := adapter_sentence(span["attributes"], trace.batch_training(strategy)):
             yield sentence
 
 
 def _ending(trace: Trace) -> Iterator[str]:
     if result := trace.result:
         right = {True: "right", False: "wrong", None: "of unknown correctness"}[trace.is_right]
-        yield f"The answer is {right}; it came from {result['strategy']} after {trace.seconds:.2f} s."
+        yield f"The answer is {right}; it came from {result['strategy']} after {trace.duration:.2f} s."
         if result["proof"]:
             yield f"The weights are unchanged. {weights_sentence(trace)}."
     elif trace.error:

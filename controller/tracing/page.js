@@ -120,7 +120,7 @@ section("training", "Training", data.training.length ? data.training.map(adapter
 
 const total = data.stages.reduce((sum, [, time]) => sum + time, 0) || 1;
 const stages = data.stages.map(([name, time]) => ({ cells: [name, seconds(time), barNode(time / total, `${(100 * time / total).toFixed(1)}%`)] }));
-section("stages", "Time by stage", html("p", { class: "dim" }, "Each stage without the stages inside it; graph is what lies between them."),
+section("stages", "Time by stage", html("p", { class: "dim" }, "Each stage without the stages inside it; graph is what lies between them; wait is the time for other tasks, with their shares of a batch."),
   tableNode(["stage", "seconds", "share"], stages, "time by stage"));
 
 if (kind) {

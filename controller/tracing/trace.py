@@ -236,6 +236,11 @@ class Trace:
         return "accepted" if self.result["adaptation"] else "rejected"
 
     @property
+    def duration(self) -> float:
+        """Seconds from the beginning of the run to its end, waiting included."""
+        return float(self.root["seconds"] or 0.0)
+
+    @property
     def seconds(self) -> float:
         """Of the work, or of the whole run where that did not finish."""
         return float(self.result["cost"]["seconds"] if self.result else self.root["seconds"] or 0.0)
@@ -245,18 +250,30 @@ class Trace:
         spans = find_spans(self.root, "adapter")
         return [span for span in spans if span.get("attributes", {}).get("strategy") == strategy]
 
+    def batch_training(self, strategy: str) -> Mapping[str, Any]:
+        """The attributes of the training in a batch, during this run, of the adapter of a strategy; empty where there
+        was none."""
+        trainings = [span.get("attributes", {}) for span in find_spans(self.root, "train")]
+        of_batch = [facts for facts in trainings if facts.get("prefetched")]
+        return next((facts for facts in of_batch if facts.get("strategy", strategy) == strategy), {})
+
     def stages(self) -> dict[str, float]:
         """Seconds by the name of the span, without those of its children; nodes of strategies count as `attempt`, and
-        time between nodes as `graph`. Of a training in a batch each of its tasks counts an equal share."""
+        time between nodes as `graph`. Of a training in a batch each of its tasks counts an equal share, and the shares
+        of the others as `wait`. The sum is the duration of the run."""
         seconds: dict[str, float] = {}
         for span, _ in walk(self.root):
             own = (span["seconds"] or 0.0) - sum(child["seconds"] or 0.0 for child in span.get("children", ()))
+            share = max(0.0, own) / span.get("attributes", {}).get("shared_by", 1)
             name = stage_name(span)
-            shared_by = span.get("attributes", {}).get("shared_by", 1)
-            seconds[name] = seconds.get(name, 0.0) + max(0.0, own) / shared_by
+            seconds[name] = seconds.get(name, 0.0) + share
+            if share < own:
+                seconds[WAIT] = seconds.get(WAIT, 0.0) + own - share
         return seconds
 
 
+WAIT = "wait"
+"""The name of spans in which a run waits for others, and of their stage."""
 _GRAPH_NODES = ("measure", "decide", "judge", "revert")
 
 

@@ -158,7 +158,7 @@ def _adapter(trace: Trace, adapter: SpanPlain) -> Plain:
     return {
         "strategy": strategy,
         "identity": {name: facts[name] for name in _ADAPTER if name in facts},
-        "sentence": adapter_sentence(facts),
+        "sentence": adapter_sentence(facts, trace.batch_training(strategy)),
         "recipe": recipe_sentence(recipe_of(trace, strategy)),
         "modules": facts.get("modules", {}),
         "steps": record.get("steps", len(losses)),

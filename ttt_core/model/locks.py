@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..spans import span
 
 POLL_SECONDS = 0.001
 """How often a caller that waits looks whether its turn has come."""
@@ -111,9 +112,12 @@ class Turn:
     def _wait(self, outer: Sequence[Token]) -> None:
         if isinstance(self._lock.compute, _Unusable):
             self._lock.compute.__enter__()
-        while not self._lock.claim(self._token, outer):
-            self._on_wait()
-            time.sleep(POLL_SECONDS)  # waiting on the owner's token would keep a dropped one alive
+        if self._lock.claim(self._token, outer):
+            return
+        with span("wait"):
+            while not self._lock.claim(self._token, outer):
+                self._on_wait()
+                time.sleep(POLL_SECONDS)  # waiting on the owner's token would keep a dropped one alive
 
 
 class _Unusable:

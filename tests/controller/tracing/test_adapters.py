@@ -25,10 +25,25 @@ def test_an_adapter_has_rank_modules_bytes_and_digest():
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("cached", "It came from the cache"), ("prefetched", "in one batch with those of other tasks")],
+    [("cached", "It came from the cache"), ("prefetched", "It was trained ahead of the attempt, and is charged here")],
 )
 def test_an_adapter_says_where_it_came_from(source, words):
     assert words in adapter_sentence({**FACTS, "source": source})
+
+
+@pytest.mark.parametrize(
+    ("source", "tasks", "words"),
+    [
+        ("prefetched", 4, "It was trained while this run waited, in a batch of 4 tasks, and is charged here."),
+        ("prefetched", 1, "It was trained while this run waited, and is charged here."),
+        ("cached", 4, "in a batch of 4 tasks, and is charged to another task with the same demonstrations."),
+        ("trained", 4, "It was trained in this run and did not come from the cache."),
+    ],
+)
+def test_an_adapter_of_a_batch_says_that_it_was_trained_during_the_run_and_who_is_charged(source, tasks, words):
+    text = adapter_sentence({**FACTS, "source": source}, {"shared_by": tasks})
+    assert text.endswith(words)
+    assert "before this run" not in text
 
 
 def test_folds_are_several_adapters():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autottt.controller.tracing.candidates import candidates_of
 from autottt.controller.tracing.cost_parts import cost_parts, cost_sentence, missed_estimates, time_sentence
-from tests.controller.tracing.sample_traces import LIST, failed_trace, trace_of
+from autottt.policies.policy import FixedPolicy
+from tests.controller.tracing.sample_traces import LIST, failed_trace, small_learner, trace_of, traces_of
 
 
 @pytest.mark.parametrize("name", ["crossfit", "vote", "probed"])
@@ -89,3 +92,22 @@ def test_the_seconds_of_the_timeline_are_those_of_the_cost_and_what_lies_between
     trace.root["seconds"] = cost - 0.25
     assert "0.25 s of these" in time_sentence(trace)
     assert time_sentence(failed_trace()) == ""
+
+
+def test_training_in_a_batch_and_waiting_are_named_and_the_cost_does_not_count_what_others_are_charged_with():
+    tasks = [replace(LIST, id=f"rev {number}", query=(6, number)) for number in range(2)]
+    trace, _ = traces_of(small_learner(), FixedPolicy("ttt_in_context"), tasks, together=True)
+    before, waiting = (span for span in trace.root["children"] if span["name"] == "wait")
+    (training,) = waiting["children"]
+    for span, seconds in ((trace.root, 19.7), (before, 1.0), (waiting, 13.0), (training, 12.3)):
+        span["seconds"] = seconds
+    text = time_sentence(trace)
+    assert text.startswith("The timeline shows 19.7 s: ")
+    assert "12.3 s of training in a batch of 2 tasks, 1.7 s of waiting for other tasks, and 5." in text
+    assert f"The cost counts {trace.seconds:.3g} s of them: it leaves out waiting" in text
+    assert trace.stages()["wait"] == pytest.approx(1.7 + 12.3 / 2)
+    assert trace.stages()["train"] == pytest.approx(12.3 / 2)
+
+
+def test_a_run_that_waited_for_nothing_says_nothing_of_waiting(runs):
+    assert "waiting" not in time_sentence(runs["vote"])

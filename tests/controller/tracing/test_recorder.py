@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -157,6 +158,41 @@ def test_a_training_that_several_tasks_share_is_counted_once_over_their_traces(l
     assert [training["attributes"]["shared_by"] for training in trainings] == [4, 4, 4, 4]
     longest = max(training["seconds"] for training in trainings)
     assert sum(trace.stages()["train"] for trace in memory.traces) <= longest + 1e-5
+
+
+def waits_of(trace):
+    return [span for span in trace.root["children"] if span["name"] == "wait"]
+
+
+@pytest.mark.parametrize("how", ["solve_many", "scheduler"])
+def test_what_a_run_waited_for_others_is_recorded_and_its_stages_add_up_to_its_duration(learner, memory, how):
+    tasks = [replace(TASK, id=str(i), demonstrations=(*TASK.demonstrations, TASK.demonstrations[i])) for i in range(3)]
+    controller = controller_of(learner, memory, "ttt_direct")
+    if how == "solve_many":
+        controller.solve_many(tasks)
+    else:
+        with controller.scheduler() as scheduler:
+            for future in [scheduler.submit(task) for task in tasks]:
+                future.result()
+    assert len(memory.traces) == 3
+    for trace in memory.traces:
+        assert sum(trace.stages().values()) == pytest.approx(trace.duration, abs=1e-4)
+        assert [span["status"] for span in waits_of(trace)] == ["ok", "ok"]
+        trained = [child for wait in waits_of(trace) for child in wait.get("children", ())]
+        assert [span["name"] for span in trained] == ["train"] * bool(trace.batch_training("ttt_direct"))
+    if how == "solve_many":  # a scheduler may begin a training before there is a second one
+        assert all(trace.batch_training("ttt_direct") for trace in memory.traces)
+
+
+def test_a_run_that_waited_for_its_turn_at_the_model_says_for_how_long(learner, memory):
+    controller = controller_of(learner, memory, "in_context")
+    with ThreadPoolExecutor(1) as pool:
+        with learner.guarded.lock.exclusive():
+            future = pool.submit(controller.solve, TASK)
+            time.sleep(0.3)
+        future.result()
+    assert memory.only.stages()["wait"] >= 0.2
+    assert len(waits_of(memory.only)) == 1
 
 
 def test_training_in_a_batch_that_is_cancelled_is_recorded_up_to_its_last_step(learner, memory, monkeypatch):
