@@ -30,14 +30,14 @@ def show_list(summaries: Sequence[Summary]) -> RenderableType:
     table = Table(box=SIMPLE_HEAD)
     for name in ("id", "time", "task", "strategy", "status", "answer"):
         table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
-    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("duration", justify="right", no_wrap=True)
     table.add_column("notes", overflow="fold")
     for s in summaries:
         notes = [f"adapter {s.adaptation}" if s.adaptation else "", f"{s.fallbacks} fallbacks" if s.fallbacks else ""]
         time = datetime.fromtimestamp(s.time).strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
             s.id, time, f"{s.task} ({s.kind})" if s.kind else s.task, s.strategy, s.status, mark(s.is_right),
-            f"{s.seconds:.2f}", ", ".join(filter(None, notes)),
+            f"{s.duration:.2f} s", ", ".join(filter(None, notes)),
         )  # fmt: skip
     return table if summaries else Text("no traces match")
 

@@ -36,7 +36,9 @@ class RunOptions:
     wrong: Annotated[
         bool, typer.Option("--wrong", help="Only answers known to be wrong, and runs without an answer.")
     ] = False
-    slower_than: Annotated[float | None, typer.Option(min=0.0, help="Only runs of more than this many seconds.")] = None
+    slower_than: Annotated[
+        float | None, typer.Option(min=0.0, help="Only runs that lasted longer, in seconds, waiting included.")
+    ] = None
     fallbacks: Annotated[bool, typer.Option("--fallbacks", help="Only runs with an attempt that was not accepted.")] = (
         False
     )
@@ -63,13 +65,16 @@ def list_(
     """List stored runs, the newest first.
 
     Example: `autottt trace list --wrong --since 7d`
+
+    The duration of a run is the time from its beginning to its end, waiting for other runs included. With `--json`,
+    `seconds` is the time of its work alone, and `stages` divides the duration.
     """
     from .trace_display import show_list
 
     summaries = store_of(trace).summaries(runs.filter(), limit)
     if as_json:
         for summary in summaries:
-            line(dumps(asdict(summary)))
+            line(dumps(summary.to_plain()))
     else:
         screen.print(show_list(summaries))
 

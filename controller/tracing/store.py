@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class Summary:
     is_right: bool | None
     """Whether the answer is the task's; None where that is not known."""
     seconds: float
+    """Of the work, without waiting for other runs; see `Trace.seconds`."""
     fallbacks: int
     """Attempts that were not accepted."""
     adaptation: str
@@ -79,6 +80,15 @@ class Summary:
     """Seconds by stage; see `Trace.stages`."""
     bytes: int = 0
     """Of the compressed trace."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the beginning of the run to its end, waiting included: the sum of its stages."""
+        return sum(self.stages.values())
+
+    def to_plain(self) -> dict[str, Any]:
+        """The fields and the duration, as JSON can hold them."""
+        return {**asdict(self), "duration": round(self.duration, 6)}
 
     @classmethod
     def of(cls, trace: Trace) -> Summary:
@@ -109,6 +119,8 @@ _SOUND = " AND ".join([
 ])  # fmt: skip
 """The condition, in SQL, that the columns of a row are of the kinds that a summary has."""
 _SOUND_STAGES = "CASE WHEN json_valid(stages) THEN json_type(stages) = 'object' END"
+_DURATION = f"(SELECT total(value) FROM json_each(CASE WHEN {_SOUND_STAGES} THEN stages ELSE '{{}}' END))"
+"""`Summary.duration` in SQL. A column of its own would be missing in stores of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +131,7 @@ class Filter:
     wrong: bool = False
     """Only answers that are known to be wrong, and runs without an answer."""
     slower_than: float | None = None
-    """Seconds."""
+    """Seconds from the beginning of a run to its end."""
     fallbacks: bool = False
     """Only runs with an attempt that was not accepted."""
     since: float | None = None
@@ -134,7 +146,7 @@ class Filter:
         if self.wrong:
             parts.append(("(is_right = 0 OR status != 'answered')", []))
         if self.slower_than is not None:
-            parts.append(("seconds > ?", [self.slower_than]))
+            parts.append((f"{_DURATION} > ?", [self.slower_than]))
         if self.fallbacks:
             parts.append(("fallbacks > 0", []))
         if self.since is not None:

@@ -84,6 +84,30 @@ def test_filters_select_traces(store):
     assert not store.summaries(Filter(fallbacks=True))
 
 
+def test_a_run_that_waited_is_slow_by_its_duration_and_not_by_its_work(store):
+    plain = trace_of(1, seconds=1.0).plain
+    plain["root"]["seconds"] = 40.0
+    plain["root"]["children"].append({"name": "wait", "at": 1, "seconds": 38.5, "status": "ok"})
+    store.write(Trace(plain))
+    store.write(trace_of(2, seconds=5.0))
+    (slow,) = store.summaries(Filter(slower_than=30))
+    assert (slow.task, slow.seconds, slow.duration) == ("task 1", 1.0, pytest.approx(40.0))
+    assert slow.to_plain()["duration"] == 40.0
+    assert statistics_of(store, Filter(slower_than=30)).runs == 1
+    assert [summary.task for summary in store.summaries(Filter(slower_than=4))] == ["task 2", "task 1"]
+    assert not store.summaries(Filter(slower_than=40))
+
+
+def test_a_store_of_an_earlier_version_has_the_duration_of_its_runs(store):
+    """Its columns are the same; what a run waited for is in the stage `graph`."""
+    store.write(trace_of(1))
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE traces SET seconds = 1.1, stages = ?", ['{"graph": 38.9, "measure": 1.1}'])
+    connection.close()
+    (summary,) = store.summaries(Filter(slower_than=30))
+    assert (summary.seconds, summary.duration) == (1.1, pytest.approx(40.0))
+
+
 def test_only_the_owner_may_read_the_store(store):
     before = os.umask(0)
     try:
