@@ -171,6 +171,11 @@ class Lanes:
                 f"{self.waiting} queries wait, which is the limit; try again in about {seconds:.0f} seconds", seconds
             )
 
+    @property
+    def needs_caller(self) -> bool:
+        """Whether jobs may wait for the caller to go on: it is one of the threads, or holds the model."""
+        return threading.current_thread() in self._threads or self.learner.guarded.lock.is_held_by_caller()
+
     def close(self, *, cancel: bool, timeout: float | None = None) -> None:
         """Ends both lanes, after the jobs that were taken; with `cancel` these are cancelled. Waits up to `timeout`
         seconds for each lane, but not where the lanes may wait for the caller: where the caller does the work of a
@@ -183,7 +188,7 @@ class Lanes:
             return
         if cancel:
             self._cancel_all(lambda: Cancelled("the scheduler was closed; this query has no answer"))
-        if _THREAD.is_at_work or self.learner.guarded.lock.is_held_by_caller():
+        if _THREAD.is_at_work or self.needs_caller:
             return
         for thread in self._threads:
             thread.join(timeout)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ...policies.policy import Decision
+from ...ttt_core.errors import SettingsError
 from ...ttt_core.learner import Learner
 from ...ttt_core.model.fingerprint import RevertProof
 from ...ttt_core.tasks.fields import check_seed
@@ -147,7 +148,13 @@ class Scheduler:
         return self._add(query, priority, deadline, cancel)
 
     def solve(self, task: Task, **how: Any) -> Result:
-        """Submits a query and waits for its result; the arguments are those of `submit`."""
+        """Submits a query and waits for its result; the arguments are those of `submit`. Raises `SettingsError` where a
+        callback of a query calls it, or one who holds the model: it would wait for itself."""
+        if self.lanes.needs_caller:
+            raise SettingsError(
+                "Scheduler.solve was called inside a callback of a query, or while the model is held, and would wait "
+                "for ever: use submit, and read the result outside"
+            )
         return _result(self.submit(task, **how))
 
     async def asolve(self, task: Task, **how: Any) -> Result:

@@ -31,7 +31,7 @@ from autottt.strategies.base import Attempt, CostClass
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
 from autottt.ttt_core.engine.answering import Answerer
-from autottt.ttt_core.errors import ClosedError, DeadlineError, QueueFullError
+from autottt.ttt_core.errors import ClosedError, DeadlineError, QueueFullError, SettingsError
 from autottt.ttt_core.learner import Learner
 from autottt.ttt_core.recipes import Recipe
 from autottt.ttt_core.testing import tiny_model, tiny_tokenizer
@@ -806,6 +806,25 @@ def test_a_scheduler_may_be_closed_by_its_own_callbacks(controller, monkeypatch,
     assert not any(thread.is_alive() for thread in scheduler.lanes._threads)
     assert scheduler.lanes._trainer is controller.learner
     assert within(lambda: controller.solve(EASY)).status != "refused"
+
+
+@pytest.mark.parametrize("way", CALLBACKS)
+def test_a_callback_that_would_wait_for_itself_is_refused(controller, way):
+    refused, done = list[SettingsError](), threading.Event()
+
+    def solve(_: Any) -> None:
+        if not done.is_set():
+            try:
+                scheduler.solve(EASY)
+            except SettingsError as error:
+                refused.append(error)
+            done.set()
+
+    with controller.scheduler() as scheduler:
+        CALLBACKS[way](scheduler, solve).result(SECONDS)
+        assert done.wait(SECONDS)
+        assert "use submit, and read the result outside" in str(refused[0])
+        assert within(lambda: scheduler.solve(EASY)).status != "refused"
 
 
 @pytest.mark.parametrize("way", ["solve", "another scheduler"])
