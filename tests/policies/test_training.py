@@ -38,7 +38,7 @@ def test_training_twice_gives_equal_policies():
 
 
 def test_several_processes_train_the_same_policy_as_one(forkserver, monkeypatch) -> None:
-    monkeypatch.setattr(training, "get_context", lambda method: forkserver)  # a spawned one imports for seconds
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: forkserver)  # a spawned one imports for seconds
     told: list[tuple[int, int]] = []
     one = trained(SMALL, repeats=2)
     several = trained(SMALL, repeats=2, workers=2, on_progress=lambda *n: told.append(n))
