@@ -127,7 +127,7 @@ class PlannedRun:
     plan: AdapterPlan
     task: Task
     waiting: Span | NoSpan
-    """In the run's trace: the wait during which the adapter is trained."""
+    """In the run's trace: the wait in which the training of the adapter begins."""
     publish: OnEvent | None = None
     """Receives the steps of this run's adapter alone."""
 
@@ -181,8 +181,7 @@ class PrefetchProgress:
                 )  # fmt: skip
         for span in self._spans.values():
             if isinstance(span, Span):
-                span.end()
-                span.seconds = max((event["at"] for event in span.events), default=0.0)
+                span.end_at_last_event()
 
     def _runs_of(self, plans: Sequence[AdapterPlan]) -> list[PlannedRun]:
         known = {id(plan) for plan in plans}

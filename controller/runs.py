@@ -175,6 +175,8 @@ class PausedRun:
 
     def _end_waiting(self) -> None:
         if isinstance(self.waiting, Span) and self.waiting.seconds is None:
+            for training in self.waiting.children:  # of a batch that goes on without this run
+                training.end_at_last_event()
             self.waiting.end()
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from .errors import FileError
 
+_PARTIAL = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.partial", re.DOTALL)
+"""The names of partial files and folders."""
 FREE_SPACE = "free space on its disk, or name another place"
 
 
@@ -70,9 +73,11 @@ def replacing_together(folder: Path, remedy: str = FREE_SPACE) -> Iterator[Path]
 
 
 def remove_partial(folder: Path) -> None:
-    """Deletes what a killed process left of the files that it was writing into a folder, which no other process writes
-    to now."""
+    """Deletes what a killed process left of the files that it was writing into a folder by `replacing` and
+    `replacing_together`. For a folder that one process at a time writes to. Raises `OSError`."""
     for partial in folder.glob(".*.partial"):
+        if not _PARTIAL.fullmatch(partial.name):
+            continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

@@ -71,6 +71,11 @@ class Span:
             self.status = "cancelled" if closed or type(error).__name__ == "CancelledError" else "error"
             self.error = f"{type(error).__name__}: {error}".removesuffix(": ")
 
+    def end_at_last_event(self) -> None:
+        """Ends the step, unless it has ended, at the time of its last event."""
+        if self.seconds is None:
+            self.seconds = max((event["at"] for event in self.events), default=0.0)
+
     def __enter__(self) -> Span:
         self._token: Token[Span | None] = _current.set(self)
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...strategies.registry import check_names
-from ...ttt_core.errors import SettingsError, TraceError
+from ...ttt_core.errors import AutotttError, SettingsError, TraceError
 from ...ttt_core.file_writing import replacing, write_whole
 from ...ttt_core.standard_json import dumps
 from ..tracing import STORE_SUFFIXES, named_targets
@@ -23,6 +25,7 @@ from .settings import is_argument
 
 if TYPE_CHECKING:
     from ..tracing.store import Filter, TraceStore
+    from ..tracing.trace import Trace
 
 trace_app = typer.Typer(no_args_is_help=True, help="Show, explain, compare and export traces of runs.")
 TraceId = Annotated[str, typer.Argument(help="Id of a trace, the beginning of one, or `last`.")]
@@ -87,7 +90,9 @@ def show(id: TraceId, trace: TraceSetting = None) -> None:
     """
     from .trace_display import show_trace
 
-    screen.print(show_trace(store_of(trace).get(id)))
+    stored = store_of(trace).get(id)
+    with _naming_damage(stored):
+        screen.print(show_trace(stored))
 
 
 @command(trace_app, plugins=False)
@@ -98,7 +103,9 @@ def explain(id: TraceId, trace: TraceSetting = None) -> None:
     """
     from ..tracing.explanation import explanation
 
-    line(explanation(store_of(trace).get(id)))
+    stored = store_of(trace).get(id)
+    with _naming_damage(stored):
+        line(explanation(stored))
 
 
 @command(trace_app, plugins=False)
@@ -114,7 +121,9 @@ def diff(
     from ..tracing.comparison import compare
 
     store = store_of(trace)
-    differences = compare(store.get(first), store.get(second))
+    one, other = store.get(first), store.get(second)
+    with _naming_damage(one, other):
+        differences = compare(one, other)
     for difference in differences:
         line(str(difference))
     if not differences:
@@ -191,7 +200,8 @@ def open_(
     if out is not None:
         check_new_output("--out", out)
     stored = store_of(trace).get(id)
-    page = page_of(stored, list(strategies()))
+    with _naming_damage(stored):
+        page = page_of(stored, list(strategies()))
     if out is not None:
         write_whole(out, page)
         note(f"the page is in {out}")
@@ -240,6 +250,18 @@ def replay(
         line("identical, except for times")
     elif not repeated.has_same_answers:
         raise typer.Exit(0 if strategy or budget or other else 1)
+
+
+@contextmanager
+def _naming_damage(*traces: Trace) -> Iterator[None]:
+    """Turns what readers raise for a field that is missing, or of another type, into a `TraceError` with the id."""
+    try:
+        yield
+    except AutotttError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        ids = " or ".join(dict.fromkeys(trace.id for trace in traces))
+        raise TraceError(f"trace {ids} is damaged ({type(error).__name__}: {error})") from error
 
 
 def store_of(setting: str | None) -> TraceStore:

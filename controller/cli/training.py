@@ -208,9 +208,8 @@ def retrain(
         table = trainable_table(update.outcomes)  # raises before anything is written
         update.apply()
         _report_update(update)
-        if (
-            update or _training_digest(training.out) != table.digest
-        ):  # also after a run that ended before it had trained
+        is_trained = _training_digest(training.out) == table.digest  # not after a run that ended before it had trained
+        if update or not is_trained:
             train_and_write(update.outcomes, [store], training)
         else:
             warn(

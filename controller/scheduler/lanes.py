@@ -28,6 +28,7 @@ from ...ttt_core.engine.adapter_provider import Prefetched
 from ...ttt_core.errors import BaseChangedError, Cancelled, ClosedError, DeadlineError, QueueFullError, ignoring_errors
 from ...ttt_core.learner import Learner, learner_of_replica
 from ...ttt_core.model.fingerprint import RevocableChangeError
+from ...ttt_core.spans import inside
 from .. import lazy
 from ..events import PlannedRun, PrefetchProgress
 from ..runs import PausedRun
@@ -62,21 +63,11 @@ def _end_lanes() -> None:
 class _Thread(threading.local):
     """What is known of the current thread."""
 
-    is_at_work = False
-    """Whether it does the work of a scheduler, which callbacks are part of."""
+    lanes: tuple[Lanes, ...] = ()
+    """Whose work it does; callbacks are part of that."""
 
 
 _THREAD = _Thread()
-
-
-@contextmanager
-def _at_work() -> Iterator[None]:
-    """While inside, the current thread does the work of a scheduler."""
-    before, _THREAD.is_at_work = _THREAD.is_at_work, True
-    try:
-        yield
-    finally:
-        _THREAD.is_at_work = before
 
 
 class Lanes:
@@ -112,8 +103,22 @@ class Lanes:
         _OPEN.add(self)
 
     def _run(self, loop: Callable[[], None]) -> None:
-        with _at_work():
+        with self._at_work():
             loop()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """While inside, the current thread does the work of these lanes."""
+        before, _THREAD.lanes = _THREAD.lanes, (*_THREAD.lanes, self)
+        try:
+            yield
+        finally:
+            _THREAD.lanes = before
+
+    @property
+    def include_caller(self) -> bool:
+        """Whether the current thread does the work of these lanes, which callbacks are part of: they wait for it."""
+        return self in _THREAD.lanes
 
     def _training_learner(self) -> Learner:
         """The learner of the training lane."""
@@ -171,15 +176,15 @@ class Lanes:
                 f"{self.waiting} queries wait, which is the limit; try again in about {seconds:.0f} seconds", seconds
             )
 
-    @property
-    def needs_caller(self) -> bool:
-        """Whether jobs may wait for the caller to go on: it is one of the threads, or holds the model."""
-        return threading.current_thread() in self._threads or self.learner.guarded.lock.is_held_by_caller()
+    def _wait_for_caller(self) -> bool:
+        """Whether a job waits for a turn at the model that the caller is inside of, and the job is not."""
+        lock = self.learner.guarded.lock
+        return lock.is_held_by_caller() and not all(lock.is_open_to(job.variables) for job in list(self._jobs))
 
     def close(self, *, cancel: bool, timeout: float | None = None) -> None:
         """Ends both lanes, after the jobs that were taken; with `cancel` these are cancelled. Waits up to `timeout`
         seconds for each lane, but not where the lanes may wait for the caller: where the caller does the work of a
-        scheduler, or holds the model."""
+        scheduler, or holds the model that a job waits for."""
         with self._changed:
             if self._error is None:
                 self._error = ClosedError("this scheduler is closed")
@@ -188,7 +193,7 @@ class Lanes:
             return
         if cancel:
             self._cancel_all(lambda: Cancelled("the scheduler was closed; this query has no answer"))
-        if _THREAD.is_at_work or self.needs_caller:
+        if _THREAD.lanes or self._wait_for_caller():
             return
         for thread in self._threads:
             thread.join(timeout)
@@ -221,7 +226,7 @@ class Lanes:
             self._changed.notify_all()
         if not job.in_lane:
             self._forget(job)
-        with _at_work():  # this may be a thread of PyTorch, which pauses in the middle of a backward pass
+        with self._at_work():  # this may be a thread of PyTorch, which pauses in the middle of a backward pass
             self._give(job, result, error)
 
     @staticmethod
@@ -548,7 +553,7 @@ class Lanes:
 
     @contextmanager
     def _part(self, job: Job, learner: Learner) -> Iterator[None]:
-        """A part of a run: the model is reserved, and the run is no part of a surrounding one."""
+        """A part of a run: the model is reserved, and neither the run nor its wait is part of a surrounding one."""
         run = job.decided()
 
         def check() -> None:
@@ -556,7 +561,8 @@ class Lanes:
             run.context.raise_if_cancelled()
 
         sent = nullcontext() if self._langsmith else lazy.run_helpers.tracing_context(enabled=False)
-        with self._clock(learner), lazy.task_graph.no_parent_run(), sent, learner.guarded.lock.exclusive(check):
+        apart = lazy.task_graph.no_parent_run()
+        with self._clock(learner), apart, sent, inside(None), learner.guarded.lock.exclusive(check):
             yield
 
     def _clock(self, learner: Learner) -> AbstractContextManager[None]:

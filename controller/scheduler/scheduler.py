@@ -149,11 +149,11 @@ class Scheduler:
 
     def solve(self, task: Task, **how: Any) -> Result:
         """Submits a query and waits for its result; the arguments are those of `submit`. Raises `SettingsError` where a
-        callback of a query calls it, or one who holds the model: it would wait for itself."""
-        if self.lanes.needs_caller:
+        callback of one of its queries calls it: it would wait for itself."""
+        if self.lanes.include_caller:
             raise SettingsError(
-                "Scheduler.solve was called inside a callback of a query, or while the model is held, and would wait "
-                "for ever: use submit, and read the result outside"
+                "Scheduler.solve was called inside a callback of one of its queries, and would wait for ever: use "
+                "submit, and read the result outside"
             )
         return _result(self.submit(task, **how))
 
@@ -201,8 +201,9 @@ class Scheduler:
     def close(self, *, cancel: bool = False) -> None:
         """Takes no more queries, waits for those that were taken, or cancels them, and ends the threads.
 
-        Called by a callback of a query, or while the caller holds the model, it does not wait: the queries may wait for
-        the caller. They end afterwards, and the threads after them; `close` outside the callback waits for both.
+        Called by a callback of a query, or while the caller holds the model that a query waits for, it does not wait:
+        the queries may wait for the caller. They end afterwards, and the threads after them; `close` outside waits for
+        both.
         """
         self.lanes.close(cancel=cancel)
 

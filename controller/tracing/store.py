@@ -246,12 +246,12 @@ class TraceStore:
     def find(self, id: str) -> Trace | None:
         """The trace of a whole id; None where there is none. Raises `TraceError` for a store or a trace that cannot be
         read."""
-        return self._find("id = ?", id, id)
+        return self._find("id = ?", (id,), id)
 
-    def _find(self, condition: str, value: str | int, id: str) -> Trace | None:
+    def _find(self, condition: str, values: Sequence[Any], id: str) -> Trace | None:
         query = f"SELECT body FROM traces LEFT JOIN bodies USING (key) WHERE {condition}"
         with self._lock, self._reading() as connection:
-            row = connection.execute(query, (value,)).fetchone()
+            row = connection.execute(query, values).fetchone()
         return None if row is None else read_trace(row[0], f"{self.file}: trace {id}")
 
     def label(self, id: str, label: Mapping[str, Any]) -> bool:
@@ -283,10 +283,10 @@ class TraceStore:
         """The traces, the newest first, read one by one. `on_damaged` receives why a trace cannot be read; without it
         that is logged as a warning."""
         with self._lock, self._reading() as connection:
-            rows = _newest(connection, "key, id", which, limit)
-        for key, id in rows:
+            rows = _newest(connection, "key, time, id", which, limit)
+        for key, began, id in rows:
             try:
-                trace = self._find("key = ?", key, id)
+                trace = self._find("key = ? AND time IS ?", (key, began), id)  # a key is given again after `clear`
             except TraceError as error:
                 if on_damaged is None:
                     logging.getLogger("autottt").warning("%s; skipped", error)
@@ -454,10 +454,12 @@ class TraceStore:
         return connection
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             f"{self.file.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None,
             check_same_thread=False, cached_statements=32,
         )  # fmt: skip
+        connection.text_factory = lambda text: text.decode("utf-8", "replace")  # damage to one row hides no other
+        return connection
 
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
         """Whether the file holds the tables of a store; false for an empty file. Raises `TraceError` for a database of

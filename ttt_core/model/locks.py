@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
@@ -51,6 +51,11 @@ class ModelLock:
         """Whether the caller is inside a turn under way, so that other callers wait for it."""
         outer = _turns_of_caller()
         return any(_held(reference) in outer for reference, _ in self._turns)
+
+    def is_open_to(self, variables: Context) -> bool:
+        """Whether who calls with these context variables need not wait for the turn under way, if there is one."""
+        owner = self.owner()
+        return owner is None or any(_held(reference) is owner for reference in variables.get(_HELD, ()))
 
     def claim(self, token: Token, outer: Sequence[Token]) -> bool:
         """Begins the turn of a token, which must be held, unless a turn is under way that is none of `outer`."""

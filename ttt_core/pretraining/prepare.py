@@ -104,8 +104,8 @@ def prepare(
         so_far, adapter = _resumed(state, settings)
     with explained(state, _CONTINUES):
         state.mkdir(parents=True, exist_ok=True)
-    for written in (folder, state):
-        remove_partial(written)
+        for written in (folder, state):
+            remove_partial(written)
     if not so_far.curve:
         so_far = replace(so_far, curve=(_judged(learner, held_out, None, 0, 0.0),))
         _save_state(state, so_far, None)

@@ -686,9 +686,10 @@ def test_a_policy_is_trained_on_serving_logs(tmp_path, model):
     before = len(OutcomeStore(store).read())
     shutil.copytree(bundle, tmp_path / "before")
     for new_ones in (True, False):
-        code, out, _ = call("retrain", log, "--answers", answers, *places)
+        code, out, err = call("retrain", log, "--answers", answers, *places)
         assert code == 0
         assert (" 0 new" in " ".join(out.split())) != new_ones
+        assert ("nothing new to learn" in " ".join(err.split())) != new_ones
     trained = read_card(bundle)["scorecard"]
     places_before = [*places[:3], str(tmp_path / "before"), *places[4:]]
     code, out, err = call("retrain", log, "--answers", answers, *places_before)

@@ -188,6 +188,24 @@ def test_a_trace_of_damaged_structure_is_named_by_every_command(solved, tmp_path
     assert len((tmp_path / "traces.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_trace_that_lacks_a_field_of_its_result_is_named(solved):
+    store = local_store()
+    with sqlite3.connect(store.file) as connection:
+        (body,) = connection.execute(
+            "SELECT body FROM bodies JOIN traces USING (key) WHERE id = ?", (solved,)
+        ).fetchone()
+        plain = json.loads(zlib.decompress(body))
+        del plain["root"]["attributes"]["result"]["answer"]
+        body = zlib.compress(json.dumps(plain).encode())
+        connection.execute(
+            "UPDATE bodies SET body = ? WHERE key = (SELECT key FROM traces WHERE id = ?)", (body, solved)
+        )
+    connection.close()
+    assert f"trace {solved} is damaged (KeyError: 'answer')" in " ".join(
+        run("trace", "explain", solved, code=2).split()
+    )
+
+
 def test_a_file_that_exists_or_cannot_be_written_is_left_as_it_is(solved, tasks, tmp_path, monkeypatch):
     before = tasks.read_text()
     for words in (("open", solved), ("export",)):

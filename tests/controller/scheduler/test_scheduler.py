@@ -827,6 +827,25 @@ def test_a_callback_that_would_wait_for_itself_is_refused(controller, way):
         assert within(lambda: scheduler.solve(EASY)).status != "refused"
 
 
+def test_a_scheduler_may_be_used_by_who_holds_the_model(controller):
+    """Its queries are part of the turn of their caller, so they need not wait for its end."""
+    results = list[Any]()
+
+    def solve(_: Any) -> None:
+        with controller.scheduler() as scheduler:
+            future = scheduler.submit(hard(9), strategy="ttt_direct")
+            results.append(scheduler.solve(EASY))
+        results.append(future.result(0))
+
+    within(lambda: controller.solve_many([hard(1)], strategy="in_context", on_result=solve))
+    with controller.learner.guarded.lock.exclusive():
+        solve(None)
+    with controller.scheduler() as other:  # and by a callback of another scheduler
+        done = with_callback(other.submit(EASY), lambda future: solve(None) if len(results) == 4 else None)
+        done.result(SECONDS)
+    assert [result.status != "refused" for result in results] == [True] * 6
+
+
 @pytest.mark.parametrize("way", ["solve", "another scheduler"])
 def test_a_controller_may_be_closed_while_the_caller_holds_the_model(controller, way):
     scheduler, futures = controller.scheduler(), list[Any]()

@@ -339,6 +339,26 @@ def test_a_damaged_column_of_a_trace_hides_no_other_and_its_trace_is_still_read(
     assert sorted(trace.id for trace in store.traces()) == [trace_of(0).id, trace_of(1).id]
 
 
+def test_a_text_that_is_not_utf_8_hides_no_trace(store):
+    for number in range(2):
+        store.write(trace_of(number))
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE traces SET strategy = CAST(x'ff' AS TEXT) WHERE key = 1")
+    connection.close()
+    assert [summary.strategy for summary in store.summaries()][1:] == ["\ufffd"]
+    assert len(list(store.traces())) == len(store.columns(["strategy"])) == 2
+
+
+def test_traces_that_are_read_one_by_one_are_those_that_were_listed(store):
+    for number in range(2):
+        store.write(trace_of(number))
+    reader = store.traces()
+    newest = next(reader)
+    store.clear()
+    store.write(trace_of(7))
+    assert [newest.id[-1], *reader] == ["1"], "though the new trace has the key of a deleted one"
+
+
 @pytest.mark.parametrize("stages", ["{", "[1]", "5", "null", '{"measure": "long"}', '{"measure": null}'])
 def test_statistics_leave_out_damaged_stages(store, stages):
     for number in range(2):

@@ -195,11 +195,15 @@ def test_what_a_kill_left_half_written_is_deleted_by_the_next_run(make_learner, 
     sides, out = (tasks_of(1, 2), tasks_of(5)), tmp_path / "adapter"
     prepare(make_learner(), *sides, out, SETTINGS)
     (state,) = (tmp_path / ".adapter.state").iterdir()
-    (out / ".0a1b.partial").mkdir()
-    for half in (out / ".0a1b.partial" / "adapter_model.safetensors", state / ".round-2.safetensors.0a1b.partial"):
+    (out / ".0a1b2c3d.partial").mkdir()
+    for half in (
+        out / ".0a1b2c3d.partial" / "adapter_model.safetensors",
+        state / ".round-2.safetensors.0a1b2c3d.partial",
+    ):
         half.write_bytes(b"half")
+    (out / ".download.partial").write_bytes(b"of another program")
     prepare(make_learner(), *sides, out, SETTINGS)
-    assert not [file for folder in (out, state) for file in folder.glob(".*")]
+    assert [file.name for folder in (out, state) for file in folder.glob(".*")] == [".download.partial"]
 
 
 def test_a_state_of_an_earlier_version_is_no_state(make_learner, tmp_path):
