@@ -335,7 +335,7 @@ class Controller:
         check_callable("on_result", on_result)
         check_callable("on_event", on_event)
         errors = CallbackErrors()
-        on_event = None if on_event is None else errors.watch(on_event)
+        on_event = errors.watch_events(on_event)
         context = self.context(budget, cancel, strategy)
         chosen_seed = check_seed(self.seed if seed is None else seed)
         size = batch_size if context.budget == UNLIMITED else 1
@@ -419,7 +419,7 @@ class Controller:
         check_callable("on_event", on_event)
         mode: StreamMode | list[StreamMode] = "values" if on_event is None else ["updates", "values"]
         errors = CallbackErrors()
-        on_event = None if on_event is None else errors.watch(on_event)
+        on_event = errors.watch_events(on_event)
         watched_context = watched(context, [task], on_event) if isinstance(task, Task) else context
         with self._started(task, watched_context, seed, mode) as parts, errors:
             return last_state(parts, task, on_event)

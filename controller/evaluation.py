@@ -125,7 +125,7 @@ def evaluate(
         groups.setdefault(f"{task.dataset}/{task.group}", []).append(task)
     rows = []
     errors = CallbackErrors()
-    on_event = None if on_event is None else errors.watch(on_event)
+    on_event = errors.watch_events(on_event)
     with errors, file.open("a", encoding="utf-8") if file else nullcontext() as stream:
         if file and stream and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             print(file=stream)  # ends the line that an interruption tore
@@ -245,7 +245,7 @@ def _observed(policy: Policy) -> str:
 
 
 def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_event: OnEvent | None) -> Attempt:
-    """The attempt of a strategy; `on_event` receives its phases and training steps."""
+    """The attempt of a strategy; `on_event` (see `CallbackErrors`) receives its phases and training steps."""
     if on_event is None:
         return run(strategy, learner, task, seed=seed)
     began, max_steps = clock.monotonic(), recipe_for(strategy, learner.loaded.recipes, task.kind).max_steps
@@ -257,10 +257,9 @@ def _attempt(strategy: Strategy, learner: Learner, task: Task, seed: int, on_eve
         facts = step_facts(strategy.name, step, loss, max_steps, began)
         on_event({"event": "step", "tasks": [task.id], **facts})
 
-    errors = CallbackErrors()
     on_phase(strategy.name)
-    with errors, learner.guarded.reporting_phases(errors.watch(on_phase)):
-        return run(strategy, learner, task, seed=seed, on_step=errors.watch(on_step))
+    with learner.guarded.reporting_phases(on_phase):
+        return run(strategy, learner, task, seed=seed, on_step=on_step)
 
 
 def _second_is_right(attempt: Attempt, task: Task) -> bool:

@@ -52,6 +52,10 @@ class CallbackErrors:
 
         return watched
 
+    def watch_events(self, on_event: OnEvent | None) -> OnEvent | None:
+        """The caller's `on_event`, watched, if there is one."""
+        return None if on_event is None else self.watch(on_event)
+
     def __enter__(self) -> None:
         pass
 

@@ -87,7 +87,7 @@ class PausedRun:
         self.task = task
         self.callback_errors = CallbackErrors()
         """What `on_event` raises, also where others call it."""
-        on_event = None if on_event is None else self.callback_errors.watch(on_event)
+        on_event = self.callback_errors.watch_events(on_event)
         self.context = watched(begun(context, task, seed), [task], on_event)
         """What the run's nodes work with from now on."""
         self.state: State = {}
@@ -175,7 +175,7 @@ class PausedRun:
 
     def _end_waiting(self) -> None:
         if isinstance(self.waiting, Span) and self.waiting.seconds is None:
-            for training in self.waiting.children:  # of a batch that goes on without this run
+            for training in self.waiting.children:  # of a batch that continues without this run
                 training.end_at_last_event()
             self.waiting.end()
 
