@@ -77,8 +77,8 @@ class Controller:
         program holds.
 
         `policy` is a policy, the folder of a bundle, or None for the one that fits the learner. A model without a
-        trained policy gets the one for any model, else `HeuristicPolicy`, and, without `budget`, the budget
-        `DEFAULT_BUDGET`; a warning says so.
+        trained policy gets the one for any model, else `HeuristicPolicy`. Where that was not trained on this model
+        too, and without `budget`, the budget is `DEFAULT_BUDGET`; a warning says so.
         `langsmith` allows LangChain's environment variables to send this controller's runs to LangSmith. `trace` is
         where runs are recorded: `off`, `local` (this user's store), the file of a store (`NAME.sqlite`), `otlp` or
         `otlp:URL` (OpenTelemetry), several of these with commas, or a `TraceRecorder`; None: what the variable
@@ -101,17 +101,13 @@ class Controller:
         self.policy = policy
         self.budget = Budget.of(budget)
         deciding = without_exploration(self.policy)
-        if budget is None and isinstance(deciding, HeuristicPolicy | AnyModelPolicy):
+        if budget is None and _is_unmeasured(deciding):
             self.budget = DEFAULT_BUDGET
-            if isinstance(deciding, HeuristicPolicy):
-                basis = "no policy was trained for this model; decisions follow a rule of thumb"
-            elif deciding.knows_model:
-                basis = "decisions follow a policy that was trained on this model and others"
-            else:
-                basis = "no policy was trained for this model; decisions follow a policy of other models"
+            basis = "a rule of thumb" if isinstance(deciding, HeuristicPolicy) else "a policy of other models"
             _LOG.warning(
-                "%s: %s, with the budget %s per query unless another is given. `autottt policy fit` trains one on your "
-                "tasks", learner.loaded.name, basis, DEFAULT_BUDGET,
+                "%s: no policy was trained for this model; decisions follow %s, with the budget %s per query unless "
+                "another is given. `autottt policy fit` trains one on your tasks",
+                learner.loaded.name, basis, DEFAULT_BUDGET,
             )  # fmt: skip
         self.seed = check_seed(seed)
         self.langsmith = langsmith
@@ -568,6 +564,11 @@ def _recorder(trace: str | os.PathLike[str] | Recorder | None) -> Recorder | Non
         return setting
     check_path("trace", setting, "a TraceRecorder, or one of off, local and otlp")
     return None if setting == "off" else lazy_tracing.recorder.TraceRecorder.of(setting)
+
+
+def _is_unmeasured(policy: Policy) -> bool:
+    """Whether a policy knows no outcomes of the model that answers, and so not what its strategies cost."""
+    return isinstance(policy, HeuristicPolicy) or (isinstance(policy, AnyModelPolicy) and not policy.knows_model)
 
 
 def weighted(policy: Policy, cost_weight: float) -> Policy:

@@ -32,7 +32,7 @@ from autottt.controller.results import Result
 from autottt.controller.task_graph import parent_stream_writer
 from autottt.policies.exploration import ExploringPolicy
 from autottt.policies.features import Features
-from autottt.policies.policy import BUNDLED, FixedPolicy, HeuristicPolicy
+from autottt.policies.policy import BUNDLED, AnyModelPolicy, FixedPolicy, HeuristicPolicy
 from autottt.strategies.base import Attempt
 from autottt.strategies.registry import strategies
 from autottt.ttt_core.engine.adapter_trainer import AdapterTrainer
@@ -854,6 +854,8 @@ def test_a_model_without_a_policy_gets_a_budget_and_a_warning(
     caplog.clear()
     assert Controller(learner, budget="7s").budget.seconds == 7
     assert Controller(learner, FixedPolicy("in_context")).budget.seconds == float("inf")
+    assert isinstance(controller.policy, AnyModelPolicy)
+    assert Controller(learner, replace(controller.policy, knows_model=True)).budget == UNLIMITED
     assert not caplog.text
 
 
