@@ -578,7 +578,7 @@ def _shipped() -> list[Path]:
 
 def _if_released(trained: TrainedPolicy, what: str) -> Policy:
     if not trained.released:
-        return FixedPolicy(trained.ranking[0], f"{what} does not beat it significantly")
+        return FixedPolicy(trained.ranking[0], f"{what} is neither significantly better nor as good and cheaper")
     return LearnedPolicy(trained)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ttt_core.errors import PolicyError
 from ..ttt_core.file_writing import replacing, write_whole
-from .trained_policy import TrainedPolicy
+from .trained_policy import NOT_WORSE, TrainedPolicy
 
 REPORT, PICTURE = "scorecard.md", "scorecard.svg"
 STORED = "free space on its disk; the policy itself is stored"
@@ -203,9 +203,11 @@ def _released(policy: TrainedPolicy) -> str:
     if policy.models:
         gain = "the 90% interval of the gain over the rule of thumb"
         return f"yes ({gain} is above 0)" if policy.released else f"no ({gain} includes 0)"
-    if policy.released:
+    if policy.release == "better":
         return "yes (the 90% intervals of both gains are above 0)"
-    return f"no (the 90% interval of a gain includes 0); always using `{policy.ranking[0]}` is safer"
+    if policy.release == "cheaper":
+        return f"yes (the 90% intervals of both gains are above -{NOT_WORSE:g}, at a lower cost)"
+    return f"no (the 90% interval of a gain is not above 0); always using `{policy.ranking[0]}` is safer"
 
 
 def _gains(card: Mapping[str, Any]) -> Sequence[str]:

@@ -34,6 +34,10 @@ MAX_DEVIATIONS = 4.0
 LAST_RESORT = 1e9
 """Utility that an in-context answer outside the risk guarantee lacks, so that every other strategy precedes it."""
 NO_MARGINS = (0.0, 0.0)
+NOT_WORSE = 0.01
+"""Utility, as a share of right answers, by which a policy that costs less may be below fixed strategies at the lower
+bounds of its gains: a margin of non-inferiority."""
+Release = Literal["better", "cheaper"]
 """The strategy with the highest utility is chosen, however small its lead."""
 OUTSIDE_SHARE = 0.1
 """A query is out of distribution if more than this share of its free features is out of range."""
@@ -202,12 +206,33 @@ class TrainedPolicy:
 
     @property
     def released(self) -> bool:
-        """Whether the policy beats fixed strategies significantly: the 90% intervals of its gains over the SBS, and
-        over the fixed strategy that is best on all families, are above 0. For a policy for any model: that of its gain
-        over the rule of thumb, on models and families that it was not trained on."""
+        """Whether the policy may be a default: it is significantly better than fixed strategies, or as good and cheaper
+        (`release`)."""
+        return self.release is not None
+
+    @property
+    def release(self) -> Release | None:
+        """Why the policy is released; None if it is not.
+
+        `better`: the 90% intervals of its gains in utility over the SBS, and over the fixed strategy that is best on
+        all families, are above 0. `cheaper`: they are above `-NOT_WORSE`, and it costs less than both. For a policy for
+        any model, `better` is that its gain over the rule of thumb is above 0, on models and families that it was not
+        trained on.
+        """
+        card = self.scorecard
         names = ("gain_over_rule_of_thumb",) if self.models else ("gain_over_sbs", "gain_over_best_fixed")
-        gains = [self.scorecard.get(name) or {} for name in names]
-        return all(gain.get("interval_90") and gain["interval_90"][0] > 0 for gain in gains)
+        intervals = [(card.get(name) or {}).get("interval_90") for name in names]
+        lowest = min((interval[0] if interval else -math.inf) for interval in intervals)
+        if lowest > 0:
+            return "better"
+        return "cheaper" if not self.models and lowest > -NOT_WORSE and self._is_cheaper else None
+
+    @property
+    def _is_cheaper(self) -> bool:
+        """Whether the policy costs less on held-out families than the fixed strategies that it is compared with."""
+        arms = self.scorecard.get("arms") or {}
+        others = [arms.get(name) for name in ("sbs", self.scorecard["gain_over_best_fixed"]["strategy"])]
+        return all(other is not None and arms["policy"]["cost"] < other["cost"] for other in others)
 
     def probabilities(self, stage: int, rows: Floats, shift: float | Floats = 0.0) -> Floats:
         """Probability that each strategy is right [N, S] from the features of a stage [N, F]. `shift`, a number or one

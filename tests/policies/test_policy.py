@@ -392,7 +392,24 @@ def test_only_a_policy_that_beats_fixed_strategies_significantly_is_the_default(
         assert isinstance(policy, LearnedPolicy if released else FixedPolicy)
         assert isinstance(load_policy(tmp_path / "bundled", base_hash="base"), LearnedPolicy), "asked for by name"
     assert policy.strategy == learned.trained.ranking[0]
-    assert "does not beat it significantly" in policy.decide(at(0.0), ALL).reason
+    assert "neither significantly better nor as good and cheaper" in policy.decide(at(0.0), ALL).reason
+
+
+@pytest.mark.parametrize(
+    ("low", "cost", "release"),
+    [
+        (0.001, 50.0, "better"), (-0.005, 50.0, "cheaper"), (-0.005, 60.0, None), (-0.005, 70.0, None),
+        (-0.011, 1.0, None),
+    ],
+)  # fmt: skip
+def test_a_policy_that_is_not_worse_and_cheaper_is_released(learned, low, cost, release) -> None:
+    gain = {"strategy": "x", "value": 0.002, "interval_90": [low, 0.01]}
+    arms = {"policy": {"cost": cost}, "sbs": {"cost": 80.0}, "x": {"cost": 60.0}}
+    card = {"gain_over_sbs": gain, "gain_over_best_fixed": gain, "arms": arms}
+    one = dataclasses.replace(learned.trained, scorecard=card)
+    assert (one.release, one.released) == (release, release is not None)
+    dearer = dataclasses.replace(one, scorecard=card | {"arms": arms | {"sbs": {"cost": 50.0}}})
+    assert dearer.release == (release if release == "better" else None)
 
 
 def test_a_released_policy_is_replaced_by_an_unreleased_one_only_on_request(learned, tmp_path):

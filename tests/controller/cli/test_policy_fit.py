@@ -61,7 +61,7 @@ def test_an_interrupted_fit_continues_and_the_model_gets_the_policy(tmp_path, mo
     assert len({o.key for o in store.read()}) == len(store.read()) == 10
     code, out, _ = call("policy", "show", "--json", "--model", model)
     assert code == 0
-    assert "your policy for this model does not beat it significantly" in out
+    assert "your policy for this model is neither significantly better nor as good and cheaper" in out
     code, out, err = call("policy", "compare", str(row["name"]), "bundled", "public")
     assert code == 0, err
     assert str(row["model"])[:12] in out
