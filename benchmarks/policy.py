@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from autottt.policies.bundle import load_bundle, save_bundle
 from autottt.policies.classifiers import CANDIDATES, group_folds
 from autottt.policies.csv_import import import_csv
-from autottt.policies.features import NAMES, Features
+from autottt.policies.features import Features
 from autottt.policies.outcome_table import OutcomeTable, build_outcome_table
 from autottt.policies.outcomes import BASE, Outcome, OutcomeStore
 from autottt.policies.parallel import Source, collect_with_workers
@@ -360,7 +360,8 @@ def on_table(table: Path) -> list[dict[str, Any]]:
 def decision_time(policy: LearnedPolicy, cases: OutcomeTable) -> dict[str, Any]:
     """Time of one decision, once the features of the query have been measured."""
     free, features = (
-        Features(stage, dict(zip(NAMES[stage], cases.stage(stage)[0].tolist(), strict=True))) for stage in NAMES
+        Features(stage, dict(zip(names, cases.stage(stage)[0].tolist(), strict=True)))
+        for stage, names in sorted(cases.feature_names.items())
     )
     times = []
     for _ in range(200):

@@ -236,6 +236,8 @@ class TestPolicy:
 
     def test_an_undefined_metric_reaches_no_goal(self) -> None:
         shipped = policy.load_bundle(policy.BUNDLED)
+        sure = {"value": 0.2, "interval_90": [0.1, 0.3]}
+        shipped = replace(shipped, scorecard={**shipped.scorecard, "gap_closed_per_task": sure})
         rows = {r["name"]: r for r in policy.scorecard_rows(shipped)}
         assert rows["gap closed, lower bound, all draws"]["holds"] is True
         draws = {k: v for k, v in shipped.scorecard["repeats"].items() if k not in ("gap_closed_per_task", "apgr")}
@@ -276,6 +278,17 @@ class TestPolicy:
         low, high = transfer["interval_90"]
         assert low - 0.001 < transfer["gain"] < high + 0.001
         assert transfer["queries"] == 6
+
+    def test_a_decision_is_timed_by_the_features_that_the_outcomes_have(self) -> None:
+        learned = LearnedPolicy(policy.load_bundle(policy.BUNDLED))
+        names = learned.trained.feature_names[1]
+        assert set(names) < set(NAMES[1]), "its outcomes lack some features"
+        outcomes = [
+            replace(one, features={name: one.features[name] for name in names} if one.features else {})
+            for n in range(6) for s in learned.trained.strategies
+            for one in [outcome(f"f{n}", s, 0, 1.0, 1.0, s == "in_context")]
+        ]  # fmt: skip
+        assert policy.decision_time(learned, build_outcome_table(outcomes))["value"] > 0
 
     def test_every_public_set_is_evaluated_or_omitted_with_a_reason(self) -> None:
         assert not set(policy.SETS) & set(policy.OMITTED)
