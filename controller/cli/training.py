@@ -346,16 +346,16 @@ def _warn_of_weaknesses(trained: TrainedPolicy, outcomes: Sequence[Outcome]) -> 
 
 
 def _report_release(trained: TrainedPolicy, written: Path, out: Path) -> None:
-    """Says if the policy is not better than the best strategy, nor as good and cheaper. Raises `PolicyError` if a better one is in
-    its place."""
+    """Says if the policy is not better than the best strategy, nor as good and cheaper. Raises `PolicyError` if a
+    better one is in its place."""
     from ...policies.report import REPORT
 
     best = trained.ranking[0]
     if written != out:
         raise PolicyError(
-            f"{out} holds a released policy and is unchanged: the new policy is neither significantly better than always "
-            f"{best} nor as good and cheaper, and is in {written}. Collect more; to use it all the same, name that folder, or remove "
-            "the released one and train again"
+            f"{out} holds a released policy and is unchanged: the new policy is neither significantly better than "
+            f"always {best} nor as good and cheaper, and is in {written}. Collect more; to use it all the same, name "
+            "that folder, or remove the released one and train again"
         )
     if not trained.released:
         warn(

@@ -56,7 +56,8 @@ def test_one_that_is_not_released_gives_way_to_the_best_fixed_strategy() -> None
     save_bundle(dataclasses.replace(trained_small(), scorecard={}), installed_folder("base", ""))
     policy = load_policy(base_hash="base")
     assert isinstance(policy, FixedPolicy)
-    assert "your policy for this model is neither significantly better nor as good and cheaper" in policy.decide(thumb(0.5), ALL).reason
+    reason = policy.decide(thumb(0.5), ALL).reason
+    assert "your policy for this model is neither significantly better nor as good and cheaper" in reason
 
 
 @pytest.mark.parametrize(("trained_with", "now"), [("", "abc"), ("abc", ""), ("abc", "abd")])

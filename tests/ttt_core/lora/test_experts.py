@@ -190,7 +190,7 @@ def test_gradients_are_those_of_peft(architecture: str, tmp_path: Path) -> None:
     assert ours.keys() == expected.keys()
     assert sum("experts" in name for name in ours) == 2 * 2 * 2  # layers, parameters, projections
     for name, gradient in expected.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-5), name
+        assert torch.allclose(ours[name], gradient, rtol=0, atol=1e-3 * float(gradient.abs().max())), name
         assert gradient.any(), name
 
 
