@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,6 +28,9 @@ from .metrics import Metrics
 
 BODY_SECONDS = 30.0
 """Time that a client has to send the body of a request."""
+DISCARDED_BYTES = 64 << 20
+"""Bytes of a refused body that are received and dropped: many clients read the answer only once they have sent it all,
+and see a reset connection where they cannot."""
 OPEN_PATHS = ("/", "/healthz", "/readyz")
 """Paths that need no key: for probes, and the page that asks for the key."""
 MIN_KEY_LENGTH = 16
@@ -168,7 +172,11 @@ class _GuardMiddleware:
         try:
             self._guard.check_host(request)
             scope["autottt_client"] = self._guard.client_of(request)
-            self._guard.check_length(request)
+            try:
+                self._guard.check_length(request)
+            except ApiError:
+                await _discard(receive, monotonic() + BODY_SECONDS)
+                raise
             with remote_caller(request.headers.get("traceparent"), request.headers.get("tracestate")):
                 await self._app(scope, self._limited(receive), counted)
         except ApiError as error:
@@ -199,11 +207,23 @@ class _GuardMiddleware:
             body: Any = message.get("body", b"")
             received, complete = received + len(body), not message.get("more_body", False)
             if received > self._guard.limits.body_bytes:
+                if not complete:
+                    await _discard(receive, ends)
                 too_long = self._guard.too_long()
                 raise _passed_on(too_long) from too_long
             return message
 
         return limited
+
+
+async def _discard(receive: Receive, ends: float) -> None:
+    """Receives the rest of a body and drops it, up to `DISCARDED_BYTES` and a time of the monotonic clock."""
+    dropped, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, ends - monotonic())):
+            while more and dropped <= DISCARDED_BYTES:
+                message = await receive()
+                dropped, more = dropped + len(message.get("body", b"")), bool(message.get("more_body", False))
 
 
 def _passed_on(error: ApiError) -> HTTPException:

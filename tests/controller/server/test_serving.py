@@ -125,6 +125,20 @@ def test_a_server_listens_at_once_answers_when_loaded_and_stops_with_success(sta
     assert "Traceback" not in server.log
 
 
+def test_a_client_that_sends_a_long_body_whole_before_it_reads_gets_the_refusal(start):
+    server = start()
+    long = {**TASK, "id": "x" * (8 << 20)}
+    for path in ("/v1/solve", "/no/such/path"):
+        status, body = server.get(path, long)
+        assert (status, body["error"]["code"]) == (413, "too_large")
+    chunked = urllib.request.Request(server.url + "/v1/solve", (b"x" * (1 << 16) for _ in range(128)))
+    chunked.add_header("content-type", "application/json")
+    with pytest.raises(urllib.error.HTTPError, match="413") as refused:
+        urllib.request.urlopen(chunked, timeout=60)
+    refused.value.close()
+    assert server.stop() == 0
+
+
 def test_a_stop_while_the_model_is_loaded_ends_the_process(start):
     server = start()
     assert server.stop() == 0
