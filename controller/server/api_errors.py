@@ -31,11 +31,14 @@ from ...ttt_core.errors import (
     shortened,
 )
 from ..caller import trace_id_of
+from ..tracing.store import BusyError
 
 TRACE_HEADER = "x-autottt-trace-id"
 """Header with the id of a run's trace."""
 MAX_RETRY_AFTER = 120
 """Seconds; clients of OpenAI's API ignore a longer `Retry-After`."""
+BUSY_RETRY_SECONDS = 2
+"""`Retry-After` where another process writes to the store of traces."""
 _PATH = re.compile(r"(?<![\w/.])~?(?:/[\w.@+~-]+){2,}/?|(?<!\w)[A-Za-z]:\\[\w.\\@+~-]+")
 _FIELD = re.compile(r"[a-z_]\w*(?:\[\d+\])?(?:\.\w+|\[\d+\])*(?=: )")
 _PLAIN = re.compile(r"[\w-]+")
@@ -144,6 +147,15 @@ def trace_not_found(trace_id: str) -> ApiError:
     """The error for a trace that is not there, or that is another client's."""
     message = f"trace_id: there is no trace {trace_id} of a run of yours"
     return ApiError(404, message, "trace_id", "trace_not_found")
+
+
+def trace_store_failed(error: AutotttError) -> ApiError:
+    """The error for a store of traces that cannot be read or written to."""
+    if isinstance(error, BusyError):
+        message = "another process writes to the store of traces; send the request again"
+        return ApiError(503, message, code="trace_store", retry_after=BUSY_RETRY_SECONDS)
+    message = "the store of traces cannot be used; the log of the server has the reason"
+    return ApiError(503, message, code="trace_store")
 
 
 def api_error(error: BaseException) -> ApiError:

@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ...ttt_core.errors import TaskError
+from ...ttt_core.errors import TaskError, TraceError
 from ...ttt_core.tasks.answers import canonical_output, same_answer
 from ...ttt_core.tasks.kinds import KINDS
 from ..tracing.trace import NoResultError
-from .api_errors import ApiError, trace_not_found
+from .api_errors import ApiError, trace_not_found, trace_store_failed
 from .metrics import Metrics
 from .schemas import FeedbackRequest, Source
 
@@ -131,7 +131,11 @@ class Labels:
             right = bool(feedback.right)
             label = {"right": right, "strategies": {} if answers is None else answers.labels_of_given(right)}
         elif answers is None:
-            if await asyncio.to_thread(recorder.stored, feedback.trace_id) is None:
+            try:
+                trace = await asyncio.to_thread(recorder.stored, feedback.trace_id)
+            except TraceError as error:
+                raise trace_store_failed(error) from error
+            if trace is None:
                 raise trace_not_found(feedback.trace_id)
             message = (
                 "answer: the answers of this trace are not in memory: its run gave none, or "
@@ -152,6 +156,8 @@ class Labels:
             found = await asyncio.to_thread(recorder.label, feedback.trace_id, label)
         except NoResultError as error:
             raise ApiError(409, f"trace_id: {error}", "trace_id", "no_answer") from error
+        except TraceError as error:
+            raise trace_store_failed(error) from error
         if not found:
             raise trace_not_found(feedback.trace_id)
         self._metrics.labelled(right)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ...ttt_core.errors import AutotttError
 from ..tracing.html_page import TRACE_FILES, html_page, page_policy
-from .api_errors import ApiError, trace_not_found
+from .api_errors import ApiError, trace_not_found, trace_store_failed
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def _trace_page(recorder: TraceReader, trace_id: str, policy: Policy) -> str:
     try:
         trace = recorder.stored(trace_id)
     except AutotttError as error:
-        message = "the store of traces cannot be read; the log of the server has the reason"
-        raise ApiError(503, message, code="trace_store") from error
+        raise trace_store_failed(error) from error
     if trace is None:
         raise ApiError(404, f"trace {trace_id} is stored no more, or nowhere", code="trace_not_found")
     if not trace.has_content:

@@ -106,6 +106,10 @@ class Summary:
         )  # fmt: skip
 
 
+class BusyError(TraceError):
+    """Another process used a store for longer than `BUSY_SECONDS`; nothing was changed."""
+
+
 _COLUMNS = tuple(field.name for field in fields(Summary))
 _TEXTS = ("id", "task", "kind", "dataset", "family", "strategy", "status", "adaptation", "model", "policy", "stages")
 _NUMBERS = ("seconds", "fallbacks", "content", "bytes")
@@ -358,7 +362,8 @@ class TraceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction. Raises `TraceError` where the file cannot be written, or is not a store of traces."""
+        """A transaction. Raises `TraceError` where the file cannot be written, or is not a store of traces, and
+        `BusyError` where another process writes to it."""
         try:
             connection = self._connection(writes=True)
             connection.execute("BEGIN IMMEDIATE")
@@ -371,7 +376,7 @@ class TraceStore:
                 raise
         except (OSError, sqlite3.Error) as error:
             self._close()
-            raise TraceError(f"{self.file}: traces cannot be stored ({_text(error)})") from error
+            raise _kind(error)(f"{self.file}: traces cannot be stored ({_text(error)})") from error
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -382,7 +387,7 @@ class TraceStore:
             yield self._connection(writes=False)
         except (OSError, sqlite3.Error) as error:
             self._close()
-            raise TraceError(f"{self.file}: the traces cannot be read ({_text(error)})") from error
+            raise _kind(error)(f"{self.file}: the traces cannot be read ({_text(error)})") from error
 
     def _no_traces(self) -> TraceError:
         return TraceError(f"{self.file}: there are no traces; `autottt solve` records them unless AUTOTTT_TRACE=off")
@@ -567,6 +572,12 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
     return int((pages - free) * size)
+
+
+def _kind(error: Exception) -> type[TraceError]:
+    """What is raised for an error of SQLite or of the file system."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # an extended code has the primary one in its lowest byte
+    return BusyError if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else TraceError
 
 
 def _text(error: Exception) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -559,6 +561,36 @@ def test_feedback_labels_no_run_of_another_client(serve, traced):
     assert_is_error(refused, 404, param="trace_id", code="trace_not_found")
     assert not store.get(trace_id).label
     assert client.post("/v1/feedback", json=label, headers=mine).status_code == 200
+
+
+@pytest.mark.parametrize("label", [{"right": True}, {"answer": [99, 98, 97]}])
+def test_feedback_while_another_process_writes_to_the_store_may_be_sent_again(serve, traced, label, monkeypatch):
+    monkeypatch.setattr("autottt.controller.tracing.store.BUSY_SECONDS", 0.05)
+    controller, store = traced(content=False)
+    client = serve(controller)
+    feedback = {"trace_id": client.post("/v1/solve", json=TASK).headers["x-autottt-trace-id"], **label}
+    store.close()  # the next connection waits for the time above
+    with closing(sqlite3.connect(store.file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        busy = client.post("/v1/feedback", json=feedback)
+    assert_is_error(busy, 503, code="trace_store")
+    assert "another process" in busy.json()["error"]["message"]
+    assert int(busy.headers["retry-after"]) > 0
+    assert not store.get(feedback["trace_id"]).label
+    assert client.post("/v1/feedback", json=feedback).status_code == 200
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_feedback_on_a_damaged_trace_is_not_to_be_sent_again(serve, traced, in_memory):
+    controller, store = traced(content=False)
+    client = serve(controller)
+    trace_id = client.post("/v1/solve", json=TASK).headers["x-autottt-trace-id"]
+    with closing(sqlite3.connect(store.file, isolation_level=None)) as other:
+        other.execute("UPDATE bodies SET body = x'00'")
+    client = client if in_memory else serve(controller)
+    refused = client.post("/v1/feedback", json={"trace_id": trace_id, "answer": [1]})
+    assert_is_error(refused, 503, code="trace_store")
+    assert "retry-after" not in refused.headers
 
 
 def test_feedback_needs_stored_traces(serve):
